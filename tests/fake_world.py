@@ -18,6 +18,7 @@ from stored import TemporaryStore, dump
 from niso.base import failpoint, paths
 from niso.base.errors import Error
 from niso.commands import activate, check, stack
+from niso.commands import network as networks
 from niso.commands.activate import Outcome
 from niso.kernel.fake import Fake
 from niso.kernel.kinds.kind import kind_of
@@ -25,6 +26,7 @@ from niso.kernel.state import State
 from niso.reconcile import converge
 from niso.runtime.fake_processes import FakeProcesses
 from niso.services import machine, targets
+from niso.services.networks import NetworkRequest
 from niso.store.store import Store
 
 
@@ -112,6 +114,10 @@ class World:
         found = targets.find_targets(self.store, arguments, replace)
         return activate.activate(self.machine, found, 5.0, **more)
 
+    def make(self, network: str, *subnets: str) -> None:
+        """Create a network with these subnets."""
+        networks.create(self.machine, NetworkRequest(network, subnets))
+
     def up(self, path: str, replace: bool = False) -> stack.Up:
         return stack.up(self.machine, stack.load(path), 5.0, replace=replace)
 
@@ -146,8 +152,14 @@ class World:
 
 def _table(named: tuple[str, dict[str, Any]]) -> str:
     name, values = named
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
     return "\n".join((f"[{name}]", *lines, ""))
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{json.dumps(key)} = {_toml(item)}' for key, item in value.items())} }}"
+    return json.dumps(value)
 
 
 class Steps:

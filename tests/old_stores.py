@@ -190,7 +190,7 @@ PROCESS = (
 def positions(database: sqlite3.Connection, service: str) -> str:
     """What version 3 noted of a service when a change of it began: rows as lists."""
     noted = {}
-    for table in ROW_TABLES:
+    for table in (table for table in ROW_TABLES if table != "extra_host"):  # of a later version
         column = "name" if table == "service" else "service"
         rows = database.execute(f"SELECT * FROM {table} WHERE {column}=?", (service,))
         noted[table] = [

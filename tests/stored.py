@@ -87,7 +87,8 @@ def put(
     store.set_names(name, tuple(dict.fromkeys((hostname or name, name))))
     store.set_endpoints(name, networks)
     for network in networks:
-        leases.lease(store, name, network, (static or {}).get(network))
+        wanted = (static or {}).get(network)
+        leases.lease(store, name, network, () if wanted is None else (wanted,))
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
         store.note_published(sharer)

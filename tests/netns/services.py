@@ -33,7 +33,11 @@ while True:
 def toml(value: Any) -> str:
     """A value as TOML writes it; strings of ASCII only."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {toml(each)}" for key, each in value.items()) + " }"
+        return (
+            "{ "
+            + ", ".join(f"{json.dumps(key)} = {toml(each)}" for key, each in value.items())
+            + " }"
+        )
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(toml(each) for each in value) + "]"
     return json.dumps(value)

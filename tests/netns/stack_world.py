@@ -40,10 +40,16 @@ while True:
 
 
 def write(
-    lab: Lab, *services: dict[str, Any], name: str = "shop", networks: dict[str, Any] | None = None
+    lab: Lab,
+    *services: dict[str, Any],
+    name: str = "shop",
+    networks: dict[str, Any] | None = None,
+    prefix: bool | None = None,
 ) -> str:
     """Write a stack.toml; a key whose value is a table, but ``depends_on``, ``policy`` and ``ip``, is a table of its own. Gives the folder."""
-    lines = ["[stack]", f"name = {toml(name)}", "[networks]"]
+    lines = ["[stack]", f"name = {toml(name)}"]
+    lines += [] if prefix is None else [f"prefix = {toml(prefix)}"]
+    lines.append("[networks]")
     lines += [f"{key} = {toml(value)}" for key, value in (networks or {}).items()]
     for service in services:
         lines.append("[[service]]")

@@ -73,8 +73,9 @@ def test_host_mode_is_the_hosts_network_and_nothing_else_of_the_host(lab: Lab) -
     assert answer(lab, HOST, 7000, "client") == f"open {CLIENT}"
     assert answer(lab, "127.0.0.1", 7000) == "open 127.0.0.1"
     assert seen_in(lab, "open", "hostname") == lab.run("hostname").stdout
-    for name in ("hosts", "resolv.conf"):
-        assert seen_in(lab, "open", "cat", f"/etc/{name}") == lab.run("cat", f"/etc/{name}").stdout
+    for name, more in (("hosts", "127.0.0.1  host.niso.local\n"), ("resolv.conf", "")):
+        own = lab.run("cat", f"/etc/{name}").stdout
+        assert seen_in(lab, "open", "cat", f"/etc/{name}") == own + more
     assert seen_in(lab, "open", "cat", "/etc/hostname") == lab.run("hostname").stdout
     assert "uplink0" in seen_in(lab, "open", "ip", "link")
     # what it may do is what any service may

@@ -17,7 +17,10 @@ def seen(lab: Lab, name: str) -> str:
     """The services' lines of /etc/hosts as the service sees them."""
     text = str(lab.niso("exec", name, "--", "cat", "/etc/hosts").stdout)
     assert text.startswith(HEAD)
-    return text.removeprefix(HEAD)
+    lines = text.removeprefix(HEAD).splitlines(keepends=True)
+    services = [line for line in lines if not line.endswith("  host.niso.local\n")]
+    assert len(services) == len(lines) - 1
+    return "".join(services)
 
 
 def resolv_conf(lab: Lab, text: str) -> None:
@@ -118,10 +121,9 @@ def test_hosts_is_never_half_written(lab: Lab) -> None:
     texts = [eval(line) for line in lab.niso("logs", "reader").stdout.splitlines()]
     assert len(texts) >= 3
     for text in texts:
-        assert text.startswith(HEAD + "10.99.0.2  reader.niso.local reader\n") and text.endswith(
-            "\n"
-        )
-        rest = text.removeprefix(HEAD + "10.99.0.2  reader.niso.local reader\n")
+        start = HEAD + "10.99.0.1  host.niso.local\n10.99.0.2  reader.niso.local reader\n"
+        assert text.startswith(start) and text.endswith("\n")
+        rest = text.removeprefix(start)
         assert set(rest.splitlines(keepends=True)) <= lines
 
 
@@ -193,6 +195,68 @@ def test_hostname_is_the_hostname_everywhere(lab: Lab, rootfs: bool) -> None:
     assert found == "front\n" * 3
 
 
+SERVE = """\
+import socket
+server = socket.create_server(("::", 8000), family=socket.AF_INET6, dualstack_ipv6=True)
+while True:
+    connection, peer = server.accept()
+    connection.sendall(peer[0].removeprefix("::ffff:").encode())
+    connection.close()
+"""
+CALL = """\
+import socket, sys
+for family in socket.AF_INET, socket.AF_INET6:
+    to = socket.getaddrinfo(sys.argv[1], 8000, family, socket.SOCK_STREAM)[0][4]
+    print(socket.create_connection(to[:2], timeout=2).recv(99).decode())
+"""
+
+
+def test_host_and_extra_hosts_are_reached_by_name_from_static_addresses(lab: Lab) -> None:
+    """A program of the host answers each by its own address, over both families; on an internal network too."""
+    resolv_conf(lab, "search example.net\nnameserver 192.0.2.3\n")
+    lab.niso(
+        "net", "create", "in", "--subnet", "10.99.7.0/24", "--subnet", "fd00:7::/64", "--internal"
+    )
+    listener = lab.popen("python3", "-ISc", SERVE)
+    more = {
+        "extra_hosts": {"backup.example.com": "host-gateway", "nas": "192.0.2.7"},
+        "dns": ["192.0.2.2"],
+        "dns_search": ["lan"],
+        "ip": ["10.99.7.30", "fd00:7::30"],
+    }
+    lab.niso(
+        "activate", idle(lab, "api", network=on("in", **more)), idle(lab, "db", network=on("in"))
+    )
+    for name in ("host.niso.local", "backup.example.com"):
+        done = lab.niso("exec", "api", "--", "/usr/bin/python3", "-ISc", CALL, name)
+        assert done.stdout.split() == ["10.99.7.30", "fd00:7::30"]
+    hosts = {
+        name: lab.niso("exec", name, "--", "cat", "/etc/hosts").stdout for name in ("api", "db")
+    }
+    assert hosts["api"] == HEAD + (
+        "10.99.7.1  backup.example.com\n10.99.7.1  host.niso.local\n"
+        "10.99.7.2  db.niso.local db\n10.99.7.30  api.niso.local api\n192.0.2.7  nas\n"
+        "fd00:7::1  backup.example.com\nfd00:7::1  host.niso.local\n"
+        "fd00:7::2  db.niso.local db\nfd00:7::30  api.niso.local api\n"
+    )
+    assert "nas" not in hosts["db"] and "backup" not in hosts["db"]
+    found = lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout
+    assert sorted(found.splitlines()) == ["nameserver 192.0.2.2", "search lan"]
+    assert "192.0.2.3" in lab.niso("exec", "db", "--", "cat", "/etc/resolv.conf").stdout
+    # an egress policy is not widened by a name, and the file follows what comes and goes
+    policy = {"egress": {"allow": ["db"]}}
+    lab.niso("activate", idle(lab, "api", network=on("in", policy=policy, **more)))
+    done = lab.niso(
+        "exec", "api", "--", "/usr/bin/python3", "-ISc", CALL, "host.niso.local", check=False
+    )
+    assert done.returncode == 1 and "TimeoutError" in done.stderr
+    lab.niso("remove", "db")
+    assert "db" not in lab.niso("exec", "api", "--", "cat", "/etc/hosts").stdout
+    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
+    listener.kill()
+    listener.wait()
+
+
 def test_resolv_conf_is_the_hosts(lab: Lab) -> None:
     text = "search example.net\nnameserver 192.0.2.2\noptions timeout:1\n"
     resolv_conf(lab, text)
@@ -223,7 +287,7 @@ def test_name_of_a_known_service_cannot_be_taken_even_while_it_is_inactive(lab: 
     lab.niso("activate", idle(lab, "api", network={"hostname": "front", "aliases": ["web"]}))
     lab.niso("deactivate", "api")
     for other in ({"hostname": "api"}, {"hostname": "web"}, {"aliases": ["front"]}):
-        said = refused(lab, "activate", idle(lab, "second", network=on("elsewhere", **other)))
+        said = refused(lab, "activate", idle(lab, "second", network=other))
         assert f"network.{next(iter(other))}" in said and "is already used by service 'api'" in said
     assert "package.name: the name 'front' is already used by service 'api'" in refused(
         lab, "activate", idle(lab, "front")

@@ -206,7 +206,9 @@ def test_service_of_another_stack_and_a_network_that_differs_are_refused_by_key(
     up(lab, write(lab, service("db", idle(lab, "db"), networks=["backend"]), networks=BACKEND))
     before = snapshots.take(lab)
     mine = service("db", idle(lab, "db"), networks=["backend"])
-    said = refused(lab, "stack", "up", write(lab, mine, name="other", networks=BACKEND))
+    said = refused(
+        lab, "stack", "up", write(lab, mine, name="other", networks=BACKEND, prefix=False)
+    )
     assert "stack.toml: service[0].name: service 'db' belongs to stack 'shop'" in said
     own = service("web", idle(lab, "web"), networks=["backend"])
     other = {"backend": {"subnet": "10.99.8.0/24"}}

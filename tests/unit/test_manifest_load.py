@@ -308,12 +308,48 @@ def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> N
             "network.ports[0]",
             "the kernel accepts no packets for ::1 from a bridge",
         ),
-        ("[network]\nip = 'fd00::2'", "network.ip", "only an IPv4 address can be requested"),
+        ("[network]\nip = 'fe80::2'", "network.ip", "is a link-local address"),
+        ("[network]\nip = []", "network.ip", "is empty"),
         (
-            "[network]\nip = { niso-default = 'fd00::2' }",
-            "network.ip.niso-default",
-            "IPv6 addresses are assigned automatically",
+            "[network]\nip = ['10.1.1.1', 'fd00::2', '10.1.1.2']",
+            "network.ip[2]",
+            "is a second IPv4 address beside network.ip[0]",
         ),
+        (
+            "[network]\nip = { niso-default = ['fd00::2', 'fd00::3'] }",
+            "network.ip.niso-default[1]",
+            "is a second IPv6 address beside network.ip.niso-default[0]",
+        ),
+        (
+            "[network]\nip = { niso-default = ['10.1.1.1', '::1'] }",
+            "network.ip.niso-default[1]",
+            "is an address of the machine itself",
+        ),
+        ("[network]\nnetworks = ['a', 'b']\nip = ['10.1.1.1']", "network.ip", "names no network"),
+        ("[network]\ndns = []", "network.dns", "is empty"),
+        ("[network]\ndns = ['dns.example']", "network.dns[0]", "is not a valid address"),
+        (
+            "[network]\ndns = ['1.1.1.1', '1.1.1.2', '1.1.1.3', '1.1.1.4']",
+            "network.dns",
+            "has 4 name servers, of which resolvers use 3",
+        ),
+        ("[network]\ndns_search = ['a b']", "network.dns_search[0]", "is not a valid domain"),
+        (
+            "[network]\nextra_hosts = { 'a b' = '1.1.1.1' }",
+            'network.extra_hosts."a b"',
+            "is not a valid name",
+        ),
+        (
+            "[network]\nextra_hosts = { localhost = '1.1.1.1' }",
+            "network.extra_hosts.localhost",
+            "is reserved",
+        ),
+        (
+            "[network]\nextra_hosts = { db = 'gateway' }",
+            "network.extra_hosts.db",
+            '(an IPv4 or IPv6 address, or "host-gateway")',
+        ),
+        ("[network]\nmode = 'none'\ndns = ['1.1.1.1']", "network.dns", "is not allowed"),
         (
             "[network]\nmode = 'bridged'",
             "network.mode",
@@ -323,7 +359,7 @@ def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> N
         ("[service]\nuser = 1000", "service.user", "1000 is a number (must be a string)"),
         ("[service]\nrestart_delay = 1", "service.restart_delay", "(must be a string)"),
         ("[network]\nports = '80:80'", "network.ports", "is a string (must be an array)"),
-        ("[network]\nip = ['10.1.1.1']", "network.ip", "(must be a string or a table)"),
+        ("[network]\nip = 7", "network.ip", "(must be a string, an array or a table)"),
         ("[[network]]\n", "network", "is an array (must be a table)"),
         ("[environment]\nA = 1979-05-27", "environment.A", "is a date or time"),
         ("[environment]\nA = 0x" + "f" * 9000, "environment.A", "a very large number"),
@@ -350,10 +386,14 @@ def test_contradictions_of_ports_come_all_at_once(tmp_path: Path) -> None:
     assert set(found) == {"network.ports[1]", "network.ports[3]", "network.ports[5]"}
 
 
-def test_address_of_ipv6_that_cannot_be_chosen_is_to_be_left_out(tmp_path: Path) -> None:
-    assert error(tmp_path, HEAD + "[network]\nip = 'fd00::2'").hint == "remove network.ip"
-    line = "[network]\nnetwork = 'six'\nip = { six = 'fd00:6::66' }"
-    assert error(tmp_path, HEAD + line).hint == "remove network.ip.six"
+@pytest.mark.parametrize(
+    "ip", ["['10.1.1.1', 'FD00::0002']", "{ niso-default = ['fd00::2', '10.1.1.1'] }"]
+)
+def test_one_static_address_of_each_family(tmp_path: Path, ip: str) -> None:
+    spec = loaded(tmp_path, HEAD + f"[network]\nip = {ip}")
+    assert spec.statics("niso-default") == ("10.1.1.1", "fd00::2")
+    spec = loaded(tmp_path, HEAD + "[network]\nip = 'fd00::2'")
+    assert (spec.statics("niso-default"), spec.statics("other")) == (("fd00::2",), ())
 
 
 def test_number_where_text_belongs_is_shown_in_quotes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niso.base.errors import InvalidInput
-from niso.manifest import values
+from niso.manifest import parse_addresses, values
 from niso.manifest.parse_ports import parse_port
 
 Parser = Callable[[str, str], object]
@@ -39,7 +39,7 @@ ACCEPTED: list[tuple[Parser, str, object]] = [
     (values.user, "4294967294", values.User(None, 4294967294, None)),
     (values.user, "www-data", values.User("www-data", None, None)),
     (values.user, "_apt", values.User("_apt", None, None)),
-    (values.ipv4, "10.99.1.10", "10.99.1.10"),
+    (parse_addresses.static_address, "10.99.1.10", "10.99.1.10"),
     (values.ipv4_prefix, "10.99.1.0/24", "10.99.1.0/24"),
     (values.ipv4_prefix, "10.0.0.0/8", "10.0.0.0/8"),
     (values.version, "1.0.0", "1.0.0"),
@@ -127,7 +127,7 @@ REFUSED: list[tuple[Parser, list[str]]] = [
     ),
     (values.user, ["٣", "ä", "-a", ".a", "a" * 33, "9" * 5000]),
     (
-        values.ipv4,
+        parse_addresses.static_address,
         [
             "",
             "10.99.1",
@@ -139,7 +139,21 @@ REFUSED: list[tuple[Parser, list[str]]] = [
             "169.254.1.1",
         ],
     ),
-    (values.ipv4, ["224.0.0.1", "255.255.255.255", "fd00::2", "1.2.3.4.5", "10.99.1.0/24", "api"]),
+    (
+        parse_addresses.static_address,
+        [
+            "224.0.0.1",
+            "255.255.255.255",
+            "fe80::2",
+            "::1",
+            "ff02::1",
+            "::ffff:10.99.1.2",
+            "fd00::2%eth0",
+            "1.2.3.4.5",
+            "10.99.1.0/24",
+            "api",
+        ],
+    ),
     (
         values.ipv4_prefix,
         ["10.99.1.0", "10.99.1.1/24", "10.99.1.0/31", "0.0.0.0/0", "fd00::/64", "127.0.0.0/8"],

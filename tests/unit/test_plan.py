@@ -93,7 +93,8 @@ def test_service_that_publishes() -> None:
     }
     assert state[HostsFile] == {HostsFile("backend")}
     assert state[HostsLine] == {
-        HostsLine("backend", "10.99.0.2", "web.niso.local web api.niso.local api")
+        HostsLine("backend", "10.99.0.1", "host.niso.local"),
+        HostsLine("backend", "10.99.0.2", "web.niso.local web api.niso.local api"),
     }
 
 
@@ -161,8 +162,10 @@ def test_who_shares_two_networks_is_given_the_address_on_the_readers_first() -> 
     both = API._replace(endpoints=(endpoint(FRONT, 5), endpoint(BACKEND, 2)))
     turned = DB._replace(endpoints=(endpoint(BACKEND, 3), endpoint(FRONT, 6)))
     lines = desired(everything((BACKEND, FRONT), (both, turned)))[HostsLine]
-    seen = {(line.folder, line.names.split()[1]): line.address for line in lines}
+    seen = {(line.folder, line.names.split()[:2][-1]): line.address for line in lines}
     assert seen == {
+        ("front+backend", "host.niso.local"): "10.99.1.1",
+        ("backend+front", "host.niso.local"): "10.99.0.1",
         ("front+backend", "web"): "10.99.1.5",
         ("front+backend", "db"): "10.99.1.6",
         ("backend+front", "web"): "10.99.0.2",
@@ -173,7 +176,8 @@ def test_who_shares_two_networks_is_given_the_address_on_the_readers_first() -> 
 def test_services_of_other_networks_are_in_no_hosts_file_of_ours() -> None:
     other = DB._replace(endpoints=(endpoint(FRONT, 3),))
     lines = desired(everything((BACKEND, FRONT), (API, other)))[HostsLine]
-    assert {(line.folder, line.names.split()[1]) for line in lines} == {
+    called = {(line.folder, line.names.split()[:2][-1]) for line in lines}
+    assert {one for one in called if one[1] != "host.niso.local"} == {
         ("backend", "web"),
         ("front", "db"),
     }
@@ -204,7 +208,14 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
         ("niso-api", "0"),
     }
     assert Sysctl("niso-api", "net/ipv6/conf/default/addr_gen_mode", "1") in state[Sysctl]
-    assert {line.address for line in state[HostsLine]} == {"10.99.0.2", "fd00:99:1::2"}
+    assert {line.address for line in state[HostsLine] if "web" in line.names} == {
+        "10.99.0.2",
+        "fd00:99:1::2",
+    }
+    assert {line.address for line in state[HostsLine] if "web" not in line.names} == {
+        "10.99.0.1",
+        "fd00:99:1::1",
+    }
 
 
 @pytest.mark.parametrize(
@@ -422,9 +433,11 @@ def test_each_service_finds_itself_and_all_its_neighbours_by_name(snapshot) -> N
     for reader in snapshot.services:
         on = {endpoint.network for endpoint in reader.endpoints}
         folder = names.hosts_folder(tuple(endpoint.network for endpoint in reader.endpoints))
-        seen = {line.names.split()[1] for line in state[HostsLine] if line.folder == folder}
-        assert seen == {
-            s.names[0] for s in snapshot.services if on & {e.network for e in s.endpoints}
+        lines = [line.names.split()[0] for line in state[HostsLine] if line.folder == folder]
+        assert set(lines) == {"host.niso.local"} | {
+            f"{s.names[0]}.niso.local"
+            for s in snapshot.services
+            if on & {e.network for e in s.endpoints}
         }
 
 

@@ -159,7 +159,11 @@ def test_networks_are_as_net_create_knows_them(shop: Any) -> None:
         (service("db", 'prots = ["80:80"]'), "service[0].prots", "service[0].ports"),
         (service("db", 'ports = ["80:x"]'), "service[0].ports[0]", '"x" is not a valid port'),
         (service("db", 'mode = "share"'), "service[0]", "network.share"),
-        (service("db", 'ip = "10.99.1.300"'), "service[0].ip", "is not a valid IPv4 address"),
+        (
+            service("db", 'ip = "10.99.1.300"'),
+            "service[0].ip",
+            "is not a valid IPv4 or IPv6 address",
+        ),
         (service("db", "[service.environment]\nA = 1"), "service[0].environment.A", "number"),
         (
             service("db", '[service.environment]\n"A B" = "x"'),

@@ -421,6 +421,30 @@ def test_stack_of_version_4_came_from_an_unknown_file(version_4) -> None:
     assert store.stack_members("shop") == ["api"] and store.stack_files("shop") == []
 
 
+# --- version 5 to 6: names that several services have ------------------------------------------------------------------
+
+
+@pytest.fixture
+def version_5(version_4) -> sqlite3.Connection:
+    """The same database as version 5 had it."""
+    version_4.execute(schema.MIGRATIONS[5])
+    version_4.execute("PRAGMA user_version=5")
+    return version_4
+
+
+def test_names_of_version_5_stay_and_another_network_may_have_them_too(version_5) -> None:
+    before = version_5.execute("SELECT * FROM host_name ORDER BY 1, 2").fetchall()
+    version_5.close()
+    store = Store.open()
+    assert store._db.execute("SELECT * FROM host_name ORDER BY 1, 2").fetchall() == before
+    with store.transaction():
+        store.set_names("db", ("web", "db"))
+    assert store.holders("web") == ["api", "db"]
+    with store.transaction():
+        store.forget("db")
+    assert store.holders("web") == ["api"]  # the rows still go with their service
+
+
 # --- what every version must have ------------------------------------------------------------------------------------
 
 

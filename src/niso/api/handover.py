@@ -104,7 +104,10 @@ def warn_of_name_servers(session: Session, names: list[str]) -> None:
     """Warn if the host's resolv.conf has no name server that services can reach."""
     from niso.kernel import host_facts
 
-    warning = host_facts.resolv_conf()[1] if names else None
+    store = session.store()
+    rows = [store.service(name) for name in names]
+    own = [spec.dns for row in rows if row is not None and (spec := row.process) is not None]
+    warning = host_facts.resolv_conf()[1] if own and None in own else None
     if warning:
         session.caution(warning)
 

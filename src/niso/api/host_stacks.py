@@ -66,7 +66,8 @@ class Stacks:
         timeout_s = seconds(timeout, "timeout", LEAST_TIMEOUT_S)
         loaded = command.load(path(stack, "stack"), None if trust_owner else callers())
         machine = self.session.machine_for_change(create=not dry_run)
-        self.session.expect(member.name for member in loaded.members if member.has_healthcheck)
+        named = command.named(machine.store, loaded)
+        self.session.expect(member.name for member in named.members if member.has_healthcheck)
         done = command.up(machine, loaded, timeout_s, self.session.report, dry_run, replace)
         self.session.report(Finished())
         if not dry_run:
@@ -98,11 +99,11 @@ class Stacks:
     def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
         """Return the services of a stack with their status, as ``host.services.list()``."""
         from niso.api import service_views
-        from niso.manifest import stack_file
+        from niso.commands import stack as command
 
         self.session.require()
-        outline = stack_file.outline(path(stack, "stack"))
         store = self.session.store()
+        outline = command.outlined(store, path(stack, "stack"))
         names = {*outline.after, *store.stack_members(outline.name)}
         return service_views.lines(self.session, store, names)
 

@@ -268,9 +268,12 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 
     store = session.store()
     packet, took = prove.ping(session.kernel(), store, source, destination)
-    from_, to = (question.resolve(store, name).name for name in (source, destination))
+    from_, to = question.resolve_both(store, source, destination)
     return Pong(
-        Participant(from_, packet.source), Participant(to, packet.destination), True, round(took, 6)
+        Participant(from_.name, packet.source),
+        Participant(to.name, packet.destination),
+        True,
+        round(took, 6),
     )
 
 
@@ -290,7 +293,7 @@ def explain(
 
     store, kernel = session.store(), session.kernel()
     who, port, proto = question.parse_target(destination)
-    from_, to = question.resolve(store, source), question.resolve(store, who)
+    from_, to = question.resolve_both(store, source, who)
     world = read_world(kernel, store)
     packet = question.Packet(*question.ends(world, from_, to, family), port, proto)
     closed = kernel.not_forwarding()

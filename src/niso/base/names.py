@@ -73,7 +73,7 @@ def mac(service: str, network: str, state_id: str) -> str:
 
 
 def own_hosts_folder(service: str) -> str:
-    """Return the folder of the hosts file of a service without a network.
+    """Return the folder of a service's own hosts file: without a network, or with extra hosts.
 
     No network's name begins with "=".
     """

@@ -142,7 +142,10 @@ def _end_flows(
         # a flow may have been allowed by a name that shared the address
         rows = (*(change.before for change in changes), *leaving)
         shared = [row.provider for row in rows if row and row.provider]
-        policy_flows.cut(kernel, store, [*(change.name for change in changes), *shared])
+        changed = {*(change.name for change in changes), *shared}
+        # or because it is called as one that now has this name on the policy's network
+        names = {name for change in changes for name in store.names(change.name)}
+        policy_flows.cut(kernel, store, changed | {name for name in names if store.mode(name)})
 
 
 def _locked(
@@ -249,7 +252,7 @@ def _takes(target: Target) -> tuple[bool, bool]:
 
     Else one of the latter may get the address of one of the former. Providers come before sharers.
     """
-    return target.spec.mode == "share", not target.spec.addresses
+    return target.spec.mode == "share", not (target.spec.addresses or target.spec.addresses6)
 
 
 def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:

@@ -67,10 +67,10 @@ def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
     """
     from niso.kernel import host_facts
 
-    text = host_facts.resolv_conf()[0]
     now = []
     for row in rows:
         old = row.require_process()
+        text = host_facts.resolv_conf(old.dns, old.dns_search)[0]
         spec = sources.recorded(old._replace(resolv_conf=text) if old.netns else old)
         now.append(row._replace(spec=specs.encode_process(spec)) if spec != old else row)
     if now != rows:

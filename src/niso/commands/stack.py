@@ -14,6 +14,7 @@ from niso.base.report import RemovingVolumes, Report, silent
 from niso.commands import activate, deactivate
 from niso.commands.activate import Outcome
 from niso.manifest import stack_file as model
+from niso.manifest import stack_prefix
 from niso.manifest.stack_file import Stack
 from niso.runtime import volumes
 from niso.services import journal, networks, stacks, start, targets
@@ -43,6 +44,26 @@ def load(path: str, owners: Container[int] | None = None) -> Stack:
     return model.load(path, _network_errors, owners)
 
 
+def named(store: Store, plain: Stack) -> Stack:
+    """Return a stack with the names that its services and networks have on this host.
+
+    Raises an ErrorGroup if a name is too long with the stack's prefix.
+    """
+    names = [member.name for member in plain.members]
+    wanted = stacks.prefixed(store, plain.asks, plain.name, names)
+    return stack_prefix.stack(plain) if wanted else plain
+
+
+def outlined(store: Store, path: str) -> model.Outline:
+    """Return the outline of a stack.toml with the names that its services have on this host.
+
+    Raises the errors of `model.outline`.
+    """
+    plain = model.outline(path)
+    wanted = stacks.prefixed(store, plain.asks, plain.name, plain.after)
+    return stack_prefix.outline(plain) if wanted else plain
+
+
 def up(
     machine: Machine,
     stack: Stack,
@@ -59,6 +80,7 @@ def up(
     store = machine.store
     if not dry_run:
         journal.recover(machine, report)  # it may change who belongs to the stack
+    stack = named(store, stack)
     wanted = [target._replace(replace=replace) for target in _targets(store, stack)]
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
@@ -67,7 +89,14 @@ def up(
     made = [request.name for request in requests if store.network(request.name) is None]
     after = {member.name: member.after for member in stack.members if member.after}
     joins = Membership(
-        stack.name, stack.path, stack.file, tuple(requests), tuple(left), {}, replace
+        stack.name,
+        stack.path,
+        stack.file,
+        tuple(requests),
+        tuple(left),
+        {},
+        replace,
+        stack.prefix,
     )
     try:
         outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
@@ -90,9 +119,10 @@ def down(
     ``with_volumes`` also deletes their named volumes. Only the stack's name in the file must be
     valid. Raises Error.
     """
-    store, outline = machine.store, model.outline(path)
+    store = machine.store
     if not dry_run:
         journal.recover(machine, report)
+    outline = outlined(store, path)
     _refuse_elsewhere(store, outline.name, outline.path)
     names = members(store, outline)
     for name in names if with_volumes else ():
@@ -113,6 +143,7 @@ def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
     Raises Conflict if the stack of this name came from another file.
     """
     _refuse_elsewhere(store, stack.name, stack.path)
+    stack = named(store, stack)
     active = {*store.active_services()} & {*store.stack_members(stack.name)}
     after = {
         member.name: {name: state for name, state in member.after.items() if name in active}

@@ -105,6 +105,7 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
     """
     name = row.name
     store.set_names(name, spec.names)
+    store.set_extra_hosts(name, spec.extra_hosts.items())
     for network in row.networks:
         if store.network(network) is None:
             raise Error(
@@ -115,7 +116,7 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
     store.set_endpoints(name, row.networks)
     for position, network in enumerate(row.networks):
         _lease_again(kernel, store, row, network, position)
-        leases.lease(store, name, network, spec.addresses.get(network))
+        leases.lease(store, name, network, spec.statics(network))
     store.set_policy(name, None if spec.policy._replace(log=False) == Policy() else spec.policy)
     if row.active and store.port_families(name):
         _ports_again(kernel, store, name, [published.port for published in spec.ports])

@@ -8,7 +8,7 @@ from niso.base import names
 from niso.base.errors import Error, KernelError, UsageError
 from niso.base.lite_typing import NamedTuple
 from niso.explain.explanation import Explanation, Object
-from niso.explain.question import Packet, ends, resolve
+from niso.explain.question import Packet, ends, resolve_both
 from niso.kernel import probe
 from niso.kernel.interface import Kernel
 from niso.kernel.libnftables import Nft
@@ -57,7 +57,7 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
 
     Raises Error with the reason if there is no reply, UsageError if an end is not a service.
     """
-    sender, receiver = resolve(store, source), resolve(store, destination)
+    sender, receiver = resolve_both(store, source, destination)
     for end, name in ((sender, source), (receiver, destination)):
         if not end.service:
             hint = "niso net explain accepts host and addresses"

@@ -76,11 +76,21 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
     return host, int(number), proto or "tcp"
 
 
-def resolve(store: Store, text: str) -> End:
+def resolve_both(store: Store, source: str, destination: str) -> tuple[End, End]:
+    """Return the ends of FROM and TO. A name of TO is first one on the networks of FROM.
+
+    Raises Error and UsageError as `resolve`.
+    """
+    from_ = resolve(store, source)
+    return from_, resolve(store, destination, from_.service or None)
+
+
+def resolve(store: Store, text: str, asker: str | None = None) -> End:
     """Return the end of ``host``, an address, or a service's name, hostname or alias.
 
-    A name can have the suffix .niso.local. Raises Error, also for a service without a network
-    of niso, and UsageError for an unusable address.
+    ``asker`` is the service on whose networks a name is looked for first. A name can have the
+    suffix .niso.local. Raises Error, also for a service without a network of niso, and UsageError
+    for an unusable address.
     """
     if text == HOST:
         return End()
@@ -90,7 +100,7 @@ def resolve(store: Store, text: str) -> End:
     except ValueError:
         if ":" in text or "/" in text or text.replace(".", "").isdigit():
             raise UsageError(f"{text!r} is not a valid address", TARGET) from None
-        return _end(store, store.resolve(text))
+        return _end(store, store.resolve(text, asker))
     if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
         raise UsageError(
             f"{text!r}: IPv4-mapped addresses and zones are not supported",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 from niso.base.names import is_marked
 from niso.kernel import sysctl
@@ -109,11 +110,29 @@ def not_forwarding() -> dict[str, set[str]]:
     }
 
 
-def resolv_conf() -> tuple[str, str | None]:
+def resolv_conf(
+    dns: Sequence[str] | None = None, search: Sequence[str] | None = None
+) -> tuple[str, str | None]:
     """Return (text for a service's /etc/resolv.conf, a warning or None).
 
-    It is the host's, without loopback servers, since a service cannot reach those. If the upstream
-    servers of systemd-resolved are known (systemd-resolved.service(8)), they replace its stub.
+    It is the host's, with other name servers and search domains if these are not None.
+    """
+    text, warning = _of_host()
+    replaced = {"nameserver": dns, "search": search, "domain": search}
+    lines = [line for line in text.splitlines() if replaced.get((line.split() or [""])[0]) is None]
+    lines += [f"nameserver {address}" for address in dns or ()]
+    lines += [f"search {' '.join(search)}"] if search else []
+    if dns is None and search is None:
+        return text, warning
+    return "".join(f"{line}\n" for line in lines), None if dns else warning
+
+
+def _of_host() -> tuple[str, str | None]:
+    """Return (text, a warning or None) of a service that has no name servers of its own.
+
+    It is the host's resolv.conf, without loopback servers, since a service cannot reach those. If
+    the upstream servers of systemd-resolved are known (systemd-resolved.service(8)), they replace
+    its stub.
     """
     text = _read("/etc/resolv.conf")
     if not any(_is_loopback(line) for line in text.splitlines()):

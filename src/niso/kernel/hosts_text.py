@@ -14,6 +14,9 @@ HEADER = (
     "::1  localhost ip6-localhost ip6-loopback\n"
 )
 
+HOST = f"host.{DOMAIN}"
+"""The name of the host in every file."""
+
 
 def line_names(names: tuple[str, ...]) -> str:
     """Return a service's names as in its line: each with the domain, then without."""
@@ -39,7 +42,7 @@ def edit(text: str, remove: set[str], add: set[str]) -> str:
     lines = [
         line for line in text[len(HEADER) :].splitlines(keepends=True) if line not in elsewhere
     ]
-    for new in add:
+    for new in sorted(add):  # the order of lines of one address
         insort(lines, new, key=_order)
     return HEADER + "".join(lines)
 

@@ -5,16 +5,18 @@ Older stores keep manifests as they were written; those are built here too.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Callable, Mapping
 
 from niso.base import convert
+from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.manifest import parse_health, parse_policy, parse_resources, parse_volumes, values
 from niso.manifest.manifest_tables import Manifest
 from niso.manifest.parse_ports import distinct, parse_port
 from niso.plan import service_spec
-from niso.plan.records import Healthcheck, Limits, Port
+from niso.plan.records import HOST_GATEWAY, Healthcheck, Limits, Port
 from niso.plan.service_spec import Published, ServiceSpec
 
 if TYPE_CHECKING:
@@ -40,9 +42,11 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
     networks: tuple[str, ...] = ()
     if network.mode == "bridge":
         networks = network.networks or (network.network,)
-    addresses = network.ip or {}
-    if isinstance(addresses, str):
-        addresses = {networks[0]: addresses}
+    addresses: dict[int, dict[str, str]] = {4: {}, 6: {}}
+    ip = network.ip or {}
+    for on, texts in (ip if isinstance(ip, dict) else {networks[0]: ip}).items():
+        for text in (texts,) if isinstance(texts, str) else texts:
+            addresses[family_of(text)][on] = str(ipaddress.ip_address(text))
     ports: dict[Port, str] = {}  # each port once, with its first key
     for index, text in enumerate(network.ports):
         key = f"network.ports[{index}]"
@@ -90,7 +94,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         mode=network.mode,
         share=network.share,
         networks=networks,
-        addresses=addresses,
+        addresses=addresses[4],
         hostname=network.hostname or manifest.package.name,
         aliases=network.aliases,
         ports=tuple(Published(port, ports[port]) for port in distinct(tuple(ports))),
@@ -109,7 +113,18 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         kind=own.kind,
         timeout_s=maybe(values.job_timeout, own.timeout, "service.timeout"),
         limits=Limits(limits.new_flows_limit, fragments, limits.arp_limit),
+        addresses6=addresses[6],
+        extra_hosts=_extra_hosts(network.extra_hosts),
+        dns=network.dns,
+        dns_search=network.dns_search,
     )
+
+
+def _extra_hosts(written: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: text if text == HOST_GATEWAY else str(ipaddress.ip_address(text))
+        for name, text in written.items()
+    }
 
 
 def _healthcheck(manifest: Manifest, parsed: Mapping[str, Any]) -> Healthcheck | None:

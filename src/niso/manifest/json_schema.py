@@ -12,7 +12,7 @@ from types import NoneType
 
 from niso.base import convert
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.manifest import parse_health, parse_resources, validate, values
+from niso.manifest import parse_addresses, parse_health, parse_resources, validate, values
 from niso.manifest.manifest_tables import Manifest
 from niso.plan import mount_points
 
@@ -36,8 +36,13 @@ _MOUNT = (
     r"(?:/(?!\.{1,2}(?:/|$))[^/\u0000-\u001f\u007f]+)+$"
 )
 _NETWORK = r"^(?!(?:default|none|host)$)[a-z][a-z0-9-]{0,62}$"
-# Unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above.
-_IPV4 = rf"^(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}$"
+# Unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above; of IPv6 the characters.
+_IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
+_STATIC = (
+    rf"^(?:(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}|{_IPV6})$"
+)
+_ADDRESS = rf"{_OCTET}(?:\.{_OCTET}){{3}}|{_IPV6}"
+_DOMAIN = r"^[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*$"
 
 _PEERS = (
     # a service, a network, an IPv4 address or prefix, an IPv6 one in brackets
@@ -157,9 +162,22 @@ _TEXTS: dict[str, tuple[str, str]] = {
         f"The service may not connect to these peers, even if allow lists them. {_PEER_FORMS}",
     ),
     "Network.ip": (
-        _IPV4,
-        "Static IPv4 address; on several networks, a table of network and address. IPv6 addresses "
-        "are assigned automatically.",
+        _STATIC,
+        "Static address, or an array of one IPv4 and one IPv6 address; on several networks, a "
+        "table of these by network.",
+    ),
+    "Network.extra_hosts": (
+        f"^(?:{_ADDRESS}|host-gateway)$",
+        "Names that only this service's /etc/hosts has, each with an address. host-gateway is the "
+        "host, as host.niso.local.",
+    ),
+    "Network.dns": (
+        f"^(?:{_ADDRESS})$",
+        "Addresses of name servers, at most three. If unset, those of the host.",
+    ),
+    "Network.dns_search": (
+        _DOMAIN,
+        "Search domains of the service's resolv.conf; none if empty. If unset, those of the host.",
     ),
 }
 _DESCRIPTIONS = {
@@ -228,6 +246,11 @@ def schema() -> dict[str, Any]:
     network["allOf"] = [_mode(mode, without) for mode, without in validate.WITHOUT.items()]
     network["properties"]["networks"] |= {"minItems": 1, "uniqueItems": True}
     network["properties"]["aliases"]["uniqueItems"] = True
+    network["properties"]["dns"] |= {"minItems": 1, "maxItems": parse_addresses.MAX_SERVERS}
+    network["properties"]["extra_hosts"]["propertyNames"] = {
+        "pattern": r"^(?!(?:localhost|host\.niso\.local)$|ip6-)[a-z0-9_-]{1,63}"
+        r"(?:\.[a-z0-9_-]{1,63})*$"
+    }
     tables["Isolation"]["properties"]["capabilities"]["items"] = {"enum": list(values.CAPABILITIES)}
     limits = tables["Resources"]["properties"]["pids_limit"]
     limits |= {"minimum": parse_resources.MIN_PIDS, "maximum": parse_resources.MAX_PIDS}
@@ -328,8 +351,16 @@ def _describe(key: str, field: dict[str, Any]) -> None:
     """Add the pattern and description of a field."""
     if key in _TEXTS:
         pattern, field["description"] = _TEXTS[key]
-        for choice in field.get("anyOf", [field]):
-            texts = {"array": "items", "object": "additionalProperties"}.get(choice["type"])
-            (choice[texts] if texts else choice)["pattern"] = pattern
+        _set_pattern(field, pattern)
     else:
         field["description"] = _DESCRIPTIONS[key]
+
+
+def _set_pattern(field: dict[str, Any], pattern: str) -> None:
+    """Add a pattern to all strings that a value can be or contain."""
+    for choice in field.get("anyOf", [field]):
+        texts = {"array": "items", "object": "additionalProperties"}.get(choice["type"])
+        if texts:
+            _set_pattern(choice[texts], pattern)
+        else:
+            choice["pattern"] = pattern

@@ -86,7 +86,10 @@ class Network(NamedTuple):
     ports: tuple[str, ...] = ()
     hostname: str | None = None
     aliases: tuple[str, ...] = ()
-    ip: str | dict[str, str] | None = None
+    ip: str | tuple[str, ...] | dict[str, str | tuple[str, ...]] | None = None
+    extra_hosts: dict[str, str] = {}  # noqa: RUF012
+    dns: tuple[str, ...] | None = None
+    dns_search: tuple[str, ...] | None = None
     policy: Policy = Policy()
 
 

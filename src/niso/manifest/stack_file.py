@@ -36,6 +36,7 @@ _INSTEAD = {"network": "networks", "networks": "network", "tcp": "http", "http":
 
 class Head(NamedTuple):
     name: str
+    prefix: bool | None = None
 
 
 class Network(NamedTuple):
@@ -89,6 +90,8 @@ class Stack(NamedTuple):
     path: str  # of the file, absolute
     networks: Mapping[str, Network]
     members: tuple[Member, ...]  # each after those that it depends on
+    asks: bool | None = None  # whether the file asks for the prefix (`niso.manifest.stack_prefix`)
+    prefix: str = ""  # of the services' and networks' names: shop-
 
     @property
     def file(self) -> str:
@@ -102,6 +105,7 @@ class Outline(NamedTuple):
     name: str
     path: str
     after: Mapping[str, tuple[str, ...]]  # each service -> the services that it depends on
+    asks: bool | None = None  # as in Stack
 
 
 Also = Callable[[str, Network], Iterable[InvalidInput]]
@@ -130,7 +134,7 @@ def outline(path: str) -> Outline:
     path = place(path)
     data = toml.load(path, FILE_NAME)
     try:
-        name = convert.convert(data.get("stack"), Head).name
+        name, asks = convert.convert(data.get("stack"), Head)
         values.service_name(name, "stack.name")
     except convert.Mismatch:
         errors = validate.walk({"stack": data.get("stack", {})}, _Whole)
@@ -148,7 +152,7 @@ def outline(path: str) -> Outline:
                 if isinstance(needs, dict | list)
                 else ()
             )
-    return Outline(name, path, after)
+    return Outline(name, path, after, asks)
 
 
 def load(
@@ -163,7 +167,7 @@ def load(
     """
     path = place(path)
     data = toml.load(path, FILE_NAME, owners)
-    name, networks, errors = _top(data, also)
+    head, networks, errors = _top(data, also)
     others: list[Error] = []  # errors of other files
     items: dict[str, _Item] = {}
     members: list[Member] = []
@@ -186,9 +190,8 @@ def load(
     if errors or others:
         raise ErrorGroup([*(_in_file(path, error) for error in errors), *others])
     order = ordered({item.name: item.after for item in items.values()})
-    return Stack(
-        name, path, networks, tuple(sorted(members, key=lambda member: order.index(member.name)))
-    )
+    members.sort(key=lambda member: order.index(member.name))
+    return Stack(head.name, path, networks, tuple(members), head.prefix)
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
@@ -252,8 +255,10 @@ def _refused(rule: Callable[[str, str], object], value: str, key: str) -> Invali
     return None
 
 
-def _top(data: dict[str, object], also: Also) -> tuple[str, dict[str, Network], list[InvalidInput]]:
-    """Return the stack's name, its networks, and all errors outside the services."""
+def _top(
+    data: dict[str, object], also: Also
+) -> tuple[Head, dict[str, Network], list[InvalidInput]]:
+    """Return the table [stack], the networks, and all errors outside the services."""
     shape = {
         **data,
         "service": [{} for _ in items] if isinstance(items := data.get("service"), list) else items,
@@ -267,7 +272,7 @@ def _top(data: dict[str, object], also: Also) -> tuple[str, dict[str, Network], 
     if items == []:
         errors.append(values.wrong("service", [], "is empty", "one or more [[service]]"))
     head = data.get("stack")
-    name = head.get("name") if isinstance(head, dict) else None
+    name, asks = (head.get("name"), head.get("prefix")) if isinstance(head, dict) else (None, None)
     if isinstance(name, str) and (error := _refused(values.service_name, name, "stack.name")):
         errors.append(error)
     networks: dict[str, Network] = {}
@@ -280,7 +285,7 @@ def _top(data: dict[str, object], also: Also) -> tuple[str, dict[str, Network], 
         elif isinstance(keys, dict) and not validate.walk(keys, Network, key):
             networks[own] = convert.convert(keys, Network)
             errors += also(own, networks[own])
-    return str(name), networks, errors
+    return Head(str(name), asks), networks, errors
 
 
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:

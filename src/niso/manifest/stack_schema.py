@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 _DESCRIPTIONS = {
     "name": "Name of the service; replaces the name in its manifest.",
+    "prefix": "Whether services and networks are named after the stack: shop-db for db, whose "
+    "hostname stays db. If unset, a new stack has the prefix if another stack has one of its "
+    "services' names.",
     "package": "Folder with a manifest.toml, relative to this file.",
     "depends_on": "Services of the stack that must have started, be healthy or, of a job, be "
     "completed before this one starts.",
@@ -63,7 +66,8 @@ def schema() -> dict[str, Any]:
                         "type": "string",
                         "pattern": label,
                         "description": "Name of the stack, unique on the host.",
-                    }
+                    },
+                    "prefix": {"type": "boolean", "description": _DESCRIPTIONS["prefix"]},
                 },
                 "required": ["name"],
                 "additionalProperties": False,

@@ -14,7 +14,7 @@ from niso.base import convert
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK
-from niso.manifest import parse_health, parse_resources, parse_volumes, values
+from niso.manifest import parse_addresses, parse_health, parse_resources, parse_volumes, values
 from niso.manifest.parse_policy import parse_egress, parse_ingress
 from niso.manifest.parse_ports import contradictions, parse_port
 from niso.plan.records import Port
@@ -37,13 +37,16 @@ TEXT_RULES: dict[str, Callable[[str, str], object]] = {
     "network.share": values.service_name,
     "network.network": values.network_name,
     "network.hostname": values.host_label,
-    "network.ip": values.ipv4,
+    "network.ip": parse_addresses.static_address,
 }
 ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
     "binary.args": values.argument,
     "isolation.capabilities": values.capability,
     "network.networks": values.network_name,
     "network.aliases": values.host_label,
+    "network.ip": parse_addresses.static_address,
+    "network.dns": parse_addresses.server_address,
+    "network.dns_search": parse_addresses.domain,
     "network.policy.allow_from": parse_ingress,
     "network.policy.deny_from": parse_ingress,
     "network.policy.egress.allow": parse_egress,
@@ -58,7 +61,16 @@ MORE_RULES: dict[str, Callable[[str, str], object]] = {
     "network.ports": parse_port,
 }
 """The rules of other keys, or of their items, which `rules` applies in other modules."""
-_OF_A_BRIDGE = ("network", "networks", "ip", "aliases", "policy")
+_OF_A_BRIDGE = (
+    "network",
+    "networks",
+    "ip",
+    "aliases",
+    "extra_hosts",
+    "dns",
+    "dns_search",
+    "policy",
+)
 WITHOUT = {
     "host": (*_OF_A_BRIDGE, "ports", "hostname", "share"),
     "none": (*_OF_A_BRIDGE, "ports", "share"),
@@ -202,7 +214,9 @@ def _rule(key: str) -> Callable[[str, str], object] | None:
             "size": parse_volumes.size,
         }.get(key.rpartition(".")[2])
     return (
-        values.ipv4 if key.startswith("network.ip.") else TEXT_RULES.get(key) or MORE_RULES.get(key)
+        parse_addresses.static_address
+        if key.startswith("network.ip.")
+        else TEXT_RULES.get(key) or MORE_RULES.get(key)
     )
 
 
@@ -237,7 +251,7 @@ def _table(data: dict[str, Any], path: str) -> dict[str, Any]:
     return data
 
 
-def _texts(items: object, key: str) -> Iterator[tuple[str, str]]:
+def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
     """Yield the path and text of each string of an array or table."""
     if isinstance(items, list):
         yield from (
@@ -271,19 +285,17 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
     for key, rule in ARRAY_RULES.items():
         section, _, name = key.rpartition(".")
         items = _table(data, section).get(name)
-        for path, text in _texts(items if isinstance(items, list) else None, key):
+        for path, text in texts(items if isinstance(items, list) else None, key):
             parse(rule, text, path)
     environment = _table(data, "environment")
     for name in environment:
         parse(values.environment_name, name, join("environment", name))
-    for path, text in _texts(environment, "environment"):
+    for path, text in texts(environment, "environment"):
         parse(values.argument, text, path)
     network = _table(data, "network")
-    if isinstance(ip := network.get("ip"), dict):
-        for path, text in _texts(ip, "network.ip"):
-            parse(values.ipv4, text, path)
+    errors += parse_addresses.problems(network, parsed)
     ports = network.get("ports")
-    known = list(_texts(ports if isinstance(ports, list) else None, "network.ports"))
+    known = list(texts(ports if isinstance(ports, list) else None, "network.ports"))
     for path, text in known:
         parse(parse_port, text, path)
     errors += _contradictions(
@@ -378,9 +390,9 @@ def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
         right = "one or more networks"
         yield values.wrong("network.networks", several, "is empty", right, '["backend"]')
     names = several if isinstance(several, list) else [network.get("network", DEFAULT_NETWORK)]
-    if isinstance(ip, str) and len(names) > 1:
+    if isinstance(ip, str | list) and len(names) > 1:
         example = f"{{ {names[0]} = {values.shown(ip)} }}" if isinstance(names[0], str) else ""
-        reason = "is a single address, but the service is on several networks"
+        reason = "names no network, but the service is on several networks"
         yield values.wrong("network.ip", ip, reason, "a table NETWORK = ADDRESS", example)
     if isinstance(ip, dict):
         known = {name for name in names if isinstance(name, str)}
@@ -392,7 +404,7 @@ def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
 def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
     """Yield an error for each text of an array that an earlier item has."""
     first: dict[str, int] = {}
-    for path, text in _texts(items if isinstance(items, list) else None, key):
+    for path, text in texts(items if isinstance(items, list) else None, key):
         index = int(path[len(key) + 1 : -1])
         if first.setdefault(text, index) != index:
             reason = f"is the same as {key}[{first[text]}]"

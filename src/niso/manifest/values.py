@@ -215,7 +215,8 @@ def size(text: str, key: str) -> int:
     return number * unit
 
 
-def _octets(text: str) -> tuple[int, ...] | None:
+def ipv4_octets(text: str) -> tuple[int, ...] | None:
+    """Return the four numbers of an IPv4 address in text form, else None."""
     parts = text.split(".", 4)
     numbers = [_number(part, 3) for part in parts]
     octets = tuple(number for number in numbers if number is not None and number <= 255)
@@ -227,7 +228,7 @@ def is_ipv4(text: str) -> bool:
 
     That is the strict form of RFC 6943, 3.1.1.
     """
-    return _octets(text) is not None
+    return ipv4_octets(text) is not None
 
 
 def is_ipv6(text: str) -> bool:
@@ -243,7 +244,7 @@ def is_ipv6(text: str) -> bool:
     return True
 
 
-def _not_unicast(octets: tuple[int, ...]) -> str | None:
+def not_unicast(octets: tuple[int, ...]) -> str | None:
     """Return why no host of a network can have this address (RFC 6890, table 1 ff.), or None."""
     if octets[0] == 0:
         return "is in 0.0.0.0/8, which no host can have"
@@ -254,25 +255,6 @@ def _not_unicast(octets: tuple[int, ...]) -> str | None:
     return "is a multicast or reserved address" if octets[0] >= 224 else None
 
 
-def ipv4(text: str, key: str) -> str:
-    """Return ``text`` if it is a unicast IPv4 address that a service can have.
-
-    IPAM checks whether the network contains it. Raises InvalidInput.
-    """
-    octets = _octets(text)
-    if octets is None and is_ipv6(text):
-        reason = (
-            "is an IPv6 address, but only an IPv4 address can be requested: "
-            "IPv6 addresses are assigned automatically"
-        )
-        error = wrong(key, text, reason, "an IPv4 address in the network's IPv4 subnet, or none")
-        error.hint = f"remove {key}"
-        raise error
-    if why := "is not a valid IPv4 address" if octets is None else _not_unicast(octets):
-        raise wrong(key, text, why, "an IPv4 address in the network", '"10.99.1.10"')
-    return text
-
-
 def ipv4_prefix(text: str, key: str) -> str:
     """Return ``text`` if it is a prefix of unicast IPv4 addresses, /8 to /30: ``10.99.1.0/24``.
 
@@ -280,7 +262,7 @@ def ipv4_prefix(text: str, key: str) -> str:
     """
     right, example = "a prefix of length 8 to 30, such as 10.99.1.0/24", '"10.99.1.0/24"'
     address, _, length = text.partition("/")
-    octets, bits = _octets(address), _number(length, 2)
+    octets, bits = ipv4_octets(address), _number(length, 2)
     if octets is None or bits is None:
         raise wrong(key, text, "is not a valid IPv4 prefix", right, example)
     if not 8 <= bits <= 30:
@@ -290,7 +272,7 @@ def ipv4_prefix(text: str, key: str) -> str:
     if number != int.from_bytes(start):
         network = f"{'.'.join(map(str, start))}/{bits}"
         raise wrong(key, text, "has host bits set", network, f'"{network}"')
-    if reason := _not_unicast(octets):
+    if reason := not_unicast(octets):
         raise wrong(key, text, reason, right, example)
     return text
 

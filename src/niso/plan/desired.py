@@ -6,10 +6,11 @@ everything). `desired` turns it into a `State` of the same scope.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
 from niso.base.addresses import family_of
+from niso.base.lite_typing import NamedTuple
 from niso.kernel import hosts_text, nft_tables
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.bridge import Bridge
@@ -25,7 +26,7 @@ from niso.kernel.kinds.setting import FORWARDING, ON, Sysctl
 from niso.kernel.kinds.veth import Veth
 from niso.kernel.state import State
 from niso.plan import nft, policy_maps
-from niso.plan.records import Network, Port, Service, Snapshot
+from niso.plan.records import HOST_GATEWAY, Network, Port, Service, Snapshot
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
 """A bridge's own address: the host needs it to solicit neighbours for packets that it forwards.
@@ -181,14 +182,37 @@ def _hosts_files(snapshot: Snapshot) -> list[HostsFile]:
         for service in snapshot.services
         if service.mode == "none"
     ]
-    return [*(HostsFile(names.hosts_folder(reader)) for reader in snapshot.readers), *own]
+    return [*(HostsFile(reader.folder) for reader in _readers(snapshot)), *own]
+
+
+class _Reader(NamedTuple):
+    """A hosts file of services on an ordered list of networks."""
+
+    folder: str
+    networks: tuple[str, ...]
+    fresh: bool  # the whole file is in scope
+    extra: tuple[tuple[str, str], ...] = ()  # as in Service
+
+
+def _readers(snapshot: Snapshot) -> list[_Reader]:
+    scope = {service.name for service in snapshot.services}
+    readers = [
+        _Reader(names.hosts_folder(networks), networks, networks in snapshot.fresh)
+        for networks in snapshot.readers
+    ]
+    for service in snapshot.apart:
+        networks = tuple(endpoint.network for endpoint in service.endpoints)
+        folder = names.own_hosts_folder(service.name)
+        readers.append(_Reader(folder, networks, service.name in scope, service.extra_hosts))
+    return readers
 
 
 def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
     """Return the line of each service in each file that lists it.
 
-    A line has the service's addresses on the reader's first network that the service is on. A
-    service without a network has a file of its own.
+    A line has the service's addresses on the reader's first network that the service is on, and the
+    names that no service on an earlier one has. The host has a line with the gateways of the first
+    network. A service without a network, or with extra hosts, has a file of its own.
     """
     lines = [
         HostsLine(
@@ -198,14 +222,41 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
         if service.mode == "none"
         for address in ("127.0.0.1", "::1")
     ]
-    for reader in snapshot.readers:
-        services = snapshot.neighbours if reader in snapshot.fresh else snapshot.services
-        for service in services:
-            if service.mode != "bridge":
-                continue
-            by_network = {endpoint.network: endpoint.addresses for endpoint in service.endpoints}
-            shared = next((network for network in reader if network in by_network), None)
-            if shared is not None:
-                folder, text = names.hosts_folder(reader), hosts_text.line_names(service.names)
-                lines.extend(HostsLine(folder, address, text) for address in by_network[shared])
+    networks = {network.name: network for network in snapshot.networks}
+    for reader in _readers(snapshot):
+        services = snapshot.neighbours if reader.fresh else snapshot.services
+        lines += _services_lines(reader, services)
+        if (first := networks.get(reader.networks[0])) is not None:
+            gateways = [subnet.gateway for subnet in first.subnets]
+            lines += [HostsLine(reader.folder, gateway, hosts_text.HOST) for gateway in gateways]
+            lines += _extra_lines(reader, gateways)
     return lines
+
+
+def _services_lines(reader: _Reader, services: Iterable[Service]) -> Iterator[HostsLine]:
+    """Yield the lines of the services that a reader shares a network with."""
+    listed = []  # (position of the network in the reader's list, service, addresses there)
+    for service in services:
+        by_network = {endpoint.network: endpoint.addresses for endpoint in service.endpoints}
+        shared = next((at for at, on in enumerate(reader.networks) if on in by_network), None)
+        if service.mode == "bridge" and shared is not None:
+            listed.append((shared, service, by_network[reader.networks[shared]]))
+    first = {name: -1 for name, _ in reader.extra}
+    for at, service, _ in listed:
+        for name in service.names:
+            first[name] = min(at, first.get(name, at))
+    for at, service, addresses in listed:
+        own = tuple(name for name in service.names if first[name] == at)
+        if own:
+            text = hosts_text.line_names(own)
+            yield from (HostsLine(reader.folder, address, text) for address in addresses)
+
+
+def _extra_lines(reader: _Reader, gateways: list[str]) -> Iterator[HostsLine]:
+    """Yield the lines of a reader's extra hosts, one for each address."""
+    by_address: dict[str, list[str]] = {}
+    for name, address in reader.extra:
+        for one in gateways if address == HOST_GATEWAY else [address]:
+            by_address.setdefault(one, []).append(name)
+    for one, called in by_address.items():
+        yield HostsLine(reader.folder, one, " ".join(called))

@@ -84,3 +84,7 @@ class ProcessSpec(NamedTuple):
     """Bytes of each of /tmp, /run and /var/tmp."""
     rootfs_identity: Identity | None = None
     """None without a rootfs, or if an older niso activated the service."""
+    dns: tuple[str, ...] | None = None
+    """Its name servers; None for the host's."""
+    dns_search: tuple[str, ...] | None = None
+    """Its search domains; None for the host's."""

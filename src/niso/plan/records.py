@@ -8,6 +8,8 @@ from niso.base.lite_typing import NamedTuple
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
 """Host addresses that stand for all: of every family of the network, of IPv4, of IPv6."""
 WIDE = (ANY, ANY4, ANY6)
+HOST_GATEWAY = "host-gateway"
+"""In extra hosts: the host's addresses on the service's first network."""
 
 
 class Subnet(NamedTuple):
@@ -183,6 +185,7 @@ class Service(NamedTuple):
     publishes: bool = False  # it has ports, in scope or not, or a sharer of its namespace has
     mode: str = "bridge"  # or host, none, share: share has its provider's endpoints and names
     limits: Limits = LIMITS
+    extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
 
 
 class Snapshot(NamedTuple):
@@ -199,6 +202,11 @@ class Snapshot(NamedTuple):
     readers: frozenset[tuple[str, ...]] = frozenset()
     fresh: frozenset[tuple[str, ...]] = frozenset()
     neighbours: tuple[Service, ...] = ()
+    apart: tuple[Service, ...] = ()
+    """Those with extra hosts that see one of ``services``: each has a hosts file of its own.
+
+    The whole file is in scope if the service is in ``services``.
+    """
     policed: tuple[
         Policed, ...
     ] = ()  # in scope, or with policies whose names changed their meaning

@@ -80,8 +80,18 @@ class ServiceSpec(NamedTuple):
     kind: Literal["service", "job"] = "service"  # a job runs to its end
     timeout_s: float | None = None  # of a job; None: it may take as long as it needs
     limits: Limits | None = None
+    addresses6: Mapping[str, str] = {}  # as `addresses`, of IPv6
+    extra_hosts: Mapping[str, str] = {}  # name to address, or HOST_GATEWAY
+    dns: tuple[str, ...] | None = None  # None: the host's name servers
+    dns_search: tuple[str, ...] | None = None  # None: the host's
+
+    def statics(self, network: str) -> tuple[str, ...]:
+        """Return the static addresses on a network, at most one of each family."""
+        return tuple(
+            table[network] for table in (self.addresses, self.addresses6) if network in table
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return all names of the service, hostname first. No two services may share a name."""
+        """Return all names of the service, hostname first. No two on a network share one."""
         return tuple(dict.fromkeys((self.hostname, self.name, *self.aliases)))

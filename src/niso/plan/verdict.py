@@ -23,7 +23,7 @@ class Known(NamedTuple):
     """A known service, active or not: a policy that names it means its leases."""
 
     name: str
-    names: tuple[str, ...]  # in policies: its name and hostname, and those of its sharers
+    names: tuple[str, ...]  # its name and those of its sharers, which policies are resolved to
     endpoints: tuple[Endpoint, ...]
     policy: Policy = Policy()
     ports: tuple[Port, ...] = ()  # published: each with its host port

@@ -60,9 +60,7 @@ def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bo
     have = State.of_kinds(lambda kind: kind.in_scope(present, want, before))
     steps = diff(want, have)
     whole = {hosts_folder(reader) for reader in snapshot.fresh}
-    whole |= {
-        own_hosts_folder(service.name) for service in snapshot.services if service.mode == "none"
-    }
+    whole |= {own_hosts_folder(service.name) for service in snapshot.services}
     if scope != ALL and _rebuilds(want, have, steps, whole):
         # the tables or a shared hosts file are gone, with content outside this scope
         return plan(kernel, store, ALL, before)

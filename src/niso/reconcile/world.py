@@ -29,11 +29,11 @@ def read_world(kernel: Kernel, store: Store) -> World:
             endpoints[network] = (*endpoints.get(network, ()), address)
         services[row.name] = Known(
             name=row.name,
-            names=store.names_there(row.name),
+            names=(row.name, *store.sharers(row.name)),
             endpoints=tuple(
                 Endpoint(network, addresses) for network, addresses in endpoints.items()
             ),
-            policy=store.policy(row.name) or Policy(),
+            policy=store.policy_now(row.name) or Policy(),
             ports=tuple(store.ports_there(row.name)),
             active=row.active,
             sharers=tuple(

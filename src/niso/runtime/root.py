@@ -251,7 +251,9 @@ def _write_etc(spec: ProcessSpec, etc: str) -> None:
     if spec.hosts_folder:
         os.symlink(f"{HOSTS}/hosts", f"{etc}/hosts")
     else:
-        _write(f"{etc}/hosts", of_host("hosts").encode(errors="surrogateescape"))
+        # its network is the host's, so the host is at loopback
+        text = f"{of_host('hosts').rstrip()}\n127.0.0.1  host.niso.local\n"
+        _write(f"{etc}/hosts", text.encode(errors="surrogateescape"))
     if spec.rootfs is None or not _exists(spec.rootfs, "/etc/nsswitch.conf"):
         # Without this file, glibc queries DNS before /etc/hosts (nss/nss_database.c).
         _write(f"{etc}/nsswitch.conf", _NSSWITCH.encode())

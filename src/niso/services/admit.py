@@ -48,9 +48,11 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
     """
     touched: set[str] = set()
     for target in targets:
-        provider = store.name_holder(target.spec.share or "")
+        provider = _provider(store, target)
         touched.update((target.name, provider) if provider else (target.name,))
     on = {network for target in targets for network in target.spec.networks}
+    fresh = {name for target in targets for name in target.spec.names}
+    touched |= store.shadows(touched, on, fresh)
     names = {name for target in targets for name in _other_meanings(store, target)}
     return concerned(store, touched, on, names)
 
@@ -64,13 +66,13 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     row = store.service(target.name)
     on = target.spec.networks
     changed: set[Name] = {("network", network) for network in on if store.network(network) is None}
-    statics = target.spec.addresses
+    statics = [(network, address) for network in on for address in target.spec.statics(network)]
     leased = store.addresses(target.name)
     names_ = target.spec.names
-    shared = store.name_holder(target.spec.share or "")
+    shared = _provider(store, target)
     kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
     kept = kept and shared is None and row is not None and row.provider is None
-    if not kept or any((network, address) not in leased for network, address in statics.items()):
+    if not kept or any(static not in leased for static in statics):
         changed |= {("service", name) for name in names_}
         changed |= set(
             store.names_with(store.with_companions([target.name, *([shared] if shared else ())]))
@@ -78,8 +80,21 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
     return changed
 
 
+def _provider(store: Store, target: Target) -> str | None:
+    """Return the known service whose namespace a manifest asks to share, or None.
+
+    An ambiguous name is refused when it is recorded.
+    """
+    try:
+        return store.name_holder(target.spec.share) if target.spec.share else None
+    except Conflict:
+        return None
+
+
 def release(store: Store, target: Target) -> None:
     """Begin the intent of one service; release host ports and names that its manifest dropped.
+
+    A service that changes its networks releases all names: `record` checks them on the new ones.
 
     Call it before any `record`, so that another service of the same command can take them.
     Addresses are not released: until the kernel is updated, traffic to an old address would reach
@@ -90,7 +105,8 @@ def release(store: Store, target: Target) -> None:
     for port in store.manifest_ports(target.name):
         if port not in wanted:
             store.take_port(target.name, port)
-    names = target.spec.names
+    stays = store.networks_of(target.name) == target.spec.networks
+    names = target.spec.names if stays else ()
     store.set_names(target.name, tuple(name for name in store.names(target.name) if name in names))
 
 
@@ -131,9 +147,9 @@ def _record(
     before = store.service(name)
     if before is not None:
         targets.refuse_elsewhere(before, target)
-    held = _held_names(store, name, wanted, beside)
-    errors += held.values()
     provider = sharing.provider_of(store, target, together)
+    held = _held_names(store, wanted, provider, beside)
+    errors += held.values()
     on = wanted.networks
     for network in on:
         _ensure_network(machine, network, wanted.addresses.get(network))
@@ -172,6 +188,7 @@ def _record(
     ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
     store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
+    store.set_extra_hosts(name, wanted.extra_hosts.items())
     store.set_endpoints(name, on)
     if on:
         forwarding.record(machine.kernel, store, on)
@@ -181,7 +198,7 @@ def _record(
     _check_peers(store, wanted)
     for network in on:
         try:
-            leases.lease(store, name, network, wanted.addresses.get(network), beside)
+            leases.lease(store, name, network, wanted.statics(network), beside)
         except (Conflict, InvalidInput) as error:
             errors.append(error)
     keys = [published.key for published in wanted.ports]
@@ -211,57 +228,94 @@ def published_by(row: ServiceRow) -> tuple[Port, ...]:
 
 
 def _held_names(
-    store: Store, service: str, spec: ServiceSpec, beside: frozenset[str]
+    store: Store, spec: ServiceSpec, provider: str | None, beside: frozenset[str]
 ) -> dict[str, Conflict]:
-    """Return {name: error} for the names of a manifest that another service holds."""
+    """Return {name: error} for the names that another service holds on one of its networks.
+
+    The names of its sharers count as its own, since they are on its networks too.
+    """
+    networks = spec.networks if provider is None else store.networks_of(provider)
+    sharers = store.held_sharers(spec.name)
+    names = (*spec.names, *(name for sharer in sharers for name in store.names(sharer)))
     held: dict[str, Conflict] = {}
-    for name in spec.names:
-        holder = store.name_holder(name, beside)
-        if holder is not None and holder != service:
-            key = "network.hostname" if name == spec.hostname else "network.aliases"
-            if name == service:
-                key = "package.name"
+    for name in dict.fromkeys(names):
+        others = store.holders_on(name, networks, spec.name, beside)
+        holder, on = next((each for each in others if each[0] not in sharers), ("", ""))
+        if holder:
+            key = _name_key(spec, name)
             hint = f"choose another name, here or in the manifest of {holder}"
             if holder in beside:
                 hint = f"{holder} is part of this command: choose another name for one of the two"
             held[name] = Conflict(
-                f"the name {name!r} is already used by service {holder!r}", hint, key
+                f"the name {name!r} is already used by service {holder!r} on network {on!r}",
+                hint,
+                key,
             )
     return held
 
 
-def _check_peers(store: Store, spec: ServiceSpec) -> None:
-    """Raise Conflict if a policy names a service of mode host.
+def _name_key(spec: ServiceSpec, name: str) -> str:
+    """Return the key of a manifest that a name comes from."""
+    if name == spec.name:
+        return "package.name"
+    if name not in spec.names:  # of a sharer
+        return "network.networks"
+    return "network.hostname" if name == spec.hostname else "network.aliases"
 
-    The packets of such a service have the host's own addresses.
+
+def _check_peers(store: Store, spec: ServiceSpec) -> None:
+    """Raise Conflict if a policy's name is ambiguous, or stands for a service of mode host.
+
+    The packets of a service of mode host have the host's own addresses. Both the policy of this
+    service and those of others that name it are checked.
     """
-    if spec.mode == "host":
-        for name in spec.names:
-            for other in store.naming("service", name):
-                named = store.policy(other)
-                naming = (
-                    item
-                    for item in (named or Policy()).entries()
-                    if item.peer == Peer("service", name)
-                )
-                entry, row = next(naming, None), store.service(other)
-                if entry is not None and row is not None:
-                    raise Conflict(
-                        f"'host' is not possible because {entry.key} ({entry.text!r}) "
-                        f"of service {other!r} names this service",
-                        f"remove that entry from {row.manifest_path} and activate it first: "
-                        "the host's own addresses belong to no service",
-                        "network.mode",
-                    )
     for entry in spec.policy.entries():
-        if entry.peer.kind == "service" and store.mode_of_name(entry.peer.name) == "host":
-            raise Conflict(
-                f"{entry.text!r} names a service of mode host, "
-                "which has only the host's own addresses",
-                "remove it: the host may always connect in; "
-                "in egress, name the host's addresses instead",
-                entry.key,
-            )
+        if entry.peer.kind == "service":
+            beside = store.holders_beside(spec.name, entry.peer.name)
+            if len(beside) > 1:
+                raise Conflict(
+                    f"{entry.text!r} is ambiguous, it could be {store.shown(beside)}",
+                    "use the name of the service",
+                    entry.key,
+                )
+            if not beside and store.mode(entry.peer.name) == "host":
+                raise Conflict(
+                    f"{entry.text!r} names a service of mode host, "
+                    "which has only the host's own addresses",
+                    "remove it: the host may always connect in; "
+                    "in egress, name the host's addresses instead",
+                    entry.key,
+                )
+    sharers = store.held_sharers(spec.name)
+    for name in (*spec.names, *(name for sharer in sharers for name in store.names(sharer))):
+        for other in store.naming("service", name):
+            _check_naming(store, spec, name, other)
+
+
+def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> None:
+    """Raise Conflict if the policy of ``other`` cannot name this service any more."""
+    row = store.service(other)
+    entries = (store.policy(other) or Policy()).entries()
+    entry = next((item for item in entries if item.peer == Peer("service", name)), None)
+    if entry is None or row is None:
+        return
+    beside = store.holders_beside(other, name)
+    if len(beside) > 1:
+        raise Conflict(
+            f"the name {name!r} would be ambiguous in {entry.key} ({entry.text!r}) of service "
+            f"{other!r}, it could be {store.shown(beside)}",
+            f"choose another name, or write the name of the service in {row.manifest_path} "
+            "and activate it first",
+            _name_key(spec, name),
+        )
+    if spec.mode == "host" and name == spec.name and not beside:
+        raise Conflict(
+            f"'host' is not possible because {entry.key} ({entry.text!r}) "
+            f"of service {other!r} names this service",
+            f"remove that entry from {row.manifest_path} and activate it first: "
+            "the host's own addresses belong to no service",
+            "network.mode",
+        )
 
 
 def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
@@ -343,7 +397,7 @@ def _spec(
     wanted = target.spec
     at_home = sharing.home(store, target.name, wanted, provider)
     uid, gid, groups, user_name, home = targets.user(target, uid)
-    resolver, _ = host_facts.resolv_conf()
+    resolver, _ = host_facts.resolv_conf(wanted.dns, wanted.dns_search)
     return ProcessSpec(
         service=target.name,
         state_id=store.state_id(),
@@ -377,4 +431,6 @@ def _spec(
         tmp_size=wanted.tmp_size,
         volumes=targets.volumes(wanted),
         restrict_suid_sgid=wanted.restrict_suid_sgid,
+        dns=wanted.dns,
+        dns_search=wanted.dns_search,
     )

@@ -20,11 +20,14 @@ def concerned(
 ) -> Scope:
     """Return what a change of ``services`` concerns by the present rows.
 
-    These are the services that share a namespace with them, the networks of all of them, and those
-    whose bridges are set up for their ports, even if they have left them. ``networks`` and
-    ``names`` are added: where a service will be, and which names of policies change their meaning.
+    These are the services that share a namespace with them, those that have one of their names on
+    another network (`NameRows.shadows`), the networks of all of them, and those whose bridges are
+    set up for their ports, even if they have left them. ``networks`` and ``names`` are added: where
+    a service will be, and which names of policies change their meaning.
     """
     everyone = store.with_companions(services)
+    if others := store.shadows(everyone, networks):
+        everyone = store.with_companions({*everyone, *others})
     on = {*networks, *store.published_on(everyone)}
     for name in everyone:
         if (row := store.service(name)) is not None:

@@ -39,7 +39,8 @@ def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) ->
         return home(store, provider, row.require_service(), None)
     if spec.mode == "host":
         return Home("", "", "")
-    folder = names.hosts_folder(spec.networks) if spec.networks else names.own_hosts_folder(service)
+    shared = spec.networks and not spec.extra_hosts
+    folder = names.hosts_folder(spec.networks) if shared else names.own_hosts_folder(service)
     return Home(
         paths.netns_path(service),
         os.path.join(paths.hosts_root(), folder),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
+from niso.manifest import stack_prefix
 from niso.services import networks
 from niso.services.machine import Machine
 from niso.services.networks import NetworkRequest
@@ -22,6 +23,7 @@ class Membership(NamedTuple):
     leaving: tuple[str, ...]  # known services of the stack that left its file
     needs: Needs  # the order in which those end
     replace: bool = False  # take over a stack of this name from another file
+    prefix: str = ""  # of the names of its networks
 
 
 def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
@@ -34,6 +36,13 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
                 f"service {name!r} belongs to stack {other!r}", "choose another name"
             )
     return errors
+
+
+def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) -> bool:
+    """Return whether a stack's services have its prefix (`niso.manifest.stack_prefix`)."""
+    names = list(names)
+    taken_ = bool(taken(store, stack, names))
+    return stack_prefix.applies(asks, stack, names, store.stack_members(stack), taken_)
 
 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
@@ -59,12 +68,23 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
         refuse_elsewhere(store, wanted.stack, wanted.file, hint)
     for error in taken(store, wanted.stack, services).values():
         raise error
+    own = set(store.stack_members(wanted.stack))
     for request in wanted.networks:
+        on = [name for name, _ in store.members(request.name)]
+        others = {other for name in on if (other := store.stack_of(name)) is not None}
+        short = request.name.removeprefix(wanted.prefix)
+        if wanted.prefix and others and own.isdisjoint(on):
+            # the network y of the stack shop-x has the name of the network x-y of the stack shop
+            raise Conflict(
+                f"network {request.name!r} is used by stack {min(others)!r}",
+                "choose another name",
+                f"networks.{short}",
+                file=wanted.shown,
+            )
         try:
             networks.ensure(machine, request, implicit=True)
         except Error as error:
-            moved = Conflict.of(error_of(request.name, error))
-            on = [name for name, _ in store.members(request.name)]
+            moved = Conflict.of(error_of(short, error))
             moved.file = wanted.shown
             moved.hint = (
                 f"match it, or choose another name; services on it: {', '.join(on)}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
+from niso.base.addresses import family_of
 from niso.base.errors import Conflict, InvalidInput
 from niso.plan import subnets
 from niso.store.store import Store
@@ -15,25 +17,29 @@ def lease(
     store: Store,
     service: str,
     network_name: str,
-    static: str | None,
+    statics: Sequence[str] = (),
     beside: frozenset[str] = frozenset(),
 ) -> None:
-    """Lease an address of each subnet: ``static``, the current one, or the lowest free one.
+    """Lease an address of each subnet: the static one, the current one, or the lowest free one.
 
-    ``static`` is an IPv4 address. ``beside`` are the services that the same command activates.
-    Raises InvalidInput if ``static`` is not usable, Conflict if it is taken or the network is full.
+    ``statics`` are at most one address of each family. ``beside`` are the services that the same
+    command activates. Raises InvalidInput if a static one is not usable, Conflict if it is taken or
+    the network is full.
     """
     network = store.require_network(network_name)
-    if static is not None and all(subnet.family != 4 for subnet in network.subnets):
+    wanted = {family_of(address): address for address in statics}
+    for family in wanted.keys() - {subnet.family for subnet in network.subnets}:
         raise InvalidInput(
-            f"network {network_name!r} has no IPv4 subnet for {static}",
-            "remove network.ip; niso assigns an address automatically",
+            f"network {network_name!r} has no IPv{family} subnet for {wanted[family]}",
+            "remove it from network.ip, or create the network first: "
+            f"niso net create {network_name} --subnet CIDR",
             KEY,
         )
     for subnet in network.subnets:
         net = ipaddress.ip_network(subnet.cidr)
         gateway = int(ipaddress.ip_address(subnet.gateway)) - int(net.network_address)
-        if static is not None and subnet.family == 4:
+        static = wanted.get(subnet.family)
+        if static is not None:
             number = _static_number(store, service, network_name, net, gateway, static, beside)
             store.drop_lease(service, network_name, subnet.family)
             store.add_lease(service, network_name, subnet.family, number, static, static=True)

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator
 
 from niso.plan.records import Entry, Member, Peer, Policed, Policy, Service
+from niso.store.name_rows import NameRows
 from niso.store.sqlite import decoded, encoded
 
 Name = tuple[str, str]
 """(kind, name) of a peer: "service" or "network"."""
 
 
-class PolicyRows:
+class PolicyRows(NameRows):
     """The queries of the store for policies."""
 
-    _db: sqlite3.Connection
-
     def policy(self, service: str) -> Policy | None:
-        """Return a service's policy; None if its manifest has none."""
+        """Return a service's policy as written; None if its manifest has none."""
         row = self._db.execute("SELECT text FROM policy WHERE service=?", (service,)).fetchone()
         return _policy(decoded(row[0])) if row else None
+
+    def policy_now(self, service: str) -> Policy | None:
+        """Return a service's policy with the services that its names stand for at present.
+
+        An entry whose name stands for nobody is left out, and one that stands for several services
+        is there for each of them (`NameRows.meant`).
+        """
+        policy = self.policy(service)
+        if policy is None:
+            return None
+
+        def entries(written: tuple[Entry, ...], denies: bool) -> tuple[Entry, ...]:
+            return tuple(
+                entry._replace(peer=peer) for entry in written for peer in peers(entry.peer, denies)
+            )
+
+        def peers(peer: Peer, denies: bool) -> list[Peer]:
+            if peer.kind != "service":
+                return [peer]
+            return [Peer(peer.kind, name) for name in self.meant(service, peer.name)[denies]]
+
+        allow, egress = policy.allow_from, policy.egress_allow
+        return policy._replace(
+            allow_from=None if allow is None else entries(allow, False),
+            deny_from=entries(policy.deny_from, True),
+            egress_allow=None if egress is None else entries(egress, False),
+            egress_deny=entries(policy.egress_deny, True),
+        )
 
     def _policed(self, services: Iterable[Service], names: Iterable[Name]) -> Iterator[Policed]:
         """Yield the policies of these active services, and of others that name one of ``names``.
@@ -29,7 +55,7 @@ class PolicyRows:
         """
         whole = {service.name for service in services}
         for service in services:
-            policy = self.policy(service.name)
+            policy = self.policy_now(service.name)
             if policy is not None:
                 addresses = tuple(
                     address for endpoint in service.endpoints for address in endpoint.addresses
@@ -37,15 +63,15 @@ class PolicyRows:
                 yield Policed(service.name, addresses, policy)
         only: dict[str, set[str] | None] = {}
         for kind, name in sorted(names):
-            addresses = self._meant(kind, name)[0]
+            # of all that have the name: each naming service may mean another one, or did before
+            holders = {name, *self.holders(name)} if kind == "service" else ()
+            meant = {address for own in holders for address in self._meant(kind, own)[0]}
             for service_name in self._naming(kind, name):
                 # a changed network affects more than single peers
                 before = only.get(service_name, set())
-                only[service_name] = (
-                    None if kind == "network" or before is None else before | set(addresses)
-                )
+                only[service_name] = None if kind == "network" or before is None else before | meant
         for service_name, values in sorted(only.items()):
-            policy = self.policy(service_name)
+            policy = self.policy_now(service_name)
             if service_name not in whole and policy is not None:
                 rows = self._db.execute(
                     "SELECT address FROM lease WHERE service=? ORDER BY address", (service_name,)
@@ -83,7 +109,7 @@ class PolicyRows:
                     entry.peer.kind == "service" and policy.only is None
                 ):
                     wanted.add((entry.peer.kind, entry.peer.name))
-            # an address in a manifest matches any holder, so the holder's names are needed
+            # an address in a manifest matches any holder, so the holder is needed
             single = [
                 entry.peer.name.partition("/")[0]
                 for entry in policy.policy.entries()
@@ -94,11 +120,11 @@ class PolicyRows:
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
     def _names_of(self, address: str) -> list[str]:
-        """Return the names of an address, including those of active sharers."""
+        """Return the services of an address: its holder, and the active ones that share it."""
         rows = self._db.execute(
-            "SELECT n.name FROM lease l"
+            "SELECT s.name FROM lease l"
             " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
-            " JOIN host_name n ON n.service=s.name WHERE l.address=?",
+            " WHERE l.address=?",
             (address,),
         )
         return [row[0] for row in rows]
@@ -106,7 +132,7 @@ class PolicyRows:
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return (addresses or subnets, gateways of a network) that a peer resolves to.
 
-        Both are empty if nothing has this name.
+        Both are empty if nothing is called so.
         """
         if kind == "network":
             rows = self._db.execute(
@@ -114,9 +140,7 @@ class PolicyRows:
             ).fetchall()
             return tuple(row[0] for row in rows), tuple(row[1] for row in rows)
         holder = self._db.execute(
-            "SELECT s.name, s.provider, s.active FROM host_name h"
-            " JOIN service s ON s.name=h.service WHERE h.name=?",
-            (name,),
+            "SELECT name, provider, active FROM service WHERE name=?", (name,)
         ).fetchone()
         if holder is None:
             return (), ()

@@ -8,7 +8,6 @@ from niso.base.lite_typing import NamedTuple
 from niso.plan.records import LIMITS, Endpoint, Limits, Network, Port, Service, Snapshot, Subnet
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
-from niso.store.service_rows import ModeRows
 from niso.store.sqlite import damaged, decoded, encoded
 
 _PUBLISHED = (
@@ -49,7 +48,7 @@ class Scope(NamedTuple):
 ALL = Scope()
 
 
-class SnapshotRows(PortRows, PolicyRows, ModeRows):
+class SnapshotRows(PortRows, PolicyRows):
     """The queries of the store for plans."""
 
     def state_id(self) -> str:
@@ -165,6 +164,7 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
                 names=self.names_there(name) if own else (),
                 mode=row[1],
                 limits=_limits(row[2]),
+                extra_hosts=self.extra_hosts(name),
             )
 
     def snapshot(self, scope: Scope) -> Snapshot:
@@ -183,19 +183,29 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
             )
         }
         lists.pop((), None)
+        rows = self._db.execute("SELECT DISTINCT service FROM extra_host")
+        apart = tuple(self._active(row[0] for row in rows.fetchall()))
+        for service in apart:  # it reads a file of its own
+            on = tuple(endpoint.network for endpoint in service.endpoints)
+            lists[on] -= 1
+            if not lists[on]:
+                del lists[on]
         if wanted is not None:
             lists = {reader: count for reader, count in lists.items() if set(reader) & set(wanted)}
+            apart = tuple(
+                service for service in apart if {e.network for e in service.endpoints} & set(wanted)
+            )
         # a hosts file without a reader outside the scope is written from scratch
-        own = [service for service in services if service.mode == "bridge"]
+        own = [service for service in services if service.mode == "bridge" and service not in apart]
         inside = [tuple(endpoint.network for endpoint in service.endpoints) for service in own]
         fresh = frozenset(
             reader for reader, count in lists.items() if everything or inside.count(reader) == count
         )
         # a change of only ports does not touch policies
         policed = tuple(self._policed(services, scope.names)) if scope.ports is None else ()
-        neighbours = (
-            services if everything else tuple(self._active(self._on({n for r in fresh for n in r})))
-        )
+        seen = {network for reader in fresh for network in reader}
+        seen |= {e.network for service in apart if service in services for e in service.endpoints}
+        neighbours = services if everything else tuple(self._active(self._on(seen)))
         return Snapshot(
             state_id=self.state_id(),
             networks=tuple(self._networks(wanted)),
@@ -203,6 +213,7 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
             readers=frozenset(lists),
             fresh=fresh,
             neighbours=neighbours,
+            apart=apart,
             policed=policed,
             members=self._members(policed),
             any_network=self._db.execute("SELECT 1 FROM network LIMIT 1").fetchone() is not None,

@@ -16,6 +16,7 @@ from niso.base.errors import Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Network
 from niso.store import reboot
+from niso.store.name_rows import bare_name, suggest
 from niso.store.service_rows import (
     ROW_TABLES,
     Intent,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 else:
     from _weakref import ref  # the same, without the other imports of weakref
 
-__all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store"]
+__all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store", "bare_name", "suggest"]
 
 
 class _Connection(sqlite3.Connection):
@@ -255,37 +256,6 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         rows = self._db.execute("SELECT name, active, enabled FROM service ORDER BY name")
         return [(row[0], bool(row[1]), bool(row[2])) for row in rows]
 
-    def resolve(self, name: str) -> str:
-        """Return the service with this name, hostname or alias, with or without .niso.local.
-
-        Raises NotFound, with a similar name as hint.
-        """
-        bare = bare_name(name)
-        row = self._db.execute("SELECT service FROM host_name WHERE name=?", (bare,)).fetchone()
-        if row:
-            return str(row[0])
-        names = self._db.execute("SELECT name FROM host_name WHERE name!='' ORDER BY name")
-        known = [known for (known,) in names]  # a damaged key may be NULL
-        raise NotFound(f"no service {name!r}", suggest(bare, known, "niso ps lists the services"))
-
-    # Whatever a change in progress has given up stays reserved: an undo may have to restore it.
-
-    def name_holder(self, name: str, beside: Container[str] = ()) -> str | None:
-        """Return the service with this name, or None.
-
-        A service also holds the names that undoing its change in progress would restore, unless it
-        is in ``beside``: those are undone together with the caller's change.
-        """
-        row = self._db.execute("SELECT service FROM host_name WHERE name=?", (name,)).fetchone()
-        if row:
-            return str(row[0])
-        undone = self._db.execute(
-            "SELECT service FROM intent, json_each(undo, '$.host_name')"
-            " WHERE json_extract(value, '$.name')=?",
-            (name,),
-        )
-        return next((service for (service,) in undone if service not in beside), None)
-
     def network_names(self) -> list[str]:
         """Return the names of all networks, sorted."""
         return [row[0] for row in self._db.execute("SELECT name FROM network ORDER BY name")]
@@ -484,17 +454,3 @@ def _remove_database(path: str) -> None:
             os.unlink(f"{path}{ending}")
         except FileNotFoundError:
             pass
-
-
-def bare_name(name: str) -> str:
-    """Return the name of a service without the suffix .niso.local."""
-    # names.DOMAIN would be another module for every command to load
-    return name.removesuffix(".niso.local")
-
-
-def suggest(name: str, known: list[str], otherwise: str) -> str:
-    """Return the hint for an unknown name: a similar known one, else ``otherwise``."""
-    import difflib
-
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else otherwise

@@ -32,6 +32,14 @@ CREATE INDEX policed_service ON policed (service);
 _SINCE_3 = """CREATE INDEX service_provider ON service (provider) WHERE provider IS NOT NULL;
 """
 
+_SINCE_6 = """CREATE TABLE extra_host (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    address TEXT NOT NULL,
+    PRIMARY KEY (service, name)
+) STRICT, WITHOUT ROWID;
+"""
+
 TABLES = (
     """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -70,9 +78,10 @@ CREATE TABLE service (
 ) STRICT;
 CREATE INDEX service_active ON service (active, networks);
 CREATE TABLE host_name (
-    name TEXT PRIMARY KEY,
+    name TEXT,
     service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
-    position INTEGER NOT NULL
+    position INTEGER NOT NULL,
+    PRIMARY KEY (name, service)
 ) STRICT;
 CREATE INDEX host_name_service ON host_name (service, position);
 CREATE TABLE endpoint (
@@ -107,6 +116,7 @@ CREATE INDEX port_host ON port (proto, host_port);
 """
     + _SINCE_2
     + _SINCE_3
+    + _SINCE_6
     + """CREATE TABLE stack_member (
     service TEXT PRIMARY KEY,
     stack TEXT NOT NULL,
@@ -148,6 +158,20 @@ CREATE INDEX stack_member_stack ON stack_member (stack);
     " UPDATE intent SET undo=named_undo(action, undo)",
     # ServiceSpec and ProcessSpec have more fields, with the defaults of version 4
     5: "ALTER TABLE stack_member ADD COLUMN file TEXT NOT NULL DEFAULT ''",
+    # several services may have one hostname or alias, on different networks
+    6: """
+CREATE TABLE shared_name (
+    name TEXT,
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    PRIMARY KEY (name, service)
+) STRICT;
+INSERT INTO shared_name SELECT name, service, position FROM host_name;
+DROP TABLE host_name;
+ALTER TABLE shared_name RENAME TO host_name;
+CREATE INDEX host_name_service ON host_name (service, position);
+"""
+    + _SINCE_6,
 }
 """Version -> the SQL that migrates a database of the version before.
 

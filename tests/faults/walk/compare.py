@@ -168,6 +168,7 @@ def names(world: World, home: str) -> dict[str, set[str]]:
     if not on:
         shared = [name for sharer in world.sharers(home) for name in world.services[sharer].names]
         found["127.0.0.1"] = found["::1"] = _both([*world.services[home].names, *shared])
+    listed: list[tuple[str, str, list[str]]] = []  # service, its first network here, its names
     for name in world.active():
         it = world.services[name]
         there = next((network for network in on if network in it.manifest.on), None)
@@ -175,6 +176,12 @@ def names(world: World, home: str) -> dict[str, set[str]]:
             known = [*it.names]
             for sharer in world.sharers(name):
                 known += world.services[sharer].names
+            listed.append((name, there, known))
+    for name, there, all_names in listed:
+        it = world.services[name]
+        first = on.index(there)
+        earlier = {own for _, at, others in listed if on.index(at) < first for own in others}
+        if known := [own for own in all_names if own not in earlier]:
             found[it.leases[there]] = _both(known)
             if there in it.leases6:
                 found[it.leases6[there]] = _both(known)
@@ -192,6 +199,7 @@ def hosts_differences(world: World, home: str, text: str) -> list[str]:
     for line in text.splitlines():
         address, *known = line.split("#")[0].split() or [""]
         own = {name for name in known if "localhost" not in name and not name.startswith("ip6-")}
+        own.discard("host.niso.local")
         if own:
             found[address] = found.get(address, set()) | own
     return [

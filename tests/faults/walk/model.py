@@ -87,8 +87,34 @@ class World:
     # --- what is so ---------------------------------------------------------------
 
     def holder(self, name: str) -> str | None:
-        """Return the known service with this name."""
-        return next((one for one, it in self.services.items() if name in it.names), None)
+        """Return the known service that a command means by this name."""
+        holders = [one for one, it in self.services.items() if name in it.names]
+        if name in holders or not holders:
+            return name if name in holders else None
+        if len(holders) > 1:
+            raise Refused("ambiguous")
+        return holders[0]
+
+    def where(self, name: str) -> set[str]:
+        """Return the networks that a service and those in its namespace are on."""
+        share = self.services[name].manifest.share
+        there = self.services.get(share) if share else self.services[name]
+        return set(there.manifest.on) if there else set()
+
+    def beside(self, name: str, on: set[str]) -> list[str]:
+        """Return the known services with this name on one of these networks."""
+        return [
+            one for one, it in self.services.items() if name in it.names and self.where(one) & on
+        ]
+
+    def meant(self, asker: str, name: str, denies: bool) -> list[str]:
+        """Return the services that a name in the policy of ``asker`` stands for."""
+        beside = self.beside(name, self.where(asker))
+        called = self.services.get(name)
+        own = [name] if called and called.manifest.mode != "host" else []
+        if denies:
+            return [*beside, *own]
+        return beside if len(beside) == 1 else [] if beside else own
 
     def require(self, name: str) -> Service:
         holder = self.holder(name)
@@ -185,7 +211,8 @@ class World:
             it = self.services.get(name)
             if it is not None:
                 it.published = [port for port in it.published if port in manifest.ports]
-                it.names = tuple(one for one in it.names if one in manifest.names)
+                stays = it.manifest.on == manifest.on
+                it.names = tuple(one for one in it.names if stays and one in manifest.names)
         for manifest in sorted(
             chosen.values(), key=lambda one: not one.provides and one.mode == "share"
         ):
@@ -205,22 +232,27 @@ class World:
         """Set one service to its manifest; return the classes of what refuses that."""
         kinds: set[str] = set()
         name = manifest.name
-        if any(self.holder(one) not in (None, name) for one in manifest.names):
-            kinds.add("name taken")
         if manifest.share:
             kinds |= self._no_provider(manifest)
+        there = self.services.get(manifest.share) if manifest.share else None
+        on = set(there.manifest.on if there else manifest.on)
+        sharing = [n for n in self.services if self.services[n].manifest.share == name]
+        every = {*manifest.names, *(own for n in sharing for own in self.services[n].names)}
+        held = {own for own in every if set(self.beside(own, on)) - {name, *sharing}}
+        if held:
+            kinds.add("name taken")
         it = self.services.setdefault(name, Service(manifest, active=False))
         was_active = before is not None and before.active
         had = before.ports if before is not None and was_active else []
         it.manifest, it.active = manifest, True
-        it.names = tuple(one for one in manifest.names if self.holder(one) in (None, name))
+        it.names = tuple(one for one in manifest.names if one not in held)
         for network in manifest.on:
             if network not in self.networks:
                 around = manifest.ip.rpartition(".")[0]
                 if around and any(n.subnet == around for n in self.networks.values()):
                     kinds.add("subnet taken")
                 self.networks[network] = Network(around, implicit=True)
-        kinds |= self._names_host(manifest)
+        kinds |= self._names_host(manifest) | self._ambiguous(manifest, every)
         it.leases = {n: lease for n, lease in it.leases.items() if n in manifest.on}
         it.leases6 = {n: lease for n, lease in it.leases6.items() if n in manifest.on}
         for network in manifest.on:
@@ -246,21 +278,28 @@ class World:
             return {"no namespace"}
         return set() if provider.active else {"inactive"}
 
+    def _ambiguous(self, manifest: Manifest, names: set[str]) -> set[str]:
+        """Return the refusal of a name that would mean two services, in this policy or another."""
+        own = {(manifest.name, entry.peer) for entry in manifest.policy.entries}
+        others = {
+            (name, entry.peer)
+            for name, it in self.services.items()
+            for entry in it.manifest.policy.entries
+            if entry.peer in names
+        }
+        several = any(len(self.beside(peer, self.where(name))) > 1 for name, peer in own | others)
+        return {"ambiguous"} if several else set()
+
     def _names_host(self, manifest: Manifest) -> set[str]:
         """A policy cannot name a service of mode host, nor a named service take that mode."""
-        named = {entry.peer for entry in manifest.policy.entries}
-        hosts = {
-            one
-            for name, it in self.services.items()
-            if it.manifest.mode == "host"
-            for one in it.names
-        }
-        if manifest.mode == "host":
-            for name, it in self.services.items():
-                peers = {entry.peer for entry in it.manifest.policy.entries}
-                if name != manifest.name and peers & set(manifest.names):
+        for name, it in self.services.items():
+            for entry in it.manifest.policy.entries:
+                called = self.services.get(entry.peer)
+                is_host = called and called.manifest.mode == "host"
+                concerned = manifest.name in (name, entry.peer)
+                if concerned and is_host and not self.beside(entry.peer, self.where(name)):
                     return {"peer of mode host"}
-        return {"peer of mode host"} if named & hosts else set()
+        return set()
 
     def _static(self, it: Service, manifest: Manifest) -> set[str]:
         (network,) = manifest.networks

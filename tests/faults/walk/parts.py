@@ -194,7 +194,7 @@ class Stack:
 
     @property
     def toml(self) -> str:
-        lines = ["[stack]", f'name = "{self.name}"']
+        lines = ["[stack]", f'name = "{self.name}"', "prefix = false"]
         for number, service in enumerate(self.services):
             lines += ["[[service]]", f'name = "{service}"', f'package = "{FOLDER}/{service}"']
             if number:

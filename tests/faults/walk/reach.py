@@ -174,36 +174,39 @@ def _listener(world: World, home: str, port: int) -> str:
 def enters(world: World, home: str, source: str, port: int, proto: str) -> bool:
     """Whether the ingress policy of a service lets ``source`` (an address) in."""
     policy = world.services[home].manifest.policy
-    return _passes(world, policy.allow_from, policy.deny_from, source, port, proto)
+    return _passes(world, home, (policy.allow_from, policy.deny_from), source, port, proto)
 
 
 def leaves(world: World, home: str, target: str, port: int, proto: str) -> bool:
     """Whether the egress policy of a service lets it connect to ``target`` (an address)."""
     policy = world.services[home].manifest.policy
-    return _passes(world, policy.egress_allow, policy.egress_deny, target, port, proto)
+    return _passes(world, home, (policy.egress_allow, policy.egress_deny), target, port, proto)
 
 
 def _passes(
     world: World,
-    allow: tuple[Entry, ...] | None,
-    deny: tuple[Entry, ...],
+    home: str,
+    side: tuple[tuple[Entry, ...] | None, tuple[Entry, ...]],
     address: str,
     port: int,
     proto: str,
 ) -> bool:
-    def named(entries: tuple[Entry, ...]) -> bool:
+    """Whether one side of a service's policy, (allow, deny), lets it talk with an address."""
+    allow, deny = side
+
+    def named(entries: tuple[Entry, ...], denies: bool) -> bool:
         return any(
             entry.port in (0, port)
             and entry.proto in ("", proto)
-            and _means(world, entry.peer, address)
+            and _means(world, home, entry.peer, address, denies)
             for entry in entries
         )
 
-    return (allow is None or named(allow)) and not named(deny)
+    return (allow is None or named(allow, False)) and not named(deny, True)
 
 
-def _means(world: World, peer: str, address: str) -> bool:
-    """Whether a policy's peer is an address."""
+def _means(world: World, asker: str, peer: str, address: str, denies: bool) -> bool:
+    """Whether a peer in the policy of ``asker`` is an address."""
     kind, _, name = peer.rpartition(":")
     if kind == "network":
         network = world.networks.get(name)
@@ -218,11 +221,11 @@ def _means(world: World, peer: str, address: str) -> bool:
         return address.rpartition(".")[0] == network.subnet and not address.endswith(".1")
     if peer[0].isdigit() or peer.startswith("::"):
         return ipaddress.ip_address(address) in ipaddress.ip_network(peer)
-    holder = world.holder(peer)
-    if holder is None:
-        return False
-    it = world.services[holder]
-    if it.manifest.share:
-        home = world.services.get(world.home(holder)) if it.active else None
-        it = home or Service(it.manifest)
-    return address in it.leases.values() or address in it.leases6.values()
+    for holder in world.meant(asker, peer, denies):
+        it = world.services[holder]
+        if it.manifest.share:
+            home = world.services.get(world.home(holder)) if it.active else None
+            it = home or Service(it.manifest)
+        if address in it.leases.values() or address in it.leases6.values():
+            return True
+    return False

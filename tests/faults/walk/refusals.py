@@ -10,6 +10,7 @@ REFUSALS = {
     "port taken": r"host port \S+ is published by '",
     "port used": r"host port \S+ is used by ",
     "forwarded": r"is forwarded to another port of '",
+    "ambiguous": r"(is|would be) ambiguous",
     "name taken": r"the name '\S+' is already used by service '",
     "address taken": r"is leased to service '",
     "address outside": r"is not in \S+, the subnet of network '",

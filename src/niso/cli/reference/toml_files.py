@@ -161,7 +161,17 @@ def stack_blocks() -> Iterator[Block]:
     yield Heading("Example")
     yield Code(STACK, "toml")
     yield Heading("[stack]")
-    yield Terms((("name: string, required", "Name of the stack; same rules as for services."),))
+    yield Terms(
+        (
+            ("name: string, required", "Name of the stack; same rules as for services."),
+            (
+                "prefix: boolean",
+                "Whether services and networks are named after the stack: shop-db for db, whose "
+                "hostname stays db. Default: as the stack has them already; a new stack has the "
+                "prefix if another stack has one of its services' names.",
+            ),
+        )
+    )
     yield Heading("[networks]")
     yield Text(
         "Each is `NAME = { ... }`, with the settings of niso net create. A network that no service "

@@ -1,0 +1,209 @@
+"""Resolve names: the services that have a name, and which of them is meant.
+
+A service's name is unique on the machine. Hostnames and aliases are unique on each network, so two
+networks may each have a ``db``. A service that asks for a name means the one on its own networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+from niso.base.errors import Conflict, NotFound
+from niso.store.service_rows import ModeRows
+from niso.store.sqlite import decoded
+
+_ON = (
+    "SELECT h.service FROM host_name h JOIN service s ON s.name=h.service"
+    " JOIN endpoint e ON e.service=COALESCE(s.provider, s.name)"
+)
+
+
+class NameRows(ModeRows):
+    """The queries of the store for names."""
+
+    def names(self, service: str) -> tuple[str, ...]:
+        """Return the service's own names: hostname, name, aliases."""
+        rows = self._db.execute(
+            "SELECT name FROM host_name WHERE service=? ORDER BY position", (service,)
+        )
+        return tuple(row[0] for row in rows)
+
+    def names_there(self, service: str) -> tuple[str, ...]:
+        """Return the names of a service's address: its own, then those of its active sharers."""
+        sharers = self.sharers(service)
+        return (*self.names(service), *(name for sharer in sharers for name in self.names(sharer)))
+
+    def extra_hosts(self, service: str) -> tuple[tuple[str, str], ...]:
+        """Return (name, address) of the hosts that a service's manifest adds to its hosts file."""
+        return tuple(
+            self._db.execute(
+                "SELECT name, address FROM extra_host WHERE service=? ORDER BY name", (service,)
+            )
+        )
+
+    def set_extra_hosts(self, service: str, hosts: Iterable[tuple[str, str]]) -> None:
+        """Replace the extra hosts of a service; the caller holds a transaction."""
+        self._db.execute("DELETE FROM extra_host WHERE service=?", (service,))
+        self._db.executemany(
+            "INSERT INTO extra_host VALUES (?, ?, ?)", [(service, *host) for host in hosts]
+        )
+
+    def networks_of(self, service: str) -> tuple[str, ...]:
+        """Return the ordered networks of a service; a sharer has those of its provider."""
+        rows = self._db.execute(
+            "SELECT network FROM endpoint WHERE service=? ORDER BY position", (self.home(service),)
+        )
+        return tuple(row[0] for row in rows)
+
+    def holders(self, name: str) -> list[str]:
+        """Return the known services that have this name, hostname or alias, sorted."""
+        rows = self._db.execute(
+            "SELECT service FROM host_name WHERE name=? ORDER BY service", (name,)
+        )
+        return [row[0] for row in rows]
+
+    def holders_beside(self, service: str, name: str) -> list[str]:
+        """Return the known services with this name on the networks of ``service``, sorted."""
+        rows = self._db.execute(
+            f"{_ON} WHERE h.name=? AND e.network IN (SELECT network FROM endpoint WHERE service=?)"
+            " GROUP BY h.service ORDER BY h.service",
+            (name, self.home(service)),
+        )
+        return [row[0] for row in rows]
+
+    def meant(self, service: str, name: str) -> tuple[list[str], list[str]]:
+        """Return the services that a name in the policy of ``service`` stands for.
+
+        The first list is for what the policy allows: the one with this name on its networks, else
+        the service that is called so, on any network. Nobody, if it is ambiguous: admission refuses
+        that. The second is for what the policy denies, and has all of these.
+        """
+        beside = self.holders_beside(service, name)
+        called = [] if self.mode(name) in (None, "host") else [name]
+        allowed = beside if len(beside) == 1 else [] if beside else called
+        return allowed, [*beside, *(own for own in called if own not in beside)]
+
+    def shadows(
+        self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
+    ) -> set[str]:
+        """Return the services that have a name of one of ``services`` on another network.
+
+        Only those count that an active service on both networks could see, whose hosts file has the
+        name of its first network. ``networks`` are added to those where ``services`` are,
+        and the names ``fresh`` to theirs.
+        """
+        own = set(services)
+        names = {*fresh, *(name for service in own for name in self.names(service))}
+        others = {other for name in names for other in self.holders(name)} - own
+        if not others:
+            return set()
+        on = {*networks, *(network for service in own for network in self.networks_of(service))}
+        rows = self._db.execute("SELECT DISTINCT networks FROM service WHERE active=1")
+        lists = [set(decoded(row[0])) for row in rows]
+        beside: set[str] = set().union(*(one for one in lists if one & on))
+        return {other for other in others if beside & set(self.networks_of(other))}
+
+    def resolve(self, name: str, asker: str | None = None) -> str:
+        """Return the service that a name means, with or without .niso.local.
+
+        That is the one on the networks of ``asker``, else the service that is called so, else the
+        only one with this hostname or alias. Raises NotFound, with a similar name as hint, and
+        Conflict if it is ambiguous.
+        """
+        bare = bare_name(name)
+        if (service := self._found(bare, asker)) is not None:
+            return service
+        names = self._db.execute("SELECT DISTINCT name FROM host_name WHERE name!='' ORDER BY name")
+        known = [known for (known,) in names]  # a damaged key may be NULL
+        raise NotFound(f"no service {name!r}", suggest(bare, known, "niso ps lists the services"))
+
+    # Whatever a change in progress has given up stays reserved: an undo may have to restore it.
+
+    def name_holder(self, name: str) -> str | None:
+        """Return the service that a name means, or None.
+
+        A service also holds the names that undoing its change in progress would restore. Raises
+        Conflict if it is ambiguous.
+        """
+        if (service := self._found(name, None)) is not None:
+            return service
+        return next(iter(self._restored(name)), None)
+
+    def holders_on(
+        self, name: str, networks: Container[str], but: str, beside: Container[str]
+    ) -> list[tuple[str, str]]:
+        """Return (service, network) of those that hold a name on one of these networks.
+
+        They include services whose names undoing a change in progress would restore, unless they
+        are in ``beside``: those are undone together with the caller's change. ``but`` is left out.
+        """
+        held = {service: set(self.networks_of(service)) for service in self.holders(name)}
+        for service, on in self._restored(name).items():
+            if service not in beside:
+                held[service] = held.get(service, set()) | on
+        return [
+            (service, network)
+            for service, on in sorted(held.items())
+            for network in sorted(on)
+            if service != but and network in networks
+        ]
+
+    def shown(self, services: Iterable[str]) -> str:
+        """Return services with their networks, for messages: ``'db' (network backend)``."""
+        parts = []
+        for service in services:
+            on = self.networks_of(service)
+            where = f"network{'s' * (len(on) > 1)} {', '.join(on)}" if on else "no network"
+            parts.append(f"{service!r} ({where})")
+        return ", ".join(parts)
+
+    def _found(self, bare: str, asker: str | None) -> str | None:
+        """Return the service that a name means, or None. Raises Conflict if it is ambiguous."""
+        candidates = self.holders_beside(asker, bare) if asker else []
+        if not candidates:
+            everywhere = self.holders(bare)
+            candidates = [bare] if bare in everywhere else everywhere
+        if len(candidates) > 1:
+            raise Conflict(
+                f"{bare!r} is ambiguous, it could be {self.shown(candidates)}",
+                f"use the name of the service, such as {candidates[0]}",
+            )
+        return candidates[0] if candidates else None
+
+    def _restored(self, name: str) -> dict[str, set[str]]:
+        """Return {service: networks} of what undoing changes in progress would name so."""
+        restored: dict[str, set[str]] = {}
+        rows = self._db.execute(
+            "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"
+            " FROM intent WHERE EXISTS(SELECT 1 FROM json_each(undo, '$.host_name')"
+            " WHERE json_extract(value, '$.name')=?)",
+            (name,),
+        ).fetchall()
+        for service, home in rows:
+            on = self._db.execute(
+                "SELECT json_extract(value, '$.network') FROM intent,"
+                " json_each(undo, '$.endpoint') WHERE service=?"
+                " UNION SELECT network FROM endpoint WHERE service=?",
+                (home, home),
+            )
+            restored[service] = {row[0] for row in on}
+        return restored
+
+    def mode(self, service: str) -> str | None:
+        """Return the mode of a service, or None if it is not known."""
+        row = self._db.execute("SELECT mode FROM service WHERE name=?", (service,)).fetchone()
+        return str(row[0]) if row else None
+
+
+def bare_name(name: str) -> str:
+    """Return the name of a service without the suffix .niso.local."""
+    # names.DOMAIN would be another module for every command to load
+    return name.removesuffix(".niso.local")
+
+
+def suggest(name: str, known: list[str], otherwise: str) -> str:
+    """Return the hint for an unknown name: a similar known one, else ``otherwise``."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else otherwise

@@ -1,0 +1,512 @@
+"""Test that names are those of a network: on fakes, from hosts files to policies and stacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_world import World
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import samples
+from stored import TemporaryStore, add_network, put
+
+from niso.base import names
+from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NotFound, ProcessError
+from niso.commands import restart
+from niso.commands import stack as command
+from niso.commands.deactivate import deactivate, remove
+from niso.explain import question
+from niso.kernel.kinds.element import Element
+from niso.manifest.parse_policy import parse
+from niso.plan.desired import desired
+from niso.plan.policy_maps import PASSES, decides
+from niso.plan.records import Network, Subnet
+from niso.plan.verdict import decide
+from niso.reconcile.world import read_world
+from niso.store.store import ALL
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def seen(world: World, *networks: str) -> dict[str, set[str]]:
+    """Return {bare name: addresses} of the hosts file of services on these networks."""
+    found: dict[str, set[str]] = {}
+    for line in world.kernel.hosts[names.hosts_folder(networks)]:
+        for name in line.names.split():
+            if "." not in name:
+                found.setdefault(name, set()).add(line.address)
+    return found
+
+
+def address(world: World, service: str, network: str | None = None) -> set[str]:
+    return {a for on, a in world.store.addresses(service) if network in (None, on)}
+
+
+def on(*networks: str, **more: Any) -> dict[str, Any]:
+    return {"networks": list(networks), **more}
+
+
+def allowed(world: World, source: str, to: str, port: int | None = None) -> bool:
+    """Return whether the kernel's elements and the engine let a packet of ``source`` through the policies."""
+    (own, *_), (peer, *_) = address(world, to), address(world, source)
+    proto = "tcp" if port else "icmp"
+    verdict = decide(read_world(world.kernel, world.store), peer, own, port, proto)
+    snapshot = world.store.snapshot(ALL)
+    policed = next(one for one in snapshot.policed if one.service == to)
+    element = decides(policed, snapshot.members, True, own, peer, proto, port)
+    assert element is None or element in world.kernel.everything(desired(snapshot))[Element]
+    passes = element is None or element.value == PASSES
+    assert passes == verdict.ingress.passes
+    return passes
+
+
+# --- the same name on two networks ------------------------------------------------------------------------------------
+
+
+def test_two_networks_have_a_name_each_and_none_sees_the_other(world: World) -> None:
+    world.activate(
+        world.package("one-db", network=on("one", hostname="db")),
+        world.package("two-db", network=on("two", hostname="db")),
+        world.package("one-api", network=on("one")),
+        world.package("two-api", network=on("two")),
+    )
+    for network in ("one", "two"):
+        found = seen(world, network)
+        assert found["db"] == address(world, f"{network}-db")
+        assert set(found) == {"db", f"{network}-db", f"{network}-api"}
+    world.assert_whole()
+    assert world.store.resolve("db.niso.local", "one-api") == "one-db"
+    assert world.store.resolve("db", "two-api") == "two-db"
+    with pytest.raises(Conflict) as caught:
+        world.store.resolve("db")
+    assert caught.value.message == (
+        "'db' is ambiguous, it could be 'one-db' (network one), 'two-db' (network two)"
+    )
+    ends = question.resolve_both(world.store, "one-api", "db")
+    assert [end.service for end in ends] == ["one-api", "one-db"]
+    remove(world.machine, ["two-db"])
+    assert world.store.resolve("db") == "one-db"  # the only one
+    world.assert_whole()
+
+
+@pytest.mark.parametrize("by", ["hostname", "aliases"])
+def test_name_that_another_service_has_on_a_common_network_is_refused(
+    world: World, by: str
+) -> None:
+    world.activate(world.package("one-db", network=on("one", "both", aliases=["db"])))
+    mine = {by: "db" if by == "hostname" else ["db"]}
+    before = world.picture()
+    with pytest.raises(Conflict) as caught:
+        world.activate(world.package("two-db", network=on("two", "both", **mine)))
+    assert "the name 'db' is already used by service 'one-db' on network 'both'" in str(
+        caught.value.message
+    )
+    assert world.picture() == before
+    world.activate(world.package("two-db", network=on("two", **mine)))
+    before = world.picture()
+    with pytest.raises(Conflict):  # nor may it move there later
+        world.activate(world.package("two-db", network=on("two", "both", **mine)))
+    assert world.picture() == before
+    world.assert_whole()
+
+
+def test_names_of_a_sharer_are_those_of_its_provider_network(world: World) -> None:
+    world.activate(world.package("api", network=on("one")))
+    world.activate(world.package("db", network={"mode": "share", "share": "api"}))
+    assert seen(world, "one")["db"] == address(world, "api")
+    with pytest.raises(Conflict, match="'db' is already used by service 'db' on network 'one'"):
+        world.activate(world.package("one-db", network=on("one", aliases=["db"])))
+    world.activate(world.package("two-db", network=on("two", aliases=["db"])))
+    with pytest.raises(Conflict, match="'db' is already used by service 'two-db'"):
+        world.activate(world.package("api", network=on("one", "two")))
+    world.assert_whole()
+
+
+def test_service_called_so_is_meant_by_a_command_and_else_the_only_one(world: World) -> None:
+    world.activate(
+        world.package("db", network=on("one")),
+        world.package("two-db", network=on("two", hostname="db", aliases=["cache"])),
+    )
+    assert world.store.resolve("db") == "db"
+    assert world.store.resolve("cache") == "two-db"
+    with pytest.raises(NotFound):
+        world.store.resolve("cash")
+
+
+def test_reader_on_both_networks_sees_the_name_of_its_first_one(world: World) -> None:
+    proxy = world.package("proxy", network=on("two", "one"))
+    world.activate(
+        world.package("one-db", network=on("one", hostname="db")),
+        world.package("two-db", network=on("two", hostname="db")),
+        proxy,
+    )
+    one, two = address(world, "one-db"), address(world, "two-db")
+    assert seen(world, "two", "one")["db"] == two
+    assert seen(world, "two", "one")["one-db"] == one  # its other name stays
+    world.assert_whole()
+    deactivate(world.machine, ["two-db"])
+    assert seen(world, "two", "one")["db"] == one
+    world.assert_whole()
+    world.activate(world.package("two-db", network=on("two", hostname="db")))
+    assert seen(world, "two", "one")["db"] == two
+    world.assert_whole()
+    world.activate(world.package("two-db", network=on("two", hostname="database")))
+    assert seen(world, "two", "one")["db"] == one
+    world.activate(world.package("late", network=on("two", aliases=["db", "one-db"])))
+    assert "one-db" in seen(world, "one")  # its own network is not concerned
+    assert seen(world, "two", "one")["one-db"] == address(world, "late")
+    world.assert_whole()
+    remove(world.machine, ["late"])
+    world.activate(world.package("proxy", network=on("one", "two")))
+    assert seen(world, "one", "two")["db"] == one
+    world.assert_whole()
+
+
+# --- the host, extra hosts, name servers, static addresses ----------------------------------------------------------
+
+
+def lines(world: World, folder: str) -> set[str]:
+    return {f"{line.address} {line.names}" for line in world.kernel.hosts[folder]}
+
+
+def test_host_has_a_name_on_the_first_network_of_the_reader(world: World) -> None:
+    world.make("two", "10.99.2.0/24", "fd00:2::/64")
+    world.activate(
+        world.package("api", network=on("one")),
+        world.package("both", network=on("two", "one")),
+    )
+    first, second = world.store.network("one"), world.store.network("two")
+    assert first and second
+    assert seen_host(world, "one") == {subnet.gateway for subnet in first.subnets}
+    assert seen_host(world, "two", "one") == {"10.99.2.1", "fd00:2::1"}
+    world.assert_whole()
+
+
+def seen_host(world: World, *networks: str) -> set[str]:
+    wanted = names.hosts_folder(networks)
+    return {line.address for line in world.kernel.hosts[wanted] if line.names == "host.niso.local"}
+
+
+def test_extra_hosts_are_in_a_file_of_that_service_alone(world: World) -> None:
+    world.make("one", "10.99.1.0/24", "fd00:1::/64")
+    extra = {"old.example": "192.0.2.7", "also": "192.0.2.7", "gw": "host-gateway"}
+    world.activate(
+        world.package("api", network=on("one", extra_hosts=extra)),
+        world.package("db", network=on("one")),
+    )
+    shared, own = names.hosts_folder(("one",)), names.own_hosts_folder("api")
+    more = {"192.0.2.7 also old.example", "10.99.1.1 gw", "fd00:1::1 gw"}
+    assert lines(world, own) == lines(world, shared) | more
+    assert not lines(world, shared) & more
+    world.assert_whole()
+    # it follows what comes and goes, in the running process
+    process = world.processes.status("api").pid
+    world.activate(world.package("web", network=on("one", aliases=["www"])))
+    assert lines(world, own) == lines(world, shared) | more
+    assert any("www" in line for line in lines(world, own))
+    remove(world.machine, ["web"])
+    world.activate(world.package("api", network=on("one", extra_hosts={"db": "192.0.2.9"})))
+    assert "192.0.2.9 db" in lines(world, own)
+    assert not any("db.niso.local" in line for line in lines(world, own))  # it comes first
+    assert any("db.niso.local" in line for line in lines(world, shared))
+    world.assert_whole()
+    world.activate(world.package("api", network=on("one")))
+    assert own not in world.kernel.hosts
+    assert world.processes.status("api").pid == process
+    world.activate(world.package("api", network=on("one", extra_hosts=extra)))
+    remove(world.machine, ["db"])
+    assert shared not in world.kernel.hosts
+    world.assert_whole()
+    remove(world.machine, ["api"])
+    assert world.kernel.hosts == {}
+    world.assert_whole()
+
+
+def test_failed_change_of_extra_hosts_is_undone(world: World) -> None:
+    world.activate(world.package("api", network=on("one", extra_hosts={"a": "192.0.2.7"})))
+    before = world.picture()
+    world.processes.dies["db"] = 3
+    with pytest.raises(ProcessError):
+        world.activate(
+            world.package("api", network=on("one", extra_hosts={"b": "192.0.2.7"})),
+            world.package("db", network=on("one")),
+        )
+    assert world.picture() == before
+    world.assert_whole()
+
+
+def test_name_servers_are_those_of_the_manifest_and_a_change_restarts(world: World) -> None:
+    def resolver() -> str:
+        row = world.store.service("api")
+        assert row is not None
+        return row.require_process().resolv_conf
+
+    world.activate(world.package("api", network=on("one")))
+    first = world.processes.status("api").pid
+    dns = {"dns": ["192.0.2.53", "fd00::53"], "dns_search": ["example.com", "lan"]}
+    world.activate(world.package("api", network=on("one", **dns)))
+    servers = [line for line in resolver().splitlines() if line.startswith(("name", "search"))]
+    assert servers == ["nameserver 192.0.2.53", "nameserver fd00::53", "search example.com lan"]
+    assert world.processes.status("api").pid != first
+    restart.restart(world.machine, ["api"])
+    assert "nameserver 192.0.2.53\n" in resolver()
+    world.activate(world.package("api", network=on("one", dns_search=[])))
+    assert "search" not in resolver() and "192.0.2.53" not in resolver()
+
+
+def test_static_addresses_of_both_families(world: World) -> None:
+    world.make("one", "10.99.1.0/24", "fd00:1::/64")
+    world.activate(world.package("db", network=on("one")))
+    process = world.processes.status("db").pid
+    world.activate(world.package("db", network=on("one", ip=["10.99.1.9", "fd00:1::99"])))
+    assert address(world, "db") == {"10.99.1.9", "fd00:1::99"}
+    assert world.processes.status("db").pid == process
+    world.assert_whole()
+    world.activate(world.package("db", network=on("one", ip={"one": "fd00:1::7"})))
+    assert address(world, "db") == {"10.99.1.9", "fd00:1::7"}
+    before = world.picture()
+    for ip, reason in (
+        ("fd00:1::7", "is leased to service 'db'"),
+        ("fd00:2::7", "is not in fd00:1::/64"),
+        ("fd00:1::1", "cannot be a service's address"),
+    ):
+        with pytest.raises((Conflict, InvalidInput), match=reason):
+            world.activate(world.package("api", network=on("one", ip=["10.99.1.20", ip])))
+    with pytest.raises(InvalidInput, match="network 'four' has no IPv6 subnet for fd00:1::8"):
+        world.activate(world.package("api", network=on("four", ip="fd00:1::8")))
+    assert world.picture() == before
+    world.assert_whole()
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+
+def test_alias_on_another_network_is_never_what_a_policy_means(world: World) -> None:
+    """The attack: whoever may call a service ``db`` on any network would be let in by a port."""
+    world.activate(
+        world.package("api", network=on("one", ports=["80:80"], policy={"allow_from": ["db"]})),
+        world.package("evil", network=on("two", aliases=["db"])),
+    )
+    assert not allowed(world, "evil", "api", 80)
+    world.activate(world.package("one-db", network=on("one", hostname="db")))
+    assert allowed(world, "one-db", "api", 80) and not allowed(world, "evil", "api", 80)
+    remove(world.machine, ["one-db"])
+    assert not allowed(world, "evil", "api", 80)
+    before = world.picture()
+    with pytest.raises(Conflict):  # it cannot come closer and be one of two
+        world.activate(
+            world.package("evil", network=on("two", "one", aliases=["db"])),
+            world.package("one-db", network=on("one", hostname="db")),
+        )
+    assert world.picture() == before
+    world.assert_whole()
+
+
+def test_second_service_of_a_name_in_a_policy_is_refused_not_let_in(world: World) -> None:
+    policy = {"allow_from": ["db:80"], "egress": {"allow": ["db.niso.local:5432"]}}
+    api = world.package("api", network=on("one", "two"))
+    world.activate(api, world.package("one-db", network=on("one", hostname="db")))
+    (Path(api).parent / "manifest.toml").write_text(
+        Path(api).read_text()
+        + "[network.policy]\n"
+        + f"allow_from = {json.dumps(policy['allow_from'])}\n"
+        + '[network.policy.egress]\nallow = ["db.niso.local:5432"]\n'
+    )
+    world.activate(api)
+    before = world.picture()
+    with pytest.raises(Conflict) as caught:
+        world.activate(world.package("two-db", network=on("two", hostname="db")))
+    assert "network.hostname: the name 'db' would be ambiguous in network.policy.allow_from[0]" in (
+        caught.value.message
+    )
+    assert "'one-db' (network one), 'two-db' (network two)" in caught.value.message
+    assert world.picture() == before
+    # the other way round: both are there when the policy comes
+    remove(world.machine, ["api"])
+    world.activate(world.package("two-db", network=on("two", hostname="db")))
+    with pytest.raises(Conflict) as caught:
+        world.activate(api)
+    assert "network.policy.allow_from[0]: 'db:80' is ambiguous" in caught.value.message
+    world.assert_whole()
+
+
+def test_service_that_is_called_so_yields_to_the_one_on_the_policys_network(world: World) -> None:
+    """What is allowed moves, and what is denied stays denied for both."""
+    world.activate(
+        world.package("api", network=on("one", policy={"allow_from": ["db"]})),
+        world.package("web", network=on("one", policy={"deny_from": ["db"]})),
+        world.package("db", network=on("two")),
+    )
+    assert allowed(world, "db", "api", 80) and not allowed(world, "db", "web", 80)
+    world.activate(world.package("one-db", network=on("one", hostname="db")))
+    assert not allowed(world, "db", "api", 80) and allowed(world, "one-db", "api", 80)
+    assert not allowed(world, "db", "web", 80) and not allowed(world, "one-db", "web", 80)
+    world.assert_whole()
+    remove(world.machine, ["one-db"])
+    assert allowed(world, "db", "api", 80)
+    world.assert_whole()
+
+
+NETWORKS = ("one", "two", "three")
+CALLED = ("db", "web", "api")
+
+
+@settings(max_examples=samples(40, 400), deadline=None)
+@given(st.data())
+def test_policy_never_lets_in_who_is_neither_called_so_nor_on_a_common_network(data: Any) -> None:
+    """On random services: with the rules as they are for one of them, for all names and networks."""
+    with TemporaryStore() as store, store.transaction():
+        for index, name in enumerate(NETWORKS):
+            subnet = Subnet(4, f"10.99.{index}.0/24", f"10.99.{index}.1")
+            add_network(store, Network(name, "", 1500, (subnet,)))
+        for service in ("db", "web", "x", "y"):
+            at = data.draw(st.lists(st.sampled_from(NETWORKS), min_size=1, unique=True))
+            own = data.draw(st.sampled_from(CALLED))
+            put(store, service, tuple(at), hostname=own)
+        at = tuple(data.draw(st.lists(st.sampled_from(NETWORKS), min_size=1, unique=True)))
+        put(store, "asker", at)
+        store.set_policy("asker", parse(["db"], ["web"], None, (), False))
+        effective = store.policy_now("asker")
+        assert effective is not None and effective.allow_from is not None
+        let_in = {entry.peer.name for entry in effective.allow_from}
+        kept_out = {entry.peer.name for entry in effective.deny_from}
+        beside = {
+            name: {
+                service
+                for service in ("db", "web", "x", "y")
+                if name in store.names(service) and set(store.networks_of(service)) & set(at)
+            }
+            for name in ("db", "web")
+        }
+        assert let_in == (
+            beside["db"] if len(beside["db"]) == 1 else set() or (set() if beside["db"] else {"db"})
+        )
+        assert kept_out == beside["web"] | {"web"}
+
+
+# --- stacks -----------------------------------------------------------------------------------------------------------
+
+
+def test_networks_in_policies_and_addresses_are_the_stacks_own(world: World) -> None:
+    keys = """
+    networks = ["backend", "outside"]
+    ip = { backend = "10.99.7.9" }
+    policy = { allow_from = ["network:backend", "network:outside", "db", "other"] }
+    """
+    folder = project(world, "shop", "shop", "prefix = true", api=keys)
+    shop = command.named(world.store, command.load(folder))
+    (spec,) = [one.loaded.spec for one in shop.members if one.name == "shop-api"]
+    assert spec.networks == ("shop-backend", "outside")  # one that is not of the file is as it is
+    assert dict(spec.addresses) == {"shop-backend": "10.99.7.9"}
+    peers = [entry.peer.name for entry in spec.policy.allow_from or ()]
+    assert peers == ["shop-backend", "outside", "shop-db", "other"]
+
+
+def project(world: World, below: str, name: str, head: str = "", **services: str) -> str:
+    """Write a stack of db and api like everybody's; return its folder."""
+    text = f'[stack]\nname = "{name}"\n{head}\n[networks]\nbackend = {{}}\n'
+    for service in ("db", "api"):
+        world.package(service, below)
+        text += f'[[service]]\nname = "{service}"\npackage = "./{service}"\n'
+        text += services.get(service, 'networks = ["backend"]') + "\n"
+    (world.folder / below / "stack.toml").write_text(text)
+    return str(world.folder / below)
+
+
+ALLOW_API = 'networks = ["backend"]\npolicy = { allow_from = ["api:80"] }'
+
+
+def test_two_projects_of_one_form_are_side_by_side(world: World) -> None:
+    shop, blog = (project(world, name, name, db=ALLOW_API) for name in ("shop", "blog"))
+    done = world.up(shop)
+    assert [one.service for one in done.outcomes] == ["db", "api"]
+    done = world.up(blog)
+    assert [one.service for one in done.outcomes] == ["blog-db", "blog-api"]
+    assert done.made == ["blog-backend"]
+    assert seen(world, "backend")["db"] == address(world, "db")
+    assert seen(world, "blog-backend")["db"] == address(world, "blog-db")
+    assert set(seen(world, "blog-backend")) == {"db", "api", "blog-db", "blog-api"}
+    assert allowed(world, "blog-api", "blog-db", 80) and not allowed(world, "api", "blog-db", 80)
+    assert allowed(world, "api", "db", 80) and not allowed(world, "blog-api", "db", 80)
+    world.assert_whole()
+    for folder in (shop, blog):  # each keeps its names, whatever comes after it
+        assert not any(one.changed for one in world.up(folder).outcomes)
+    outline = command.outlined(world.store, blog)
+    assert set(outline.after) == {"blog-db", "blog-api"}
+    down = command.down(world.machine, blog)
+    assert {name for name, _ in down.services} == {"blog-db", "blog-api"}
+    assert world.store.active_services() == ["api", "db"]
+    remove(world.machine, ["api", "db"])
+    assert [one.service for one in world.up(blog).outcomes] == ["blog-db", "blog-api"]
+    assert [one.service for one in world.up(shop).outcomes] == ["db", "api"]
+    world.assert_whole()
+
+
+def test_key_decides_and_a_stack_without_it_keeps_its_names(world: World) -> None:
+    shop = project(world, "shop", "shop", "prefix = true", db="", api="")
+    done = world.up(shop)
+    assert [one.service for one in done.outcomes] == ["shop-db", "shop-api"]
+    assert world.store.networks_of("shop-db") == ("shop-default",)
+    assert seen(world, "shop-default")["db"] == address(world, "shop-db")
+    project(world, "shop", "shop", db="", api="")
+    assert not any(one.changed for one in world.up(shop).outcomes)
+    blog = project(world, "blog", "blog", "prefix = false")
+    assert [one.service for one in world.up(blog).outcomes] == ["db", "api"]
+    project(world, "blog", "blog", "prefix = true")
+    done = world.up(blog)
+    assert [one.service for one in done.outcomes] == ["blog-db", "blog-api"]
+    assert sorted(done.left) == ["api", "db"]
+    world.assert_whole()
+
+
+def test_stack_may_not_take_names_of_another_one(world: World) -> None:
+    world.up(project(world, "shop", "shop"))
+    before = world.picture()
+    with pytest.raises(ErrorGroup, match="service 'db' belongs to stack 'shop'"):
+        world.up(project(world, "blog", "blog", "prefix = false"))
+    long = project(world, "long", "l" * 60, "prefix = true")
+    with pytest.raises(ErrorGroup) as caught:
+        world.up(long)
+    assert [error.key for error in caught.value.errors] == ["service[1].name", "networks.backend"]
+    assert world.picture() == before
+
+
+def test_policy_of_a_stack_means_its_own_service_not_a_namesake(world: World) -> None:
+    """A service of the stack that shares no network with the policy's is still the one that is meant."""
+    world.activate(world.package("api", network=on("other")))
+    blog = project(
+        world,
+        "blog",
+        "blog",
+        "prefix = true",
+        db='networks = ["backend"]\npolicy = { allow_from = ["api"] }',
+        api='networks = ["frontend"]',
+    )
+    world.up(blog)
+    assert allowed(world, "blog-api", "blog-db", 80) and not allowed(world, "api", "blog-db", 80)
+    world.assert_whole()
+
+
+def test_networks_of_two_stacks_do_not_become_one(world: World) -> None:
+    """``x-y`` of the stack shop is called as ``y`` of the stack shop-x."""
+    first = world.folder / "first"
+    first.mkdir()
+    for stack, network, below in (("shop", "x-y", "a"), ("shop-x", "y", "b")):
+        world.package("db", below)
+        (world.folder / below / "stack.toml").write_text(
+            f'[stack]\nname = "{stack}"\nprefix = true\n[networks]\n{network} = {{}}\n'
+            f'[[service]]\nname = "db"\npackage = "./db"\nnetworks = ["{network}"]\n'
+        )
+    world.up(str(world.folder / "a"))
+    before = world.picture()
+    with pytest.raises(Conflict, match=r"networks\.y: network 'shop-x-y' is used by stack 'shop'"):
+        world.up(str(world.folder / "b"))
+    assert world.picture() == before
