@@ -6,7 +6,7 @@ from niso.base import names
 from niso.kernel.kinds.element import Element
 from niso.manifest.parse_policy import parse_entry
 from niso.plan import nft, policy_maps
-from niso.plan.records import Member, Policed, Policy, Port, Subnet
+from niso.plan.records import Limits, Member, Policed, Policy, Port, Subnet
 
 ODD_NAMES = (
     "a",
@@ -60,7 +60,9 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
     )
     return [
         *nft.network(network, names.bridge(network), subnets, internal=True),
-        *nft.endpoint(service, link, mac, (four, six)),
+        *nft.endpoint(
+            service, link, mac, ((four, subnets[0].cidr), (six, subnets[1].cidr)), Limits(1, 2, 3)
+        ),
         *(element for port in ports for element in nft.published(service, port, (four, six))),
         *(
             element

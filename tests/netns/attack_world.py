@@ -62,6 +62,7 @@ NETWORK = {
     "vault": "inner",
     "mate": "inner",
 }
+CAPABILITIES = {"mallory": ["NET_RAW"], "evil": ["NET_RAW"]}
 BRIDGE_CALLS = ("iptables", "ip6tables", "arptables")
 EAR, LOOPBACK_EAR = 5555, 5556
 ARRIVES_SECONDS = 3
@@ -101,7 +102,12 @@ class World:
         lab.niso(
             "activate",
             *(
-                idle(lab, n, network={"network": NETWORK[n], "ports": ports})
+                idle(
+                    lab,
+                    n,
+                    network={"network": NETWORK[n], "ports": ports},
+                    isolation={"capabilities": CAPABILITIES.get(n, [])},
+                )
                 for n, ports in published.items()
             ),
         )

@@ -94,6 +94,14 @@ DAMAGES: dict[str, Damage] = {
         ),
         [("different", r"map element inet niso publish_any4 .*8080")],
     ),
+    "limit changed": Damage(
+        ("Element.value",),
+        lambda w: w.nft(
+            f'delete element bridge niso arp_nd {{ "{w.port}" }}\n'
+            f'add element bridge niso arp_nd {{ "{w.port}" limit rate over 9/second comment "api" }}'
+        ),
+        [("different", r"set element bridge niso arp_nd \{ \"niapi\S+\" limit rate over ")],
+    ),
     "element with another's comment": Damage(
         ("Element.comment",),
         lambda w: w.nft(

@@ -6,7 +6,7 @@ import pytest
 from kernel_world import throw_away_host
 
 from niso.base.errors import KernelError
-from niso.kernel import nft_tables
+from niso.kernel import nft_sets, nft_tables
 from niso.kernel.fake import Fake
 from niso.kernel.interface import Kernel
 from niso.kernel.kinds.address import Address
@@ -50,7 +50,7 @@ def delete(*things: object) -> tuple[Step, ...]:
 
 TABLES = NftTransaction(
     (
-        *(f"destroy table {table}" for table in nft_tables.CONTAINERS),
+        *(f"destroy table {table}" for table in nft_sets.CONTAINERS),
         nft_tables.TABLES,
         *(Edit("add", each) for each in owner("0123abcd")),
     )

@@ -6,6 +6,7 @@ These run with whatever hierarchy the machine has for each controller (v1 or v2)
 from __future__ import annotations
 
 import pathlib
+import re
 
 import pytest
 from conftest import Lab
@@ -156,6 +157,35 @@ def test_defaults_limit_what_fills_memory_and_pids_and_can_be_changed(lab: Lab) 
     if machine_has("memory"):
         assert sizes(memory_max="64M")[0] == [64, 16, 16, 16]
         assert inspect(lab, "api")["manifest"]["isolation"]["resources"]["tmp_size"] == "16M"
+
+
+def test_limits_of_the_network_change_while_the_service_runs(lab: Lab) -> None:
+    """Those of fragments are for a service only that can send parts of packets."""
+
+    def limits(capabilities: tuple[str, ...] = (), **keys: int) -> tuple[dict[str, str], int]:
+        sections = {"isolation": {"capabilities": list(capabilities)}, "isolation.resources": keys}
+        lab.niso("activate", idle(lab, "api", **sections))
+        listed = lab.run("nft", "-s", "list", "ruleset").stdout
+        found = re.findall(
+            r'set (\w+) \{[^}]*?elements = \{ \S+ limit rate over (.*?) comment "api"', listed
+        )
+        return dict(found), pid_of(lab, "api")
+
+    usual = {"flows4": "1000/second burst 5000 packets", "arp_nd": "100/second burst 1000 packets"}
+    found, pid = limits()
+    assert found == usual
+    assert limits(new_flows_limit=7, arp_limit=0, fragments_limit=3) == (
+        {"flows4": "7/second burst 35 packets", "fragments": "3/second burst 15 packets"},
+        pid,
+    )
+    lab.niso("net", "check")
+    assert limits(new_flows_limit=0, arp_limit=0) == ({}, pid)
+    found, _ = limits(("NET_RAW",))
+    assert found == {**usual, "fragments": "40/second burst 200 packets"}
+    lab.niso("deactivate", "api")
+    assert "limit rate over 40" not in lab.run("nft", "-s", "list", "ruleset").stdout.replace(
+        "\t\tlimit", ""
+    )
 
 
 def test_exec_runs_within_the_limits(lab: Lab) -> None:

@@ -29,7 +29,7 @@ from niso.kernel import (
     netlink,
     nflog,
     nft_elements,
-    nft_tables,
+    nft_sets,
     probe,
     rtnetlink,
     sockdiag,
@@ -109,7 +109,7 @@ def _log(said: list[bytes]) -> Any:
 
 
 H4 = nft_elements.HEADERS["inet niso", "publish_any4"]
-COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(nft_tables.COUNTED)]
+COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(nft_sets.COUNTED)]
 READERS: dict[str, Callable[[list[bytes]], Any]] = {
     "links": lambda said: of(rtnetlink.Rtnl, said).links(),
     "link": lambda said: of(rtnetlink.Rtnl, said).link("lo"),

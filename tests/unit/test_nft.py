@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ruleset_elements import SYSCTLS, all_elements, policy_elements
 from samples import samples
 
-from niso.kernel import nft_tables
+from niso.kernel import nft_sets, nft_tables
 from niso.kernel.kinds.element import Edit, Element
 from niso.kernel.kinds.ruleset import owner
 from niso.plan import nft
@@ -53,10 +53,10 @@ def test_list_of_containers_is_that_of_the_text() -> None:
         # what is dynamic is filled by the rules themselves
         if (container := re.match(r"\t(?:set|map) (\w+) ", line)) and "dynamic" not in line:
             found[table].append(container[1])
-    assert {name: tuple(each) for name, each in found.items()} == nft_tables.CONTAINERS
+    assert {name: tuple(each) for name, each in found.items()} == nft_sets.CONTAINERS
     assert {
-        name for containers in nft_tables.CONTAINERS.values() for name in containers
-    } >= nft_tables.LATE | nft_tables.POLICIES
+        name for containers in nft_sets.CONTAINERS.values() for name in containers
+    } >= nft_sets.LATE | nft_sets.POLICIES
 
 
 def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
@@ -65,10 +65,10 @@ def test_all_kinds_of_elements_are_there_and_each_is_of_its_types() -> None:
     elements += nft.before("net/ipv4/ip_forward", "0")
     elements += policy_elements()
     assert {(e.table, e.container) for e in elements} == {
-        (table, name) for table, containers in nft_tables.CONTAINERS.items() for name in containers
+        (table, name) for table, containers in nft_sets.CONTAINERS.items() for name in containers
     }
     for element in elements:
-        key, value, interval = nft_tables.DECLARED[element.table, element.container]
+        key, value, interval = nft_sets.DECLARED[element.table, element.container]
         assert len(element.element.split(" . ")) == len(key.split(" . "))
         assert bool(element.value) == (value is not None)
         assert len(element.value.split(" . ")) == len((value or "").split(" . "))
@@ -89,10 +89,10 @@ def test_link_whose_name_is_no_word_of_nft_is_left_out(link: str) -> None:
 
 
 def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
-    guards = nft_tables.LATE | nft_tables.POLICIES
+    guards = nft_sets.LATE | nft_sets.POLICIES
     early = {
         name
-        for containers in nft_tables.CONTAINERS.values()
+        for containers in nft_sets.CONTAINERS.values()
         for name in containers
         if name not in guards
     }
@@ -113,7 +113,7 @@ def test_only_published_ports_may_go_before_what_they_lead_to() -> None:
 
 
 def test_every_set_that_is_declared_is_used_by_a_rule() -> None:
-    for containers in nft_tables.CONTAINERS.values():
+    for containers in nft_sets.CONTAINERS.values():
         for name in set(containers) - {"owner", "policies", "before"}:
             assert re.search(rf"@{name}\b", nft_tables.TABLES), name
 
@@ -138,5 +138,5 @@ def test_digest_is_of_the_text() -> None:
     assert re.fullmatch(r"[0-9a-f]{8}", nft_tables.DIGEST)
     marks = {element.element for element in owner("0123abcd")}
     assert marks == {'"id-0123abcd"', f'"rules-{nft_tables.DIGEST}"'}
-    assert {element.table for element in owner("0123abcd")} == set(nft_tables.CONTAINERS)
+    assert {element.table for element in owner("0123abcd")} == set(nft_sets.CONTAINERS)
     assert all(len(mark.strip('"')) <= 15 for mark in marks), "an ifname holds 15 characters"

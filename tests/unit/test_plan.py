@@ -10,7 +10,7 @@ from samples import samples
 from snapshots_made import FORCED, STATE_ID, SWITCHED, endpoint, everything, network, snapshots
 
 from niso.base import names
-from niso.kernel import nft_tables
+from niso.kernel import nft_sets, nft_tables
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.bridge import Bridge
 from niso.kernel.kinds.element import Element
@@ -252,7 +252,7 @@ def test_form_of_a_port_is_elements_of_the_families_of_its_host_address(
     state = desired(everything((dual,), (service,)))
     found = {
         name: {key: value for key, (value, _) in each.items()}
-        for name in nft_tables.CONTAINERS[nft_tables.INET]
+        for name in nft_sets.CONTAINERS[nft_tables.INET]
         if name.startswith(("publish_", "range_", "local_")) and (each := elements(state, name))
     }
     assert found == four | six
@@ -400,7 +400,7 @@ def test_each_link_is_guarded_and_each_guard_is_of_a_link(snapshot) -> None:
 def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
     state = desired(snapshot)
     for element in state[Element]:
-        if element.value:
+        if element.is_mapped:
             address = element.value.split(" . ")[0]
             if element.container.startswith("hairpin"):
                 gateways = {

@@ -8,7 +8,7 @@ from policy_worlds import known, network, policy, world
 from niso.base.errors import Error, NotFound, UsageError
 from niso.explain import explanation, question
 from niso.explain.question import End, Packet
-from niso.kernel import nft_tables, probe
+from niso.kernel import nft_sets, nft_tables, probe
 from niso.plan.records import Port
 from niso.plan.verdict import World
 from niso.store.store import Store
@@ -167,7 +167,7 @@ def test_addresses(
 
 
 def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
-    for table in nft_tables.CONTAINERS:
+    for table in nft_sets.CONTAINERS:
         body = nft_tables.TABLES.partition(f"table {table} {{")[2].partition("\n}")[0]
         chains = [line.split()[1] for line in body.splitlines() if line.startswith("\tchain ")]
         hooks = body.count("\t\ttype ")

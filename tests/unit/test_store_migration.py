@@ -390,7 +390,7 @@ def test_every_version_has_a_migration_to_the_next() -> None:
 # --- version 4 to 5: more fields of ServiceSpec and ProcessSpec ---------------------------------------------------------
 
 
-LATER = ("restrict_suid_sgid", "shm_size", "tmp_size")
+LATER = ("restrict_suid_sgid", "shm_size", "tmp_size", "limits")
 """Fields of a ServiceSpec that version 4 did not have."""
 
 

@@ -340,6 +340,7 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
     bridges = {names.bridge(network) for network in networks}
     folders = {names.hosts_folder(reader) for reader in snapshot.readers if set(reader) & networks}
     of_networks = ("bridges", "same_bridge", "subnets4", "subnets6", "broadcasts", "internal")
+    of_networks += ("gateways4", "gateways6")
     if kind == "Element" and thing.container in of_networks:
         return thing.comment in networks
     if kind == "Element":

@@ -251,7 +251,8 @@ SMALLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
     '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","kind":"service","timeout":null},'
     '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,'
-    '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M"}},'
+    '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M",'
+    '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":0}},'
     '"healthcheck":null,"volumes":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
     '"hostname":null,"aliases":[],"ip":null,"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]}}}}'
 )
@@ -292,7 +293,8 @@ FULLEST = (
     '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
     '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","kind":"service","timeout":null},'
     '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,'
-    '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M"}},'
+    '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M",'
+    '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":40}},'
     '"healthcheck":{"tcp":8080,"http":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'
     '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M"},'
     '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},'
@@ -318,7 +320,8 @@ STORED = (
     '"addresses":{},"hostname":"api","aliases":[],"ports":[],'
     '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false},"manifest":'
     + SMALLEST
-    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","timeout_s":null}'
+    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","timeout_s":null,'
+    '"limits":{"new_flows":1000,"fragments":0,"arp":100}}'
 )
 STORED_FULL = (
     '{"name":"api","rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
@@ -335,7 +338,8 @@ STORED_FULL = (
     '"egress_deny":[{"key":"network.policy.egress.deny[0]","text":"10.0.0.0/8","peer":{"kind":"prefix","name":"10.0.0.0/8"},'
     '"first":0,"last":65535,"proto":""}],"log":true},"manifest":'
     + FULLEST
-    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","timeout_s":null}'
+    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","timeout_s":null,'
+    '"limits":{"new_flows":1000,"fragments":40,"arp":100}}'
 )
 
 

@@ -248,13 +248,13 @@ class Networks:
 
 def _tables(as_text: bool) -> list[Any]:
     """Return niso's tables in the kernel, each as text or as a list of objects."""
-    from niso.kernel import nft_tables
+    from niso.kernel import nft_sets
     from niso.kernel.libnftables import Nft
 
     with Nft() as kernel:
         return [
             kernel.text(f"list table {table}") if as_text else kernel.query(f"list table {table}")
-            for table in nft_tables.CONTAINERS
+            for table in nft_sets.CONTAINERS
             if kernel.elements(table, "owner") is not None
         ]
 

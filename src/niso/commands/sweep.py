@@ -13,7 +13,7 @@ from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, locked_services, service_lock
 from niso.base.names import state_id_of
 from niso.base.report import Command, EndingLost, Event, Report, Stopping, silent
-from niso.kernel import nft_tables
+from niso.kernel import nft_sets, nft_tables
 from niso.kernel.interface import Kernel
 from niso.kernel.kinds.element import NftTransaction
 from niso.kernel.kinds.kind import Step
@@ -145,7 +145,7 @@ def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
         if not going.keys() & set(name.split("/")):
             put_back = Command(f"sysctl -w {name}={value}")
             yield _Thing(put_back, partial(kernel.set_sysctl, name, value))
-    for table in nft_tables.CONTAINERS:
+    for table in nft_sets.CONTAINERS:
         if kernel.list_elements(table, "owner") is not None:
             destroy = f"destroy table {table}"
             write = partial(kernel.write, [NftTransaction((destroy,))])

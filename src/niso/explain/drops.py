@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from niso.base import names
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import link_counters, nft_tables
+from niso.kernel import link_counters, nft_sets, nft_tables
 from niso.kernel.interface import Kernel
 from niso.kernel.libnftables import Nft
 from niso.kernel.nflog import Logged, Nflog
@@ -94,7 +94,7 @@ def _policy_drops() -> dict[tuple[str, str], int] | None:
     with Nfnetlink() as kernel:
         if kernel.header(nft_tables.INET, "owner") is None:
             return None
-        for name in sorted(nft_tables.COUNTED):
+        for name in sorted(nft_sets.COUNTED):
             direction = "in" if name.startswith(("in", "no_start_in")) else "out"
             for counted in kernel.counts(HEADERS[nft_tables.INET, name]):
                 if counted.value != PASSES:

@@ -14,7 +14,7 @@ from niso.base.addresses import family_of
 from niso.base.errors import Error
 from niso.base.lite_typing import NamedTuple
 from niso.explain.question import End, Packet, ends
-from niso.kernel import nft_tables, probe
+from niso.kernel import nft_sets, nft_tables, probe
 from niso.kernel.kinds.element import Element
 from niso.plan import nft
 from niso.plan import policy_maps as rules
@@ -45,7 +45,7 @@ class Object(NamedTuple):
     def counts(self) -> bool:
         """Return whether the object has a packet counter."""
         if self.place is None:
-            return self.container in nft_tables.COUNTED
+            return self.container in nft_sets.COUNTED
         return " counter " in f" {self.text} "
 
 
@@ -268,7 +268,7 @@ def _port_element(store: Store, service: str, network: str, address: str, family
     mac = names.mac(service, network, store.state_id())
     return next(
         _object(element)
-        for element in nft.endpoint(service, host_end, mac, [address])
+        for element in nft.endpoint(service, host_end, mac, [(address, "")])
         if element.container == f"sources{family}"
     )
 

@@ -7,7 +7,7 @@ import ipaddress
 import os
 
 from niso.base.errors import KernelError
-from niso.kernel import nft_tables
+from niso.kernel import nft_sets, nft_tables
 from niso.kernel.kinds.element import Edit, Element, NftTransaction
 
 
@@ -25,7 +25,7 @@ def overlap(one: str, other: str) -> bool:
     *start, last = one.split(" . ")
     *start_, last_ = other.split(" . ")
     if "/" in last:
-        return ipaddress.ip_network(last).overlaps(ipaddress.ip_network(last_))
+        return start == start_ and ipaddress.ip_network(last).overlaps(ipaddress.ip_network(last_))
     low, high, low_, high_ = (
         int(part) for text in (last, last_) for part in (text.split("-") * 2)[:2]
     )
@@ -56,7 +56,7 @@ class FakeTables:
 
     def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
         """As `Kernel.list_elements`."""
-        if self.ruleset is None or container not in nft_tables.CONTAINERS.get(table, ()):
+        if self.ruleset is None or container not in nft_sets.CONTAINERS.get(table, ()):
             return None
         return {
             e.element: (e.value, e.comment)
@@ -66,7 +66,7 @@ class FakeTables:
 
     def _text(self, statement: str) -> None:
         table = statement.removeprefix("destroy table ")
-        if table in nft_tables.CONTAINERS:
+        if table in nft_sets.CONTAINERS:
             self.ruleset = None
             self.elements = {key: e for key, e in self.elements.items() if key[0] != table}
             return
@@ -78,15 +78,17 @@ class FakeTables:
         what, element = edit.text(), edit.element
         table, container = element.table, element.container
         refuse_unless(self.ruleset is not None, errno.ENOENT, what)
-        refuse_unless(container in nft_tables.CONTAINERS[table], errno.ENOENT, what)
+        refuse_unless(container in nft_sets.CONTAINERS[table], errno.ENOENT, what)
         present = self.elements.get(element.key())
         if edit.verb == "delete":
             refuse_unless(present is not None, errno.ENOENT, what)
             del self.elements[element.key()]
         elif present is not None:
-            refuse_unless(present.value == element.value, errno.EEXIST, what)
+            # the kernel accepts a second limit without effect
+            same = present.value == element.value or not element.is_mapped
+            refuse_unless(same, errno.EEXIST, what)
         else:
-            if nft_tables.DECLARED[table, container][2]:
+            if nft_sets.DECLARED[table, container][2]:
                 others = [
                     e.element
                     for e in self.elements.values()

@@ -16,14 +16,14 @@ from collections.abc import Iterable
 from niso.base import failpoint
 from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel import nft_elements
+from niso.kernel import nft_elements, nft_values
 from niso.kernel.netlink import MALFORMED, refused
 
 if TYPE_CHECKING:
     from typing import Any, Self
 
 _JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
-_PROTOCOLS = {number: name for name, number in nft_elements.PROTOCOLS.items()}
+_PROTOCOLS = {number: name for name, number in nft_values.PROTOCOLS.items()}
 
 _MALFORMED = (*MALFORMED, TypeError, AttributeError, RecursionError)
 
@@ -212,12 +212,20 @@ def _element(entry: Any, body: dict[str, Any]) -> tuple[str, tuple[str, str]]:
     A map's entry is [key, value]; a key with a comment or counter is wrapped in "elem".
     """
     key, value = entry if isinstance(entry, list) else (entry, None)
-    comment = ""
+    comment = limit = ""
     if isinstance(key, dict) and "elem" in key:
         comment = key["elem"].get("comment", "")
+        if "limit" in key["elem"]:
+            limit = _limit(key["elem"]["limit"])
         key = key["elem"]["val"]
-    written = "" if value is None else _text(value, _types(body.get("map")))
+    written = limit if value is None else _text(value, _types(body.get("map")))
     return _text(key, _types(body.get("type"))), (written, comment)
+
+
+def _limit(body: dict[str, Any]) -> str:
+    """Return a limit as nft writes it."""
+    over = " over" if body.get("inv") else ""
+    return f"limit rate{over} {body['rate']}/{body['per']} burst {body.get('burst', 0)} packets"
 
 
 def _types(declared: Any) -> list[str]:

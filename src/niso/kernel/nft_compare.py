@@ -8,7 +8,7 @@ from __future__ import annotations
 from niso.base import paths
 from niso.base.errors import Conflict, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel import netns, nft_tables
+from niso.kernel import netns, nft_sets, nft_tables
 from niso.kernel.libnftables import Nft
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def differences(kernel: Nft) -> tuple[tuple[Problem, str], ...] | None:
     with netns.unnamed(), Nft() as scratch:
         scratch.run(nft_tables.TABLES)
         expected = _objects(scratch)
-    gone = [table for table in nft_tables.CONTAINERS if f"table {table}" not in present]
+    gone = [table for table in nft_sets.CONTAINERS if f"table {table}" not in present]
     expected = {
         name: thing
         for name, thing in expected.items()
@@ -55,7 +55,7 @@ def _objects(kernel: Nft) -> dict[str, list[Any]]:
     Handles, values of counters and elements are left out.
     """
     definitions: dict[str, list[Any]] = {}
-    for table in nft_tables.CONTAINERS:
+    for table in nft_sets.CONTAINERS:
         try:
             objects = kernel.query(f"list table {table}")
         except KernelError:

@@ -6,25 +6,22 @@ The cost is 10 µs per element, independent of the size of the set.
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 from collections.abc import Iterable, Iterator
 from functools import partial
 
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import netlink, nft_tables
+from niso.kernel import netlink, nft_sets
 from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
-
-PROTOCOLS = {
-    "icmp": 1,
-    "igmp": 2,
-    "tcp": 6,
-    "udp": 17,
-    "gre": 47,
-    "ipv6-icmp": 58,
-    "sctp": 132,
-    "udplite": 136,
-}
+from niso.kernel.nft_values import (
+    NAMES,
+    WIDTHS,
+    limit,
+    pack,
+    pack_limit,
+    pack_range,
+    unpack,
+)
 
 _FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 _GETSET, _GETSETELEM = 0x0A0A, 0x0A0D  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_*
@@ -42,36 +39,6 @@ _FLAG_INTERVAL, _FLAG_MAP = 0x4, 0x8
 _VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
 _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
 
-# nftables, include/datatype.h: number and width in bytes of each type that niso uses
-_NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
-# bytes of a packet, without a type: a MAC, and the target of a quoted packet
-_MAC_NUMBER, _QUOTED4, _QUOTED6 = -1, -2, -3
-_WIDTHS = {
-    _MAC_NUMBER: 6,
-    _QUOTED4: 4,
-    _QUOTED6: 16,
-    _NFPROTO: 1,
-    _IPV4: 4,
-    _IPV6: 16,
-    _ETHER: 6,
-    _PROTO: 1,
-    _SERVICE: 2,
-    _IFNAME: 16,
-}
-_NFPROTOS = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
-_NAMES = {
-    "nf_proto": _NFPROTO,
-    "ipv4_addr": _IPV4,
-    "ipv6_addr": _IPV6,
-    "ether_addr": _ETHER,
-    "inet_proto": _PROTO,
-    "inet_service": _SERVICE,
-    "ifname": _IFNAME,
-    "iifname": _IFNAME,
-    "@th,208,48": _MAC_NUMBER,
-    "@th,192,32": _QUOTED4,
-    "@th,256,128": _QUOTED6,
-}
 _TYPE_BITS = 6
 
 _NEWSETELEM, _DELSETELEM = 0x0A0C, 0x0A0E
@@ -101,7 +68,7 @@ class Header(NamedTuple):
     @property
     def readable(self) -> bool:
         """Return whether `Nfnetlink.get` knows its types."""
-        return all(kind in _WIDTHS for kind in (*self.key, *(self.value or ())))
+        return all(kind in WIDTHS for kind in (*self.key, *(self.value or ())))
 
 
 class Nfnetlink(netlink.Netfilter):
@@ -250,6 +217,8 @@ def _parse_element(
             return None
     elif _data(element.get(_ELEM_KEY_END, b"")) != last:
         return None
+    if _ELEM_EXPR in element and header.value == ():
+        return limit(attributes(element[_ELEM_EXPR])), _comment(element)
     return _value(header, element.get(_ELEM_DATA, b"")), _comment(element)
 
 
@@ -353,7 +322,9 @@ def _element(change: Change) -> bytes:
     parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
     if last:
         parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
-    if change.adds and change.value:
+    if change.adds and change.value.startswith("limit "):
+        parts.append(pack_limit(change.value))
+    elif change.adds and change.value:
         parts.append(nested(_ELEM_DATA, _pack_value(change.header, change.value)))
     if change.adds and change.comment:
         comment = change.comment.encode() + b"\0"
@@ -371,7 +342,7 @@ def _pack_value(header: Header, value: str) -> bytes:
         return nested(_DATA_VERDICT, *parts)
     fields = value.split(" . ")
     packed = b"".join(
-        _pack(kind, field) + (b"\0" * (-_WIDTHS[kind] % 4) if len(fields) > 1 else b"")
+        pack(kind, field) + (b"\0" * (-WIDTHS[kind] % 4) if len(fields) > 1 else b"")
         for kind, field in zip(header.value, fields, strict=True)
     )
     return attribute(_DATA_VALUE, packed)
@@ -386,16 +357,16 @@ def declared(
     """
     family, _, table = family_table.partition(" ")
     types = [
-        tuple(_NAMES[name] for name in names.split(" . "))
+        tuple(NAMES[name] for name in names.split(" . "))
         for names in (key, value)
-        if names and names != "verdict"
+        if names and names not in ("verdict", "limit")
     ]
-    values = None if value == "verdict" else types[1] if value else ()
+    values = None if value == "verdict" else types[1] if types[1:] else ()
     return Header(_FAMILIES[family], table, container, interval, types[0], values)
 
 
 HEADERS = {
-    place: declared(place[0], place[1], *types) for place, types in nft_tables.DECLARED.items()
+    place: declared(place[0], place[1], *types) for place, types in nft_sets.DECLARED.items()
 }
 """The header of each set and map in niso's tables."""
 
@@ -413,62 +384,9 @@ def _pack_key(header: Header, key: str) -> tuple[bytes, bytes]:
     pad = len(header.key) > 1
     ends: list[bytes] = [b"", b""]
     for kind, field in zip(header.key, fields, strict=True):
-        for i, packed in enumerate(_pack_range(kind, field)):
+        for i, packed in enumerate(pack_range(kind, field)):
             ends[i] += packed + (b"\0" * (-len(packed) % 4) if pad else b"")
     return ends[0], ends[1] if header.interval else b""
-
-
-def _pack_range(kind: int, field: str) -> tuple[bytes, bytes]:
-    address, slash, length = field.partition("/")
-    if slash and kind in (_IPV4, _IPV6):
-        first = _pack(kind, address)
-        host = (1 << len(first) * 8 - int(length)) - 1
-        return first, (int.from_bytes(first, "big") | host).to_bytes(len(first), "big")
-    low, dash, high = field.partition("-")
-    if dash and kind in (_IPV4, _IPV6, _SERVICE):
-        return _pack(kind, low), _pack(kind, high)
-    return _pack(kind, field), _pack(kind, field)
-
-
-def _pack(kind: int, field: str) -> bytes:
-    if kind == _IPV4:
-        return socket.inet_pton(socket.AF_INET, field)
-    if kind == _IPV6:
-        return socket.inet_pton(socket.AF_INET6, field)
-    if kind == _ETHER:
-        return bytes.fromhex(field.replace(":", ""))
-    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
-        return int(field, 0).to_bytes(_WIDTHS[kind], "big")
-    if kind == _SERVICE:
-        return int(field).to_bytes(2, "big")
-    if kind == _NFPROTO:
-        return bytes([_NFPROTOS[field]])
-    if kind == _PROTO:
-        return bytes([PROTOCOLS[field] if field in PROTOCOLS else int(field)])
-    return field.strip('"').encode().ljust(16, b"\0")
-
-
-def _unpack(kind: int, packed: bytes) -> str:
-    if kind == _IPV4:
-        return socket.inet_ntop(socket.AF_INET, packed)
-    if kind == _IPV6:
-        return socket.inet_ntop(socket.AF_INET6, packed)
-    if kind == _ETHER:
-        return packed.hex(":")
-    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
-        number = int.from_bytes(packed, "big")
-        return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer number
-    if kind == _SERVICE:
-        return str(int.from_bytes(packed, "big"))
-    if kind == _NFPROTO:
-        return next(
-            (name for name, number in _NFPROTOS.items() if number == packed[0]), str(packed[0])
-        )
-    if kind == _PROTO:
-        return next(
-            (name for name, number in PROTOCOLS.items() if number == packed[0]), str(packed[0])
-        )
-    return f'"{string(packed)}"'
 
 
 def _value(header: Header, data: bytes) -> str:
@@ -483,8 +401,8 @@ def _fields(kinds: tuple[int, ...], packed: bytes) -> str:
     fields = []
     offset = 0
     for kind in kinds:
-        fields.append(_unpack(kind, packed[offset : offset + _WIDTHS[kind]]))
-        offset += _WIDTHS[kind] + 3 & ~3
+        fields.append(unpack(kind, packed[offset : offset + WIDTHS[kind]]))
+        offset += WIDTHS[kind] + 3 & ~3
     return " . ".join(fields)
 
 

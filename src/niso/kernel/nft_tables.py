@@ -7,8 +7,6 @@ describes the path of a packet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from niso.base.digest import sha256
 
 INET = "inet niso"
@@ -54,6 +52,17 @@ a published port, or of a program of the host, would take the packets of others 
 _OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
 _MASQUERADE = f"masquerade to :{_OWN_SPAN}"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
+
+FLOWS, FRAGMENTS, ARP = "flows", "fragments", "arp_nd"
+"""Sets with a limit in each element: new flows by address (``flows4``, ``flows6``), IP fragments, and
+ARP with neighbour discovery, by bridge port. What has no element has no limit."""
+_BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10}  # seconds of the rate, at once
+
+
+def limit(what: str, rate: int) -> str:
+    """Return the limit of an element: so many packets a second pass, and a burst of them."""
+    return f"limit rate over {rate}/second burst {rate * _BURST[what]} packets"
+
 
 LOG_GROUP = 28271
 """The nfnetlink_log group for packets dropped by policies with ``log = true``."""
@@ -156,6 +165,8 @@ table inet niso {{
 	set kept_range_any4 {{ type inet_proto . inet_service; flags interval; }}
 	set kept_range_any6 {{ type inet_proto . inet_service; flags interval; }}
 	set {PROGRAMS} {{ type inet_proto . inet_service; size 65535; flags dynamic, timeout; timeout 1d; }}
+	set flows4 {{ type ipv4_addr; {limit(FLOWS, 1000)}; }}
+	set flows6 {{ type ipv6_addr; {limit(FLOWS, 1000)}; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 
@@ -285,6 +296,8 @@ table inet niso {{
 		iifname != @bridges oifname != @bridges goto others
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @same_bridge accept
+		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
+		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
 		iifname @internal iifname . oifname != @same_bridge counter drop comment "out of an internal network"
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
@@ -302,6 +315,8 @@ table inet niso {{
 		iifname != @bridges goto from_outside
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
+		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6
@@ -365,15 +380,34 @@ table bridge niso {{
 	set quoted4 {{ typeof iifname . @th,192,32; }}
 	set quoted6 {{ typeof iifname . @th,256,128; }}
 	set subnets4 {{ type ipv4_addr; flags interval; }}
+	set subnets6 {{ type ipv6_addr; flags interval; }}
+	set own4 {{ type ifname . ipv4_addr; flags interval; }}
+	set own6 {{ type ifname . ipv6_addr; flags interval; }}
+	set gateways4 {{ type ipv4_addr; }}
+	set gateways6 {{ type ipv6_addr; }}
 	set broadcasts {{ type ipv4_addr; }}
+	set {FRAGMENTS} {{ type ifname; {limit(FRAGMENTS, 40)}; }}
+	set {ARP} {{ type ifname; {limit(ARP, 100)}; }}
 	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
 
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
+		ip frag-off & 0x3fff != 0 iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
+		meta pkttype host ip daddr @subnets4 jump to_own4
 		icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} iifname @ports goto from_own_error
 		ether type ip iifname . ether saddr . ip saddr @sources4 {_CHECK} accept
 		iifname @ports goto from_port
 		ether type arp arp saddr ip @subnets4 counter drop comment "ARP for a service from a port that niso has not made"
+	}}
+
+	chain to_own4 {{
+		ip daddr @gateways4 return
+		iifname . ip daddr @own4 counter drop comment "the host would ask for a neighbour in a service's stead"
+	}}
+
+	chain to_own6 {{
+		ip6 daddr @gateways6 return
+		iifname . ip6 daddr @own6 counter drop comment "the host would ask for a neighbour in a service's stead"
 	}}
 
 	chain from_own_error {{
@@ -383,6 +417,7 @@ table bridge niso {{
 	}}
 
 	chain from_port {{
+		ether type arp iifname @{ARP} counter drop comment "too much ARP of a service"
 		ether type arp meta length <= 46 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
 		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 {_CHECK} goto from_own6
 		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
@@ -391,6 +426,8 @@ table bridge niso {{
 	}}
 
 	chain from_own6 {{
+		meta pkttype host ip6 daddr @subnets6 jump to_own6
+		exthdr frag exists iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
 		meta l4proto != ipv6-icmp accept
 		icmpv6 type {{ echo-request, echo-reply }} accept
 		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} iifname . @th,256,128 @quoted6 accept comment "about a packet to itself"
@@ -402,6 +439,7 @@ table bridge niso {{
 	}}
 
 	chain from_own_nd {{
+		iifname @{ARP} counter drop comment "too much neighbour discovery of a service"
 		ip6 length 24 accept comment "no option"
 		ip6 length 32 @th,192,16 {{ 0x0101, 0x0201 }} iifname . @th,208,48 @links accept comment "one option, with its own MAC"
 		add @{DROPPED_FROM} {{ iifname }}
@@ -436,73 +474,6 @@ table bridge niso {{
 """
 
 DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
-
-
-def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
-    """Yield the entries of `DECLARED`.
-
-    Sets that rules fill are left out: their declarations are longer.
-    """
-    table = ""
-    for line in TABLES.splitlines():
-        if line.startswith("table "):
-            table = line[6:-2]
-        elif line.startswith(("\tset ", "\tmap ")):
-            name, _, body = line[5:].removesuffix("; }").partition(" { ")
-            types, *more = body.split("; ")
-            key, _, value = types.partition(" ")[2].partition(" : ")
-            if {"flags interval", "counter"}.issuperset(more):
-                yield (table, name), (key, value or None, "flags interval" in more)
-
-
-DECLARED = dict(_declared())
-"""Maps (table, set or map) to the types of its key and value, and whether it has intervals."""
-
-CONTAINERS = {
-    table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)
-}
-"""Every set and map that niso fills, by table."""
-
-POLICIES = frozenset(
-    (
-        *(
-            f"{kind}{family}"
-            for kind in ("ingress", "egress", "no_start_in", "no_start_out")
-            for family in (4, 6)
-        ),
-        *(
-            f"{way}{family}_{part}"
-            for way in ("in", "out")
-            for family in (4, 6)
-            for part in POLICY_PARTS
-        ),
-    )
-)
-"""The sets and maps of policies."""
-
-COUNTED = frozenset(name for name in POLICIES if not name.startswith(("ingress", "egress")))
-"""The sets and maps whose elements have counters."""
-
-LATE = frozenset(
-    (
-        *(
-            "owner",
-            "bridges",
-            "same_bridge",
-            "ports",
-            "subnets4",
-            "subnets6",
-            "internal",
-            "closed",
-            "before",
-        ),
-        *("sources4", "sources6", "quoted4", "quoted6", "links", "broadcasts"),
-    )
-)
-"""Sets whose elements guard something, and are deleted after it.
-
-See kinds/element.py for policies.
-"""
 
 
 def rules_of(table: str, chain: str) -> list[str]:

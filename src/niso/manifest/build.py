@@ -14,7 +14,7 @@ from niso.manifest import parse_health, parse_policy, parse_resources, parse_vol
 from niso.manifest.manifest_tables import Manifest
 from niso.manifest.parse_ports import distinct, parse_port
 from niso.plan import service_spec
-from niso.plan.records import Healthcheck, Port
+from niso.plan.records import Healthcheck, Limits, Port
 from niso.plan.service_spec import Published, ServiceSpec
 
 if TYPE_CHECKING:
@@ -51,7 +51,13 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
     memory_max = maybe(
         parse_resources.memory_max, limits.memory_max, "isolation.resources.memory_max"
     )
-    limits = limits._replace(tmp_size=limits.tmp_size or parse_resources.tmp_default(memory_max))
+    fragments = limits.fragments_limit
+    if fragments is None:
+        fragments = parse_resources.fragments_default(manifest.isolation.capabilities)
+    limits = limits._replace(
+        tmp_size=limits.tmp_size or parse_resources.tmp_default(memory_max),
+        fragments_limit=fragments,
+    )
     manifest = manifest._replace(isolation=manifest.isolation._replace(resources=limits))
     return ServiceSpec(
         name=manifest.package.name,
@@ -102,6 +108,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         tmp_size=maybe(parse_resources.tmpfs, limits.tmp_size, "isolation.resources.tmp_size"),
         kind=own.kind,
         timeout_s=maybe(values.job_timeout, own.timeout, "service.timeout"),
+        limits=Limits(limits.new_flows_limit, fragments, limits.arp_limit),
     )
 
 

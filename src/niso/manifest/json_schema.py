@@ -171,6 +171,13 @@ _DESCRIPTIONS = {
     "Isolation.resources": "Resource limits, enforced as far as the host's cgroups can.",
     "Resources.pids_limit": "Limit of processes and threads, including PID 1 of the service. "
     "4194304 is the kernel's own limit.",
+    "Resources.new_flows_limit": "Connections and other flows a second that the service may open "
+    "through the host's connection tracking, of each family; 5 s of them at once. 0: no limit.",
+    "Resources.arp_limit": "ARP and neighbour discovery packets a second that the service may "
+    "send; 10 s of them at once. 0: no limit.",
+    "Resources.fragments_limit": "IP fragments a second that the service may send; 5 s of them at "
+    "once. 0: no limit. If unset, 40 with the capability NET_RAW, NET_ADMIN or SYS_ADMIN, else "
+    "no limit.",
     "Healthcheck.tcp": "Port that must accept connections, on loopback or the service's addresses.",
     "Healthcheck.retries": "Consecutive failures, after start_period, that count as unhealthy.",
     "Volume.mode": "Whether the path of the host is writable (rw) or read-only (ro).",
@@ -224,6 +231,9 @@ def schema() -> dict[str, Any]:
     tables["Isolation"]["properties"]["capabilities"]["items"] = {"enum": list(values.CAPABILITIES)}
     limits = tables["Resources"]["properties"]["pids_limit"]
     limits |= {"minimum": parse_resources.MIN_PIDS, "maximum": parse_resources.MAX_PIDS}
+    for name in parse_resources.RATES:
+        rate = tables["Resources"]["properties"][name]
+        rate |= {"minimum": 0, "maximum": parse_resources.MAX_RATE}
     healthcheck = tables["Healthcheck"]
     healthcheck["properties"]["tcp"] |= {"minimum": 1, "maximum": 65535}
     healthcheck["properties"]["retries"] |= {"minimum": 1, "maximum": parse_health.MAX_RETRIES}

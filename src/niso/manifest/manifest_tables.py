@@ -37,6 +37,9 @@ class Resources(NamedTuple):
     pids_limit: int | None = parse_resources.PIDS  # None: no limit, in a store of an older niso
     shm_size: str = parse_resources.SHM
     tmp_size: str | None = None
+    new_flows_limit: int = parse_resources.NEW_FLOWS
+    arp_limit: int = parse_resources.ARP
+    fragments_limit: int | None = None
 
 
 class Isolation(NamedTuple):

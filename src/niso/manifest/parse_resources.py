@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
@@ -23,6 +23,15 @@ SHM = "64M"
 TMP = 256 << 20
 """The size of /tmp, /run and /var/tmp without a memory limit."""
 MIN_TMPFS = 64 << 10
+NEW_FLOWS, ARP = 1000, 100
+"""A second, as for all limits of the network; 0: no limit."""
+FRAGMENTS = 40
+"""IP fragments a second of a service that can send parts of packets which never become whole: the
+host keeps them for 30 s, in 4 MiB (net.ipv4.ipfrag_time, ipfrag_high_thresh): 1,600 large ones."""
+SENDS_PARTS = frozenset(("NET_RAW", "NET_ADMIN", "SYS_ADMIN"))
+"""The capabilities for that."""
+MAX_RATE = 1_000_000
+RATES = ("new_flows_limit", "arp_limit", "fragments_limit")
 
 
 def memory_max(text: str, key: str) -> int:
@@ -61,6 +70,11 @@ def tmp_default(memory_max: int | None) -> str:
     return f"{size >> 10}K" if size & (1 << 20) - 1 else f"{size >> 20}M"
 
 
+def fragments_default(capabilities: Collection[str]) -> int:
+    """Return the limit of IP fragments: of other services the kernel sends whole packets only."""
+    return 0 if SENDS_PARTS.isdisjoint(capabilities) else FRAGMENTS
+
+
 RULES: dict[str, Callable[[str, str], int]] = {
     "memory_max": memory_max,
     "cpu_max": cpu_max,
@@ -89,4 +103,9 @@ def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[Invalid
     if type(pids) is int and not MIN_PIDS <= pids <= MAX_PIDS:
         right = f"{MIN_PIDS}, for PID 1 and the program, to {MAX_PIDS}"
         errors.append(values.wrong(key, pids, "is out of range", right, "4096"))
+    for name in RATES:
+        rate, key = section.get(name), f"isolation.resources.{name}"
+        if type(rate) is int and not 0 <= rate <= MAX_RATE:
+            right = f"0, for no limit, to {MAX_RATE} a second"
+            errors.append(values.wrong(key, rate, "is out of range", right, "5000"))
     return errors

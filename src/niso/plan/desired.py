@@ -108,7 +108,11 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             if position == 0:
                 everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                 yield Route(netns, everywhere, subnet.gateway, inner)
-        yield from nft.endpoint(service.name, host_end, mac, endpoint.addresses)
+        pairs = [
+            (address, subnet.cidr)
+            for subnet, address in zip(network.subnets, endpoint.addresses, strict=True)
+        ]
+        yield from nft.endpoint(service.name, host_end, mac, pairs, service.limits)
     if service.publishes:
         yield from nft.hairpin(service.name, own)
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from niso.base.addresses import family_of
 from niso.kernel.kinds.element import Element
-from niso.kernel.nft_tables import BRIDGE, INET, OWN_PORTS
-from niso.plan.records import Port, Subnet
+from niso.kernel.nft_tables import ARP, BRIDGE, FLOWS, FRAGMENTS, INET, OWN_PORTS, limit
+from niso.plan.records import LIMITS, Limits, Port, Subnet
 
 
 def _quoted(ifname: str) -> str:
@@ -68,24 +68,36 @@ def network(
     if internal:
         elements.append(Element(INET, "internal", quoted, "", name))
     for subnet in subnets:
-        elements.append(Element(INET, f"subnets{subnet.family}", subnet.cidr, "", name))
-        if subnet.family == 4:
-            elements.append(Element(BRIDGE, "subnets4", subnet.cidr, "", name))
+        family = subnet.family
+        for table in (INET, BRIDGE):
+            elements.append(Element(table, f"subnets{family}", subnet.cidr, "", name))
+        elements.append(Element(BRIDGE, f"gateways{family}", subnet.gateway, "", name))
+        if family == 4:
             broadcast = str(ipaddress.IPv4Network(subnet.cidr).broadcast_address)
             elements.append(Element(BRIDGE, "broadcasts", broadcast, "", name))
     return elements
 
 
-def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements of a service's bridge port: its MAC and its source addresses."""
+def endpoint(
+    service: str,
+    host_end: str,
+    mac: str,
+    addresses: Iterable[tuple[str, str]],
+    limits: Limits = LIMITS,
+) -> list[Element]:
+    """Return the elements of a service's bridge port: its MAC, its source addresses, its limits.
+
+    ``addresses`` has pairs of an address and its subnet.
+    """
     port = _quoted(host_end)
     elements = [
         Element(INET, "ports", port, "", service),
         Element(BRIDGE, "ports", port, "", service),
     ]
     number = int(mac.replace(":", ""), 16) if mac else 0
-    for address in addresses:
+    for address, subnet in addresses:
         family = family_of(address)
+        elements.append(Element(BRIDGE, f"own{family}", f"{port} . {subnet}", "", service))
         elements.append(
             Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service)
         )
@@ -95,6 +107,14 @@ def endpoint(service: str, host_end: str, mac: str, addresses: Iterable[str]) ->
         elements.append(Element(BRIDGE, f"quoted{family}", key, "", service))
         if family == 6:
             elements.append(Element(BRIDGE, "links", f"{port} . {number}", "", service))
+        if limits.new_flows:
+            new = limit(FLOWS, limits.new_flows)
+            elements.append(Element(INET, f"{FLOWS}{family}", address, new, service))
+    if limits.fragments:
+        some = limit(FRAGMENTS, limits.fragments)
+        elements.append(Element(BRIDGE, FRAGMENTS, port, some, service))
+    if limits.arp:
+        elements.append(Element(BRIDGE, ARP, port, limit(ARP, limits.arp), service))
     return elements
 
 

@@ -160,6 +160,18 @@ class Endpoint(NamedTuple):
     addresses: tuple[str, ...]  # one per subnet of the network
 
 
+class Limits(NamedTuple):
+    """What a service may take of tables that the kernel has once for all, a second; 0: no limit."""
+
+    new_flows: int
+    fragments: int
+    arp: int  # and neighbour discovery
+
+
+LIMITS = Limits(1000, 0, 100)
+"""The limits of a service that an older niso activated."""
+
+
 class Service(NamedTuple):
     """An active service."""
 
@@ -170,6 +182,7 @@ class Service(NamedTuple):
     names: tuple[str, ...]  # hostname first
     publishes: bool = False  # it has ports, in scope or not, or a sharer of its namespace has
     mode: str = "bridge"  # or host, none, share: share has its provider's endpoints and names
+    limits: Limits = LIMITS
 
 
 class Snapshot(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from niso.base.lite_typing import Literal, NamedTuple
-from niso.plan.records import Healthcheck, Policy, Port
+from niso.plan.records import Healthcheck, Limits, Policy, Port
 
 
 class User(NamedTuple):
@@ -79,6 +79,7 @@ class ServiceSpec(NamedTuple):
     tmp_size: int | None = None  # bytes of each of /tmp, /run and /var/tmp
     kind: Literal["service", "job"] = "service"  # a job runs to its end
     timeout_s: float | None = None  # of a job; None: it may take as long as it needs
+    limits: Limits | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

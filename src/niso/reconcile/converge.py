@@ -44,15 +44,17 @@ class Plan(NamedTuple):
 def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bool = False) -> Plan:
     """Return the steps that bring the kernel to the store's state for ``scope``. Changes nothing.
 
-    ``before`` as for `converge`. With ``trusting``, elements that are new in the store are assumed
-    absent and not read: the kernel refuses those that clash.
+    ``before`` as for `converge`. With ``trusting``, elements of maps that are new in the store are
+    assumed absent and not read: the kernel refuses those that clash.
     Raises KernelError, and Conflict if a foreign object has a needed name.
     """
     snapshot = store.snapshot(scope)
     want = _possible(kernel, _desired(snapshot), before)
     candidates = want | before
     known = {element.key() for element in before[Element]} if trusting else set()
-    unread = frozenset(e for e in want[Element] if trusting and e.value and e.key() not in known)
+    unread = frozenset(
+        e for e in want[Element] if trusting and e.is_mapped and e.key() not in known
+    )
     asked = candidates.replace(Element, candidates[Element] - unread)
     present = kernel.read(asked, alias(store.state_id()))
     have = State.of_kinds(lambda kind: kind.in_scope(present, want, before))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from niso.base import names
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel import nft_tables
+from niso.kernel import nft_sets
 from niso.kernel.interface import Kernel
 from niso.kernel.kinds.bridge import Bridge
 from niso.kernel.kinds.element import Element
@@ -44,7 +44,7 @@ def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
     return {
         (element.key(), element.value)
         for element in state[Element]
-        if element.container in nft_tables.POLICIES
+        if element.container in nft_sets.POLICIES
     }
 
 

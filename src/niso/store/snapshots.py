@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from niso.base.lite_typing import NamedTuple
-from niso.plan.records import Endpoint, Network, Port, Service, Snapshot, Subnet
+from niso.plan.records import LIMITS, Endpoint, Limits, Network, Port, Service, Snapshot, Subnet
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
 from niso.store.service_rows import ModeRows
@@ -139,7 +139,10 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
         """
         for name in names:
             row = self._db.execute(
-                "SELECT generation, mode FROM service WHERE name=? AND active=1", (name,)
+                "SELECT generation, mode, CASE WHEN json_valid(manifest)"
+                " THEN json_extract(manifest, '$.limits') END"
+                " FROM service WHERE name=? AND active=1",
+                (name,),
             ).fetchone()
             if row is None:
                 continue
@@ -161,6 +164,7 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
                 publishes=own and any(map(self.publishes, (name, *self.sharers(name)))),
                 names=self.names_there(name) if own else (),
                 mode=row[1],
+                limits=_limits(row[2]),
             )
 
     def snapshot(self, scope: Scope) -> Snapshot:
@@ -216,6 +220,15 @@ class SnapshotRows(PortRows, PolicyRows, ModeRows):
             names,
         )
         return [row[0] for row in rows]
+
+
+def _limits(text: object) -> Limits:
+    """Return the limits of a record, or the defaults if an older niso wrote it or it is damaged."""
+    try:
+        limits = Limits(**decoded(text))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return LIMITS
+    return limits if all(type(rate) is int and rate >= 0 for rate in limits) else LIMITS
 
 
 def marks(values: Iterable[object]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kernel import nft_tables
+from niso.kernel import nft_sets, nft_tables
 from niso.kernel.kinds.kind import Kind, Steps
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Element(NamedTuple):
-    """One element of an nftables set (``value`` is "") or map.
+    """One element of an nftables set (``value`` is "", or its limit) or map.
 
     ``comment`` names the service or network that owns it, and for a policy the manifest line.
     """
@@ -31,6 +31,11 @@ class Element(NamedTuple):
     def key(self) -> tuple[str, ...]:
         return (self.table, self.container, self.element)
 
+    @property
+    def is_mapped(self) -> bool:
+        """Return whether it is an element of a map."""
+        return bool(self.value) and not self.value.startswith("limit ")
+
 
 class Edit(NamedTuple):
     """An element that an nftables transaction adds or deletes."""
@@ -42,8 +47,10 @@ class Edit(NamedTuple):
         """Return the edit in nft's syntax (nft(8))."""
         table, container, what, value, comment = self.element
         if self.verb == "add":
+            mapped = self.element.is_mapped
+            what += f" {value}" if value and not mapped else ""
             what += f' comment "{comment}"' if comment else ""
-            what += f" : {value}" if value else ""
+            what += f" : {value}" if mapped else ""
         return f"{self.verb} element {table} {container} {{ {what} }}"
 
 
@@ -87,8 +94,8 @@ class _Elements(Kind[Element]):
         return ("ruleset", f"table {thing.table}", f"set {container}", f"map {container}")
 
     def what(self, thing: Element) -> str:
-        kind = "map element" if thing.value else "set element"
-        value = f" : {thing.value}" if thing.value else ""
+        kind = "map element" if thing.is_mapped else "set element"
+        value = f" {': ' if thing.is_mapped else ''}{thing.value}" if thing.value else ""
         owner = f" of {thing.comment!r}" if thing.comment else ""
         return (
             f"nftables {kind} {thing.table} {thing.container} {{ {thing.element}{value} }}{owner}"
@@ -126,8 +133,8 @@ class _Elements(Kind[Element]):
         renewed = {_room(edit.element) for edit in added} - {None}
         late: list[Edit] = []
         for element in sorted(before.values()):
-            guards_on = element.container in nft_tables.LATE
-            if element.container in nft_tables.POLICIES:
+            guards_on = element.container in nft_sets.LATE
+            if element.container in nft_sets.POLICIES:
                 # an address is denied until it is gone; new intervals need the place of old ones
                 own = not addresses.isdisjoint(element.element.split(" . ")[:2])
                 guards_on = own and _room(element) not in renewed
@@ -202,7 +209,7 @@ def _room(element: Element) -> tuple[str, ...] | None:
     """
     part = element.container.partition("_")[2]
     intervals = nft_tables.POLICY_PARTS.get(part, ("", False))[1]
-    if element.container not in nft_tables.POLICIES or not intervals:
+    if element.container not in nft_sets.POLICIES or not intervals:
         return None
     own, peer = element.element.split(" . ")[:2]
     return (element.container, own, peer) if part == "ports" else (element.container, own)
@@ -235,7 +242,7 @@ def _all(reading: Reading) -> Iterable[Element]:
 
     elements: set[Element] = set()
     with Nft() as kernel:
-        for table, containers in nft_tables.CONTAINERS.items():
+        for table, containers in nft_sets.CONTAINERS.items():
             for container in containers:
                 present = kernel.elements(table, container) or {}
                 if container == "owner" and present:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kernel import nft_tables
+from niso.kernel import nft_sets, nft_tables
 from niso.kernel.kinds.element import Edit, Element, NftTransaction, lookup
 from niso.kernel.kinds.kind import Difference, Kind, Steps, kind_of
 
@@ -46,7 +46,7 @@ class _Rulesets(Kind[Ruleset]):
         """
         if want[Ruleset] == have[Ruleset]:
             return Steps()
-        tables = tuple(f"destroy table {table}" for table in nft_tables.CONTAINERS)
+        tables = tuple(f"destroy table {table}" for table in nft_sets.CONTAINERS)
         if not want[Ruleset]:
             return Steps(last=[NftTransaction(tables)])
         keys = {(type(thing), thing.key()) for thing in want if not isinstance(thing, Element)}
@@ -90,7 +90,7 @@ def owner(state_id: str) -> list[Element]:
     """
     return [
         Element(table, "owner", f'"{text}"', "", "")
-        for table in nft_tables.CONTAINERS
+        for table in nft_sets.CONTAINERS
         for text in (f"id-{state_id}", f"rules-{nft_tables.DIGEST}")
     ]
 
@@ -113,7 +113,7 @@ def _other_tables(reading: Reading) -> Iterable[Ruleset]:
     with Nft() as kernel:
         digests: list[str] = []
         gone: list[tuple[Problem, str]] = []
-        for table in nft_tables.CONTAINERS:
+        for table in nft_sets.CONTAINERS:
             marks = kernel.elements(table, "owner")
             if marks is None:
                 gone.append(("missing", f"table {table}"))
@@ -123,7 +123,7 @@ def _other_tables(reading: Reading) -> Iterable[Ruleset]:
             if texts or reading.foreign is None:
                 check_owner(table, texts, reading.state_id)
             digests += [text[6:] for text in texts if text.startswith("rules-")]
-    if len(digests) != len(nft_tables.CONTAINERS) or len(set(digests)) != 1:
+    if len(digests) != len(nft_sets.CONTAINERS) or len(set(digests)) != 1:
         return (Ruleset("incomplete", tuple(gone)),) if digests else ()
     return (Ruleset(digests[0]),)
 

@@ -1,0 +1,69 @@
+"""Derive from the ruleset's text what each set and map holds, and group them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from niso.kernel.nft_tables import ARP, BRIDGE, FRAGMENTS, INET, POLICY_PARTS, TABLES
+
+
+def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
+    """Yield the entries of `DECLARED`.
+
+    Sets that rules fill are left out: their declarations are longer.
+    """
+    table = ""
+    for line in TABLES.splitlines():
+        if line.startswith("table "):
+            table = line[6:-2]
+        elif line.startswith(("\tset ", "\tmap ")):
+            name, _, body = line[5:].removesuffix("; }").partition(" { ")
+            types, *more = body.split("; ")
+            key, _, value = types.partition(" ")[2].partition(" : ")
+            if more and more[0].startswith("limit "):
+                yield (table, name), (key, "limit", False)
+            elif {"flags interval", "counter"}.issuperset(more):
+                yield (table, name), (key, value or None, "flags interval" in more)
+
+
+DECLARED = dict(_declared())
+"""Maps (table, set or map) to the types of its key and value, and whether it has intervals.
+
+The value of a set with limits is "limit".
+"""
+
+CONTAINERS = {
+    table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)
+}
+"""Every set and map that niso fills, by table."""
+
+POLICIES = frozenset(
+    (
+        *(
+            f"{kind}{family}"
+            for kind in ("ingress", "egress", "no_start_in", "no_start_out")
+            for family in (4, 6)
+        ),
+        *(
+            f"{way}{family}_{part}"
+            for way in ("in", "out")
+            for family in (4, 6)
+            for part in POLICY_PARTS
+        ),
+    )
+)
+"""The sets and maps of policies."""
+
+COUNTED = frozenset(name for name in POLICIES if not name.startswith(("ingress", "egress")))
+"""The sets and maps whose elements have counters."""
+
+_GUARDS = f"""
+owner bridges same_bridge ports subnets4 subnets6 internal closed before
+sources4 sources6 quoted4 quoted6 links broadcasts own4 own6 gateways4 gateways6
+flows4 flows6 {FRAGMENTS} {ARP}
+"""
+LATE = frozenset(_GUARDS.split())
+"""Sets whose elements guard something, and are deleted after it.
+
+See kinds/element.py for policies.
+"""

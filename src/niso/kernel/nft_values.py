@@ -1,0 +1,135 @@
+"""Write the values of nftables elements as the bytes of the kernel's registers, and read them."""
+
+from __future__ import annotations
+
+import socket
+
+from niso.kernel.netlink import attribute, attributes, nested, string, text
+
+PROTOCOLS = {
+    "icmp": 1,
+    "igmp": 2,
+    "tcp": 6,
+    "udp": 17,
+    "gre": 47,
+    "ipv6-icmp": 58,
+    "sctp": 132,
+    "udplite": 136,
+}
+
+ELEM_EXPR = 7  # NFTA_SET_ELEM_EXPR
+_EXPR_NAME, _EXPR_DATA = 1, 2
+_LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
+_LIMIT_INV = 1  # NFT_LIMIT_F_INV: matches what is over the rate
+
+# nftables, include/datatype.h: number and width in bytes of each type that niso uses
+_NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
+# bytes of a packet, without a type: a MAC, and the target of a quoted packet
+_MAC_NUMBER, _QUOTED4, _QUOTED6 = -1, -2, -3
+WIDTHS = {
+    _MAC_NUMBER: 6,
+    _QUOTED4: 4,
+    _QUOTED6: 16,
+    _NFPROTO: 1,
+    _IPV4: 4,
+    _IPV6: 16,
+    _ETHER: 6,
+    _PROTO: 1,
+    _SERVICE: 2,
+    _IFNAME: 16,
+}
+_NFPROTOS = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
+NAMES = {
+    "nf_proto": _NFPROTO,
+    "ipv4_addr": _IPV4,
+    "ipv6_addr": _IPV6,
+    "ether_addr": _ETHER,
+    "inet_proto": _PROTO,
+    "inet_service": _SERVICE,
+    "ifname": _IFNAME,
+    "iifname": _IFNAME,
+    "@th,208,48": _MAC_NUMBER,
+    "@th,192,32": _QUOTED4,
+    "@th,256,128": _QUOTED6,
+}
+
+
+def pack_limit(value: str) -> bytes:
+    """Return the expression of a limit, as `nft_tables.limit` writes it, a second its unit."""
+    rate, burst = (int(word.partition("/")[0]) for word in value.split()[3:6:2])
+    return nested(
+        ELEM_EXPR,
+        text(_EXPR_NAME, "limit"),
+        nested(
+            _EXPR_DATA,
+            attribute(_LIMIT_RATE, rate.to_bytes(8, "big")),
+            attribute(_LIMIT_UNIT, (1).to_bytes(8, "big")),
+            attribute(_LIMIT_BURST, burst.to_bytes(4, "big")),
+            attribute(_LIMIT_TYPE, bytes(4)),  # NFT_LIMIT_PKTS
+            attribute(_LIMIT_FLAGS, _LIMIT_INV.to_bytes(4, "big")),
+        ),
+    )
+
+
+def limit(expression: dict[int, bytes]) -> str:
+    """Return the limit of an element as nft writes it, "" if it has another expression."""
+    if string(expression[_EXPR_NAME]) != "limit":
+        return ""
+    data = attributes(expression[_EXPR_DATA])
+    rate, unit, burst, _, flags = (int.from_bytes(data[n], "big") for n in range(1, 6))
+    over = " over" if flags & _LIMIT_INV else ""
+    per = {1: "second", 60: "minute", 3600: "hour"}.get(unit, f"{unit} s")
+    return f"limit rate{over} {rate}/{per} burst {burst} packets"
+
+
+def pack_range(kind: int, field: str) -> tuple[bytes, bytes]:
+    address, slash, length = field.partition("/")
+    if slash and kind in (_IPV4, _IPV6):
+        first = pack(kind, address)
+        host = (1 << len(first) * 8 - int(length)) - 1
+        return first, (int.from_bytes(first, "big") | host).to_bytes(len(first), "big")
+    low, dash, high = field.partition("-")
+    if dash and kind in (_IPV4, _IPV6, _SERVICE):
+        return pack(kind, low), pack(kind, high)
+    return pack(kind, field), pack(kind, field)
+
+
+def pack(kind: int, field: str) -> bytes:
+    if kind == _IPV4:
+        return socket.inet_pton(socket.AF_INET, field)
+    if kind == _IPV6:
+        return socket.inet_pton(socket.AF_INET6, field)
+    if kind == _ETHER:
+        return bytes.fromhex(field.replace(":", ""))
+    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
+        return int(field, 0).to_bytes(WIDTHS[kind], "big")
+    if kind == _SERVICE:
+        return int(field).to_bytes(2, "big")
+    if kind == _NFPROTO:
+        return bytes([_NFPROTOS[field]])
+    if kind == _PROTO:
+        return bytes([PROTOCOLS[field] if field in PROTOCOLS else int(field)])
+    return field.strip('"').encode().ljust(16, b"\0")
+
+
+def unpack(kind: int, packed: bytes) -> str:
+    if kind == _IPV4:
+        return socket.inet_ntop(socket.AF_INET, packed)
+    if kind == _IPV6:
+        return socket.inet_ntop(socket.AF_INET6, packed)
+    if kind == _ETHER:
+        return packed.hex(":")
+    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
+        number = int.from_bytes(packed, "big")
+        return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer number
+    if kind == _SERVICE:
+        return str(int.from_bytes(packed, "big"))
+    if kind == _NFPROTO:
+        return next(
+            (name for name, number in _NFPROTOS.items() if number == packed[0]), str(packed[0])
+        )
+    if kind == _PROTO:
+        return next(
+            (name for name, number in PROTOCOLS.items() if number == packed[0]), str(packed[0])
+        )
+    return f'"{string(packed)}"'
