@@ -139,3 +139,12 @@ class Unlimited(Policed):
         super().fill(ports)
         without_limits()
         return 0.0
+
+
+class PortUnlimited(NisoWorld):
+    """Published ports without these rules."""
+
+    def fill(self, ports: int) -> float:
+        took = super().fill(ports)
+        without_limits()
+        return took
