@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from attack_worlds import without_limits
 from niso_world import NisoWorld, package
 from worlds import SERVED, World, run, timed, write
 
@@ -12,6 +13,7 @@ from niso.services.targets import find_targets
 
 A_NETWORK = 200  # services on each
 PEERS = 10
+FAST = "[isolation.resources]\nnew_flows_limit = 1000000\n"
 OTHERS = (*(f"other{i}" for i in range(PEERS - 1)), "client0")
 
 
@@ -115,7 +117,10 @@ class NoPolicy(Bridged, NisoWorld):
 
     def fill(self, ports: int) -> float:
         write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
-        folders = [package("server0", [], "inside", self.rules), package("client0", [], "inside")]
+        folders = [
+            package("server0", [], "inside", self.rules),
+            package("client0", [], "inside", FAST),
+        ]
         done = activate.activate(self.machine, find_targets(self.store, folders), 60)
         self.target, self.source = (each.addresses[0] for each in done)
         return 0.0
@@ -125,3 +130,21 @@ class Policed(NoPolicy):
     """The same where the server's policy allows the client, among others."""
 
     rules = f"[network.policy]\nallow_from = {[f'{name}:{SERVED}' for name in OTHERS]}\n"
+
+
+class Unlimited(Policed):
+    """The same without the rules that limit what a service sends."""
+
+    def fill(self, ports: int) -> float:
+        super().fill(ports)
+        without_limits()
+        return 0.0
+
+
+class PortUnlimited(NisoWorld):
+    """Published ports without these rules."""
+
+    def fill(self, ports: int) -> float:
+        took = super().fill(ports)
+        without_limits()
+        return took

@@ -40,7 +40,7 @@ def _rates(chapter: Chapter, sizes: Sizes) -> None:
         chapter.found.lacks("", "", 0, str(error))
         return
     cases: dict[str, Case] = {}
-    for kind in ("switched", "tracked", "no-policy", "policed"):
+    for kind in ("switched", "tracked", "no-policy", "policed", "unlimited"):
         say(f"inside a bridge: {kind}")
         if lab := chapter.lab(kind, flows=flows):
             try:

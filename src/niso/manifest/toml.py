@@ -64,6 +64,8 @@ def _require_owner(what: str, info: os.stat_result, owners: Container[int]) -> N
             user = f"user {pwd.getpwuid(info.st_uid).pw_name}"
         except KeyError:
             user = f"uid {info.st_uid}"
+        if 0 in owners and "SUDO_UID" not in os.environ:
+            hint += ". As sudo niso, it obeys the files of the user who calls sudo"
         raise InvalidInput(f"{what} belongs to {user}, not to you or root", hint)
     if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
         raise InvalidInput(f"{what} is writable for everybody", hint)

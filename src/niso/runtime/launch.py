@@ -59,6 +59,7 @@ _FOLDERS = (
     root.HOST,
     root.INIT,
     sources.VOLUMES,
+    sources.PACKAGE,
     "scratch",
     "root",
     "exits",
@@ -167,6 +168,7 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
     for name in _FOLDERS:
         os.mkdir(os.path.join(bundle, name), 0o700)
+    spec = spec._replace(package=f"{bundle}/{sources.PACKAGE}")
     where = volumes.placed(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
     hosts_at = root.write_layer(spec, f"{bundle}/layer")

@@ -82,7 +82,9 @@ def copy(
             )
         _write_to_disk(temporary)
         failpoint.hit(f"name package copy {target}")
-        if os.path.isdir(target):
+        if os.path.islink(target):
+            os.unlink(target)
+        elif os.path.isdir(target):
             os.rename(target, f"{temporary}.damaged")
         os.rename(temporary, target)
         for above in (paths.package_dir(service), paths.packages_dir(), paths.state_dir()):
@@ -141,13 +143,22 @@ def is_copied(
     The file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint`.
     """
     copy = os.path.join(paths.package_dir(service), digest)
-    if not os.path.isdir(copy):
+    if not _is_folder(copy):
         return False
     return all(
         _is_same(entry, os.path.join(copy, entry.path))
         for entry in _walk(folder, rootfs)
         if os.path.join(folder, entry.path) != manifest
     )
+
+
+def _is_folder(copy: str) -> bool:
+    """Return whether a copy is a folder that no other user can change."""
+    try:
+        info = os.lstat(copy)
+    except OSError:
+        return False
+    return files.is_own_folder(info)
 
 
 def _is_same(entry: _Entry, path: str) -> bool:

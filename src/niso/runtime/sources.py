@@ -1,4 +1,4 @@
-"""Identify the host folders and files that a service sees: its rootfs and its host volumes.
+"""Identify the folders and files that a service sees: its rootfs, host volumes and package copy.
 
 A path can be replaced after it was checked. Whoever can write to one of its folders could replace
 the rootfs with a link to / after the activation, and the service would read the host's files at its
@@ -7,6 +7,8 @@ without following links, compares the files, and mounts exactly those that it op
 
 A rootfs must stay the same folder. A host volume may be replaced where only root can do
 so, for example when a program recreates its folder below /run, or an editor replaces a file.
+
+A package copy must be a folder that root alone can change.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ import os
 import stat
 from collections.abc import Iterator
 
+from niso.base import files
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import NamedTuple
 from niso.plan.process_spec import Identity, ProcessSpec, Volume
 from niso.runtime import mount_calls
 from niso.runtime.root import LOWER
 
-VOLUMES = "volumes"
-"""The folder of the bundle where host volumes are mounted for the creation of the container."""
+VOLUMES, PACKAGE = "volumes", "package"
+"""The folders of the bundle where these are mounted for the creation of the container."""
 _NO_LINKS = mount_calls.NO_SYMLINKS | mount_calls.NO_MAGICLINKS
 _REPLACED = (errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
 
@@ -98,6 +101,11 @@ class Held:
         volumes = {volume.name: volume for volume in spec.volumes}
         rootfs = spec.rootfs
         try:
+            fd = open_copy(spec.package, spec.service)
+            try:
+                self.trees[PACKAGE] = mount_calls.clone_mount(fd, recursive=True)
+            finally:
+                os.close(fd)
             for source in _sources(spec):
                 fd = _open(source, spec.service)
                 try:
@@ -122,6 +130,33 @@ class Held:
         for fd in self.trees.values():
             os.close(fd)
         self.trees.clear()
+
+
+def open_copy(path: str, service: str = "", manifest: str = "FOLDER") -> int:
+    """Open a package copy (O_PATH) and verify that it is niso's. Raises ProcessError."""
+    above, name = os.path.split(path)
+    folder = copy = -1
+    try:
+        folder = mount_calls.open_place(above, 0)
+        copy = mount_calls.open_place(name, _NO_LINKS | mount_calls.BENEATH, folder)
+        # what the modes of the folders above allow, that of the state folder does not
+        owned = os.fstat(folder).st_uid in (0, os.geteuid())
+        if not owned or not files.is_own_folder(os.fstat(copy)):
+            raise _not_copy(path, "is not niso's: other users can change it", service, manifest)
+        opened, copy = copy, -1
+        return opened
+    except OSError as error:
+        what = "is a link" if error.errno == errno.ELOOP else f"cannot be opened: {error.strerror}"
+        raise _not_copy(path, what, service, manifest) from error
+    finally:
+        for fd in (folder, copy):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _not_copy(path: str, what: str, service: str, manifest: str) -> ProcessError:
+    hint = f"niso activate {manifest}, which copies it again"
+    return ProcessError(f"package copy {path} {what}", hint, service=service)
 
 
 def _open(source: _Source, service: str = "") -> int:

@@ -136,6 +136,7 @@ def known(store: Store, service: str) -> Target:
 
 def replaced(row: ServiceRow) -> None:
     """Raise an error if a path of a known service leads elsewhere than at its activation."""
+    os.close(sources.open_copy(row.package, row.name, row.manifest_path))
     spec = row.process  # None if it is damaged: then nothing is known of it
     errors = list(sources.problems(spec)) if spec is not None else []
     for error in errors:
