@@ -107,4 +107,25 @@ def _syntax(message: str, text: str) -> str:
     reason, _, place = message.removesuffix(")").rpartition(" (at ")
     if place == "end of document":
         place = f"line {text.count(chr(10)) + 1}, column {len(text) - text.rfind(chr(10))}"
-    return values.escaped(f"{place}: {reason[:1].lower()}{reason[1:]}")
+    reason = _duplicate(reason, place, text) or f"{reason[:1].lower()}{reason[1:]}"
+    return values.escaped(f"{place}: {reason}")
+
+
+def _duplicate(reason: str, place: str, text: str) -> str:
+    """Return a plain reason if tomllib's is that a table or key is there twice, else ""."""
+    import re
+
+    match = re.match(r"line ([0-9]+),", place)
+    lines = text.split("\n")
+    line = lines[int(match[1]) - 1].strip() if match else ""
+    header = line.partition("#")[0].strip()
+    if reason.startswith("Cannot declare"):
+        before = [
+            n for n, other in enumerate(lines, 1) if other.partition("#")[0].strip() == header
+        ]
+        first = f"; the first is in line {before[0]}" if len(before) > 1 else ""
+        return f"the table {header} is there twice{first}"
+    if reason == "Cannot overwrite a value":
+        key = line.partition("=")[0].strip()
+        return f"{key} has a value already"
+    return ""
