@@ -249,7 +249,7 @@ HEAD: dict[str, Any] = {
 }
 SMALLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
-    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","kind":"service","timeout":null},'
+    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","kind":"service","timeout":null,"env_file":[]},'
     '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M"}},'
     '"healthcheck":null,"volumes":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
@@ -290,7 +290,7 @@ FULL: dict[str, Any] = {
 FULLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":"rootfs"},'
     '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
-    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","kind":"service","timeout":null},'
+    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","kind":"service","timeout":null,"env_file":[]},'
     '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M"}},'
     '"healthcheck":{"tcp":8080,"http":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'

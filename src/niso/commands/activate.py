@@ -27,7 +27,7 @@ from niso.services.admit import Change, record, release, scope_of
 from niso.services.concern import concerned
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
-from niso.services.targets import Target, still_so
+from niso.services.targets import Target, apart, still_so
 from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
@@ -280,7 +280,11 @@ def _begin_copies(store: Store, targets: list[Target]) -> list[str]:
 def _is_fresh(target: Target) -> bool:
     """Return whether the package of a service must be copied."""
     return target.fingerprint is not None and not package.is_copied(
-        target.name, target.fingerprint, target.folder, target.rootfs, target.manifest_path
+        target.name,
+        target.fingerprint,
+        target.folder,
+        apart(target.rootfs, target.spec),
+        target.manifest_path,
     )
 
 
@@ -295,9 +299,8 @@ def _copy(target: Target, fresh: Container[str], report: Report) -> str:
     """Copy the package of a service if it is in ``fresh``; return the path of the copy."""
     if target.name in fresh and target.fingerprint is not None:
         report(CopyingPackage(target.folder))
-        package.copy(
-            target.name, target.folder, target.rootfs, target.fingerprint, target.manifest_path
-        )
+        without = apart(target.rootfs, target.spec)
+        package.copy(target.name, target.folder, without, target.fingerprint, target.manifest_path)
     return _copy_path(target)
 
 

@@ -198,8 +198,11 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     if of_package(row) is None:
         return 0
     folder = os.path.dirname(row.manifest_path)
+    from niso.services.targets import apart
+
+    without = apart(row.rootfs, row.require_service())
     try:
-        same = package.fingerprint(folder, row.rootfs, row.manifest_path) == row.fingerprint
+        same = package.fingerprint(folder, without, row.manifest_path) == row.fingerprint
     except Error:
         same = False
     if not same:
@@ -209,7 +212,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
         )
         raise Error(message, f"niso activate {row.manifest_path}")
     report(CopyingPackage(folder))
-    package.copy(row.name, folder, row.rootfs, row.fingerprint, row.manifest_path)
+    package.copy(row.name, folder, without, row.fingerprint, row.manifest_path)
     return 1
 
 

@@ -122,8 +122,14 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Mount point inside the service: an absolute path that overlaps no other volume.",
     ),
     "Volume.host": (
-        rf"^/{_PATH[1:-2]}*$",
-        "Absolute path of an existing folder or file on the host.",
+        rf"^(?:/|\.$|\./){_PATH[1:-2]}*$",
+        "Path of an existing folder or file on the host: absolute, or ./ and a path below the "
+        "manifest's folder.",
+    ),
+    "Service.env_file": (
+        _PATH,
+        "File of environment variables, or an array of them, relative to the manifest. "
+        "[environment] comes before them.",
     ),
     "Volume.size": (_SIZE, "Size limit of a tmpfs: 64K, 512M, 2G (powers of 1024)."),
     "Network.network": (
@@ -353,4 +359,4 @@ def _set_pattern(field: dict[str, Any], pattern: str) -> None:
         if texts:
             _set_pattern(choice[texts], pattern)
         else:
-            choice["pattern"] = pattern
+            choice["pattern"] = rf"\$\{{|{pattern}"  # a text with a variable is any text

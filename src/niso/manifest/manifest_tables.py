@@ -29,6 +29,7 @@ class Service(NamedTuple):
     stop_timeout: str = "10s"
     kind: Literal["service", "job"] = "service"
     timeout: str | None = None
+    env_file: str | tuple[str, ...] = ()
 
 
 class Resources(NamedTuple):

@@ -168,7 +168,18 @@ def of_manifest(loaded: model.Loaded) -> Target:
     root = _rootfs(loaded)
     target = Target(spec.name, spec, loaded.path, loaded.folder, root, "")
     _check_files(target)
-    return target._replace(fingerprint=package.fingerprint(loaded.folder, root, loaded.path))
+    return target._replace(
+        fingerprint=package.fingerprint(loaded.folder, apart(root, spec), loaded.path)
+    )
+
+
+def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
+    """Return what is no part of a package, even below its folder: the rootfs and writable volumes.
+
+    What a service writes there would else be a change of its package.
+    """
+    written = [volume.host for volume in spec.volumes if volume.host and not volume.read_only]
+    return tuple(path for path in (rootfs, *written) if path is not None)
 
 
 def _rootfs(loaded: model.Loaded) -> str | None:
