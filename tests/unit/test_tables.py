@@ -252,7 +252,7 @@ SMALLEST = (
     '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","kind":"service","timeout":null,"env_file":[]},'
     '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M"}},'
-    '"healthcheck":null,"volumes":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
+    '"healthcheck":null,"volumes":{},"secrets":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
     '"hostname":null,"aliases":[],"ip":null,"extra_hosts":{},"dns":null,"dns_search":null,"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]}}}}'
 )
 FULL: dict[str, Any] = {
@@ -295,7 +295,7 @@ FULLEST = (
     '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M"}},'
     '"healthcheck":{"tcp":8080,"http":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'
     '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M"},'
-    '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},'
+    '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},"secrets":{},'
     '"network":{"mode":"bridge","share":null,"network":"niso-default","networks":["a","b"],"ports":["80:80"],"hostname":null,'
     '"aliases":["web"],"ip":{"a":"10.99.1.10"},"extra_hosts":{},"dns":null,"dns_search":null,'
     '"policy":{"allow_from":[],"deny_from":[],"log":true,"egress":{"allow":["db:5432"],"deny":["10.0.0.0/8"]}}}}'
@@ -319,7 +319,7 @@ STORED = (
     '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false},"manifest":'
     + SMALLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","timeout_s":null,'
-    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null}'
+    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{}}'
 )
 STORED_FULL = (
     '{"name":"api","rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
@@ -337,7 +337,7 @@ STORED_FULL = (
     '"first":0,"last":65535,"proto":""}],"log":true},"manifest":'
     + FULLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","timeout_s":null,'
-    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null}'
+    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{}}'
 )
 
 

@@ -99,12 +99,12 @@ def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
     """Return the tables of a manifest with env_file and relative host paths below ``folder``.
 
     ``base`` is the key of these tables. A volume's path of the host is relative if it starts with
-    ``./``, and must not lead out of ``folder``.
+    ``./``. Neither it nor a relative path of a secret may lead out of ``folder``.
     """
     from niso.manifest.validate import join
 
     data, errors = resolved.data, list(resolved.errors)
-    service, volumes = data.get("service"), data.get("volumes")
+    service = data.get("service")
     if isinstance(service, dict) and "env_file" in service:
         files = service["env_file"]
         if isinstance(files, str):
@@ -112,19 +112,26 @@ def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
         elif isinstance(files, list):
             files = [os.path.join(folder, one) if isinstance(one, str) else one for one in files]
         data = {**data, "service": {**service, "env_file": files}}
-    volumes = volumes if isinstance(volumes, dict) else {}
-    placed = {}
-    for name, keys in volumes.items():
-        host = keys.get("host") if isinstance(keys, dict) else None
-        if isinstance(host, str) and (host == "." or host.startswith("./")):
-            try:
-                key = join(join(base, "volumes"), name)
-                placed[name] = {**keys, "host": values.path_below(host, f"{key}.host", folder)}
-            except InvalidInput as error:
-                errors.append(error)
-    if placed:
-        data = {**data, "volumes": {**volumes, **placed}}
+    for table, key in (("volumes", "host"), ("secrets", "file")):
+        written = data.get(table)
+        tables: dict[str, Any] = written if isinstance(written, dict) else {}
+        placed = {}
+        for name, keys in tables.items():
+            text = keys.get(key) if isinstance(keys, dict) else None
+            if isinstance(text, str) and _is_relative(text, table == "secrets"):
+                path = f"{join(join(base, table), name)}.{key}"
+                try:
+                    placed[name] = {**keys, key: values.path_below(text, path, folder)}
+                except InvalidInput as error:
+                    errors.append(error)
+        if placed:
+            data = {**data, table: {**tables, **placed}}
     return Resolved(data, errors)
+
+
+def _is_relative(text: str, always: bool) -> bool:
+    """Return whether a path is relative; unless ``always``, it must say so by ``./``."""
+    return not text.startswith("/") if always else text == "." or text.startswith("./")
 
 
 def checked(resolved: Resolved, path: str, owners: Container[int] | None = None) -> ServiceSpec:

@@ -64,6 +64,10 @@ class Volume(NamedTuple):
     size: str | None = None
 
 
+class Secret(NamedTuple):
+    file: str
+
+
 class Egress(NamedTuple):
     allow: tuple[str, ...] | None = None
     deny: tuple[str, ...] = ()
@@ -99,4 +103,5 @@ class Manifest(NamedTuple):
     isolation: Isolation = Isolation()
     healthcheck: Healthcheck | None = None
     volumes: dict[str, Volume] = {}  # noqa: RUF012
+    secrets: dict[str, Secret] = {}  # noqa: RUF012
     network: Network = Network()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Container, Iterable
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.plan.process_spec import Volume
+from niso.plan.process_spec import Secret, Volume
 from niso.plan.service_spec import ServiceSpec
 from niso.runtime import package, root, sources, users
 from niso.runtime import volumes as volume_rules
@@ -174,12 +175,13 @@ def of_manifest(loaded: model.Loaded) -> Target:
 
 
 def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
-    """Return what is no part of a package, even below its folder: the rootfs and writable volumes.
+    """Return what is no part of a package, even below its folder.
 
-    What a service writes there would else be a change of its package.
+    That is the rootfs, the secrets, and writable volumes: what a service writes there would else be
+    a change of its package.
     """
     written = [volume.host for volume in spec.volumes if volume.host and not volume.read_only]
-    return tuple(path for path in (rootfs, *written) if path is not None)
+    return tuple(path for path in (rootfs, *written, *spec.secrets.values()) if path is not None)
 
 
 def _rootfs(loaded: model.Loaded) -> str | None:
@@ -215,6 +217,13 @@ def _check_files(target: Target) -> None:
             [volume.mount for volume in spec.volumes],
         ),
     )
+    for name, path in spec.secrets.items():
+        try:
+            sources.read_secret(Secret(name, os.path.realpath(path)))
+        except OSError as failed:
+            reason = "does not exist" if failed.errno == errno.ENOENT else failed.strerror
+            wrong = InvalidInput(f"{path!r} {reason}", None, f"secrets.{name}.file")
+            errors.append(_in_manifest(target, wrong))
     for error in volume_rules.check(target.rootfs, volumes(spec)):
         errors.append(_in_manifest(target, error))
     for check in checks:
