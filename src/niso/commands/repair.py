@@ -198,9 +198,12 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     """
     if of_package(row) is None:
         return 0
+    from niso.services.targets import apart
+
     folder, contents = os.path.dirname(row.manifest_path), Contents(row.name)
+    without = apart(row.rootfs, row.require_service())
     try:
-        now = package.fingerprint(folder, row.rootfs, contents, row.manifest_path)
+        now = package.fingerprint(folder, without, contents, row.manifest_path)
         same = now == row.fingerprint
     except Error:
         same = False
@@ -211,7 +214,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
         )
         raise Error(message, f"niso activate {row.manifest_path}")
     report(CopyingPackage(folder))
-    package.copy(row.name, folder, row.rootfs, row.fingerprint, contents, row.manifest_path)
+    package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path)
     return 1
 
 

@@ -19,13 +19,18 @@ def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str
     does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML or not theirs.
     """
     try:
-        return _parse(_read(path, name, owners))
+        return _parse(content(path, name, owners))
     except Error as error:
         error.file = values.escaped(path)
         raise
 
 
-def _read(path: str, name: str, owners: Container[int] | None) -> bytes:
+def content(path: str, name: str, owners: Container[int] | None = None) -> bytes:
+    """Return the content of a file of the user; ``name`` is what it is called.
+
+    With ``owners``, the file and its folder must belong to one of these uids. Raises NotFound,
+    Error and InvalidInput.
+    """
     hint = f"pass the path of a {name} or of its folder"
     try:
         with open(path, "rb", opener=_open) as stream:
@@ -35,7 +40,7 @@ def _read(path: str, name: str, owners: Container[int] | None) -> bytes:
             if owners is not None:
                 _require_owner("it", info, owners)
                 _require_owner("its folder", os.stat(os.path.dirname(path)), owners)
-            content = stream.read(MAX_BYTES + 1)
+            read = stream.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound("no such file", hint) from None
     except OSError as error:
@@ -46,9 +51,9 @@ def _read(path: str, name: str, owners: Container[int] | None) -> bytes:
         path.encode()
     except UnicodeEncodeError:
         raise InvalidInput("the path is not UTF-8", "rename the file or its folder") from None
-    if len(content) > MAX_BYTES:
+    if len(read) > MAX_BYTES:
         raise InvalidInput(f"larger than {MAX_BYTES} bytes", hint)
-    return content
+    return read
 
 
 def _require_owner(what: str, info: os.stat_result, owners: Container[int]) -> None:

@@ -103,6 +103,7 @@ _TABLES = (
     "isolation",
     "healthcheck",
     "volumes",
+    "secrets",
     "network",
 )
 _NETWORK_KEYS = {
