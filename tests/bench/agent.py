@@ -22,6 +22,8 @@ WORLDS = {
     "tracked": ("bridge_worlds", "Tracked"),
     "no-policy": ("bridge_worlds", "NoPolicy"),
     "policed": ("bridge_worlds", "Policed"),
+    "no-policy-forgets": ("bridge_worlds", "Forgets"),
+    "policed-forgets": ("bridge_worlds", "PolicedForgets"),
 }
 
 

@@ -22,6 +22,8 @@ NAMES = {
     "niso-whole": "niso, whole services",
     "no-policy": "niso, no policy",
     "policed": "niso, with a policy",
+    "no-policy-forgets": "niso, no policy, no memory of flows",
+    "policed-forgets": "niso, with a policy, no memory of flows",
     "docker-proxy": "docker with its proxy",
 }
 Rows = Sequence[tuple[str, str, str]]
@@ -539,6 +541,8 @@ INSIDE = {
     "tracked": "the same, tracked, with one rule",
     "no-policy": "niso, no policy",
     "policed": "niso, a policy that allows the client among 10 peers",
+    "no-policy-forgets": "niso, no policy, without the rules that remember flows",
+    "policed-forgets": "niso, that policy, without the rules that remember flows",
 }
 
 
