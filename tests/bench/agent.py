@@ -29,6 +29,8 @@ WORLDS = {
     "attacked-netavark": ("attack_worlds", "NetavarkAttacked"),
     "attacked-podman": ("attack_worlds", "PodmanAttacked"),
     "attacked-docker": ("attack_worlds", "DockerAttacked"),
+    "no-policy-forgets": ("bridge_worlds", "Forgets"),
+    "policed-forgets": ("bridge_worlds", "PolicedForgets"),
 }
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
+from pathlib import Path
 
 from attack_worlds import without_limits
 from niso_world import NisoWorld, package
@@ -58,6 +61,24 @@ class Bridged(World):
 
     def rate(self, proto: str, to: str, ms: int) -> float:
         return self.load(proto, self.target, SERVED, ms, self.client, self.source)
+
+    def paid(self, proto: str, to: str, ms: int) -> float:
+        """As `rate`, by second of processor time of client and server: for a busy machine."""
+        before = self._spent()
+        wall = time.monotonic()
+        rate = self.rate(proto, to, ms)
+        spent = self._spent() - before
+        return rate * (time.monotonic() - wall) / max(spent, 0.01)
+
+    def _spent(self) -> float:
+        """Processor seconds of the server and of clients that have ended (proc_pid_stat(5))."""
+        own = os.times()
+        fields = [
+            Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+            for server in self._servers
+        ]
+        ticks = sum(int(each[11]) + int(each[12]) for each in fields)
+        return own.children_user + own.children_system + ticks / os.sysconf("SC_CLK_TCK")
 
     def in_service(self, name: str) -> list[str]:
         return ["ip", "netns", "exec", self.server]
@@ -148,3 +169,20 @@ class PortUnlimited(NisoWorld):
         took = super().fill(ports)
         without_limits()
         return took
+
+
+class Forgets(NoPolicy):
+    """Two services of niso where no rule remembers a flow."""
+
+    def fill(self, ports: int) -> float:
+        super().fill(ports)
+        for chain in ("inet niso see_away", "inet niso see_host", "bridge niso see"):
+            run("nft", "flush", "chain", *chain.split())
+        run("nft", "add", "rule", "bridge", "niso", "see", "accept")
+        return 0.0
+
+
+class PolicedForgets(Forgets):
+    """The same with a policy."""
+
+    rules = Policed.rules

@@ -23,6 +23,8 @@ NAMES = {
     "no-policy": "niso, no policy",
     "policed": "niso, with a policy",
     "unlimited": "niso, with a policy, without limits",
+    "no-policy-forgets": "niso, no policy, no memory of flows",
+    "policed-forgets": "niso, with a policy, no memory of flows",
     "docker-proxy": "docker with its proxy",
 }
 Rows = Sequence[tuple[str, str, str]]
@@ -541,6 +543,8 @@ INSIDE = {
     "no-policy": "niso, no policy",
     "policed": "niso, a policy that allows the client among 10 peers",
     "unlimited": "the same without the rules of limits",
+    "no-policy-forgets": "niso, no policy, without the rules that remember flows",
+    "policed-forgets": "niso, that policy, without the rules that remember flows",
 }
 
 

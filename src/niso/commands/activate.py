@@ -94,6 +94,11 @@ def activate(
                     recorded = _recorded(machine, targets, copies, leaving, stack)
                     # foreign objects are detected before anything is recorded or changed
                     planned = plan(kernel, store, scope, before, trusting=True)
+                    fresh_addresses = {
+                        address for t in targets for _, address in store.addresses(t.name)
+                    } - {address for _, address in known}
+                    if fresh_addresses:  # flows of a former holder are not this one's
+                        kernel.forget_flows(fresh_addresses)
                 changes += recorded
                 start.expect(machine.processes, changes)
                 if planned.want != before:

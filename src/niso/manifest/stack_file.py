@@ -54,6 +54,7 @@ class Network(NamedTuple):
     gateway: str | tuple[str, ...] = ()
     mtu: int | None = None
     allow_public: bool = False
+    observe: bool = True
 
     @property
     def subnets(self) -> tuple[str, ...]:

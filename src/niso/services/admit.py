@@ -339,6 +339,7 @@ def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
         from niso.services import networks
 
         network = networks.plan_network(machine, name, holds=static)
+        network = network._replace(observe=networks.observes())
         machine.store.add_network(network, implicit=True, now=time.time())
 
 
