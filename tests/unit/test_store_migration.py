@@ -520,3 +520,17 @@ def test_store_as_it_was_is_kept(version: int, request) -> None:
     assert kept.execute("PRAGMA user_version").fetchone() == (version,)
     assert os.stat(migrate.copy_path(version)).st_mode & 0o777 == 0o600
     assert not list(Path(paths.state_dir()).glob("*.new*"))
+
+
+def test_nothing_is_kept_of_the_present_version_and_nothing_followed(version_4) -> None:
+    """The second is what another process may have left, or put, in the way."""
+    version_4.close()
+    outside = Path(paths.state_dir()).parent / "outside"
+    outside.write_text("untouched")
+    draft = Path(f"{migrate.copy_path(4)}.new")
+    draft.symlink_to(outside)
+    Store.open().close()
+    assert outside.read_text() == "untouched" and not draft.is_symlink()
+    assert sqlite3.connect(migrate.copy_path(4)).execute("PRAGMA user_version").fetchone() == (4,)
+    migrate.keep(VERSION)
+    assert not Path(migrate.copy_path(VERSION)).exists()
