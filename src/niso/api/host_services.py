@@ -50,8 +50,8 @@ class Outcome(NamedTuple):
     """the service's name"""
     changed: bool
     """false if it was already active and nothing changed"""
-    address: str
-    """addresses, separated by a comma and a space; can be empty"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
     """published ports, one per address family"""
     completed: bool
@@ -446,7 +446,7 @@ def described(store: Store, outcomes: Iterable[activation.Outcome]) -> tuple[Out
         Outcome(
             outcome.service,
             outcome.changed,
-            ", ".join(outcome.addresses),
+            outcome.addresses,
             rows(outcome.ports, store.port_families(outcome.service)),
             outcome.job,
         )

@@ -31,8 +31,8 @@ class ServiceLine(NamedTuple):
     """starting, healthy or unhealthy; null without a healthcheck"""
     mode: str | None
     """bridge, host, none or share; null if the service is not known yet (stack status)"""
-    address: str
-    """addresses, separated by a comma and a space; can be empty"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
     """published ports, one per address family"""
     uptime: float | None
@@ -67,10 +67,10 @@ class Endpoint(NamedTuple):
     """name of the network"""
     bridge: str
     """bridge on the host"""
-    address: str
-    """addresses, separated by a comma and a space; can be empty"""
-    gateway: str
-    """addresses of the bridge, formatted as address"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
+    gateway: tuple[str, ...]
+    """addresses of the bridge, one per family"""
     mac: str
     """MAC address of the interface inside the service"""
     interface: str
@@ -160,7 +160,7 @@ def lines(
     others = pending.keys() if wanted is None else wanted
     for name in others - {row.name for row in known}:
         lines.append(
-            ServiceLine(name, "inactive", None, None, "", (), None, pending.get(name), None)
+            ServiceLine(name, "inactive", None, None, (), (), None, pending.get(name), None)
         )
     return tuple(sorted(lines, key=lambda line: line.service))
 
@@ -178,9 +178,9 @@ def _line(
     store: Store, row: ServiceRow, health: Health | None, interrupted: str | None
 ) -> ServiceLine:
     status, uptime, process = _status(row)
-    address, ports = "", tuple[Port, ...]()
+    address, ports = tuple[str, ...](), tuple[Port, ...]()
     if row.active:
-        address = ", ".join(address for _, address in store.addresses(row.name))
+        address = tuple(address for _, address in store.addresses(row.name))
         ports = rows((port for _, port in store.ports(row.name)), store.port_families(row.name))
     uptime = None if uptime is None else round(uptime, 3)
     return ServiceLine(
@@ -303,8 +303,8 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
         Endpoint(
             name,
             networks[name].bridge,
-            ", ".join(addresses),
-            ", ".join(subnet.gateway for subnet in networks[name].subnets),
+            tuple(addresses),
+            tuple(subnet.gateway for subnet in networks[name].subnets),
             names.mac(owner.name, name, store.state_id()),
             f"eth{position}",
             names.veth(owner.name, name, owner.generation) if row.active else None,

@@ -79,14 +79,12 @@ def _print_network(network: Network) -> None:
     if not network.services:
         print("  none")
         return
-    widths = [
-        max(len(getattr(member, name)) for member in network.services)
-        for name in ("service", "address")
-    ]
-    for member in network.services:
+    addresses = [", ".join(member.address) for member in network.services]
+    widths = [max(len(member.service) for member in network.services), max(map(len, addresses))]
+    for member, address in zip(network.services, addresses, strict=True):
         ports = ", ".join(output.ports_text(member.ports)) or "none"
         print(
-            f"  {member.service.ljust(widths[0])}  {member.address.ljust(widths[1])}"
+            f"  {member.service.ljust(widths[0])}  {address.ljust(widths[1])}"
             f"  ports: {ports}{'' if member.active else ' (inactive)'}"
         )
 

@@ -86,7 +86,8 @@ def up(
     left = [name for name in store.stack_members(stack.name) if name not in names]
     on = {network for target in wanted for network in target.spec.networks}
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
-    made = [request.name for request in requests if store.network(request.name) is None]
+    known = (*stack.networks, *sorted(on - {*stack.networks}))
+    made = [name for name in known if name in on and store.network(name) is None]
     after = {member.name: member.after for member in stack.members if member.after}
     joins = Membership(
         stack.name,
