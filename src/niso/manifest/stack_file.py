@@ -15,7 +15,7 @@ from niso.base import convert
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, Literal, NamedTuple
 from niso.manifest import load as manifest
-from niso.manifest import manifest_tables, toml, validate, values
+from niso.manifest import manifest_tables, parse_health, toml, validate, values
 from niso.manifest.load import Loaded
 from niso.manifest.manifest_tables import Manifest
 from niso.plan.service_spec import ServiceSpec
@@ -30,8 +30,8 @@ NETWORK_KEYS = manifest_tables.Network._fields
 """The keys of a manifest's [network], which a [[service]] has directly."""
 TABLES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
 """The tables of a manifest that a [[service]] can have: [service.environment] and so on."""
-_INSTEAD = {"network": "networks", "networks": "network", "tcp": "http", "http": "tcp"}
-"""Pairs of alternative keys: the one in the stack replaces the other one in the manifest."""
+_INSTEAD = {"network": ("network", "networks"), "healthcheck": parse_health.KINDS}
+"""Alternative keys of tables: the one in the stack replaces the others in the manifest."""
 
 
 class Head(NamedTuple):
@@ -393,16 +393,17 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
     return laid
 
 
-def _over(base: dict[str, Any], laid: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the keys of ``laid``; tables are merged."""
-    gone = {_INSTEAD[key] for key in laid if key in _INSTEAD} - laid.keys()
-    merged = {
-        key: value for key, value in base.items() if key not in gone or isinstance(value, dict)
-    }
+def _over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
+    """Return the ``table`` ``base`` with the keys of ``laid``; tables in it are merged."""
+    choice = set(_INSTEAD.get(table, ()))
+    gone = choice - laid.keys() if choice & laid.keys() else set()
+    merged = {key: value for key, value in base.items() if key not in gone}
     for key, value in laid.items():
         under = merged.get(key, {})
         merged[key] = (
-            _over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
+            _over(under, value, key)
+            if isinstance(value, dict) and isinstance(under, dict)
+            else value
         )
     return merged
 
