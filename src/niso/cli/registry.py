@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": ("inspect", "service"),
     "logs": ("inspect", "service"),
     "exec": ("exec", "service"),
+    "kill": ("exec", "service"),
     "port-forward": ("forward", "service"),
     "net": ("net", "net"),
     "stack": ("stack", "stack"),

@@ -37,7 +37,7 @@ HABITS = (
         "niso activate ./FOLDER",
         "applies the changes of its manifest, and waits until it is healthy",
     ),
-    Habit(("stop", "kill"), "niso deactivate NAME", "its address and logs are kept"),
+    Habit(("stop",), "niso deactivate NAME", "its address and logs are kept"),
     Habit(
         ("rm", "delete", "container rm"),
         "niso remove NAME",
