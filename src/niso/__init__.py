@@ -12,6 +12,9 @@ TYPE_CHECKING = False  # importing typing for it would cost more than this modul
 
 if TYPE_CHECKING:
     from niso.api.as_json import plain as plain
+    from niso.api.compose_files import ImportedStack as ImportedStack
+    from niso.api.compose_files import Missing as Missing
+    from niso.api.compose_files import import_compose as import_compose
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
@@ -83,6 +86,7 @@ _MODULES = {
     "api.host": "Host connect",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
     " RemovedNetwork Rules Subnet",
+    "api.compose_files": "ImportedStack Missing import_compose",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
     "api.published": "Port",
     "api.host_services": "Done Outcome Package Restored",

@@ -320,7 +320,7 @@ STORED = (
     '"addresses":{},"hostname":"api","aliases":[],"ports":[],'
     '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false},"manifest":'
     + SMALLEST
-    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","timeout_s":null,'
+    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":0,"arp":100},'
     '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null}'
 )
@@ -339,7 +339,7 @@ STORED_FULL = (
     '"egress_deny":[{"key":"network.policy.egress.deny[0]","text":"10.0.0.0/8","peer":{"kind":"prefix","name":"10.0.0.0/8"},'
     '"first":0,"last":65535,"proto":""}],"log":true},"manifest":'
     + FULLEST
-    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","timeout_s":null,'
+    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":40,"arp":100},'
     '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null}'
 )

@@ -28,6 +28,7 @@ COMMANDS = {
     "lab": ("meta", "general"),
     "check": ("meta", "general"),
     "schema": ("meta", "general"),
+    "import": ("importing", "general"),
     "completion": ("complete", "general"),
     "complete": ("complete", "general"),
     "on-exit": ("meta", "general"),

@@ -109,6 +109,28 @@ COMMANDS = (
         aside=True,
     ),
     Command(
+        "import",
+        "convert a compose file to a stack.toml",
+        (Argument("file", "FILE", "a compose.yaml", "", "file"),),
+        (
+            Option(
+                "output",
+                ("-o", "--output"),
+                "folder for the stack.toml (default: print it)",
+                "DIR",
+            ),
+            JSON,
+        ),
+        "Takes over what niso has keys for, and lists everything else, also as comments in the "
+        "file. The list goes to stderr if the file is printed. Images are not fetched; the "
+        "commands that do it are printed. An existing stack.toml is never overwritten. Needs "
+        "PyYAML (python3-yaml).",
+        (("niso import compose.yaml", ""), ("niso import compose.yaml --output shop", "")),
+        (("0", "the file was converted, maybe not all of it"), ("1", "it could not be read")),
+        root=False,
+        aside=True,
+    ),
+    Command(
         "completion",
         "print a completion script for bash or zsh",
         (Argument("shell", "SHELL", "bash or zsh", "", "shell"),),

@@ -100,7 +100,7 @@ HABITS = (
     ),
     Habit(("info", "system info"), "niso version"),
     Habit(
-        ("build", "pull", "push", "images", "image", "load", "save", "import", "login"),
+        ("build", "pull", "push", "images", "image", "load", "save", "login"),
         "",
         "there are no images: a service is a folder, and can have a root file system",
     ),

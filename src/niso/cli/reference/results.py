@@ -131,6 +131,7 @@ RESULTS: dict[str, Result] = {
     "remove": _array("host_services", "Done"),
     "ps": _array("service_views", "ServiceLine"),
     "check": _array("validation", "Valid"),
+    "import": _object("compose_files", "ImportedStack"),
     "inspect": _object("service_views", "Service"),
     "kill": _array("service_results", "Signalled"),
     "port-forward": _object("service_results", "Forwarded"),
