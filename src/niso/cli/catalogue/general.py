@@ -88,9 +88,10 @@ COMMANDS = (
             ),
         ),
         (JSON,),
-        "For CI jobs and editors. Reports all errors of all files. A stack is checked with the "
-        "manifests of its packages. What depends on a machine is checked by niso activate "
-        "--dry-run: whether programs exist, and whether names, ports and addresses are free.",
+        "For CI jobs and editors. Reports all errors of all files, each with the line of its key. "
+        "A stack is checked with the manifests of its packages. niso activate --dry-run also "
+        "checks what depends on a machine: whether programs exist, and whether names, ports and "
+        "addresses are free.",
         (("niso check", "the files of this folder"), ("niso check ./api ./shop/stack.toml", "")),
         (("0", "all files are valid"), ("1", "a file has errors")),
         root=False,
