@@ -22,6 +22,15 @@ WORLDS = {
     "tracked": ("bridge_worlds", "Tracked"),
     "no-policy": ("bridge_worlds", "NoPolicy"),
     "policed": ("bridge_worlds", "Policed"),
+    "unlimited": ("bridge_worlds", "Unlimited"),
+    "niso-unlimited": ("bridge_worlds", "PortUnlimited"),
+    "attacked-niso": ("attack_worlds", "NisoAttacked"),
+    "attacked-unlimited": ("attack_worlds", "NisoUnlimited"),
+    "attacked-netavark": ("attack_worlds", "NetavarkAttacked"),
+    "attacked-podman": ("attack_worlds", "PodmanAttacked"),
+    "attacked-docker": ("attack_worlds", "DockerAttacked"),
+    "no-policy-forgets": ("bridge_worlds", "Forgets"),
+    "policed-forgets": ("bridge_worlds", "PolicedForgets"),
 }
 
 

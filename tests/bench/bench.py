@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import attacks
 import chapter_policies
 import chapter_ports
 import chapter_services
@@ -44,6 +45,9 @@ PEERS = ("batch", "netavark", "cni", "podman", "docker", "docker-proxy")
 
 def main() -> int:
     options = parse()
+    if options.attacks:
+        print(attacks.measure())
+        return 0
     folder = pathlib.Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     failed = False
@@ -79,6 +83,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--without", action="append", default=[], choices=PEERS, help="leave a peer out"
+    )
+    parser.add_argument(
+        "--attacks",
+        action="store_true",
+        help="attack a service from another, of niso and of its peers, and print what succeeds",
     )
     parser.add_argument(
         "--draw",

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
+from pathlib import Path
 
+from attack_worlds import without_limits
 from niso_world import NisoWorld, package
 from worlds import SERVED, World, run, timed, write
 
@@ -12,6 +16,7 @@ from niso.services.targets import find_targets
 
 A_NETWORK = 200  # services on each
 PEERS = 10
+FAST = "[isolation.resources]\nnew_flows_limit = 1000000\n"
 OTHERS = (*(f"other{i}" for i in range(PEERS - 1)), "client0")
 
 
@@ -56,6 +61,24 @@ class Bridged(World):
 
     def rate(self, proto: str, to: str, ms: int) -> float:
         return self.load(proto, self.target, SERVED, ms, self.client, self.source)
+
+    def paid(self, proto: str, to: str, ms: int) -> float:
+        """As `rate`, by second of processor time of client and server: for a busy machine."""
+        before = self._spent()
+        wall = time.monotonic()
+        rate = self.rate(proto, to, ms)
+        spent = self._spent() - before
+        return rate * (time.monotonic() - wall) / max(spent, 0.01)
+
+    def _spent(self) -> float:
+        """Processor seconds of the server and of clients that have ended (proc_pid_stat(5))."""
+        own = os.times()
+        fields = [
+            Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+            for server in self._servers
+        ]
+        ticks = sum(int(each[11]) + int(each[12]) for each in fields)
+        return own.children_user + own.children_system + ticks / os.sysconf("SC_CLK_TCK")
 
     def in_service(self, name: str) -> list[str]:
         return ["ip", "netns", "exec", self.server]
@@ -115,7 +138,10 @@ class NoPolicy(Bridged, NisoWorld):
 
     def fill(self, ports: int) -> float:
         write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
-        folders = [package("server0", [], "inside", self.rules), package("client0", [], "inside")]
+        folders = [
+            package("server0", [], "inside", self.rules),
+            package("client0", [], "inside", FAST),
+        ]
         done = activate.activate(self.machine, find_targets(self.store, folders), 60)
         self.target, self.source = (each.addresses[0] for each in done)
         return 0.0
@@ -125,3 +151,38 @@ class Policed(NoPolicy):
     """The same where the server's policy allows the client, among others."""
 
     rules = f"[network.policy]\nallow_from = {[f'{name}:{SERVED}' for name in OTHERS]}\n"
+
+
+class Unlimited(Policed):
+    """The same without the rules that limit what a service sends."""
+
+    def fill(self, ports: int) -> float:
+        super().fill(ports)
+        without_limits()
+        return 0.0
+
+
+class PortUnlimited(NisoWorld):
+    """Published ports without these rules."""
+
+    def fill(self, ports: int) -> float:
+        took = super().fill(ports)
+        without_limits()
+        return took
+
+
+class Forgets(NoPolicy):
+    """Two services of niso where no rule remembers a flow."""
+
+    def fill(self, ports: int) -> float:
+        super().fill(ports)
+        for chain in ("inet niso see_away", "inet niso see_host", "bridge niso see"):
+            run("nft", "flush", "chain", *chain.split())
+        run("nft", "add", "rule", "bridge", "niso", "see", "accept")
+        return 0.0
+
+
+class PolicedForgets(Forgets):
+    """The same with a policy."""
+
+    rules = Policed.rules

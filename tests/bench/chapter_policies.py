@@ -10,6 +10,15 @@ from driver import Case, Chapter, Failed, Lab, flows_program, say
 from figures import Found
 
 FEW = 12
+KINDS = (
+    "switched",
+    "tracked",
+    "no-policy",
+    "no-policy-forgets",
+    "policed",
+    "policed-forgets",
+    "unlimited",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ def _rates(chapter: Chapter, sizes: Sizes) -> None:
         chapter.found.lacks("", "", 0, str(error))
         return
     cases: dict[str, Case] = {}
-    for kind in ("switched", "tracked", "no-policy", "policed"):
+    for kind in KINDS:
         say(f"inside a bridge: {kind}")
         if lab := chapter.lab(kind, flows=flows):
             try:

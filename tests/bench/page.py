@@ -22,6 +22,9 @@ NAMES = {
     "niso-whole": "niso, whole services",
     "no-policy": "niso, no policy",
     "policed": "niso, with a policy",
+    "unlimited": "niso, with a policy, without limits",
+    "no-policy-forgets": "niso, no policy, no memory of flows",
+    "policed-forgets": "niso, with a policy, no memory of flows",
     "docker-proxy": "docker with its proxy",
 }
 Rows = Sequence[tuple[str, str, str]]
@@ -539,6 +542,9 @@ INSIDE = {
     "tracked": "the same, tracked, with one rule",
     "no-policy": "niso, no policy",
     "policed": "niso, a policy that allows the client among 10 peers",
+    "unlimited": "the same without the rules of limits",
+    "no-policy-forgets": "niso, no policy, without the rules that remember flows",
+    "policed-forgets": "niso, that policy, without the rules that remember flows",
 }
 
 
@@ -559,7 +565,13 @@ def _inside(found: Found, drawn: set[str]) -> list[str]:
                 times(ratio(row, found.row(what, "switched", 0))),
             ]
         lines.append(f"| {' | '.join(cells)} |")
+    cost = [
+        times(ratio(found.row(what, "policed", 0), found.row(what, "unlimited", 0)))
+        or "not measured"
+        for what in ("tcp", "udp", "bulk")
+    ]
     lines += [
+        f"| limits: cost to an honest service (with to without) | | {cost[0]} | | {cost[1]} | | {cost[2]} |",
         "",
         "More is better.",
         "",

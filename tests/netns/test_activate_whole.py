@@ -43,7 +43,7 @@ def test_dry_run_prints_the_steps_that_then_run_and_changes_nothing(lab: Lab) ->
     planned = lab.niso("deactivate", "--dry-run", "api", "peer").stdout
     assert snapshots.differences(before, snapshots.take(lab)) == []
     assert planned == lab.niso("deactivate", "-v", "api", "peer").stderr
-    assert lab.niso("deactivate", "--dry-run", "api").stdout == ""
+    assert lab.niso("deactivate", "--dry-run", "api").stdout == "nothing to do\n"
 
 
 def test_dry_run_on_a_fresh_host_makes_not_even_a_store(lab: Lab) -> None:

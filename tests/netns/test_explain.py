@@ -188,7 +188,8 @@ def test_each_part_is_named_and_a_real_packet_proves_it(world: Lab, family: int)
 def short(rule: str) -> str:
     """``forward not published`` of a rule, ``db allow_from[0]`` of a policy's element."""
     match = re.fullmatch(
-        r'element inet niso \w+ \{ .* comment "([\w-]+) (?:network\.policy\.)?(.*)" : \w+ \}', rule
+        r'element inet niso \w+ \{ .* comment "([\w-]+) (?:network\.policy\.)?(.*)" : [\w ]+ \}',
+        rule,
     )
     match = match or re.fullmatch(r'rule (?:inet|bridge) niso ([\w-]+): .*comment "(.*)"', rule)
     assert match, rule
@@ -205,7 +206,7 @@ def elements(lab: Lab) -> set[str]:
         if match := re.match(r"\t(?:set|map) (\S+) \{", line):
             container = match[1]
         if match := re.match(r"\t\telements = \{ (.*) \}", line):
-            unseen = r" counter packets \d+ bytes \d+"
+            unseen = r" counter packets \d+ bytes \d+( last used \w+)?"
             if not re.match("(in|out)[46]_", container):
                 unseen += '| comment "[^"]*"'
             found.update(

@@ -38,7 +38,7 @@ volumes: {data: , out: }
 
 def test_an_imported_stack_runs_as_its_compose_file_says(lab: Lab) -> None:
     lab.write("/tmp/shop/compose.yaml", COMPOSE)
-    lab.write("/tmp/shop/.env", "DB_NAME=goods\n")
+    lab.write("/tmp/stack/.env", "DB_NAME=goods\n")
     lab.write("/tmp/shop/etc/motd", "hello\n")
     lab.run("install", "-d", "-m", "777", "/srv/shop/out")  # as the import asks for
     said = lab.niso("import", "/tmp/shop/compose.yaml", "--output", "/tmp/stack").stdout

@@ -15,7 +15,10 @@ def test_folder_of_another_user_is_not_taken_for_a_service_that_is_not_known(lab
     lab.run("chown", "-R", "1000:1000", folder)
     said = refused(lab, "activate", "redis", cwd=HOME)
     assert f"{folder}/manifest.toml: it belongs to uid 1000, not to you or root" in said
-    assert "--trust-owner" in said
+    assert "then pass --trust-owner. As sudo niso, it obeys the files of the user who calls" in said
+    for other in ("0", "1001"):  # sudo by somebody else, or in a root shell
+        said = refused(lab, "activate", "redis", cwd=HOME, env={"SUDO_UID": other})
+        assert "then pass --trust-owner" in said and "As sudo" not in said
     assert lab.niso("ps", "--json").stdout == "[]\n"
     for argv in (("activate", folder), ("activate", f"{folder}/manifest.toml")):
         refused(lab, *argv)
@@ -26,6 +29,17 @@ def test_folder_of_another_user_is_not_taken_for_a_service_that_is_not_known(lab
     refused(lab, "activate", folder)
     lab.niso("activate", folder, env={"SUDO_UID": "1000"})
     assert ps(lab, "redis")["status"] == "running"
+
+
+def test_root_shell_needs_nothing_for_its_own_folders(lab: Lab) -> None:
+    """Nor for one of root below the home of a user."""
+    folder = idle(lab, "api")
+    lab.run("mkdir", "/tmp/alice")
+    lab.run("chown", "1000:1000", "/tmp/alice")
+    lab.run("cp", "-a", folder, "/tmp/alice/api")
+    for path in (folder, "/tmp/alice/api"):
+        lab.niso("activate", "--dry-run", path)
+        lab.niso("activate", "--dry-run", path, env={"SUDO_UID": "1000"})
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_network_that_is_there_as_asked_for_stays_so(
     assert lab.niso("net", "create", "backend", *again).stdout.startswith(
         "backend: already exists, unchanged"
     )
-    assert lab.niso("net", "create", "--dry-run", "backend", *again).stdout == ""
+    assert lab.niso("net", "create", "--dry-run", "backend", *again).stdout == "nothing to do\n"
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 

@@ -21,6 +21,8 @@ for name, text in c.execute("SELECT service, undo FROM intent").fetchall():
     undo = {table: [list(row.values()) for row in rows] for table, rows in undo.items()}
     c.execute("UPDATE intent SET undo=? WHERE service=?", (json.dumps(undo), name))
 c.execute("ALTER TABLE stack_member DROP COLUMN file")
+c.execute("ALTER TABLE network DROP COLUMN observe")
+c.execute("DROP TABLE extra_host")
 c.execute("PRAGMA user_version=3")
 c.commit()
 """

@@ -22,6 +22,7 @@ from policy_fates import Cell, Fate, Fates, Place, Seen, family, other
 from services import idle
 from wire import Wire
 
+from niso.kernel import sensor
 from niso.manifest import parse_policy as model
 from niso.plan import verdict as policy
 from niso.plan.records import Policy
@@ -188,12 +189,26 @@ def _is_served(verdict: Verdict) -> bool:
     )
 
 
+SENSOR = """\
+import base64, pickle
+from niso.kernel import nft_sensor, sensor
+found = {name: {flow[:4] for flow in sensor.recorded(name)} for name in nft_sensor.SIZES}
+print(base64.b64encode(pickle.dumps((found, sensor.missed()))).decode())
+"""
+
+
+def forget_everything(lab: Lab) -> None:
+    for name, table in sensor.PLACES.items():
+        lab.run("nft", "flush", "set", *table.split(), name)
+
+
 class Run:
     """A world that is drawn, and changed several times, in one lab."""
 
     def __init__(self, lab: Lab, wire: Wire) -> None:
         self.lab, self.wire = lab, wire
         self.compared = self.passed = 0
+        self.flowing: set[tuple[str, str, str, int | None]] = set()
         for netns in ("client", "neighbour"):
             # their own way to the networks, which must lead nowhere
             lab.run("ip", "route", "add", "10.99.0.0/16", "via", HOST[4], netns=netns)
@@ -256,7 +271,10 @@ class Run:
         world = engine_world(self.lab)
         everything = list(cells(fates, here, world))
         chosen = everything if len(everything) <= limit else draw.sample(everything, limit)
+        forget_everything(self.lab)
         wrong, passed = differences(fates, here, world, chosen)
+        remembered = self.unlike_remembered(here, world, chosen)
+        assert not remembered, "\n".join([what, *remembered[:40]])
         self.compared += len(chosen)
         self.passed += passed
         manifests = {name: known.policy for name, known in world.services.items()}
@@ -267,6 +285,43 @@ class Run:
                 *map(str, manifests.items()),
             ]
         )
+
+    def unlike_remembered(
+        self, here: dict[Place, list[tuple[str, str, int]]], world: World, sent: list[Cell]
+    ) -> list[str]:
+        """Where what the rules remember of these packets is not what the engine says of them.
+
+        A datagram of a flow that is still tracked starts none.
+        """
+        found, missed = pickle.loads(base64.b64decode(self.lab.run("python", "-c", SENSOR).stdout))
+        passed = found["seen"] | found["entered"] | found["switched"] - found["refused"]
+        passing, dropped, by_policy = set(), set(), set()
+        for cell in sent:
+            verdict = judged(world, cell)
+            key = (cell.source, verdict.destination.address, cell.proto, verdict.port)
+            own = {address for address, _, _ in here[cell.place]}
+            involved = verdict.source.service or verdict.destination.service
+            if not _is_served(verdict) or cell.proto not in policy.PORTED or not involved:
+                continue
+            if cell.place is None and not verdict.passes:
+                # what the host sends passes each rule, also to an address that nobody has now
+                passed.discard(key)
+                continue
+            stays = cell.to in own and verdict.destination.address == cell.to
+            if stays or (cell.to.startswith("127.") and cell.place):
+                continue
+            if verdict.passes:
+                passing.add(key)
+                continue
+            dropped.add(key)
+            if verdict.path.passes:
+                by_policy.add(key)
+        wrong = [f"missed: {missed}"] if any(missed.values()) else []
+        wrong += [f"passed, but not seen: {key}" for key in passing - passed - self.flowing]
+        self.flowing |= {key for key in passing if key[2] != "tcp"}
+        wrong += [f"seen, but dropped: {key}" for key in passed - passing]
+        wrong += [f"dropped, but not refused: {key}" for key in by_policy - found["refused"]]
+        return wrong + [f"refused, but not dropped: {key}" for key in found["refused"] - dropped]
 
 
 def check_world(seed: int) -> None:

@@ -157,3 +157,24 @@ def test_link_of_a_host_volume_is_followed_at_the_activation_alone(lab: Lab) -> 
     lab.niso("activate", folder)
     assert lab.niso("exec", "linked", "--", BUSYBOX, "ls", "/v").stdout.split() == ["two"]
     lab.niso("remove", "linked")
+
+
+@pytest.mark.parametrize(
+    ("swap", "words"),
+    [
+        ("ln -s /tmp/outside {copy}", "is a link"),
+        ("cp -a {copy}.was {copy}; chown 1000 {copy}", "is not niso's: other users can change it"),
+        ("cp -a {copy}.was {copy}; chmod o+w {copy}", "is not niso's: other users can change it"),
+    ],
+)
+def test_package_copy_that_was_swapped_is_not_what_runs(evil: Lab, swap: str, words: str) -> None:
+    lab = evil
+    (copy,) = lab.run("sh", "-c", "echo /var/lib/niso/packages/evil/*").stdout.split()
+    lab.run("sh", "-ec", f"mv {copy} {copy}.was; {swap.format(copy=copy)}")
+    said = refused(lab, "restart", "evil")
+    assert f"niso: evil: package copy {copy} {words}" in said and f"niso activate {FOLDER}" in said
+    assert "treasure" not in lab.niso("exec", "evil", "--", "/bin/busybox", "ls", "/app").stdout
+    assert f"package copy {copy} of service 'evil'" in lab.niso("net", "check", check=False).stdout
+    lab.niso("activate", FOLDER)
+    lab.niso("restart", "evil")
+    lab.niso("net", "check")

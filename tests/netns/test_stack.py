@@ -101,7 +101,7 @@ def test_second_up_changes_nothing_and_says_so(lab: Lab) -> None:
     folder = stack_of_two(lab, ports=["8080:80"])
     up(lab, folder)
     before = snapshots.take(lab)
-    assert up(lab, folder, "--dry-run") == ""
+    assert up(lab, folder, "--dry-run") == "nothing to do\n"
     assert [line.partition("  ")[0] for line in up(lab, folder).splitlines()] == [
         "db: already active, unchanged",
         "api: already active, unchanged",

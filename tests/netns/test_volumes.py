@@ -222,6 +222,24 @@ def test_folder_and_file_of_the_host_are_shown(lab: Lab, rootfs: bool) -> None:
     assert lab.run("stat", "-c", "%u", "/tmp/srv/conf").stdout == "0\n"
 
 
+@pytest.mark.parametrize("user", ["0", "1000:2000"])
+def test_volume_that_the_services_user_cannot_write_to_is_a_warning(lab: Lab, user: str) -> None:
+    """The kernel says which: the service tries each."""
+    forms = ("0:0 755", "0:0 757", "1000:0 755", "1000:0 577", "0:2000 775", "0:2000 757")
+    volumes = {}
+    for number, form in enumerate(forms):
+        owner, mode = form.split()
+        host = f"/tmp/srv/{number}"
+        lab.run("sh", "-c", f"mkdir -p {host} && chown {owner} {host} && chmod {mode} {host}")
+        volumes[f"v{number}"] = {"mount": f"/v{number}", "host": host}
+    shown = {"ro": {"mount": "/ro", "host": "/tmp/srv/0", "mode": "ro"}}
+    folder = idle(lab, "api", volumes=volumes | shown, service={"user": user})
+    warned = lab.niso("activate", folder).stderr
+    refused = [name for name in volumes if not ok(lab, "api", f"touch /{name}/x")]
+    said = [line.split(": ")[3] for line in warned.splitlines() if "cannot write to" in line]
+    assert said == [f"volumes.{name}.host" for name in refused] and 0 < len(said) < len(forms)
+
+
 def test_read_only_is_read_only_below_submounts_too(lab: Lab) -> None:
     lab.run("mkdir", "-p", "/tmp/srv/sub")
     lab.run("mount", "-t", "tmpfs", "tmpfs", "/tmp/srv/sub")

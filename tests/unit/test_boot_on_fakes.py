@@ -9,6 +9,7 @@ import pytest
 from fake_world import World
 
 from niso.base.errors import Conflict, Error, ProcessError
+from niso.base.report import Caution
 from niso.commands import boot
 from niso.commands.deactivate import deactivate
 
@@ -49,7 +50,12 @@ def test_enabled_service_comes_under_its_unit_and_disabled_one_runs_on(world: Wo
 def test_without_systemd_only_the_store_records_it(world: World) -> None:
     world.processes.units.is_init = False
     world.activate(world.package("api"))
-    assert boot.enable(world.machine, ["api"]) == [boot.Marked("api", True, None)]
+    said: list[object] = []
+    assert boot.enable(world.machine, ["api"], said.append) == [boot.Marked("api", True, None)]
+    (caution,) = [event for event in said if isinstance(event, Caution)]
+    assert "niso restore" in caution.hints[0]
+    boot.enable(world.machine, ["api"], said.append)
+    assert said == [caution], "once"
     assert enabled(world) == ["api"]
     assert world.processes.units.files == {}
     assert boot.disable(world.machine, ["api"]) == [boot.Marked("api", True, None)]

@@ -19,6 +19,7 @@ import niso
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound, flatten
 from niso.cli import main
 from niso.importers import compose_values, toml_text
+from niso.manifest import stack_file
 from niso.manifest.stack_schema import schema
 
 FILES = sorted((Path(__file__).parent / "compose").glob("*.yaml"))
@@ -26,14 +27,13 @@ FILES = sorted((Path(__file__).parent / "compose").glob("*.yaml"))
 GAPS = {
     "blog": {
         "proxy": {"build", "command"},
-        "backend": {"build", "command", "secrets", "stop_signal"},
-        "db": {"image", "entrypoint", "restart", "secrets"},
-        "": {"secrets"},
+        "backend": {"build", "command", "stop_signal"},
+        "db": {"image", "entrypoint", "restart"},
     },
     "wordpress": {
         "db": {"image", "entrypoint", "restart"},
         "wordpress": {"image", "command", "restart"},
-        "": {"${DB_PASSWORD}", "${ROOT_PASSWORD}"},
+        "": {"${DB_PASSWORD}", "${ROOT_PASSWORD}", ".env"},
     },
     "monitoring": {
         "prometheus": {"image", "logging", "restart"},
@@ -46,9 +46,9 @@ GAPS = {
         "db": {"image", "command", "restart", "environment"},
     },
     "nextcloud": {
-        "db": {"image", "command", "restart", "env_file"},
+        "db": {"image", "command", "restart"},
         "redis": {"image", "entrypoint", "restart"},
-        "app": {"image", "command", "restart", "env_file", "volumes"},
+        "app": {"image", "command", "restart", "volumes"},
         "cron": {"image", "restart", "volumes"},
         "": {"${REDIS_PASSWORD}", "volumes.nextcloud"},
     },
@@ -102,6 +102,8 @@ def test_real_files_become_valid_stacks_and_say_what_is_missing(file: Path, tmp_
     assert found == GAPS[file.stem]
     data = tomllib.loads(made.text)
     Draft202012Validator(schema()).validate(data)
+    unset = [gap.key[2:-1] for gap in made.missing if gap.key.startswith("${")]
+    (tmp_path / ".env").write_text("".join(f"{name}=x\n" for name in unset))
     # without their root file systems, nothing else is wrong
     with pytest.raises(Error) as caught:
         niso.validate(tmp_path)
@@ -181,21 +183,42 @@ def test_internal_networks_come_last_and_the_default_one_is_the_stacks(tmp_path:
     assert data["services"]["b"]["network"]["networks"] == ["main"]
 
 
-def test_variables_come_from_env_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TAG", "of-the-shell")
-    (tmp_path / ".env").write_text("# x\nTAG='3.1'\nexport EMPTY=\n")
-    text = (
-        "services: {a: {image: x, command: [run, '${TAG}-${EMPTY:-e}-${EMPTY-f}-${NO:-${TAG}}',"
-        " '$TAG$$TAG', '${TAG:+set}${NO+set}', '${NONE}']}}"
-    )
+def test_variables_stay_variables(tmp_path: Path) -> None:
+    text = """
+services:
+  a:
+    image: x
+    command: [run, "$TAG-${E:-e}", "$$HOME", "$${HOME}", "${M:?why}"]
+    ports: ["${PORT:-8080}:80"]
+    volumes: ["${DATA:-/srv/a}:/data:ro"]
+    env_file: [{path: ./a.env}]
+    secrets: [key, {source: key, target: other}, nope]
+secrets: {key: {file: ./key.txt}}
+"""
     made = niso.import_compose(write(tmp_path, text))
-    args = tomllib.loads(made.text)["services"]["a"]["binary"]["args"]
-    assert args == ["3.1-e--3.1", "3.1$TAG", "set", ""]
+    service = tomllib.loads(made.text)["services"]["a"]
+    args = ["${TAG}-${E:-e}", "$HOME", "$${HOME}", "${M:?why}"]
+    assert service["binary"]["args"] == args
+    assert service["network"]["ports"] == ["${PORT:-8080}:80"]
+    assert service["volumes"]["data"]["host"] == "${DATA:-/srv/a}"
+    assert service["service"]["env_file"] == [f"{tmp_path}/a.env"]
+    assert service["secrets"] == {
+        name: {"file": f"{tmp_path}/key.txt"} for name in ("key", "other")
+    }
     told = {gap.key: gap.text for gap in made.missing if not gap.service}
     assert told == {
-        "${NONE}": "has no value in .env, and is empty here",
-        ".env": "the values of EMPTY, TAG are written into the stack.toml",
+        "${TAG}": "it must be set, in .env beside the stack.toml",
+        "${M}": "it must be set, in .env beside the stack.toml",
+        ".env": "copy it beside the stack.toml, if it has DATA, E, PORT",
     }
+    for file in ("a.env", "key.txt"):
+        (tmp_path / file).write_text("A=1\n")
+    (tmp_path / ".env").write_text("TAG=3\nM=4\n")
+    (tmp_path / "rootfs" / "a").mkdir(parents=True)
+    (tmp_path / "stack.toml").write_text(made.text)
+    spec = stack_file.load(str(tmp_path)).members[0].loaded.spec
+    assert spec.args == ("3-e", "$HOME", "${HOME}", "4")
+    assert (spec.ports[0].port.text, spec.environment) == ("8080:80", {"A": "1"})
 
 
 def test_command_prints_or_writes_and_never_overwrites(
@@ -267,7 +290,6 @@ KEYS = st.sampled_from(
         "command",
         "working_dir",
         "environment",
-        "env_file",
         "ports",
         "networks",
         "network_mode",

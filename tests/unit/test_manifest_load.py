@@ -460,7 +460,13 @@ def test_table_header_forgotten_is_an_error_of_the_key(tmp_path: Path) -> None:
     [
         ("[package\nname = 1", "line 1, column 9"),
         ("a = 1\nb = = 2", "line 2, column 5"),
-        ("a = 1\na = 2", "line 2, column 6"),
+        ("a = 1\na = 2", "line 2, column 6: a has a value already"),
+        (
+            "[a]\n[b.c]\n[a] # x",
+            "line 3, column 3: the table [a] is there twice; the first is in line 1",
+        ),
+        ("[a]\nb = 1\n[a.b]\nc = 1", "line 3, column 5: [a.b] has a value already"),
+        ("a = {b = 1}\n[a.c]", "line 2, column 5: the table [a.c] is there twice"),
         ('a = 1\nb = "', "line 2, column 6"),
         ('a = "\x1b[31m"', "line 1, column 6"),
         (b"a = 1\nb = '\xff'", "line 2, column 6: not UTF-8"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -148,9 +149,29 @@ def test_arrow_is_what_the_output_can_show(encoding, arrow) -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         check=True,
-        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
     )
     assert done.stdout.decode(encoding).strip() == arrow
+
+
+@pytest.mark.parametrize(
+    ("locale", "arrow"),
+    [
+        ({"LC_ALL": "C"}, "->"),
+        ({"LANG": "POSIX"}, "->"),
+        ({"LC_ALL": "", "LC_CTYPE": "C", "LANG": "en_US.UTF-8"}, "->"),
+        ({"LC_ALL": "C.UTF-8", "LANG": "C"}, "→"),
+        ({}, "→"),
+    ],
+)
+def test_arrow_is_ascii_in_a_locale_without_it(locale, arrow, monkeypatch) -> None:
+    """Python itself writes UTF-8 there (PEP 540)."""
+    for name in ("LC_ALL", "LC_CTYPE", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in locale.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
+    assert output.arrow() == arrow
 
 
 def test_output_in_ascii_shows_other_letters_by_number(tmp_path) -> None:
@@ -272,6 +293,10 @@ def test_narrow_terminal_folds_lists_and_cuts_nothing_off() -> None:
     )
     for said in ("abc", "0", "-5", "²"):
         assert on_terminal(58, NO_COLOR="1", COLUMNS=said)[0] == out
+    tight, _ = on_terminal(47, NO_COLOR="1")
+    assert tight.startswith(
+        "SERVICE STATUS  ADDRESS    PORTS\napi     running 10.99.0.2, 8080→80, 443→443,\n"
+    )
     least, _ = on_terminal(20, NO_COLOR="1")
     assert all(
         item in least.replace(",", "").split()

@@ -200,11 +200,11 @@ def test_overlaps_are_settled_by_the_narrowest_that_is_named() -> None:
         return first.container, first.value
 
     assert said("10.99.1.3", 80) == ("in4_port", "return")
-    assert said("10.99.1.3", 85) == ("in4_port", "drop")
-    assert said("10.99.1.3", 82) == ("in4_port", "drop")
+    assert said("10.99.1.3", 85) == ("in4_port", "goto refuse")
+    assert said("10.99.1.3", 82) == ("in4_port", "goto refuse")
     assert said("10.99.1.3", 443) == ("in4_port", "return")
-    assert said("10.99.1.9", 82) == ("in4_prefix_ports", "drop")
+    assert said("10.99.1.9", 82) == ("in4_prefix_ports", "goto refuse")
     assert said("10.99.2.9", 82) == ("in4_prefix_ports", "return")
     assert said("10.99.2.9", 443) == ("in4_prefix_ports", "return")
     assert said("192.0.2.7", 443) == ("in4_any_port", "return")
-    assert said("192.0.2.7", 80) == ("in4_rest", "drop")
+    assert said("192.0.2.7", 80) == ("in4_rest", "goto refuse")

@@ -101,10 +101,14 @@ def test_warning_is_shown_whatever_the_options(
 ) -> None:
     with progress(**options) as report:
         report(Caution("beware", ("do this",)))
-    assert capfd.readouterr() == ("", "niso: warning: beware\n  hint: do this\n")
+    out = "nothing to do\n" if options.get("dry_run") else ""
+    assert capfd.readouterr() == (out, "niso: warning: beware\n  hint: do this\n")
 
 
 def test_wait_for_a_lock_is_no_step_of_a_dry_run(capfd: pytest.CaptureFixture[str]) -> None:
     with progress(dry_run=True, verbose=True) as report:
         report(WaitingForLock())
+    assert capfd.readouterr().out == "nothing to do\n"
+    with pytest.raises(OSError), progress(dry_run=True):
+        raise OSError
     assert capfd.readouterr().out == ""

@@ -192,6 +192,44 @@ def test_entrypoint_that_cannot_run_is_found_before_the_start(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("made", "words", "hint"),
+    [
+        ("#!/bin/sh\r\n", r"the interpreter '/bin/sh\r', which does not exist inside", r"s/\r$//"),
+        (
+            "#!/home/me/venv/bin/python\n",
+            "/home/me/venv/bin/python, which does not exist inside the service",
+            "MODULE",
+        ),
+        ("#!python3\n", "the interpreter python3, which does not exist inside", "first line of"),
+        ("-> python3", "leads to /opt/py/bin/python3.13, which does not exist", "-m venv"),
+        (
+            "-> ../out/tool",
+            "leads to /srv/tools/tool, which does not exist inside",
+            "into the package",
+        ),
+    ],
+)
+def test_entrypoint_that_needs_a_file_outside_says_which_and_what_to_do(
+    package: pathlib.Path, made: str, words: str, hint: str
+) -> None:
+    """The links are as of a venv that pyenv made; /opt/py and /srv/tools need not exist on the host."""
+    (package / "bin" / "python3").symlink_to("python3.13")
+    (package / "bin" / "python3.13").symlink_to("/opt/py/bin/python3.13")
+    (package / "out").symlink_to("/srv/tools")
+    if "/venv/" in made:
+        (package / "pyvenv.cfg").write_text("")
+    if made.startswith("-> "):
+        (package / "bin" / "api").symlink_to(made[3:])
+    else:
+        (package / "bin" / "api").write_bytes(made.encode())
+        (package / "bin" / "api").chmod(0o755)
+    with pytest.raises(InvalidInput) as caught:
+        resolve_entrypoint(str(package), None, "bin/api", DEFAULT_PATH)
+    assert words in caught.value.message and "'bin/api'" in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
 def test_package_that_links_out_of_itself_is_resolved_in_the_service(
     rootfs: pathlib.Path, package: pathlib.Path
 ) -> None:

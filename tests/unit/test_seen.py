@@ -175,7 +175,7 @@ def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
         assert rules + hooks == sum(line.startswith("\t\t") for line in body.splitlines())
     assert (
         nft_tables.rules_of(nft_tables.INET, "forward")[-1]
-        == 'oifname @bridges counter drop comment "not published"'
+        == 'oifname @bridges counter goto refuse comment "not published"'
     )
 
 
@@ -222,9 +222,8 @@ def test_objects_of_the_way_and_what_counts_it(
     assert all(each.counts for each in explained.counted)
     # the drop that is told is the rule's
     if counted and not explained.verdict.passes:
-        assert (
-            explained.counted[-1].text.endswith(": drop") or " drop" in explained.counted[-1].text
-        )
+        text = explained.counted[-1].text
+        assert text.endswith(": goto refuse") or " drop" in text or " goto refuse " in text
 
 
 def test_element_of_each_family_is_named_with_the_line_of_the_manifest() -> None:

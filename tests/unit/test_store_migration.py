@@ -445,6 +445,23 @@ def test_names_of_version_5_stay_and_another_network_may_have_them_too(version_5
     assert store.holders("web") == ["api"]  # the rows still go with their service
 
 
+# --- version 6 to 7: networks that are not observed -------------------------------------------------------------------
+
+
+@pytest.fixture
+def version_6(version_5) -> sqlite3.Connection:
+    """The same database as version 6 had it."""
+    for statement in schema.MIGRATIONS[6].split(";"):
+        version_5.execute(statement)
+    version_5.execute("PRAGMA user_version=6")
+    return version_5
+
+
+def test_networks_of_version_6_are_observed(version_6) -> None:
+    version_6.close()
+    assert {network.observe for network in Store.open().networks()} == {True}
+
+
 # --- what every version must have ------------------------------------------------------------------------------------
 
 

@@ -341,7 +341,8 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
     folders = {names.hosts_folder(reader) for reader in snapshot.readers if set(reader) & networks}
     of_networks = ("bridges", "same_bridge", "subnets4", "subnets6", "broadcasts", "internal")
     of_networks += ("gateways4", "gateways6")
-    if kind == "Element" and thing.container in of_networks:
+    watched_bridge = kind == "Element" and thing[:2] == ("inet niso", "watched")
+    if watched_bridge or (kind == "Element" and thing.container in of_networks):
         return thing.comment in networks
     if kind == "Element":
         return not thing.comment or thing.comment in services

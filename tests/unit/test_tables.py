@@ -249,11 +249,11 @@ HEAD: dict[str, Any] = {
 }
 SMALLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":null},"binary":{"entrypoint":"bin/api","args":[],"working_dir":"/app"},'
-    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","kind":"service","timeout":null},'
+    '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","kind":"service","timeout":null,"env_file":[]},'
     '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M",'
     '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":0}},'
-    '"healthcheck":null,"volumes":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
+    '"healthcheck":null,"volumes":{},"secrets":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
     '"hostname":null,"aliases":[],"ip":null,"extra_hosts":{},"dns":null,"dns_search":null,"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]}}}}'
 )
 FULL: dict[str, Any] = {
@@ -291,13 +291,13 @@ FULL: dict[str, Any] = {
 FULLEST = (
     '{"package":{"name":"api","version":"1.0.0","rootfs":"rootfs"},'
     '"binary":{"entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv"},"environment":{"B":"2","A":"1"},'
-    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","kind":"service","timeout":null},'
+    '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","kind":"service","timeout":null,"env_file":[]},'
     '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M",'
     '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":40}},'
     '"healthcheck":{"tcp":8080,"http":null,"command":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'
     '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M"},'
-    '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},'
+    '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},"secrets":{},'
     '"network":{"mode":"bridge","share":null,"network":"niso-default","networks":["a","b"],"ports":["80:80"],"hostname":null,'
     '"aliases":["web"],"ip":{"a":"10.99.1.10"},"extra_hosts":{},"dns":null,"dns_search":null,'
     '"policy":{"allow_from":[],"deny_from":[],"log":true,"egress":{"allow":["db:5432"],"deny":["10.0.0.0/8"]}}}}'
@@ -322,7 +322,7 @@ STORED = (
     + SMALLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":0,"arp":100},'
-    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null}'
+    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{}}'
 )
 STORED_FULL = (
     '{"name":"api","rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
@@ -341,7 +341,7 @@ STORED_FULL = (
     + FULLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":40,"arp":100},'
-    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null}'
+    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{}}'
 )
 
 

@@ -159,7 +159,7 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
     """Warn about capabilities that reach beyond the service, and about root in host volumes."""
-    from niso.runtime import sources
+    from niso.runtime import sources, volumes
 
     for name in names:
         row = store.service(name)
@@ -172,6 +172,13 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
         for volume in shared:
             _warn_of_others(session, name, volume)
         shared = [volume for volume in shared if not volume.read_only]
+        for volume in shared:
+            if not volumes.is_writable(volume, process):
+                session.caution(
+                    f"{name}: volumes.{volume.name}.host: the service's user (uid {process.uid})"
+                    f' cannot write to {volume.source}, and mode is "rw"',
+                    ('let that uid write to it, set service.user to its owner, or mode = "ro"',),
+                )
         for volume in shared if process.uid == 0 else ():
             session.caution(
                 f"{name}: volumes.{volume.name}.host: the service is root (uid 0), also in"

@@ -65,6 +65,8 @@ class Network(NamedTuple):
     """name of the bridge on the host"""
     internal: bool
     """whether forwarding out of the network is disabled"""
+    observe: bool
+    """whether the kernel remembers its flows"""
     mtu: int
     """MTU in bytes"""
     services: tuple[NetworkMember, ...]
@@ -119,7 +121,7 @@ class Networks:
         self.session = session
 
     @guarded
-    def create(
+    def create(  # noqa: PLR0913  # settings, by keyword
         self,
         name: str,
         *,
@@ -129,6 +131,7 @@ class Networks:
         internal: bool = False,
         mtu: int | None = None,
         allow_public: bool = False,
+        observe: bool = True,
         dry_run: bool = False,
     ) -> CreatedNetwork:
         """Create a network and its bridge; no-op if it exists with these values.
@@ -153,7 +156,9 @@ class Networks:
         given = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
-        request = NetworkRequest(name, given[0], ipv6, given[1], internal, mtu, allow_public)
+        request = NetworkRequest(
+            name, given[0], ipv6, given[1], internal, mtu, allow_public, observe
+        )
         if not dry_run and store.intents():
             from niso.services import journal
 
@@ -317,6 +322,7 @@ def _described(store: Store, network: records.Network) -> Network:
         tuple(Subnet(subnet.cidr, subnet.gateway) for subnet in network.subnets),
         network.bridge,
         network.internal,
+        network.observe,
         network.mtu,
         tuple(
             NetworkMember(

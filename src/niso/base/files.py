@@ -82,3 +82,9 @@ def remove(path: str) -> None:
         os.unlink(path)
     except IsADirectoryError:
         os.rmdir(path)
+
+
+def is_own_folder(info: os.stat_result) -> bool:
+    """Return whether it is a folder that only root and this process's user can change."""
+    own = info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
+    return stat.S_ISDIR(info.st_mode) and own

@@ -36,6 +36,7 @@ def _create(host: Host, args: Args) -> int:
             internal=args.internal,
             mtu=args.mtu,
             allow_public=args.allow_public,
+            observe=not args.no_observe,
             dry_run=args.dry_run,
         )
     network = made.network

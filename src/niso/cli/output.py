@@ -42,7 +42,13 @@ def escaped_lines(text: str) -> str:
 
 
 def arrow() -> str:
-    """Return ``→``, or ``->`` if the output's encoding lacks it."""
+    """Return ``→``, or ``->`` if the output's encoding or the locale lacks it.
+
+    In the locales C and POSIX, Python writes UTF-8 (PEP 540), but a terminal may not show it.
+    """
+    locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")
+    if locale in ("C", "POSIX"):
+        return "->"
     try:
         "→".encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -53,13 +59,16 @@ def arrow() -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under their columns, each as wide as its widest value.
 
-    On a narrow terminal, values that are lists continue on the next line; nothing is truncated.
+    On a narrow terminal, values that are lists continue on the next line, and where that is not
+    enough, columns are one space apart; nothing is truncated.
     """
     lines = [list(columns), *([escaped(value) for value in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     room = terminal_columns(1)
+    gap = "  "
     if room and sum(widths) + 2 * (len(widths) - 1) > room:
         lines, widths = _narrowed(lines, widths, room)
+        gap = " " if sum(widths) + 2 * (len(widths) - 1) > room else gap
     painted = coloured(1)
     for line in lines:
         cells = [value.ljust(width) for value, width in zip(line, widths, strict=True)]
@@ -68,7 +77,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
                 _painted(cell) if name in PAINTED else cell
                 for name, cell in zip(columns, cells, strict=True)
             ]
-        print("  ".join(cells).rstrip())
+        print(gap.join(cells).rstrip())
 
 
 _BREAKS = (", ", "; ")

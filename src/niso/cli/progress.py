@@ -64,6 +64,7 @@ class Progress:
         self._dry_run = bool(getattr(args, "dry_run", False))
         self._waits: frozenset[str] = frozenset()
         self._began = time.monotonic()
+        self._planned = False
         self._running = False
         self._over, self._printing = _thread.allocate_lock(), _thread.allocate_lock()
         self._step, self._since, self._reported = "", 0.0, 0.0
@@ -71,8 +72,13 @@ class Progress:
 
     def __enter__(self) -> Report:
         self._notify = _note if self._verbose else silent if self._quiet else self._report
-        self._show = _step if self._dry_run else self._notify
+        self._show = self._plan if self._dry_run else self._notify
         return self._receive
+
+    def _plan(self, event: Event) -> None:
+        """Print a step that --dry-run does not take."""
+        self._planned = True
+        step(event.describe())
 
     def _receive(self, event: Event) -> None:
         if isinstance(event, Expects):
@@ -102,8 +108,10 @@ class Progress:
                 self._running = True
                 _thread.start_new_thread(self._print_slow_steps, ())
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, *_: object) -> None:
         self._stop()
+        if self._dry_run and not self._planned and kind is None:
+            step("nothing to do")
 
     def _stop(self) -> None:
         """End the thread."""
@@ -151,7 +159,3 @@ class Progress:
 
 def _note(event: Event) -> None:
     note(event.describe())
-
-
-def _step(event: Event) -> None:
-    step(event.describe())

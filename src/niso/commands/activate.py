@@ -27,7 +27,7 @@ from niso.services.admit import Change, record, release, scope_of
 from niso.services.concern import concerned
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
-from niso.services.targets import Target, still_so
+from niso.services.targets import Target, apart, still_so
 from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
@@ -94,6 +94,11 @@ def activate(
                     recorded = _recorded(machine, targets, copies, leaving, stack)
                     # foreign objects are detected before anything is recorded or changed
                     planned = plan(kernel, store, scope, before, trusting=True)
+                    fresh_addresses = {
+                        address for t in targets for _, address in store.addresses(t.name)
+                    } - {address for _, address in known}
+                    if fresh_addresses:  # flows of a former holder are not this one's
+                        kernel.forget_flows(fresh_addresses)
                 changes += recorded
                 start.expect(machine.processes, changes)
                 if planned.want != before:
@@ -283,7 +288,11 @@ def _begin_copies(store: Store, targets: list[Target]) -> list[str]:
 def _is_fresh(target: Target) -> bool:
     """Return whether the package of a service must be copied."""
     return target.fingerprint is not None and not package.is_copied(
-        target.name, target.fingerprint, target.folder, target.rootfs, target.manifest_path
+        target.name,
+        target.fingerprint,
+        target.folder,
+        apart(target.rootfs, target.spec),
+        target.manifest_path,
     )
 
 
@@ -301,7 +310,7 @@ def _copy(target: Target, fresh: Container[str], report: Report) -> str:
         package.copy(
             target.name,
             target.folder,
-            target.rootfs,
+            apart(target.rootfs, target.spec),
             target.fingerprint,
             target.contents,
             target.manifest_path,

@@ -15,7 +15,7 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error, flatten
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock
-from niso.base.report import ChangingUnit, Report, silent
+from niso.base.report import Caution, ChangingUnit, Report, silent
 from niso.commands import activate, restart
 from niso.commands.activate import Outcome
 from niso.reconcile.converge import repair
@@ -197,6 +197,13 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
             report(ChangingUnit("write", unit_file(name)))
         fresh.update(written)
         _start_units(units, (row for row in rows if row.active and not row.is_job))
+    elif fresh:
+        report(
+            Caution(
+                "systemd did not boot this machine, so nothing starts enabled services by itself",
+                ("run niso restore at boot: from the init, or from @reboot in root's crontab",),
+            )
+        )
     return [
         Marked(name, name in fresh, unit_file(name) if units.booted() else None) for name in names
     ]

@@ -196,9 +196,12 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
     """
     if of_package(row) is None:
         return 0
+    from niso.services.targets import apart
+
     folder, contents = row.folder, Contents(row.name)
+    without = apart(row.rootfs, row.require_service())
     try:
-        now = package.fingerprint(folder, row.rootfs, contents, row.manifest_path)
+        now = package.fingerprint(folder, without, contents, row.manifest_path)
         same = now == row.fingerprint
     except Error:
         same = False
@@ -209,7 +212,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
         )
         raise Error(message, row.again)
     report(CopyingPackage(folder))
-    package.copy(row.name, folder, row.rootfs, row.fingerprint, contents, row.manifest_path)
+    package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path)
     return 1
 
 

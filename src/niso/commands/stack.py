@@ -195,6 +195,7 @@ def _request(name: str, network: model.Network) -> NetworkRequest:
         network.internal,
         network.mtu,
         network.allow_public,
+        network.observe,
     )
 
 

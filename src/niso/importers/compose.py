@@ -17,9 +17,8 @@ from niso.manifest import values
 if TYPE_CHECKING:
     from typing import Any
 
-_IN_FILE = frozenset(("services", "networks", "volumes", "name", "version"))
+_IN_FILE = frozenset(("services", "networks", "volumes", "secrets", "name", "version"))
 _NOT_HERE = {
-    "secrets": "mount the file as a volume, read-only",
     "configs": "mount the file as a volume, read-only",
     "include": "import the other file too",
 }
@@ -42,7 +41,7 @@ def convert(path: str) -> Imported:
     """
     folder = os.path.dirname(os.path.abspath(path))
     gaps: list[Gap] = []
-    data = _resolved(yaml_file.load(path), folder, gaps)
+    data = _with_variables(yaml_file.load(path), gaps)
     given = data.get("services")
     if not isinstance(given, dict) or not given:
         raise InvalidInput("has no services", "pass a compose.yaml", "services", file=path)
@@ -59,6 +58,12 @@ def convert(path: str) -> Imported:
         frozenset(name for name, keys in services.items() if has_check(keys)),
         frozenset(_jobs(services)),
         Storage(stack, folder, services),
+        folder,
+        {
+            name: text
+            for name, keys in _items(data.get("secrets"))
+            if (text := parse.text(keys.get("file")))
+        },
     )
     made = [Service(name, keys, world) for name, keys in services.items()]
     _refuse_cycles(made, path)
@@ -100,22 +105,15 @@ def _refuse_cycles(services: list[Service], path: str) -> None:
         ) from None
 
 
-def _resolved(data: dict[str, Any], folder: str, gaps: list[Gap]) -> dict[str, Any]:
-    """Substitute the variables of a file by those of the .env beside it."""
-    known: dict[str, str] = {}
-    try:
-        with open(os.path.join(folder, ".env"), encoding="utf-8") as file:
-            known = parse.dot_env(file)
-    except (OSError, UnicodeDecodeError):
-        pass
-    variables = parse.Variables(known)
-    resolved: dict[str, Any] = variables.resolve(data)
-    for name in sorted(variables.unset):
-        gaps.append(Gap("", f"${{{name}}}", "has no value in .env, and is empty here"))
-    if variables.used:
-        names = ", ".join(sorted(variables.used))
-        gaps.append(Gap("", ".env", f"the values of {names} are written into the stack.toml"))
-    return resolved
+def _with_variables(data: dict[str, Any], gaps: list[Gap]) -> dict[str, Any]:
+    """Return the data with its variables as a stack.toml has them."""
+    variables = parse.Variables()
+    kept: dict[str, Any] = variables.kept(data)
+    for name in sorted(variables.without_default):
+        gaps.append(Gap("", f"${{{name}}}", "it must be set, in .env beside the stack.toml"))
+    if names := ", ".join(sorted(variables.used - variables.without_default)):
+        gaps.append(Gap("", ".env", f"copy it beside the stack.toml, if it has {names}"))
+    return kept
 
 
 def _started(given: Mapping[str, Any], gaps: list[Gap]) -> Iterator[tuple[str, dict[str, Any]]]:

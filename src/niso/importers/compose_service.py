@@ -5,6 +5,7 @@ What niso has no key for, or would do otherwise, is reported as a gap.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 
@@ -13,7 +14,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.importers import compose_values as parse
 from niso.importers.compose_storage import Storage
-from niso.manifest import parse_addresses, parse_health, parse_resources, values
+from niso.manifest import parse_addresses, parse_health, parse_resources, parse_secrets, values
 from niso.manifest.parse_ports import parse_port
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ HANDLED = frozenset(
         "hostname",
         "container_name",
         "depends_on",
+        "secrets",
         "dns",
         "dns_search",
         "extra_hosts",
@@ -74,7 +76,6 @@ _ELSEWHERE = {
     "ulimits": "[isolation.resources] limits the service as a whole, and no single process",
     "privileged": "list the capabilities that it needs in isolation.capabilities",
     "devices": "a service has no devices but null, zero, random, tty",
-    "secrets": "mount the file as a volume, read-only",
     "configs": "mount the file as a volume, read-only",
     "links": "the name of the service works; add its alias to that service's network.aliases",
     "external_links": "the services must share a network",
@@ -102,6 +103,8 @@ class World(NamedTuple):
     checked: frozenset[str]  # services with a health check
     jobs: frozenset[str]  # services whose completion another one waits for
     storage: Storage
+    folder: str  # of the compose file
+    secrets: Mapping[str, str]  # secret -> its file
 
 
 class Service:
@@ -123,6 +126,7 @@ class Service:
         self._isolation()
         self._healthcheck()
         self._storage()
+        self._secrets()
         self._network()
         for key in keys.keys() - HANDLED:
             if not key.startswith("x-") and keys[key] not in (None, False, [], {}):
@@ -137,6 +141,8 @@ class Service:
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
         """Return whether niso accepts a value, and report a gap if it does not."""
+        if "${" in value:  # niso looks at it when it has a value
+            return True
         try:
             rule(value, key)
         except InvalidInput as error:
@@ -206,8 +212,14 @@ class Service:
             elif self._valid("environment", name, values.environment_name):
                 taken[name] = value
         self.tables["environment"] = taken
-        if self._keys.get("env_file"):
-            self._gap("env_file", "copy its variables into environment")
+        files = []
+        for item in parse.items(self._keys.get("env_file")):
+            file = parse.text(item.get("path") if isinstance(item, dict) else item)
+            if isinstance(item, dict) and item.get("required") is False:
+                self._gap("env_file", f"{file} must exist")
+            files.append(os.path.normpath(os.path.join(self._world.folder, file)))
+        if files:
+            self._put("service", "env_file", files)
 
     def _life(self) -> None:
         keys = self._keys
@@ -320,6 +332,20 @@ class Service:
         self.tables["volumes"] = made
         for key, text in gaps:
             self._gap(key, text)
+
+    def _secrets(self) -> None:
+        taken = {}
+        for item in parse.items(self._keys.get("secrets")):
+            name = parse.text(item.get("source") if isinstance(item, dict) else item)
+            target = parse.text(item.get("target")) if isinstance(item, dict) else ""
+            file = self._world.secrets.get(name)
+            if file is None:
+                self._gap("secrets", f"{name} is not a file: write it into one")
+            elif self._valid("secrets", target or name, parse_secrets.name):
+                path = os.path.normpath(os.path.join(self._world.folder, file))
+                taken[target or name] = {"file": path}
+        if taken:
+            self.tables["secrets"] = taken
 
     # --- the network ------------------------------
 

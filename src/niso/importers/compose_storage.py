@@ -84,7 +84,8 @@ class Storage:
             if host.startswith("~"):
                 gaps.append(("volumes", f"{host}: write the absolute path"))
                 return None
-            host = os.path.normpath(os.path.join(self._folder, host))
+            if not host.startswith("$"):
+                host = os.path.normpath(os.path.join(self._folder, host))
             if os.path.basename(host) in ("docker.sock", "podman.sock"):
                 gaps.append(("volumes", f"{host}: there is no Docker that the service could ask"))
                 return None
@@ -134,7 +135,7 @@ def _long(item: Mapping[str, Any]) -> Mount | None:
 
 def _short(text: str, gaps: list[tuple[str, str]]) -> Mount | None:
     """Return the mount of ``[SOURCE:]TARGET[:MODE]``."""
-    parts = text.split(":")
+    parts = parse.fields(text)
     if len(parts) == 1:
         return Mount("volume", "", text)
     if len(parts) > 3:
@@ -144,5 +145,5 @@ def _short(text: str, gaps: list[tuple[str, str]]) -> Mount | None:
     for mode in modes:
         if mode not in _MODES:
             gaps.append(("volumes", f"{text}: the mode {mode!r} is not known"))
-    kind = "bind" if source.startswith((".", "/", "~")) else "volume"
+    kind = "bind" if source.startswith((".", "/", "~", "$")) else "volume"
     return Mount(kind, source, target, "ro" in modes)

@@ -6,7 +6,6 @@ The forms are those of the Compose Specification (https://github.com/compose-spe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 
 from niso.base.lite_typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
 _SECONDS = {"us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", re.IGNORECASE)
 _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-_MAX_DEPTH = 8
 
 
 def words(value: object) -> list[str] | None:
@@ -109,58 +107,38 @@ def port(value: object) -> str | None:
     if not mapping:
         return None
     suffix = "" if protocol in ("", "tcp") else f"/{protocol}"
-    return f"{'' if ':' in mapping else ':'}{mapping}{suffix}"
+    return f"{'' if len(fields(mapping)) > 1 else ':'}{mapping}{suffix}"
+
+
+def fields(entry: str) -> list[str]:
+    """Return what is between the colons of an entry, but for those in ``${NAME:-default}``."""
+    return re.split(r":(?![^{}]*\})", entry)
 
 
 class Variables:
-    """Substitute ``$NAME`` and ``${NAME...}``; collect the names that have no value."""
+    """Write variables as a stack.toml has them, and collect their names.
 
-    def __init__(self, known: Mapping[str, str]) -> None:
-        """``known`` are the variables of the .env file."""
-        self._known = known
-        self.unset: set[str] = set()
+    The forms with braces are the same there. ``$NAME`` is ``${NAME}``, and ``$$`` is ``$``.
+    """
+
+    def __init__(self) -> None:
+        """Start with no names."""
         self.used: set[str] = set()
+        self.without_default: set[str] = set()
 
-    def resolve(self, data: Any) -> Any:
-        """Return plain data with all variables in its texts substituted, but not those in keys."""
+    def kept(self, data: Any) -> Any:
+        """Return plain data with the variables in all of its texts, but not those in keys."""
         if isinstance(data, dict):
-            return {name: self.resolve(item) for name, item in data.items()}
+            return {name: self.kept(item) for name, item in data.items()}
         if isinstance(data, list):
-            return [self.resolve(item) for item in data]
-        return self._text(data, 0) if isinstance(data, str) and "$" in data else data
+            return [self.kept(item) for item in data]
+        return _VARIABLE.sub(self._one, data) if isinstance(data, str) and "$" in data else data
 
-    def _text(self, value: str, depth: int) -> str:
-        return _VARIABLE.sub(lambda match: self._one(match, depth), value)
-
-    def _one(self, match: re.Match[str], depth: int) -> str:
+    def _one(self, match: re.Match[str]) -> str:
         if match["dollar"]:
-            return "$"
-        name, how, given = match["bare"] or match["name"], match["how"] or "", match["text"] or ""
-        value = self._known.get(name)
-        is_set = value is not None and (bool(value) or not how.startswith(":"))
-        given = self._text(given, depth + 1) if depth < _MAX_DEPTH else given
-        if how.endswith("+"):
-            return given if is_set else ""
-        if is_set:
-            self.used.add(name)
-            return value or ""
-        if how.endswith("-"):
-            return given
-        self.unset.add(name)
-        return ""
-
-
-def dot_env(lines: Iterator[str]) -> dict[str, str]:
-    """Return the variables of a .env file: ``NAME=value`` lines, with or without quotes."""
-    found: dict[str, str] = {}
-    for line in lines:
-        name, equals, value = line.strip().removeprefix("export ").partition("=")
-        value = value.strip()
-        if not equals or name.startswith("#"):
-            continue
-        if value[:1] in ("'", '"') and value[-1:] == value[:1] and len(value) > 1:
-            value = value[1:-1]
-        else:
-            value = value.partition(" #")[0].rstrip()
-        found[name.strip()] = value
-    return found
+            return match[0] if match.string[match.end() :].startswith("{") else "$"
+        name, how = match["bare"] or match["name"], match["how"] or ""
+        self.used.add(name)
+        if how[-1:] not in ("-", "+"):
+            self.without_default.add(name)
+        return f"${{{name}{how}{match['text'] or ''}}}"

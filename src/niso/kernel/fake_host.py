@@ -6,7 +6,7 @@ It has one link with one address. A test sets the fields for more: listeners, fl
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 
 from niso.base.errors import Conflict, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
@@ -66,6 +66,7 @@ class FakeHost:
         self.closed: dict[str, set[str]] = {}  # links that forward no IPv4
         self.nat: dict[str, int] = {}  # rules of others: chain -> number
         self.neighbours = {4: 0, 6: 0}  # entries of the tables, by family
+        self.forgotten: list[str] = []  # addresses whose recorded flows were deleted
         self.announced: list[str] = []  # new addresses of services, with their lengths
         self.refuse_announcement = 0  # the errno of each announcement
 
@@ -137,6 +138,9 @@ class FakeHost:
             if not gone & {flow.source, flow.destination, flow.answers_from, flow.answers_to}
         ]
         self.policed = [f for f in self.policed if not gone & {f.source, f.destination}]
+
+    def forget_flows(self, addresses: Collection[str]) -> None:
+        self.forgotten += addresses
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         claimed = list(claims)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 
 from niso.base.errors import Conflict, Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
@@ -173,6 +173,9 @@ class Kernel(Protocol):
 
         Raises KernelError.
         """
+
+    def forget_flows(self, addresses: Collection[str]) -> None:
+        """Forget recorded flows of addresses that get another holder. Raises KernelError."""
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         """End the flows to (protocol, first port, last port) of the host, until there is none.

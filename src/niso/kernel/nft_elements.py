@@ -29,6 +29,7 @@ _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_DATA_TYPE = 1, 2, 3, 4, 6
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPR, _ELEM_KEY_END = 1, 2, 6, 7, 10
+_ELEM_EXPRESSIONS = 11  # instead of _ELEM_EXPR if the set declares several
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _COUNTER_PACKETS = 2
 _DATA_VALUE, _DATA_VERDICT = 1, 2
@@ -237,15 +238,14 @@ def _counted(header: Header, answer: bytes) -> list[Counted]:
     result = []
     for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
         element = attributes(packed)
-        expression = attributes(element.get(_ELEM_EXPR, b""))
-        if string(expression.get(_EXPR_NAME, b"")) == "counter":
+        expressions = several(element.get(_ELEM_EXPRESSIONS, b""), _LIST_ELEM)
+        for expression in map(attributes, (element.get(_ELEM_EXPR, b""), *expressions)):
+            if string(expression.get(_EXPR_NAME, b"")) != "counter":
+                continue
             number = int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
             key = _fields(header.key, _data(element[_ELEM_KEY]))
-            result.append(
-                Counted(
-                    key, _value(header, element.get(_ELEM_DATA, b"")), _comment(element), number
-                )
-            )
+            value = _value(header, element.get(_ELEM_DATA, b""))
+            result.append(Counted(key, value, _comment(element), number))
     return result
 
 

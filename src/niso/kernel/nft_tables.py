@@ -8,6 +8,7 @@ describes the path of a packet.
 from __future__ import annotations
 
 from niso.base.digest import sha256
+from niso.kernel import nft_sensor
 
 INET = "inet niso"
 BRIDGE = "bridge niso"
@@ -88,7 +89,7 @@ for.
 def _policy_maps() -> str:
     return "\n".join(
         f"\tmap {way}{family}_{part} {{ type {fields.format(own=kind, peer=kind)} : verdict;"
-        f"{' flags interval;' if interval else ''} counter; }}"
+        f"{' flags interval;' if interval else ''} counter; last; }}"
         for way in ("in", "out")
         for family, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
         for part, (fields, interval) in POLICY_PARTS.items()
@@ -169,6 +170,7 @@ table inet niso {{
 	set flows6 {{ type ipv6_addr; {limit(FLOWS, 1000)}; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
+{nft_sensor.INET_SETS}
 
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
@@ -189,7 +191,7 @@ table inet niso {{
 	}}
 
 	chain from_bridge {{
-		meta mark & {CHECKED} != 0 accept
+		meta mark & {CHECKED} != 0 meta mark set meta mark | {nft_sensor.TRACKED} accept
 		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
 		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
 	}}
@@ -298,7 +300,7 @@ table inet niso {{
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @same_bridge accept
 		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
 		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
-		iifname @internal iifname . oifname != @same_bridge counter drop comment "out of an internal network"
+		iifname @internal iifname . oifname != @same_bridge counter goto {nft_sensor.REFUSE} comment "out of an internal network"
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6
@@ -307,7 +309,7 @@ table inet niso {{
 		iifname != @bridges fib saddr type != unicast counter drop comment "from outside as the host itself, or as all"
 		ct status dnat oifname @bridges accept comment "published"
 		iifname . oifname @same_bridge accept
-		oifname @bridges counter drop comment "not published"
+		oifname @bridges counter goto {nft_sensor.REFUSE} comment "not published"
 	}}
 
 	chain input {{
@@ -346,15 +348,16 @@ table inet niso {{
 	chain log_in {{
 		update @log_in4 {{ ip daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
 		update @log_in6 {{ ip6 daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
-		drop
+		goto {nft_sensor.REFUSE}
 	}}
 
 	chain log_out {{
 		update @log_out4 {{ ip saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
 		update @log_out6 {{ ip6 saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
-		drop
+		goto {nft_sensor.REFUSE}
 	}}
 
+{nft_sensor.INET_CHAINS}
 	chain related {{
 		iifname != @bridges ct original ip saddr @subnets4 ct reply ip saddr @subnets4 counter drop comment "from outside, about a flow that never leaves"
 		iifname != @bridges ct original ip6 saddr @subnets6 ct reply ip6 saddr @subnets6 counter drop
@@ -388,6 +391,7 @@ table bridge niso {{
 	set broadcasts {{ type ipv4_addr; }}
 	set {FRAGMENTS} {{ type ifname; {limit(FRAGMENTS, 40)}; }}
 	set {ARP} {{ type ifname; {limit(ARP, 100)}; }}
+{nft_sensor.BRIDGE_SETS}
 	set {DROPPED_FROM} {{ type ifname; size 65535; flags dynamic; counter; }}
 
 	chain prerouting {{
@@ -449,12 +453,13 @@ table bridge niso {{
 	chain forward {{
 		type filter hook forward priority -200; policy accept;
 		iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
-		ether type ip oifname . ether daddr . ip daddr @sources4 accept comment "to one service alone"
-		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 accept
+		ether type ip oifname . ether daddr . ip daddr @sources4 goto see comment "to one service alone"
+		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 goto see
 		iifname @ports goto between
 		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
 	}}
 
+{nft_sensor.BRIDGE_CHAINS}
 	chain between {{
 		ether type arp accept
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept

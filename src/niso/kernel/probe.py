@@ -16,7 +16,7 @@ import time
 from niso.base.addresses import family_of
 from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kernel import netns
+from niso.kernel import netns, sensor
 from niso.kernel.netlink import refused
 
 if TYPE_CHECKING:
@@ -104,7 +104,12 @@ class Probe:
         self._stack.close()
 
     def send(self) -> str:
-        """Send it once. Return why the sender's own kernel refused it, "" if it did not."""
+        """Send it once. Return why the sender's own kernel refused it, "" if it did not.
+
+        The rules do not record it as a flow.
+        """
+        if self._proto != "icmp":
+            sensor.leave_out(self._source, self._proto, self._own_port)
         try:
             if self._proto == "udp":
                 self._socket.connect((self._to, self._port))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 
 from niso.base import paths
 from niso.base.errors import Error, KernelError
@@ -177,6 +177,11 @@ class Real:
         from niso.kernel import conntrack
 
         conntrack.flush_addresses(addresses)
+
+    def forget_flows(self, addresses: Collection[str]) -> None:
+        from niso.kernel import sensor
+
+        sensor.forget(addresses)
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         def own() -> list[str]:

@@ -117,6 +117,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         extra_hosts=_extra_hosts(network.extra_hosts),
         dns=network.dns,
         dns_search=network.dns_search,
+        secrets={name: secret.file for name, secret in manifest.secrets.items()},
     )
 
 

@@ -128,8 +128,19 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Mount point inside the service: an absolute path that overlaps no other volume.",
     ),
     "Volume.host": (
-        rf"^/{_PATH[1:-2]}*$",
-        "Absolute path of an existing folder or file on the host.",
+        rf"^(?:/|\.$|\./){_PATH[1:-2]}*$",
+        "Path of an existing folder or file on the host: absolute, or ./ and a path below the "
+        "manifest's folder.",
+    ),
+    "Service.env_file": (
+        _PATH,
+        "File of environment variables, or an array of them, relative to the manifest. "
+        "[environment] comes before them.",
+    ),
+    "Secret.file": (
+        _PATH,
+        "File of the host with the secret: absolute, or below the manifest's folder. It is read at "
+        "each start.",
     ),
     "Volume.size": (_SIZE, "Size limit of a tmpfs: 64K, 512M, 2G (powers of 1024)."),
     "Network.network": (
@@ -192,6 +203,7 @@ _DESCRIPTIONS = {
     "Manifest.healthcheck": "Health probe inside the service: tcp, http or command.",
     "Manifest.volumes": "Storage besides the root file system: folders that niso keeps, paths of "
     "the host, tmpfs.",
+    "Manifest.secrets": "Files in /run/secrets that only the service's user can read.",
     "Isolation.resources": "Resource limits, enforced as far as the host's cgroups can.",
     "Resources.pids_limit": "Limit of processes and threads, including PID 1 of the service. "
     "4194304 is the kernel's own limit.",
@@ -273,6 +285,9 @@ def schema() -> dict[str, Any]:
     }
     tables["Manifest"]["properties"]["volumes"]["propertyNames"] = {
         "pattern": "^[A-Za-z][A-Za-z0-9_-]{0,62}$"
+    }
+    tables["Manifest"]["properties"]["secrets"]["propertyNames"] = {
+        "pattern": "^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}$"
     }
     is_tmpfs = {"properties": {"tmpfs": {"const": True}}, "required": ["tmpfs"]}
     tables["Volume"] |= {
@@ -373,4 +388,4 @@ def _set_pattern(field: dict[str, Any], pattern: str) -> None:
         if texts:
             _set_pattern(choice[texts], pattern)
         else:
-            choice["pattern"] = pattern
+            choice["pattern"] = rf"\$\{{|{pattern}"  # a text with a variable is any text

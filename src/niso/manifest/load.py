@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from niso.base import convert
-from niso.base.errors import ErrorGroup, InvalidInput, NotFound
+from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.manifest import build, toml, values
+from niso.manifest import build, interpolate, toml, values
+from niso.manifest.interpolate import Resolved
 from niso.manifest.manifest_tables import Manifest
 from niso.plan.service_spec import ServiceSpec
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 FILE_NAME = "manifest.toml"
+Outer = Callable[[], Mapping[str, str]]
+"""Returns variables; it reads them when it is called."""
 
 
 class Loaded(NamedTuple):
@@ -36,7 +39,8 @@ def load(path: str, owners: Container[int] | None = None) -> Loaded:
     Every message starts with the file's path.
     """
     path = place(path)
-    return Loaded(checked(toml.load(path, FILE_NAME, owners), path), path, os.path.dirname(path))
+    data = prepared(toml.load(path, FILE_NAME, owners), path, owners)
+    return Loaded(checked(data, path, owners), path, os.path.dirname(path))
 
 
 def of_data(data: object, folder: str) -> Loaded:
@@ -52,7 +56,7 @@ def of_data(data: object, folder: str) -> Loaded:
     if not isinstance(tables, dict):
         reason = f"must be a table, not {type(data).__name__}"
         raise InvalidInput(reason, file=values.escaped(path))
-    return Loaded(checked(tables, path), path, folder)
+    return Loaded(checked(prepared(tables, path), path), path, folder)
 
 
 def _tables(value: object) -> object:
@@ -70,8 +74,68 @@ def place(path: str) -> str:
     return os.path.join(path, FILE_NAME) if os.path.isdir(path) else path
 
 
-def checked(data: dict[str, object], path: str) -> ServiceSpec:
-    """Check the data that tomllib returned for the manifest at ``path``.
+def prepared(
+    data: dict[str, Any],
+    path: str,
+    owners: Container[int] | None = None,
+    outer: Outer | None = None,
+) -> Resolved:
+    """Return the data of the manifest at ``path`` with its variables, and its paths absolute.
+
+    ``outer`` has variables of a stack, which come before those of .env beside the manifest. Raises
+    Error and InvalidInput if there is an .env that cannot be used.
+    """
+    folder = os.path.dirname(path)
+    resolved = Resolved(data, [])
+    if interpolate.has_variables(data):
+        from niso.manifest import env_files
+
+        variables = env_files.variables(folder, owners, outer() if outer else None)
+        resolved = interpolate.resolve(data, variables, {dict: Manifest})
+    return with_paths(resolved, folder)
+
+
+def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
+    """Return the tables of a manifest with env_file and relative host paths below ``folder``.
+
+    ``base`` is the key of these tables. A volume's path of the host is relative if it starts with
+    ``./``. Neither it nor a relative path of a secret may lead out of ``folder``.
+    """
+    from niso.manifest.validate import join
+
+    data, errors = resolved.data, list(resolved.errors)
+    service = data.get("service")
+    if isinstance(service, dict) and "env_file" in service:
+        files = service["env_file"]
+        if isinstance(files, str):
+            files = os.path.join(folder, files)
+        elif isinstance(files, list):
+            files = [os.path.join(folder, one) if isinstance(one, str) else one for one in files]
+        data = {**data, "service": {**service, "env_file": files}}
+    for table, key in (("volumes", "host"), ("secrets", "file")):
+        written = data.get(table)
+        tables: dict[str, Any] = written if isinstance(written, dict) else {}
+        placed = {}
+        for name, keys in tables.items():
+            text = keys.get(key) if isinstance(keys, dict) else None
+            if isinstance(text, str) and _is_relative(text, table == "secrets"):
+                path = f"{join(join(base, table), name)}.{key}"
+                try:
+                    placed[name] = {**keys, key: values.path_below(text, path, folder)}
+                except InvalidInput as error:
+                    errors.append(error)
+        if placed:
+            data = {**data, table: {**tables, **placed}}
+    return Resolved(data, errors)
+
+
+def _is_relative(text: str, always: bool) -> bool:
+    """Return whether a path is relative; unless ``always``, it must say so by ``./``."""
+    return not text.startswith("/") if always else text == "." or text.startswith("./")
+
+
+def checked(resolved: Resolved, path: str, owners: Container[int] | None = None) -> ServiceSpec:
+    """Check the data of the manifest at ``path``, and read its files of variables.
 
     Raises ErrorGroup as `load` does.
     """
@@ -80,13 +144,27 @@ def checked(data: dict[str, object], path: str) -> ServiceSpec:
     manifest: Manifest | None = None
     parsed: dict[str, Any] = {}
     errors: list[InvalidInput] = []
+    others: list[Error] = []  # errors of other files
+    data = resolved.data
     try:
         manifest = convert.convert(data, Manifest)
     except convert.Mismatch:
         errors += validate.walk(data, Manifest)
     errors += validate.rules(data, os.path.dirname(path), parsed)
-    if manifest is None or errors:
-        for error in errors:
-            error.file = values.escaped(path)
-        raise ErrorGroup([*errors])
+    errors = resolved.fresh(errors)
+    files = manifest.service.env_file if manifest is not None else ()
+    environment: dict[str, str] = {}
+    for file in (files,) if isinstance(files, str) else files:
+        from niso.manifest import env_files
+
+        try:
+            environment |= env_files.read(file, os.environ, owners)
+        except Error as error:
+            others.append(error)
+    if manifest is None or errors or others:
+        for one in errors:
+            one.file = values.escaped(path)
+        raise ErrorGroup([*errors, *others])
+    if environment:
+        manifest = manifest._replace(environment={**environment, **manifest.environment})
     return build.spec(manifest, parsed)

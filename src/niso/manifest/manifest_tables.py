@@ -29,6 +29,7 @@ class Service(NamedTuple):
     stop_timeout: str = "10s"
     kind: Literal["service", "job"] = "service"
     timeout: str | None = None
+    env_file: str | tuple[str, ...] = ()
 
 
 class Resources(NamedTuple):
@@ -67,6 +68,10 @@ class Volume(NamedTuple):
     size: str | None = None
 
 
+class Secret(NamedTuple):
+    file: str
+
+
 class Egress(NamedTuple):
     allow: tuple[str, ...] | None = None
     deny: tuple[str, ...] = ()
@@ -102,4 +107,5 @@ class Manifest(NamedTuple):
     isolation: Isolation = Isolation()
     healthcheck: Healthcheck | None = None
     volumes: dict[str, Volume] = {}  # noqa: RUF012
+    secrets: dict[str, Secret] = {}  # noqa: RUF012
     network: Network = Network()

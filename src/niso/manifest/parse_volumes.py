@@ -51,11 +51,12 @@ def mount(text: str, key: str) -> str:
 def host(text: str, key: str) -> str:
     """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
 
-    Activation checks that the path exists.
+    Relative ones are absolute by now. Activation checks that the path exists.
     """
     reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
     if reason:
-        raise values.wrong(key, text, reason, "an absolute path on the host", '"/srv/data"')
+        right = "an absolute path on the host, or one beside this file that starts with ./"
+        raise values.wrong(key, text, reason, right, '"/srv/data"')
     return text
 
 

@@ -13,8 +13,17 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from niso.base import convert
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.manifest import (
+    interpolate,
+    manifest_tables,
+    stack_inline,
+    stack_values,
+    toml,
+    validate,
+    values,
+)
 from niso.manifest import load as manifest
-from niso.manifest import manifest_tables, parse_health, stack_inline, toml, validate, values
+from niso.manifest.interpolate import Resolved
 from niso.manifest.load import Loaded
 from niso.manifest.manifest_tables import Manifest
 from niso.manifest.stack_order import Condition, Item, dependencies, item, ordered
@@ -28,8 +37,6 @@ NETWORK_KEYS = manifest_tables.Network._fields
 """The keys of a manifest's [network], which a [[service]] has directly."""
 TABLES = tuple(name for name in Manifest._fields if name not in ("package", "network"))
 """The tables of a manifest that a [[service]] can have: [service.environment] and so on."""
-_INSTEAD = {"network": ("network", "networks"), "healthcheck": parse_health.KINDS}
-"""Alternative keys of tables: the one in the stack replaces the others in the manifest."""
 
 
 class Head(NamedTuple):
@@ -46,6 +53,7 @@ class Network(NamedTuple):
     gateway: str | tuple[str, ...] = ()
     mtu: int | None = None
     allow_public: bool = False
+    observe: bool = True
 
     @property
     def subnets(self) -> tuple[str, ...]:
@@ -131,6 +139,14 @@ def outline(path: str) -> Outline:
     """
     path = place(path)
     data = toml.load(path, FILE_NAME)
+    if interpolate.has_variables(head := data.get("stack")):
+        from niso.manifest import env_files
+
+        variables = env_files.variables(os.path.dirname(path))
+        resolved = interpolate.resolve({"stack": head}, variables, {dict: _Whole})
+        if resolved.errors:
+            raise ErrorGroup([_in_file(path, error) for error in resolved.errors])
+        data |= resolved.data
     try:
         name, asks = convert.convert(data.get("stack"), Head)
         values.service_name(name, "stack.name")
@@ -167,7 +183,11 @@ def load(
     ErrorGroup of all errors in the file and in the manifests. Each names its file, key and value.
     """
     path = place(path)
-    data = toml.load(path, FILE_NAME, owners)
+    tables = {Own: Own._fields, manifest_tables.Network: NETWORK_KEYS, Manifest: TABLES}
+    resolved, variables = stack_values.resolve(
+        toml.load(path, FILE_NAME, owners), path, owners, tables, _Whole
+    )
+    data = resolved.data
     head, networks, errors = _top(data, also)
     others: list[Error] = []  # errors of other files
     items: dict[str, Item] = {}
@@ -183,7 +203,8 @@ def load(
             errors.append(wrong)
         elif isinstance(package := own.get("package"), str):
             items[here.name] = here
-            loaded, wrongs, elsewhere = _package(path, here, package, overrides, owners)
+            at = os.path.join(os.path.dirname(path), package)
+            loaded, wrongs, elsewhere = _package(at, here, package, overrides, (owners, variables))
             errors, others = errors + wrongs, others + elsewhere
             if loaded is not None:
                 members.append(Member(key, loaded, overrides, here.after))
@@ -194,11 +215,12 @@ def load(
             errors.append(wrong)
             continue
         items[here.name] = here
-        loaded, wrongs = stack_inline.checked(path, key, name_, keys, owners)
-        errors += wrongs
+        loaded, wrongs, elsewhere = stack_inline.checked(path, key, name_, keys, owners)
+        errors, others = errors + wrongs, others + elsewhere
         if loaded is not None:
             members.append(Member(key, loaded, None, here.after))
     errors += dependencies(items, {member.name: member.loaded.spec for member in members})
+    errors = resolved.fresh(errors)
     if errors or others:
         raise ErrorGroup([*(_in_file(path, error) for error in errors), *others])
     order = ordered({each.name: each.after for each in items.values()})
@@ -340,19 +362,21 @@ def _package(
     item: Item,
     package: str,
     overrides: Mapping[str, Any],
-    owners: Container[int] | None,
+    of_stack: tuple[Container[int] | None, manifest.Outer],
 ) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
     """Return (manifest with the stack's overrides, errors of stack.toml, errors of the manifest).
 
+    ``package`` is the text for ``path``; ``of_stack`` are the owners and variables of the stack.
     The manifest is None if there is an error.
     """
     key, right = f"{item.key}.package", "a folder with a manifest.toml"
     if not package or not package.isprintable():
         return None, [values.wrong(key, package, "is not a valid path", right, '"./api"')], []
-    at = manifest.place(os.path.join(os.path.dirname(path), package))
+    at, (owners, variables) = manifest.place(path), of_stack
     try:
         data = toml.load(at, manifest.FILE_NAME, owners)
-        manifest.checked(data, at)
+        own = manifest.prepared(data, at, owners, variables)
+        manifest.checked(own, at, owners)
     except ErrorGroup as group:
         return None, [], group.errors
     except Error as error:
@@ -361,7 +385,8 @@ def _package(
         reason = f"cannot be used: {error.message}"
         return None, [values.wrong(key, package, reason, right)], []
     try:
-        together = manifest.checked(_laid_over(data, item.name, overrides), at)
+        laid = Resolved(_laid_over(own.data, item.name, overrides), [])
+        together = manifest.checked(laid, at, owners)
     except ErrorGroup as group:
         return None, [_here(at, item.key, overrides, error) for error in group.errors], []
     return Loaded(together, at, os.path.dirname(at)), [], []
@@ -374,27 +399,12 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in TABLES}
-    laid = _over(data, {**more, "network": network, "package": {"name": name}})
+    laid = stack_values.laid_over(data, {**more, "network": network, "package": {"name": name}})
     if network.get("mode", "share") != "share" and "share" not in network:
         laid["network"].pop("share", None)
     if isinstance(volumes := more.get("volumes"), dict):
         laid["volumes"].update(volumes)
     return laid
-
-
-def _over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
-    """Return the ``table`` ``base`` with the keys of ``laid``; tables in it are merged."""
-    choice = set(_INSTEAD.get(table, ()))
-    gone = choice - laid.keys() if choice & laid.keys() else set()
-    merged = {key: value for key, value in base.items() if key not in gone}
-    for key, value in laid.items():
-        under = merged.get(key, {})
-        merged[key] = (
-            _over(under, value, key)
-            if isinstance(value, dict) and isinstance(under, dict)
-            else value
-        )
-    return merged
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:

@@ -14,6 +14,7 @@ from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.manifest import load as manifest
 from niso.manifest import toml, validate, values
+from niso.manifest.interpolate import Resolved
 from niso.manifest.load import Loaded
 from niso.manifest.manifest_tables import Manifest
 from niso.manifest.stack_order import Condition
@@ -50,12 +51,14 @@ def tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def checked(
     path: str, key: str, name: str, table: Mapping[str, Any], owners: Container[int] | None
-) -> tuple[Loaded | None, list[InvalidInput]]:
-    """Return the manifest of a service in the stack.toml at ``path``, and all of its errors.
+) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
+    """Return (manifest of a service in the stack.toml at ``path``, its errors, those of others).
 
-    It is None if there is one. ``key`` is that of the service; ``owners`` as for `stack_file.load`.
+    It is None if there is an error. Others are its files of variables. ``key`` is that of the
+    service; ``owners`` as for `stack_file.load`.
     """
     errors: list[InvalidInput] = []
+    others: list[Error] = []
     if "depends_on" in table:
         errors += validate.walk({"depends_on": table["depends_on"]}, Needs, key)
     package = table.get("package", {})
@@ -68,12 +71,14 @@ def checked(
         folder, wrong = _folder(path, f"{key}.package.folder", package.get("folder"), owners)
         errors += wrong
     try:
-        spec = manifest.checked(data, path)
+        spec = manifest.checked(Resolved(data, []), path, owners)
     except ErrorGroup as group:
-        errors += [moved(error, key) for error in group.errors]
-    if errors:
-        return None, errors
-    return Loaded(spec._replace(folder=folder), path, folder or ""), []
+        here = values.escaped(path)
+        errors += [moved(error, key) for error in group.errors if error.file == here]
+        others += [error for error in group.errors if error.file != here]
+    if errors or others:
+        return None, errors, others
+    return Loaded(spec._replace(folder=folder), path, folder or ""), [], []
 
 
 def _own_name(package: Mapping[str, Any], name: str, key: str) -> Iterable[InvalidInput]:

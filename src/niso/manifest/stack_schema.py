@@ -23,6 +23,7 @@ _DESCRIPTIONS = {
     "ipv6": "Whether the network also has a unique local IPv6 /64.",
     "internal": "Whether the network is isolated from everything but the host.",
     "gateway": "Address of the bridge; an array of one for each subnet. If unset, the first one.",
+    "observe": "Whether the kernel remembers its flows.",
     "allow_public": "Whether a subnet can be a prefix of the Internet.",
     "mtu": "Maximum packet size in bytes. If unset, that of the default route.",
 }

@@ -19,13 +19,18 @@ def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str
     does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML or not theirs.
     """
     try:
-        return _parse(_read(path, name, owners))
+        return _parse(content(path, name, owners))
     except Error as error:
         error.file = values.escaped(path)
         raise
 
 
-def _read(path: str, name: str, owners: Container[int] | None) -> bytes:
+def content(path: str, name: str, owners: Container[int] | None = None) -> bytes:
+    """Return the content of a file of the user; ``name`` is what it is called.
+
+    With ``owners``, the file and its folder must belong to one of these uids. Raises NotFound,
+    Error and InvalidInput.
+    """
     hint = f"pass the path of a {name} or of its folder"
     try:
         with open(path, "rb", opener=_open) as stream:
@@ -35,7 +40,7 @@ def _read(path: str, name: str, owners: Container[int] | None) -> bytes:
             if owners is not None:
                 require_owner("it", info, owners)
                 require_owner("its folder", os.stat(os.path.dirname(path)), owners)
-            content = stream.read(MAX_BYTES + 1)
+            read = stream.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound("no such file", hint) from None
     except OSError as error:
@@ -46,9 +51,9 @@ def _read(path: str, name: str, owners: Container[int] | None) -> bytes:
         path.encode()
     except UnicodeEncodeError:
         raise InvalidInput("the path is not UTF-8", "rename the file or its folder") from None
-    if len(content) > MAX_BYTES:
+    if len(read) > MAX_BYTES:
         raise InvalidInput(f"larger than {MAX_BYTES} bytes", hint)
-    return content
+    return read
 
 
 def require_owner(what: str, info: os.stat_result, owners: Container[int]) -> None:
@@ -64,6 +69,8 @@ def require_owner(what: str, info: os.stat_result, owners: Container[int]) -> No
             user = f"user {pwd.getpwuid(info.st_uid).pw_name}"
         except KeyError:
             user = f"uid {info.st_uid}"
+        if 0 in owners and "SUDO_UID" not in os.environ:
+            hint += ". As sudo niso, it obeys the files of the user who calls sudo"
         raise InvalidInput(f"{what} belongs to {user}, not to you or root", hint)
     if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
         raise InvalidInput(f"{what} is writable for everybody", hint)
@@ -105,4 +112,25 @@ def _syntax(message: str, text: str) -> str:
     reason, _, place = message.removesuffix(")").rpartition(" (at ")
     if place == "end of document":
         place = f"line {text.count(chr(10)) + 1}, column {len(text) - text.rfind(chr(10))}"
-    return values.escaped(f"{place}: {reason[:1].lower()}{reason[1:]}")
+    reason = _duplicate(reason, place, text) or f"{reason[:1].lower()}{reason[1:]}"
+    return values.escaped(f"{place}: {reason}")
+
+
+def _duplicate(reason: str, place: str, text: str) -> str:
+    """Return a plain reason if tomllib's is that a table or key is there twice, else ""."""
+    import re
+
+    match = re.match(r"line ([0-9]+),", place)
+    lines = text.split("\n")
+    line = lines[int(match[1]) - 1].strip() if match else ""
+    header = line.partition("#")[0].strip()
+    if reason.startswith("Cannot declare"):
+        before = [
+            n for n, other in enumerate(lines, 1) if other.partition("#")[0].strip() == header
+        ]
+        first = f"; the first is in line {before[0]}" if len(before) > 1 else ""
+        return f"the table {header} is there twice{first}"
+    if reason == "Cannot overwrite a value":
+        key = line.partition("=")[0].strip()
+        return f"{key} has a value already"
+    return ""

@@ -14,7 +14,14 @@ from niso.base import convert
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import DEFAULT_NETWORK
-from niso.manifest import parse_addresses, parse_health, parse_resources, parse_volumes, values
+from niso.manifest import (
+    parse_addresses,
+    parse_health,
+    parse_resources,
+    parse_secrets,
+    parse_volumes,
+    values,
+)
 from niso.manifest.parse_policy import parse_egress, parse_ingress
 from niso.manifest.parse_ports import contradictions, parse_port
 from niso.plan.records import Port
@@ -302,7 +309,9 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
         [(path, text, parsed[path]) for path, text in known if path in parsed]
     )
     errors += parse_resources.problems(_table(data, "isolation.resources"), parsed)
-    errors += parse_volumes.problems(_table(data, "volumes"), parsed)
+    volumes = _table(data, "volumes")
+    errors += parse_volumes.problems(volumes, parsed)
+    errors += parse_secrets.problems(_table(data, "secrets"), volumes, parsed)
     if isinstance(check := data.get("healthcheck"), dict):
         own = parse_health.own_names(
             _table(data, "package").get("name"), network.get("hostname"), network.get("aliases")

@@ -370,6 +370,21 @@ def rootfs(text: str, key: str) -> str:
     return text
 
 
+def path_below(text: str, key: str, folder: str) -> str:
+    """Return the path ``text`` below ``folder``, with its links resolved.
+
+    Raises InvalidInput if it leads out of the folder.
+    """
+    import os
+
+    home = os.path.realpath(folder)
+    path = os.path.realpath(os.path.join(home, text))
+    if ".." in text.split("/") or path_reason(text) or not f"{path}/".startswith(f"{home}/"):
+        reason = path_reason(text) or "leaves the folder of this file"
+        raise wrong(key, text, reason, "a path below it, or an absolute one", '"./data"')
+    return path
+
+
 def argument(text: str, key: str) -> str:
     """Return ``text`` if execve(2) can pass it on: no NUL and not too long. Raises InvalidInput."""
     reason = "contains a NUL character" if "\0" in text else None

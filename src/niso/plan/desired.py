@@ -76,7 +76,7 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
     )
     mac = names.mac("", bridge, alias)
     yield Bridge(bridge, network.mtu, alias, True, tracked4, tracked6, mac)
-    yield from nft.network(network.name, bridge, network.subnets, network.internal)
+    yield from nft.network(network.name, bridge, network.subnets, network.internal, network.observe)
     if network.internal:
         yield from (RoutingRule(bridge, family) for family in sorted(families))
     for subnet in network.subnets:
@@ -113,7 +113,7 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             (address, subnet.cidr)
             for subnet, address in zip(network.subnets, endpoint.addresses, strict=True)
         ]
-        yield from nft.endpoint(service.name, host_end, mac, pairs, service.limits)
+        yield from nft.endpoint(service.name, host_end, mac, pairs, service.limits, network.observe)
     if service.publishes:
         yield from nft.hairpin(service.name, own)
 

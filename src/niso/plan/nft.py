@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from niso.base.addresses import family_of
 from niso.kernel.kinds.element import Element
+from niso.kernel.nft_sensor import WATCHED
 from niso.kernel.nft_tables import ARP, BRIDGE, FLOWS, FRAGMENTS, INET, OWN_PORTS, limit
 from niso.plan.records import LIMITS, Limits, Port, Subnet
 
@@ -58,7 +59,11 @@ def sysctl_before(element: str) -> tuple[str, str]:
 
 
 def network(
-    name: str, bridge: str, subnets: Iterable[Subnet], internal: bool = False
+    name: str,
+    bridge: str,
+    subnets: Iterable[Subnet],
+    internal: bool = False,
+    observe: bool = True,
 ) -> list[Element]:
     quoted = _quoted(bridge)
     elements = [
@@ -67,6 +72,8 @@ def network(
     ]
     if internal:
         elements.append(Element(INET, "internal", quoted, "", name))
+    if observe:
+        elements.append(Element(INET, WATCHED, quoted, "", name))
     for subnet in subnets:
         family = subnet.family
         for table in (INET, BRIDGE):
@@ -84,16 +91,19 @@ def endpoint(
     mac: str,
     addresses: Iterable[tuple[str, str]],
     limits: Limits = LIMITS,
+    observe: bool = True,
 ) -> list[Element]:
     """Return the elements of a service's bridge port: its MAC, its source addresses, its limits.
 
-    ``addresses`` has pairs of an address and its subnet.
+    ``addresses`` has pairs of an address and its subnet. ``observe`` is that of its network.
     """
     port = _quoted(host_end)
     elements = [
         Element(INET, "ports", port, "", service),
         Element(BRIDGE, "ports", port, "", service),
     ]
+    if observe:
+        elements.append(Element(BRIDGE, WATCHED, port, "", service))
     number = int(mac.replace(":", ""), 16) if mac else 0
     for address, subnet in addresses:
         family = family_of(address)

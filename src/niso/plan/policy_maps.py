@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel.kinds.element import Element
+from niso.kernel.nft_sensor import REFUSE
 from niso.kernel.nft_tables import INET, POLICY_PARTS
 from niso.plan.records import Entry, Member, Policed, Policy
 
@@ -79,7 +80,11 @@ class _Direction(NamedTuple):
 
     def element(self, part: str, key: str, decision: Decision) -> Element:
         verdict = (
-            PASSES if decision.passes else f"goto log_{_word(self.ingress)}" if self.log else "drop"
+            PASSES
+            if decision.passes
+            else f"goto log_{_word(self.ingress)}"
+            if self.log
+            else f"goto {REFUSE}"
         )
         return Element(
             INET,

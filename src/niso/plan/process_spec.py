@@ -34,6 +34,19 @@ class Volume(NamedTuple):
     """Of a path of the host; None if an older niso activated the service."""
 
 
+class Secret(NamedTuple):
+    """One secret of a process: a file of the host that is read at each start."""
+
+    name: str
+    """Of its file in /run/secrets."""
+    source: str
+    """A path on the host."""
+    salt: str = ""
+    """Random, so that nobody can tell from the digest whether two secrets are equal."""
+    digest: str = ""
+    """Of the salt and the content at the activation. It says whether the content has changed."""
+
+
 class ProcessSpec(NamedTuple):
     """One activation of a service. All paths on the host are absolute."""
 
@@ -88,3 +101,4 @@ class ProcessSpec(NamedTuple):
     """Its name servers; None for the host's."""
     dns_search: tuple[str, ...] | None = None
     """Its search domains; None for the host's."""
+    secrets: tuple[Secret, ...] = ()

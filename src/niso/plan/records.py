@@ -24,6 +24,7 @@ class Network(NamedTuple):
     mtu: int
     subnets: tuple[Subnet, ...]
     internal: bool = False  # nothing is forwarded out of it
+    observe: bool = True  # the rules remember its flows
     publishes: bool = False  # an active service publishes ports on it
     by_loopback: bool = False  # one of these ports is published on 127.0.0.1
     policed: bool = False  # an active service on it has a policy

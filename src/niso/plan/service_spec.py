@@ -89,6 +89,7 @@ class ServiceSpec(NamedTuple):
     extra_hosts: Mapping[str, str] = {}  # name to address, or HOST_GATEWAY
     dns: tuple[str, ...] | None = None  # None: the host's name servers
     dns_search: tuple[str, ...] | None = None  # None: the host's
+    secrets: Mapping[str, str] = {}  # name to an absolute path of the host
 
     def statics(self, network: str) -> tuple[str, ...]:
         """Return the static addresses on a network, at most one of each family."""

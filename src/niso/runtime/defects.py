@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.findings import Finding
 from niso.runtime import package, sources, status
@@ -79,6 +80,10 @@ def of_package(row: ServiceRow) -> Finding | None:
     again = row.again
     if not os.path.isdir(row.package):
         return Finding("missing", what, again)
+    try:
+        os.close(sources.open_copy(row.package))
+    except Error as error:
+        return Finding("different", what, f"{error.reason}; {again}")
     if package.is_emptied(row.package):
         return Finding("different", what, f"all of its files are empty: {again}")
     return None

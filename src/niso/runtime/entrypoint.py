@@ -9,15 +9,32 @@ import stat
 from collections.abc import Sequence
 
 from niso.base.errors import InvalidInput
+from niso.base.lite_typing import NamedTuple
 from niso.runtime.service_paths import open_inside
 from niso.runtime.spec import APP
 
-MISSING = "does not exist"
-_NOT_EXECUTABLE = "is not executable"
 _HEAD_BYTES = 256
 """How much of a script the kernel reads (BINPRM_BUF_SIZE, linux/binfmts.h)."""
 _MAX_INTERPRETERS = 4
+_MAX_LINKS = 40
 _ALWAYS_THERE = ("/", "/tmp", "/run", "/var/tmp", "/dev/shm")  # noqa: S108 - inside the service
+
+
+class Problem(NamedTuple):
+    """Why a file cannot be executed in a service."""
+
+    text: str
+    """A predicate: "is not executable"."""
+    hint: str = ""
+    """What to do, if that is known; ``{}`` stands for the path as the user wrote it."""
+    missing: bool = False
+    """Whether there is no file of that name."""
+    elsewhere: bool = False
+    """Whether the text is about another file that it needs."""
+
+
+_MISSING = Problem("does not exist", missing=True)
+_NOT_EXECUTABLE = Problem("is not executable", "chmod +x {} (beside manifest.toml)")
 
 
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
@@ -43,8 +60,8 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
             problem = problem_with(mounts, path)
             if problem is None:
                 return path
-            if problem != MISSING or "/" in entrypoint:
-                raise _bad_entrypoint(entrypoint, f"{problem} in the package", problem)
+            if not problem.missing or "/" in entrypoint:
+                raise _cannot_run(entrypoint, problem, "the package")
         elif "/" in entrypoint:
             raise _bad_entrypoint(entrypoint, "lies outside the package")
         on_path = search(mounts, entrypoint, path_env)
@@ -58,7 +75,7 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
     if problem is None:
         return path
     root = "the rootfs" if rootfs else "the service's system (the host's /usr)"
-    raise _bad_entrypoint(entrypoint, f"{problem} in {root}", problem)
+    raise _cannot_run(entrypoint, problem, root)
 
 
 def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
@@ -74,13 +91,13 @@ def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
         problem = problem_with(mounts, candidate)
         if problem is None:
             return candidate
-        if problem != MISSING and present is None:
+        if not problem.missing and present is None:
             present = candidate
     return present
 
 
-def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> str | None:
-    """Return why ``path`` cannot be executed in the service, as a predicate; None if it can.
+def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem | None:
+    """Return why ``path`` cannot be executed in the service; None if it can.
 
     ``depth`` counts the interpreters that led to ``path``.
     """
@@ -88,14 +105,14 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> str | Non
         fd, real = open_inside(mounts, path)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return MISSING
-        return f"cannot be opened ({os.strerror(error.errno or 0)})"
+            return _broken(mounts, path)
+        return Problem(f"cannot be opened ({os.strerror(error.errno or 0)})")
     try:
         info = os.fstat(fd)
         if mounts[""] == "/" and not real.startswith(("/usr/", f"{APP}/")):
-            return MISSING
+            return _broken(mounts, path)
         if not stat.S_ISREG(info.st_mode):
-            return "is not a file"
+            return Problem("is not a file")
         if not info.st_mode & 0o111:
             return _NOT_EXECUTABLE
         with open(f"/proc/self/fd/{fd}", "rb") as file:
@@ -107,13 +124,70 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> str | Non
     # As the kernel (fs/binfmt_script.c): only space, tab, newline and NUL end the name.
     interpreter = os.fsdecode(re.split(rb"[ \t\n\0]", head[2:].lstrip(b" \t"), maxsplit=1)[0])
     if not interpreter:
-        return "names no interpreter after #!"
+        return Problem("names no interpreter after #!")
     if depth >= _MAX_INTERPRETERS:
-        return f"has more than {_MAX_INTERPRETERS} interpreters that are scripts themselves"
-    if problem_with(mounts, interpreter, depth + 1):
-        name = interpreter if interpreter.isprintable() else repr(interpreter)
-        return f"needs the interpreter {name}, which does not exist or is not executable,"
-    return None
+        return Problem(
+            f"has more than {_MAX_INTERPRETERS} interpreters that are scripts themselves"
+        )
+    problem = problem_with(mounts, interpreter, depth + 1)
+    if problem is None:
+        return None
+    name = interpreter if interpreter.isprintable() else repr(interpreter)
+    inside = " inside the service" if problem.missing else ""
+    if interpreter.endswith("\r"):
+        hint = "its lines end with CR LF: sed -i 's/\\r$//' {}"
+    elif _exists(mounts, os.path.join(os.path.dirname(path), "../pyvenv.cfg")):
+        hint = 'start the venv by its bin/python, as entrypoint, with args = ["-m", "MODULE"]'
+    else:
+        hint = "name a program that the service has in the first line of {}"
+    return Problem(
+        f"needs the interpreter {name}, which {problem.text}{inside}",
+        hint,
+        elsewhere=True,
+    )
+
+
+def _broken(mounts: dict[str, str], path: str) -> Problem:
+    """Return the problem with a path that does not exist, or whose links lead nowhere."""
+    end = _end_of_links(mounts, path)
+    if end == path:
+        return _MISSING
+    return Problem(
+        f"leads to {end}, which does not exist inside the service",
+        "link to a file of the package or of the service's /usr, or copy the file into the package;"
+        " for a venv: /usr/bin/python3 -m venv",
+        elsewhere=True,
+    )
+
+
+def _end_of_links(mounts: dict[str, str], path: str, links: int = 0) -> str:
+    """Return the path in the service where the links of ``path`` end."""
+    folder, name = os.path.split(path)
+    try:
+        fd, real = open_inside(mounts, folder)
+    except OSError:
+        if folder in ("", "/"):
+            return path
+        end = _end_of_links(mounts, folder, links)
+        return path if end == folder else os.path.join(end, name)
+    try:
+        target = os.readlink(name, dir_fd=fd)
+    except OSError:  # it is not a link
+        return path
+    finally:
+        os.close(fd)
+    if links == _MAX_LINKS:
+        return path
+    return _end_of_links(mounts, os.path.normpath(os.path.join(real, target)), links + 1)
+
+
+def _exists(mounts: dict[str, str], path: str) -> bool:
+    try:
+        fd, _ = open_inside(mounts, path)
+    except OSError:
+        return False
+    os.close(fd)
+    return True
 
 
 def check_working_dir(
@@ -143,10 +217,13 @@ def check_working_dir(
         )
 
 
-def _bad_entrypoint(entrypoint: str, what: str, problem: str = "") -> InvalidInput:
-    hint = (
-        f"chmod +x {entrypoint} (beside manifest.toml)"
-        if problem == _NOT_EXECUTABLE
-        else "name a file of the package, an absolute path, or a command on the service's PATH"
+def _cannot_run(entrypoint: str, problem: Problem, root: str) -> InvalidInput:
+    where = "" if problem.elsewhere else f" in {root}"
+    return _bad_entrypoint(
+        entrypoint, f"{problem.text}{where}", problem.hint.replace("{}", entrypoint)
     )
-    return InvalidInput(f"{entrypoint!r} {what}", hint, "binary.entrypoint")
+
+
+def _bad_entrypoint(entrypoint: str, what: str, hint: str = "") -> InvalidInput:
+    usual = "name a file of the package, an absolute path, or a command on the service's PATH"
+    return InvalidInput(f"{entrypoint!r} {what}", hint or usual, "binary.entrypoint")

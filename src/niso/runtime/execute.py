@@ -168,8 +168,8 @@ def _check_command(service: str, pid: int, command: str, oci_process: dict[str, 
         path = command if command.startswith("/") else f"{folder}/{command}"
     problem = entrypoint.problem_with(mounts, path)
     if problem is not None:
-        exit_status = NOT_FOUND if problem == entrypoint.MISSING else NOT_EXECUTABLE
-        raise _failed(exit_status, f"{service}: {command!r} {problem}", None)
+        exit_status = NOT_FOUND if problem.missing else NOT_EXECUTABLE
+        raise _failed(exit_status, f"{service}: {command!r} {problem.text}", None)
 
 
 class _Session:

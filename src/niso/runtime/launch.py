@@ -18,7 +18,6 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 
 from niso.base import failpoint, paths
@@ -59,7 +58,9 @@ _FOLDERS = (
     root.HOST,
     root.INIT,
     sources.VOLUMES,
+    sources.PACKAGE,
     "scratch",
+    root.SECRETS,
     "root",
     "exits",
     "persist",
@@ -122,9 +123,8 @@ class Launch:
             exit_command.write()
             # A signal between the two would leave a thread and a conmon without an owner.
             with signals_held():
-                creator = _Creator(
-                    spec, bundle, held.trees
-                )  # conmon loads while the bundle is written
+                # conmon loads while the bundle is written
+                creator = _Creator(spec, bundle, held)
                 self._held.callback(creator.close)
             write_bundle(held.spec, bundle)
             failpoint.hit(f"mount the root of {spec.service}")
@@ -167,6 +167,7 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
     for name in _FOLDERS:
         os.mkdir(os.path.join(bundle, name), 0o700)
+    spec = spec._replace(package=f"{bundle}/{sources.PACKAGE}")
     where = volumes.placed(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
     hosts_at = root.write_layer(spec, f"{bundle}/layer")
@@ -180,6 +181,7 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
         nofile_max=nofile_max(),
         seccomp=profile,
         host=f"{bundle}/{root.HOST}",
+        secrets=f"{bundle}/{root.SECRETS}" if spec.secrets else "",
         folders=root.host_folders() if spec.rootfs is None else (),
         controllers=cgroup.usable(cgroup.limits(spec)),
     )
@@ -197,10 +199,10 @@ class _Creator:
     life, because the main thread handles them.
     """
 
-    def __init__(self, spec: ProcessSpec, bundle: str, trees: Mapping[str, int]) -> None:
+    def __init__(self, spec: ProcessSpec, bundle: str, held: sources.Held) -> None:
         self._spec = spec
         self._bundle = bundle
-        self._trees = trees
+        self._sources = held
         self._error: Exception | None = None
         self._conmon = 0
         """Its pid until it has forked; then 0."""
@@ -272,7 +274,8 @@ class _Creator:
             if self._may_end.acquire(blocking=False):
                 return
             os.unshare(os.CLONE_NEWNS)
-            root.assemble(self._spec, self._bundle, init(), self._trees)
+            held = self._sources
+            root.assemble(self._spec, self._bundle, init(), held.trees, held.secrets)
             self._mounted.release()
             _move_nowhere()  # while conmon and crun start
             self._may_end.acquire()

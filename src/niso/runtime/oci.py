@@ -81,6 +81,8 @@ class Machine(NamedTuple):
     """Cgroup controllers that can limit the service."""
     host: str = ""
     """The folder that shows ``folders`` to the creation, each below its own path."""
+    secrets: str = ""
+    """The folder that shows the secrets to the creation; "" without any."""
 
 
 def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, Any]:
@@ -223,6 +225,9 @@ def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str
         _mount("tmpfs", TMPFS[2], "tmpfs", "nosuid", "nodev", "mode=1777", *tmp),
         _mount(spec.package, APP, "bind", "rbind", "rro", "nosuid", "nodev"),
     ]
+    if machine.secrets:
+        flags = ("ro", "nosuid", "nodev", "noexec")
+        mounts.append(_mount(machine.secrets, f"{TMPFS[1]}/secrets", "bind", "bind", *flags))
     if spec.hosts_folder:
         mounts.append(
             _mount(spec.hosts_folder, hosts_at, "bind", "bind", "ro", "nosuid", "nodev", "noexec")

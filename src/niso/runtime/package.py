@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 
 from niso.base import failpoint, files, paths, trees
 from niso.base.digest import sha256
@@ -21,14 +22,14 @@ from niso.base.lite_typing import NamedTuple
 from niso.runtime.contents import Contents, forget
 
 MAX_DEPTH = 64
+Apart = str | tuple[str, ...] | None
+"""Paths that are no part of a package: its rootfs, and what the service writes."""
 _FEW = 32
 """Up to this many files and folders are written to the disk one by one, more all at once."""
 
 
-def fingerprint(
-    folder: str, rootfs: str | None, contents: Contents, manifest: str | None = None
-) -> str:
-    """Return the fingerprint of a package folder (64 hex digits), without a rootfs below it.
+def fingerprint(folder: str, apart: Apart, contents: Contents, manifest: str | None = None) -> str:
+    """Return the fingerprint of a package folder (64 hex digits), without what is ``apart``.
 
     Also without the file ``manifest``: its changes are applied key by key, and most keys need no
     restart. ``contents`` knows the files that need not be read.
@@ -36,7 +37,7 @@ def fingerprint(
     be read.
     """
     digest = sha256()
-    for entry in _walk(folder, rootfs):
+    for entry in _walk(folder, apart):
         info = entry.info
         if os.path.join(folder, entry.path) == manifest:
             continue
@@ -55,7 +56,7 @@ def fingerprint(
 def copy(
     service: str,
     folder: str,
-    rootfs: str | None,
+    apart: Apart,
     digest: str,
     contents: Contents,
     manifest: str | None = None,
@@ -66,23 +67,25 @@ def copy(
     Raises InvalidInput if the package changes meanwhile, or Error.
     """
     target = os.path.join(paths.package_dir(service), digest)
-    if is_copied(service, digest, folder, rootfs, manifest):
+    if is_copied(service, digest, folder, apart, manifest):
         return target
     temporary = f"{target}.{os.getpid()}.new"
     failpoint.hit(f"copy package to {target}")
     delete_tree(temporary)  # of an interrupted process that had our pid
     try:
         os.makedirs(temporary, mode=0o755)
-        _require_room(folder, rootfs, temporary)
-        for entry in _walk(folder, rootfs):
+        _require_room(folder, apart, temporary)
+        for entry in _walk(folder, apart):
             _copy_one(entry, os.path.join(folder, entry.path), os.path.join(temporary, entry.path))
-        if fingerprint(folder, rootfs, contents, manifest) != digest:
+        if fingerprint(folder, apart, contents, manifest) != digest:
             raise InvalidInput(
                 f"{folder}: changed while it was copied", "activate it again when it is complete"
             )
         _write_to_disk(temporary)
         failpoint.hit(f"name package copy {target}")
-        if os.path.isdir(target):
+        if os.path.islink(target):
+            os.unlink(target)
+        elif os.path.isdir(target):
             os.rename(target, f"{temporary}.damaged")
         os.rename(temporary, target)
         for above in (paths.package_dir(service), paths.packages_dir(), paths.state_dir()):
@@ -98,12 +101,12 @@ def copy(
     return target
 
 
-def _require_room(folder: str, rootfs: str | None, target: str) -> None:
+def _require_room(folder: str, apart: Apart, target: str) -> None:
     """Raise Error if the disk of ``target`` has less free space than the package takes."""
     disk = os.statvfs(target)
     free = disk.f_bavail * disk.f_frsize
     # st_blocks counts 512 bytes, and no holes (stat(2))
-    needs = sum(entry.info.st_blocks * 512 for entry in _walk(folder, rootfs))
+    needs = sum(entry.info.st_blocks * 512 for entry in _walk(folder, apart))
     if needs > free and disk.f_blocks:  # a tmpfs without a limit has none
         raise Error(
             f"cannot copy {folder}: it takes {needs >> 20} MB, and {paths.state_dir()} has"
@@ -134,20 +137,29 @@ def _write_to_disk(copy: str) -> None:
 
 
 def is_copied(
-    service: str, digest: str, folder: str, rootfs: str | None, manifest: str | None = None
+    service: str, digest: str, folder: str, apart: Apart, manifest: str | None = None
 ) -> bool:
     """Return whether the copy with this fingerprint has the files of its package, by their sizes.
 
     The file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint`.
     """
     copy = os.path.join(paths.package_dir(service), digest)
-    if not os.path.isdir(copy):
+    if not _is_folder(copy):
         return False
     return all(
         _is_same(entry, os.path.join(copy, entry.path))
-        for entry in _walk(folder, rootfs)
+        for entry in _walk(folder, apart)
         if os.path.join(folder, entry.path) != manifest
     )
+
+
+def _is_folder(copy: str) -> bool:
+    """Return whether a copy is a folder that no other user can change."""
+    try:
+        info = os.lstat(copy)
+    except OSError:
+        return False
+    return files.is_own_folder(info)
 
 
 def _is_same(entry: _Entry, path: str) -> bool:
@@ -230,8 +242,8 @@ class _Entry(NamedTuple):
     """O_PATH; valid until the next entry is yielded."""
 
 
-def _walk(folder: str, rootfs: str | None) -> Iterator[_Entry]:
-    """Yield everything in a package except the rootfs, parents before children.
+def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
+    """Yield everything in a package that is not ``apart``, parents before children.
 
     A ``folder`` of "" is an empty package, of a service without files of its own.
 
@@ -239,7 +251,7 @@ def _walk(folder: str, rootfs: str | None) -> Iterator[_Entry]:
     write to the package cannot make niso, which can read everything, leave it by replacing a
     folder with a link.
     """
-    skipped = _identity(rootfs)
+    skipped = _identities(apart)
     pending = [("", 0)] if folder else []
     while pending:
         base, depth = pending.pop()
@@ -253,7 +265,7 @@ def _walk(folder: str, rootfs: str | None) -> Iterator[_Entry]:
                 pending.append((entry.path, depth + 1))
 
 
-def _entries(folder: str, base: str, skipped: tuple[int, int] | None) -> Iterator[_Entry]:
+def _entries(folder: str, base: str, skipped: set[tuple[int, int] | None]) -> Iterator[_Entry]:
     """Yield the entries of the folder ``base`` of a package, sorted by name."""
     try:
         inside = _open_folder(folder, base)
@@ -270,7 +282,7 @@ def _entries(folder: str, base: str, skipped: tuple[int, int] | None) -> Iterato
             fd = _hold(inside, name, path)
             try:
                 info = os.fstat(fd)
-                if skipped is not None and _leads_to(inside, name, info) == skipped:
+                if skipped and _leads_to(inside, name, info) in skipped:
                     continue
                 kind = stat.S_IFMT(info.st_mode)
                 if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
@@ -311,13 +323,14 @@ def _hold(inside: int, name: str, path: str) -> int:
         raise _cannot_read(path, error) from error
 
 
-def _identity(path: str | None) -> tuple[int, int] | None:
-    """Return (device, inode) of a path; None if there is none."""
-    try:
-        info = os.stat(path) if path is not None else None
-    except OSError:
-        return None
-    return None if info is None else (info.st_dev, info.st_ino)
+def _identities(apart: Apart) -> set[tuple[int, int] | None]:
+    """Return (device, inode) of these paths, without those that do not exist."""
+    found: set[tuple[int, int] | None] = set()
+    for path in (apart,) if isinstance(apart, str) else apart or ():
+        with suppress(OSError):
+            info = os.stat(path)
+            found.add((info.st_dev, info.st_ino))
+    return found
 
 
 def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ import os
 import stat
 from collections.abc import Mapping
 
-from niso.base import paths
+from niso.base import files, paths
 from niso.base.errors import InvalidInput
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime import service_paths, users
@@ -92,8 +92,9 @@ def host_folders() -> list[str]:
     ]
 
 
-HOST, INIT, LOWER = "host", "init", "lower"
-"""The folders of the bundle that show the host's folders, the folder of catatonit, the rootfs."""
+HOST, INIT, LOWER, SECRETS = "host", "init", "lower", "secrets"
+"""Folders of the bundle: they show the host's folders, that of catatonit, the rootfs, the secrets.
+"""
 
 
 def write_layer(spec: ProcessSpec, layer: str) -> str:
@@ -118,11 +119,17 @@ def write_layer(spec: ProcessSpec, layer: str) -> str:
     return f"{etc}/{HOSTS}"
 
 
-def assemble(spec: ProcessSpec, bundle: str, init: str, sources: Mapping[str, int]) -> None:
+def assemble(
+    spec: ProcessSpec,
+    bundle: str,
+    init: str,
+    sources: Mapping[str, int],
+    secrets: Mapping[str, bytes],
+) -> None:
     """Mount the root at ``bundle``/root, in a mount namespace that the caller has unshared.
 
     ``init`` is the path of catatonit; its folder is shown at ``bundle``/init. ``sources`` are
-    detached mounts, by their mount point in ``bundle``.
+    detached mounts, by their mount point in ``bundle``; ``secrets`` is the content of each by name.
 
     Makes the namespace a slave of the host's, and ``bundle`` the working directory: relative names
     of the layers keep ``:`` and ``,`` out of overlay's options. Raises OSError.
@@ -138,6 +145,8 @@ def assemble(spec: ProcessSpec, bundle: str, init: str, sources: Mapping[str, in
         _show_host()
     for point, tree in sources.items():
         attach(tree, point)
+    if secrets:
+        _write_secrets(spec, secrets)
     if not spec.read_only:
         mount("none", "scratch", "tmpfs", flags, "mode=0755")
         os.mkdir("scratch/upper", 0o755)
@@ -152,6 +161,22 @@ def assemble(spec: ProcessSpec, bundle: str, init: str, sources: Mapping[str, in
         )
     else:
         mount("niso", "root", "overlay", flags | MS_RDONLY, "lowerdir=layer:lower")
+
+
+def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
+    """Write the secrets to a tmpfs of this mount namespace, readable by the service's user alone.
+
+    On the host, the folder stays empty.
+    """
+    mount("none", SECRETS, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
+    for name, content in secrets.items():
+        path = f"{SECRETS}/{name}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+        try:
+            files.write(fd, content)
+            os.fchown(fd, spec.uid, spec.gid)
+        finally:
+            os.close(fd)
 
 
 def _show_host() -> None:

@@ -1,4 +1,4 @@
-"""Identify the host folders and files that a service sees: its rootfs and its host volumes.
+"""Identify what a service sees of the host: its rootfs, host volumes, secrets and package copy.
 
 A path can be replaced after it was checked. Whoever can write to one of its folders could replace
 the rootfs with a link to / after the activation, and the service would read the host's files at its
@@ -6,7 +6,10 @@ next start. An activation therefore records which file each path led to. Every s
 without following links, compares the files, and mounts exactly those that it opened.
 
 A rootfs must stay the same folder. A host volume may be replaced where only root can do
-so, for example when a program recreates its folder below /run, or an editor replaces a file.
+so, for example when a program recreates its folder below /run, or an editor replaces a file. A
+secret is a file, which may be another one with other content, but not behind a link.
+
+A package copy must be a folder that root alone can change.
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ import os
 import stat
 from collections.abc import Iterator
 
+from niso.base import files
+from niso.base.digest import sha256
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import NamedTuple
-from niso.plan.process_spec import Identity, ProcessSpec, Volume
+from niso.plan.process_spec import Identity, ProcessSpec, Secret, Volume
 from niso.runtime import mount_calls
 from niso.runtime.root import LOWER
 
-VOLUMES = "volumes"
-"""The folder of the bundle where host volumes are mounted for the creation of the container."""
+VOLUMES, PACKAGE = "volumes", "package"
+"""The folders of the bundle where these are mounted for the creation of the container."""
 _NO_LINKS = mount_calls.NO_SYMLINKS | mount_calls.NO_MAGICLINKS
+MAX_SECRET_BYTES = 512 << 10
 _REPLACED = (errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
 
 
@@ -64,7 +70,43 @@ def recorded(spec: ProcessSpec) -> ProcessSpec:
         _recorded(volume, boot) if is_shared(volume) and volume.identity is None else volume
         for volume in spec.volumes
     )
-    return spec._replace(volumes=volumes)
+    secrets = tuple(one if one.digest else _recorded_secret(one) for one in spec.secrets)
+    return spec._replace(volumes=volumes, secrets=secrets)
+
+
+def _recorded_secret(secret: Secret) -> Secret:
+    """Return a secret with the digest of its content. Raises OSError.
+
+    The links of its path are followed now, and never again.
+    """
+    fd = mount_calls.open_place(os.path.realpath(secret.source), _NO_LINKS)
+    try:
+        source = os.readlink(f"/proc/self/fd/{fd}")
+        salt = secret.salt or os.urandom(16).hex()
+        digest = sha256(bytes.fromhex(salt) + _content(fd, source)).hexdigest()
+        return secret._replace(source=source, salt=salt, digest=digest)
+    finally:
+        os.close(fd)
+
+
+def read_secret(secret: Secret) -> bytes:
+    """Return the content of a secret, following no link. Raises OSError."""
+    fd = mount_calls.open_place(secret.source, _NO_LINKS)
+    try:
+        return _content(fd, secret.source)
+    finally:
+        os.close(fd)
+
+
+def _content(fd: int, path: str) -> bytes:
+    """Return the content of a file opened with O_PATH. Raises OSError."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, "is not a file", path)
+    with open(f"/proc/self/fd/{fd}", "rb") as file:
+        content = file.read(MAX_SECRET_BYTES + 1)
+    if len(content) > MAX_SECRET_BYTES:
+        raise OSError(errno.EFBIG, f"is larger than {MAX_SECRET_BYTES >> 10} KB", path)
+    return content
 
 
 def _recorded(volume: Volume, boot: str) -> Volume:
@@ -79,11 +121,28 @@ def _recorded(volume: Volume, boot: str) -> Volume:
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
     """Yield an error for each path that no longer leads to what was activated."""
+    for secret in spec.secrets:
+        try:
+            read_secret(secret)
+        except OSError as error:
+            yield _no_secret(secret, error, spec.service)
     for source in _sources(spec):
         try:
             os.close(_open(source))
         except Error as error:
             yield error
+
+
+def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
+    """Return the error for a secret that cannot be read, without its content."""
+    what = {errno.ELOOP: "leads through a symlink", errno.ENOENT: "is gone"}
+    reason = what.get(error.errno or 0) or f"cannot be read: {error.strerror}"
+    return ProcessError(
+        f"{secret.source} {reason}",
+        "put it back; or activate the manifest again",
+        f"secrets.{secret.name}.file",
+        service=service,
+    )
 
 
 class Held:
@@ -95,9 +154,21 @@ class Held:
     def __init__(self, spec: ProcessSpec) -> None:
         self.trees: dict[str, int] = {}
         """Descriptors, by the mount point in the bundle."""
+        self.secrets: dict[str, bytes] = {}
+        """The content of each secret, by name."""
         volumes = {volume.name: volume for volume in spec.volumes}
         rootfs = spec.rootfs
+        for secret in spec.secrets:
+            try:
+                self.secrets[secret.name] = read_secret(secret)
+            except OSError as error:
+                raise _no_secret(secret, error, spec.service) from error
         try:
+            fd = open_copy(spec.package, spec.service)
+            try:
+                self.trees[PACKAGE] = mount_calls.clone_mount(fd, recursive=True)
+            finally:
+                os.close(fd)
             for source in _sources(spec):
                 fd = _open(source, spec.service)
                 try:
@@ -122,6 +193,33 @@ class Held:
         for fd in self.trees.values():
             os.close(fd)
         self.trees.clear()
+
+
+def open_copy(path: str, service: str = "", manifest: str = "FOLDER") -> int:
+    """Open a package copy (O_PATH) and verify that it is niso's. Raises ProcessError."""
+    above, name = os.path.split(path)
+    folder = copy = -1
+    try:
+        folder = mount_calls.open_place(above, 0)
+        copy = mount_calls.open_place(name, _NO_LINKS | mount_calls.BENEATH, folder)
+        # what the modes of the folders above allow, that of the state folder does not
+        owned = os.fstat(folder).st_uid in (0, os.geteuid())
+        if not owned or not files.is_own_folder(os.fstat(copy)):
+            raise _not_copy(path, "is not niso's: other users can change it", service, manifest)
+        opened, copy = copy, -1
+        return opened
+    except OSError as error:
+        what = "is a link" if error.errno == errno.ELOOP else f"cannot be opened: {error.strerror}"
+        raise _not_copy(path, what, service, manifest) from error
+    finally:
+        for fd in (folder, copy):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _not_copy(path: str, what: str, service: str, manifest: str) -> ProcessError:
+    hint = f"niso activate {manifest}, which copies it again"
+    return ProcessError(f"package copy {path} {what}", hint, service=service)
 
 
 def _open(source: _Source, service: str = "") -> int:

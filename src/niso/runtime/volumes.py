@@ -108,6 +108,29 @@ def _bad_mount(volume: Volume, reason: str) -> InvalidInput:
     )
 
 
+def is_writable(volume: Volume, spec: ProcessSpec) -> bool:
+    """Return whether the service's user may write to a volume of the host.
+
+    True where that is not known: it does not exist, or has an access control list (acl(5)).
+    """
+    path = str(volume.source)
+    try:
+        info = os.stat(path)
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            return False
+        if "system.posix_acl_access" in os.listxattr(path):
+            return True
+    except OSError:
+        return True
+    if "DAC_OVERRIDE" in spec.capabilities:  # root has it only if the manifest says so
+        return True
+    if info.st_uid == spec.uid:
+        return bool(info.st_mode & stat.S_IWUSR)
+    if info.st_gid in (spec.gid, *spec.groups):
+        return bool(info.st_mode & stat.S_IWGRP)
+    return bool(info.st_mode & stat.S_IWOTH)
+
+
 def make_named(spec: ProcessSpec) -> None:
     """Create the missing named volumes, each atomically, mode 0700 and owned by the service's user.
 

@@ -10,7 +10,7 @@ from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.base.names import link_prefix, veth
 from niso.kernel import host_facts
-from niso.plan.process_spec import ProcessSpec
+from niso.plan.process_spec import ProcessSpec, Secret
 from niso.plan.records import Peer, Policy, Port
 from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
@@ -339,6 +339,7 @@ def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
         from niso.services import networks
 
         network = networks.plan_network(machine, name, holds=static)
+        network = network._replace(observe=networks.observes())
         machine.store.add_network(network, implicit=True, now=time.time())
 
 
@@ -381,6 +382,12 @@ def _identified(target: Target, spec: ProcessSpec, old: ProcessSpec | None) -> P
         spec = spec._replace(
             rootfs_identity=old.rootfs_identity,
             volumes=tuple(known.get(volume.name, volume) for volume in spec.volumes),
+            secrets=old.secrets,
+        )
+    elif old is not None:
+        salts = {secret.name: secret.salt for secret in old.secrets}
+        spec = spec._replace(
+            secrets=tuple(one._replace(salt=salts.get(one.name, "")) for one in spec.secrets)
         )
     try:
         return sources.recorded(spec)
@@ -433,4 +440,5 @@ def _spec(
         restrict_suid_sgid=wanted.restrict_suid_sgid,
         dns=wanted.dns,
         dns_search=wanted.dns_search,
+        secrets=tuple(Secret(name, path) for name, path in wanted.secrets.items()),
     )

@@ -55,6 +55,14 @@ def pool() -> ipam.Network:
     return prefix
 
 
+def observes() -> bool:
+    """Return whether new networks are observed (``NISO_OBSERVE``). Raises InvalidInput."""
+    text = os.environ.get("NISO_OBSERVE") or "1"
+    if text not in ("0", "1"):
+        raise InvalidInput(f"{text!r} is not valid", "0 or 1", "NISO_OBSERVE")
+    return text == "1"
+
+
 def parse_subnet(text: str) -> ipam.Network:
     """Parse a subnet from user input. Raises UsageError.
 
@@ -114,6 +122,7 @@ class NetworkRequest(NamedTuple):
     internal: bool = False
     mtu: int | None = None
     allow_public: bool = False  # also prefixes of the Internet
+    observe: bool = True  # the rules remember its flows
 
     @property
     def nets(self) -> list[ipam.Network]:
@@ -169,7 +178,7 @@ def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network
         gateways=request.gateways,
         internal=request.internal,
         mtu=request.mtu,
-    )
+    )._replace(observe=request.observe and observes())
     store.add_network(network, implicit=implicit, now=time.time())
     return network
 
@@ -362,6 +371,8 @@ def _same(present: Network, request: NetworkRequest) -> None:
             differs = f"with gateway {', '.join(have.values())}"
     if differs is None and request.internal != present.internal:
         differs = "as an internal network" if present.internal else "and is not internal"
+    if differs is None and not request.observe and present.observe:
+        differs = "and is observed"
     if differs is None and request.mtu is not None and request.mtu != present.mtu:
         differs = f"with mtu {present.mtu}"
     if differs is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Container, Iterable
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.plan.process_spec import Volume
+from niso.plan.process_spec import Secret, Volume
 from niso.plan.service_spec import ServiceSpec
 from niso.runtime import package, root, sources, users
 from niso.runtime import volumes as volume_rules
@@ -136,6 +137,7 @@ def known(store: Store, service: str) -> Target:
 
 def replaced(row: ServiceRow) -> None:
     """Raise an error if a path of a known service leads elsewhere than at its activation."""
+    os.close(sources.open_copy(row.package, row.name, row.manifest_path))
     spec = row.process  # None if it is damaged: then nothing is known of it
     errors = list(sources.problems(spec)) if spec is not None else []
     for error in errors:
@@ -171,8 +173,18 @@ def of_manifest(loaded: model.Loaded) -> Target:
     target = Target(spec.name, spec, loaded.path, loaded.folder, root, "")
     _check_files(target)
     contents = Contents(spec.name)
-    fingerprint = package.fingerprint(loaded.folder, root, contents, loaded.path)
+    fingerprint = package.fingerprint(loaded.folder, apart(root, spec), contents, loaded.path)
     return target._replace(fingerprint=fingerprint, contents=contents)
+
+
+def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
+    """Return what is no part of a package, even below its folder.
+
+    That is the rootfs, the secrets, and writable volumes: what a service writes there would else be
+    a change of its package.
+    """
+    written = [volume.host for volume in spec.volumes if volume.host and not volume.read_only]
+    return tuple(path for path in (rootfs, *written, *spec.secrets.values()) if path is not None)
 
 
 def _rootfs(loaded: model.Loaded) -> str | None:
@@ -208,6 +220,13 @@ def _check_files(target: Target) -> None:
             [volume.mount for volume in spec.volumes],
         ),
     )
+    for name, path in spec.secrets.items():
+        try:
+            sources.read_secret(Secret(name, os.path.realpath(path)))
+        except OSError as failed:
+            reason = "does not exist" if failed.errno == errno.ENOENT else failed.strerror
+            wrong = InvalidInput(f"{path!r} {reason}", None, f"secrets.{name}.file")
+            errors.append(_in_manifest(target, wrong))
     for error in volume_rules.check(target.rootfs, volumes(spec)):
         errors.append(_in_manifest(target, error))
     for check in checks:

@@ -23,8 +23,10 @@ class PolicyRows(NameRows):
     def policy_now(self, service: str) -> Policy | None:
         """Return a service's policy with the services that its names stand for at present.
 
-        An entry whose name stands for nobody is left out, and one that stands for several services
-        is there for each of them (`NameRows.meant`).
+        An entry whose name stands for nobody matches nobody, and one that stands for several
+        services is there for each of them (`NameRows.meant`). The former stays in a deny list: a
+        list without entries would be no policy, and its elements for all peers would be missing
+        when the name gets a service.
         """
         policy = self.policy(service)
         if policy is None:
@@ -38,7 +40,8 @@ class PolicyRows(NameRows):
         def peers(peer: Peer, denies: bool) -> list[Peer]:
             if peer.kind != "service":
                 return [peer]
-            return [Peer(peer.kind, name) for name in self.meant(service, peer.name)[denies]]
+            meant = self.meant(service, peer.name)[denies]
+            return [Peer(peer.kind, name) for name in meant or (("",) if denies else ())]
 
         allow, egress = policy.allow_from, policy.egress_allow
         return policy._replace(

@@ -112,7 +112,7 @@ class SnapshotRows(PortRows, PolicyRows):
     def _networks(self, only: tuple[str, ...] | None) -> list[Network]:
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({marks(only)})", only)
         rows = self._db.execute(
-            "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal,"
+            "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal, observe,"
             f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE})"
             f" OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER}),"
             f" EXISTS({_PUBLISHED} AND by_loopback),"

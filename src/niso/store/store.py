@@ -305,8 +305,11 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         ``now`` is in seconds since 1970.
         """
         self._db.execute(
-            "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?)",
-            (network.name, network.bridge, network.mtu, int(implicit), now, int(network.internal)),
+            "INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(network.name, network.bridge, network.mtu, int(implicit), now),
+                *(int(network.internal), int(network.observe)),
+            ),
         )
         self._db.executemany(
             "INSERT INTO subnet VALUES (?, ?, ?, ?)", [(network.name, *s) for s in network.subnets]

@@ -49,7 +49,8 @@ CREATE TABLE network (
     mtu INTEGER NOT NULL,
     implicit INTEGER NOT NULL CHECK (implicit IN (0, 1)),
     created_at REAL NOT NULL,
-    internal INTEGER NOT NULL DEFAULT 0
+    internal INTEGER NOT NULL DEFAULT 0,
+    observe INTEGER NOT NULL DEFAULT 1
 ) STRICT;
 CREATE TABLE subnet (
     network TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
@@ -172,6 +173,7 @@ ALTER TABLE shared_name RENAME TO host_name;
 CREATE INDEX host_name_service ON host_name (service, position);
 """
     + _SINCE_6,
+    7: "ALTER TABLE network ADD COLUMN observe INTEGER NOT NULL DEFAULT 1",
 }
 """Version -> the SQL that migrates a database of the version before.
 

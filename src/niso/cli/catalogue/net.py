@@ -58,6 +58,11 @@ GROUP = Group(
                     ("--allow-public",),
                     "accept a public prefix, which this host can then no longer reach",
                 ),
+                Option(
+                    "no_observe",
+                    ("--no-observe",),
+                    "have the kernel remember no flows of it",
+                ),
                 DRY_RUN,
                 VERBOSE,
                 JSON,

@@ -103,6 +103,7 @@ _TABLES = (
     "isolation",
     "healthcheck",
     "volumes",
+    "secrets",
     "network",
 )
 _NETWORK_KEYS = {
@@ -111,6 +112,7 @@ _NETWORK_KEYS = {
     "internal": "Whether to forward nothing out; the host and published ports are reachable.",
     "gateway": "The bridge's address, or an array of one per family. Default: the first of the "
     "subnet.",
+    "observe": "Whether the kernel remembers its flows.",
     "allow_public": "Whether a subnet can be a public prefix, which the host can then no longer "
     "reach.",
     "mtu": "MTU in bytes. Default: that of the default route's link.",

@@ -1,0 +1,185 @@
+"""Read and change what the ruleset remembers of flows; see `niso.kernel.nft_sensor`."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable, Collection, Iterator
+
+from niso.base.addresses import family_of
+from niso.base.errors import KernelError
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import netlink, nft_sensor
+from niso.kernel.netlink import attributes, nested, several, string, text
+from niso.kernel.nft_elements import Change, Nfnetlink, declared, nfgenmsg
+from niso.kernel.nft_tables import BRIDGE, INET
+from niso.kernel.nft_values import PROTOCOLS
+
+_GETRULE, _GETSETELEM = 0x0A07, 0x0A0D
+_DESTROYSETELEM = 0x0A1E  # as DELSETELEM, and no error without the element (Linux 6.3)
+_BATCH_BEGIN, _BATCH_END, _SUBSYSTEM = 0x10, 0x11, 10
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
+_ELEM_KEY, _ELEM_EXPIRATION, _ELEM_EXPR = 1, 5, 7
+_EXPR_NAME, _EXPR_DATA, _DATA_VALUE = 1, 2, 1
+_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_NFPROTOS = {INET: 1, BRIDGE: 7}
+_ABSENT = (errno.ENOENT, errno.EINVAL)
+_NAMES = {number: name for name, number in PROTOCOLS.items()}
+_CHUNK = 256  # elements in one message
+
+PLACES = {
+    name: table
+    for table, bridge in ((INET, False), (BRIDGE, True))
+    for name in nft_sensor.sets_of(bridge)
+}
+"""Maps each set that records flows to its table."""
+_MISSED = {
+    nft_sensor.ENTERED: (INET, "see_published"),
+    nft_sensor.SEEN: (INET, "see_own"),
+    nft_sensor.REFUSED: (INET, "see_refused"),
+    nft_sensor.SWITCHED: (BRIDGE, "see_watched"),
+}
+
+
+class Recorded(NamedTuple):
+    """What a set remembers of flows from ``source`` to ``destination`` and ``port``, after DNAT.
+
+    ``packets`` are first packets of flows; of refused ones, each attempt. ``ago`` is how long ago
+    the last one was, in seconds.
+    """
+
+    source: str
+    destination: str
+    proto: str
+    port: int
+    packets: int
+    octets: int
+    ago: float
+
+
+def recorded(name: str) -> list[Recorded]:
+    """Return what the sets ``name`` of both families hold; empty without niso's tables.
+
+    Raises KernelError.
+    """
+    return [flow for number in (4, 6) for flow in _dump(f"{name}{number}", _flow)]
+
+
+def missed() -> dict[str, int]:
+    """Return how many new flows each full set has missed, by its name. Raises KernelError."""
+    return {name: _count(*place) for name, place in _MISSED.items()}
+
+
+def forget(addresses: Collection[str]) -> None:
+    """Delete what is remembered of flows from and to these addresses.
+
+    For addresses that get another holder. Raises KernelError.
+    """
+    for family in (4, 6):
+        kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+        size = 16 if family == 6 else 4
+        gone = {socket.inet_pton(kind, a) for a in addresses if family_of(a) == family}
+        if not gone:
+            continue
+        for name, table in PLACES.items():
+            if name.endswith(str(family)):
+                keys = [
+                    key
+                    for key in _dump(name, lambda key, _: key)
+                    if key[:size] in gone or key[size : 2 * size] in gone
+                ]
+                _delete(table, name, keys)
+
+
+def leave_out(source: str, proto: str, port: int) -> None:
+    """Have the next packets from this source not recorded: a test packet. Raises KernelError.
+
+    It holds for `nft_sensor.PROBES_KEPT_S`.
+    """
+    family = family_of(source)
+    kind = f"ipv{family}_addr . inet_proto . inet_service"
+    for table in _NFPROTOS:
+        header = declared(table, f"{nft_sensor.PROBES}{family}", kind, None, False)
+        key = f"{source} . {proto} . {port}"
+        with Nfnetlink() as kernel:
+            try:
+                kernel.change("mark a test packet", [Change(True, header, key, "", "")])
+            except KernelError as error:
+                if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENFILE):
+                    raise
+
+
+def _dump[T](name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
+    """Return what ``parse`` makes of each element: of its key, and of its attributes."""
+    table = PLACES[name]
+    body = _set(table, name)
+
+    def whole(answer: bytes) -> list[T]:
+        elements = attributes(answer, 4).get(_LIST_ELEMENTS, b"")
+        return [
+            parse(attributes(fields[_ELEM_KEY])[_DATA_VALUE], fields)
+            for fields in map(attributes, several(elements, _LIST_ELEM))
+        ]
+
+    with Nfnetlink() as kernel:
+        parts = kernel.dump(f"read {table} {name}", _GETSETELEM, body, whole, _ABSENT)
+    return [item for part in parts for item in part]
+
+
+def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
+    size = 16 if len(key) == 40 else 4
+    source, destination = (str(ipaddress.ip_address(key[at : at + size])) for at in (0, size))
+    proto, port = key[2 * size], int.from_bytes(key[2 * size + 4 : 2 * size + 6], "big")
+    counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
+    left_ms = int.from_bytes(fields.get(_ELEM_EXPIRATION, b""), "big")
+    return Recorded(
+        source,
+        destination,
+        _NAMES.get(proto, str(proto)),
+        port,
+        int.from_bytes(counter[_COUNTER_PACKETS], "big"),
+        int.from_bytes(counter[_COUNTER_BYTES], "big"),
+        max(0.0, nft_sensor.KEPT_S - left_ms / 1000),
+    )
+
+
+def _delete(table: str, name: str, keys: list[bytes]) -> None:
+    """Delete elements by their keys; no-op for those that have expired meanwhile."""
+    what = f"forget flows in {table} {name}"
+    begin = netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM))
+    end = netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM))
+    for start in range(0, len(keys), _CHUNK):
+        elements = [
+            nested(_LIST_ELEM, nested(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key)))
+            for key in keys[start : start + _CHUNK]
+        ]
+        body = _set(table, name) + nested(_LIST_ELEMENTS, *elements)
+        message = netlink.Message(what, _DESTROYSETELEM, 0, body)
+        with Nfnetlink() as kernel:
+            kernel.transact_batch(what, begin, [message], end, ())
+
+
+def _set(table: str, name: str) -> bytes:
+    head = nfgenmsg(_NFPROTOS[table])
+    return head + text(_LIST_TABLE, table.partition(" ")[2]) + text(_LIST_SET, name)
+
+
+def _count(table: str, chain: str) -> int:
+    """Return the packets of the one counter in a chain; 0 without it."""
+    body = nfgenmsg(_NFPROTOS[table])
+    body += text(_RULE_TABLE, table.partition(" ")[2]) + text(_RULE_CHAIN, chain)
+    with Nfnetlink() as kernel:
+        rules = kernel.dump(f"read {table} {chain}", _GETRULE, body, _counters, _ABSENT)
+    return sum(number for numbers in rules for number in numbers)
+
+
+def _counters(answer: bytes) -> list[int]:
+    return list(_each_counter(attributes(answer, 4).get(_RULE_EXPRESSIONS, b"")))
+
+
+def _each_counter(expressions: bytes) -> Iterator[int]:
+    for expression in map(attributes, several(expressions, _LIST_ELEM)):
+        if string(expression.get(_EXPR_NAME, b"")) == "counter":
+            yield int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")

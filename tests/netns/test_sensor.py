@@ -1,0 +1,146 @@
+"""Test what the rules remember of flows. Random traffic is compared with the engine in test_policy_packets.py."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import Lab
+from services import answer, ask, echo, idle, on
+
+from niso.kernel import nft_sensor, sensor
+
+SETS = tuple(sensor.PLACES)
+
+
+def elements(lab: Lab, *names: str) -> set[tuple[str, str, str, int]]:
+    """The keys in these sets, as nft lists them."""
+    found = set()
+    for name in names:
+        listed = lab.run("nft", "-j", "list", "set", *sensor.PLACES[name].split(), name).stdout
+        for item in json.loads(listed)["nftables"]:
+            for element in item.get("set", {}).get("elem", ()):
+                source, to, proto, port = element["elem"]["val"]["concat"]
+                found.add((source, to, str(proto), port))
+    return found
+
+
+def missed(lab: Lab) -> dict[str, int]:
+    code = "import json; from niso.kernel import sensor; print(json.dumps(sensor.missed()))"
+    found: dict[str, int] = json.loads(lab.run("python", "-c", code).stdout)
+    return found
+
+
+@pytest.fixture
+def world(lab: Lab) -> Lab:
+    lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24")
+    lab.niso(
+        "activate",
+        echo(
+            lab,
+            "db",
+            network=on("backend", ports=["8080:80"]),
+            **{"network.policy": {"deny_from": ["api"]}},
+        ),
+    )
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    lab.niso("activate", idle(lab, "web", network=on("backend")))
+    return lab
+
+
+def test_flows_of_a_former_holder_are_not_those_of_the_next(world: Lab) -> None:
+    answer(world, "10.99.1.2", 80, "niso-web")
+    assert ask(world, "10.99.1.2", 80, "niso-api") == ""
+    db, web, api = "10.99.1.2", "10.99.1.4", "10.99.1.3"
+    assert (web, db, "tcp", 80) in elements(world, "seen4")
+    assert elements(world, "refused4") == {(api, db, "tcp", 80)}
+    # state of the rules is no drift, and stays over a repair and a deactivation
+    assert "OK" in world.niso("net", "check").stdout
+    world.niso("net", "repair")
+    world.niso("deactivate", "api")
+    world.niso("activate", "api")
+    assert elements(world, "refused4") == {(api, db, "tcp", 80)}
+    world.niso("remove", "api", "web")
+    assert elements(world, "refused4"), "nobody has the address yet"
+    planned = world.niso("activate", "--dry-run", idle(world, "new", network=on("backend")))
+    assert planned.returncode == 0 and elements(world, "refused4")
+    world.niso("activate", idle(world, "new", network=on("backend")))
+    found = elements(world, *(name for name in SETS if name.endswith("4")))
+    assert not [key for key in found if api in key[:2]] and [key for key in found if web in key[:2]]
+
+
+def test_full_set_drops_nothing_and_says_what_it_missed(world: Lab) -> None:
+    answer(world, "192.0.2.1", 8080, "client")
+    for name in (nft_sensor.ENTERED, nft_sensor.REFUSED):
+        keys = [
+            f"10.{i >> 8}.{i & 255}.1 . 10.0.0.1 . tcp . 1" for i in range(nft_sensor.SIZES[name])
+        ]
+        world.run("nft", "flush", "set", "inet", "niso", f"{name}4")
+        text = f"add element inet niso {name}4 {{ {', '.join(keys)} }}"
+        world.run("nft", "-f", "-", input=text)
+    before = missed(world)
+    assert set(before.values()) == {0}
+    assert ask(world, "192.0.2.1", 8080, "client").startswith("db")
+    assert ask(world, "10.99.1.2", 80, "niso-api") == "", "a full set does not let it pass"
+    after = missed(world)
+    assert after[nft_sensor.ENTERED] == 1 and after[nft_sensor.REFUSED] >= 1
+    assert after[nft_sensor.SEEN] == after[nft_sensor.SWITCHED] == 0
+
+
+def test_packets_of_niso_itself_are_left_out(world: Lab) -> None:
+    for to in ("db:80", "db:81/udp", "web:80", "host:80"):
+        for source in ("api", "web", "host"):
+            world.niso("net", "explain", source, to, "--prove", check=False)
+    world.niso("net", "ping", "web", "api")
+    assert elements(world, *SETS) == set()
+    answer(world, "10.99.1.2", 80, "niso-web")
+    assert elements(world, "seen4") == {("10.99.1.4", "10.99.1.2", "tcp", 80)}
+
+
+def test_network_that_is_not_observed(lab: Lab) -> None:
+    lab.niso("net", "create", "quiet", "--subnet", "10.99.1.0/24", "--no-observe")
+    ports = ["8080:80"]
+    lab.niso("activate", echo(lab, "db", network=on("quiet", ports=ports)))
+    lab.niso(
+        "activate",
+        echo(lab, "hidden", network=on("unseen", ports=["8081:80"])),
+        env={"NISO_OBSERVE": "0"},
+    )
+    for name in ("quiet", "unseen"):
+        assert json.loads(lab.niso("net", "inspect", name, "--json").stdout)["observe"] is False
+    for port in (8080, 8081):
+        answer(lab, "192.0.2.1", port, "client")
+    ask(lab, "192.0.2.1", 8080, "niso-hidden")
+    assert elements(lab, *SETS) == set()
+    wrong = lab.niso("net", "create", "more", env={"NISO_OBSERVE": "no"}, check=False)
+    assert wrong.returncode and "NISO_OBSERVE" in wrong.stderr
+    # with a service of a network that is observed
+    lab.niso("activate", idle(lab, "web"))
+    answer(lab, "192.0.2.1", 8080, "niso-web")
+    assert {key[1:] for key in elements(lab, "seen4")} == {("10.99.1.2", "tcp", 80)}
+
+
+def test_bridge_that_nobody_tracks(lab: Lab) -> None:
+    for kind in ("iptables", "ip6tables"):
+        lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{kind}=0")
+    lab.niso("net", "create", "plain", "--subnet", "10.99.1.0/24")
+    lab.niso("activate", echo(lab, "a", network=on("plain")), idle(lab, "b", network=on("plain")))
+    answer(lab, "10.99.1.2", 80, "niso-b")
+    server = lab.popen(
+        *("/usr/bin/python3", "-ISuc"),
+        "import socket; s = socket.socket(2, 2); s.bind(('', 53)); print('up')\n"
+        "while True: data, peer = s.recvfrom(65536); s.sendto(data, peer)",
+        netns="niso-a",
+    )
+    assert server.stdout is not None and server.stdout.readline() == b"up\n"
+    asks = (
+        "import socket\nfor n in (10, 3000):\n s = socket.socket(2, 2); s.settimeout(5)\n"
+        " s.sendto(b'x' * n, ('10.99.1.2', 53)); assert len(s.recv(65536)) == n"
+    )
+    lab.run("/usr/bin/python3", "-ISc", asks, netns="niso-b")
+    server.kill()
+    assert elements(lab, "switched4") == {
+        ("10.99.1.3", "10.99.1.2", "tcp", 80),
+        ("10.99.1.3", "10.99.1.2", "udp", 53),  # in fragments too, and no answer
+    }
+    assert elements(lab, "seen4") == set() and set(missed(lab).values()) == {0}

@@ -1,0 +1,332 @@
+"""Test variables in manifests and stacks: substitution, .env, env_file, and relative paths."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_world import World
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import samples
+
+from niso.base.errors import Error, ErrorGroup, InvalidInput, flatten
+from niso.manifest import env_files, interpolate, load, stack_file
+from niso.manifest.interpolate import Variables
+from niso.plan.service_spec import ServiceSpec
+
+HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "run"\n'
+SET = {"A": "one", "EMPTY": "", "PORT": "8080", "B": "${A}"}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("A", "B", "PORT", "EMPTY", "GONE", "NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def spec(folder: Path, text: str, env: str | None = None) -> ServiceSpec:
+    (folder / "manifest.toml").write_text(HEAD + text)
+    if env is not None:
+        (folder / ".env").write_text(env)
+    return load.load(str(folder)).spec
+
+
+def errors(folder: Path, text: str, env: str | None = None) -> dict[str | None, str]:
+    with pytest.raises(Error) as caught:
+        spec(folder, text, env)
+    return {error.key: error.message for error in flatten(caught.value)}
+
+
+# --- substitution -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "result"),
+    [
+        ("", ""),
+        ("${A}", "one"),
+        ("x${A}y${PORT}", "xoney8080"),
+        ("${B}", "${A}"),  # a value is not looked at again
+        ("${EMPTY}", ""),
+        ("${EMPTY:-d}", "d"),
+        ("${EMPTY-d}", ""),
+        ("${GONE:-d}", "d"),
+        ("${GONE-}", ""),
+        ("${A:-${GONE}}", "one"),  # a default that is not used need not be there
+        ("${GONE:-${EMPTY:-x}y}z", "xyz"),
+        ("${A:?no}", "one"),
+        ("${EMPTY?no}", ""),
+        ("${A:+yes}${GONE:+no}${EMPTY+set}", "yesset"),
+        ("$A $$ $1 $(date) $ {A}", "$A $$ $1 $(date) $ {A}"),
+        ("$${A}", "${A}"),
+        ("$${A} ${A}", "${A} one"),
+        ("$$${A}", "$${A}"),
+        ("${GONE:-}}", "}"),
+    ],
+)
+def test_text_with_variables(written: str, result: str) -> None:
+    assert interpolate.text(written, Variables(SET, ".env")) == result
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("${GONE}", "needs the variable GONE, which is not set"),
+        ("${GONE:?give a port}", "needs the variable GONE: give a port"),
+        ("${EMPTY:?}", "needs the variable EMPTY ("),
+        ("${", "is not closed"),
+        ("${A", "is not closed"),
+        ("${}", 'has "${}", which is not a variable'),
+        ("${A%x}", 'has "${A%x}", which is not a variable'),
+        ("${#A}", "is not a variable"),
+        ("${1}", "is not a variable"),
+        ("${A:}", "is not a variable"),
+        ("${A B}", "is not a variable"),
+        ("${GONE:-" * 40 + "}" * 40, "is nested too deeply"),
+    ],
+)
+def test_text_that_cannot_be_resolved_names_file_key_and_variable(
+    tmp_path: Path, written: str, words: str
+) -> None:
+    found = errors(tmp_path, f"[environment]\nX = {json.dumps(written)}\n", "EMPTY=\nA=1\n")
+    assert list(found) == ["environment.X"]
+    message = found["environment.X"]
+    assert message.startswith(f"{tmp_path}/manifest.toml: environment.X") and words in message
+
+
+@settings(max_examples=samples(100, 1000), deadline=None)
+@given(st.text("${}:-?+A_ \\\"'", max_size=20))
+def test_any_text_is_resolved_or_refused(written: str) -> None:
+    try:
+        result = interpolate.text(written, Variables(SET, ".env"))
+    except interpolate._Wrong:
+        assert "${" in written
+    else:
+        assert "${" in written or result == written
+
+
+def test_every_string_is_resolved_and_no_key(tmp_path: Path) -> None:
+    text = """
+    [environment]
+    "NAME" = "${A}"
+    [service]
+    restart = "${R:-always}"
+    [isolation]
+    read_only = "${RO:-false}"
+    [isolation.resources]
+    pids_limit = "${PIDS:-100}"
+    [healthcheck]
+    tcp = "${PORT}"
+    [volumes.data]
+    mount = "/${A}"
+    [network]
+    ports = ["${PORT}:80", "${PORT}:80/udp"]
+    ip = { niso-default = "10.99.0.${HOST:-9}" }
+    [network.policy]
+    allow_from = ["${A}:${PORT}"]
+    """
+    found = spec(tmp_path, text, "A=one\nPORT=8080\n")
+    assert dict(found.environment) == {"NAME": "one"}
+    assert (found.restart, found.read_only, found.pids_limit) == ("always", False, 100)
+    assert found.healthcheck and found.healthcheck.port == 8080
+    assert [volume.mount for volume in found.volumes] == ["/one"]
+    assert [one.port.text for one in found.ports] == ["8080:80", "8080:80/udp"]
+    assert found.statics("niso-default") == ("10.99.0.9",)
+    assert found.policy.allow_from and found.policy.allow_from[0].text == "one:8080"
+    assert "${" not in json.dumps(found.manifest)  # so that no later start needs the variables
+    key = errors(tmp_path, '[environment]\n"${A}" = "x"\n')
+    assert list(key) == ['environment."${A}"']
+
+
+def test_value_of_a_variable_is_checked_like_any_other(tmp_path: Path) -> None:
+    text = '[network]\nports = ["${PORT}:80"]\n[healthcheck]\ntcp = "${PORT}"\n'
+    found = errors(tmp_path, text + '[environment]\nX = "${GONE}"\n', "PORT=eighty\n")
+    assert set(found) == {"network.ports[0]", "healthcheck.tcp", "environment.X"}
+    assert '"eighty" is a string (must be a number)' in found["healthcheck.tcp"]
+
+
+def test_variable_that_is_not_text_is_not_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A", "\udcff")
+    assert list(errors(tmp_path, '[environment]\nX = "${A}"\n')) == ["environment.X"]
+
+
+def test_environment_comes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '[environment]\nX = "${A}"\n'
+    assert spec(tmp_path, text, "A=file\n").environment["X"] == "file"
+    monkeypatch.setenv("A", "shell")
+    assert spec(tmp_path, text).environment["X"] == "shell"
+    # a file that nothing needs is not read
+    assert spec(tmp_path, "", "this is no such file").environment == {}
+
+
+def test_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    spec(tmp_path, '[environment]\nX = "${A}"\n', "A=1\n")
+    os.chmod(tmp_path / ".env", 0o666)
+    with pytest.raises(InvalidInput, match=r"\.env: it is writable for everybody"):
+        load.load(str(tmp_path), {os.getuid(), 0})
+
+
+# --- files of variables -----------------------------------------------------------------------------------------------
+
+
+def test_form_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.env"
+    path.write_text(
+        "\ufeff# comment\n\n  A = spaces around  \nB=a#b # comment\nC='lit $A \\n # x' # comment\n"
+        'D="a\\nb\\t\\"q\\" \\\\ \\$A \\x"\nexport E=5\nF=\nG=a=b\nPASSED\nNOT_SET\nH=#x\r\nI=${A} $A\n'
+    )
+    assert env_files.read(str(path), {"PASSED": "on"}) == {
+        "A": "spaces around",
+        "B": "a#b",
+        "C": "lit $A \\n # x",
+        "D": 'a\nb\t"q" \\ $A \\x',
+        "E": "5",
+        "F": "",
+        "G": "a=b",
+        "PASSED": "on",
+        "H": "",
+        "I": "${A} $A",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("A B=1", 'line 2: "A B" is not a valid environment variable name'),
+        ("=1", "line 2: "),
+        ("A='x", "line 2: a quote is not closed"),
+        ('A="x\\"', "line 2: a quote is not closed"),
+        ("A='secret' more", "line 2: text follows the closing quote"),
+        ("A=secret\0", "line 2: "),
+    ],
+)
+def test_wrong_line_is_named_without_its_value(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "x.env"
+    path.write_text(f"OK=1\n{line}\n")
+    with pytest.raises(InvalidInput) as caught:
+        env_files.read(str(path), {})
+    assert caught.value.message.startswith(f"{path}: ") and words in caught.value.message
+    assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_files_of_a_service_come_before_its_own_variables(tmp_path: Path) -> None:
+    (tmp_path / "a.env").write_text("X=a\nY=a\nZ=a\n")
+    (tmp_path / "b.env").write_text("Y=b\nZ=b\n")
+    files = '[service]\nenv_file = ["a.env", "./b.env"]\n'
+    found = spec(tmp_path, files + '[environment]\nZ = "own"\n')
+    assert dict(found.environment) == {"X": "a", "Y": "b", "Z": "own"}
+    assert spec(tmp_path, '[service]\nenv_file = "a.env"\n').environment["Y"] == "a"
+    found_errors = errors(tmp_path, '[service]\nenv_file = "gone.env"\n[network]\nports = ["x"]\n')
+    assert any(f"{tmp_path}/gone.env: no such file" in one for one in found_errors.values())
+    assert "network.ports[0]" in found_errors
+
+
+# --- stacks -----------------------------------------------------------------------------------------------------------
+
+
+def test_stack_has_its_own_variables_files_and_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "api" / "data").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "api" / "own.env").write_text("FILE=package\n")
+    spec(
+        tmp_path / "api",
+        '[service]\nenv_file = "own.env"\n[environment]\nX = "${A}"\nY = "${ONLY}"\n'
+        '[volumes]\nown = { mount = "/own", host = "./data" }\n',
+        "A=package\nONLY=package\n",
+    )
+    (tmp_path / ".env").write_text("A=stack\nNAME=shop\n")
+    text = (
+        '[stack]\nname = "${NAME}"\n[[service]]\nname = "api"\npackage = "./${DIR:-api}"\n'
+        'ports = ["${PORT:-8080}:80"]\n[service.environment]\nZ = "$${A}"\n'
+        '[service.healthcheck]\ntcp = "${PORT:-80}"\n'
+        '[service.volumes]\nmine = { mount = "/mine", host = "./data" }\n'
+    )
+    (tmp_path / "stack.toml").write_text(text)
+    loaded = stack_file.load(str(tmp_path))
+    (member,) = loaded.members
+    found = member.loaded.spec
+    assert loaded.name == stack_file.outline(str(tmp_path)).name == "shop"
+    assert dict(found.environment) == {
+        "FILE": "package", "X": "stack", "Y": "package", "Z": "${A}",
+    }  # fmt: skip
+    assert [one.port.text for one in found.ports] == ["8080:80"]
+    assert {volume.mount: volume.host for volume in found.volumes} == {
+        "/own": f"{tmp_path}/api/data",
+        "/mine": f"{tmp_path}/data",
+    }
+    (tmp_path / "stack.env").write_text("FILE=stack\n")
+    (tmp_path / "stack.toml").write_text(text + '[service.service]\nenv_file = "stack.env"\n')
+    (member,) = stack_file.load(str(tmp_path)).members
+    assert member.loaded.spec.environment["FILE"] == "stack"  # it replaces the package's
+    (tmp_path / "stack.toml").write_text(text.replace("${PORT:-8080}", "${PORT}"))
+    with pytest.raises(ErrorGroup) as caught:
+        stack_file.load(str(tmp_path))
+    assert [error.key for error in caught.value.errors] == ["service[0].ports[0]"]
+    assert f"set it in {tmp_path}/.env" in caught.value.errors[0].message
+
+
+# --- what is kept, and paths beside the manifest ----------------------------------------------------------------------
+
+
+def test_later_starts_need_no_variables(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = world.package("api", environment={"X": "${A}"}, service={"env_file": "x.env"})
+    (Path(manifest).parent / "x.env").write_text("SECRET=1\n")
+    monkeypatch.setenv("A", "one")
+    world.activate(manifest)
+    monkeypatch.delenv("A")
+    (Path(manifest).parent / "x.env").unlink()
+    world.activate("api")
+    row = world.store.service("api")
+    assert row and dict(row.require_process().environment) == {"SECRET": "1", "X": "one"}
+    with pytest.raises(ErrorGroup, match="needs the variable A"):
+        world.activate(manifest)
+    world.assert_whole()
+
+
+def test_folder_beside_the_manifest_is_mounted_and_no_part_of_the_package(world: World) -> None:
+    manifest = world.package("api", volumes={"data": {"mount": "/data", "host": "./data"}})
+    folder = Path(manifest).parent
+    with pytest.raises(Error, match="does not exist on the host"):
+        world.activate(manifest)
+    (folder / "data").mkdir()
+    (folder / "data" / "file").write_text("1")
+    world.activate(manifest)
+    row = world.store.service("api")
+    assert row
+    (volume,) = row.require_process().volumes
+    assert volume.source == f"{folder}/data" and volume.identity is not None
+    assert not (Path(row.package) / "data").exists()
+    (folder / "data" / "file").write_text("what the service writes is no change")
+    (outcome,) = world.activate(manifest)
+    assert not outcome.changed
+
+
+@pytest.mark.parametrize("host", ["./../out", "./link", "./in/../../out", "data", "../out"])
+def test_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path, host: str) -> None:
+    folder = tmp_path / "api"
+    (folder / "in").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    (folder / "link").symlink_to(tmp_path / "out")
+    found = errors(folder, f'[volumes]\nd = {{ mount = "/d", host = "{host}" }}\n')
+    assert list(found) == ["volumes.d.host"]
+    reason = "leaves the folder of this file" if host.startswith("./") else "is not absolute"
+    assert reason in found["volumes.d.host"]
+
+
+def test_what_is_nested_deeply_is_no_trouble(tmp_path: Path) -> None:
+    found = errors(tmp_path, f'[environment]\nX = "${{A}}"\nY{".a" * 3000} = "${{A}}"\n', "A=1")
+    assert list(found) == ["environment.Y"]
