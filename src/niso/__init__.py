@@ -12,6 +12,9 @@ TYPE_CHECKING = False  # importing typing for it would cost more than this modul
 
 if TYPE_CHECKING:
     from niso.api.as_json import plain as plain
+    from niso.api.compose_files import ImportedStack as ImportedStack
+    from niso.api.compose_files import Missing as Missing
+    from niso.api.compose_files import import_compose as import_compose
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
@@ -23,13 +26,9 @@ if TYPE_CHECKING:
     from niso.api.host_networks import Rules as Rules
     from niso.api.host_networks import Subnet as Subnet
     from niso.api.host_services import Done as Done
-    from niso.api.host_services import Executed as Executed
-    from niso.api.host_services import Forwarded as Forwarded
-    from niso.api.host_services import Marked as Marked
     from niso.api.host_services import Outcome as Outcome
     from niso.api.host_services import Package as Package
     from niso.api.host_services import Restored as Restored
-    from niso.api.host_services import Taken as Taken
     from niso.api.host_stacks import StackDown as StackDown
     from niso.api.host_stacks import StackUp as StackUp
     from niso.api.packets import Drop as Drop
@@ -41,6 +40,11 @@ if TYPE_CHECKING:
     from niso.api.packets import Proof as Proof
     from niso.api.packets import Stats as Stats
     from niso.api.published import Port as Port
+    from niso.api.service_results import Executed as Executed
+    from niso.api.service_results import Forwarded as Forwarded
+    from niso.api.service_results import Marked as Marked
+    from niso.api.service_results import Signalled as Signalled
+    from niso.api.service_results import Taken as Taken
     from niso.api.service_views import Endpoint as Endpoint
     from niso.api.service_views import Process as Process
     from niso.api.service_views import Service as Service
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
     from niso.base.errors import ProcessError as ProcessError
     from niso.base.errors import UsageError as UsageError
     from niso.base.report import Caution as Caution
+    from niso.base.report import Completed as Completed
     from niso.base.report import CopyingPackage as CopyingPackage
     from niso.base.report import Event as Event
     from niso.base.report import Expects as Expects
@@ -81,15 +86,17 @@ _MODULES = {
     "api.host": "Host connect",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
     " RemovedNetwork Rules Subnet",
+    "api.compose_files": "ImportedStack Missing import_compose",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
     "api.published": "Port",
-    "api.host_services": "Done Executed Forwarded Marked Outcome Package Restored Taken",
+    "api.host_services": "Done Outcome Package Restored",
     "api.host_stacks": "StackDown StackUp",
+    "api.service_results": "Executed Forwarded Marked Signalled Taken",
     "api.service_views": "Endpoint Process Service ServiceLine User",
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",
-    "base.report": "Caution CopyingPackage Event Expects Finished Healthy RemovingVolumes"
+    "base.report": "Caution Completed CopyingPackage Event Expects Finished Healthy RemovingVolumes"
     " Starting Stopping Undoing WaitingForHealth WaitingForLock WaitingForPacket",
 }
 """Module -> names imported from it, separated by spaces."""

@@ -343,3 +343,63 @@ def test_many_ps_at_once_ask_once(lab: Lab) -> None:
     for look in looks:
         assert json.loads(look.communicate()[0])[0]["health"] == "healthy"
     assert asked(lab, "api") == before + 1
+
+
+# --- commands ------------------------------
+
+SLOW = {"interval": "100ms", "timeout": "500ms", "retries": 2, "start_period": "0s"}
+
+
+def test_command_runs_inside_as_the_service_and_its_output_stays_there(lab: Lab) -> None:
+    """It sees the service's files, user and network; what it prints is nowhere in niso's output."""
+    script = "sleep 0.4; touch /run/ready; while :; do nc -l -p 80 </dev/null >/dev/null; done"
+    ask = "echo secret$SECRET; id -u >/run/uid; test -e /run/ready && nc -z 127.0.0.1 80"
+    check = {"command": ["sh", "-c", ask], "interval": "100ms", "timeout": "5s"}
+    web = package(
+        lab,
+        "web",
+        BUSYBOX,
+        "sh",
+        "-c",
+        script,
+        healthcheck=check,
+        environment={"SECRET": "sauce"},
+        service={"user": "4321"},
+    )
+    said = lab.niso("activate", "-v", web)
+    assert "web is healthy" in said.stderr
+    assert lab.niso("exec", "web", "--", "cat", "/run/uid").stdout == "4321\n"
+    row = ps(lab, "web")
+    assert row["health"] == "healthy"
+    lab.niso("exec", "web", "--", "rm", "/run/ready")
+    lab.wait_for(lambda: ps(lab, "web")["health"] == "unhealthy", 20)
+    inspected = lab.niso("inspect", "web").stdout
+    assert json.loads(inspected)["health_said"] == "command sh: exit status 1"
+    assert "secretsauce" not in inspected + said.stdout + said.stderr
+    assert "secretsauce" not in lab.niso("logs", "web").stdout
+
+
+def test_command_that_is_late_or_missing_is_a_failure_and_leaves_nothing(lab: Lab) -> None:
+    """A late one is killed with what it has started, however much it writes and ignores."""
+    late = "trap '' TERM; sleep 4711 & while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done"
+    folder = package(
+        lab, "web", BUSYBOX, "sleep", "1000", healthcheck={"command": ["sh", "-c", late], **SLOW}
+    )
+    error = refused(lab, "activate", folder)
+    assert "is unhealthy, the probe failed 2 times: command sh: has not ended within 0.5s" in error
+    folder = package(
+        lab, "web", BUSYBOX, "sleep", "1000", healthcheck={"command": ["nope"], **SLOW}
+    )
+    error = refused(lab, "activate", folder)
+    assert "command nope: web: 'nope' is not on its PATH" in error
+    shell = {"command": ["sh", "-c", "(sleep 4712 &) ; " + late], **SLOW, "start_period": "1m"}
+    folder = package(lab, "web", BUSYBOX, "sleep", "1000", healthcheck=shell)
+    refused(lab, "activate", "--timeout", "1s", folder)
+    shell["command"] = ["sh", "-c", f"test ! -e /run/bad || {{ {late}; }}"]
+    lab.niso("activate", package(lab, "web", BUSYBOX, "sleep", "1000", healthcheck=shell))
+    lab.niso("exec", "web", "--", "touch", "/run/bad")
+    lab.wait_for(lambda: ps(lab, "web")["health"] == "unhealthy", 20)
+    inside = lab.run("ip", "netns", "pids", "niso-web").stdout.split()
+    assert len(inside) == 2  # PID 1 and sleep
+    left = lab.run("find", "/run/niso/services/web", "-name", "exec-*").stdout
+    assert left == ""

@@ -88,6 +88,9 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
         ask(lab, "inspect", name)
     assert {row["service"] for row in ask(lab, "ps")} == {"api", "web", "job", "side", "alone"}
     ask(lab, "restart", "side")
+    ask(lab, "kill", "--signal", "CONT", "side")
+    lab.write("/tmp/compose.yaml", "services: {a: {image: busybox, command: sh}}")
+    ask(lab, "import", "/tmp/compose.yaml")
     ask(lab, "port-forward", "web", "7000:70")
     assert ask(lab, "port-forward", "api", "7000:80", "--replace")["taken"][0]["service"] == "web"
     ask(lab, "port-forward", "api", "7000:80", "--remove")

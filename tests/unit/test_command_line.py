@@ -322,7 +322,7 @@ def test_version_is_that_of_the_package(capsys, words) -> None:
 
 def test_the_commands_that_need_no_root(capsys) -> None:
     free = {command.name for command in COMMANDS.values() if not command.root}
-    assert free == {"help", "version", "check", "schema", "completion", "complete"}
+    assert free == {"help", "version", "check", "schema", "completion", "complete", "import"}
     assert said(capsys, "ps") == (1, "", "niso: needs root\n  hint: sudo niso ps\n")
     assert said(capsys, "logs", "a b")[2] == "niso: needs root\n  hint: run it with sudo\n"
 

@@ -52,7 +52,7 @@ def says(text: bytes) -> Callable[[socket.socket], None]:
 
 
 def ask(port: int, **changes: object) -> str:
-    (words,) = health.probe_all([(CHECK._replace(port=port, **changes), None)])  # type: ignore[arg-type]
+    (words,) = health.probe_all([(CHECK._replace(port=port, **changes), "api", None)])  # type: ignore[arg-type]
     return words
 
 
@@ -242,8 +242,8 @@ def test_only_those_that_are_due_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
     asked: list[Healthcheck] = []
     told: list[Event] = []
 
-    def answers(wanted: list[tuple[Healthcheck, str | None]]) -> list[str]:
-        asked.extend(check for check, _ in wanted)
+    def answers(wanted: list[tuple[Healthcheck, str, str | None]]) -> list[str]:
+        asked.extend(check for check, _, _ in wanted)
         return [""] * len(wanted)
 
     monkeypatch.setattr(health, "probe_all", answers)

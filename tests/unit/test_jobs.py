@@ -64,6 +64,29 @@ def test_a_job_has_no_restarts_and_no_health(world: World) -> None:
     assert refusals(world, service={"kind": "task"}) == ["service.kind: is not a valid value"]
 
 
+@pytest.mark.parametrize(
+    ("check", "errors"),
+    [
+        ({"command": ["pg_isready", "-q"]}, []),
+        ({"command": ["a"], "tcp": 80}, ["healthcheck.command: conflicts with healthcheck.tcp"]),
+        ({"command": []}, ["healthcheck.command: names no program"]),
+        ({"command": ["", "a"]}, ["healthcheck.command: names no program"]),
+        ({"command": ["a", "b\0"]}, ["healthcheck.command[1]: contains a NUL character"]),
+        ({"command": "pg_isready"}, ["healthcheck.command: is a string"]),
+        ({"interval": "1s"}, ["healthcheck: has no tcp, http or command"]),
+    ],
+)
+def test_a_health_check_is_one_of_three(
+    world: World, check: dict[str, Any], errors: list[str]
+) -> None:
+    if errors:
+        assert refusals(world, healthcheck=check) == errors
+    else:
+        found = load(world.package("job", healthcheck=check)).spec.healthcheck
+        assert found is not None
+        assert (found.command, found.target) == (("pg_isready", "-q"), "command pg_isready")
+
+
 # --- its runs ------------------------------
 
 

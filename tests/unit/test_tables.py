@@ -295,7 +295,7 @@ FULLEST = (
     '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M",'
     '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":40}},'
-    '"healthcheck":{"tcp":8080,"http":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'
+    '"healthcheck":{"tcp":8080,"http":null,"command":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'
     '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M"},'
     '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},"secrets":{},'
     '"network":{"mode":"bridge","share":null,"network":"niso-default","networks":["a","b"],"ports":["80:80"],"hostname":null,'
@@ -320,7 +320,7 @@ STORED = (
     '"addresses":{},"hostname":"api","aliases":[],"ports":[],'
     '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false},"manifest":'
     + SMALLEST
-    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","timeout_s":null,'
+    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":0,"arp":100},'
     '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{}}'
 )
@@ -328,7 +328,7 @@ STORED_FULL = (
     '{"name":"api","rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
     '"environment":{"B":"2","A":"1"},"user":{"name":null,"uid":1000,"gid":1000},"restart":"always","restart_delay_s":0.2,'
     '"stop_timeout_s":120.0,"capabilities":["NET_RAW"],"read_only":false,"memory_max":536870912,"cpu_max":200,"pids_limit":100,'
-    '"healthcheck":{"address":"","port":8080,"host":"","path":null,"interval_s":5.0,"timeout_s":2.0,"retries":3,"start_period_s":10.0},'
+    '"healthcheck":{"address":"","port":8080,"host":"","path":null,"interval_s":5.0,"timeout_s":2.0,"retries":3,"start_period_s":10.0,"command":[]},'
     '"volumes":[{"name":"tmp","mount":"/scratch","host":null,"tmpfs":true,"read_only":false,"size":67108864},'
     '{"name":"conf","mount":"/etc/api","host":"/etc/api","tmpfs":false,"read_only":true,"size":null}],'
     '"mode":"bridge","share":null,"networks":["a","b"],"addresses":{"a":"10.99.1.10"},"hostname":"api","aliases":["web"],'
@@ -339,7 +339,7 @@ STORED_FULL = (
     '"egress_deny":[{"key":"network.policy.egress.deny[0]","text":"10.0.0.0/8","peer":{"kind":"prefix","name":"10.0.0.0/8"},'
     '"first":0,"last":65535,"proto":""}],"log":true},"manifest":'
     + FULLEST
-    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","timeout_s":null,'
+    + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":40,"arp":100},'
     '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{}}'
 )

@@ -183,3 +183,14 @@ def callers() -> set[int]:
     """Return the uids whose files niso obeys: root, this process's, and the user of sudo(8)."""
     sudo = os.environ.get("SUDO_UID", "")
     return {0, os.geteuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}
+
+
+def user_of(user: str | None) -> Any:
+    """Return the User of ``exec --user``. Raises UsageError."""
+    from niso.base.errors import InvalidInput, UsageError
+    from niso.manifest import values
+
+    try:
+        return None if user is None else values.user(text(user, "user"), "--user")
+    except InvalidInput as error:
+        raise UsageError(error.message, None, "--user") from error

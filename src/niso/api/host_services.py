@@ -14,6 +14,7 @@ from niso.api.guard import (
     seconds,
     text,
     texts,
+    user_of,
 )
 from niso.api.published import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
+    from niso.api.service_results import Executed, Forwarded, Marked, Signalled
     from niso.api.service_views import Service, ServiceLine
     from niso.api.session import Session
     from niso.base.errors import Error
@@ -67,52 +69,11 @@ class Done(NamedTuple):
     """false if nothing changed"""
 
 
-class Marked(NamedTuple):
-    """Result of `Services.enable` and `Services.disable` for one service."""
-
-    service: str
-    """the service's name"""
-    changed: bool
-    """false if nothing changed"""
-    unit: str | None
-    """path of the systemd unit"""
-
-
 class Restored(NamedTuple):
     """Result of `Services.restore`; services start even if others fail."""
 
     outcomes: tuple[Outcome, ...]
     errors: tuple[Error, ...]
-
-
-class Taken(NamedTuple):
-    """Ports taken over from a service."""
-
-    service: str
-    """the service's name"""
-    ports: tuple[Port, ...]
-    """published ports, one per address family"""
-
-
-class Forwarded(NamedTuple):
-    """Result of `Services.port_forward` and `Services.port_unforward`."""
-
-    service: str
-    """the service's name"""
-    changed: bool
-    """false if nothing changed"""
-    ports: tuple[Port, ...]
-    """published ports, one per address family"""
-    taken: tuple[Taken, ...]
-    """services that lost ports to --replace"""
-
-
-class Executed(NamedTuple):
-    """Result of `Services.run`; ``status`` is 128 + N if signal N killed the command."""
-
-    status: int
-    stdout: bytes
-    stderr: bytes
 
 
 class Name(NamedTuple):
@@ -345,8 +306,10 @@ class Services:
     # --- run commands ----------------------------------------------------------------------------
 
     @guarded
-    def exec(self, name: str, command: Iterable[str]) -> int:
+    def exec(self, name: str, command: Iterable[str], *, user: str | None = None) -> int:
         """Run a command in an active service with this process's stdin, stdout and stderr.
+
+        ``user`` is a name of the service's root file system or uid[:gid]; default: its own user.
 
         Return its exit status, 128 + N if signal N killed it. Signals to this process are
         forwarded to the command, so call it in the main thread. Raises Conflict if the service is
@@ -358,17 +321,45 @@ class Services:
         threading = sys.modules.get("threading")
         if threading and threading.current_thread() is not threading.main_thread():
             raise UsageError("exec forwards signals: call it in the main thread", "use run()")
-        return execute(*self._to_run(name, command))
+        return execute(*self._to_run(name, command), user_of(user))
 
     @guarded
-    def run(self, name: str, command: Iterable[str], *, stdin: bytes = b"") -> Executed:
-        """Run a command in an active service and return its output. Raises as `exec` does."""
+    def run(
+        self,
+        name: str,
+        command: Iterable[str],
+        *,
+        stdin: bytes = b"",
+        user: str | None = None,
+    ) -> Executed:
+        """Run a command in an active service and return its output. ``user`` is as for `exec`.
+
+        Raises as `exec` does.
+        """
+        from niso.api.service_results import Executed
         from niso.base.errors import UsageError
         from niso.runtime.execute import capture
 
         if not isinstance(stdin, bytes):
             raise UsageError(f"stdin: must be bytes, not {type(stdin).__name__}", None, "stdin")
-        return Executed(*capture(*self._to_run(name, command), stdin))
+        return Executed(*capture(*self._to_run(name, command), stdin, user_of(user)))
+
+    @guarded
+    def kill(self, *names: str, signal: str = "KILL") -> tuple[Signalled, ...]:
+        """Send a signal to the processes of active services; their restart policies apply.
+
+        ``signal`` is a name, as HUP or SIGHUP, or a number. Raises Conflict if one is not active,
+        ProcessError if one has no process.
+        """
+        from niso.api.service_results import Signalled
+        from niso.runtime import kill
+
+        number = kill.number(text(signal, "signal"))
+        wanted = [self._to_run(name, ("-",))[0] for name in texts(names, "names")]
+        return tuple(
+            Signalled(name, kill.name(number), kill.send(name, number))
+            for name in dict.fromkeys(wanted)
+        )
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
         """Return the name of an active service and the arguments of a command."""
@@ -392,6 +383,7 @@ class Services:
 
         ``replace`` takes the host port over from its holder. Raises Conflict, KernelError.
         """
+        from niso.api.service_results import Forwarded, Taken
         from niso.commands import port_forward
 
         wanted = self._port(name, port)
@@ -413,6 +405,7 @@ class Services:
     @guarded
     def port_unforward(self, name: str, port: str) -> Forwarded:
         """Withdraw a port published with `port_forward`. Raises NotFound, Conflict."""
+        from niso.api.service_results import Forwarded
         from niso.commands import port_forward
 
         wanted = self._port(name, port)
@@ -494,4 +487,6 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
 
 
 def _marked(marked: Iterable[boot.Marked]) -> tuple[Marked, ...]:
+    from niso.api.service_results import Marked
+
     return tuple(Marked(mark.service, mark.changed, mark.unit) for mark in marked)

@@ -40,11 +40,28 @@ def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
                 valid.append(_valid(place))
             except Error as error:
                 errors += flatten(error)
+    _locate(errors)
     # a manifest has the same errors alone and in its stack
     distinct = list({error.message: error for error in errors}.values())
     if distinct:
         raise distinct[0] if len(distinct) == 1 else ErrorGroup(distinct)
     return tuple(valid)
+
+
+def _locate(errors: list[Error]) -> None:
+    """Set the line of each error of a file, where the file can be read."""
+    from niso.manifest import toml_lines
+
+    by_file: dict[str, list[Error]] = {}
+    for error in errors:
+        if error.file and error.key:
+            by_file.setdefault(error.file, []).append(error)
+    for file, found in by_file.items():
+        try:
+            with open(file, encoding="utf-8", errors="replace") as text:
+                toml_lines.locate(text.read(toml.MAX_BYTES), found)
+        except (OSError, ValueError):  # the path is shown escaped
+            continue
 
 
 def _places(given: str) -> Iterator[str]:

@@ -40,6 +40,8 @@ class Error(Exception):
         """A manifest key (``network.ports[1]``), option (``--subnet``) or argument (``PORT``)."""
         self.file = file
         """The path of the file with that key, printable."""
+        self.line = 0
+        """The line of that key in the file; 0 if unknown."""
         self.value = value
         """The value of that key as the file has it, printable."""
         self.right = right
@@ -70,7 +72,7 @@ class Error(Exception):
     @property
     def message(self) -> str:
         """Return where and what is wrong, as one line or as many as the reason has."""
-        place = self.file or self.service
+        place = f"{self.file}:{self.line}" if self.file and self.line else self.file or self.service
         return f"{place}: {self.detail}" if place else self.detail
 
     def __str__(self) -> str:
@@ -80,7 +82,7 @@ class Error(Exception):
     def of(cls, error: Error) -> Self:
         """Return an error of this class with all fields of ``error``."""
         new = cls(error.reason, error.hint, error.key)
-        new.file, new.service = error.file, error.service
+        new.file, new.line, new.service = error.file, error.line, error.service
         new.value, new.right = error.value, error.right
         new.names_key, new.about_key = error.names_key, error.about_key
         return new

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from niso.base import names, paths
 from niso.base.errors import Error, ErrorGroup, flatten
 from niso.base.locks import Lock
@@ -62,7 +60,7 @@ def plan_repair(machine: Machine, report: Report) -> None:
     for name in store.active_services():
         row = store.service(name)
         if row is not None and of_package(row) is not None:
-            report(CopyingPackage(os.path.dirname(row.manifest_path)))
+            report(CopyingPackage(row.folder))
         finding = of_service(processes, row) if row is not None else None
         if finding is not None:
             report(_mending(name, finding))
@@ -200,7 +198,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
         return 0
     from niso.services.targets import apart
 
-    folder, contents = os.path.dirname(row.manifest_path), Contents(row.name)
+    folder, contents = row.folder, Contents(row.name)
     without = apart(row.rootfs, row.require_service())
     try:
         now = package.fingerprint(folder, without, contents, row.manifest_path)
@@ -212,7 +210,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
             f"{row.name}: its package copy {row.package} is gone or damaged, "
             f"and {folder} no longer contains the same package"
         )
-        raise Error(message, f"niso activate {row.manifest_path}")
+        raise Error(message, row.again)
     report(CopyingPackage(folder))
     package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path)
     return 1

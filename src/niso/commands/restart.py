@@ -44,9 +44,7 @@ def restart(
             row.require_process()
             for folder in (row.package, row.rootfs):
                 if folder is not None and not os.path.isdir(folder):
-                    raise NotFound(
-                        f"{folder} is gone", f"niso activate {row.manifest_path}", service=name
-                    )
+                    raise NotFound(f"{folder} is gone", row.again, service=name)
             targets.replaced(row)
             rows.append(row)
         begin(store, services, "restart")

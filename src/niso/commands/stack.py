@@ -14,7 +14,7 @@ from niso.base.report import RemovingVolumes, Report, silent
 from niso.commands import activate, deactivate
 from niso.commands.activate import Outcome
 from niso.manifest import stack_file as model
-from niso.manifest import stack_prefix
+from niso.manifest import stack_order, stack_prefix
 from niso.manifest.stack_file import Stack
 from niso.runtime import volumes
 from niso.services import journal, networks, stacks, start, targets
@@ -161,7 +161,7 @@ def _refuse_elsewhere(store: Store, name: str, path: str) -> None:
 def members(store: Store, outline: model.Outline) -> list[str]:
     """Return the known services of a stack, dependents first."""
     known = store.stack_members(outline.name)
-    order = [name for name in reversed(model.ordered(outline.after)) if name in known]
+    order = [name for name in reversed(stack_order.ordered(outline.after)) if name in known]
     return [*(name for name in known if name not in order), *order]
 
 
@@ -172,16 +172,16 @@ def _targets(store: Store, stack: Stack) -> list[Target]:
     taken = stacks.taken(store, stack.name, [member.name for member in stack.members])
     for member in stack.members:
         if member.name in taken:
-            key = f"{member.key}.name"
+            key = f"{member.key}.name" if member.overrides is not None else member.key
             error: Error = InvalidInput.of(taken[member.name])
             error.file, error.key = stack.file, key
             errors.append(error)
         try:
             wanted.append(targets.of_manifest(member.loaded))
         except ErrorGroup as group:
-            errors += [model.as_stack_error(stack, error) for error in group.errors]
+            errors += [model.as_stack_error(stack, error, member) for error in group.errors]
         except Error as error:
-            errors.append(model.as_stack_error(stack, error))
+            errors.append(model.as_stack_error(stack, error, member))
     if errors:
         raise ErrorGroup(errors)
     return wanted

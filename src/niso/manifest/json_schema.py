@@ -30,6 +30,7 @@ _SIZE = r"^[1-9][0-9]{0,8}[KMG]$"
 _PATH = r"^[^\u0000-\u001f\u007f]+$"
 _NO_CLIMB = r"(?!(?:.*/)?\.\.(?:/|$))"
 _ARGUMENT = r"^[^\u0000]*$"
+_WORD = r"^[^\u0000]+$"
 _MOUNT = (
     rf"^(?!(?:{'|'.join(mount_points.TAKEN + mount_points.TAKEN_FILES)})(?:/|$))"
     rf"(?!(?:{'|'.join(mount_points.HIDING[1:])})$)"
@@ -110,6 +111,11 @@ _TEXTS: dict[str, tuple[str, str]] = {
         r"^http://(?:localhost|127\.[0-9.]+|\[[0-9a-fA-F:.]+\]|[a-z][a-z0-9.-]*)"
         r"(?::[0-9]{1,5})?(?:[/?#].*)?$",
         "URL of the service itself that must respond with status 200 to 399.",
+    ),
+    "Healthcheck.command": (
+        _ARGUMENT,
+        "Command to run inside the service, as its user, without a shell. Exit status 0 is "
+        "healthy.",
     ),
     "Healthcheck.interval": (_DURATION, "Time between probes, 100ms to 24h."),
     "Healthcheck.timeout": (_DURATION, "Time limit of a probe, 10ms to 1m."),
@@ -194,7 +200,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
 _DESCRIPTIONS = {
     "Manifest.package": "Name and version of the service.",
     "Manifest.binary": "Program to run.",
-    "Manifest.healthcheck": "Health probe inside the service's network namespace: tcp or http.",
+    "Manifest.healthcheck": "Health probe inside the service: tcp, http or command.",
     "Manifest.volumes": "Storage besides the root file system: folders that niso keeps, paths of "
     "the host, tmpfs.",
     "Manifest.secrets": "Files in /run/secrets that only the service's user can read.",
@@ -272,7 +278,11 @@ def schema() -> dict[str, Any]:
     healthcheck = tables["Healthcheck"]
     healthcheck["properties"]["tcp"] |= {"minimum": 1, "maximum": 65535}
     healthcheck["properties"]["retries"] |= {"minimum": 1, "maximum": parse_health.MAX_RETRIES}
-    healthcheck["oneOf"] = [{"required": ["tcp"]}, {"required": ["http"]}]
+    healthcheck["oneOf"] = [{"required": [kind]} for kind in parse_health.KINDS]
+    healthcheck["properties"]["command"] |= {
+        "minItems": 1,
+        "prefixItems": [{"type": "string", "pattern": _WORD}],
+    }
     tables["Manifest"]["properties"]["volumes"]["propertyNames"] = {
         "pattern": "^[A-Za-z][A-Za-z0-9_-]{0,62}$"
     }

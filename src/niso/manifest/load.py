@@ -26,7 +26,7 @@ class Loaded(NamedTuple):
 
     spec: ServiceSpec
     path: str  # of the file, absolute
-    folder: str  # of the package
+    folder: str  # of the package; "" for an empty one
 
 
 def load(path: str, owners: Container[int] | None = None) -> Loaded:

@@ -53,6 +53,7 @@ class Isolation(NamedTuple):
 class Healthcheck(NamedTuple):
     tcp: int | None = None
     http: str | None = None
+    command: tuple[str, ...] | None = None
     interval: str = parse_health.INTERVAL
     timeout: str = parse_health.TIMEOUT
     retries: int = parse_health.RETRIES

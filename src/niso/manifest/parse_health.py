@@ -1,12 +1,12 @@
 """Parse [healthcheck]: how niso checks that a service is healthy.
 
 A probe connects inside the service's network namespace, only to the service itself:
-its loopback or its own addresses.
+its loopback or its own addresses. Or it is a command that runs inside the service.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ from niso.plan.records import Healthcheck
 if TYPE_CHECKING:
     from typing import Any
 
+KINDS = ("tcp", "http", "command")
+"""The keys of which a health check has exactly one."""
 INTERVAL, TIMEOUT, RETRIES, START_PERIOD = "5s", "2s", 3, "10s"
 MAX_RETRIES = 1000
 MAX_URL = 2048
@@ -131,6 +133,7 @@ def parse(
         read(timeout, "timeout"),
         section["retries"],
         read(start_period, "start_period"),
+        tuple(section["command"] or ()),
     )
 
 
@@ -174,10 +177,28 @@ def problems(
     if type(retries) is int and not 1 <= retries <= MAX_RETRIES:
         right = f"1 to {MAX_RETRIES}"
         errors.append(values.wrong("healthcheck.retries", retries, "is out of range", right, "3"))
-    if tcp is not None and http is not None:
-        reason, right = "conflicts with healthcheck.tcp", "set only one of the two"
-        errors.append(values.wrong("healthcheck.http", http, reason, right))
-    if tcp is None and http is None:
-        reason, hint = "has neither tcp nor http", "for example tcp = 8080"
-        errors.append(InvalidInput(reason, hint, "healthcheck", right="set one of the two"))
+    errors += _command(section.get("command"))
+    given = [kind for kind in KINDS if section.get(kind) is not None]
+    for kind in given[1:]:
+        reason, right = f"conflicts with healthcheck.{given[0]}", "set only one of them"
+        errors.append(values.wrong(f"healthcheck.{kind}", section[kind], reason, right))
+    if not given:
+        reason, hint = "has no tcp, http or command", "for example tcp = 8080"
+        errors.append(InvalidInput(reason, hint, "healthcheck", right="set one of them"))
     return errors
+
+
+def _command(words: object) -> Iterator[InvalidInput]:
+    """Yield an error for each invalid word of a command; none if it is not an array."""
+    key = "healthcheck.command"
+    if not isinstance(words, list):
+        return
+    if not words or words[0] == "":
+        right = "a program and its arguments"
+        yield values.wrong(key, words, "names no program", right, '["pg_isready", "-q"]')
+    for index, word in enumerate(words):
+        if isinstance(word, str):
+            try:
+                values.argument(word, f"{key}[{index}]")
+            except InvalidInput as error:
+                yield error

@@ -1,22 +1,22 @@
 """Load stack.toml, several services and their networks as a unit, and check it with its manifests.
 
 A [[service]] overrides keys of its package's manifest.toml. It has the keys of [network] directly,
-and the other tables by their names.
+and the other tables by their names. A [services.NAME] is a whole manifest (`stack_inline`).
 """
 
 from __future__ import annotations
 
-import graphlib
 import os
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
 
 from niso.base import convert
 from niso.base.errors import Error, ErrorGroup, InvalidInput
-from niso.base.lite_typing import TYPE_CHECKING, Literal, NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.manifest import (
     interpolate,
     manifest_tables,
+    stack_inline,
     stack_values,
     toml,
     validate,
@@ -26,13 +26,12 @@ from niso.manifest import load as manifest
 from niso.manifest.interpolate import Resolved
 from niso.manifest.load import Loaded
 from niso.manifest.manifest_tables import Manifest
-from niso.plan.service_spec import ServiceSpec
+from niso.manifest.stack_order import Condition, Item, dependencies, item, ordered
 
 if TYPE_CHECKING:
     from typing import Any
 
 FILE_NAME = "stack.toml"
-Condition = Literal["started", "healthy", "completed"]
 
 NETWORK_KEYS = manifest_tables.Network._fields
 """The keys of a manifest's [network], which a [[service]] has directly."""
@@ -76,9 +75,9 @@ class Own(NamedTuple):
 class Member(NamedTuple):
     """A service of a stack."""
 
-    key: str  # service[1]
+    key: str  # service[1], or services.api of one that is written in the stack
     loaded: Loaded  # its package's manifest with the stack's keys over it
-    overrides: Mapping[str, Any]
+    overrides: Mapping[str, Any] | None  # None: its whole manifest is in the stack
     after: Mapping[str, Condition]  # service -> its required state before this one starts
 
     @property
@@ -159,15 +158,18 @@ def outline(path: str) -> Outline:
     except InvalidInput as error:
         raise _in_file(path, error) from None
     after: dict[str, tuple[str, ...]] = {}
-    for _, item in _tables(data.get("service")):
-        needs = item.get("depends_on")
-        if isinstance(own := item.get("name"), str):
-            after[own] = (
-                tuple(name for name in needs if isinstance(name, str))
-                if isinstance(needs, dict | list)
-                else ()
-            )
+    for _, keys in _tables(data.get("service")):
+        if isinstance(own := keys.get("name"), str):
+            after[own] = _names(keys.get("depends_on"))
+    for _, own, keys in stack_inline.tables(data.get("services")):
+        after[own] = _names(keys.get("depends_on"))
     return Outline(name, path, after, asks)
+
+
+def _names(needs: object) -> tuple[str, ...]:
+    """Return the services that a depends_on names; values of a wrong type are skipped."""
+    names = needs if isinstance(needs, dict | list) else ()
+    return tuple(name for name in names if isinstance(name, str))
 
 
 def load(
@@ -188,7 +190,7 @@ def load(
     data = resolved.data
     head, networks, errors = _top(data, also)
     others: list[Error] = []  # errors of other files
-    items: dict[str, _Item] = {}
+    items: dict[str, Item] = {}
     members: list[Member] = []
     for key, keys in _tables(data.get("service")):
         own = {name: value for name, value in keys.items() if name in Own._fields}
@@ -196,37 +198,47 @@ def load(
             name: value for name, value in keys.items() if name in (*NETWORK_KEYS, *TABLES)
         }
         errors += [*validate.walk(own, Own, key), *_unknown(keys, key)]
-        item = _item(own, key)
-        if wrong := _name_error(item, own.get("name"), items):
+        here = item(own, key)
+        if wrong := _name_error(here, own.get("name"), items):
             errors.append(wrong)
         elif isinstance(package := own.get("package"), str):
-            items[item.name] = item
+            items[here.name] = here
             at = os.path.join(os.path.dirname(path), package)
-            loaded, here, elsewhere = _package(at, item, package, overrides, (owners, variables))
-            errors, others = errors + here, others + elsewhere
+            loaded, wrongs, elsewhere = _package(at, here, package, overrides, (owners, variables))
+            errors, others = errors + wrongs, others + elsewhere
             if loaded is not None:
-                members.append(Member(key, loaded, overrides, item.after))
-    errors += _dependencies(items, {member.name: member.loaded.spec for member in members})
+                members.append(Member(key, loaded, overrides, here.after))
+    for key, name_, keys in stack_inline.tables(data.get("services")):
+        here = item({"name": name_, "depends_on": keys.get("depends_on")}, key)
+        if wrong := _name_error(here, name_, items):
+            wrong.key = key
+            errors.append(wrong)
+            continue
+        items[here.name] = here
+        loaded, wrongs, elsewhere = stack_inline.checked(path, key, name_, keys, owners)
+        errors, others = errors + wrongs, others + elsewhere
+        if loaded is not None:
+            members.append(Member(key, loaded, None, here.after))
+    errors += dependencies(items, {member.name: member.loaded.spec for member in members})
     errors = resolved.fresh(errors)
     if errors or others:
         raise ErrorGroup([*(_in_file(path, error) for error in errors), *others])
-    order = ordered({item.name: item.after for item in items.values()})
+    order = ordered({each.name: each.after for each in items.values()})
     members.sort(key=lambda member: order.index(member.name))
     return Stack(head.name, path, networks, tuple(members), head.prefix)
 
 
-def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return the names, each after those that it depends on; unchanged if there is a cycle."""
-    try:
-        return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
-    except graphlib.CycleError:
-        return list(after)
+def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Error:
+    """Return an error of a manifest as an error of stack.toml, if that file has the key.
 
-
-def as_stack_error(stack: Stack, error: Error) -> Error:
-    """Return an error of a manifest as an error of stack.toml, if that file has the key."""
-    for member in stack.members:
+    ``of`` is the service that it is about, if only that is known and not the error's service.
+    """
+    for member in stack.members if of is None else (of,):
         path = member.loaded.path
+        if member.overrides is None:
+            if error.service == member.name or of is member:
+                return stack_inline.moved(error, member.key, stack.file)
+            continue
         if (
             error.key
             and error.service in ("", member.name)
@@ -251,7 +263,8 @@ class _Blank(NamedTuple):
 
 class _Whole(NamedTuple):
     stack: Head
-    service: tuple[_Blank, ...]
+    service: tuple[_Blank, ...] = ()
+    services: dict[str, _Blank] = {}  # noqa: RUF012 (convert copies it)
     networks: dict[str, Network] = {}  # noqa: RUF012 (convert copies it)
 
 
@@ -286,10 +299,17 @@ def _top(
     }
     if "service" not in data:
         del shape["service"]
-    for index, item in enumerate(items if isinstance(items, list) else []):
-        if not isinstance(item, dict):
-            shape["service"][index] = item  # type: ignore[index]
+    if isinstance(tables := data.get("services"), dict):
+        shape["services"] = {
+            name: {} if isinstance(table, dict) else table for name, table in tables.items()
+        }
+    for index, table in enumerate(items if isinstance(items, list) else []):
+        if not isinstance(table, dict):
+            shape["service"][index] = table  # type: ignore[index]
     errors = validate.walk(shape, _Whole)
+    if not data.keys() & {"service", "services"}:
+        missing = "missing table [[service]]"
+        errors.append(InvalidInput(missing, "add [[service]]", "service", names_key=False))
     if items == []:
         errors.append(values.wrong("service", [], "is empty", "one or more [[service]]"))
     head = data.get("stack")
@@ -297,8 +317,8 @@ def _top(
     if isinstance(name, str) and (error := _refused(values.service_name, name, "stack.name")):
         errors.append(error)
     networks: dict[str, Network] = {}
-    tables = data.get("networks")
-    for own, keys in tables.items() if isinstance(tables, dict) else ():
+    made = data.get("networks")
+    for own, keys in made.items() if isinstance(made, dict) else ():
         key = validate.join("networks", own)
         wrong = _refused(values.network_name, own, key)
         if wrong:
@@ -327,37 +347,7 @@ def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
 # --- a service and its package ------------------------------
 
 
-class _Item(NamedTuple):
-    """The part of a [[service]] that checks of other services need."""
-
-    key: str
-    name: str
-    after: dict[str, Condition]
-    listed: bool  # depends_on is an array
-
-    def path(self, dependency: str) -> str:
-        """Return the key of a dependency."""
-        base = f"{self.key}.depends_on"
-        return (
-            f"{base}[{list(self.after).index(dependency)}]"
-            if self.listed
-            else validate.join(base, dependency)
-        )
-
-
-def _item(own: Mapping[str, Any], key: str) -> _Item:
-    """Return the item of a [[service]]; values of a wrong type are skipped."""
-    needs = own.get("depends_on")
-    after: dict[str, Condition] = {}
-    if isinstance(needs, list):
-        after = {name: "started" for name in needs if isinstance(name, str)}
-    for name, state in needs.items() if isinstance(needs, dict) else ():
-        if state in convert.kind(Condition)[str]:
-            after[name] = state
-    return _Item(key, str(own.get("name", "")), after, isinstance(needs, list))
-
-
-def _name_error(item: _Item, name: object, items: Mapping[str, _Item]) -> InvalidInput | None:
+def _name_error(item: Item, name: object, items: Mapping[str, Item]) -> InvalidInput | None:
     if not isinstance(name, str):
         return None
     key = f"{item.key}.name"
@@ -369,7 +359,7 @@ def _name_error(item: _Item, name: object, items: Mapping[str, _Item]) -> Invali
 
 def _package(
     path: str,
-    item: _Item,
+    item: Item,
     package: str,
     overrides: Mapping[str, Any],
     of_stack: tuple[Container[int] | None, manifest.Outer],
@@ -446,52 +436,3 @@ def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str 
     # a name in quotes is a wrong one, and the manifest by itself has none
     here = not isinstance(override, dict) or first in override or not path or path.startswith('"')
     return f"{key}.{manifest_key}" if table in overrides and here else None
-
-
-# --- dependencies ------------------------------
-
-
-def _dependencies(
-    items: Mapping[str, _Item], known: Mapping[str, ServiceSpec]
-) -> Iterable[InvalidInput]:
-    """Yield an error for each wrong dependency.
-
-    Wrong are dependencies on an unknown service, on the health of a service without a
-    healthcheck, on the completion of one that is not a job, and cycles.
-    """
-    for item in items.values():
-        for name, condition in item.after.items():
-            path = item.path(name)
-            if name not in items:
-                near = validate.nearest(name, list(items))
-                right = f"one of {', '.join(sorted(items))}"
-                example = values.shown(near) if near else ""
-                yield values.wrong(path, name, "is not a service of the stack", right, example)
-            elif condition == "healthy" and name in known and known[name].healthcheck is None:
-                reason = f"is not possible: {name!r} has no healthcheck"
-                right = f'"started", or add [healthcheck] to the manifest of {name!r}'
-                yield values.wrong(path, condition, reason, right)
-            elif condition == "completed" and name in known and known[name].kind != "job":
-                reason = f"is not possible: {name!r} is not a job"
-                right = f'"started", or service.kind = "job" for {name!r}'
-                yield values.wrong(path, condition, reason, right)
-    cycle = _cycle(
-        {item.name: [name for name in item.after if name in items] for item in items.values()}
-    )
-    if cycle:
-        first = items[min(cycle, key=list(items).index)]
-        reason = f"is a dependency cycle: {' -> '.join(cycle)}"
-        key = f"{first.key}.depends_on"
-        yield values.wrong(key, list(first.after), reason, "remove one of these dependencies")
-
-
-def _cycle(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return the services of one cycle, or nothing if there is none.
-
-    Each is followed by the one that it depends on. The first is repeated at the end.
-    """
-    try:
-        graphlib.TopologicalSorter(after).prepare()
-    except graphlib.CycleError as error:
-        return list(reversed(error.args[1]))
-    return []

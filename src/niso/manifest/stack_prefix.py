@@ -68,7 +68,14 @@ def stack(plain: Stack) -> Stack:
     ):
         declared.setdefault(DEFAULT_NETWORK, Network())
     networks = {name: long_name(plain.name, name) for name in (*declared, DEFAULT_NETWORK)}
-    full = [(f"{member.key}.name", member.name, names[member.name]) for member in plain.members]
+    full = [
+        (
+            member.key if member.overrides is None else f"{member.key}.name",
+            member.name,
+            names[member.name],
+        )
+        for member in plain.members
+    ]
     full += [(f"networks.{name}", name, networks[name]) for name in declared]
     errors = [_too_long(plain, *one) for one in full if len(one[2]) > values.MAX_NAME]
     if errors:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.manifest import json_schema, stack_file
+from niso.manifest import json_schema, stack_file, stack_inline
 
 if TYPE_CHECKING:
     from typing import Any
 
+_OWN = ("Manifest", "Package", "Binary", "Service", "Healthcheck", "Network")
 _DESCRIPTIONS = {
     "name": "Name of the service; replaces the name in its manifest.",
     "prefix": "Whether services and networks are named after the stack: shop-db for db, whose "
@@ -33,6 +36,7 @@ def schema() -> dict[str, Any]:
     keys of the manifest, so they require none.
     """
     tables: dict[str, Any] = json_schema.schema()["$defs"]
+    whole = _inline(tables)
     for table in ("Binary", "Healthcheck"):
         for condition in ("required", "oneOf"):
             tables[table].pop(condition, None)
@@ -79,16 +83,48 @@ def schema() -> dict[str, Any]:
                 "items": {"$ref": "#/$defs/StackService"},
                 "minItems": 1,
             },
+            "services": {
+                "type": "object",
+                "description": "Services by name, each with the content of a manifest.",
+                "propertyNames": {"pattern": label},
+                "additionalProperties": {"$ref": "#/$defs/InlineManifest"},
+            },
             "networks": {
                 "type": "object",
                 "description": "Networks that the stack makes.",
                 "additionalProperties": {"$ref": "#/$defs/StackNetwork"},
             },
         },
-        "required": ["stack", "service"],
+        "required": ["stack"],
+        "anyOf": [{"required": ["service"]}, {"required": ["services"]}],
         "additionalProperties": False,
-        "$defs": tables,
+        "$defs": tables | whole,
     }
+
+
+def _inline(tables: dict[str, Any]) -> dict[str, Any]:
+    """Return the definitions of a [services.NAME]: a whole manifest, whose name is its table's.
+
+    Those that a [[service]] relaxes are repeated.
+    """
+    text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
+    for name in _OWN:
+        text = text.replace(f'"#/$defs/{name}"', f'"#/$defs/Inline{name}"')
+    whole: dict[str, Any] = json.loads(text)
+    needs = json_schema.definitions(stack_inline.Needs)["Needs"]["properties"]
+    manifest, package = whole["InlineManifest"], whole["InlinePackage"]
+    manifest["properties"] |= _described(needs)
+    manifest["required"].remove("package")
+    package["properties"]["folder"] = {
+        "type": "string",
+        "description": "Folder that the service sees at /app, relative to this file. If unset, "
+        "/app is empty.",
+    }
+    package["required"] = []
+    package["properties"]["rootfs"]["description"] = (
+        "Folder beside this file: the service's root file system. niso never writes to it."
+    )
+    return whole
 
 
 def _described(properties: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from collections.abc import Container, Mapping
 from functools import cache
 
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.manifest import interpolate
+from niso.manifest import interpolate, parse_health
 from niso.manifest import load as manifest
 from niso.manifest.interpolate import Resolved, Variables
 from niso.manifest.load import Outer
+from niso.manifest.manifest_tables import Manifest
 
 if TYPE_CHECKING:
     from typing import Any
@@ -30,13 +31,14 @@ def resolve(
     Raises Error and InvalidInput if it cannot be.
     """
     from niso.manifest import env_files
+    from niso.manifest.validate import join
 
     folder = os.path.dirname(path)
     outer = cache(lambda: env_files.variables(folder, owners).values)
     uses = interpolate.has_variables(data)
     own = env_files.variables(folder, owners) if uses else Variables({}, "")
-    services = data.get("service")
-    more = {name: value for name, value in data.items() if name != "service"}
+    services, inline = data.get("service"), data.get("services")
+    more = {name: value for name, value in data.items() if name not in ("service", "services")}
     whole = interpolate.resolve(more, own, {dict: top})
     errors = list(whole.errors)
     result = {**data, **whole.data}
@@ -49,6 +51,15 @@ def resolve(
                 errors, item = errors + service.errors, service.data
             items.append(item)
         result["service"] = items
+    if isinstance(inline, dict):
+        whole_ones = {}
+        for name, written in inline.items():
+            key, whole_ones[name] = join("services", name), written
+            if isinstance(written, dict):
+                filled = interpolate.resolve(written, own, {dict: Manifest}, key)
+                service = manifest.with_paths(filled, folder, key)
+                errors, whole_ones[name] = errors + service.errors, service.data
+        result["services"] = whole_ones
     return Resolved(result, errors), outer
 
 
@@ -68,20 +79,19 @@ def _service(
     return Resolved(data, errors)
 
 
-_INSTEAD = {"network": "networks", "networks": "network", "tcp": "http", "http": "tcp"}
-"""Pairs of alternative keys: the one in the stack replaces the other one in the manifest."""
+_INSTEAD = {"network": ("network", "networks"), "healthcheck": parse_health.KINDS}
+"""Alternative keys of tables: the one in the stack replaces the others in the manifest."""
 
 
-def laid_over(base: dict[str, Any], laid: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the keys of ``laid``; tables are merged."""
-    gone = {_INSTEAD[key] for key in laid if key in _INSTEAD} - laid.keys()
-    merged = {
-        key: value for key, value in base.items() if key not in gone or isinstance(value, dict)
-    }
+def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
+    """Return the ``table`` ``base`` with the keys of ``laid``; tables in it are merged."""
+    choice = set(_INSTEAD.get(table, ()))
+    gone = choice - laid.keys() if choice & laid.keys() else set()
+    merged = {key: value for key, value in base.items() if key not in gone}
     for key, value in laid.items():
         under = merged.get(key, {})
         merged[key] = (
-            laid_over(under, value)
+            laid_over(under, value, key)
             if isinstance(value, dict) and isinstance(under, dict)
             else value
         )

@@ -38,8 +38,8 @@ def content(path: str, name: str, owners: Container[int] | None = None) -> bytes
             if not stat.S_ISREG(info.st_mode):
                 raise InvalidInput("not a regular file", hint)
             if owners is not None:
-                _require_owner("it", info, owners)
-                _require_owner("its folder", os.stat(os.path.dirname(path)), owners)
+                require_owner("it", info, owners)
+                require_owner("its folder", os.stat(os.path.dirname(path)), owners)
             read = stream.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound("no such file", hint) from None
@@ -56,7 +56,7 @@ def content(path: str, name: str, owners: Container[int] | None = None) -> bytes
     return read
 
 
-def _require_owner(what: str, info: os.stat_result, owners: Container[int]) -> None:
+def require_owner(what: str, info: os.stat_result, owners: Container[int]) -> None:
     """Raise InvalidInput if others than ``owners`` can change a file or folder.
 
     In a folder with the sticky bit, others cannot replace a file (inode(7)).

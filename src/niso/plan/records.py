@@ -141,7 +141,7 @@ class Policed(NamedTuple):
 
 
 class Healthcheck(NamedTuple):
-    """How to check a service's health, from inside its network namespace."""
+    """How to check a service's health, from inside its network namespace, or all of them."""
 
     address: str  # to connect to; "": loopback, else an address of its own
     port: int
@@ -151,10 +151,13 @@ class Healthcheck(NamedTuple):
     timeout_s: float
     retries: int
     start_period_s: float
+    command: tuple[str, ...] = ()  # to run inside the service, instead of a connection
 
     @property
     def target(self) -> str:
-        """Return ``tcp 8080`` or the URL."""
+        """Return ``tcp 8080``, the URL, or the name of the command without its arguments."""
+        if self.command:
+            return f"command {self.command[0]}"
         return f"tcp {self.port}" if self.path is None else f"http://{self.host}{self.path}"
 
 

@@ -78,6 +78,11 @@ class ServiceSpec(NamedTuple):
     shm_size: int | None = None  # bytes of /dev/shm
     tmp_size: int | None = None  # bytes of each of /tmp, /run and /var/tmp
     kind: Literal["service", "job"] = "service"  # a job runs to its end
+    folder: str | None = None
+    """The package of a service that is written in a stack.toml, absolute; "" for an empty one.
+
+    None: the folder of the manifest.
+    """
     timeout_s: float | None = None  # of a job; None: it may take as long as it needs
     limits: Limits | None = None
     addresses6: Mapping[str, str] = {}  # as `addresses`, of IPv6

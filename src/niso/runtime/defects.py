@@ -77,7 +77,7 @@ def of_package(row: ServiceRow) -> Finding | None:
     Its content is not checked otherwise.
     """
     what = f"package copy {row.package} of service {row.name!r}"
-    again = f"niso activate {row.manifest_path}"
+    again = row.again
     if not os.path.isdir(row.package):
         return Finding("missing", what, again)
     try:
@@ -99,7 +99,7 @@ def of_sources(row: ServiceRow) -> list[Finding]:
         Finding(
             "different",
             f"{error.key} of service {row.name!r}",
-            f"{error.reason}; niso activate {row.manifest_path}, if it may be used",
+            f"{error.reason}; {row.again}, if it may be used",
         )
         for error in (sources.problems(spec) if spec is not None else ())
     ]

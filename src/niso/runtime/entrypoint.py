@@ -38,7 +38,10 @@ _NOT_EXECUTABLE = Problem("is not executable", "chmod +x {} (beside manifest.tom
 
 
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
-    """Return the folders of the host that a service will see, by mount point, before it runs."""
+    """Return the folders of the host that a service will see, by mount point, before it runs.
+
+    An empty ``package`` hides nothing here; admission looks again, with the copy of the package.
+    """
     return {"": rootfs or "/", APP: package}
 
 
@@ -196,7 +199,7 @@ def check_working_dir(
     """
     if any(working_dir == point or working_dir.startswith(f"{point}/") for point in volumes):
         return
-    if working_dir in _ALWAYS_THERE:
+    if working_dir in _ALWAYS_THERE or (not package and working_dir == APP):
         return
     try:
         fd, real = open_inside(mounts_of(package, rootfs), working_dir)

@@ -14,11 +14,12 @@ import time
 from contextlib import suppress
 from types import FrameType
 
-from niso.base.errors import ProcessError
+from niso.base.errors import InvalidInput, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.runtime import crun, entrypoint, pids, status
+from niso.plan.service_spec import User
+from niso.runtime import crun, entrypoint, pids, status, users
 from niso.runtime.oci import SHELL_TERM
-from niso.runtime.spec import DEFAULT_PATH, read_json, read_state, write_json
+from niso.runtime.spec import DEFAULT_PATH, load, read_json, read_state, write_json
 
 if TYPE_CHECKING:
     from typing import Any
@@ -38,17 +39,21 @@ _END_S = 2.0
 """How long a command may take to end after SIGTERM, once its output cannot be written."""
 
 
-def execute(service: str, command: list[str]) -> int:
+def execute(service: str, command: list[str], user: User | None = None) -> int:
     """Run ``command`` in a service; return its exit status, 128 + N if signal N ended it.
+
+    It runs as ``user``, by default as the service's, with the service's capabilities and limits.
 
     Stdin, stdout, stderr and signals pass through. The command gets a terminal if stdin and stdout
     both are one.
     Raises `ProcessError` with exit_status 127 (not found), 126 (not executable) or 125 (other).
     """
-    return _execute(service, command, (0, 1, 2), FORWARDED)
+    return _execute(service, command, (0, 1, 2), FORWARDED, user)
 
 
-def capture(service: str, command: list[str], stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+def capture(
+    service: str, command: list[str], stdin: bytes = b"", user: User | None = None
+) -> tuple[int, bytes, bytes]:
     """Run ``command`` in a service; (exit status, stdout, stderr). Raises as `execute` does.
 
     No signal is passed on, so that any thread can call it.
@@ -57,7 +62,7 @@ def capture(service: str, command: list[str], stdin: bytes = b"") -> tuple[int, 
     try:
         _write_all(files[0], stdin)
         os.lseek(files[0], 0, os.SEEK_SET)
-        status = _execute(service, command, (files[0], files[1], files[2]), ())
+        status = _execute(service, command, (files[0], files[1], files[2]), (), user)
         written = [os.pread(fd, os.fstat(fd).st_size, 0) for fd in files[1:]]
     finally:
         for fd in files:
@@ -66,7 +71,11 @@ def capture(service: str, command: list[str], stdin: bytes = b"") -> tuple[int, 
 
 
 def _execute(
-    service: str, command: list[str], files: tuple[int, int, int], forwarded: tuple[int, ...]
+    service: str,
+    command: list[str],
+    files: tuple[int, int, int],
+    forwarded: tuple[int, ...],
+    user: User | None,
 ) -> int:
     """As `execute`, with these for stdin, stdout and stderr, passing on these signals."""
     for fd in (0, 1, 2):
@@ -75,6 +84,22 @@ def _execute(
             os.fstat(fd)
         except OSError:
             os.open("/dev/null", os.O_RDONLY)
+    stem, oci_process = prepare(service, command, user)
+    oci_process["terminal"] = os.isatty(files[0]) and os.isatty(files[1])
+    session = _Session(service, stem, oci_process, files)
+    try:
+        return session.run(forwarded)
+    finally:
+        session.close()
+
+
+def prepare(
+    service: str, command: list[str], user: User | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return (path of the temporary files without suffix, process object) of a crun exec.
+
+    The command runs as ``user``, by default as the service's. Raises `ProcessError` as `execute`.
+    """
     now = status.read(service)
     if now.pid is None and now.state == "running":  # it is starting or ending
         time.sleep(0.05)
@@ -91,15 +116,35 @@ def _execute(
     config = read_json(f"{bundle}/config.json")
     if config is None:
         raise _failed(CANNOT, f"{service} is being stopped", None)
-    terminal = os.isatty(files[0]) and os.isatty(files[1])
-    oci_process: dict[str, Any] = {**config["process"], "args": command, "terminal": terminal}
+    oci_process: dict[str, Any] = {**config["process"], "args": command, "terminal": False}
+    if user is not None:
+        _become(service, user, oci_process)
     _check_command(service, now.pid, command[0], oci_process)
-    stem = f"{bundle}/exec-{os.getpid()}-{_thread.get_ident()}"
-    session = _Session(service, stem, oci_process, files)
+    return f"{bundle}/exec-{os.getpid()}-{_thread.get_ident()}", oci_process
+
+
+def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
+    """Set the user of a process (OCI runtime-spec, config.md, User), its groups and HOME.
+
+    A name is looked up in the rootfs, or on the host, and not in what the service may have written.
+    Raises `ProcessError` if there is no such user.
+    """
+    spec = load(service)
+    if spec is None:
+        raise _failed(CANNOT, f"{service} is being stopped", None)
     try:
-        return session.run(forwarded)
-    finally:
-        session.close()
+        uid, gid, groups, _, home = users.resolve_user(spec.rootfs, user, spec.uid, service)
+    except InvalidInput as error:
+        raise _failed(CANNOT, f"{service}: user {error.reason}", error.hint) from error
+    oci_process["user"] = {
+        **oci_process["user"],
+        "uid": uid,
+        "gid": gid,
+        "additionalGids": list(groups),
+    }
+    if "HOME" not in spec.environment:
+        kept = [entry for entry in oci_process["env"] if not entry.startswith("HOME=")]
+        oci_process["env"] = [*kept, f"HOME={home}"]
 
 
 def _check_command(service: str, pid: int, command: str, oci_process: dict[str, Any]) -> None:

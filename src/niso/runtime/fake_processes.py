@@ -318,7 +318,7 @@ class FakeProcesses:
     def is_starved(self, pid: int) -> bool:
         return False
 
-    def probe(self, check: Healthcheck, service_netns: str | None) -> Probe:
+    def probe(self, check: Healthcheck, service: str, service_netns: str | None) -> Probe:
         said = (
             self.ill[name]
             for name, run in self.current.items()

@@ -1,8 +1,8 @@
 """Probe the health of services without blocking, and record the last result of each.
 
 A probe is a socket made inside the service's network namespace: no process runs there, and no
-shell parses anything. Any number of probes share one poll(2), and each ends at its deadline,
-whatever its peer does.
+shell parses anything. One of a command is in `niso.runtime.health_command`. Any number of probes
+share one poll(2), and each ends at its deadline, whatever its peer does.
 """
 
 from __future__ import annotations
@@ -226,14 +226,26 @@ def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> Non
         probe.give_up_if_late()
 
 
-def probe_all(targets: Sequence[tuple[Healthcheck, str | None]]) -> list[str]:
-    """Run probes at the same time, each a check and a namespace; return "" or the reason for each.
+def begin(check: Healthcheck, service: str, namespace: str | None) -> Probe:
+    """Begin a probe of a service, whose ``namespace`` is as for `Probe`."""
+    if check.command:
+        from niso.runtime.health_command import CommandProbe
+
+        return CommandProbe(check, service)
+    return Probe(check, namespace)
+
+
+def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
+    """Run probes at the same time; return "" or the reason for each.
+
+    Each target is a check, the service and its namespace.
 
     Takes at most the longest timeout.
     """
     probes: list[Probe] = []
     try:
-        probes += [Probe(check, namespace) for check, namespace in targets]
+        for target in targets:
+            probes.append(begin(*target))
         while pending := [probe for probe in probes if probe.answer is None]:
             advance(pending, (), pending[0].deadline)
     finally:
@@ -327,7 +339,9 @@ def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Another process may have probed some of them meanwhile.
             due = [target for target in due if _is_due(target)]
-            failures = probe_all([(target.check, target.namespace) for target in due])
+            failures = probe_all(
+                [(target.check, target.service, target.namespace) for target in due]
+            )
             for target, failure in zip(due, failures, strict=True):
                 write_record(target.service, target.run, failure)
         finally:

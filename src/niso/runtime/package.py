@@ -245,12 +245,14 @@ class _Entry(NamedTuple):
 def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
     """Yield everything in a package that is not ``apart``, parents before children.
 
+    A ``folder`` of "" is an empty package, of a service without files of its own.
+
     Each folder is opened name by name from the top, never through a symlink. So someone who can
     write to the package cannot make niso, which can read everything, leave it by replacing a
     folder with a link.
     """
     skipped = _identities(apart)
-    pending = [("", 0)]
+    pending = [("", 0)] if folder else []
     while pending:
         base, depth = pending.pop()
         for entry in _entries(folder, base, skipped):

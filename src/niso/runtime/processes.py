@@ -124,8 +124,8 @@ class Processes(Protocol):
     def is_starved(self, pid: int) -> bool:
         """Return whether PID 1 or its child can run but has had almost no CPU time."""
 
-    def probe(self, check: Healthcheck, service_netns: str | None) -> Probe:
-        """Begin a probe of a healthcheck, in a network namespace or on the host."""
+    def probe(self, check: Healthcheck, service: str, service_netns: str | None) -> Probe:
+        """Begin a probe of a service's healthcheck, in a network namespace or on the host."""
 
     # --- the end of a process ---
 

@@ -115,10 +115,10 @@ class RealProcesses:
 
         return idle.is_starved(pid)
 
-    def probe(self, check: Healthcheck, service_netns: str | None) -> Probe:
-        from niso.runtime.health import Probe
+    def probe(self, check: Healthcheck, service: str, service_netns: str | None) -> Probe:
+        from niso.runtime import health
 
-        return Probe(check, service_netns)
+        return health.begin(check, service, service_netns)
 
     # --- the end of a process ---
 

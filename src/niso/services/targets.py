@@ -111,7 +111,7 @@ def known(store: Store, service: str) -> Target:
     assert row is not None
     gone = NotFound(
         f"its package copy {row.package} is gone",
-        f"niso activate {row.manifest_path}",
+        row.again,
         service=service,
     )
     if not os.path.isdir(row.package):
@@ -119,7 +119,7 @@ def known(store: Store, service: str) -> Target:
     if package.is_emptied(row.package):
         raise Error(
             f"its package copy {row.package} is damaged, all of its files are empty",
-            f"niso activate {row.manifest_path}",
+            row.again,
             service=service,
         )
     target = Target(
@@ -142,7 +142,7 @@ def replaced(row: ServiceRow) -> None:
     errors = list(sources.problems(spec)) if spec is not None else []
     for error in errors:
         error.service = row.name
-        error.hint = f"put it back; or niso activate {row.manifest_path}, if it may be used"
+        error.hint = f"put it back; or {row.again}, if it may be used"
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
@@ -194,10 +194,10 @@ def _rootfs(loaded: model.Loaded) -> str | None:
     """
     if loaded.spec.rootfs is None:
         return None
-    home = os.path.realpath(loaded.folder)
+    home = os.path.realpath(os.path.dirname(loaded.path))
     path = os.path.realpath(os.path.join(home, loaded.spec.rootfs))
     if not path.startswith(f"{home.rstrip('/')}/"):
-        reason = f"leaves the package's folder: it leads to {path}"
+        reason = f"leaves the folder of its file: it leads to {path}"
         raise InvalidInput(reason, None, "package.rootfs", file=loaded.path)
     return path
 

@@ -143,7 +143,7 @@ class Wait:
             return
         if self.probe is None and time.monotonic() >= self.ask_at:
             netns = namespace(self.start.row.require_process())
-            self.probe = self._processes.probe(check, netns)
+            self.probe = self._processes.probe(check, self.start.name, netns)
             self.probe.give_up_if_late()
         if self.probe is None or self.probe.answer is None:
             return

@@ -84,6 +84,20 @@ class ServiceRow(NamedTuple):
         spec = self.service
         return spec is not None and spec.kind == "job"
 
+    @property
+    def folder(self) -> str:
+        """Return the package's folder; "" for an empty package."""
+        spec = self.service
+        here = os.path.dirname(self.manifest_path)
+        return here if spec is None or spec.folder is None else spec.folder
+
+    @property
+    def again(self) -> str:
+        """Return the command that activates the service from its file."""
+        spec = self.service
+        is_inline = spec is not None and spec.folder is not None
+        return f"niso {'stack up' if is_inline else 'activate'} {self.manifest_path}"
+
     def require_service(self) -> ServiceSpec:
         """Return `service`. Raises Error if the row is damaged."""
         if (spec := self.service) is None:
@@ -99,9 +113,7 @@ class ServiceRow(NamedTuple):
     def damaged(self) -> Error:
         """Return the error for a damaged row."""
         message = f"service {self.name!r}: its record in the store is damaged"
-        return Error(
-            message, f"niso activate {self.manifest_path} records it again; it can also be removed"
-        )
+        return Error(message, f"{self.again} records it again; it can also be removed")
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:

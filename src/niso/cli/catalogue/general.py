@@ -88,9 +88,10 @@ COMMANDS = (
             ),
         ),
         (JSON,),
-        "For CI jobs and editors. Reports all errors of all files. A stack is checked with the "
-        "manifests of its packages. What depends on a machine is checked by niso activate "
-        "--dry-run: whether programs exist, and whether names, ports and addresses are free.",
+        "For CI jobs and editors. Reports all errors of all files, each with the line of its key. "
+        "A stack is checked with the manifests of its packages. niso activate --dry-run also "
+        "checks what depends on a machine: whether programs exist, and whether names, ports and "
+        "addresses are free.",
         (("niso check", "the files of this folder"), ("niso check ./api ./shop/stack.toml", "")),
         (("0", "all files are valid"), ("1", "a file has errors")),
         root=False,
@@ -105,6 +106,28 @@ COMMANDS = (
             ("niso schema > manifest.schema.json", ""),
             ("niso schema stack > stack.schema.json", ""),
         ),
+        root=False,
+        aside=True,
+    ),
+    Command(
+        "import",
+        "convert a compose file to a stack.toml",
+        (Argument("file", "FILE", "a compose.yaml", "", "file"),),
+        (
+            Option(
+                "output",
+                ("-o", "--output"),
+                "folder for the stack.toml (default: print it)",
+                "DIR",
+            ),
+            JSON,
+        ),
+        "Takes over what niso has keys for, and lists everything else, also as comments in the "
+        "file. The list goes to stderr if the file is printed. Images are not fetched; the "
+        "commands that do it are printed. An existing stack.toml is never overwritten. Needs "
+        "PyYAML (python3-yaml).",
+        (("niso import compose.yaml", ""), ("niso import compose.yaml --output shop", "")),
+        (("0", "the file was converted, maybe not all of it"), ("1", "it could not be read")),
         root=False,
         aside=True,
     ),

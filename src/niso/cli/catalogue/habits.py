@@ -37,7 +37,7 @@ HABITS = (
         "niso activate ./FOLDER",
         "applies the changes of its manifest, and waits until it is healthy",
     ),
-    Habit(("stop", "kill"), "niso deactivate NAME", "its address and logs are kept"),
+    Habit(("stop",), "niso deactivate NAME", "its address and logs are kept"),
     Habit(
         ("rm", "delete", "container rm"),
         "niso remove NAME",
@@ -100,7 +100,7 @@ HABITS = (
     ),
     Habit(("info", "system info"), "niso version"),
     Habit(
-        ("build", "pull", "push", "images", "image", "load", "save", "import", "login"),
+        ("build", "pull", "push", "images", "image", "load", "save", "login"),
         "",
         "there are no images: a service is a folder, and can have a root file system",
     ),

@@ -174,10 +174,21 @@ COMMANDS = (
         (
             Option("interactive", ("-i", "--interactive"), "no effect: stdin is always passed on"),
             Option("tty", ("-t", "--tty"), "no effect: a terminal is used if there is one"),
+            Option(
+                "user",
+                ("-u", "--user"),
+                "run as another user: a name of its root file system, or uid[:gid]",
+                "USER",
+            ),
         ),
-        "The command gets the service's namespaces, root file system, user, environment and "
-        "limits. Stdin, terminal, signals and exit status pass through.",
-        (("niso exec api -- cat /etc/hosts", ""), ("niso exec api -- sh", "")),
+        "The command gets the service's namespaces, root file system, user, environment, "
+        "capabilities and limits. Stdin, terminal, signals and exit status pass through. --user "
+        "changes the user and its groups only: root gets no capability that the service lacks.",
+        (
+            ("niso exec api -- cat /etc/hosts", ""),
+            ("niso exec api -- sh", ""),
+            ("niso exec --user 0 api -- chown 1000 /data", "as root, with CHOWN in the manifest"),
+        ),
         (
             ("N", "the exit status of the command"),
             ("125", "niso could not run the command"),
@@ -185,6 +196,30 @@ COMMANDS = (
             ("127", "the command was not found"),
             ("128+N", "the command was killed by signal N"),
         ),
+    ),
+    Command(
+        "kill",
+        "send a signal to the process of services",
+        (Argument("names", "NAME", "an active service", "+", "active"),),
+        (
+            Option(
+                "signal",
+                ("-s", "--signal"),
+                "a signal by name or number",
+                "SIG",
+                "KILL",
+            ),
+            JSON,
+        ),
+        "The services stay active. The signal goes to the process of the entrypoint, and KILL ends "
+        "all processes. A process that ends by it is started again if its restart policy says so; "
+        "niso deactivate ends a service for good.",
+        (("niso kill --signal HUP api", "reload"), ("niso kill db", "as if it had crashed")),
+        (
+            ("0", "the signal was sent; the output says whether the process has ended"),
+            ("1", "a service is not active or has no process"),
+        ),
+        ends=True,
     ),
     Command(
         "port-forward",

@@ -120,8 +120,8 @@ _NETWORK_KEYS = {
 _OWN_KEYS = {
     "name": "Name of the service, instead of the package's; a package can be used several times.",
     "package": "A manifest.toml or its folder, relative to the stack.toml.",
-    "depends_on": 'Services that come first: a table of service = "started" or "healthy", or an '
-    "array, which means started.",
+    "depends_on": 'Services that come first: a table of service = "started", "healthy" or, of a '
+    'job, "completed"; or an array, which means started.',
 }
 
 
@@ -187,8 +187,25 @@ def stack_blocks() -> Iterator[Block]:
         f"{', '.join(stack_file.NETWORK_KEYS)}. The other tables of a manifest are "
         f"{', '.join(f'[service.{table}]' for table in stack_file.TABLES)}. Each key overrides the "
         "key of the package's manifest. Arrays and volumes are replaced as a whole. network and "
-        "networks replace each other, and so do tcp and http of a healthcheck. "
+        "networks replace each other, and so do tcp, http and command of a healthcheck. "
         "A key cannot be removed."
+    )
+    yield Heading("[services.NAME]")
+    yield Text(
+        "A service without a manifest.toml: its tables are here, as in a manifest, network "
+        "included ([services.api.network]). Its name is NAME. Paths are relative to the "
+        "stack.toml. A stack can have services of both kinds, and needs at least one."
+    )
+    yield Terms(
+        (
+            ("depends_on", "as for a [[service]]"),
+            (
+                "package: table",
+                "rootfs: the root file system. folder: what the service sees at /app; if unset, "
+                "/app is empty. version: 0 if unset. The table can be left out.",
+            ),
+            (f"{', '.join(stack_file.TABLES)}, network", "the tables of a manifest"),
+        )
     )
 
 

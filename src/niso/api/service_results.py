@@ -1,0 +1,58 @@
+"""Define results of commands for services that few programs use."""
+
+from __future__ import annotations
+
+from niso.api.published import Port
+from niso.base.lite_typing import NamedTuple
+
+
+class Marked(NamedTuple):
+    """Result of `Services.enable` and `Services.disable` for one service."""
+
+    service: str
+    """the service's name"""
+    changed: bool
+    """false if nothing changed"""
+    unit: str | None
+    """path of the systemd unit"""
+
+
+class Taken(NamedTuple):
+    """Ports taken over from a service."""
+
+    service: str
+    """the service's name"""
+    ports: tuple[Port, ...]
+    """published ports, one per address family"""
+
+
+class Forwarded(NamedTuple):
+    """Result of `Services.port_forward` and `Services.port_unforward`."""
+
+    service: str
+    """the service's name"""
+    changed: bool
+    """false if nothing changed"""
+    ports: tuple[Port, ...]
+    """published ports, one per address family"""
+    taken: tuple[Taken, ...]
+    """services that lost ports to --replace"""
+
+
+class Executed(NamedTuple):
+    """Result of `Services.run`; ``status`` is 128 + N if signal N killed the command."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Signalled(NamedTuple):
+    """Result of `Services.kill` for one service."""
+
+    service: str
+    """the service's name"""
+    signal: str
+    """name of the signal"""
+    ended: bool
+    """whether its process has ended, as far as is known a moment later"""

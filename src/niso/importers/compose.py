@@ -1,0 +1,216 @@
+"""Convert a compose file to a stack.toml, and list what cannot be taken over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from niso.base.errors import InvalidInput
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.names import DEFAULT_NETWORK
+from niso.importers import compose_values as parse
+from niso.importers import toml_text, yaml_file
+from niso.importers.compose_service import DEFAULT, Gap, Service, World, has_check, label
+from niso.importers.compose_storage import Storage
+from niso.manifest import values
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_IN_FILE = frozenset(("services", "networks", "volumes", "secrets", "name", "version"))
+_NOT_HERE = {
+    "configs": "mount the file as a volume, read-only",
+    "include": "import the other file too",
+}
+
+
+class Imported(NamedTuple):
+    """A converted file."""
+
+    stack: str
+    services: tuple[str, ...]
+    text: str  # of the stack.toml
+    gaps: tuple[Gap, ...]
+    images: tuple[tuple[str, str], ...]  # service, image; "" if it is built
+
+
+def convert(path: str) -> Imported:
+    """Convert the compose file at ``path``.
+
+    Raises the errors of `yaml_file.load`, and InvalidInput if it has no services.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    gaps: list[Gap] = []
+    data = _with_variables(yaml_file.load(path), gaps)
+    given = data.get("services")
+    if not isinstance(given, dict) or not given:
+        raise InvalidInput("has no services", "pass a compose.yaml", "services", file=path)
+    services = dict(_started(given, gaps))
+    if not services:
+        raise InvalidInput("has no service without a profile", None, "services", file=path)
+    stack = label(parse.text(data.get("name")) or os.path.basename(folder) or "stack")
+    networks, tables = _networks(data.get("networks"), gaps)
+    world = World(
+        stack,
+        _names(services),
+        networks,
+        frozenset(name for name, keys in _items(data.get("networks")) if keys.get("internal")),
+        frozenset(name for name, keys in services.items() if has_check(keys)),
+        frozenset(_jobs(services)),
+        Storage(stack, folder, services),
+        folder,
+        {
+            name: text
+            for name, keys in _items(data.get("secrets"))
+            if (text := parse.text(keys.get("file")))
+        },
+    )
+    made = [Service(name, keys, world) for name, keys in services.items()]
+    _refuse_cycles(made, path)
+    gaps += [gap for service in made for gap in service.gaps]
+    for name, keys in _items(data.get("volumes")):
+        if keys.keys() - {"name", "labels", "driver"} or keys.get("driver", "local") != "local":
+            gaps.append(Gap("", f"volumes.{name}", "its settings are not taken over"))
+    for key in data.keys() - _IN_FILE:
+        if not key.startswith("x-") and data[key]:
+            gaps.append(Gap("", key, _NOT_HERE.get(key, "niso has no such key")))
+    used = {name for one in made for name in one.tables.get("network", {}).get("networks", ())}
+    text = "\n".join(
+        (
+            *toml_text.table("stack", {"name": stack, "prefix": True}, 0),
+            *_network_lines({name: keys for name, keys in tables.items() if name in used}),
+            *(line for one in made for line in _lines(one)),
+        )
+    )
+    return Imported(
+        stack,
+        tuple(one.name for one in made),
+        text.rstrip() + "\n",
+        tuple(gaps),
+        tuple((one.name, one.image) for one in made),
+    )
+
+
+def _refuse_cycles(services: list[Service], path: str) -> None:
+    """Raise InvalidInput if services wait for each other, which compose refuses too."""
+    import graphlib
+
+    needs = {one.name: one.tables.get("depends_on", {}) for one in services}
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise InvalidInput(
+            f"is a dependency cycle: {cycle}", "remove one of these", "depends_on", file=path
+        ) from None
+
+
+def _with_variables(data: dict[str, Any], gaps: list[Gap]) -> dict[str, Any]:
+    """Return the data with its variables as a stack.toml has them."""
+    variables = parse.Variables()
+    kept: dict[str, Any] = variables.kept(data)
+    for name in sorted(variables.without_default):
+        gaps.append(Gap("", f"${{{name}}}", "it must be set, in .env beside the stack.toml"))
+    if names := ", ".join(sorted(variables.used - variables.without_default)):
+        gaps.append(Gap("", ".env", f"copy it beside the stack.toml, if it has {names}"))
+    return kept
+
+
+def _started(given: Mapping[str, Any], gaps: list[Gap]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the services that `docker compose up` starts."""
+    for name, keys in given.items():
+        if isinstance(keys, dict) and keys.get("profiles"):
+            profiles = ", ".join(map(parse.text, parse.items(keys["profiles"])))
+            gaps.append(Gap(name, "profiles", f"left out: it belongs to {profiles}"))
+        elif isinstance(keys, dict):
+            yield name, keys
+        else:
+            gaps.append(Gap(name, "", "is not a mapping: left out"))
+
+
+def _names(services: Mapping[str, Any]) -> dict[str, str]:
+    """Return a name of niso for each service, all different."""
+    names: dict[str, str] = {}
+    for name in services:
+        plain = label(name)
+        if plain in ("host", "localhost") or plain.startswith("ip6-"):
+            plain = f"{plain}-1"
+        wanted, number = plain, 2
+        while wanted in names.values():
+            wanted, number = f"{plain}-{number}", number + 1
+        names[name] = wanted
+    return names
+
+
+def _jobs(services: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for keys in services.values():
+        needs = keys.get("depends_on")
+        for name, item in needs.items() if isinstance(needs, dict) else ():
+            if isinstance(item, dict) and item.get("condition") == "service_completed_successfully":
+                yield name
+
+
+def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name and the keys of each network."""
+    for name, item in given.items() if isinstance(given, dict) else ():
+        yield name, item if isinstance(item, dict) else {}
+
+
+def _networks(given: object, gaps: list[Gap]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Return ({network of the file: its name in the stack}, its settings by that name).
+
+    The stack has a prefix, so they are its own; niso-default is what compose calls default.
+    """
+    names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
+    tables: dict[str, dict[str, Any]] = {}
+    for name, keys in _items(given):
+        own = "main" if name == DEFAULT and keys else label(name)
+        if keys.get("external"):
+            names[name] = label(parse.text(keys.get("name")) or name)
+            make = f"niso net create {names[name]}"
+            gaps.append(Gap("", f"networks.{name}", f"it is external: {make}, unless it exists"))
+        elif name != DEFAULT or keys:
+            names[name] = own
+            tables[own] = _network(name, keys, gaps)
+    return names, tables
+
+
+def _network(name: str, keys: Mapping[str, Any], gaps: list[Gap]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    if keys.get("internal"):
+        table["internal"] = True
+    ipam = keys.get("ipam")
+    entries = ipam.get("config") if isinstance(ipam, dict) else None
+    pools = [entry for entry in parse.items(entries) if isinstance(entry, dict)]
+    for key, wanted in (("subnet", "subnet"), ("gateway", "gateway")):
+        texts = [parse.text(pool[wanted]) for pool in pools if pool.get(wanted)]
+        if texts:
+            table[key] = texts[0] if len(texts) == 1 else texts
+    if keys.get("enable_ipv6") and not any(":" in parse.text(pool.get("subnet")) for pool in pools):
+        table["ipv6"] = True
+    options = keys.get("driver_opts")
+    options = options if isinstance(options, dict) else {}
+    mtu = parse.text(options.get("com.docker.network.driver.mtu"))
+    if mtu.isdigit():
+        table["mtu"] = int(mtu)
+    if parse.text(keys.get("driver")) not in ("", "bridge"):
+        gaps.append(Gap("", f"networks.{name}.driver", "niso's networks are bridges"))
+    return table
+
+
+def _network_lines(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(toml_text.table("networks", tables, 0)) if tables else []
+
+
+def _lines(service: Service) -> Iterator[str]:
+    """Yield the lines of a [services.NAME], after comments with its gaps."""
+    for gap in service.gaps:
+        place = f"{gap.key}: " if gap.key else ""
+        yield values.escaped(f"# {place}{gap.text}")
+    header = f"services.{service.name}"
+    needs = {"depends_on": service.tables["depends_on"]} if "depends_on" in service.tables else {}
+    if needs:
+        yield from toml_text.table(header, needs, 0)
+    for name, data in service.tables.items():
+        if name != "depends_on":
+            yield from toml_text.table(f"{header}.{name}", data, 1 if name == "isolation" else 0)

@@ -1,0 +1,149 @@
+"""Convert the volumes of the services of a compose file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+from niso.base.errors import InvalidInput
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.importers import compose_values as parse
+from niso.manifest import parse_volumes
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_ALWAYS_TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - paths inside a service
+_MODES = ("", "ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy", "private")
+
+
+class Mount(NamedTuple):
+    """One mount of a service. ``source`` is a volume's name, a path of the host, or empty."""
+
+    kind: str  # volume, bind or tmpfs
+    source: str
+    target: str
+    read_only: bool = False
+    size: str | None = None
+
+
+class Storage:
+    """The volumes of all services of a file."""
+
+    def __init__(self, stack: str, folder: str, services: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count who uses each named volume; ``folder`` is that of the compose file."""
+        self._stack, self._folder = stack, folder
+        users: dict[str, set[str]] = {}
+        for name, keys in services.items():
+            for mount in _mounts(keys, []):
+                if mount.kind == "volume" and mount.source:
+                    users.setdefault(mount.source, set()).add(name)
+        self._shared = {source for source, names in users.items() if len(names) > 1}
+
+    def volumes(
+        self, service: str, keys: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Return ([volumes] of a service, gaps as pairs of key and text)."""
+        gaps: list[tuple[str, str]] = []
+        made: dict[str, Any] = {}
+        points: dict[str, str] = {}
+        for mount in _mounts(keys, gaps):
+            if mount.kind == "tmpfs" and mount.target in _ALWAYS_TMPFS:
+                continue
+            try:
+                parse_volumes.mount(mount.target, "volumes")
+            except InvalidInput as error:
+                gaps.append(("volumes", f"{mount.target!r} {error.reason or error.message}"))
+                continue
+            outer = next((at for at in points if _overlap(at, mount.target)), None)
+            if outer is not None:
+                what = f"{mount.target} overlaps {outer}: none can be in another"
+                gaps.append(("volumes", what))
+                continue
+            name = _name(mount, made)
+            points[mount.target] = name
+            if (table := self._table(mount, gaps)) is not None:
+                made[name] = table
+        return made, gaps
+
+    def _table(self, mount: Mount, gaps: list[tuple[str, str]]) -> dict[str, Any] | None:
+        if mount.kind == "tmpfs":
+            size = {"size": mount.size} if mount.size else {}
+            return {"mount": mount.target, "tmpfs": True, **size}
+        if mount.kind == "volume" and mount.source in self._shared:
+            host = f"/srv/{self._stack}/{mount.source}"
+            what = f"{mount.source} is used by several services, here as the folder {host}: make it"
+            gaps.append(("volumes", what))
+        elif mount.kind == "volume":
+            if mount.read_only:
+                gaps.append(("volumes", f"{mount.source} is writable: it is the service's own"))
+            return {"mount": mount.target}
+        else:
+            host = mount.source
+            if host.startswith("~"):
+                gaps.append(("volumes", f"{host}: write the absolute path"))
+                return None
+            if not host.startswith("$"):
+                host = os.path.normpath(os.path.join(self._folder, host))
+            if os.path.basename(host) in ("docker.sock", "podman.sock"):
+                gaps.append(("volumes", f"{host}: there is no Docker that the service could ask"))
+                return None
+        mode = {"mode": "ro"} if mount.read_only else {}
+        return {"mount": mount.target, "host": host, **mode}
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+
+
+def _name(mount: Mount, taken: Mapping[str, Any]) -> str:
+    """Return a name for a volume: its own, else one made of the mount point."""
+    given = mount.source if mount.kind == "volume" and mount.source else mount.target
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", given).strip("-_")
+    plain = (plain if plain[:1].isalpha() else f"v-{plain}")[:55].rstrip("-")
+    name, number = plain, 2
+    while name in taken:
+        name, number = f"{plain}-{number}", number + 1
+    return name
+
+
+def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[Mount]:
+    """Yield the mounts of a service; what cannot be understood is added to ``gaps``."""
+    given = keys.get("volumes")
+    for item in given if isinstance(given, list) else ():
+        mount = _long(item) if isinstance(item, dict) else _short(parse.text(item), gaps)
+        if mount is None:
+            gaps.append(("volumes", f"{item!r} cannot be taken over"))
+        else:
+            yield mount
+    tmpfs = keys.get("tmpfs")
+    for item in parse.items(tmpfs):
+        target, _, options = parse.text(item).partition(":")
+        size = parse.pairs(options.split(",")).get("size")
+        yield Mount("tmpfs", "", target, size=parse.size(size) if size else None)
+
+
+def _long(item: Mapping[str, Any]) -> Mount | None:
+    kind, target = parse.text(item.get("type")) or "volume", parse.text(item.get("target"))
+    if kind not in ("volume", "bind", "tmpfs") or not target:
+        return None
+    options = item.get("tmpfs")
+    size = parse.size(options["size"]) if isinstance(options, dict) and "size" in options else None
+    return Mount(kind, parse.text(item.get("source")), target, item.get("read_only") is True, size)
+
+
+def _short(text: str, gaps: list[tuple[str, str]]) -> Mount | None:
+    """Return the mount of ``[SOURCE:]TARGET[:MODE]``."""
+    parts = parse.fields(text)
+    if len(parts) == 1:
+        return Mount("volume", "", text)
+    if len(parts) > 3:
+        return None
+    source, target, *more = parts
+    modes = more[0].split(",") if more else []
+    for mode in modes:
+        if mode not in _MODES:
+            gaps.append(("volumes", f"{text}: the mode {mode!r} is not known"))
+    kind = "bind" if source.startswith((".", "/", "~", "$")) else "volume"
+    return Mount(kind, source, target, "ro" in modes)

@@ -1,0 +1,144 @@
+"""Parse single values of a compose file: variables, durations, sizes, words, ports.
+
+The forms are those of the Compose Specification (https://github.com/compose-spec/compose-spec).
+"""
+
+from __future__ import annotations
+
+import re
+
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_VARIABLE = re.compile(
+    r"\$(?:(?P<dollar>\$)|(?P<bare>[A-Za-z_]\w*)|\{(?P<name>[A-Za-z_]\w*)"
+    r"(?:(?P<how>:?[-+?])(?P<text>(?:[^{}]|\{[^{}]*\})*))?\})"
+)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
+_SECONDS = {"us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", re.IGNORECASE)
+_BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def words(value: object) -> list[str] | None:
+    """Return the words of a command: a list, or a text that a shell would split; None if wrong."""
+    if isinstance(value, str):
+        import shlex
+
+        try:
+            return shlex.split(value)
+        except ValueError:
+            return None
+    if isinstance(value, list):
+        return [text(item) for item in value]
+    return None
+
+
+def text(value: object) -> str:
+    """Return a scalar as the text that it is in YAML, roughly: ``true``, ``1``, ``""`` for null."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def items(value: object) -> list[Any]:
+    """Return a list, or one of the value if that is a text or number; empty for anything else."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return [value]
+    return value if isinstance(value, list) else []
+
+
+def pairs(value: object) -> dict[str, str | None]:
+    """Return a mapping, or a list of ``NAME=value``; None where there is no value."""
+    if isinstance(value, dict):
+        return {name: None if item is None else text(item) for name, item in value.items()}
+    found: dict[str, str | None] = {}
+    for item in value if isinstance(value, list) else ():
+        name, equals, after = text(item).partition("=")
+        found[name] = after if equals else None
+    return found
+
+
+def seconds(value: object) -> float | None:
+    """Return the seconds of ``1m30s``; None if it is no duration."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, str):
+        return None
+    parts = _DURATION.findall(value)
+    if not parts or "".join(number + unit for number, unit in parts) != value:
+        return None
+    return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
+
+
+def duration(value_s: float) -> str:
+    """Return seconds as niso writes them: ``90s``, ``500ms``."""
+    return f"{value_s:.0f}s" if value_s == int(value_s) else f"{max(1, round(value_s * 1000))}ms"
+
+
+def size(value: object) -> str | None:
+    """Return ``512m``, ``1gb`` or bytes as niso writes sizes, rounded up to 1K; None if wrong."""
+    parsed = _SIZE.fullmatch(text(value).strip())
+    if parsed is None:
+        return None
+    kilobytes = -(-int(float(parsed[1]) * (1 << _BYTES[parsed[2].lower()])) // 1024)
+    for unit, factor in (("G", 1 << 20), ("M", 1 << 10)):
+        if kilobytes and kilobytes % factor == 0:
+            return f"{kilobytes // factor}{unit}"
+    return f"{kilobytes}K" if kilobytes else None
+
+
+def port(value: object) -> str | None:
+    """Return an entry of ``ports``, short or long, as niso writes it; None if wrong.
+
+    Compose chooses the host port of an entry that names none, and so does ``:80``.
+    """
+    if isinstance(value, dict):
+        target, published = text(value.get("target")), text(value.get("published"))
+        address = text(value.get("host_ip"))
+        address = f"[{address}]:" if ":" in address else f"{address}:" if address else ""
+        protocol = text(value.get("protocol"))
+        suffix = "" if protocol in ("", "tcp") else f"/{protocol}"
+        return f"{address}{published}:{target}{suffix}" if target else None
+    entry = text(value)
+    mapping, _, protocol = entry.partition("/")
+    if not mapping:
+        return None
+    suffix = "" if protocol in ("", "tcp") else f"/{protocol}"
+    return f"{'' if len(fields(mapping)) > 1 else ':'}{mapping}{suffix}"
+
+
+def fields(entry: str) -> list[str]:
+    """Return what is between the colons of an entry, but for those in ``${NAME:-default}``."""
+    return re.split(r":(?![^{}]*\})", entry)
+
+
+class Variables:
+    """Write variables as a stack.toml has them, and collect their names.
+
+    The forms with braces are the same there. ``$NAME`` is ``${NAME}``, and ``$$`` is ``$``.
+    """
+
+    def __init__(self) -> None:
+        """Start with no names."""
+        self.used: set[str] = set()
+        self.without_default: set[str] = set()
+
+    def kept(self, data: Any) -> Any:
+        """Return plain data with the variables in all of its texts, but not those in keys."""
+        if isinstance(data, dict):
+            return {name: self.kept(item) for name, item in data.items()}
+        if isinstance(data, list):
+            return [self.kept(item) for item in data]
+        return _VARIABLE.sub(self._one, data) if isinstance(data, str) and "$" in data else data
+
+    def _one(self, match: re.Match[str]) -> str:
+        if match["dollar"]:
+            return match[0] if match.string[match.end() :].startswith("{") else "$"
+        name, how = match["bare"] or match["name"], match["how"] or ""
+        self.used.add(name)
+        if how[-1:] not in ("-", "+"):
+            self.without_default.add(name)
+        return f"${{{name}{how}{match['text'] or ''}}}"

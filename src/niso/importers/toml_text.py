@@ -1,0 +1,53 @@
+"""Write plain data as TOML (https://toml.io/en/v1.0.0)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def value(data: object) -> str:
+    """Return a value in one line; a mapping as an inline table."""
+    if isinstance(data, bool):
+        return str(data).lower()
+    if isinstance(data, int | float):
+        return str(data)
+    if isinstance(data, str):
+        # a JSON string is a TOML string, but for DEL and pairs of surrogates
+        return json.dumps(data, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(data, Mapping):
+        inside = ", ".join(f"{key(name)} = {value(item)}" for name, item in data.items())
+        return f"{{ {inside} }}" if inside else "{}"
+    assert isinstance(data, list | tuple)
+    return f"[{', '.join(value(item) for item in data)}]"
+
+
+def key(name: str) -> str:
+    """Return a bare key where that is possible, else a quoted one."""
+    bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    return name if bare else value(name)
+
+
+def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
+    """Yield the lines of a table: its values, then its tables, each under a header of its own.
+
+    Tables ``inline`` levels below it are written in one line.
+    """
+    below = {}
+    lines = []
+    for name, item in data.items():
+        if isinstance(item, Mapping) and inline:
+            below[name] = item
+        else:
+            lines.append(f"{key(name)} = {value(item)}")
+    if lines or not below:
+        yield f"[{header}]"
+        yield from lines
+        yield ""
+    for name, item in below.items():
+        yield from table(f"{header}.{key(name)}", item, inline - 1)

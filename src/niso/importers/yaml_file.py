@@ -1,0 +1,72 @@
+"""Read a YAML file with PyYAML, which only `niso import` needs and loads."""
+
+from __future__ import annotations
+
+import os
+
+from niso.base.errors import Error, InvalidInput, NotFound
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+MAX_BYTES = 1 << 20
+MAX_VALUES = 100_000
+"""The most values; each alias counts (YAML 1.2, 3.2.2.2), since nested ones can mean billions."""
+
+
+def load(path: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file, of plain values with texts as keys.
+
+    Raises Error without PyYAML, NotFound, Error if it cannot be read, InvalidInput if it is not
+    YAML, too large, or no mapping.
+    """
+    yaml = _library()
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound("no such file", "pass the path of a compose.yaml", file=path) from None
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise Error(f"cannot be read: {reason}", file=path) from error
+    if len(content) > MAX_BYTES:
+        raise InvalidInput(f"larger than {MAX_BYTES} bytes", file=path)
+    try:
+        data = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        reason = getattr(error, "problem", None) or "not valid YAML"
+        raise InvalidInput(f"{place}{reason}", file=path) from None
+    except (RecursionError, ValueError):
+        reason = "not valid YAML: nested too deeply, or a wrong number"
+        raise InvalidInput(reason, file=path) from None
+    if not isinstance(data, dict):
+        raise InvalidInput("is not a mapping", "pass a compose.yaml", file=path)
+    try:
+        plain: dict[str, Any] = _plain(data, [0])
+    except (RecursionError, OverflowError):
+        raise InvalidInput("has too many or too deeply nested values", file=path) from None
+    return plain
+
+
+def _library() -> Any:
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError:
+        hint = "apt install python3-yaml, or install niso[compose] with pip"
+        raise Error("PyYAML, which reads compose files, is not installed", hint) from None
+    return yaml
+
+
+def _plain(value: object, count: list[int]) -> Any:
+    """Return a copy of a value with texts as keys, and dates and bytes as texts."""
+    count[0] += 1
+    if count[0] > MAX_VALUES:
+        raise OverflowError
+    if isinstance(value, dict):
+        return {str(key): _plain(item, count) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item, count) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

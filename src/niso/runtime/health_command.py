@@ -1,0 +1,148 @@
+"""Probe a service's health with a command that runs inside it, as its user and within its limits.
+
+crun exec runs it. Its output is read and thrown away: it may contain secrets, and nobody else may
+read it. crun changes the owner of what it gets as stdin and stdout, so these are pipes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+
+from niso.base.errors import Error
+from niso.base.signals import signals_held
+from niso.plan.records import Healthcheck
+from niso.runtime import crun, execute, pids
+from niso.runtime.health import Probe
+from niso.runtime.spec import write_json
+from niso.runtime.status import describe_exit
+
+_BLOCK = 1 << 16
+
+
+class CommandProbe(Probe):
+    """A command in progress. ``fd`` is ready when it has ended, or has written something."""
+
+    def __init__(self, check: Healthcheck, service: str) -> None:
+        """Start the command. A service without a process is an answer, not an error."""
+        self.began = time.monotonic()
+        self.deadline = self.began + check.timeout_s
+        self.fd, self.events = -1, select.POLLIN
+        self.answer: str | None = None
+        self._check, self._service = check, service
+        self._pid, self._pidfd, self._output = 0, -1, -1
+        self._stem = ""
+        try:
+            self._start()
+        except (Error, OSError) as error:
+            self._free()
+            reason = error.detail if isinstance(error, Error) else os.strerror(error.errno or 0)
+            self.answer = f"{check.target}: {reason}"
+
+    def _start(self) -> None:
+        stem, process = execute.prepare(self._service, list(self._check.command))
+        # several probes of one service may overlap: of this command and of another one
+        self._stem = f"{stem}-{time.monotonic_ns()}"
+        write_json(f"{self._stem}.json", process)
+        os.close(os.open(f"{self._stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        argv = ["crun", f"--root={crun.state_dir()}", f"--log=file:{self._stem}.log", "exec"]
+        argv += ["--process", f"{self._stem}.json", "--pid-file", f"{self._stem}.pid"]
+        argv.append(crun.container_id(self._service))
+        stdin, end = os.pipe()
+        self._output, output = os.pipe()
+        os.close(end)
+        os.set_blocking(self._output, False)
+        actions = [
+            (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, output, output))
+        ]
+        try:
+            with signals_held():  # a signal in between would leave a child without an owner
+                self._pid = os.posix_spawn(
+                    crun.tool("crun"),
+                    argv,
+                    crun.environment(),
+                    file_actions=actions,
+                    setpgroup=0,
+                    setsigmask=(),
+                )
+            self._pidfd = os.pidfd_open(self._pid)
+        finally:
+            os.close(stdin)
+            os.close(output)
+        ready = select.epoll()
+        self.fd = os.dup(ready.fileno())
+        ready.register(self._pidfd, select.EPOLLIN)
+        ready.register(self._output, select.EPOLLIN)
+        ready.close()
+
+    def go_on(self) -> None:
+        """Throw away what the command has written, and take its exit status if it has ended."""
+        if self.answer is not None:
+            return
+        if not pids.wait_readable(self._pidfd, 0):
+            try:
+                if os.read(self._output, _BLOCK) == b"":  # it has closed its output, and lives on
+                    self._forget_output()
+            except BlockingIOError:
+                pass
+            return
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        self._pid = 0
+        with open(f"{self._stem}.log", "rb") as file:
+            refusal = crun.plain_message(file.read(_BLOCK))
+        self._free()
+        if refusal:
+            self.answer = f"{self._check.target}: {refusal}"
+        else:
+            code = 128 - code if code < 0 else code
+            self.answer = f"{self._check.target}: {describe_exit(code)}" if code else ""
+
+    def give_up_if_late(self) -> None:
+        """Kill the command if its deadline has passed."""
+        if self.answer is None and time.monotonic() >= self.deadline:
+            self.close()
+            late = f"has not ended within {self._check.timeout_s:g}s"
+            self.answer = f"{self._check.target}: {late}"
+
+    def _forget_output(self) -> None:
+        ready = select.epoll.fromfd(os.dup(self.fd))
+        ready.unregister(self._output)
+        ready.close()
+        os.close(self._output)
+        self._output = -1
+
+    def close(self) -> None:
+        """Kill the command if it still runs, with its process group, and free what it took."""
+        if self._pid:
+            self._kill()
+        self._free()
+
+    def _kill(self) -> None:
+        os.kill(self._pid, signal.SIGSTOP)
+        _, state = os.waitpid(self._pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(state):
+            self._pid = 0
+            return
+        # crun is stopped and reaps nothing, so the pid below cannot become another process's
+        with suppress(OSError, ValueError):
+            with open(f"{self._stem}.pid", encoding="ascii") as file:
+                pid = int(file.read())
+            if pids.in_service(self._service, pid):
+                os.kill(pid, signal.SIGKILL)
+                if os.getpgid(pid) == pid:
+                    os.killpg(pid, signal.SIGKILL)
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        self._pid = 0
+
+    def _free(self) -> None:
+        for fd in (self.fd, self._pidfd, self._output):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._pidfd = self._output = -1
+        for suffix in ("json", "pid", "log") if self._stem else ():
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._stem}.{suffix}")

@@ -1,0 +1,368 @@
+"""Test niso import: compose files of the forms that well-known projects have, and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from samples import samples
+
+import niso
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound, flatten
+from niso.cli import main
+from niso.importers import compose_values, toml_text
+from niso.manifest import stack_file
+from niso.manifest.stack_schema import schema
+
+FILES = sorted((Path(__file__).parent / "compose").glob("*.yaml"))
+
+GAPS = {
+    "blog": {
+        "proxy": {"build", "command"},
+        "backend": {"build", "command", "stop_signal"},
+        "db": {"image", "entrypoint", "restart"},
+    },
+    "wordpress": {
+        "db": {"image", "entrypoint", "restart"},
+        "wordpress": {"image", "command", "restart"},
+        "": {"${DB_PASSWORD}", "${ROOT_PASSWORD}", ".env"},
+    },
+    "monitoring": {
+        "prometheus": {"image", "logging", "restart"},
+        "grafana": {"image", "command"},
+        "node-exporter": {"image", "entrypoint", "pid", "restart", "volumes"},
+        "cadvisor": {"image", "command", "privileged", "devices", "volumes"},
+    },
+    "gitea": {
+        "server": {"image", "command", "restart"},
+        "db": {"image", "command", "restart", "environment"},
+    },
+    "nextcloud": {
+        "db": {"image", "command", "restart"},
+        "redis": {"image", "entrypoint", "restart"},
+        "app": {"image", "command", "restart", "volumes"},
+        "cron": {"image", "restart", "volumes"},
+        "": {"${REDIS_PASSWORD}", "volumes.nextcloud"},
+    },
+    "mern": {
+        "frontend": {"build", "entrypoint", "restart", "volumes"},
+        "backend": {"build", "entrypoint", "restart"},
+        "mongo": {"image", "command", "restart", "ulimits", "healthcheck.timeout"},
+    },
+    "elk": {
+        "Elastic_Search": {"", "image", "command", "environment", "ulimits"},
+        "setup": {"image"},
+        "logstash": {"image", "entrypoint", "deploy.replicas"},
+        "kibana": {"profiles"},
+    },
+    "traefik": {
+        "traefik": {"image", "entrypoint", "ports", "volumes"},
+        "whoami": {"image", "command", "scale"},
+        "": {"networks.proxy"},
+    },
+    "kafka": {
+        "zookeeper": {"image", "command", "healthcheck.start_period"},
+        "broker": {"image", "command"},
+        "init-topics": {"image"},
+        "ui": {"image", "command", "depends_on"},
+    },
+    "minecraft": {
+        "mc": {"image", "command", "restart", "sysctls", "environment"},
+        "backup": {"image", "command", "links"},
+    },
+}
+"""File -> service -> the keys that are reported as not taken over."""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "compose.yaml"
+    path.write_text(text)
+    return path
+
+
+def tables(folder: Path, text: str) -> dict[str, Any]:
+    """Return the stack of the services of a compose file."""
+    return tomllib.loads(niso.import_compose(write(folder, text)).text)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_real_files_become_valid_stacks_and_say_what_is_missing(file: Path, tmp_path: Path) -> None:
+    made = niso.import_compose(file, tmp_path)
+    found: dict[str, set[str]] = {}
+    for gap in made.missing:
+        found.setdefault(gap.service, set()).add(gap.key)
+    assert found == GAPS[file.stem]
+    data = tomllib.loads(made.text)
+    Draft202012Validator(schema()).validate(data)
+    unset = [gap.key[2:-1] for gap in made.missing if gap.key.startswith("${")]
+    (tmp_path / ".env").write_text("".join(f"{name}=x\n" for name in unset))
+    # without their root file systems, nothing else is wrong
+    with pytest.raises(Error) as caught:
+        niso.validate(tmp_path)
+    errors = flatten(caught.value) if isinstance(caught.value, ErrorGroup) else [caught.value]
+    assert [error.key for error in errors] == [
+        f"services.{name}.package.rootfs" for name in made.services
+    ]
+    for name in made.services:
+        (tmp_path / "rootfs" / name).mkdir(parents=True)
+    (valid,) = niso.validate(tmp_path)
+    assert sorted(valid.services) == sorted(made.services)
+    assert made.file is not None
+    assert os.stat(made.file).st_mode & 0o777 == 0o600
+    for gap in made.missing:
+        assert f"# {gap.key}: " in made.text or gap.key in ("", "profiles") or not gap.service
+
+
+def test_what_niso_has_keys_for_is_taken_over() -> None:
+    made = {file.stem: tomllib.loads(niso.import_compose(file).text) for file in FILES}
+    blog, elk, traefik = made["blog"]["services"], made["elk"]["services"], made["traefik"]
+    assert made["blog"]["stack"] == {"name": "compose", "prefix": True}
+    assert made["blog"]["networks"] == {"edge": {}, "inner": {"internal": True}}
+    assert blog["backend"]["depends_on"] == {"db": "healthy"}
+    assert blog["db"]["healthcheck"] == {
+        "command": ["pg_isready"],
+        "interval": "3s",
+        "start_period": "30s",
+        "retries": 5,
+    }
+    assert blog["db"]["service"] == {"restart": "always", "user": "postgres"}
+    assert elk["setup"]["service"] == {"kind": "job"}
+    assert elk["logstash"]["depends_on"] == {"setup": "completed"}
+    assert elk["logstash"]["isolation"]["resources"] == {
+        "memory_max": "1536M",
+        "cpu_max": "150%",
+        "pids_limit": 500,
+    }
+    assert elk["logstash"]["network"]["ports"] == [
+        "5000:5000",
+        "5000:5000/udp",
+        "12201:12201/udp",
+        ":9600",
+    ]
+    assert elk["elastic-search"]["isolation"]["capabilities"] == ["IPC_LOCK"]
+    assert "kibana" not in elk
+    assert traefik.get("networks") is None  # the only one is another's
+    assert traefik["services"]["whoami"]["network"] == {
+        "networks": ["web-proxy"],
+        "ip": {"web-proxy": "10.99.77.9"},
+        "extra_hosts": {"registry.example.com": "192.0.2.7", "docker": "host-gateway"},
+        "dns": ["192.0.2.53"],
+    }
+    assert "read_only" not in traefik["services"]["traefik"].get("isolation", {})
+    assert made["minecraft"]["services"]["backup"]["network"] == {"mode": "share", "share": "mc"}
+    assert made["monitoring"]["services"]["node-exporter"]["network"] == {"mode": "host"}
+    # a volume of two services is a folder of the host, since named volumes are one service's
+    nextcloud = made["nextcloud"]["services"]
+    assert (
+        nextcloud["app"]["volumes"]
+        == nextcloud["cron"]["volumes"]
+        == {"nextcloud": {"mount": "/var/www/html", "host": "/srv/next-cloud/nextcloud"}}
+    )
+    kafka = made["kafka"]["services"]["init-topics"]
+    assert kafka["environment"]["EXTRA"] == "50$"
+    assert kafka["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "true"
+    mongo = made["mern"]["services"]["mongo"]["healthcheck"]
+    assert mongo["command"] == ["/bin/sh", "-c", "mongosh --eval \"db.adminCommand('ping')\""]
+
+
+def test_internal_networks_come_last_and_the_default_one_is_the_stacks(tmp_path: Path) -> None:
+    text = "services: {a: {image: a, networks: [in, default]}, b: {image: b}}\n"
+    data = tables(tmp_path, text + "networks: {in: {internal: true}}\n")
+    assert data["services"]["a"]["network"]["networks"] == ["niso-default", "in"]
+    assert "network" not in data["services"]["b"]
+    data = tables(tmp_path, text + "networks: {in: , default: {internal: true}}\n")
+    assert data["networks"] == {"main": {"internal": True}, "in": {}}
+    assert data["services"]["b"]["network"]["networks"] == ["main"]
+
+
+def test_variables_stay_variables(tmp_path: Path) -> None:
+    text = """
+services:
+  a:
+    image: x
+    command: [run, "$TAG-${E:-e}", "$$HOME", "$${HOME}", "${M:?why}"]
+    ports: ["${PORT:-8080}:80"]
+    volumes: ["${DATA:-/srv/a}:/data:ro"]
+    env_file: [{path: ./a.env}]
+    secrets: [key, {source: key, target: other}, nope]
+secrets: {key: {file: ./key.txt}}
+"""
+    made = niso.import_compose(write(tmp_path, text))
+    service = tomllib.loads(made.text)["services"]["a"]
+    args = ["${TAG}-${E:-e}", "$HOME", "$${HOME}", "${M:?why}"]
+    assert service["binary"]["args"] == args
+    assert service["network"]["ports"] == ["${PORT:-8080}:80"]
+    assert service["volumes"]["data"]["host"] == "${DATA:-/srv/a}"
+    assert service["service"]["env_file"] == [f"{tmp_path}/a.env"]
+    assert service["secrets"] == {
+        name: {"file": f"{tmp_path}/key.txt"} for name in ("key", "other")
+    }
+    told = {gap.key: gap.text for gap in made.missing if not gap.service}
+    assert told == {
+        "${TAG}": "it must be set, in .env beside the stack.toml",
+        "${M}": "it must be set, in .env beside the stack.toml",
+        ".env": "copy it beside the stack.toml, if it has DATA, E, PORT",
+    }
+    for file in ("a.env", "key.txt"):
+        (tmp_path / file).write_text("A=1\n")
+    (tmp_path / ".env").write_text("TAG=3\nM=4\n")
+    (tmp_path / "rootfs" / "a").mkdir(parents=True)
+    (tmp_path / "stack.toml").write_text(made.text)
+    spec = stack_file.load(str(tmp_path)).members[0].loaded.spec
+    assert spec.args == ("3-e", "$HOME", "${HOME}", "4")
+    assert (spec.ports[0].port.text, spec.environment) == ("8080:80", {"A": "1"})
+
+
+def test_command_prints_or_writes_and_never_overwrites(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, "services: {a: {image: busybox, command: httpd -f}}\n")
+    assert main.run(["import", str(file)]) == 0
+    out, err = capfd.readouterr()
+    assert tomllib.loads(out)["services"]["a"]["binary"]["entrypoint"] == "httpd"
+    assert "not taken over:\n  a: image: put the files of busybox into rootfs/a" in err
+    assert "podman export $(podman create busybox) | tar -x -C rootfs/a" in err
+    to = tmp_path / "to"
+    assert main.run(["import", str(file), "--output", str(to)]) == 0
+    assert capfd.readouterr().out.startswith(f"{to}/stack.toml: stack ")
+    before = (to / "stack.toml").read_bytes()
+    assert main.run(["import", str(file), "-o", str(to)]) == 1
+    assert capfd.readouterr().err.startswith(f"niso: {to}/stack.toml: already exists\n")
+    assert (to / "stack.toml").read_bytes() == before
+    assert main.run(["import", str(file), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["services"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("services: [", "line 1, column 12"),
+        ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
+        ("- a", "is not a mapping"),
+        ("services: {}", "has no services"),
+        ("services: {a: {profiles: [x], image: a}}", "has no service without a profile"),
+        ("a: " + "[" * 3000, "nested too deeply"),
+        ("x: " + "y" * (1 << 20), "larger than"),
+        (
+            "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)),
+            "too many",
+        ),
+    ],
+)
+def test_what_is_no_compose_file_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason.replace("(", r"\(")):
+        niso.import_compose(write(tmp_path, text))
+
+
+def test_missing_file_and_missing_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotFound):
+        niso.import_compose(tmp_path / "compose.yaml")
+    (tmp_path / "stack.toml").write_text("")
+    with pytest.raises(Conflict):
+        niso.import_compose(write(tmp_path, "services: {a: {image: a}}"), tmp_path)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(Error, match="PyYAML") as caught:
+        niso.import_compose(tmp_path / "compose.yaml")
+    assert caught.value.hint == "apt install python3-yaml, or install niso[compose] with pip"
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 70000) | st.text(max_size=6) | st.floats(0, 9),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(
+    [
+        "image",
+        "build",
+        "entrypoint",
+        "command",
+        "working_dir",
+        "environment",
+        "ports",
+        "networks",
+        "network_mode",
+        "hostname",
+        "depends_on",
+        "healthcheck",
+        "restart",
+        "stop_grace_period",
+        "user",
+        "cap_add",
+        "read_only",
+        "tmpfs",
+        "volumes",
+        "mem_limit",
+        "cpus",
+        "pids_limit",
+        "shm_size",
+        "deploy",
+        "security_opt",
+        "profiles",
+        "dns",
+        "extra_hosts",
+    ]
+)
+
+
+@settings(deadline=None, max_examples=samples(100, 2000))
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b_C", "9", ""]), st.dictionaries(KEYS, PLAIN), min_size=1
+    ),
+    st.dictionaries(st.sampled_from(["default", "x", "volumes"]), PLAIN),
+)
+def test_whatever_a_file_says_there_is_a_stack_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, services: dict[str, Any], networks: dict[str, Any]
+) -> None:
+    """Wrong values are gaps, never a traceback, and never an invalid stack."""
+    folder = tmp_path_factory.mktemp("any")
+    text = json.dumps({"services": services, "networks": networks, "volumes": networks})
+    try:
+        made = niso.import_compose(write(folder, text), folder)
+    except InvalidInput:
+        return
+    for name in made.services:
+        (folder / "rootfs" / name).mkdir(parents=True)
+    niso.validate(folder)
+
+
+@given(st.dictionaries(st.text(), PLAIN.filter(lambda data: data is not None)))
+def test_toml_text_is_read_back(data: dict[str, Any]) -> None:
+    data = json.loads(json.dumps(data).replace("null", "0"))
+    text = "\n".join(toml_text.table("t", data, 1))
+    assert tomllib.loads(text)["t"] == data
+
+
+@pytest.mark.parametrize(
+    ("rule", "given_", "expected"),
+    [
+        (compose_values.seconds, "1m30s", 90.0),
+        (compose_values.seconds, "1.5h", 5400.0),
+        (compose_values.seconds, "500ms", 0.5),
+        (compose_values.seconds, "1 m", None),
+        (compose_values.size, "1.5G", "1536M"),
+        (compose_values.size, "512mb", "512M"),
+        (compose_values.size, 1000, "1K"),
+        (compose_values.size, "50%", None),
+        (compose_values.port, 3000, ":3000"),
+        (compose_values.port, "3000-3005", ":3000-3005"),
+        (compose_values.port, "127.0.0.1::80/udp", "127.0.0.1::80/udp"),
+        (compose_values.port, {"target": 80, "host_ip": "::1", "published": 8080}, "[::1]:8080:80"),
+        (compose_values.words, "sh -c 'a b'", ["sh", "-c", "a b"]),
+        (compose_values.words, "it's", None),
+    ],
+)
+def test_single_values(rule: Any, given_: object, expected: object) -> None:
+    assert rule(given_) == expected

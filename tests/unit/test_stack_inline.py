@@ -1,0 +1,173 @@
+"""Test services that are written in a stack.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_world import World
+from jsonschema import Draft202012Validator
+
+from niso.api import validation
+from niso.base.errors import ErrorGroup
+from niso.commands import repair, stack
+from niso.manifest import stack_file
+from niso.manifest.stack_schema import schema
+
+STACK = """
+[stack]
+name = "shop"
+
+[networks]
+backend = { subnet = "10.99.7.0/24" }
+
+[services.db.package]
+folder = "./pkg"
+[services.db.binary]
+entrypoint = "run"
+[services.db.healthcheck]
+tcp = 5432
+[services.db.network]
+network = "backend"
+
+[services.migrate]
+depends_on = { db = "healthy" }
+binary = { entrypoint = "sh", args = ["-c", "true"] }
+service = { kind = "job" }
+
+[[service]]
+name = "api"
+package = "./api"
+depends_on = { migrate = "completed", db = "started" }
+ports = ["8080:80"]
+"""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        made.package("api")
+        made.package("pkg")
+        made.processes.dies["migrate"] = 0
+        yield made
+
+
+def write(world: World, text: str) -> str:
+    path = world.folder / "stack.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def is_valid(text: str) -> bool:
+    return Draft202012Validator(schema()).is_valid(tomllib.loads(text))
+
+
+def errors(world: World, text: str) -> list[str]:
+    with pytest.raises(ErrorGroup) as caught:
+        stack.load(write(world, text))
+    found = [error.message for error in caught.value.errors]
+    assert all(error.startswith(str(world.folder / "stack.toml")) for error in found), found
+    return [error.partition("stack.toml: ")[2] for error in found]
+
+
+def test_inline_services_run_beside_others(world: World) -> None:
+    path = write(world, STACK)
+    assert is_valid(STACK)
+    assert validation.validate(path)[0].services == ("db", "migrate", "api")
+    up = world.up(path)
+    assert [outcome.service for outcome in up.outcomes] == ["db", "migrate", "api"]
+    world.assert_whole()
+    rows = {name: world.store.service(name) for name in ("db", "migrate", "api")}
+    assert {name: row.folder for name, row in rows.items() if row} == {
+        "db": str(world.folder / "pkg"),
+        "migrate": "",
+        "api": str(world.folder / "api"),
+    }
+    assert rows["db"] is not None
+    assert (rows["db"].networks, rows["db"].again) == (("backend",), f"niso stack up {path}")
+    copy = Path(rows["db"].package)
+    assert (copy / "run").exists()
+    for file in (*copy.iterdir(), copy):
+        file.unlink() if file.is_file() else file.rmdir()
+    assert repair.repair_all(world.machine) == 1
+    assert (copy / "run").exists()
+    assert not any(outcome.changed for outcome in world.up(path).outcomes if not outcome.job)
+    assert list(stack_file.outline(path).after.items()) == [
+        ("api", ("migrate", "db")),
+        ("db", ()),
+        ("migrate", ("db",)),
+    ]
+    stack.down(world.machine, path)
+    assert world.store.active_services() == []
+
+
+HEAD = '[stack]\nname = "shop"\n[services.api]\n'
+RUN = 'binary = { entrypoint = "sh" }\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (HEAD + RUN, []),
+        (HEAD, ["missing table [services.api.binary]"]),
+        (HEAD + "binary = {}\n", ["missing key services.api.binary.entrypoint (a string)"]),
+        (
+            HEAD + RUN + 'ports = ["80:80"]\n',
+            ['services.api.ports = ["80:80"]: unknown key'],
+        ),
+        (
+            HEAD + RUN + 'network = { ports = ["80:80", "80:81"], share = "db" }\n',
+            [
+                'services.api.network.ports[1]: "80:81" conflicts with'
+                ' services.api.network.ports[0], "80:80": same host port',
+                'services.api.network.share: "db" is not allowed: mode is "bridge"',
+            ],
+        ),
+        (
+            HEAD + RUN + 'package = { name = "web", rootfs = "./rootfs" }\n',
+            [
+                'services.api.package.name: "web" is not the name of its table (leave it out)',
+                'services.api.package.rootfs: "./rootfs" does not exist',
+            ],
+        ),
+        (
+            HEAD + RUN + 'package = { folder = "./nowhere" }\ndepends_on = { db = "well" }\n',
+            [
+                'services.api.depends_on.db: "well" is not a valid value',
+                'services.api.package.folder: "./nowhere" does not exist',
+            ],
+        ),
+        (
+            HEAD + RUN + 'depends_on = ["dp"]\n[services.db]\n' + RUN,
+            ['services.api.depends_on[0]: "dp" is not a service of the stack'],
+        ),
+        (
+            HEAD + RUN + '[[service]]\nname = "api"\npackage = "./api"\n',
+            ['services.api: "api" is already the name of service[0]'],
+        ),
+        (HEAD.replace("api", "Api") + RUN, ['services.Api: "Api" is not a valid name']),
+        ('[stack]\nname = "shop"\n', ["missing table [[service]]"]),
+    ],
+)
+def test_errors_name_the_key_in_the_stack(world: World, text: str, expected: list[str]) -> None:
+    if not expected:
+        stack.load(write(world, text))
+        return
+    found = errors(world, text)
+    assert [error[: len(start)] for error, start in zip(found, expected, strict=True)] == expected
+    # what a schema can know
+    assert is_valid(text) == any(
+        word in found[0] for word in ("already", "exist", "of the stack", "its table")
+    )
+
+
+def test_errors_of_the_machine_name_the_key_too(world: World) -> None:
+    world.activate(world.package("web", network={"ports": ["80:80"]}))
+    text = HEAD + RUN + 'network = { ports = ["80:80"] }\n'
+    with pytest.raises(Exception, match=r"stack\.toml: services\.api\.network\.ports\[0\]"):
+        world.up(write(world, text))
+    with pytest.raises(Exception, match=r"stack\.toml: services\.api\.binary\.entrypoint"):
+        world.up(write(world, HEAD + RUN.replace("sh", "nowhere")))
+    world.assert_whole()
