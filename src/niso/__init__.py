@@ -12,6 +12,9 @@ TYPE_CHECKING = False  # importing typing for it would cost more than this modul
 
 if TYPE_CHECKING:
     from niso.api.as_json import plain as plain
+    from niso.api.flow_views import Flow as Flow
+    from niso.api.flow_views import FlowEnd as FlowEnd
+    from niso.api.flow_views import Flows as Flows
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
@@ -78,6 +81,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "api.as_json": "plain",
     "api.validation": "Valid manifest_schema stack_schema validate",
+    "api.flow_views": "Flow FlowEnd Flows",
     "api.host": "Host connect",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
     " RemovedNetwork Rules Subnet",

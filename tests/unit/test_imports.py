@@ -22,6 +22,7 @@ ORDER = (
     "runtime",
     "reconcile",
     "explain",
+    "see",
     "services",
     "commands",
     "api",
