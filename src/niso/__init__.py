@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from niso.api.compose_files import ImportedStack as ImportedStack
     from niso.api.compose_files import Missing as Missing
     from niso.api.compose_files import import_compose as import_compose
+    from niso.api.flow_views import Flow as Flow
+    from niso.api.flow_views import FlowEnd as FlowEnd
+    from niso.api.flow_views import Flows as Flows
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "api.as_json": "plain",
     "api.validation": "Valid manifest_schema stack_schema validate",
+    "api.flow_views": "Flow FlowEnd Flows",
     "api.host": "Host connect",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
     " RemovedNetwork Rules Subnet",

@@ -23,6 +23,7 @@ ORDER = (
     "runtime",
     "reconcile",
     "explain",
+    "see",
     "services",
     "commands",
     "api",

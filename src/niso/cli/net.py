@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 ABOUT_PACKETS = ("ping", "explain", "stats", "log")
 """Actions of cli/explain.py."""
+ABOUT_FLOWS = ("flows",)
+"""Actions of cli/see.py."""
 
 
 def run(name: str, args: Args) -> int:
@@ -21,6 +23,10 @@ def run(name: str, args: Args) -> int:
         from niso.cli import explain
 
         return explain.run(action, args)
+    if action in ABOUT_FLOWS:
+        from niso.cli import see
+
+        return see.run(action, args)
     return int(globals()[f"_{action}"](connect(), args))
 
 

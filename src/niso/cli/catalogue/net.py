@@ -195,6 +195,34 @@ GROUP = Group(
             (("niso net stats", ""),),
         ),
         Command(
+            "net flows",
+            "show who connected to whom and who was refused",
+            (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
+            (
+                Option("follow", ("-f", "--follow"), "show new flows as they happen"),
+                Option("denied", ("--denied",), "show only what was dropped"),
+                Option(
+                    "since",
+                    ("--since",),
+                    "only what was new since then: a time (RFC 3339) or a period such as 2h",
+                    "TIME",
+                ),
+                JSON,
+            ),
+            "The kernel remembers flows for a week; no process of niso runs. NEW counts new flows, "
+            "or attempts that were dropped, OPEN those that are open now. BY is the published port "
+            "or the manifest entry that decides at present. Only TCP, UDP and SCTP are shown; on a "
+            "network without ports and policies, UDP counts packets. niso's own test packets and "
+            "networks with --no-observe are left out. -f looks once a second.",
+            (
+                ("niso net flows", ""),
+                ("niso net flows postgres --since 1h", ""),
+                ("niso net flows --denied", ""),
+                ("niso net flows -f api", "until Ctrl-C"),
+            ),
+            (("130", "stopped with Ctrl-C"),),
+        ),
+        Command(
             "net log",
             "print packets dropped by policies, live",
             (Argument("name", "NAME", "a service (default: all)", "?", "service"),),

@@ -148,6 +148,9 @@ RESULTS: dict[str, Result] = {
         fields("packets", "Stats"),
         "A counter is null if the kernel lacks the object that counts.",
     ),
+    "net flows": Result(
+        "array", fields("flow_views", "Flow"), "With -f, one object per line as it happens."
+    ),
     "net log": Result("lines", fields("packets", "Drop")),
     "net check": _array("upkeep", "Finding"),
     "net repair": Result("object", (*fields("upkeep", "Repaired"), *fields("upkeep", "Swept"))),
