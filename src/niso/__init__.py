@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from niso.api.as_json import plain as plain
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
+    from niso.api.host_attachments import Attachment as Attachment
+    from niso.api.host_attachments import AttachRequest as AttachRequest
+    from niso.api.host_attachments import Detached as Detached
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
     from niso.api.host_networks import Network as Network
     from niso.api.host_networks import NetworkLine as NetworkLine
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from niso.api.packets import Proof as Proof
     from niso.api.packets import Stats as Stats
     from niso.api.published import Port as Port
+    from niso.api.service_views import AttachedTo as AttachedTo
     from niso.api.service_views import Endpoint as Endpoint
     from niso.api.service_views import Process as Process
     from niso.api.service_views import Service as Service
@@ -79,13 +83,14 @@ _MODULES = {
     "api.as_json": "plain",
     "api.validation": "Valid manifest_schema stack_schema validate",
     "api.host": "Host connect",
+    "api.host_attachments": "AttachRequest Attachment Detached",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
     " RemovedNetwork Rules Subnet",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
     "api.published": "Port",
     "api.host_services": "Done Executed Forwarded Marked Outcome Package Restored Taken",
     "api.host_stacks": "StackDown StackUp",
-    "api.service_views": "Endpoint Process Service ServiceLine User",
+    "api.service_views": "AttachedTo Endpoint Process Service ServiceLine User",
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",

@@ -407,6 +407,14 @@ def version_4(version_3) -> sqlite3.Connection:
     return version_3
 
 
+@pytest.fixture
+def version_5(version_4) -> sqlite3.Connection:
+    """The same database as version 5 had it."""
+    version_4.execute(schema.MIGRATIONS[5])
+    version_4.execute("PRAGMA user_version=5")
+    return version_4
+
+
 def test_service_of_version_4_keeps_what_it_had(version_4) -> None:
     version_4.close()
     for row in Store.open().services():

@@ -8,6 +8,8 @@ NETNS_DIR = "/run/netns"
 LAB_MARK = "/run/niso-lab"
 STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
 """The default locations of the two folders."""
+is_command = False
+"""Whether this process is a command of niso, not a program that uses niso as a library."""
 
 
 def state_dir() -> str:
