@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from niso.api.host import connect as connect
     from niso.api.host_attachments import Attachment as Attachment
     from niso.api.host_attachments import AttachRequest as AttachRequest
-    from niso.api.host_attachments import Detached as Detached
+    from niso.api.host_attachments import Changed as Changed
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
     from niso.api.host_networks import Network as Network
     from niso.api.host_networks import NetworkLine as NetworkLine
@@ -83,7 +83,7 @@ _MODULES = {
     "api.as_json": "plain",
     "api.validation": "Valid manifest_schema stack_schema validate",
     "api.host": "Host connect",
-    "api.host_attachments": "AttachRequest Attachment Detached",
+    "api.host_attachments": "AttachRequest Attachment Changed",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
     " RemovedNetwork Rules Subnet",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",

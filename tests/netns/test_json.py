@@ -106,6 +106,7 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     assert ask(lab, "net", "attach", "box", "--new", "--network", "backend", "-p", "7100:80")[
         "ports"
     ]
+    assert ask(lab, "net", "apply") == [{"service": "box", "changed": False}]
     assert ask(lab, "inspect", "box")["attached"]["owner"] == "cli"
     assert ask(lab, "net", "detach", "box") == [{"service": "box", "changed": True}]
     assert ask(lab, "net", "gc") == []

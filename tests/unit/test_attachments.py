@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_world import Steps, World
 
-from niso.base.errors import Conflict, InvalidInput, NotFound
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.commands.check import check
 from niso.commands.repair import repair_all
 from niso.kernel.kinds.address import Address
@@ -16,7 +16,8 @@ from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.route import Route
 from niso.kernel.kinds.setting import Sysctl
-from niso.plan.records import Port
+from niso.manifest.parse_policy import parse_ingress
+from niso.plan.records import Policy, Port
 from niso.reconcile import converge
 from niso.services import attachments
 from niso.services.attachments import Done, Request, Wish
@@ -185,6 +186,32 @@ def test_what_cannot_be_attached_is_refused_and_changes_nothing(world: World) ->
         world.activate("box")
     with pytest.raises(Conflict, match="is an attachment, whose network namespace may end"):
         world.activate(world.package("side", network={"mode": "share", "share": "box"}))
+
+
+def test_policies_of_the_administrator_apply_to_what_is_attached(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "policies"
+    folder.mkdir(0o755)
+    monkeypatch.setenv("NISO_POLICY_DIR", str(folder))
+    own = Policy(deny_from=(parse_ingress("web", "--deny-from"),))
+    attach(world, policy=own)
+    attach(world, "other", "/n/2")
+    (folder / "a.toml").write_text('[[policy]]\nname = "b*"\nallow_from = ["api"]\n')
+    done = attachments.apply_policies(world.machine)
+    assert [(one.service, one.changed) for one in done] == [("box", True), ("other", False)]
+    policy = world.store.policy("box")
+    assert policy is not None and policy.allow_from and policy.deny_from == own.deny_from
+    world.assert_whole()
+    (folder / "a.toml").write_text("[[policy]")
+    for command in (lambda: attachments.apply_policies(world.machine), lambda: attach(world)):
+        with pytest.raises(Error):
+            command()
+    assert world.store.policy("box") == policy
+    (folder / "a.toml").unlink()
+    attachments.apply_policies(world.machine)
+    assert world.store.policy("box") == own
+    world.assert_whole()
 
 
 def test_namespace_of_its_own_is_as_that_of_a_service(world: World) -> None:

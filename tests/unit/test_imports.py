@@ -185,7 +185,7 @@ def test_text_of_a_manifest_is_parsed_in_manifest_alone(module) -> None:
         name.split(".")[2] for name in imports(MODULES[module]) if name.startswith("niso.manifest.")
     }
     if layer(module) not in ("cli", "api"):
-        assert used <= {"load", "stack_file", "stack_prefix"} | (
+        assert used <= {"load", "stack_file", "stack_prefix", "policy_files"} | (
             {"build"} if module == "store.written_rows" else set()
         )
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from niso.plan import records
     from niso.services.attachments import Request, Wish
 
-_WISHES = ("interface", "ip", "mac")
+_WISHES = {"interface": 1, "ip": 2, "mac": 1}
+"""Key of a network -> how often it may be given."""
 
 
 class AttachRequest(NamedTuple):
@@ -56,13 +57,13 @@ class Attachment(NamedTuple):
     """path of niso's name for the network namespace"""
 
 
-class Detached(NamedTuple):
-    """Result of `Attachments.detach` and `Attachments.gc`, for one attachment."""
+class Changed(NamedTuple):
+    """Result of `Attachments.detach`, `gc` and `apply_policies`, for one attachment."""
 
     service: str
     """the attachment's name"""
     changed: bool
-    """false if there was none"""
+    """false if there was nothing to do"""
 
 
 class Attachments:
@@ -96,7 +97,7 @@ class Attachments:
         )
 
     @guarded
-    def detach(self, *names: str, id: str | None = None) -> tuple[Detached, ...]:
+    def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
         """Take namespaces off niso's networks and forget them; no-op for what is gone.
 
         With ``id`` only if the attachment still has this id. Raises Conflict for a service.
@@ -106,14 +107,25 @@ class Attachments:
         wanted = texts(names, "names")
         machine = self.session.machine_for_change()
         return tuple(
-            Detached(name, attachments.detach(machine, name, id, self.session.report))
+            Changed(name, attachments.detach(machine, name, id, self.session.report))
             for name in dict.fromkeys(wanted)
         )
 
     @guarded
+    def apply_policies(self) -> tuple[Changed, ...]:
+        """Apply the policies of /etc/niso/policies to all attachments, as they are now.
+
+        Raises Error, ErrorGroup; an attachment that is named there keeps its policy.
+        """
+        from niso.services import attachments
+
+        done = attachments.apply_policies(self.session.machine_for_change(), self.session.report)
+        return tuple(Changed(one.service, one.changed) for one in done)
+
+    @guarded
     def gc(
         self, *, owner: str | None = None, valid: Iterable[str] | None = None
-    ) -> tuple[Detached, ...]:
+    ) -> tuple[Changed, ...]:
         """Detach what has ended: the attachments whose namespace is gone.
 
         ``owner`` limits it to one owner's. With ``valid``, the ids that the owner still has, its
@@ -127,7 +139,7 @@ class Attachments:
             raise UsageError("--valid needs --owner", "ids are those of one owner", "--valid")
         machine = self.session.machine_for_change()
         gone = attachments.collect(machine, owner, ids, self.session.report)
-        return tuple(Detached(name, True) for name in gone)
+        return tuple(Changed(name, True) for name in gone)
 
 
 def _request(given: AttachRequest) -> Request:
@@ -159,25 +171,26 @@ def _request(given: AttachRequest) -> Request:
 def _wish(written: str) -> Wish:
     """Return the network of ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
     from niso.base.errors import InvalidInput
-    from niso.manifest.values import ipv4, network_name
+    from niso.manifest.parse_addresses import static_address
+    from niso.manifest.values import network_name
     from niso.services.attachments import Wish, interface_name, mac
 
     name, *keys = written.split(",")
-    given = dict.fromkeys(_WISHES, "")
+    given: dict[str, list[str]] = {word: [] for word in _WISHES}
     for key in keys:
-        word, equals, value = key.partition("=")
-        if word not in given or not equals or not value or given[word]:
+        word, _, value = key.partition("=")
+        if word not in given or not value or len(given[word]) >= _WISHES[word]:
             raise InvalidInput(
                 f"{written!r} is not a valid network",
-                "NAME[,interface=NAME][,ip=ADDRESS][,mac=ADDRESS]",
+                "NAME[,interface=NAME][,ip=ADDRESS][,ip=IPV6][,mac=ADDRESS]",
                 "--network",
             )
-        given[word] = value
+        given[word].append(value)
     return Wish(
         network_name(name, "--network"),
-        interface_name(given["interface"]) if given["interface"] else "",
-        ipv4(given["ip"], "--network") if given["ip"] else None,
-        mac(given["mac"]) if given["mac"] else "",
+        "".join(map(interface_name, given["interface"])),
+        tuple(static_address(ip, "--network") for ip in given["ip"]),
+        "".join(map(mac, given["mac"])),
     )
 
 

@@ -58,7 +58,7 @@ class Process(NamedTuple):
     started_at: str | None
     """start time of the process; only if active"""
     ended_at: str | None
-    """end time of the last process; null while one runs"""
+    """end time of the last process, null while one runs; only if active"""
 
 
 class Endpoint(NamedTuple):

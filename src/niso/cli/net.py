@@ -9,7 +9,7 @@ from niso.cli import output
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
-    from niso.api.host_attachments import Detached
+    from niso.api.host_attachments import Changed
     from niso.api.host_networks import Network
 
 ABOUT_PACKETS = ("ping", "explain", "stats", "log")
@@ -181,7 +181,20 @@ def _gc(host: Host, args: Args) -> int:
     return _print_detached(args, done)
 
 
-def _print_detached(args: Args, done: tuple[Detached, ...]) -> int:
+def _apply(host: Host, args: Args) -> int:
+    from niso.cli.progress import Progress
+
+    with Progress(args) as host.progress:
+        done = host.attachments.apply_policies()
+    if args.json:
+        output.as_json(done)
+    else:
+        for each in done:
+            print(f"{each.service}: {'changed' if each.changed else 'unchanged'}")
+    return 0
+
+
+def _print_detached(args: Args, done: tuple[Changed, ...]) -> int:
     if args.json:
         output.as_json(done)
         return 0

@@ -71,7 +71,7 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
         if not world.services[name].active:
             raise Error(
                 f"{name} is not attached any longer: its network namespace has ended",
-                "niso net gc forgets it",
+                "niso net repair forgets it",
             )
     networks = [
         {endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)

@@ -12,7 +12,9 @@ import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import count
 
-from niso.base.errors import Conflict, InvalidInput, NotFound
+from niso.base import paths
+from niso.base.addresses import family_of
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
@@ -25,7 +27,9 @@ from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.services import journal, withdraw
 from niso.services.admit import Target, record, release, scope_of
 from niso.services.machine import Machine
-from niso.store.attached_rows import Attached, Link
+from niso.store.attached_rows import Attached, Link, wishes
+from niso.store.policy_rows import policy_of
+from niso.store.sqlite import encoded
 from niso.store.store import Scope, ServiceRow, Store
 
 CLI = "cli"
@@ -40,7 +44,7 @@ class Wish(NamedTuple):
 
     network: str
     interface: str = ""  # "": the one that it has there, or the next free eth<n>
-    ip: str | None = None  # an IPv4 address
+    ips: tuple[str, ...] = ()  # at most one of each family
     mac: str = ""  # "": derived from the names
 
 
@@ -56,7 +60,7 @@ class Request(NamedTuple):
     owner: str = CLI
     id: str = ""
     given: str = ""  # "": the name
-    asked: str = "{}"  # JSON, kept for the owner
+    labels: tuple[tuple[str, str], ...] = ()  # what the owner says of it: (pod_namespace, shop)
 
 
 class Done(NamedTuple):
@@ -74,6 +78,7 @@ class Done(NamedTuple):
 def attach(machine: Machine, request: Request, report: Report = silent) -> Done:
     """Attach a namespace to the networks of ``request``, and to no others.
 
+    The policies of the administrator must allow a packet too (`niso.manifest.policy_files`).
     Of an attachment in the same namespace only the difference is applied. One whose namespace has
     ended is replaced, and so is one that the same owner has given the same id.
     Raises InvalidInput, NotFound, Conflict, KernelError; then nothing has changed, except that an
@@ -91,7 +96,7 @@ def attach(machine: Machine, request: Request, report: Report = silent) -> Done:
             if row.active and lives(kernel, before) and not _is_of(before, request):
                 raise Conflict(
                     f"{request.name!r} is already attached, by {shown(before)}",
-                    f"choose another name, or niso net detach {request.name}",
+                    "choose another name, or detach it first",
                     "NAME",
                 )
             _forget(machine, row, report)
@@ -192,7 +197,7 @@ def _refuse_attached(kernel: Kernel, store: Store, name: str, cookie: int) -> No
         if other.service != name and row is not None and row.active and lives(kernel, other):
             raise Conflict(
                 f"this network namespace is already attached as {other.service!r}",
-                f"niso net detach {other.service}, or attach {other.service} to more networks",
+                f"attach {other.service} to more networks, or detach it first",
             )
 
 
@@ -255,11 +260,12 @@ def _target(
         mode="attached",
         share=None,
         networks=tuple(wish.network for wish in request.wishes),
-        addresses={wish.network: wish.ip for wish in request.wishes if wish.ip is not None},
+        addresses=_statics(request, 4),
+        addresses6=_statics(request, 6),
         hostname=request.name,
         aliases=request.aliases,
         ports=tuple(Published(port, f"--port {port.text}") for port in request.ports),
-        policy=request.policy,
+        policy=_whole_policy(request),
         manifest={},
     )
     attached = Attached(
@@ -269,9 +275,75 @@ def _target(
         request.given or request.name,
         request.netns,
         found.cookie if found is not None else 0,
-        request.asked,
+        encoded({"policy": request.policy, "labels": dict(request.labels)}),
     )
     return Target(request.name, spec, "", "", None, None, attached=attached, links=tuple(links))
+
+
+def _statics(request: Request, family: int) -> dict[str, str]:
+    return {
+        wish.network: ip for wish in request.wishes for ip in wish.ips if family_of(ip) == family
+    }
+
+
+def _whole_policy(request: Request) -> Policy:
+    if not os.path.lexists(paths.policy_dir()):
+        return request.policy
+    from niso.manifest.policy_files import Subject, about
+    from niso.services.policies import combined
+
+    networks = tuple(wish.network for wish in request.wishes)
+    subject = Subject(request.name, networks, request.owner, dict(request.labels))
+    return combined([request.policy, *about(subject)])
+
+
+def current(store: Store, name: str) -> Request | None:
+    """Return the request that an attachment fulfils now; None if there is none.
+
+    A change of a part of it attaches again with this and its difference.
+    """
+    row, attached = store.service(name), store.attachments.get(name)
+    if row is None or attached is None:
+        return None
+    spec, asked = row.require_service(), wishes(attached)
+    return Request(
+        name,
+        attached.netns,
+        tuple(
+            Wish(link.network, link.interface, spec.statics(link.network), link.mac)
+            for link in store.attachments.links(name)
+        ),
+        tuple(published.port for published in spec.ports),
+        spec.aliases,
+        policy_of(asked["policy"]),
+        attached.owner,
+        attached.id,
+        attached.given,
+        tuple(sorted(asked["labels"].items())),
+    )
+
+
+def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
+    """Attach all living attachments again, with the administrator's policies as they are now.
+
+    Raises an ErrorGroup of all that failed, after trying the others; these keep their policy.
+    """
+    store = machine.store
+    done, errors = [], list[Error]()
+    for attached in store.attachments.all():
+        row = store.service(attached.service)
+        if row is None or not row.active or not lives(machine.kernel, attached):
+            continue
+        try:
+            request = current(store, attached.service)
+            if request is not None:
+                done.append(attach(machine, request, report))
+        except Error as error:
+            error.service = error.service or attached.service
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    return done
 
 
 def _refuse_twice(values: Sequence[str], what: str) -> None:
@@ -325,7 +397,7 @@ def detach(machine: Machine, name: str, id: str | None = None, report: Report = 
         if row.has_process:
             raise Conflict(
                 f"{name!r} is a service, not an attachment",
-                f"niso deactivate {name}",
+                "niso deactivate --help",
                 "NAME",
             )
         _forget(machine, row, report)

@@ -10,9 +10,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.store.service_rows import ServiceRow, service_row
-from niso.store.sqlite import decoded, encoded
+from niso.store.sqlite import decoded
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Attached(NamedTuple):
@@ -104,10 +107,6 @@ class Attachments:
             [(attached.service, *link[:3], int(link.routes)) for link in links],
         )
 
-    def ask(self, service: str, asked: dict[str, object]) -> None:
-        """Record what the owner wants."""
-        self._db.execute("UPDATE attached SET asked=? WHERE service=?", (encoded(asked), service))
-
     def release(self, service: str, now: float, network: str | None = None) -> None:
         """Record the addresses of an attachment as released, on one network or all.
 
@@ -129,6 +128,6 @@ class Attachments:
         )
 
 
-def wishes(attached: Attached) -> dict[str, object]:
-    """Return what the owner wants, as `Attachments.ask` recorded it."""
+def wishes(attached: Attached) -> dict[str, Any]:
+    """Return what the owner wants: its own ``policy``, and ``labels``."""
     return dict(decoded(attached.asked))

@@ -108,7 +108,7 @@ class ServiceRow(NamedTuple):
         if not self.has_process:
             raise Conflict(
                 f"{self.name!r} is an attachment: niso has no process of it",
-                f"use the engine that started it; niso net detach {self.name} detaches it",
+                "use the engine that started it; niso net detach --help",
             )
 
     def damaged(self) -> Error:

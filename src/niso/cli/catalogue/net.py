@@ -187,6 +187,16 @@ GROUP = Group(
             ends=True,
         ),
         Command(
+            "net apply",
+            "apply /etc/niso/policies to attachments",
+            (),
+            (VERBOSE, JSON),
+            "The policies of the files there must allow a packet as well as the attachment's own. "
+            "They are read whenever something is attached; after an edit, this applies them to "
+            "what is attached already.",
+            (("niso net apply", ""),),
+        ),
+        Command(
             "net ports",
             "list published ports",
             (),
