@@ -170,6 +170,8 @@ def _request(given: AttachRequest) -> Request:
 
 def _wish(written: str) -> Wish:
     """Return the network of ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
+    from ipaddress import ip_address
+
     from niso.base.errors import InvalidInput
     from niso.manifest.parse_addresses import static_address
     from niso.manifest.values import network_name
@@ -189,7 +191,7 @@ def _wish(written: str) -> Wish:
     return Wish(
         network_name(name, "--network"),
         "".join(map(interface_name, given["interface"])),
-        tuple(static_address(ip, "--network") for ip in given["ip"]),
+        tuple(str(ip_address(static_address(ip, "--network"))) for ip in given["ip"]),
         "".join(map(mac, given["mac"])),
     )
 
