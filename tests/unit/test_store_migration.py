@@ -282,7 +282,7 @@ def test_process_of_version_3_is_the_same_so_that_nothing_restarts(version_3) ->
     now, old = json.loads(specs.encode_process(row.require_process())), json.loads(PROCESS)
     assert [volume.pop("identity") for volume in now["volumes"]] == [None] * len(now["volumes"])
     later = {key: now[key] for key in now.keys() - old.keys()}
-    assert now == old | later and set(later.values()) == {None}
+    assert now == old | later and not any(later.values())
 
 
 def test_row_of_version_3_is_the_one_that_an_activation_would_write(version_3) -> None:
@@ -448,15 +448,6 @@ def test_names_of_version_5_stay_and_another_network_may_have_them_too(version_5
 # --- version 6 to 7: networks that are not observed -------------------------------------------------------------------
 
 
-@pytest.fixture
-def version_6(version_5) -> sqlite3.Connection:
-    """The same database as version 6 had it."""
-    for statement in schema.MIGRATIONS[6].split(";"):
-        version_5.execute(statement)
-    version_5.execute("PRAGMA user_version=6")
-    return version_5
-
-
 def test_networks_of_version_6_are_observed(version_6) -> None:
     version_6.close()
     assert {network.observe for network in Store.open().networks()} == {True}
@@ -472,6 +463,15 @@ def version_6(version_5) -> sqlite3.Connection:
         version_5.execute(statement)
     version_5.execute("PRAGMA user_version=6")
     return version_5
+
+
+@pytest.fixture
+def version_7(version_6) -> sqlite3.Connection:
+    """The same database as version 7 had it."""
+    for statement in schema.MIGRATIONS[7].split(";"):
+        version_6.execute(statement)
+    version_6.execute("PRAGMA user_version=7")
+    return version_6
 
 
 def test_every_earlier_version_is_made_into_this_one() -> None:
