@@ -448,6 +448,14 @@ def test_names_of_version_5_stay_and_another_network_may_have_them_too(version_5
 # --- version 6 to 7: networks that are not observed -------------------------------------------------------------------
 
 
+def test_networks_of_version_6_are_observed(version_6) -> None:
+    version_6.close()
+    assert {network.observe for network in Store.open().networks()} == {True}
+
+
+# --- what every version must have ------------------------------------------------------------------------------------
+
+
 @pytest.fixture
 def version_6(version_5) -> sqlite3.Connection:
     """The same database as version 6 had it."""
@@ -457,12 +465,13 @@ def version_6(version_5) -> sqlite3.Connection:
     return version_5
 
 
-def test_networks_of_version_6_are_observed(version_6) -> None:
-    version_6.close()
-    assert {network.observe for network in Store.open().networks()} == {True}
-
-
-# --- what every version must have ------------------------------------------------------------------------------------
+@pytest.fixture
+def version_7(version_6) -> sqlite3.Connection:
+    """The same database as version 7 had it."""
+    for statement in schema.MIGRATIONS[7].split(";"):
+        version_6.execute(statement)
+    version_6.execute("PRAGMA user_version=7")
+    return version_6
 
 
 def test_every_earlier_version_is_made_into_this_one() -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from niso.api.flow_views import Flow, Flows
+    from niso.api.host_attachments import Attachments
     from niso.api.host_networks import Networks
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
@@ -78,6 +79,13 @@ class Host:
         from niso.api.host_services import Services
 
         return Services(self.session)
+
+    @property
+    def attachments(self) -> Attachments:
+        """Network namespaces that others made."""
+        from niso.api.host_attachments import Attachments
+
+        return Attachments(self.session)
 
     @property
     def stacks(self) -> Stacks:

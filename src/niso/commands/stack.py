@@ -18,10 +18,10 @@ from niso.manifest import stack_order, stack_prefix
 from niso.manifest.stack_file import Stack
 from niso.runtime import volumes
 from niso.services import journal, networks, stacks, start, targets
+from niso.services.admit import Target
 from niso.services.machine import Machine
 from niso.services.networks import NetworkRequest
 from niso.services.stacks import Membership
-from niso.services.targets import Target
 from niso.store.store import Store
 
 
