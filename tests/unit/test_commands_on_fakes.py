@@ -542,6 +542,14 @@ def test_stack_comes_changes_and_goes(world: World) -> None:
     world.assert_whole()
 
 
+def test_stack_names_the_networks_that_only_its_manifests_name(world: World) -> None:
+    world.package("api", network={"networks": ["backend", "side"]})
+    world.package("db")
+    path = world.stack("db", "api", backend="10.99.7.0/24")
+    assert world.up(path).made == ["backend", "niso-default", "side"]
+    assert world.up(path).made == []
+
+
 def test_stack_with_one_that_dies_leaves_nothing(world: World) -> None:
     for name in ("api", "db"):
         world.package(name, network={"network": "backend"})
