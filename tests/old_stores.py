@@ -190,7 +190,9 @@ PROCESS = (
 def positions(database: sqlite3.Connection, service: str) -> str:
     """What version 3 noted of a service when a change of it began: rows as lists."""
     noted = {}
-    for table in (table for table in ROW_TABLES if table != "extra_host"):  # of a later version
+    for table in ROW_TABLES:
+        if table == "extra_host" or table.startswith("attached"):  # of later versions
+            continue
         column = "name" if table == "service" else "service"
         rows = database.execute(f"SELECT * FROM {table} WHERE {column}=?", (service,))
         noted[table] = [

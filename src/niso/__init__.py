@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from niso.api.compose_files import ImportedStack as ImportedStack
     from niso.api.compose_files import Missing as Missing
     from niso.api.compose_files import import_compose as import_compose
+    from niso.api.flow_views import Flow as Flow
+    from niso.api.flow_views import FlowEnd as FlowEnd
+    from niso.api.flow_views import Flows as Flows
     from niso.api.host import Host as Host
     from niso.api.host import connect as connect
+    from niso.api.host_attachments import Attachment as Attachment
+    from niso.api.host_attachments import AttachRequest as AttachRequest
+    from niso.api.host_attachments import Changed as Changed
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
     from niso.api.host_networks import Network as Network
     from niso.api.host_networks import NetworkLine as NetworkLine
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
     from niso.api.service_results import Marked as Marked
     from niso.api.service_results import Signalled as Signalled
     from niso.api.service_results import Taken as Taken
+    from niso.api.service_views import AttachedTo as AttachedTo
     from niso.api.service_views import Endpoint as Endpoint
     from niso.api.service_views import Process as Process
     from niso.api.service_views import Service as Service
@@ -83,7 +90,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "api.as_json": "plain",
     "api.validation": "Valid manifest_schema stack_schema validate",
+    "api.flow_views": "Flow FlowEnd Flows",
     "api.host": "Host connect",
+    "api.host_attachments": "AttachRequest Attachment Changed",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
     " RemovedNetwork Rules Subnet",
     "api.compose_files": "ImportedStack Missing import_compose",
@@ -92,7 +101,7 @@ _MODULES = {
     "api.host_services": "Done Outcome Package Restored",
     "api.host_stacks": "StackDown StackUp",
     "api.service_results": "Executed Forwarded Marked Signalled Taken",
-    "api.service_views": "Endpoint Process Service ServiceLine User",
+    "api.service_views": "AttachedTo Endpoint Process Service ServiceLine User",
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",

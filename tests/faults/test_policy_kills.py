@@ -224,4 +224,4 @@ def test_prober_counts_what_comes_in(world: World, family: str) -> None:
         )
         assert found["Tcp:InSegs"] and found["sent"], found
         own = json.loads(world.niso("inspect", "db").stdout)["endpoints"]
-        assert own[0]["address"] == f"{DB}, {DB6}"
+        assert own[0]["address"] == [DB, DB6]

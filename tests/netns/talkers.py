@@ -280,7 +280,7 @@ def start(lab: Lab, *folders: str) -> None:
     """Activate speakers, and wait until each listens."""
     lab.niso("activate", *folders)
     for name in (folder.rpartition("/")[2] for folder in folders):
-        inner = json.loads(lab.niso("inspect", name).stdout)["endpoints"][0]["address"]
+        inner = json.loads(lab.niso("inspect", name).stdout)["endpoints"][0]["address"][0]
         ports = json.loads(
             lab.path(f"/tmp/packages/{name}/manifest.toml")
             .read_text()

@@ -62,3 +62,47 @@ def test_command_loads_these_modules_and_no_more(lab: Lab, words: list[str]) -> 
     if os.environ.get("UPDATE") == "1":
         known.write_text(modules)
     assert modules == known.read_text(), f"if it needs them: UPDATE=1 ./dev test {__file__}"
+
+
+PLUGIN = """\
+import sys
+sys.path[:0] = [{source!r}]
+before = set(sys.modules)
+import os, json
+def end(status):
+    print(json.dumps(sorted(set(sys.modules) - before)), file=sys.stderr)
+    sys.stderr.flush()
+    real(status)
+real, os._exit = os._exit, end
+from niso.engines.cni import main
+main()
+"""
+
+
+def test_plugin_loads_no_manifest_and_nothing_of_processes(lab: Lab) -> None:
+    """An engine waits for it. Entries, ports and addresses are parsed by the modules of the manifest that do nothing else."""
+    lab.run("ip", "netns", "add", "pod")
+    config = {"cniVersion": "1.1.0", "name": "pods", "type": "niso-cni"}
+    config |= {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}
+    code = PLUGIN.format(source=niso.__path__[0].rpartition("/")[0])
+    variables = {"CONTAINERID": "c1", "NETNS": "/run/netns/pod", "IFNAME": "eth0"}
+
+    def call(command: str) -> list[str]:
+        env = [f"CNI_{name}={value}" for name, value in {"COMMAND": command, **variables}.items()]
+        done = lab.run(
+            "env", *env, sys.executable, "-S", "-I", "-c", code, input=json.dumps(config)
+        )
+        modules: list[str] = json.loads(done.stderr.splitlines()[-1])
+        return modules
+
+    call("ADD")  # the network is made
+    call("DEL")
+    for command in ("ADD", "DEL"):
+        modules = call(command)
+        assert not set(modules) & NEVER
+        assert not [name for name in modules if name.startswith("niso.runtime.")]
+        known = LISTS / f"niso-cni-{command}.txt"
+        text = "".join(f"{name}\n" for name in modules)
+        if os.environ.get("UPDATE") == "1":
+            known.write_text(text)
+        assert text == known.read_text(), f"if it needs them: UPDATE=1 ./dev test {__file__}"

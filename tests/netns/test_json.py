@@ -106,6 +106,15 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     ask(lab, "net", "explain", "192.0.2.2", "192.0.2.1:8080")
     ask(lab, "net", "explain", "host", "api", "-6")
     ask(lab, "net", "stats")
+    lab.client("/usr/bin/busybox", "nc", "-w", "1", "192.0.2.1", "8080", input="", check=False)
+    assert ask(lab, "net", "flows")[0]["published"] == 8080
+    assert ask(lab, "net", "attach", "box", "--new", "--network", "backend", "-p", "7100:80")[
+        "ports"
+    ]
+    assert ask(lab, "net", "apply") == [{"service": "box", "changed": False}]
+    assert ask(lab, "inspect", "box")["attached"]["owner"] == "cli"
+    assert ask(lab, "net", "detach", "box") == [{"service": "box", "changed": True}]
+    assert ask(lab, "net", "gc") == []
 
     log = lab.popen("niso", "net", "log", "--json")
     assert log.stdout

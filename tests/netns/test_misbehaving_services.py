@@ -58,7 +58,7 @@ def test_namespace_that_another_process_holds_open_goes_without_its_addresses(la
     seen = lab.run("nsenter", "--net=/tmp/held", "ip", "-o", "link").stdout
     assert seen.count("\n") == 1 and "lo" in seen
     lab.niso("activate", evil(lab, "evil", "pass"))  # the name and the address are free again
-    assert ps(lab, "evil")["status"] == "running" and ps(lab, "evil")["address"] == "10.99.0.2"
+    assert ps(lab, "evil")["status"] == "running" and ps(lab, "evil")["address"] == ["10.99.0.2"]
 
 
 def test_service_that_fills_its_log_at_full_speed_has_a_bounded_one(lab: Lab) -> None:

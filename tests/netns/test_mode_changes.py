@@ -176,7 +176,7 @@ def test_changed_provider_keeps_the_namespace_and_what_runs_in_it(lab: Lab) -> N
     # its address, in place
     lab.niso("activate", api(lab, network={"ip": "10.99.1.77"}, environment={"LEVEL": "debug"}))
     assert running(lab, "api", "side") == now
-    assert (address(lab, "api"), ps(lab, "side")["address"]) == ("10.99.1.77", "10.99.1.77")
+    assert (address(lab, "api"), ps(lab, "side")["address"]) == ("10.99.1.77", ["10.99.1.77"])
     assert answer(lab, HOST, SHARED, "client") == f"side {CLIENT}"
     # its names and ports
     lab.niso(

@@ -86,7 +86,7 @@ def test_host_mode_is_the_hosts_network_and_nothing_else_of_the_host(lab: Lab) -
     assert seen_in(lab, "open", "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start") == "1024\n"
 
     shown = ps(lab, "open")
-    assert (shown["mode"], shown["address"], shown["ports"]) == ("host", "", [])
+    assert (shown["mode"], shown["address"], shown["ports"]) == ("host", [], [])
     line = next(line for line in lab.niso("ps").stdout.splitlines() if line.startswith("open "))
     assert line.split()[3:5] == ["host", "-"]
     assert inspect(lab, "open")["netns"] is None
@@ -163,7 +163,7 @@ def test_mode_none_has_its_loopback_and_no_way_out_or_in(lab: Lab) -> None:
     assert ask(lab, HOST, 80, "client") == ""
 
     shown = ps(lab, "alone")
-    assert (shown["mode"], shown["address"], shown["ports"]) == ("none", "", [])
+    assert (shown["mode"], shown["address"], shown["ports"]) == ("none", [], [])
     assert inspect(lab, "alone")["endpoints"] == []
     assert lab.niso("net", "check").returncode == 0
     no_folders_but(lab, "=alone")
@@ -232,7 +232,7 @@ def test_share_is_the_providers_network_names_and_addresses(lab: Lab) -> None:
     )
 
     shown = ps(lab, "side")
-    assert (shown["mode"], shown["address"]) == ("share", at)
+    assert (shown["mode"], shown["address"]) == ("share", [at])
     assert [(each["host_port"], each["container_port"]) for each in shown["ports"]] == [
         (SHARED, 90)
     ]
@@ -415,7 +415,7 @@ def test_share_of_mode_none(lab: Lab) -> None:
     own = ["hermit.niso.local", "hermit", "alone.niso.local", "alone", "guest.niso.local", "guest"]
     assert names_in(lab, "guest")["127.0.0.1"] == own
     assert seen_in(lab, "guest", "hostname") == "hermit\n"
-    assert ps(lab, "guest")["address"] == ""
+    assert ps(lab, "guest")["address"] == []
     said = refused(lab, "activate", echo(lab, "guest", 90, network=both | {"ports": ["9090:90"]}))
     assert (
         "network.ports[0]: service 'alone', whose network namespace it shares, has mode none"

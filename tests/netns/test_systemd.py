@@ -133,7 +133,7 @@ def test_restarts_of_any_kind_are_one_running_unit(lab, machine) -> None:
 def test_stop_leaves_nothing_and_start_brings_all_back(lab, machine) -> None:
     enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"])))
     machine.niso("port-forward", "api", "9000:80")
-    address = row(machine)["address"]
+    (address,) = row(machine)["address"]
     machine.systemctl("stop", "niso-api")
     assert machine.state("api") == DEAD and machine.show("api", "Result") == {"Result": "success"}
     assert row(machine)["status"] == "inactive"
@@ -147,7 +147,7 @@ def test_stop_leaves_nothing_and_start_brings_all_back(lab, machine) -> None:
     assert ask(lab, "192.0.2.1", 8080, "client") == ""
     machine.systemctl("start", "niso-api")
     assert machine.state("api") == RUNNING and is_followed(machine)
-    assert row(machine)["address"] == address
+    assert row(machine)["address"] == [address]
     for port in (8080, 9000):
         assert answer(lab, "192.0.2.1", port, "client") == "api 192.0.2.2"
     machine.systemctl("restart", "niso-api")
@@ -405,7 +405,7 @@ def test_folders_with_odd_names(lab, machine) -> None:
     machine.systemctl("restart", "niso-api")
     assert machine.state("api") == RUNNING
     rows = json.loads(machine.niso("ps", "--json", env=env).stdout)
-    assert [(each["status"], each["address"]) for each in rows] == [("running", "10.77.0.2")]
+    assert [(each["status"], each["address"]) for each in rows] == [("running", ["10.77.0.2"])]
     assert (
         machine.run("systemd-analyze", "verify", "/etc/systemd/system/niso-api.service").stderr
         == ""

@@ -107,10 +107,7 @@ class Soak:
     def _loads(self) -> None:
         for pid in measure.steady_processes():
             hurry(pid)
-        at = {
-            row["service"]: row["address"].split(", ")
-            for row in json.loads(niso("ps", "--json").said)
-        }
+        at = {row["service"]: row["address"] for row in json.loads(niso("ps", "--json").said)}
         for number, (netns, each) in enumerate(targets(at, self._count).items()):
             self._generators.append(
                 Generator(netns, self._rate * SHARES[netns], self._seed + number, each)

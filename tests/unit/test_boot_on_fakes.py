@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_world import World
+from fake_world import Steps, World
 
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.report import Caution
@@ -138,11 +138,22 @@ def test_activation_by_hand_puts_an_enabled_service_under_its_unit(world: World)
 def test_restore_activates_all_that_is_enabled_and_says_what_failed(world: World) -> None:
     world.processes.units.is_init = False
     world.activate(world.package("api"), world.package("log", network=SHARE), world.package("db"))
+    world.activate(world.package("old", network={"network": "elsewhere"}))
     boot.enable(world.machine, ["api", "log", "db"])
-    deactivate(world.machine, ["api", "log", "db"])
+    deactivate(world.machine, ["api", "log", "db", "old"])
     world.processes.dies["db"] = 1
+    world.kernel.bridges.clear()  # as after a reboot: that of "old" too is wanted
     done = boot.restore(world.machine, 5.0)
     assert [outcome.service for outcome in done.outcomes] == ["api", "log"]
     assert [error.service for error in done.errors] == ["db"]
     assert world.store.active_services() == ["api", "log"]
+    world.assert_whole()
+
+
+def test_restore_ends_what_another_command_has_left_even_with_nothing_enabled(world: World) -> None:
+    manifest = world.package("api")
+    Steps(world, 18, True).run(lambda: world.activate(manifest))
+    assert [intent.service for intent in world.store.intents()] == ["api"]
+    boot.restore(world.machine, 5.0)
+    assert world.store.intents() == []
     world.assert_whole()

@@ -68,7 +68,11 @@ def names(words: str, current: str = "") -> list[str]:
         ("net explain", "", "host"),
         ("completion", "", "bash zsh"),
         ("completion bash", "", "--help"),
-        ("net", "", "create list inspect remove ports rules ping explain stats log check repair"),
+        (
+            "net",
+            "",
+            "create list inspect remove attach detach gc apply ports rules ping explain stats flows log check repair",
+        ),
         ("stack", "", "up down status ps restart logs"),
         ("help stack", "", "up down status ps restart logs"),
         ("help ps", "", ""),

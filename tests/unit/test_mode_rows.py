@@ -444,7 +444,7 @@ def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
             stop.refuse(store, [name])
         except Conflict:
             return None
-        scope = stop._scope(store, [row])
+        scope = stop.scope_of(store, [row])
         with store.transaction():
             store.set_active(name, False)
             store.end_publishing(name)

@@ -282,7 +282,7 @@ def test_process_of_version_3_is_the_same_so_that_nothing_restarts(version_3) ->
     now, old = json.loads(specs.encode_process(row.require_process())), json.loads(PROCESS)
     assert [volume.pop("identity") for volume in now["volumes"]] == [None] * len(now["volumes"])
     later = {key: now[key] for key in now.keys() - old.keys()}
-    assert now == old | later and set(later.values()) == {None}
+    assert now == old | later and not any(later.values())
 
 
 def test_row_of_version_3_is_the_one_that_an_activation_would_write(version_3) -> None:
@@ -448,6 +448,14 @@ def test_names_of_version_5_stay_and_another_network_may_have_them_too(version_5
 # --- version 6 to 7: networks that are not observed -------------------------------------------------------------------
 
 
+def test_networks_of_version_6_are_observed(version_6) -> None:
+    version_6.close()
+    assert {network.observe for network in Store.open().networks()} == {True}
+
+
+# --- what every version must have ------------------------------------------------------------------------------------
+
+
 @pytest.fixture
 def version_6(version_5) -> sqlite3.Connection:
     """The same database as version 6 had it."""
@@ -457,12 +465,13 @@ def version_6(version_5) -> sqlite3.Connection:
     return version_5
 
 
-def test_networks_of_version_6_are_observed(version_6) -> None:
-    version_6.close()
-    assert {network.observe for network in Store.open().networks()} == {True}
-
-
-# --- what every version must have ------------------------------------------------------------------------------------
+@pytest.fixture
+def version_7(version_6) -> sqlite3.Connection:
+    """The same database as version 7 had it."""
+    for statement in schema.MIGRATIONS[7].split(";"):
+        version_6.execute(statement)
+    version_6.execute("PRAGMA user_version=7")
+    return version_6
 
 
 def test_every_earlier_version_is_made_into_this_one() -> None:
@@ -520,3 +529,17 @@ def test_store_as_it_was_is_kept(version: int, request) -> None:
     assert kept.execute("PRAGMA user_version").fetchone() == (version,)
     assert os.stat(migrate.copy_path(version)).st_mode & 0o777 == 0o600
     assert not list(Path(paths.state_dir()).glob("*.new*"))
+
+
+def test_nothing_is_kept_of_the_present_version_and_nothing_followed(version_4) -> None:
+    """The second is what another process may have left, or put, in the way."""
+    version_4.close()
+    outside = Path(paths.state_dir()).parent / "outside"
+    outside.write_text("untouched")
+    draft = Path(f"{migrate.copy_path(4)}.new")
+    draft.symlink_to(outside)
+    Store.open().close()
+    assert outside.read_text() == "untouched" and not draft.is_symlink()
+    assert sqlite3.connect(migrate.copy_path(4)).execute("PRAGMA user_version").fetchone() == (4,)
+    migrate.keep(VERSION)
+    assert not Path(migrate.copy_path(VERSION)).exists()

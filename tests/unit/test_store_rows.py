@@ -544,3 +544,5 @@ def test_disk_without_inodes_is_named(monkeypatch) -> None:
     error = unusable(full)
     assert error.message.endswith("unable to open database file (no inode left on its disk)")
     assert error.hint is not None and "df -i" in error.hint
+    fields[5] = 0  # a file system that does not count them, such as btrfs
+    assert unusable(full).message.endswith("unable to open database file")

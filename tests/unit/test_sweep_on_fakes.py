@@ -13,10 +13,11 @@ from fake_world import World
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.names import alias
-from niso.commands import lost_store, sweep
+from niso.commands import lost_store, network, sweep
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.setting import FORWARDING
 from niso.kernel.state import State
+from niso.services.networks import NetworkRequest
 
 WEB = {"ports": ["8080:80"]}
 
@@ -29,6 +30,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture
 def full(world: World) -> World:
+    network.create(world.machine, NetworkRequest("front", internal=True))
     world.activate(
         world.package("api", network=WEB),
         world.package("db", network={"network": "front"}),
@@ -52,12 +54,15 @@ def test_sweep_leaves_nothing_and_services_can_come_again(full: World) -> None:
     planned = swept(full, dry_run=True)
     assert full.store.active_services() == ["api", "db", "none"]
     full.assert_whole()
+    with full.store.transaction():
+        full.store.begin_intent("api", "restart", 0.0)
     done = swept(full)
     assert done == planned
     assert not full.kernel.everything(State())
     assert full.kernel.sysctl(FORWARDING) == "0"
     assert full.processes.services() == []
-    assert full.store.active_services() == []
+    assert full.store.active_services() == full.store.intents() == []
+    assert full.store.sysctls_before() == {}
     assert swept(full) == []
     full.activate("api")
     full.assert_whole()

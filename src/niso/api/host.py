@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import os
     from types import TracebackType
 
+    from niso.api.flow_views import Flow, Flows
+    from niso.api.host_attachments import Attachments
     from niso.api.host_networks import Networks
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
@@ -79,6 +81,13 @@ class Host:
         return Services(self.session)
 
     @property
+    def attachments(self) -> Attachments:
+        """Network namespaces that others made."""
+        from niso.api.host_attachments import Attachments
+
+        return Attachments(self.session)
+
+    @property
     def stacks(self) -> Stacks:
         """Stacks: the services of one stack.toml."""
         from niso.api.host_stacks import Stacks
@@ -129,6 +138,34 @@ class Host:
 
         name = None if service is None else text(service, "service")
         return packets.drops(self.session, name)
+
+    @guarded
+    def flows(
+        self, service: str | None = None, *, denied: bool = False, since: str | None = None
+    ) -> tuple[Flow, ...]:
+        """Return who connected to whom within a week, who was refused, and what decides.
+
+        ``service`` limits it to flows from and to one service, ``denied`` to refused ones,
+        ``since`` (a time of RFC 3339 or a period such as ``2h``) to those with a new flow since
+        then, or an open one. Raises NotFound, UsageError, KernelError.
+        """
+        from niso.api import flow_views
+        from niso.api.guard import moment
+
+        name = None if service is None else text(service, "service")
+        start = None if since is None else moment(since, "--since")
+        return flow_views.flows(self.session, name, denied, start)
+
+    @guarded
+    def follow_flows(self, service: str | None = None, *, denied: bool = False) -> Flows:
+        """Follow new flows, of one service or all, and only refused ones with ``denied``.
+
+        Use it in a ``with`` block; it is an endless iterator of `niso.Flow`.
+        """
+        from niso.api import flow_views
+
+        name = None if service is None else text(service, "service")
+        return flow_views.follow(self.session, name, denied)
 
     # --- check and repair ------------------------------------------------------------------------
 

@@ -46,8 +46,8 @@ class NetworkMember(NamedTuple):
     """the service's name"""
     active: bool
     """whether the service is active"""
-    address: str
-    """addresses, separated by a comma and a space; can be empty"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
     """published ports, one per address family"""
 
@@ -328,7 +328,7 @@ def _described(store: Store, network: records.Network) -> Network:
             NetworkMember(
                 service,
                 active,
-                ", ".join(a for n, a in store.addresses(service) if n == network.name),
+                tuple(a for n, a in store.addresses(service) if n == network.name),
                 rows((port for _, port in store.ports(service)), store.port_families(service)),
             )
             for service, active in _members(store, network.name)

@@ -52,8 +52,8 @@ class Outcome(NamedTuple):
     """the service's name"""
     changed: bool
     """false if it was already active and nothing changed"""
-    address: str
-    """addresses, separated by a comma and a space; can be empty"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
     """published ports, one per address family"""
     completed: bool
@@ -158,7 +158,8 @@ class Services:
         store = machine.store
         if not dry_run:
             journal.recover(machine, self.session.report)  # can restore services
-        outcomes = handover.deactivate(self.session, machine, store.active_services(), dry_run)
+        own = [row.name for row in store.services() if row.active and row.has_process]
+        outcomes = handover.deactivate(self.session, machine, own, dry_run)
         return tuple(Done(*outcome) for outcome in outcomes)
 
     @guarded
@@ -298,7 +299,9 @@ class Services:
         """
         from niso.runtime import logs
 
-        service = self.session.store().resolve(text(name, "name"))
+        store = self.session.store()
+        service = store.resolve(text(name, "name"))
+        _require_own(store, service)
         logs.rotate_if_large(service)
         start = None if since is None else moment(since, "--since")
         return logs.read(service, line_count(lines), follow, timestamps, start)
@@ -370,6 +373,7 @@ class Services:
             raise UsageError("missing command", f"niso exec {text(name, 'name')} -- CMD")
         store = self.session.store()
         service = store.resolve(text(name, "name"))
+        _require_own(store, service)
         row = store.service(service)
         if row is None or not row.active:
             raise Conflict(f"service {service!r} is not active", f"niso activate {service}")
@@ -439,7 +443,7 @@ def described(store: Store, outcomes: Iterable[activation.Outcome]) -> tuple[Out
         Outcome(
             outcome.service,
             outcome.changed,
-            ", ".join(outcome.addresses),
+            outcome.addresses,
             rows(outcome.ports, store.port_families(outcome.service)),
             outcome.job,
         )
@@ -466,7 +470,17 @@ def _requested(what: object) -> Any:
 
 
 def _resolved(store: Store, names: Iterable[str]) -> list[str]:
-    return [*dict.fromkeys(store.resolve(name) for name in names)]
+    """Return the services of these names. Raises NotFound, Conflict if one is an attachment."""
+    services = [*dict.fromkeys(store.resolve(name) for name in names)]
+    for service in services:
+        _require_own(store, service)
+    return services
+
+
+def _require_own(store: Store, service: str) -> None:
+    """Raise Conflict if niso does not start the process of a service."""
+    if (row := store.service(service)) is not None:
+        row.require_own()
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
@@ -477,7 +491,9 @@ def _known(store: Store, name: str, with_volumes: bool) -> str:
     from niso.base.errors import NotFound
 
     try:
-        return store.resolve(name)
+        service = store.resolve(name)
+        _require_own(store, service)
+        return service
     except NotFound:
         from niso.runtime import volumes
 

@@ -398,7 +398,7 @@ def _proof(proof: prover.Proof) -> Proof:
 
 def _drop(drop: follower.Drop) -> Drop:
     return Drop(
-        _when(drop.time),
+        when(drop.time),
         drop.service,
         drop.direction,
         drop.key,
@@ -409,7 +409,7 @@ def _drop(drop: follower.Drop) -> Drop:
     )
 
 
-def _when(seconds: float) -> str:
+def when(seconds: float) -> str:
     """Return a time as RFC 3339 in UTC, to the millisecond."""
     from niso.api.service_views import time_text
 

@@ -26,13 +26,14 @@ class ServiceLine(NamedTuple):
     service: str
     """the service's name"""
     status: str
-    """running, starting, restarting, completed, exited (N), failed or inactive"""
+    """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
+    attached or gone"""
     health: str | None
     """starting, healthy or unhealthy; null without a healthcheck"""
     mode: str | None
-    """bridge, host, none or share; null if the service is not known yet (stack status)"""
-    address: str
-    """addresses, separated by a comma and a space; can be empty"""
+    """bridge, host, none, share or attached; null if it is not known yet (stack status)"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
     """published ports, one per address family"""
     uptime: float | None
@@ -57,7 +58,7 @@ class Process(NamedTuple):
     started_at: str | None
     """start time of the process; only if active"""
     ended_at: str | None
-    """end time of the last process; null while one runs"""
+    """end time of the last process, null while one runs; only if active"""
 
 
 class Endpoint(NamedTuple):
@@ -67,10 +68,10 @@ class Endpoint(NamedTuple):
     """name of the network"""
     bridge: str
     """bridge on the host"""
-    address: str
-    """addresses, separated by a comma and a space; can be empty"""
-    gateway: str
-    """addresses of the bridge, formatted as address"""
+    address: tuple[str, ...]
+    """addresses, one per network and family; can be empty"""
+    gateway: tuple[str, ...]
+    """addresses of the bridge, one per family"""
     mac: str
     """MAC address of the interface inside the service"""
     interface: str
@@ -92,13 +93,27 @@ class User(NamedTuple):
     """user name inside the service"""
 
 
+class AttachedTo(NamedTuple):
+    """Whose network namespace an attachment is."""
+
+    owner: str
+    """who looks after it: cli, podman, cni"""
+    id: str
+    """what the owner calls it; can be empty"""
+    given: str
+    """the owner's own name for it"""
+    namespace: str
+    """path of the namespace as the owner named it; empty if niso made it"""
+
+
 class Service(NamedTuple):
     """Everything about a service; ``process`` is None if it is not active."""
 
     service: str
     """the service's name"""
     status: str
-    """running, starting, restarting, completed, exited (N), failed or inactive"""
+    """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
+    attached or gone"""
     interrupted: str | None
     """the command that died while it changed the service; null if none did"""
     health: str | None
@@ -106,7 +121,7 @@ class Service(NamedTuple):
     health_said: str | None
     """message of the last probe"""
     mode: str
-    """bridge, host, none or share"""
+    """bridge, host, none, share or attached"""
     shares: str | None
     """provider of the network, in mode share"""
     shared_by: tuple[str, ...]
@@ -128,8 +143,8 @@ class Service(NamedTuple):
     """ports published with niso port-forward"""
     netns: str | None
     """path of the network namespace"""
-    user: User
-    """user that it runs as"""
+    user: User | None
+    """user that it runs as; null for an attachment"""
     enabled: bool
     """whether it starts at boot"""
     manifest_path: str
@@ -146,6 +161,8 @@ class Service(NamedTuple):
     """time of the first activation"""
     activated_at: str | None
     """time of the last activation"""
+    attached: AttachedTo | None
+    """null if niso starts its process"""
 
 
 def lines(
@@ -156,11 +173,13 @@ def lines(
     known = [row for row in store.services() if wanted is None or row.name in wanted]
     healths = _healths(session, store, known)
     pending = _interrupted(store)
-    lines = [_line(store, row, healths.get(row.name), pending.get(row.name)) for row in known]
+    lines = [
+        _line(session, store, row, healths.get(row.name), pending.get(row.name)) for row in known
+    ]
     others = pending.keys() if wanted is None else wanted
     for name in others - {row.name for row in known}:
         lines.append(
-            ServiceLine(name, "inactive", None, None, "", (), None, pending.get(name), None)
+            ServiceLine(name, "inactive", None, None, (), (), None, pending.get(name), None)
         )
     return tuple(sorted(lines, key=lambda line: line.service))
 
@@ -175,12 +194,12 @@ def _interrupted(store: Store) -> dict[str, str]:
 
 
 def _line(
-    store: Store, row: ServiceRow, health: Health | None, interrupted: str | None
+    session: Session, store: Store, row: ServiceRow, health: Health | None, interrupted: str | None
 ) -> ServiceLine:
-    status, uptime, process = _status(row)
-    address, ports = "", tuple[Port, ...]()
+    status, uptime, process = _status(session, store, row)
+    address, ports = tuple[str, ...](), tuple[Port, ...]()
     if row.active:
-        address = ", ".join(address for _, address in store.addresses(row.name))
+        address = tuple(address for _, address in store.addresses(row.name))
         ports = rows((port for _, port in store.ports(row.name)), store.port_families(row.name))
     uptime = None if uptime is None else round(uptime, 3)
     return ServiceLine(
@@ -196,8 +215,12 @@ def _line(
     )
 
 
-def _status(row: ServiceRow) -> tuple[str, float | None, Process | None]:
+def _status(
+    session: Session, store: Store, row: ServiceRow
+) -> tuple[str, float | None, Process | None]:
     """Return (status, uptime in seconds, process) of a service."""
+    if not row.has_process:
+        return _fate(session, store, row), None, None
     if not row.active:
         return "inactive", None, None
     from niso.runtime import logs
@@ -222,6 +245,15 @@ def _status(row: ServiceRow) -> tuple[str, float | None, Process | None]:
             None if running else time_text(now.ended_at),
         ),
     )
+
+
+def _fate(session: Session, store: Store, row: ServiceRow) -> str:
+    """Return whether the namespace of an attachment still exists: attached or gone."""
+    from niso.services import attachments
+
+    found = store.attachments.get(row.name)
+    lives = row.active and found is not None and attachments.lives(session.kernel(), found)
+    return "attached" if lives else "gone"
 
 
 def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> dict[str, Health]:
@@ -256,8 +288,12 @@ def everything(session: Session, store: Store, name: str) -> Service:
 
     row = store.service(name)
     assert row is not None
-    spec, manifest = row.require_process(), dict(row.require_service().manifest)
-    status, uptime, process = _status(row)
+    manifest = dict(row.require_service().manifest)
+    spec = row.require_process() if row.has_process else None
+    attached = None if row.has_process else store.attachments.get(row.name)
+    netns = paths.netns_path(row.name) if spec is None else spec.netns or None
+    hostname = row.require_service().hostname if spec is None else spec.hostname
+    status, uptime, process = _status(session, store, row)
     health = _healths(session, store, [row]).get(row.name)
     endpoints = _endpoints(store, row)
     families = store.port_families(row.name)
@@ -272,14 +308,14 @@ def everything(session: Session, store: Store, name: str) -> Service:
         shared_by=tuple(store.sharers(row.name)),
         uptime=uptime,
         process=process,
-        hostname=spec.hostname or (os.uname().nodename if row.mode == "host" else ""),
+        hostname=hostname or (os.uname().nodename if row.mode == "host" else ""),
         names=tuple(store.names(row.name)),
         networks=tuple(endpoint.network for endpoint in endpoints),
         endpoints=endpoints,
         ports=rows((port for _, port in store.ports(row.name)), families),
         forwards=rows(store.forwards(row.name), families),
-        netns=(spec.netns or None) if row.active else None,
-        user=User(spec.uid, spec.gid, spec.user_name),
+        netns=netns if row.active else None,
+        user=None if spec is None else User(spec.uid, spec.gid, spec.user_name),
         enabled=row.enabled,
         manifest_path=row.manifest_path,
         manifest=manifest,
@@ -288,6 +324,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
         logs=paths.log_dir(row.name),
         created_at=time_text(row.created_at) or "",
         activated_at=time_text(row.activated_at),
+        attached=None if attached is None else AttachedTo(*attached[1:5]),
     )
 
 
@@ -296,6 +333,7 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
 
     networks = {network.name: network for network in store.networks()}
     owner = store.service(store.home(row.name)) or row  # the provider of a sharer
+    links = {} if row.has_process else {x.network: x for x in store.attachments.links(row.name)}
     by_network: dict[str, list[str]] = {}
     for name, address in store.addresses(row.name):
         by_network.setdefault(name, []).append(address)
@@ -303,10 +341,11 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
         Endpoint(
             name,
             networks[name].bridge,
-            ", ".join(addresses),
-            ", ".join(subnet.gateway for subnet in networks[name].subnets),
-            names.mac(owner.name, name, store.state_id()),
-            f"eth{position}",
+            tuple(addresses),
+            tuple(subnet.gateway for subnet in networks[name].subnets),
+            (links[name].mac if name in links else "")
+            or names.mac(owner.name, name, store.state_id()),
+            links[name].interface if name in links else f"eth{position}",
             names.veth(owner.name, name, owner.generation) if row.active else None,
             networks[name].mtu,
         )

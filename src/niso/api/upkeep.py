@@ -12,7 +12,7 @@ class Finding(NamedTuple):
     """A difference between kernel and configuration."""
 
     problem: str
-    """missing, foreign, different, dropped or failed"""
+    """missing, foreign, different, gone, dropped or failed"""
     what: str
     """the object"""
     detail: str

@@ -8,6 +8,9 @@ NETNS_DIR = "/run/netns"
 LAB_MARK = "/run/niso-lab"
 STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
 """The default locations of the two folders."""
+POLICY_DIR = "/etc/niso/policies"
+is_command = False
+"""Whether this process is a command of niso, not a program that uses niso as a library."""
 
 
 def state_dir() -> str:
@@ -24,6 +27,11 @@ def run_dir() -> str:
     It has locks/, hosts/, health/ and services/.
     """
     return os.path.abspath(os.environ.get("NISO_RUN_DIR") or RUN_DIR)
+
+
+def policy_dir() -> str:
+    """Return the folder of the administrator's policies for attachments (``NISO_POLICY_DIR``)."""
+    return os.path.abspath(os.environ.get("NISO_POLICY_DIR") or POLICY_DIR)
 
 
 def database() -> str:

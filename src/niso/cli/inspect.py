@@ -46,7 +46,7 @@ def print_lines(args: Args, lines: tuple[ServiceLine, ...]) -> None:
                 else line.status,
                 line.health or "-",
                 line.mode or "-",
-                line.address or "-",
+                ", ".join(line.address) or "-",
                 ", ".join(output.ports_text(line.ports)) or "-",
                 "-" if line.uptime is None else output.duration(line.uptime),
             )

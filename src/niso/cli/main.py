@@ -176,6 +176,10 @@ def _command(arguments: list[str]) -> int:
             "needs root",
             f"sudo niso {' '.join(arguments)}" if _plain(arguments) else "run it with sudo",
         )
+    if command.root:
+        from niso.base import paths
+
+        paths.is_command = True
     return int(module(COMMANDS[name][0]).run(command.name, parsed))
 
 

@@ -9,10 +9,13 @@ from niso.cli import output
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
+    from niso.api.host_attachments import Changed
     from niso.api.host_networks import Network
 
 ABOUT_PACKETS = ("ping", "explain", "stats", "log")
 """Actions of cli/explain.py."""
+ABOUT_FLOWS = ("flows",)
+"""Actions of cli/see.py."""
 
 
 def run(name: str, args: Args) -> int:
@@ -21,6 +24,10 @@ def run(name: str, args: Args) -> int:
         from niso.cli import explain
 
         return explain.run(action, args)
+    if action in ABOUT_FLOWS:
+        from niso.cli import see
+
+        return see.run(action, args)
     return int(globals()[f"_{action}"](connect(), args))
 
 
@@ -79,14 +86,12 @@ def _print_network(network: Network) -> None:
     if not network.services:
         print("  none")
         return
-    widths = [
-        max(len(getattr(member, name)) for member in network.services)
-        for name in ("service", "address")
-    ]
-    for member in network.services:
+    addresses = [", ".join(member.address) for member in network.services]
+    widths = [max(len(member.service) for member in network.services), max(map(len, addresses))]
+    for member, address in zip(network.services, addresses, strict=True):
         ports = ", ".join(output.ports_text(member.ports)) or "none"
         print(
-            f"  {member.service.ljust(widths[0])}  {member.address.ljust(widths[1])}"
+            f"  {member.service.ljust(widths[0])}  {address.ljust(widths[1])}"
             f"  ports: {ports}{'' if member.active else ' (inactive)'}"
         )
 
@@ -124,6 +129,81 @@ def _ports(host: Host, args: Args) -> int:
         for cell, line in zip(cells, lines, strict=True):
             cell.append("; ".join(line.from_ or ()))
     output.table(columns, cells)
+    return 0
+
+
+def _attach(host: Host, args: Args) -> int:
+    from niso.api.host_attachments import AttachRequest
+    from niso.cli.progress import Progress
+
+    with Progress(args) as host.progress:
+        request = AttachRequest(
+            args.name,
+            netns=args.netns,
+            pid=args.pid,
+            new=args.new,
+            networks=args.network,
+            ports=args.port,
+            aliases=args.alias,
+            allow_from=_entries(args.allow_from),
+            deny_from=_entries(args.deny_from) or (),
+            egress_allow=_entries(args.egress_allow),
+            egress_deny=_entries(args.egress_deny) or (),
+            log=args.log,
+            owner=args.owner or "cli",
+            id=args.id or "",
+        )
+        done = host.attachments.attach(request)
+    if args.json:
+        output.as_json(done)
+    else:
+        state = "attached" if done.changed else "unchanged"
+        ports = ", ".join(output.ports_text(done.ports))
+        print(f"{done.service}: {state}  {done.address}{f'  {ports}' if ports else ''}")
+    return 0
+
+
+def _entries(text: str | None) -> list[str] | None:
+    """Return the entries of a policy, which blanks separate; None if there is no such option."""
+    return None if text is None else text.split()
+
+
+def _detach(host: Host, args: Args) -> int:
+    from niso.cli.progress import Progress
+
+    with Progress(args) as host.progress:
+        done = host.attachments.detach(*args.names, id=args.id)
+    return _print_detached(args, done)
+
+
+def _gc(host: Host, args: Args) -> int:
+    from niso.cli.progress import Progress
+
+    valid = None if args.valid is None else args.valid.split()
+    with Progress(args) as host.progress:
+        done = host.attachments.gc(owner=args.owner, valid=valid)
+    return _print_detached(args, done)
+
+
+def _apply(host: Host, args: Args) -> int:
+    from niso.cli.progress import Progress
+
+    with Progress(args) as host.progress:
+        done = host.attachments.apply_policies()
+    if args.json:
+        output.as_json(done)
+    else:
+        for each in done:
+            print(f"{each.service}: {'changed' if each.changed else 'unchanged'}")
+    return 0
+
+
+def _print_detached(args: Args, done: tuple[Changed, ...]) -> int:
+    if args.json:
+        output.as_json(done)
+        return 0
+    for each in done:
+        print(f"{each.service}: {'detached' if each.changed else 'not attached'}")
     return 0
 
 

@@ -99,4 +99,4 @@ def print_outcomes(args: Args, outcomes: tuple[Outcome, ...]) -> None:
         state = "completed" if result.completed else state
         ports = ", ".join(output.ports_text(result.ports))
         shown = f"  ports: {ports}" if ports else ""
-        print(f"{result.service}: {state}  {result.address}{shown}".rstrip())
+        print(f"{result.service}: {state}  {', '.join(result.address)}{shown}".rstrip())

@@ -23,11 +23,11 @@ from niso.plan.records import Port
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.runtime import package
 from niso.services import sharing, start
-from niso.services.admit import Change, record, release, scope_of
+from niso.services.admit import Change, Target, record, release, scope_of
 from niso.services.concern import concerned
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
-from niso.services.targets import Target, apart, still_so
+from niso.services.targets import apart, still_so
 from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
@@ -233,10 +233,10 @@ def _recorded(
 ) -> list[Change]:
     store = machine.store
     if stack is not None:
-        from niso.services import stacks, stop
+        from niso.services import stacks, withdraw
 
         stacks.prepare(machine, stack, copies)
-        stop.go(machine, leaving)
+        withdraw.go(machine, leaving)
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))

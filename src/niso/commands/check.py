@@ -195,13 +195,31 @@ def left_running(machine: Machine) -> list[str]:
     return running
 
 
+def _gone(machine: Machine, active: list[str]) -> list[Finding]:
+    """Return a finding for each of these attachments whose namespace has ended."""
+    from niso.services import attachments
+
+    store = machine.store
+    return [
+        Finding(
+            "gone",
+            f"attachment {name!r}{f' ({attachments.shown(attached)})' if attached else ''}",
+            "its network namespace has ended",
+        )
+        for name in attachments.gone(machine.kernel, store, active)
+        for attached in (store.attachments.get(name),)
+        if store.intent(name) is None
+    ]
+
+
 def _processes(machine: Machine, active: list[str]) -> list[Finding]:
     store, defects = machine.store, []
+    defects += _gone(machine, active)
     for name in active:
         if store.intent(name) is not None:  # a command is changing it
             continue
         row = store.service(name)
-        if row is None:  # it was removed meanwhile
+        if row is None or not row.has_process:  # it was removed meanwhile, or is an attachment
             continue
         defects += of_sources(row)
         process = of_service(machine.processes, row)

@@ -10,6 +10,7 @@ from niso.base.report import (
     Command,
     CopyingPackage,
     Event,
+    Forgetting,
     RepairingStore,
     Report,
     ShowingHosts,
@@ -29,7 +30,7 @@ from niso.runtime import package
 from niso.runtime.contents import Contents
 from niso.runtime.defects import BLIND, UNKNOWN, of_package, of_service
 from niso.runtime.processes import Processes
-from niso.services import journal, rehost
+from niso.services import attachments, journal, rehost
 from niso.services.machine import Machine
 from niso.store.store import ALL, ServiceRow
 
@@ -57,8 +58,12 @@ def plan_repair(machine: Machine, report: Report) -> None:
             and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)
         ):
             report(step)
+    for name in attachments.gone(kernel, store):
+        report(Forgetting(name))
     for name in store.active_services():
         row = store.service(name)
+        if row is not None and not row.has_process:
+            continue
         if row is not None and of_package(row) is not None:
             report(CopyingPackage(row.folder))
         finding = of_service(processes, row) if row is not None else None
@@ -82,6 +87,7 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
     done += _recover(machine, report, errors)
     with Lock():
         done += _repair_kernel(machine, report, errors)
+    done += _forget_gone(machine, report, errors)
     for name in store.active_services():
         with journal.locked(store, [name]):
             # a command that failed meanwhile has left its change to recovery
@@ -147,7 +153,7 @@ def _repair_process(machine: Machine, name: str, report: Report, errors: list[Er
     Return the number of repairs. Failures go to ``errors``.
     """
     processes, row = machine.processes, machine.store.service(name)
-    if row is None or not row.active:
+    if row is None or not row.active or not row.has_process:
         return 0
     done = 0
     try:
@@ -168,6 +174,21 @@ def _repair_process(machine: Machine, name: str, report: Report, errors: list[Er
     except Error as error:
         errors.append(error)
     return done + 1
+
+
+def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
+    """Forget the attachments whose namespace has ended; return the number of repairs.
+
+    Failures go to ``errors``.
+    """
+    done = 0
+    for name in attachments.gone(machine.kernel, machine.store):
+        report(Forgetting(name))
+        try:
+            done += attachments.detach(machine, name, report=report)
+        except Error as error:
+            errors.append(error)
+    return done
 
 
 def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) -> int:

@@ -18,10 +18,10 @@ from niso.manifest import stack_order, stack_prefix
 from niso.manifest.stack_file import Stack
 from niso.runtime import volumes
 from niso.services import journal, networks, stacks, start, targets
+from niso.services.admit import Target
 from niso.services.machine import Machine
 from niso.services.networks import NetworkRequest
 from niso.services.stacks import Membership
-from niso.services.targets import Target
 from niso.store.store import Store
 
 
@@ -86,7 +86,8 @@ def up(
     left = [name for name in store.stack_members(stack.name) if name not in names]
     on = {network for target in wanted for network in target.spec.networks}
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
-    made = [request.name for request in requests if store.network(request.name) is None]
+    known = (*stack.networks, *sorted(on - {*stack.networks}))
+    made = [name for name in known if name in on and store.network(name) is None]
     after = {member.name: member.after for member in stack.members if member.after}
     joins = Membership(
         stack.name,

@@ -69,7 +69,11 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
 
 def damaged(store: Store) -> list[ServiceRow]:
     """Return the services whose manifest or process spec in the store is unreadable."""
-    return [row for row in store.services() if row.service is None or row.process is None]
+    return [
+        row
+        for row in store.services()
+        if row.service is None or (row.has_process and row.process is None)
+    ]
 
 
 def repair_row(processes: Processes, store: Store, row: ServiceRow) -> None:
@@ -185,7 +189,9 @@ def _lease_again(
     ]
     if not lost or not row.active:
         return
-    there = kernel.addresses_in(names.netns(row.name), f"eth{position}")
+    links = {link.network: link for link in store.attachments.links(row.name)}
+    inner = links[network].interface if network in links else f"eth{position}"
+    there = kernel.addresses_in(names.netns(row.name), inner)
     on_link = [ipaddress.ip_interface(text).ip for text in there]
     for subnet in lost:
         prefix = ipaddress.ip_network(subnet.cidr)

@@ -17,6 +17,7 @@ from niso.kernel import nft_sets, nft_tables
 from niso.kernel.interface import Kernel
 from niso.kernel.kinds.element import NftTransaction
 from niso.kernel.kinds.kind import Step
+from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
 from niso.plan import nft
 from niso.reconcile import forwarding
@@ -124,10 +125,16 @@ def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
 
 
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
-    """Yield all namespaces, links and routing rules with niso's mark, in removal order."""
+    """Yield all namespaces, links and routing rules with niso's mark, in removal order.
+
+    Of a namespace that others made, the name in /run/netns is niso's.
+    """
     for name, mark in kernel.marked_netns().items():
         step = Step("delete", Netns(name, mark))
         yield _Thing(Command(step.describe()), partial(kernel.write, [step]))
+    for name in kernel.marked_names():
+        unnamed = Step("delete", Named(name, "", 0))
+        yield _Thing(Command(unnamed.describe()), partial(kernel.write, [unnamed]))
     for name in links:
         yield _Thing(Command(f"ip link delete {name}"), partial(kernel.end_links, [name]))
     for rule in kernel.marked_rules():

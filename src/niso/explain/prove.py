@@ -67,6 +67,12 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
             raise Error(f"{end.name} is not active", f"niso activate {end.name}")
     from_, to = sender.service, receiver.service
     world = read_world(kernel, store)
+    for name in (from_, to):
+        if not world.services[name].active:
+            raise Error(
+                f"{name} is not attached any longer: its network namespace has ended",
+                "niso net repair forgets it",
+            )
     networks = [
         {endpoint.network for endpoint in world.services[name].endpoints} for name in (from_, to)
     ]

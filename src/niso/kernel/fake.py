@@ -23,6 +23,7 @@ from collections.abc import Callable, Container, Iterable
 from niso.base.errors import Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
+from niso.kernel.fake_engines import FakeEngines
 from niso.kernel.fake_host import FakeHost
 from niso.kernel.fake_tables import FakeTables, refuse_unless
 from niso.kernel.kinds import order
@@ -32,6 +33,7 @@ from niso.kernel.kinds.element import NftTransaction
 from niso.kernel.kinds.hosts_file import HostsEdit, HostsFile
 from niso.kernel.kinds.hosts_line import HostsLine
 from niso.kernel.kinds.kind import Step, kind_of
+from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.route import Route
 from niso.kernel.kinds.routing_rule import RoutingRule
@@ -53,7 +55,7 @@ _LONGEST_NAME = 15  # IFNAMSIZ - 1
 _FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")
 
 
-class Fake(FakeTables, FakeHost):
+class Fake(FakeTables, FakeHost, FakeEngines):
     """A `niso.kernel.interface.Kernel` without a kernel.
 
     ``strict`` also refuses what the real one accepts without effect, such as deleting a missing
@@ -64,6 +66,7 @@ class Fake(FakeTables, FakeHost):
     def __init__(self, strict: bool = False) -> None:
         FakeTables.__init__(self, strict)
         FakeHost.__init__(self)
+        FakeEngines.__init__(self)
         self.fail: Callable[[AnyStep], int] = lambda step: 0
         self.done: list[str] = []  # descriptions of the executed steps
         self.bridges: dict[str, Bridge] = {}
@@ -91,6 +94,7 @@ class Fake(FakeTables, FakeHost):
                 *self.elements.values(),
                 *self.bridges.values(),
                 *self.netns.values(),
+                *self.present_names(),
                 *(
                     thing._replace(value=self.sysctls.get((thing.netns, thing.name), "kernel's"))
                     for thing in want[Sysctl]
@@ -124,6 +128,7 @@ class Fake(FakeTables, FakeHost):
             for link in kind.links(thing)
         }
         names = {thing.name for thing in candidates[Netns]}
+        names |= {thing.name for thing in candidates[Named] if self.is_space(thing.name)}
 
         def is_asked(thing: Any) -> bool:
             kind = kind_of(thing)
@@ -249,6 +254,7 @@ class Fake(FakeTables, FakeHost):
         writers: dict[type, Callable[[Step[Any], Any], None]] = {
             Bridge: self._bridge,
             Netns: self._netns,
+            Named: self._name,
             Veth: self._veth,
             Address: self._address,
             Route: self._route,
@@ -266,7 +272,7 @@ class Fake(FakeTables, FakeHost):
             and any(
                 isinstance(other, Step)
                 and other.action == "delete"
-                and isinstance(other.thing, Netns)
+                and isinstance(other.thing, Netns | Named)
                 and other.thing.name == step.thing.netns
                 for other in steps
             )
@@ -294,6 +300,7 @@ class Fake(FakeTables, FakeHost):
 
     def _places(self) -> set[str]:
         things: list[Any] = [*self.bridges.values(), *self.netns.values(), *self.veths.values()]
+        things += self.named.values()
         names = {f"link //{name}" for name in (*self.veths, *self.foreign_links)}
         return {kind_of(thing).place(thing) for thing in things} | names | {"netns "}
 
@@ -360,7 +367,7 @@ class Fake(FakeTables, FakeHost):
                 self.lose_veth(veth.name)
             return
         if step.action == "add":
-            refuse_unless(veth.netns in self.netns, errno.ENOENT, veth)
+            refuse_unless(self.is_space(veth.netns), errno.ENOENT, veth)
         refuse_unless(veth.bridge in self.bridges, errno.ENODEV, veth)
         if step.action == "add":
             self._check_new(veth.name)
@@ -412,7 +419,7 @@ class Fake(FakeTables, FakeHost):
     # --- addresses, routes, sysctls, files ---
 
     def _address(self, step: Step[Address], address: Address) -> None:
-        refuse_unless(not address.netns or address.netns in self.netns, errno.ENOENT, address)
+        refuse_unless(not address.netns or self.is_space(address.netns), errno.ENOENT, address)
         has_link = self._has_link(address.netns, address.link)
         if step.action != "delete":
             refuse_unless(has_link, errno.ENODEV, address)
@@ -444,7 +451,7 @@ class Fake(FakeTables, FakeHost):
             }
 
     def _route(self, step: Step[Route], route: Route) -> None:
-        refuse_unless(not route.netns or route.netns in self.netns, errno.ENOENT, route)
+        refuse_unless(not route.netns or self.is_space(route.netns), errno.ENOENT, route)
         key = (route.netns, route.destination)
         present = self.routes.get(key)
         if step.action == "delete":
@@ -467,7 +474,7 @@ class Fake(FakeTables, FakeHost):
         self.routes[key] = route
 
     def _has_sysctl(self, sysctl: Sysctl) -> bool:
-        if sysctl.netns and sysctl.netns not in self.netns:
+        if sysctl.netns and not self.is_space(sysctl.netns):
             return False
         link = sysctl.name.split("/")[3] if "/conf/" in sysctl.name else "all"
         return link in ("all", "default") or self._has_link(sysctl.netns, link)

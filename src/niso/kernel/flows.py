@@ -81,6 +81,27 @@ class Tracked(NamedTuple):
     handle: bytes
 
 
+class Open(NamedTuple):
+    """An open flow from ``source``, to ``destination`` and ``port`` after DNAT.
+
+    A TCP connection is established; for other protocols there was an answer.
+    """
+
+    proto: str
+    source: str
+    source_port: int
+    destination: str
+    port: int
+
+
+def opened() -> list[Open]:
+    """Return the open flows of TCP, UDP and SCTP that are tracked. Raises KernelError."""
+    with netlink.Netfilter() as kernel:
+        return kernel.dump(
+            "list conntrack entries", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _open, _ABSENT
+        )
+
+
 def tracked() -> list[Tracked]:
     """Return all flows. Raises KernelError."""
     with netlink.Netfilter() as kernel:
@@ -139,6 +160,22 @@ def _parse(body: bytes) -> tuple[Flow, set[str]]:
     tail = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
     handle = nfgenmsg(family) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + tail
     return Flow(from_, back_from, port, proto, handle), {from_, to, back_from, back_to}
+
+
+def _open(body: bytes) -> Open | None:
+    entry = attributes(body, 4)
+    flow, _ = _parse(body)
+    if flow.port is None:
+        return None
+    if flow.proto == "tcp":
+        tcp = attributes(attributes(entry.get(_PROTOINFO, b"")).get(_PROTOINFO_TCP, b""))
+        if tcp.get(_TCP_STATE) != bytes([_ESTABLISHED]):
+            return None
+    elif not int.from_bytes(entry.get(_STATUS, b""), "big") & _SEEN_REPLY:
+        return None
+    ports = attributes(attributes(entry[_TUPLE_ORIG])[_TUPLE_PROTO])
+    own = int.from_bytes(ports[_SRC_PORT], "big")
+    return Open(flow.proto, flow.source, own, flow.destination, flow.port)
 
 
 def _whole(body: bytes) -> Tracked:

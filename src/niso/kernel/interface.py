@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from niso.kernel.kinds.kind import AnyStep
     from niso.kernel.kinds.routing_rule import RoutingRule
     from niso.kernel.neighbours import Table
+    from niso.kernel.outside import Outside
     from niso.kernel.sockdiag import Connection, Listener
     from niso.kernel.state import State
 else:
@@ -108,6 +109,12 @@ class Kernel(Protocol):
     def marked_rules(self) -> list[RoutingRule]:
         """Return routing rules of the host with niso's mark. Raises KernelError."""
 
+    def marked_names(self) -> list[str]:
+        """Return names of attached namespaces that lead nowhere or to an end of a marked pair.
+
+        Raises KernelError.
+        """
+
     def clear_hosts(self) -> None:
         """Remove all hosts files of this run folder."""
 
@@ -123,6 +130,18 @@ class Kernel(Protocol):
 
     def has_netns(self, name: str) -> bool:
         """Return whether a network namespace has this name. Raises KernelError."""
+
+    def cookie_at(self, path: str) -> int | None:
+        """Return the cookie of the network namespace at ``path``; None if there is none.
+
+        Raises KernelError.
+        """
+
+    def look_at(self, path: str) -> Outside | None:
+        """Return the network namespace at ``path``, whoever made it; None if there is none.
+
+        Raises KernelError.
+        """
 
     def clear_unfinished(self, name: str) -> None:
         """Remove leftovers of an interrupted creation of this namespace; no-op if there are none.

@@ -11,16 +11,24 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
+import sys
+from contextlib import suppress
 from fcntl import ioctl
 
 from niso.base import failpoint, paths
 from niso.base.errors import KernelError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.netlink import refused
 from niso.kernel.rtnetlink import Rtnl
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
 _MNT_DETACH = 2
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _OWN = "/proc/thread-self/ns/net"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -140,16 +148,29 @@ def exists(name: str) -> bool:
 
     A plain file, the leftover of an interrupted `create`, does not count.
     """
-    try:
-        fd = os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise refused(f"open network namespace '{name}'", error.errno or 0) from error
-    try:
-        return _is_namespace(fd)
-    finally:
+    fd = _open(_path(name), name)
+    if fd is not None:
         os.close(fd)
+    return fd is not None
+
+
+def _open(path: str, name: str) -> int | None:
+    """Return a descriptor of the namespace at ``path``; None if there is none.
+
+    Raises KernelError, which calls it ``name``.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ESRCH:  # /proc/PID/ns/net of a process that has ended
+            return None
+        raise refused(f"open network namespace '{name}'", error.errno or 0) from error
+    if _is_namespace(fd):
+        return fd
+    os.close(fd)
+    return None
 
 
 def _is_namespace(fd: int) -> bool:
@@ -165,15 +186,16 @@ def identity(name: str) -> tuple[int, int]:
 
     Raises KernelError.
     """
+    path, pin = _path(name), _pins.get(name)
     try:
-        status = os.stat(_path(name))
+        status = os.stat(path) if pin is None else os.fstat(pin)
     except OSError as error:
         raise refused(f"open network namespace '{name}'", error.errno or 0) from error
     return status.st_dev, status.st_ino
 
 
 def names() -> list[str]:
-    """Return all named network namespaces, sorted, including foreign ones."""
+    """Return all named network namespaces, sorted, including foreign ones and symlinks to some."""
     try:
         files = os.listdir(paths.NETNS_DIR)
     except FileNotFoundError:
@@ -188,14 +210,144 @@ def open_fd(name: str) -> int:
 
     The caller closes it. Raises KernelError.
     """
-    try:
-        fd = os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise refused(f"open network namespace '{name}'", error.errno or 0) from error
-    if not _is_namespace(fd):
-        os.close(fd)
+    path = _path(name)
+    if name in _pins:
+        return os.dup(_pins[name])
+    fd = _open(path, name)
+    if fd is None:
         raise refused(f"open network namespace '{name}'", errno.ENOENT)
     return fd
+
+
+# --- namespaces that others made -------------------------------------------------------------
+
+_pins: dict[str, int] = {}
+"""Name -> a descriptor of the namespace that it stands for while an operation lasts.
+
+A path like /proc/PID/ns/net may lead elsewhere a moment later, when the pid is used again.
+"""
+
+
+def cookie_at(path: str) -> int | None:
+    """Return the cookie of the namespace at ``path``; None if there is none.
+
+    No two namespaces of one boot have the same (SO_NETNS_COOKIE, net/core/sock.c).
+    Raises KernelError.
+    """
+    fd = _open(path, path)
+    if fd is None:
+        return None
+    try:
+        return _cookie(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _cookie(fd: int, name: str) -> int:
+    with Elsewhere(name, f"/proc/self/fd/{fd}"):
+        return own_cookie()
+
+
+def own_cookie() -> int:
+    """Return the cookie of the caller's namespace. Raises KernelError."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+            value = any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError as error:
+        raise refused("read the cookie of a network namespace", error.errno or 0) from error
+    return int.from_bytes(value, sys.byteorder)
+
+
+def target(name: str) -> str | None:
+    """Return where the symlink ``name`` leads; "" if it is no symlink, None if there is nothing."""
+    try:
+        return os.readlink(_path(name))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return ""
+        raise refused(f"read the name '{name}'", error.errno or 0) from error
+
+
+def symlinks() -> list[str]:
+    """Return the names that are symlinks and begin as niso's do, whether they lead anywhere."""
+    try:
+        files = os.listdir(paths.NETNS_DIR)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise refused(f"list {paths.NETNS_DIR}", error.errno or 0) from error
+    return sorted(name for name in files if name.startswith("niso-") and target(name))
+
+
+def pin(name: str, path: str, cookies: Collection[int]) -> int:
+    """Let ``name`` stand for the namespace at ``path``, if its cookie is one of these.
+
+    It does so until `unpin`.
+    Return the cookie of the namespace at ``path``, 0 if there is none. Raises KernelError.
+    """
+    fd = _open(path, path)
+    if fd is None:
+        _let_go(name)
+        return 0
+    try:
+        cookie = _cookie(fd, path)
+        _let_go(name)
+        if cookie in cookies:
+            _pins[name] = os.dup(fd)
+        return cookie
+    finally:
+        os.close(fd)
+
+
+def unpin() -> None:
+    """Let every name stand for what it leads to: a descriptor would keep a namespace alive."""
+    for name in list(_pins):
+        _let_go(name)
+
+
+def _let_go(name: str) -> None:
+    if name in _pins:
+        os.close(_pins.pop(name))
+
+
+def link(name: str, path: str) -> None:
+    """Make ``name`` a symlink to ``path``, in one step where it is one already.
+
+    It keeps nothing alive. Raises KernelError (EEXIST if the name is no symlink).
+    """
+    there = _path(name)
+    what = f"name the network namespace {path} '{name}'"
+    if target(name) == "":
+        raise refused(what, errno.EEXIST)
+    draft = os.path.join(paths.NETNS_DIR, f".{name}")
+    try:
+        _make_directory()
+        failpoint.hit(what)
+        with suppress(FileNotFoundError):
+            os.unlink(draft)  # of a command that was killed
+        os.symlink(path, draft)
+        os.rename(draft, there)
+    except OSError as error:
+        raise refused(what, error.errno or 0) from error
+
+
+def unlink(name: str) -> None:
+    """Remove the symlink ``name``; no-op if there is none. What it leads to stays.
+
+    Raises KernelError.
+    """
+    what = f"remove the name '{name}'"
+    try:
+        failpoint.hit(what)
+        if target(name):
+            os.unlink(_path(name))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise refused(what, error.errno or 0) from error
+    _let_go(name)
 
 
 def inside(name: str) -> Elsewhere:

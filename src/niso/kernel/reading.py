@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from niso.kernel.interface import Foreign
-    from niso.kernel.kinds.kind import Thing
+    from niso.kernel.kinds.kind import Kind, Thing
     from niso.kernel.rtnetlink import Rtnl
     from niso.kernel.rtnl_records import Link, LinkAddress, LinkRoute
     from niso.kernel.rtnl_sockets import Sockets
@@ -36,7 +36,11 @@ class Space:
         self.reading = reading
         self.name = name
         self.is_open = not name
-        """Whether it exists and is niso's; known once the namespace kind has been read."""
+        """Whether it exists and is niso's; known once its kind of namespace has been read."""
+        self.is_foreign = False
+        """Whether its name belongs to something that is not niso's."""
+        self.is_of_others = False
+        """Whether others made it: then only the candidates in it are niso's."""
         self._things = things
         self._links: dict[str, Link | None] = {}
         self._addresses: dict[int, list[LinkAddress]] = {}
@@ -89,7 +93,7 @@ class Space:
             for thing in self.things(kind.thing)
             for name in kind.links(thing)
         }
-        if self.reading.everything:
+        if self.reading.everything and not self.is_of_others:
             alias = self.reading.alias
             names |= {
                 link.name
@@ -168,12 +172,25 @@ class Reading:
                     self._present[kind.thing] = set(candidates[kind.thing])
                 elif space.is_open or kind.reads_closed_spaces:
                     present = kind.read(space, space.things(kind.thing))
+                    if space.is_of_others:
+                        present = _asked(kind, present, space.things(kind.thing))
                     self._present.setdefault(kind.thing, set()).update(present)
         if self.everything:
             self.inner_spaces = [space for space in self.inner_spaces if space.is_open]
             for kind in order.KINDS:
                 self._present[kind.thing].update(kind.left_over(self))
         return State.of_kinds(lambda kind: self._present.get(kind.thing, ()))
+
+
+def _asked(kind: Kind[Any], present: Iterable[Any], things: Collection[Any]) -> list[Any]:
+    """Return the things that are candidates, on the links where they are candidates."""
+    keys = {(thing.key(), kind.links(thing)) for thing in things}
+    by_name = {thing.key() for thing in things if not kind.is_read_by_link}
+    return [
+        thing
+        for thing in present
+        if thing.key() in by_name or (thing.key(), kind.links(thing)) in keys
+    ]
 
 
 def read(

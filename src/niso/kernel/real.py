@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from niso.kernel.kinds.kind import AnyStep
     from niso.kernel.kinds.routing_rule import RoutingRule
     from niso.kernel.neighbours import Table
+    from niso.kernel.outside import Outside
     from niso.kernel.sockdiag import Connection, Listener
 
 
@@ -103,11 +104,21 @@ class Real:
     def marked_netns(self) -> dict[str, str]:
         marked = {}
         for name in netns.names():
+            if netns.target(name):  # a symlink to a namespace that has its name elsewhere
+                continue
             with netns.inside(name), Rtnl() as rtnl:
                 lo = rtnl.link("lo")
             if lo is not None and is_marked(lo.alias):
                 marked[name] = lo.alias
         return marked
+
+    def marked_names(self) -> list[str]:
+        from niso.kernel import outside
+
+        with self:
+            links = self._sockets.here().links()
+        marked = {(link.peer_index, link.index) for link in links if is_marked(link.alias)}
+        return outside.dead_names(marked)
 
     def clear_hosts(self) -> None:
         import shutil
@@ -126,6 +137,14 @@ class Real:
 
     def has_netns(self, name: str) -> bool:
         return netns.exists(name)
+
+    def cookie_at(self, path: str) -> int | None:
+        return netns.cookie_at(path)
+
+    def look_at(self, path: str) -> Outside | None:
+        from niso.kernel import outside
+
+        return outside.look(path)
 
     def clear_unfinished(self, name: str) -> None:
         netns.clear_unfinished(name)

@@ -30,6 +30,7 @@ class Sockets:
         for rtnl in (self._here, *(rtnl for rtnl, _ in self._inside.values())):
             if rtnl is not None:
                 rtnl.close()
+        netns.unpin()
 
     def here(self) -> Rtnl:
         """Return a socket in the namespace of the first caller. Raises KernelError."""

@@ -9,6 +9,7 @@ from niso.base import failpoint
 from niso.base.errors import Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.kinds.kind import Step
+from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.veth import delete_links
 from niso.kernel.rtnetlink import Rtnl
@@ -45,7 +46,7 @@ class Writer:
             if ending is not None
             and isinstance(step, Step)
             and step.action == "delete"
-            and isinstance(step.thing, Netns)
+            and isinstance(step.thing, Netns | Named)
         }
 
     def rtnl(self, netns: str) -> Rtnl:

@@ -18,6 +18,7 @@ from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.hosts_file import HostsFile
 from niso.kernel.kinds.hosts_line import HostsLine
 from niso.kernel.kinds.kind import Thing
+from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.route import Route
 from niso.kernel.kinds.routing_rule import RoutingRule
@@ -92,21 +93,27 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
     """Yield a namespace with a veth pair, addresses and routes for each network of the service."""
     alias = names.alias(snapshot.state_id)
     netns = names.netns(service.name)
-    yield Netns(netns, alias)
-    yield from _service_sysctls(netns, [networks[e.network] for e in service.endpoints])
+    if service.outside is not None:
+        yield Named(netns, *service.outside)
+    else:
+        yield Netns(netns, alias)
+        yield from _service_sysctls(netns, [networks[e.network] for e in service.endpoints])
     own: list[tuple[str, str]] = []  # (address, gateway of its network)
     for position, endpoint in enumerate(service.endpoints):
         network = networks[endpoint.network]
         host_end = names.veth(service.name, network.name, service.generation)
-        mac = names.mac(service.name, network.name, snapshot.state_id)
-        inner = f"eth{position}"
+        mac = endpoint.mac or names.mac(service.name, network.name, snapshot.state_id)
+        inner = endpoint.interface or f"eth{position}"
+        routes = position == 0 if endpoint.routes is None else endpoint.routes
+        if service.outside is not None:
+            yield from _link_sysctls(netns, inner, network)
         link = (network.mtu, network.bridge, service.publishes, alias)
         yield Veth(host_end, netns, inner, mac, *link)
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             own.append((address, subnet.gateway))
             length = subnet.cidr.rpartition("/")[2]
             yield Address(netns, inner, f"{address}/{length}")
-            if position == 0:
+            if routes:
                 everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                 yield Route(netns, everywhere, subnet.gateway, inner)
         pairs = [
@@ -176,6 +183,20 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
     return sysctls
 
 
+def _link_sysctls(netns: str, link: str, network: Network) -> Iterator[Sysctl]:
+    """Yield the sysctls of niso's link in a namespace that others made.
+
+    They do for the link what `_service_sysctls` does for all links of niso's own namespaces.
+    """
+    yield Sysctl(netns, f"net/ipv4/conf/{link}/promote_secondaries", "1")
+    if any(subnet.family == 6 for subnet in network.subnets):
+        yield Sysctl(netns, f"net/ipv6/conf/{link}/addr_gen_mode", "1")
+        yield Sysctl(netns, f"net/ipv6/conf/{link}/accept_ra", "0")
+        yield Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "0")
+    else:
+        yield Sysctl(netns, f"net/ipv6/conf/{link}/disable_ipv6", "1")
+
+
 def _hosts_files(snapshot: Snapshot) -> list[HostsFile]:
     own = [
         HostsFile(names.own_hosts_folder(service.name))
@@ -239,7 +260,7 @@ def _services_lines(reader: _Reader, services: Iterable[Service]) -> Iterator[Ho
     for service in services:
         by_network = {endpoint.network: endpoint.addresses for endpoint in service.endpoints}
         shared = next((at for at, on in enumerate(reader.networks) if on in by_network), None)
-        if service.mode == "bridge" and shared is not None:
+        if service.mode in ("bridge", "attached") and shared is not None:
             listed.append((shared, service, by_network[reader.networks[shared]]))
     first = {name: -1 for name, _ in reader.extra}
     for at, service, _ in listed:

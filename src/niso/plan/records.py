@@ -164,6 +164,9 @@ class Healthcheck(NamedTuple):
 class Endpoint(NamedTuple):
     network: str
     addresses: tuple[str, ...]  # one per subnet of the network
+    interface: str = ""  # inside; "": eth<position>
+    mac: str = ""  # inside; "": derived from the names
+    routes: bool | None = None  # whether the default route leads here; None: on the first network
 
 
 class Limits(NamedTuple):
@@ -187,9 +190,10 @@ class Service(NamedTuple):
     ports: tuple[Port, ...]
     names: tuple[str, ...]  # hostname first
     publishes: bool = False  # it has ports, in scope or not, or a sharer of its namespace has
-    mode: str = "bridge"  # or host, none, share: share has its provider's endpoints and names
+    mode: str = "bridge"  # or host, none, share, attached: share has its provider's endpoints
     limits: Limits = LIMITS
     extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
+    outside: tuple[str, int] | None = None  # path and cookie of a namespace that others made
 
 
 class Snapshot(NamedTuple):

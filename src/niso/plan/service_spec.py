@@ -64,7 +64,7 @@ class ServiceSpec(NamedTuple):
     pids_limit: int | None
     healthcheck: Healthcheck | None
     volumes: tuple[Volume, ...]
-    mode: Literal["bridge", "host", "none", "share"]
+    mode: Literal["bridge", "host", "none", "share", "attached"]  # attached: no process of niso's
     share: str | None  # with mode share: the service whose namespace it joins
     networks: tuple[str, ...]  # the n-th is eth<n>, the first has the default route; mode bridge
     addresses: Mapping[str, str]  # network to static address

@@ -19,6 +19,8 @@ from niso.kernel.interface import Foreign, Kernel
 from niso.kernel.kinds import order
 from niso.kernel.kinds.element import Element, NftTransaction
 from niso.kernel.kinds.hosts_file import HostsEdit
+from niso.kernel.kinds.kind import kind_of
+from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.ruleset import Ruleset
 from niso.kernel.state import State
@@ -27,7 +29,7 @@ from niso.plan.records import Snapshot
 from niso.store.store import ALL, Scope, Store
 
 if TYPE_CHECKING:
-    from niso.kernel.kinds.kind import AnyStep
+    from niso.kernel.kinds.kind import AnyStep, Thing
 
 
 class Plan(NamedTuple):
@@ -49,7 +51,7 @@ def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bo
     Raises KernelError, and Conflict if a foreign object has a needed name.
     """
     snapshot = store.snapshot(scope)
-    want = _possible(kernel, _desired(snapshot), before)
+    want, _ = _living(kernel, _possible(kernel, _desired(snapshot), before))
     candidates = want | before
     known = {element.key() for element in before[Element]} if trusting else set()
     unread = frozenset(
@@ -124,7 +126,8 @@ def carry_out(
                 return carry_out(kernel, store, again, report)
         touched = touched.replace(Ruleset, want[Ruleset])
         taken = any(step.kind.is_transactional for step in steps)
-        have = kernel.read(touched, alias(store.state_id()), taken=taken)
+        # in a namespace of others, only the addresses that are asked for are read
+        have = kernel.read(touched | want, alias(store.state_id()), taken=taken)
     left = _left(want, touched, have)
     if left:
         raise KernelError(
@@ -156,7 +159,8 @@ def _touched(steps: list[AnyStep], candidates: State) -> State:
     things = [thing for step in steps for thing in step.things()]
     touched = State(things)
     inside = {kind.space(thing) for kind in order.KINDS for thing in touched[kind.thing]}
-    return touched | State(netns for netns in candidates[Netns] if netns.name in inside)
+    made = State(space for space in candidates[Netns] if space.name in inside)
+    return touched | made | State(space for space in candidates[Named] if space.name in inside)
 
 
 def _of(want: State, touched: State) -> State:
@@ -209,6 +213,20 @@ def _possible(kernel: Kernel, want: State, before: State | None = None) -> State
     return State.of_kinds(lambda kind: kind.possible(want, before, kernel.sysctl))
 
 
+def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
+    """Return ``want`` without the namespaces of others that have ended, and their names.
+
+    What is in them is left out too. What the rules say about their addresses stays, since an
+    address belongs to its attachment until that is forgotten.
+    """
+    ended = frozenset(
+        named.name for named in want[Named] if kernel.cookie_at(named.target) != named.cookie
+    )
+    if not ended:
+        return want, ended
+    return State(thing for thing in want if not _in(thing, ended)), ended
+
+
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:
     """Return whether objects outside this scope are lost too.
 
@@ -228,10 +246,18 @@ def compare(kernel: Kernel, store: Store) -> tuple[list[AnyStep], State, State, 
     are in neither state.
     """
     foreign: Foreign = {}
-    want = desired_now(kernel, store, ALL)
+    every = desired_now(kernel, store, ALL)
+    want, ended = _living(kernel, every)
     have = kernel.read_all(want, alias(store.state_id()), foreign)
+    if ended:  # what is left of them goes when their attachment is forgotten
+        going = {(type(thing), thing.key()) for thing in every if _in(thing, ended)}
+        have = State(thing for thing in have if (type(thing), thing.key()) not in going)
     want, have = without_foreign((want, have), set(foreign))
     return diff(want, have), want, have, foreign
+
+
+def _in(thing: Thing, spaces: Container[str]) -> bool:
+    return kind_of(thing).space(thing) in spaces
 
 
 def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnyStep]:

@@ -35,7 +35,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
             ),
             policy=store.policy_now(row.name) or Policy(),
             ports=tuple(store.ports_there(row.name)),
-            active=row.active,
+            active=row.active and (row.has_process or _lives(kernel, store, row.name)),
             sharers=tuple(
                 (port, sharer)
                 for sharer in store.sharers(row.name)
@@ -48,4 +48,12 @@ def read_world(kernel: Kernel, store: Store) -> World:
     closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
     return World(
         services, {network.name: network for network in store.networks()}, host, closed, wires
+    )
+
+
+def _lives(kernel: Kernel, store: Store, name: str) -> bool:
+    """Return whether the namespace of an attachment has not ended."""
+    attached = store.attachments.get(name)
+    return attached is not None and (
+        not attached.netns or kernel.cookie_at(attached.netns) == attached.cookie
     )

@@ -7,22 +7,36 @@ import time
 from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import link_prefix, veth
-from niso.kernel import host_facts
-from niso.plan.process_spec import ProcessSpec, Secret
 from niso.plan.records import Peer, Policy, Port
 from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
-from niso.runtime import sources, volumes
 from niso.services import ports as portmap
-from niso.services import rehost, sharing, targets
 from niso.services.concern import concerned
 from niso.services.machine import Machine
-from niso.services.targets import Target
 from niso.store import leases, specs
 from niso.store.policy_rows import Name
 from niso.store.store import Scope, ServiceRow, Store
+
+if TYPE_CHECKING:
+    from niso.runtime.contents import Contents
+    from niso.store.attached_rows import Attached, Link
+
+
+class Target(NamedTuple):
+    """Describe a service to activate: its manifest and the location of its files."""
+
+    name: str
+    spec: ServiceSpec
+    manifest_path: str
+    folder: str  # the package to copy, or the copy itself if only the store knows the service
+    rootfs: str | None
+    fingerprint: str | None  # None: ``folder`` is already the copy
+    contents: Contents | None = None  # with a fingerprint: the digests that it was made of
+    replace: bool = False  # take over a service of this name from another folder
+    attached: Attached | None = None  # an attachment has no files and no process of niso's
+    links: tuple[Link, ...] = ()  # of an attachment
 
 
 class Change(NamedTuple):
@@ -144,10 +158,11 @@ def _record(
     """Do the work of `record`. Errors that do not stop further checks are added to ``errors``."""
     store = machine.store
     wanted, name = target.spec, target.name
+    attached = wanted.mode == "attached"
     before = store.service(name)
     if before is not None:
-        targets.refuse_elsewhere(before, target)
-    provider = sharing.provider_of(store, target, together)
+        _refuse_other(before, target)
+    provider = _provider_of(store, target, together)
     held = _held_names(store, wanted, provider, beside)
     errors += held.values()
     on = wanted.networks
@@ -156,17 +171,15 @@ def _record(
     was_active = before is not None and before.active
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     generation = _generation(store, name, on, generation)
-    uid = before.uid if before else _free_uid(store, name)
-    old_spec = before.process if before is not None else None
-    spec = _identified(target, _spec(store, target, copy, generation, uid, provider), old_spec)
-    if old_spec is not None:
-        # what an older niso did not record alone does not cause a restart
-        old_spec = _identified(target, old_spec, None) if was_active else None
-    if before is not None and old_spec is not None and "host" not in (before.mode, wanted.mode):
-        same = spec._replace(resolv_conf=old_spec.resolv_conf)
-        spec = (
-            same if same == old_spec else spec
-        )  # changed name servers alone do not cause a restart
+    if attached:
+        uid = before.uid if before else store.uid_of_nobody()
+        spec = old_spec = None
+    else:
+        from niso.services import process_record
+
+        uid, spec, old_spec = process_record.specified(
+            store, target, copy, generation, provider, before
+        )
     row = ServiceRow(
         name=name,
         manifest_path=target.manifest_path,
@@ -178,7 +191,7 @@ def _record(
         active=True,
         generation=generation,
         networks=on,
-        spec=specs.encode_process(spec),
+        spec="" if spec is None else specs.encode_process(spec),
         created_at=before.created_at if before else time.time(),
         activated_at=before.activated_at if before and was_active else time.time(),
         mode=wanted.mode,
@@ -187,6 +200,8 @@ def _record(
     )
     ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
+    if target.attached is not None:
+        store.attachments.put(target.attached, target.links)
     store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
     store.set_extra_hosts(name, wanted.extra_hosts.items())
     store.set_endpoints(name, on)
@@ -198,7 +213,8 @@ def _record(
     _check_peers(store, wanted)
     for network in on:
         try:
-            leases.lease(store, name, network, wanted.statics(network), beside)
+            kept = store.attachment_key(name)
+            leases.lease(store, name, network, wanted.statics(network), beside, kept)
         except (Conflict, InvalidInput) as error:
             errors.append(error)
     keys = [published.key for published in wanted.ports]
@@ -216,9 +232,34 @@ def _record(
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
         store.note_published(sharer)
-    old = old_spec if old_spec is not None and machine.processes.runs(name) else None
-    rehosts = rehost.can_swap(machine.processes, old, spec)
-    return Change(target, before, row, restarts=not rehosts and old != spec, rehosts=rehosts)
+    if spec is None:
+        return Change(target, before, row, restarts=False)
+    return Change(target, before, row, *process_record.effect(machine, name, old_spec, spec))
+
+
+def _refuse_other(before: ServiceRow, target: Target) -> None:
+    """Raise Conflict if the known service of this name is another one than the wanted one."""
+    if "attached" in (before.mode, target.spec.mode):
+        if before.mode != target.spec.mode:
+            is_ours = target.spec.mode == "attached"
+            kind = "a service with a manifest" if is_ours else "an attachment"
+            raise Conflict(
+                f"{target.name!r} is already the name of {kind}",
+                "choose another name",
+                "NAME" if is_ours else "package.name",
+            )
+        return
+    from niso.services import targets
+
+    targets.refuse_elsewhere(before, target)
+
+
+def _provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
+    if target.spec.mode != "share":
+        return None
+    from niso.services import sharing
+
+    return sharing.provider_of(store, target, together)
 
 
 def published_by(row: ServiceRow) -> tuple[Port, ...]:
@@ -240,7 +281,14 @@ def _held_names(
     held: dict[str, Conflict] = {}
     for name in dict.fromkeys(names):
         others = store.holders_on(name, networks, spec.name, beside)
-        holder, on = next((each for each in others if each[0] not in sharers), ("", ""))
+        holder, on = next(
+            (
+                each
+                for each in others
+                if not (each[0] in sharers or _share(store, spec, name, each[0]))
+            ),
+            ("", ""),
+        )
         if holder:
             key = _name_key(spec, name)
             hint = f"choose another name, here or in the manifest of {holder}"
@@ -252,6 +300,14 @@ def _held_names(
                 key,
             )
     return held
+
+
+def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
+    """Return whether two attachments share an alias, as containers of one network do."""
+    if spec.mode != "attached" or name not in spec.aliases or name == holder:
+        return False
+    row = store.service(holder)
+    return row is not None and row.mode == "attached"
 
 
 def _name_key(spec: ServiceSpec, name: str) -> str:
@@ -343,18 +399,6 @@ def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
         machine.store.add_network(network, implicit=True, now=time.time())
 
 
-def _free_uid(store: Store, service: str) -> int:
-    """Return the uid that owns the leftover volumes of the service.
-
-    Without any, return one that neither a service nor a leftover volume uses.
-    """
-    kept = volumes.owners()
-    for uid in sorted(kept.pop(service, ())):
-        if uid >= targets.FIRST_UID and store.free_uid(uid) == uid:
-            return uid
-    return store.free_uid(targets.FIRST_UID, set().union(*kept.values()))
-
-
 def _generation(store: Store, service: str, networks: tuple[str, ...], first: int) -> int:
     """Return the lowest generation from ``first`` on whose links have names of their own.
 
@@ -369,76 +413,3 @@ def _generation(store: Store, service: str, networks: tuple[str, ...], first: in
         )
 
     return next(filter(is_free, count(first)))
-
-
-def _identified(target: Target, spec: ProcessSpec, old: ProcessSpec | None) -> ProcessSpec:
-    """Return the spec with the identities of its rootfs and host volumes.
-
-    A service that is activated by its name keeps those of its last activation, ``old``. Raises
-    InvalidInput.
-    """
-    if old is not None and target.fingerprint is None:
-        known = {volume.name: volume for volume in old.volumes if volume.identity is not None}
-        spec = spec._replace(
-            rootfs_identity=old.rootfs_identity,
-            volumes=tuple(known.get(volume.name, volume) for volume in spec.volumes),
-            secrets=old.secrets,
-        )
-    elif old is not None:
-        salts = {secret.name: secret.salt for secret in old.secrets}
-        spec = spec._replace(
-            secrets=tuple(one._replace(salt=salts.get(one.name, "")) for one in spec.secrets)
-        )
-    try:
-        return sources.recorded(spec)
-    except OSError as error:
-        raise InvalidInput(
-            f"{error.filename}: {error.strerror}; it was there a moment ago",
-            "activate again when nothing changes it",
-        ) from error
-
-
-def _spec(
-    store: Store, target: Target, copy: str, generation: int, uid: int, provider: str | None
-) -> ProcessSpec:
-    wanted = target.spec
-    at_home = sharing.home(store, target.name, wanted, provider)
-    uid, gid, groups, user_name, home = targets.user(target, uid)
-    resolver, _ = host_facts.resolv_conf(wanted.dns, wanted.dns_search)
-    return ProcessSpec(
-        service=target.name,
-        state_id=store.state_id(),
-        generation=generation,
-        package=copy,
-        rootfs=target.rootfs,
-        argv=(
-            targets.entrypoint(target, copy if os.path.isdir(copy) else target.folder),
-            *wanted.args,
-        ),
-        working_dir=wanted.working_dir,
-        environment=wanted.environment,
-        uid=uid,
-        gid=gid,
-        groups=groups,
-        user_name=user_name,
-        home=home,
-        capabilities=wanted.capabilities,
-        read_only=wanted.read_only,
-        hostname=at_home.hostname,
-        hosts_folder=at_home.hosts_folder,
-        resolv_conf=resolver if at_home.netns else "",
-        netns=at_home.netns,
-        restart=wanted.restart,
-        restart_delay_s=wanted.restart_delay_s,
-        stop_timeout_s=wanted.stop_timeout_s,
-        memory_max=wanted.memory_max,
-        cpu_max=wanted.cpu_max,
-        pids_limit=wanted.pids_limit,
-        shm_size=wanted.shm_size,
-        tmp_size=wanted.tmp_size,
-        volumes=targets.volumes(wanted),
-        restrict_suid_sgid=wanted.restrict_suid_sgid,
-        dns=wanted.dns,
-        dns_search=wanted.dns_search,
-        secrets=tuple(Secret(name, path) for name, path in wanted.secrets.items()),
-    )

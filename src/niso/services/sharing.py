@@ -15,7 +15,7 @@ from niso.base.errors import Conflict, InvalidInput, NotFound
 from niso.base.lite_typing import NamedTuple
 from niso.plan.service_spec import ServiceSpec
 from niso.services import targets
-from niso.services.targets import Target
+from niso.services.admit import Target
 from niso.store.store import ServiceRow, Store
 
 PROVIDERS = ("bridge", "none")
@@ -81,6 +81,9 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
             f"it shares that of {row.provider!r}"
         )
         raise Conflict(message, f'share = "{row.provider}"', _KEY)
+    if row.mode == "attached":
+        message = f"{provider!r} is an attachment, whose network namespace may end at any time"
+        raise Conflict(message, "name a service with a manifest", _KEY)
     if not row.active:
         message = f"service {provider!r} is not active"
         raise Conflict(

@@ -10,19 +10,18 @@ import select
 import time
 from collections.abc import Iterable, Mapping
 
-from niso.base import names, paths
+from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.locks import Lock
 from niso.base.report import Forgetting, Report, Stopping
-from niso.reconcile import forwarding, nat_flows, policy_flows
 from niso.reconcile.converge import converge, desired_now, plan
-from niso.reconcile.nat_flows import flush_gone_addresses
 from niso.runtime import package, volumes
 from niso.runtime.processes import Processes
 from niso.services.concern import all_names, concerned
 from niso.services.machine import Machine
 from niso.services.sharing import they_share, together_with
-from niso.store.store import Scope, ServiceRow, Store
+from niso.services.withdraw import go, scope_of, withdraw
+from niso.store.store import ServiceRow, Store
 
 Needs = Mapping[str, Iterable[str]]
 """service -> services that it depends on, which end after it."""
@@ -46,7 +45,7 @@ def finish(
     Raises Error if the kernel refuses. Then no service is recorded as stopped, and the call can
     be repeated.
     """
-    store, kernel = machine.store, machine.kernel
+    store = machine.store
     rows = [row for name in services if (row := store.service(name)) is not None]
     if not rows:
         return []
@@ -54,42 +53,8 @@ def finish(
     # a provider stays as long as the process of a sharer is still in its namespace
     kept = {*errors, *(row.provider for row in rows if row.name in errors)}
     rows = [row for row in rows if row.name not in kept]
-    scope = _scope(store, rows)
-    left = [
-        row.name
-        for row in rows
-        if row.provider and row.provider not in {ending_row.name for ending_row in rows}
-    ]
-    ports = [port for name in left for _, port in store.ports(name)]
-    links: list[str] = []
-    with Lock(), store.transaction():
-        before = desired_now(kernel, store, scope)
-        go(machine, rows, keep_forwards)
-        converge(kernel, store, scope, before, report, teardown=True, ending=links)
-        for row in rows:
-            kernel.clear_unfinished(names.netns(row.name))
-        after = desired_now(kernel, store, scope)
-        flush_gone_addresses(kernel, before, after)
-        nat_flows.end_flows(kernel, ports)
-        if left and policy_flows.narrows(before, after):
-            # flows that policies of others allowed only to a name that shared the address
-            policy_flows.cut(kernel, store, left)
-        if ends:
-            for row in rows:
-                store.end_intent(row.name)
-        forwarding.forget(store)
-    kernel.end_links(links)
+    withdraw(machine, rows, report, ends, keep_forwards)
     return list(errors.values())
-
-
-def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False) -> None:
-    """Record services as inactive; the caller is in a transaction."""
-    store = machine.store
-    for row in rows:
-        store.set_active(row.name, False)
-    forwarding.note_late(machine.kernel, store)
-    for row in rows:
-        store.end_publishing(row.name, keep_forwards)
 
 
 def plan_only(machine: Machine, services: list[str], report: Report) -> None:
@@ -98,7 +63,7 @@ def plan_only(machine: Machine, services: list[str], report: Report) -> None:
     rows = [row for name in services if (row := store.service(name)) is not None and row.active]
     for row in rows:
         report(Stopping(row.name))
-    scope = _scope(store, rows)
+    scope = scope_of(store, rows)
     before = desired_now(kernel, store, scope)
     go(machine, rows)
     for step in plan(kernel, store, scope, before).steps if rows else []:
@@ -204,13 +169,6 @@ def raise_all(errors: list[Error]) -> None:
     """Raise the error, or an ErrorGroup of several; no-op if there is none."""
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
-
-
-def _scope(store: Store, rows: Iterable[ServiceRow]) -> Scope:
-    rows = list(rows)
-    # the name of a service that shares a namespace resolves only while it is active
-    shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
-    return concerned(store, (row.name for row in rows), names=shared)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:

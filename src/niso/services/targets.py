@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import Secret, Volume
 from niso.plan.service_spec import ServiceSpec
 from niso.runtime import package, root, sources, users
@@ -16,6 +16,7 @@ from niso.runtime import volumes as volume_rules
 from niso.runtime.contents import Contents
 from niso.runtime.entrypoint import check_working_dir, resolve_entrypoint
 from niso.runtime.spec import path_env
+from niso.services.admit import Target
 from niso.store.store import ServiceRow, Store, bare_name
 
 if TYPE_CHECKING:
@@ -23,19 +24,6 @@ if TYPE_CHECKING:
 
 FIRST_UID = 1_900_000_000
 """First uid for services; above every range that Debian, systemd and subuid allocate."""
-
-
-class Target(NamedTuple):
-    """Describe a service to activate: its manifest and the location of its files."""
-
-    name: str
-    spec: ServiceSpec
-    manifest_path: str
-    folder: str  # the package to copy, or the copy itself if only the store knows the service
-    rootfs: str | None
-    fingerprint: str | None  # None: ``folder`` is already the copy
-    contents: Contents | None = None  # with a fingerprint: the digests that it was made of
-    replace: bool = False  # take over a service of this name from another folder
 
 
 def find_targets(
@@ -109,6 +97,7 @@ def known(store: Store, service: str) -> Target:
     """
     row = store.service(service)
     assert row is not None
+    row.require_own()
     gone = NotFound(
         f"its package copy {row.package} is gone",
         row.again,

@@ -149,7 +149,7 @@ def start_again(machine: Machine, name: str) -> None:
     """
     processes = machine.processes
     restored = machine.store.service(name)
-    if restored is not None and restored.active:
+    if restored is not None and restored.active and restored.has_process:
         # it is in a namespace that was replaced, or was being stopped
         if not processes.in_own_netns(name) or processes.is_stopping(name):
             processes.stop(name)

@@ -19,11 +19,14 @@ def lease(
     network_name: str,
     statics: Sequence[str] = (),
     beside: frozenset[str] = frozenset(),
+    kept: tuple[str, str] | None = None,
 ) -> None:
     """Lease an address of each subnet: the static one, the current one, or the lowest free one.
 
     ``statics`` are at most one address of each family. ``beside`` are the services that the same
-    command activates. Raises InvalidInput if a static one is not usable, Conflict if it is taken or
+    command activates. ``kept`` is the owner and name of an attachment, which gets the address that
+    it had before. Of those that attachments had, others get the one longest free, and only if no
+    other is left. Raises InvalidInput if a static one is not usable, Conflict if it is taken or
     the network is full.
     """
     network = store.require_network(network_name)
@@ -44,7 +47,12 @@ def lease(
             store.drop_lease(service, network_name, subnet.family)
             store.add_lease(service, network_name, subnet.family, number, static, static=True)
         elif store.lease_of(service, network_name, subnet.family) is None:
-            free = subnets.first_free(net, gateway, store.used_numbers(network_name, subnet.family))
+            where = network_name, subnet.family
+            free = None if kept is None else store.released_by(*kept, *where)
+            if free is None:
+                released = store.released(*where)
+                free = subnets.first_free(net, gateway, store.used_numbers(*where, released))
+                free = next(iter(released), None) if free is None else free
             if free is None:
                 raise _full(store, network_name, subnet.family, subnet.cidr)
             address = str(net.network_address + free)

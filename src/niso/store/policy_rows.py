@@ -18,7 +18,7 @@ class PolicyRows(NameRows):
     def policy(self, service: str) -> Policy | None:
         """Return a service's policy as written; None if its manifest has none."""
         row = self._db.execute("SELECT text FROM policy WHERE service=?", (service,)).fetchone()
-        return _policy(decoded(row[0])) if row else None
+        return policy_of(decoded(row[0])) if row else None
 
     def policy_now(self, service: str) -> Policy | None:
         """Return a service's policy with the services that its names stand for at present.
@@ -178,7 +178,7 @@ class PolicyRows(NameRows):
         )
 
 
-def _policy(value: list[object]) -> Policy:
+def policy_of(value: list[object]) -> Policy:
     """Return the policy that `PolicyRows.set_policy` encoded as JSON."""
 
     def entries(items: object) -> tuple[Entry, ...] | None:

@@ -13,6 +13,7 @@ import os
 import sqlite3
 
 from niso.base import paths
+from niso.base.errors import Conflict
 from niso.store.sqlite import decoded
 
 _FORGET = (
@@ -60,11 +61,37 @@ def record(db: sqlite3.Connection, world: str) -> None:
     db.execute("INSERT OR REPLACE INTO meta VALUES ('world', ?)", (world,))
 
 
+def go_home(db: sqlite3.Connection, world: str) -> bool:
+    """Enter the network namespace that the store is of, if PID 1 is in it and this process is not.
+
+    Return whether it did. ``world`` is where this process is. A command can be started inside a
+    service's namespace, such as by a unit with PrivateNetwork=. Raises Conflict if the process may
+    not move, OSError.
+    """
+    before = recorded(db)
+    was, now = (before or "").split(), world.split()
+    if was == now or len(was) != len(now) or (was[0], was[2]) != (now[0], now[2]):
+        return False  # of a store of an older niso, or of another boot
+    fd = os.open("/proc/1/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if str(os.fstat(fd).st_ino) != was[1]:
+            return False
+        if not paths.is_command:
+            raise Conflict(
+                "this process is in another network namespace than its state folder is of",
+                "start it in that of PID 1: nsenter -t 1 -n",
+            )
+        os.setns(fd, os.CLONE_NEWNET)
+    finally:
+        os.close(fd)
+    return True
+
+
 def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
     """Record that nothing is active if ``world`` differs from the store's host.
 
-    Services that still run in another namespace of the same boot stay active.
-    The caller holds a transaction.
+    Raises Conflict if services still run in another namespace of the same boot: what niso would set
+    up here is not theirs. The caller holds a transaction.
     """
     before = recorded(db)
     if before == world:
@@ -73,8 +100,11 @@ def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
     if same_boot and _lives(db):
         if before is None:
             record(db, world)
-        # else this process is in another namespace than the services
-        return
+            return
+        raise Conflict(
+            "the services of this state folder are in another network namespace",
+            "run niso in the one that it was started in before",
+        )
     for statement in _FORGET:
         db.execute(statement)
     record(db, world)

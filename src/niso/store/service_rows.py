@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 
 from niso.base import paths
-from niso.base.errors import Error
+from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.records import Port
 from niso.store.sqlite import decoded, encoded, others_intend
@@ -32,6 +32,8 @@ ROW_TABLES = (
     "policy",
     "policy_peer",
     "policed",
+    "attached",
+    "attached_link",
     "stack_member",
 )
 """The tables with rows of a service, parents first.
@@ -60,9 +62,14 @@ class ServiceRow(NamedTuple):
     spec: str  # JSON of `process`
     created_at: float  # seconds since 1970
     activated_at: float | None
-    mode: str = "bridge"  # or host, none, share
+    mode: str = "bridge"  # or host, none, share, attached
     provider: str | None = None  # with mode share: the service whose namespace it joins
     enabled: bool = False  # activated at boot
+
+    @property
+    def has_process(self) -> bool:
+        """Return whether niso starts a process for it; of an attachment the engine does."""
+        return self.mode != "attached"
 
     @property
     def service(self) -> ServiceSpec | None:
@@ -109,6 +116,14 @@ class ServiceRow(NamedTuple):
         if (spec := self.process) is None:
             raise self.damaged()
         return spec
+
+    def require_own(self) -> None:
+        """Raise Conflict if niso does not start its process."""
+        if not self.has_process:
+            raise Conflict(
+                f"{self.name!r} is an attachment: niso has no process of it",
+                "use the engine that started it; niso net detach --help",
+            )
 
     def damaged(self) -> Error:
         """Return the error for a damaged row."""
@@ -380,8 +395,10 @@ class LeaseRows:
             (f"{prefix}*", f"{prefix}*"),
         ).fetchall()
 
-    def used_numbers(self, network: str, family: int) -> Iterator[int]:
-        """Return the host numbers of all leases of a subnet, ascending.
+    def used_numbers(
+        self, network: str, family: int, released: Iterable[int] = ()
+    ) -> Iterator[int]:
+        """Return the host numbers of all leases of a subnet and ``released``, ascending.
 
         They include those that undoing a change in progress would restore.
         """
@@ -398,8 +415,36 @@ class LeaseRows:
             (network, family),
         )
         return merge(
-            (int.from_bytes(row[0]) for row in rows), sorted(int.from_bytes(row[0]) for row in held)
+            (int.from_bytes(row[0]) for row in rows),
+            sorted({*(int.from_bytes(row[0]) for row in held), *released}),
         )
+
+    def released(self, network: str, family: int) -> list[int]:
+        """Return the free host numbers that attachments had, the one longest free first."""
+        rows = self._db.execute(
+            "SELECT number FROM released r WHERE network=? AND family=? AND NOT EXISTS"
+            " (SELECT 1 FROM lease l WHERE l.network=r.network AND l.family=r.family"
+            " AND l.number=r.number) ORDER BY released_at, number",
+            (network, family),
+        )
+        return [int.from_bytes(row[0]) for row in rows]
+
+    def released_by(self, owner: str, given: str, network: str, family: int) -> int | None:
+        """Return the free host number that an attachment of this owner and name had, or None."""
+        row = self._db.execute(
+            "SELECT number FROM released r WHERE owner=? AND given=? AND network=? AND family=?"
+            " AND NOT EXISTS (SELECT 1 FROM lease l WHERE l.network=r.network"
+            " AND l.family=r.family AND l.number=r.number) ORDER BY released_at DESC LIMIT 1",
+            (owner, given, network, family),
+        ).fetchone()
+        return int.from_bytes(row[0]) if row else None
+
+    def attachment_key(self, service: str) -> tuple[str, str] | None:
+        """Return (owner, name that its engine knows it by) of an attachment; else None."""
+        row = self._db.execute(
+            "SELECT owner, given FROM attached WHERE service=?", (service,)
+        ).fetchone()
+        return (row[0], row[1]) if row else None
 
     def add_lease(
         self, service: str, network: str, family: int, number: int, address: str, static: bool

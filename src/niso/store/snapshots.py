@@ -146,6 +146,12 @@ class SnapshotRows(PortRows, PolicyRows):
             if row is None:
                 continue
             own = row[1] != "share"  # a sharer has the namespace of its provider
+            if row[1] == "attached":
+                from niso.store.attached_rows import Attachments
+
+                outside, links = Attachments(self._db).planned(name)
+            else:
+                outside, links = None, {}
             endpoints: dict[str, tuple[str, ...]] = {}
             for network, address in self.addresses(name):
                 endpoints[network] = (*endpoints.get(network, ()), address)
@@ -153,7 +159,8 @@ class SnapshotRows(PortRows, PolicyRows):
                 name=name,
                 generation=row[0],
                 endpoints=tuple(
-                    Endpoint(network, addresses) for network, addresses in endpoints.items()
+                    Endpoint(network, addresses, *links.get(network, ()))
+                    for network, addresses in endpoints.items()
                 ),
                 ports=tuple(
                     self.some_ports(name, ports)
@@ -165,6 +172,7 @@ class SnapshotRows(PortRows, PolicyRows):
                 mode=row[1],
                 limits=_limits(row[2]),
                 extra_hosts=self.extra_hosts(name),
+                outside=outside,
             )
 
     def snapshot(self, scope: Scope) -> Snapshot:
@@ -196,7 +204,11 @@ class SnapshotRows(PortRows, PolicyRows):
                 service for service in apart if {e.network for e in service.endpoints} & set(wanted)
             )
         # a hosts file without a reader outside the scope is written from scratch
-        own = [service for service in services if service.mode == "bridge" and service not in apart]
+        own = [
+            service
+            for service in services
+            if service.mode in ("bridge", "attached") and service not in apart
+        ]
         inside = [tuple(endpoint.network for endpoint in service.endpoints) for service in own]
         fresh = frozenset(
             reader for reader, count in lists.items() if everything or inside.count(reader) == count

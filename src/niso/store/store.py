@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Container, Iterable
 
 from niso.base import failpoint, paths
@@ -42,6 +43,8 @@ from niso.store.sqlite import (
 
 if TYPE_CHECKING:
     from weakref import ref
+
+    from niso.store.attached_rows import Attachments
 else:
     from _weakref import ref  # the same, without the other imports of weakref
 
@@ -184,7 +187,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     def _notice_reboot(self) -> None:
         here = reboot.here()
-        if reboot.recorded(self._db) != here:
+        if reboot.recorded(self._db) != here and not reboot.go_home(self._db, here):
             with self.transaction():
                 reboot.forget_if_gone(self._db, here)
 
@@ -384,9 +387,9 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         """Return the lowest uid from ``first`` on that no service has and ``skip`` does not."""
         row = self._db.execute(
             "SELECT COALESCE(MIN(uid + 1), ?) FROM service s"
-            " WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1)"
+            " WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1) AND s.uid>=?"
             " AND EXISTS (SELECT 1 FROM service WHERE uid=?)",
-            (first, first),
+            (first, first, first),
         ).fetchone()
         uid = int(row[0])
         while (
@@ -395,8 +398,26 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             uid += 1
         return uid
 
-    def forget(self, service: str) -> None:
-        """Delete all rows of a service except its intent."""
+    def uid_of_nobody(self) -> int:
+        """Return a negative number for an attachment, whose process niso does not start."""
+        row = self._db.execute("SELECT MIN(uid) FROM service").fetchone()
+        return min(row[0] or 0, 0) - 1
+
+    @property
+    def attachments(self) -> Attachments:
+        """Return the queries for attachments."""
+        from niso.store.attached_rows import Attachments  # few commands need them
+
+        return Attachments(self._db)
+
+    def forget(self, service: str, undoes: bool = False) -> None:
+        """Delete all rows of a service except its intent.
+
+        The addresses of an attachment stay with its owner and its name there, unless this undoes
+        it.
+        """
+        if not undoes and self.attachment_key(service) is not None:
+            self.attachments.release(service, time.time())
         self._db.execute("DELETE FROM service WHERE name=?", (service,))
         self.leave_stack(service)
 
@@ -415,7 +436,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         """
         changed = [(intent, self.service(intent.service)) for intent in intents]
         for intent, _ in changed:
-            self.forget(intent.service)
+            self.forget(intent.service, undoes=True)
         for intent, _ in changed:
             for table, rows in decoded(intent.undo).items():
                 for row in rows:

@@ -39,6 +39,34 @@ _SINCE_6 = """CREATE TABLE extra_host (
     PRIMARY KEY (service, name)
 ) STRICT, WITHOUT ROWID;
 """
+_ATTACHED = """CREATE TABLE attached (
+    service TEXT PRIMARY KEY REFERENCES service ON DELETE CASCADE,
+    owner TEXT NOT NULL,
+    id TEXT NOT NULL,
+    given TEXT NOT NULL,
+    netns TEXT NOT NULL,
+    cookie INTEGER NOT NULL,
+    asked TEXT NOT NULL
+) STRICT;
+CREATE INDEX attached_id ON attached (owner, id);
+CREATE TABLE attached_link (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    network TEXT NOT NULL,
+    interface TEXT NOT NULL,
+    mac TEXT NOT NULL,
+    routes INTEGER NOT NULL CHECK (routes IN (0, 1)),
+    PRIMARY KEY (service, network)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE released (
+    network TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
+    family INTEGER NOT NULL CHECK (family IN (4, 6)),
+    number BLOB NOT NULL,
+    owner TEXT NOT NULL,
+    given TEXT NOT NULL,
+    released_at REAL NOT NULL,
+    PRIMARY KEY (network, family, number)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX released_given ON released (owner, given, network)"""
 
 TABLES = (
     """
@@ -132,6 +160,7 @@ CREATE TABLE intent (
 ) STRICT;
 CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
 """
+    + _ATTACHED
 )
 
 MIGRATIONS: dict[int, str] = {
@@ -174,6 +203,8 @@ CREATE INDEX host_name_service ON host_name (service, position);
 """
     + _SINCE_6,
     7: "ALTER TABLE network ADD COLUMN observe INTEGER NOT NULL DEFAULT 1",
+    # attachments: services without a process of niso's
+    8: _ATTACHED,
 }
 """Version -> the SQL that migrates a database of the version before.
 

@@ -324,7 +324,7 @@ class Walker:
                 for network in it.manifest.on if it else ():
                     leases += [some[network] for some in (it.leases, it.leases6) if network in some]
                 known = name in world.services and world.services[name].active
-                if known and row["address"] != ", ".join(leases):
+                if known and row["address"] != list(leases):
                     lines.append(f"ps: {name} has {row['address']}, wanted {leases}")
             wrong = wrong or lines
             if not lines:

@@ -105,6 +105,98 @@ GROUP = Group(
             ends=True,
         ),
         Command(
+            "net attach",
+            "give a network namespace that others made a network",
+            (Argument("name", "NAME", "what services and policies call it", "", "nothing"),),
+            (
+                Option("netns", ("--netns",), "the file of the namespace", "PATH"),
+                Option("pid", ("--pid",), "the namespace of this process", "N", number=True),
+                Option("new", ("--new",), "make a namespace, /run/netns/niso-NAME"),
+                Option(
+                    "network",
+                    ("--network",),
+                    "a network, optionally with ,interface=NAME ,ip=ADDRESS ,mac=ADDRESS "
+                    "(default: niso-default)",
+                    "NETWORK",
+                    many=True,
+                ),
+                Option("port", ("-p", "--port"), "publish a port", "PORT", many=True),
+                Option("alias", ("--alias",), "a further name", "NAME", many=True),
+                Option(
+                    "allow_from",
+                    ("--allow-from",),
+                    "entries of a policy, separated by blanks",
+                    "ENTRIES",
+                ),
+                Option("deny_from", ("--deny-from",), "the same, of deny_from", "ENTRIES"),
+                Option("egress_allow", ("--egress-allow",), "the same, of egress.allow", "ENTRIES"),
+                Option("egress_deny", ("--egress-deny",), "the same, of egress.deny", "ENTRIES"),
+                Option("log", ("--log",), "log what the policy drops"),
+                Option(
+                    "owner",
+                    ("--owner",),
+                    "who looks after the namespace (default: cli)",
+                    "WORD",
+                ),
+                Option("id", ("--id",), "what the owner calls it", "ID"),
+                VERBOSE,
+                JSON,
+            ),
+            "The namespace gets an interface on each network, addresses, routes, ports and policy "
+            "as a service does. niso starts no process in it, and touches nothing else in it. "
+            "Attach again to change something: only the difference is applied. The namespace is "
+            "known by its cookie, so a path that leads elsewhere later means that it is gone.",
+            (
+                ("niso net attach api --pid 4711 --network backend", ""),
+                ("niso net attach api --netns /run/netns/blue --network backend,ip=10.99.1.9", ""),
+                ("niso net attach web --new -p 8080:80 --allow-from '10.0.0.0/8 api:80'", ""),
+            ),
+        ),
+        Command(
+            "net detach",
+            "take attached namespaces off niso's networks",
+            (Argument("names", "NAME", "an attachment", "+", "service"),),
+            (
+                Option("id", ("--id",), "only if the attachment still has this id", "ID"),
+                VERBOSE,
+                JSON,
+            ),
+            "What is gone already is no error. The namespace itself stays, unless niso made it. "
+            "Its address is kept for the same owner and name until no other is free.",
+            (("niso net detach api", ""),),
+            ends=True,
+        ),
+        Command(
+            "net gc",
+            "detach what has ended",
+            (),
+            (
+                Option("owner", ("--owner",), "only attachments of this owner", "WORD"),
+                Option(
+                    "valid",
+                    ("--valid",),
+                    "ids that the owner still has, separated by blanks: its others go too",
+                    "IDS",
+                ),
+                VERBOSE,
+                JSON,
+            ),
+            "An attachment has ended when its namespace has: with its last process, or by a "
+            "reboot.",
+            (("niso net gc", ""), ("niso net gc --owner podman --valid 'b186d057f65e'", "")),
+            ends=True,
+        ),
+        Command(
+            "net apply",
+            "apply /etc/niso/policies to attachments",
+            (),
+            (VERBOSE, JSON),
+            "The policies of the files there must allow a packet as well as the attachment's own. "
+            "They are read whenever something is attached; after an edit, this applies them to "
+            "what is attached already.",
+            (("niso net apply", ""),),
+        ),
+        Command(
             "net ports",
             "list published ports",
             (),
@@ -193,6 +285,34 @@ GROUP = Group(
             "side's policy are counted there. FOREIGN counts frames dropped because the service "
             "sent them with an address or type that it does not own.",
             (("niso net stats", ""),),
+        ),
+        Command(
+            "net flows",
+            "show who connected to whom and who was refused",
+            (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
+            (
+                Option("follow", ("-f", "--follow"), "show new flows as they happen"),
+                Option("denied", ("--denied",), "show only what was dropped"),
+                Option(
+                    "since",
+                    ("--since",),
+                    "only what was new since then: a time (RFC 3339) or a period such as 2h",
+                    "TIME",
+                ),
+                JSON,
+            ),
+            "The kernel remembers flows for a week; no process of niso runs. NEW counts new flows, "
+            "or attempts that were dropped, OPEN those that are open now. BY is the published port "
+            "or the manifest entry that decides at present. Only TCP, UDP and SCTP are shown; on a "
+            "network without ports and policies, UDP counts packets. niso's own test packets and "
+            "networks with --no-observe are left out. -f looks once a second.",
+            (
+                ("niso net flows", ""),
+                ("niso net flows postgres --since 1h", ""),
+                ("niso net flows --denied", ""),
+                ("niso net flows -f api", "until Ctrl-C"),
+            ),
+            (("130", "stopped with Ctrl-C"),),
         ),
         Command(
             "net log",

@@ -135,6 +135,10 @@ RESULTS: dict[str, Result] = {
     "inspect": _object("service_views", "Service"),
     "kill": _array("service_results", "Signalled"),
     "port-forward": _object("service_results", "Forwarded"),
+    "net attach": _object("host_attachments", "Attachment"),
+    "net detach": _array("host_attachments", "Changed"),
+    "net gc": _array("host_attachments", "Changed"),
+    "net apply": _array("host_attachments", "Changed"),
     "net create": _object("host_networks", "Network"),
     "net list": _array("host_networks", "NetworkLine"),
     "net inspect": _object("host_networks", "Network"),
@@ -147,6 +151,9 @@ RESULTS: dict[str, Result] = {
         "array",
         fields("packets", "Stats"),
         "A counter is null if the kernel lacks the object that counts.",
+    ),
+    "net flows": Result(
+        "array", fields("flow_views", "Flow"), "With -f, one object per line as it happens."
     ),
     "net log": Result("lines", fields("packets", "Drop")),
     "net check": _array("upkeep", "Finding"),

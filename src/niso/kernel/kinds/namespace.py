@@ -46,6 +46,8 @@ class _Namespaces(Kind[Netns]):
         from niso.kernel.rtnetlink import Rtnl
 
         for name in netns.names():
+            if netns.target(name):  # a symlink to a namespace that has its name elsewhere
+                continue
             with netns.inside(name), Rtnl() as rtnl:
                 lo = rtnl.link("lo")
             if lo is not None and lo.alias == reading.alias:
@@ -59,6 +61,7 @@ class _Namespaces(Kind[Netns]):
         lo = space.link("lo")
         if lo is None or lo.alias != space.reading.alias:
             space.reading.note_foreign_netns(space.name)
+            space.is_foreign = True
             return ()
         space.is_open = True
         return (Netns(space.name, lo.alias, lo.up),)

@@ -19,6 +19,7 @@ NAMES = (
     "routing_rule",
     "bridge",
     "namespace",
+    "named",
     "setting",
     "veth",
     "address",

@@ -110,18 +110,20 @@ class _Sysctls(Kind[Sysctl]):
         otherwise.
         """
         made: list[AnyStep] = []
+        last: list[AnyStep] = []
         before, _ = by_key(want[Sysctl], have[Sysctl])
         reset: set[str] = set()  # namespaces in which forwarding of all links is set
         for thing in sorted(want[Sysctl], key=_order):
             was = before.get(thing.key())
             is_reset = thing.netns in reset and _is_forwarding6(thing)
             if was is None:
-                made.append(Step("add", thing))
+                # a link of a service exists once its pair does
+                (last if thing.netns and _is_of_link(thing) else made).append(Step("add", thing))
             elif was != thing or is_reset:
                 made.append(Step("change", thing, was))
             if thing.name == FORWARDING6 and was != thing:
                 reset.add(thing.netns)
-        return Steps(made=made)
+        return Steps(made=made, last=last)
 
     def is_read_back(self, thing: Sysctl) -> bool:
         """Read back the host's only.
@@ -185,6 +187,30 @@ def _parts(thing: Sysctl) -> tuple[str, str, str]:
 def _link(thing: Sysctl) -> str:
     parts = thing.name.split("/")
     return parts[3] if parts[2:3] == ["conf"] else ""
+
+
+def _is_of_link(thing: Sysctl) -> bool:
+    return _link(thing) not in ("", "all", "default")
+
+
+def write_first(writer: Writer, netns: str, link: str) -> None:
+    """Set the sysctls of a new link that is not up yet, of all steps that are to come.
+
+    Otherwise the kernel would assign it an IPv6 address and send from that.
+    """
+    from niso.kernel import netns as spaces
+    from niso.kernel import sysctl
+
+    first = [
+        (step.thing.name, step.thing.value)
+        for step in writer.steps
+        if isinstance(step, Step)
+        and isinstance(step.thing, Sysctl)
+        and (step.thing.netns, _link(step.thing)) == (netns, link)
+    ]
+    if first:
+        with spaces.inside(netns):
+            sysctl.write_all(first)
 
 
 def _order(thing: Sysctl) -> tuple[bool, bool, Sysctl]:

@@ -108,9 +108,10 @@ class _Veths(Kind[Veth]):
 
     def settled(self, have: State, want: State, candidates: State) -> frozenset[Veth]:
         """Leave out detached pairs of deleted namespaces: the kernel deletes them later."""
+        from niso.kernel.kinds.named import Named
         from niso.kernel.kinds.namespace import Netns
 
-        stays = {namespace.name for namespace in want[Netns]}
+        stays = {space.name for space in want[Netns]} | {name.name for name in want[Named]}
         dying = {veth.name for veth in candidates[Veth] if veth.netns not in stays}
         dying -= {veth.name for veth in want[Veth]}
         return frozenset(veth for veth in have[Veth] if veth.name not in dying or veth.bridge)
@@ -145,12 +146,12 @@ class _Veths(Kind[Veth]):
 
     def read(self, space: Space, things: Collection[Veth]) -> Iterable[Veth]:
         """Read both ends; of a missing or foreign namespace, the host end only."""
-        from niso.kernel import neighbours, netns
+        from niso.kernel import neighbours
 
         if not things:
             return
         host = space.reading.host
-        if not space.is_open and netns.exists(space.name):  # foreign: is a host end foreign too?
+        if space.is_foreign:  # is a host end foreign too?
             for veth in things:
                 host.own_link(veth.name)
             return
@@ -275,6 +276,7 @@ def delete_links(rtnl: Rtnl, names: list[str]) -> None:
 def _add(writer: Writer, veth: Veth) -> None:
     from niso.kernel import neighbours, netns
     from niso.kernel.bridge_flags import NEW_PORT
+    from niso.kernel.kinds.setting import write_first
 
     fd = netns.open_fd(veth.netns)
     try:
@@ -293,6 +295,7 @@ def _add(writer: Writer, veth: Veth) -> None:
     rtnl = writer.rtnl("")
     neighbours.fix(rtnl, rtnl.index(veth.name), veth.mac)
     rtnl.set_link(veth.name, drift=NEW_PORT)
+    write_first(writer, veth.netns, veth.peer)
     writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
 
 

@@ -1,0 +1,158 @@
+"""Show flows between services, with what decides on them."""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from niso.api.session import Session
+    from niso.see import seen as seer
+
+
+class FlowEnd(NamedTuple):
+    """One end of flows."""
+
+    name: str
+    """the service, host, or the address"""
+    service: str | None
+    """name of the service; null if the address is not a service's"""
+    address: str
+    """an IPv4 or IPv6 address"""
+
+
+class Flow(NamedTuple):
+    """The flows from one address to one port of another, after DNAT."""
+
+    from_: FlowEnd
+    """the end that began them"""
+    to: FlowEnd
+    """the other end"""
+    port: int
+    """port of the destination"""
+    proto: str
+    """tcp, udp or sctp"""
+    verdict: str
+    """pass or drop"""
+    service: str | None
+    """service whose manifest decides"""
+    key: str | None
+    """key of the manifest"""
+    text: str | None
+    """entry under the key"""
+    words: str | None
+    """the reason"""
+    published: int | None
+    """host port by which another machine came"""
+    agrees: bool
+    """whether the present configuration decides the same"""
+    new: int
+    """new flows within a week, or attempts that were dropped; with -f since the last look"""
+    last: str | None
+    """time of the last new one, to the millisecond"""
+    ago: float | None
+    """seconds since then"""
+    open: int
+    """flows that are open now"""
+
+
+class Flows:
+    """Iterate over new `Flow` without end. Use it in a ``with`` block."""
+
+    def __init__(self, session: Session, service: str | None, denied: bool) -> None:
+        from niso.see import seen as seer
+
+        self.session = session
+        self._service, self._denied = service, denied
+        self._before, _ = seer.read(session.kernel(), session.store(), with_open=False)
+
+    def __enter__(self) -> Flows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Flow]:
+        import time
+
+        while True:
+            time.sleep(1)
+            yield from self.read()
+
+    def read(self) -> tuple[Flow, ...]:
+        """Return what was recorded since the last call, the oldest first, without waiting."""
+        from niso.see import seen as seer
+
+        now, _ = seer.read(self.session.kernel(), self.session.store(), with_open=False)
+        fresh = seer.changes(self._before, now)
+        self._before = now
+        return tuple(_flow(seen) for seen in _chosen(fresh, self._service, self._denied))
+
+
+def flows(
+    session: Session, name: str | None, denied: bool, since: float | None
+) -> tuple[Flow, ...]:
+    """Read the flows: `Host.flows`. ``since`` is in seconds since 1970."""
+    import time
+
+    from niso.see import seen as seer
+
+    store = session.store()
+    service = None if name is None else store.home(store.resolve(name))
+    seen, missed = seer.read(session.kernel(), store)
+    if missed:
+        session.caution(
+            f"{missed} new flows are not shown: there are more than the kernel remembers",
+            ["docs/design/seeing.md has the limits"],
+        )
+    oldest = None if since is None else time.time() - since
+    chosen = _chosen(seen, service, denied)
+    return tuple(
+        _flow(each)
+        for each in chosen
+        if oldest is None or each.open or (each.ago is not None and each.ago <= oldest)
+    )
+
+
+def follow(session: Session, name: str | None, denied: bool) -> Flows:
+    """Start following new flows: `Host.follow_flows`."""
+    store = session.store()
+    return Flows(session, None if name is None else store.home(store.resolve(name)), denied)
+
+
+def _chosen(seen: list[seer.Seen], service: str | None, denied: bool) -> list[seer.Seen]:
+    return [
+        each
+        for each in seen
+        if (service is None or service in (each.source.service, each.destination.service))
+        and not (denied and each.passes)
+    ]
+
+
+def _flow(seen: seer.Seen) -> Flow:
+    from niso.api.packets import when
+    from niso.see.seen import moment
+
+    reason = seen.reason
+    return Flow(
+        _end(seen.source),
+        _end(seen.destination),
+        seen.port,
+        seen.proto,
+        "pass" if seen.passes else "drop",
+        reason.service or None if reason else None,
+        reason.key or None if reason else None,
+        reason.text or None if reason else None,
+        reason.message if reason else None,
+        seen.published.host_port if seen.published else None,
+        seen.agrees,
+        seen.new,
+        None if seen.ago is None else when(moment(seen.ago)),
+        None if seen.ago is None else round(seen.ago, 3),
+        seen.open,
+    )
+
+
+def _end(end: seer.End) -> FlowEnd:
+    return FlowEnd(end.name, end.service or None, end.address)

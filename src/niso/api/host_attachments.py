@@ -1,0 +1,222 @@
+"""Attach network namespaces that others made: ``host.attachments``."""
+
+from __future__ import annotations
+
+from niso.api.guard import guarded, path, text, texts
+from niso.api.published import Port, rows
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from niso.api.session import Session
+    from niso.plan import records
+    from niso.services.attachments import Request, Wish
+
+_WISHES = {"interface": 1, "ip": 2, "mac": 1}
+"""Key of a network -> how often it may be given."""
+
+
+class AttachRequest(NamedTuple):
+    """What `Attachments.attach` is to do. The namespace is exactly one of netns, pid and new.
+
+    ``networks`` are names, each with optional keys:
+    ``backend,interface=net0,ip=10.99.1.9,mac=02:00:00:00:00:09``; the default is niso-default.
+    ``ports``, ``aliases`` and the entries of the policy are written as in a manifest.
+    """
+
+    name: str
+    netns: str | os.PathLike[str] | None = None  # the file of the namespace
+    pid: int | None = None  # the namespace of this process
+    new: bool = False  # one that niso makes
+    networks: Iterable[str] = ()
+    ports: Iterable[str] = ()
+    aliases: Iterable[str] = ()
+    allow_from: Iterable[str] | None = None
+    deny_from: Iterable[str] = ()
+    egress_allow: Iterable[str] | None = None
+    egress_deny: Iterable[str] = ()
+    log: bool = False
+    owner: str = "cli"  # who looks after the namespace
+    id: str = ""  # what the owner calls it
+
+
+class Attachment(NamedTuple):
+    """Result of `Attachments.attach`."""
+
+    service: str
+    """the attachment's name"""
+    changed: bool
+    """false if it was already so"""
+    address: str
+    """addresses, separated by a comma and a space"""
+    ports: tuple[Port, ...]
+    """published ports, one per address family"""
+    netns: str
+    """path of niso's name for the network namespace"""
+
+
+class Changed(NamedTuple):
+    """Result of `Attachments.detach`, `gc` and `apply_policies`, for one attachment."""
+
+    service: str
+    """the attachment's name"""
+    changed: bool
+    """false if there was nothing to do"""
+
+
+class Attachments:
+    """Manage attachments: ``host.attachments``."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @guarded
+    def attach(self, request: AttachRequest) -> Attachment:
+        """Give a network namespace niso's networks, ports and policy; no-op if it has them.
+
+        Raises UsageError, NotFound, Conflict, KernelError.
+        """
+        from niso.base.errors import InvalidInput, UsageError
+        from niso.services import attachments
+
+        self.session.require()
+        try:
+            wanted = _request(request)
+        except InvalidInput as error:
+            raise UsageError.of(error) from None
+        machine = self.session.machine_for_change(create=True)
+        done = attachments.attach(machine, wanted, self.session.report)
+        return Attachment(
+            done.service,
+            done.changed,
+            ", ".join(done.addresses),
+            rows(done.ports, machine.store.port_families(done.service)),
+            f"/run/netns/niso-{done.service}",
+        )
+
+    @guarded
+    def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
+        """Take namespaces off niso's networks and forget them; no-op for what is gone.
+
+        With ``id`` only if the attachment still has this id. Raises Conflict for a service.
+        """
+        from niso.services import attachments
+
+        wanted = texts(names, "names")
+        machine = self.session.machine_for_change()
+        return tuple(
+            Changed(name, attachments.detach(machine, name, id, self.session.report))
+            for name in dict.fromkeys(wanted)
+        )
+
+    @guarded
+    def apply_policies(self) -> tuple[Changed, ...]:
+        """Apply the policies of /etc/niso/policies to all attachments, as they are now.
+
+        Raises Error, ErrorGroup; an attachment that is named there keeps its policy.
+        """
+        from niso.services import attachments
+
+        done = attachments.apply_policies(self.session.machine_for_change(), self.session.report)
+        return tuple(Changed(one.service, one.changed) for one in done)
+
+    @guarded
+    def gc(
+        self, *, owner: str | None = None, valid: Iterable[str] | None = None
+    ) -> tuple[Changed, ...]:
+        """Detach what has ended: the attachments whose namespace is gone.
+
+        ``owner`` limits it to one owner's. With ``valid``, the ids that the owner still has, its
+        other ones are detached too. Raises KernelError.
+        """
+        from niso.base.errors import UsageError
+        from niso.services import attachments
+
+        ids = None if valid is None else texts(valid, "valid")
+        if ids is not None and owner is None:
+            raise UsageError("--valid needs --owner", "ids are those of one owner", "--valid")
+        machine = self.session.machine_for_change()
+        gone = attachments.collect(machine, owner, ids, self.session.report)
+        return tuple(Changed(name, True) for name in gone)
+
+
+def _request(given: AttachRequest) -> Request:
+    """Return the request of typed values. Raises UsageError, InvalidInput."""
+    from niso.base.errors import UsageError
+    from niso.manifest.values import host_label, service_name
+    from niso.services.attachments import Request
+
+    if sum((given.netns is not None, given.pid is not None, given.new)) != 1:
+        raise UsageError(
+            "which network namespace?", "exactly one of --netns PATH, --pid N and --new"
+        )
+    pid = given.pid
+    if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 1):
+        raise UsageError(f"--pid {pid!r}: must be the id of a process", None, "--pid")
+    there = "" if given.new else f"/proc/{pid}/ns/net" if pid else path(given.netns, "netns")
+    return Request(
+        service_name(text(given.name, "NAME"), "NAME"),
+        there,
+        tuple(map(_wish, texts(given.networks, "networks") or ["niso-default"])),
+        _ports(texts(given.ports, "ports")),
+        tuple(host_label(each, "--alias") for each in texts(given.aliases, "aliases")),
+        policy(given),
+        text(given.owner, "owner"),
+        text(given.id, "id"),
+    )
+
+
+def _wish(written: str) -> Wish:
+    """Return the network of ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
+    from ipaddress import ip_address
+
+    from niso.base.errors import InvalidInput
+    from niso.manifest.parse_addresses import static_address
+    from niso.manifest.values import network_name
+    from niso.services.attachments import Wish, interface_name, mac
+
+    name, *keys = written.split(",")
+    given: dict[str, list[str]] = {word: [] for word in _WISHES}
+    for key in keys:
+        word, _, value = key.partition("=")
+        if word not in given or not value or len(given[word]) >= _WISHES[word]:
+            raise InvalidInput(
+                f"{written!r} is not a valid network",
+                "NAME[,interface=NAME][,ip=ADDRESS][,ip=IPV6][,mac=ADDRESS]",
+                "--network",
+            )
+        given[word].append(value)
+    return Wish(
+        network_name(name, "--network"),
+        "".join(map(interface_name, given["interface"])),
+        tuple(str(ip_address(static_address(ip, "--network"))) for ip in given["ip"]),
+        "".join(map(mac, given["mac"])),
+    )
+
+
+def _ports(written: list[str]) -> tuple[records.Port, ...]:
+    """Return published ports. Raises InvalidInput."""
+    if not written:
+        return ()
+    from niso.manifest.parse_ports import distinct, parse_port
+
+    return distinct(tuple(parse_port(each, "--port") for each in written))
+
+
+def policy(given: AttachRequest) -> records.Policy:
+    """Return the policy of the four lists of entries. Raises InvalidInput, UsageError."""
+    from niso.plan.records import Policy
+
+    lists = (
+        None if given.allow_from is None else texts(given.allow_from, "allow_from"),
+        texts(given.deny_from, "deny_from"),
+        None if given.egress_allow is None else texts(given.egress_allow, "egress_allow"),
+        texts(given.egress_deny, "egress_deny"),
+    )
+    if lists == (None, [], None, []) and not given.log:
+        return Policy()
+    from niso.manifest.parse_policy import parse
+
+    return parse(*lists, given.log)

@@ -1,0 +1,137 @@
+"""What the plugins of engines share: the machine they act on, names, ports and policies.
+
+A plugin is a process that an engine waits for. It loads no manifest, and nothing of processes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+
+from niso.base import paths
+from niso.base.digest import sha256
+from niso.base.errors import Error, InvalidInput
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel.real import Real
+from niso.plan.records import ANY, Policy, Port
+from niso.services.machine import Machine
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.runtime.processes import Processes
+else:
+    Processes = object
+
+_LONGEST_NAME = 40
+"""Of an attachment in characters: longer ones are cut, and told apart by a digest."""
+_MOST_BYTES = 4 << 20
+"""Of what an engine may send. The annotations of a pod have at most 256 KiB."""
+
+
+class _LateProcesses:
+    """The processes of services, loaded when something asks for them: after a failure."""
+
+    def __getattr__(self, name: str) -> Any:
+        from niso.runtime.real_processes import RealProcesses
+
+        return getattr(RealProcesses(), name)
+
+
+def machine() -> Machine:
+    """Return the machine of the default state folder. Raises Error without root."""
+    if os.geteuid() != 0:
+        raise Error("niso needs root", "niso has no rootless networks")
+    paths.is_command = True
+    processes: Any = _LateProcesses()
+    kernel = Real()
+    if not os.path.lexists(paths.database()):
+        from niso.commands import lost_store
+
+        lost_store.refuse(kernel, processes)
+    return Machine(Store.open(), kernel, processes)
+
+
+def read_stdin() -> bytes:
+    """Return what the engine sent. Raises InvalidInput if it is too long."""
+    data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise InvalidInput("stdin: the configuration is too long")
+    return data
+
+
+def label(text: str) -> str:
+    """Return a valid name of a service that is like ``text``: of a container, a pod.
+
+    Different texts have different names: one that had to be changed gets a digest.
+    """
+    plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in text)
+    words = [word for word in plain.split("-") if word]
+    name = "-".join(words) or "c"
+    if not name[0].isalpha() or name in ("host", "localhost") or name.startswith("ip6-"):
+        name = f"c-{name}"
+    if name == text and len(name) <= _LONGEST_NAME:
+        return name
+    short = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:5]
+    return f"{name[:_LONGEST_NAME].rstrip('-')}-{short}"
+
+
+def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
+    """Return the texts that are valid aliases, in lower case, without ``but``."""
+    from niso.manifest.values import host_label
+
+    found: dict[str, None] = {}
+    for text in texts:
+        try:
+            found[host_label(str(text).lower(), "alias")] = None
+        except InvalidInput:
+            continue  # a container's name can have other characters; its own name is another one
+    found.pop(but, None)
+    return tuple(found)
+
+
+def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> Port:
+    """Return a published port of an engine's numbers. Raises InvalidInput."""
+    from niso.manifest.parse_ports import parse_port
+
+    address = f"[{host_ip}]:" if ":" in host_ip else f"{host_ip}:" if host_ip else ANY
+    spans = [f"{n}-{n + count - 1}" if count > 1 else str(n) for n in (host, container)]
+    return parse_port(f"{address}{spans[0]}:{spans[1]}/{proto.lower() or 'tcp'}", "port")
+
+
+def policy(given: Mapping[str, object], where: str) -> Policy:
+    """Return the policy of the keys allow_from, deny_from, egress_allow, egress_deny and log.
+
+    Entries are a list, or one text in which blanks or commas separate them. Raises InvalidInput.
+    """
+    if not given:
+        return Policy()
+    from niso.manifest.parse_policy import parse_entry
+    from niso.plan.records import Entry
+
+    def entries(key: str) -> tuple[Entry, ...] | None:
+        if key not in given:
+            return None
+        value = given[key]
+        texts = value.replace(",", " ").split() if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise InvalidInput(f"{where}{key} is no list of entries", "entries like web:80")
+        egress = key.startswith("egress")
+        return tuple(
+            parse_entry(text, f"{where}{key}[{number}]", egress)
+            for number, text in enumerate(texts)
+        )
+
+    return Policy(
+        entries("allow_from"),
+        entries("deny_from") or (),
+        entries("egress_allow"),
+        entries("egress_deny") or (),
+        str(given.get("log", False)).lower() in ("true", "1"),
+    )
+
+
+POLICY_KEYS = ("allow_from", "deny_from", "egress_allow", "egress_deny", "log")
+"""The keys of `policy`."""

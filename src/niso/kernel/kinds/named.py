@@ -1,0 +1,106 @@
+"""Define the kind of names for namespaces that others made: one per attachment.
+
+Nothing but niso's own links is read or written in such a namespace; the rest is its engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel.kinds.kind import Kind, Step, netns_place
+
+if TYPE_CHECKING:
+    from niso.kernel.reading import Reading, Space
+    from niso.kernel.writing import Writer
+
+
+class Named(NamedTuple):
+    """A symlink ``name`` in /run/netns that leads to the file ``target`` of a namespace.
+
+    ``cookie`` identifies the namespace (SO_NETNS_COOKIE). It is 0 if there is none any longer.
+    """
+
+    name: str
+    target: str
+    cookie: int
+
+    def key(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+class _Names(Kind[Named]):
+    holds_others = True
+    reads_closed_spaces = True
+
+    def space(self, thing: Named) -> str:
+        return thing.name
+
+    def place(self, thing: Named) -> str:
+        return netns_place(thing.name)
+
+    def describe(self, step: Step[Named]) -> str:
+        path = f"/run/netns/{step.thing.name}"
+        return f"rm {path}" if step.action == "delete" else f"ln -sfT {step.thing.target} {path}"
+
+    def what(self, thing: Named) -> str:
+        return f"name {thing.name} of the network namespace {thing.target}"
+
+    def describe_field(self, field: str, wanted: object, present: object) -> str:
+        if field == "cookie":
+            return "it leads to another namespace"
+        return f"it leads to {present}"
+
+    def claimed(self, reading: Reading) -> Iterable[Named]:
+        """Yield the symlinks to namespaces that hold the other end of one of niso's pairs."""
+        from niso.kernel import netns
+        from niso.kernel.rtnetlink import Rtnl
+
+        own: set[tuple[int, int]] | None = None
+        for name in netns.symlinks():
+            if not netns.exists(name):  # of an attachment that is gone; nothing says whose
+                continue
+            if own is None:
+                links = reading.host.rtnl.links()
+                own = {(x.peer_index, x.index) for x in links if x.alias == reading.alias}
+            with netns.inside(name), Rtnl() as rtnl:
+                inner = {(x.index, x.peer_index) for x in rtnl.links() if x.kind == "veth"}
+            if inner & own:
+                target = netns.target(name) or ""
+                yield Named(name, target, netns.cookie_at(target) or 0)
+
+    def read(self, space: Space, things: Collection[Named]) -> Iterable[Named]:
+        from niso.kernel import netns
+
+        if not things:
+            return ()
+        target = netns.target(space.name)
+        if target is None:
+            return ()
+        known = {thing.target for thing in things}
+        if not target or (target not in known and netns.exists(space.name)):
+            space.reading.note_foreign_netns(space.name)
+            space.is_foreign = True
+            return ()
+        cookies = {thing.cookie for thing in things if thing.target == target}
+        cookie = netns.pin(space.name, target, cookies)
+        space.is_open = cookie in cookies
+        space.is_of_others = True
+        return (Named(space.name, target, cookie),)
+
+    def write(self, writer: Writer, steps: Sequence[Step[Named]]) -> None:
+        import errno
+
+        from niso.kernel import netns
+
+        (step,) = steps
+        name, target, cookie = step.thing
+        if step.action == "delete":
+            netns.unlink(name)
+        elif netns.pin(name, target, (cookie,)) != cookie:
+            raise OSError(errno.ESTALE, "this network namespace has ended", target)
+        else:
+            netns.link(name, target)
+
+
+KIND = _Names(Named)

@@ -1,0 +1,204 @@
+"""Join what the rules remember of flows with services, policies and open connections."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from niso.base import names
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel import nft_sensor
+from niso.plan import verdict
+from niso.plan.records import Port
+from niso.plan.verdict import Reason, World
+
+if TYPE_CHECKING:
+    from niso.kernel.flows import Open
+    from niso.kernel.interface import Kernel
+    from niso.kernel.sensor import Recorded
+    from niso.store.store import Store
+
+HOST = "host"
+Key = tuple[str, str, str, int]
+"""(source, destination, protocol, port) of a flow, after DNAT."""
+
+
+class End(NamedTuple):
+    """One end of flows. ``service`` is "" if the address is not one of a service."""
+
+    service: str
+    address: str
+    is_host: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return the service, "host" or the address."""
+        return self.service or (HOST if self.is_host else self.address)
+
+
+class Seen(NamedTuple):
+    """All flows from one address to one port of another that passed, or that were dropped.
+
+    ``reason`` is what decides at present, also of the path. ``published`` is the published port
+    that clients from elsewhere used. ``agrees``: the present rules would decide the same. ``new``
+    are new flows within a week, or attempts; ``ago`` is the age of the last one in seconds, None
+    without any. ``open`` are the ones that are open now.
+    """
+
+    source: End
+    destination: End
+    proto: str
+    port: int
+    passes: bool
+    reason: Reason | None
+    published: Port | None
+    agrees: bool
+    new: int
+    ago: float | None
+    open: int
+
+    @property
+    def key(self) -> Key:
+        return self.source.address, self.destination.address, self.proto, self.port
+
+
+class Memory(NamedTuple):
+    """What the kernel remembers, and the connections that are open."""
+
+    passed: tuple[Recorded, ...]
+    refused: tuple[Recorded, ...]
+    opened: tuple[Open, ...]
+    missed: int = 0  # new flows that full sets have not recorded
+
+
+def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
+    """Read the sets and, with ``with_open``, open connections. Raises KernelError."""
+    from niso.kernel import flows, sensor
+
+    opened: set[Open] = set()
+    if with_open:
+        opened.update(flows.opened())
+        # of networks that nobody tracks, the services' sockets know
+        plain = {n.name for n in world.networks.values() if not (n.publishes or n.policed)}
+        for known in world.services.values():
+            if known.active and plain & {endpoint.network for endpoint in known.endpoints}:
+                opened.update(
+                    flows.Open("tcp", c.client, c.client_port, c.server, c.server_port)
+                    for c in kernel.connections_in(names.netns(known.name))
+                )
+    refused = sensor.recorded(nft_sensor.REFUSED)
+    passed = sensor.recorded(nft_sensor.SEEN) + sensor.recorded(nft_sensor.ENTERED)
+    # what another program's rule made the bridge table record too is in the other sets
+    elsewhere = {row[:4] for row in (*passed, *refused)}
+    switched = sensor.recorded(nft_sensor.SWITCHED)
+    passed += [row for row in switched if row[:4] not in elsewhere]
+    return Memory(tuple(passed), tuple(refused), tuple(opened), sum(sensor.missed().values()))
+
+
+def joined(world: World, memory: Memory) -> list[Seen]:
+    """Return all flows with names and what decides on them, sorted by names and port. Pure."""
+    counts: dict[Key, int] = {}
+    for each in memory.opened:
+        key = (each.source, each.destination, each.proto, each.port)
+        counts[key] = counts.get(key, 0) + 1
+    ends = _Ends(world)
+    result = []
+    for passes, rows in ((True, memory.passed), (False, memory.refused)):
+        for row in rows:
+            open_ = counts.pop(_key(row), 0) if passes else 0
+            result.append(_seen(world, ends, _key(row), passes, row.packets, row.ago, open_))
+    for key, count in counts.items():
+        if ends.of(key[0]).service or ends.of(key[1]).service:
+            result.append(_seen(world, ends, key, True, 0, None, count))
+    return sorted(
+        result, key=lambda s: (s.source.name, s.destination.name, s.port, s.proto, s.passes, s.key)
+    )
+
+
+def concerns(seen: Seen, service: str) -> bool:
+    """Return whether a service is one of the ends."""
+    return service in (seen.source.service, seen.destination.service)
+
+
+def changes(before: Iterable[Seen], after: Iterable[Seen]) -> list[Seen]:
+    """Return what was recorded between two looks, the oldest first. ``new`` counts that only."""
+    counted = {(seen.key, seen.passes): seen.new for seen in before}
+    fresh = []
+    for seen in after:
+        was = counted.get((seen.key, seen.passes), 0)
+        # a count that fell was deleted and began again
+        more = seen.new - was if seen.new >= was else seen.new
+        if more:
+            fresh.append(seen._replace(new=more))
+    return sorted(fresh, key=lambda seen: -(seen.ago or 0.0))
+
+
+def moment(ago: float) -> float:
+    """Return the time (seconds since 1970) of something so many seconds ago."""
+    return time.time() - ago
+
+
+class _Ends:
+    """The holders of addresses."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._known: dict[str, End] = {}
+        for known in world.services.values():
+            for address in verdict.addresses_of(known):
+                self._known[address] = End(known.name, address)
+
+    def of(self, address: str) -> End:
+        if address not in self._known:
+            self._known[address] = End("", address, verdict.is_host(self._world, address))
+        return self._known[address]
+
+
+def _key(row: Recorded) -> Key:
+    return row.source, row.destination, row.proto, row.port
+
+
+def _seen(
+    world: World, ends: _Ends, key: Key, passes: bool, new: int, ago: float | None, open_: int
+) -> Seen:
+    source, destination, proto, port = key
+    # a verdict depends on no other services, and looks through those that there are
+    holders = {ends.of(source).service, ends.of(destination).service} - {""}
+    world = world._replace(services={name: world.services[name] for name in holders})
+    egress, ingress = verdict.judge(world, source, destination, port, proto)
+    refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
+    reason: Reason | None
+    published = None
+    if passes:
+        deciding = [each for each in (egress, ingress) if each.key]
+        reason = refusing or (deciding[-1] if deciding else None)
+        agrees = refusing is None
+        if not (ends.of(source).service or ends.of(source).is_host):
+            published = _published(world, ends.of(destination).service, proto, port)
+    else:
+        path = verdict.decide(world, source, destination, port, proto)
+        reason = refusing or (None if path.passes else path.dropped_by)
+        # what came by a published port looks like a flow to the service's own address here
+        agrees = reason is not None
+    ends_ = ends.of(source), ends.of(destination)
+    return Seen(*ends_, proto, port, passes, reason, published, agrees, new, ago, open_)
+
+
+def _published(world: World, service: str, proto: str, port: int) -> Port | None:
+    """Return the published port that leads to a port of a service, or None."""
+    known = world.services.get(service)
+    for each in known.ports if known else ():
+        last = each.container_port + each.count - 1
+        if each.proto == proto and each.container_port <= port <= last:
+            first = each.host_port + port - each.container_port
+            return each._replace(host_port=first, container_port=port, count=1)
+    return None
+
+
+def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Seen], int]:
+    """Return all flows, and how many new ones full sets have not recorded. Raises KernelError."""
+    from niso.reconcile.world import read_world
+
+    world = read_world(kernel, store)
+    memory = remembered(kernel, world, with_open)
+    return joined(world, memory), memory.missed

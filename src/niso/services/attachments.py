@@ -1,0 +1,464 @@
+"""Attach network namespaces that others made to niso's networks, and detach them.
+
+An attachment is a service row of mode ``attached``. Admission, plan and rules are those of every
+service (`niso.services.admit`, `niso.plan.desired`); what it lacks is a package and a process.
+Nothing here loads what only a process needs: an engine waits for each call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import count
+
+from niso.base import paths
+from niso.base.addresses import family_of
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
+from niso.base.lite_typing import NamedTuple
+from niso.base.locks import Lock
+from niso.base.report import Report, silent
+from niso.kernel.interface import Kernel
+from niso.kernel.outside import Outside
+from niso.plan.records import Policy, Port
+from niso.plan.service_spec import Published, ServiceSpec
+from niso.reconcile import nat_flows, policy_flows
+from niso.reconcile.converge import carry_out, converge, desired_now, plan
+from niso.services import journal, withdraw
+from niso.services.admit import Target, record, release, scope_of
+from niso.services.machine import Machine
+from niso.store.attached_rows import Attached, Link, wishes
+from niso.store.policy_rows import policy_of
+from niso.store.sqlite import encoded
+from niso.store.store import Scope, ServiceRow, Store
+
+CLI = "cli"
+"""The owner of what a person attached."""
+_MAX_INTERFACE = 15  # IFNAMSIZ - 1, linux/if.h
+_NO_INTERFACE = ("", ".", "..", "lo", "all", "default")
+"""Names that no new link can have, or that stand for several in /proc/sys/net."""
+
+
+class Wish(NamedTuple):
+    """A network that a namespace is to be attached to."""
+
+    network: str
+    interface: str = ""  # "": the one that it has there, or the next free eth<n>
+    ips: tuple[str, ...] = ()  # at most one of each family
+    mac: str = ""  # "": derived from the names
+
+
+class Request(NamedTuple):
+    """What an attachment is to be; it replaces what it was."""
+
+    name: str
+    netns: str  # the path of the namespace; "": niso makes one
+    wishes: tuple[Wish, ...]
+    ports: tuple[Port, ...] = ()
+    aliases: tuple[str, ...] = ()
+    policy: Policy = Policy()
+    owner: str = CLI
+    id: str = ""
+    given: str = ""  # "": the name
+    labels: tuple[tuple[str, str], ...] = ()  # what the owner says of it: (pod_namespace, shop)
+
+
+class Done(NamedTuple):
+    """The result of an attachment."""
+
+    service: str
+    changed: bool
+    addresses: tuple[str, ...]
+    ports: tuple[Port, ...]
+
+
+# --- attach -----------------------------------------------------------------------------------
+
+
+def attach(machine: Machine, request: Request, report: Report = silent) -> Done:
+    """Attach a namespace to the networks of ``request``, and to no others.
+
+    The policies of the administrator must allow a packet too (`niso.manifest.policy_files`).
+    Of an attachment in the same namespace only the difference is applied. One whose namespace has
+    ended is replaced, and so is one that the same owner has given the same id.
+    Raises InvalidInput, NotFound, Conflict, KernelError; then nothing has changed, except that an
+    attachment whose namespace has ended may be gone.
+    """
+    store, kernel = machine.store, machine.kernel
+    if store.intents():
+        journal.recover(machine, report, [request.name])
+    with journal.locked(store, [request.name]):
+        request, found = _located(kernel, request)
+        before, row = store.attachments.get(request.name), store.service(request.name)
+        if found is not None:
+            _refuse_attached(kernel, store, request.name, found.cookie)
+        if before is not None and row is not None and not _is_same(before, row, request, found):
+            if row.active and lives(kernel, before) and not _is_of(before, request):
+                raise Conflict(
+                    f"{request.name!r} is already attached, by {shown(before)}",
+                    "choose another name, or detach it first",
+                    "NAME",
+                )
+            _forget(machine, row, report)
+            before = None
+        target = _target(store, request, found, before)
+        try:
+            return _apply(machine, target, report)
+        except BaseException as error:
+            from niso.services.undo import undo_all
+
+            undo_all(machine, [request.name], error, report)
+            raise
+
+
+def _apply(machine: Machine, target: Target, report: Report) -> Done:
+    """Record an attachment and bring the kernel to it; the caller undoes it after an error."""
+    store, kernel, name = machine.store, machine.kernel, target.name
+    alone = frozenset([name])
+    with Lock():
+        scope = scope_of(store, [target])
+        with store.transaction():
+            before = desired_now(kernel, store, scope)
+            known = {(f"niso-{name}", address) for _, address in store.addresses(name)}
+            release(store, target)
+            change = record(machine, target, "", alone, alone)
+            planned = plan(kernel, store, scope, before, trusting=True)
+            intent = store.intent(name)
+            assert intent is not None
+            as_before = store.is_as_before(intent)
+        if planned.want != before:
+            policy_flows.introduce(kernel, store, before, planned.want)
+        steps = carry_out(kernel, store, planned, report, known=known)
+        reached = desired_now(kernel, store, scope)
+        if reached != before:
+            nat_flows.flush_gone_addresses(kernel, before, reached)
+            nat_flows.flush_changed_ports(kernel, before, reached)
+            if policy_flows.narrows(before, reached):
+                policy_flows.cut(kernel, store, [name])
+        with store.transaction():
+            store.end_intent(name)
+            store.attachments.drop_released()
+            was = change.before.networks if change.before is not None else ()
+            _drop_unused(machine, set(was) - set(change.row.networks), report)
+    return Done(
+        name,
+        bool(steps) or not as_before,
+        tuple(address for _, address in store.addresses(name)),
+        tuple(port for _, port in store.ports(name)),
+    )
+
+
+def _drop_unused(machine: Machine, networks: set[str], report: Report) -> None:
+    """Remove the networks of these that an attachment created and nobody is on any longer."""
+    if not networks:
+        return
+    store, kernel = machine.store, machine.kernel
+    scope = Scope(
+        (), tuple(sorted(networks)), names=tuple(("network", name) for name in sorted(networks))
+    )
+    before = desired_now(kernel, store, scope)
+    if store.drop_implicit_networks(networks):
+        converge(kernel, store, scope, before, report, teardown=True)
+
+
+def _located(kernel: Kernel, request: Request) -> tuple[Request, Outside | None]:
+    """Return the request with the canonical path of its namespace, and what is there.
+
+    Raises NotFound, InvalidInput and Conflict if it is none that can be attached.
+    """
+    if not request.netns:
+        return request, None
+    # the last part is a magic link in /proc, which must stay as it is
+    folder, _, last = os.path.abspath(request.netns).rpartition("/")
+    path = os.path.join(os.path.realpath(folder or "/"), last)
+    found = kernel.look_at(path)
+    if found is None:
+        raise NotFound(
+            f"{request.netns}: there is no network namespace",
+            "a path like /proc/PID/ns/net or /run/netns/NAME",
+        )
+    if found.is_host:
+        raise InvalidInput(
+            f"{request.netns} is the network namespace of the host itself",
+            "name the namespace of a container",
+        )
+    if found.mark:
+        raise Conflict(
+            f"{request.netns} is the network namespace of a service of niso",
+            "network.networks in its manifest names its networks",
+        )
+    return request._replace(netns=path), found
+
+
+def _refuse_attached(kernel: Kernel, store: Store, name: str, cookie: int) -> None:
+    """Raise Conflict if another attachment has the namespace with this cookie."""
+    for other in store.attachments.of_cookie(cookie):
+        row = store.service(other.service)
+        if other.service != name and row is not None and row.active and lives(kernel, other):
+            raise Conflict(
+                f"this network namespace is already attached as {other.service!r}",
+                f"attach {other.service} to more networks, or detach it first",
+            )
+
+
+def _is_same(before: Attached, row: ServiceRow, request: Request, found: Outside | None) -> bool:
+    """Return whether the attachment is in the namespace of the request, and of its owner."""
+    if not row.active or (before.owner, before.id) != (request.owner, request.id):
+        return False
+    if found is None:
+        return not before.netns
+    return (before.netns, before.cookie) == (request.netns, found.cookie)
+
+
+def _is_of(before: Attached, request: Request) -> bool:
+    """Return whether an attachment is the request's own, in an earlier namespace."""
+    return request.id != "" and (before.owner, before.id) == (request.owner, request.id)
+
+
+def _target(
+    store: Store, request: Request, found: Outside | None, before: Attached | None
+) -> Target:
+    """Return what is to be recorded. Raises InvalidInput, Conflict."""
+    had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
+    _refuse_twice([wish.network for wish in request.wishes], "--network")
+    own = {link.interface for link in had.values()}
+    taken = (found.links if found is not None else frozenset(["lo"])) - own
+    free = _free_names(taken | {wish.interface for wish in request.wishes})
+    routed = found is not None and bool(found.routed) and not any(x.routes for x in had.values())
+    links: list[Link] = []
+    for wish in request.wishes:
+        kept = had.get(wish.network)
+        interface = wish.interface or (kept.interface if kept is not None else "")
+        if interface in {link.interface for link in links} or not interface:
+            interface = next(free)
+        if interface in taken:
+            raise Conflict(
+                f"interface {interface!r} already exists in {request.netns or 'it'}",
+                "name another one, or none: niso chooses the next free eth<n>",
+                "interface",
+            )
+        links.append(Link(wish.network, interface, wish.mac, not (links or routed)))
+    _refuse_twice([link.interface for link in links], "interface")
+    spec = ServiceSpec(
+        name=request.name,
+        rootfs=None,
+        entrypoint="",
+        args=(),
+        working_dir="/",
+        environment={},
+        user=None,
+        restart="no",
+        restart_delay_s=0.0,
+        stop_timeout_s=0.0,
+        capabilities=(),
+        read_only=False,
+        memory_max=None,
+        cpu_max=None,
+        pids_limit=None,
+        healthcheck=None,
+        volumes=(),
+        mode="attached",
+        share=None,
+        networks=tuple(wish.network for wish in request.wishes),
+        addresses=_statics(request, 4),
+        addresses6=_statics(request, 6),
+        hostname=request.name,
+        aliases=request.aliases,
+        ports=tuple(Published(port, f"--port {port.text}") for port in request.ports),
+        policy=_whole_policy(request),
+        manifest={},
+    )
+    attached = Attached(
+        request.name,
+        request.owner,
+        request.id,
+        request.given or request.name,
+        request.netns,
+        found.cookie if found is not None else 0,
+        encoded({"policy": request.policy, "labels": dict(request.labels)}),
+    )
+    return Target(request.name, spec, "", "", None, None, attached=attached, links=tuple(links))
+
+
+def _statics(request: Request, family: int) -> dict[str, str]:
+    return {
+        wish.network: ip for wish in request.wishes for ip in wish.ips if family_of(ip) == family
+    }
+
+
+def _whole_policy(request: Request) -> Policy:
+    if not os.path.lexists(paths.policy_dir()):
+        return request.policy
+    from niso.manifest.policy_files import Subject, about
+    from niso.services.policies import combined
+
+    networks = tuple(wish.network for wish in request.wishes)
+    subject = Subject(request.name, networks, request.owner, dict(request.labels))
+    return combined([request.policy, *about(subject)])
+
+
+def current(store: Store, name: str) -> Request | None:
+    """Return the request that an attachment fulfils now; None if there is none.
+
+    A change of a part of it attaches again with this and its difference.
+    """
+    row, attached = store.service(name), store.attachments.get(name)
+    if row is None or attached is None:
+        return None
+    spec, asked = row.require_service(), wishes(attached)
+    return Request(
+        name,
+        attached.netns,
+        tuple(
+            Wish(link.network, link.interface, spec.statics(link.network), link.mac)
+            for link in store.attachments.links(name)
+        ),
+        tuple(published.port for published in spec.ports),
+        spec.aliases,
+        policy_of(asked["policy"]),
+        attached.owner,
+        attached.id,
+        attached.given,
+        tuple(sorted(asked["labels"].items())),
+    )
+
+
+def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
+    """Attach all living attachments again, with the administrator's policies as they are now.
+
+    Raises an ErrorGroup of all that failed, after trying the others; these keep their policy.
+    """
+    store = machine.store
+    done, errors = [], list[Error]()
+    for attached in store.attachments.all():
+        row = store.service(attached.service)
+        if row is None or not row.active or not lives(machine.kernel, attached):
+            continue
+        try:
+            request = current(store, attached.service)
+            if request is not None:
+                done.append(attach(machine, request, report))
+        except Error as error:
+            error.service = error.service or attached.service
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    return done
+
+
+def _refuse_twice(values: Sequence[str], what: str) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise InvalidInput(f"{what} {value} is given twice", "name each once")
+
+
+def _free_names(taken: Container[str]) -> Iterator[str]:
+    return (name for number in count() if (name := f"eth{number}") not in taken)
+
+
+def interface_name(text: str) -> str:
+    """Return the name of a new link. Raises InvalidInput (dev_valid_name, net/core/dev.c)."""
+    bad = text in _NO_INTERFACE or len(text.encode()) > _MAX_INTERFACE
+    if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
+        raise InvalidInput(
+            f"{text!r} is not a valid name of an interface",
+            f"at most {_MAX_INTERFACE} characters, none of them a blank, / or :",
+        )
+    return text
+
+
+def mac(text: str) -> str:
+    """Return a MAC address of one station (IEEE 802, 8.2). Raises InvalidInput."""
+    parts = text.lower().replace("-", ":").split(":")
+    octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]
+    if len(parts) != 6 or len(octets) != 6 or octets[0] & 1 or not any(octets):
+        raise InvalidInput(f"{text!r} is not a MAC address", "six octets like 02:00:00:00:00:01")
+    return ":".join(f"{octet:02x}" for octet in octets)
+
+
+# --- detach -----------------------------------------------------------------------------------
+
+
+def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
+    """Detach an attachment; return whether there was one.
+
+    No-op if it is gone already, or another ``id`` has the name now. Raises Conflict if the name is
+    that of a service, KernelError.
+    """
+    store = machine.store
+    if store.intents():
+        journal.recover(machine, report, [name])
+    if store.service(name) is None:
+        return False
+    with journal.locked(store, [name]):
+        row, attached = store.service(name), store.attachments.get(name)
+        if row is None or (id is not None and (attached is None or attached.id != id)):
+            return False
+        if row.has_process:
+            raise Conflict(
+                f"{name!r} is a service, not an attachment",
+                "niso deactivate --help",
+                "NAME",
+            )
+        _forget(machine, row, report)
+    return True
+
+
+def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
+    """Withdraw an attachment and delete its rows; the caller holds its lock."""
+    store = machine.store
+    with Lock(), store.transaction():
+        store.begin_intent(row.name, "remove", time.time())
+    withdraw.withdraw(machine, [row], report, ends=True, forgets=True)
+
+
+# --- gone -------------------------------------------------------------------------------------
+
+
+def lives(kernel: Kernel, attached: Attached) -> bool:
+    """Return whether the namespace of an attachment has not ended. Raises KernelError.
+
+    That of niso's own making has not: it is checked and repaired as that of a service.
+    """
+    return not attached.netns or kernel.cookie_at(attached.netns) == attached.cookie
+
+
+def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
+    """Return the active attachments whose namespace has ended, or those of ``only``."""
+    ended = []
+    for row in store.attachments.rows():
+        if row.active and (only is None or row.name in only):
+            attached = store.attachments.get(row.name)
+            if attached is None or not lives(kernel, attached):
+                ended.append(row.name)
+    return ended
+
+
+def collect(
+    machine: Machine,
+    owner: str | None = None,
+    valid: Iterable[str] | None = None,
+    report: Report = silent,
+) -> list[str]:
+    """Detach the attachments whose namespace has ended, of one owner or all; return their names.
+
+    After a reboot that is all of them. With ``valid``, those with another id go too.
+    """
+    store, kernel = machine.store, machine.kernel
+    known = None if valid is None else set(valid)
+    done = []
+    for attached in store.attachments.all(owner):
+        row = store.service(attached.service)
+        if row is None:
+            continue
+        is_kept = known is None or attached.id in known
+        if row.active and is_kept and lives(kernel, attached):
+            continue
+        if detach(machine, attached.service, attached.id, report):
+            done.append(attached.service)
+    return done
+
+
+def shown(attached: Attached) -> str:
+    """Return the owner and its id for a message: ``podman b186d057f65e``."""
+    return f"{attached.owner} {attached.id[:12]}".strip()

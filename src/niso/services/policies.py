@@ -1,0 +1,73 @@
+"""Combine the policy of an attachment with the administrator's: a packet must be allowed by both.
+
+An engine's user writes the former, and files in /etc/niso/policies are the latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from niso.base.errors import InvalidInput
+from niso.plan.records import Entry, Peer, Policy
+
+_ALL_PORTS = (0, 65535)
+
+
+def combined(policies: Iterable[Policy]) -> Policy:
+    """Return the policy that allows what all allow. Raises InvalidInput if no list can say it."""
+    whole = Policy()
+    for policy in policies:
+        whole = both(whole, policy)
+    return whole
+
+
+def both(one: Policy, other: Policy) -> Policy:
+    """Return the policy that allows what both allow. Raises InvalidInput if no list can say it."""
+    return Policy(
+        _meeting(one.allow_from, other.allow_from),
+        (*one.deny_from, *other.deny_from),
+        _meeting(one.egress_allow, other.egress_allow),
+        (*one.egress_deny, *other.egress_deny),
+        one.log or other.log,
+    )
+
+
+def _meeting(
+    one: tuple[Entry, ...] | None, other: tuple[Entry, ...] | None
+) -> tuple[Entry, ...] | None:
+    if one is None or other is None:
+        return other if one is None else one
+    met = (_met(first, second) for first in one for second in other)
+    return tuple(entry for entry in met if entry is not None)
+
+
+def _met(one: Entry, other: Entry) -> Entry | None:
+    """Return the entry of what both match; None if that is nothing."""
+    peer = _peer(one, other)
+    first, last = max(one.first, other.first), min(one.last, other.last)
+    proto = one.proto or other.proto
+    if peer is None or first > last or (one.proto and other.proto and one.proto != other.proto):
+        return None
+    if proto == "icmp" and (first, last) != _ALL_PORTS:
+        return None
+    return one._replace(peer=peer, first=first, last=last, proto=proto)
+
+
+def _peer(one: Entry, other: Entry) -> Peer | None:
+    if one.peer == other.peer:
+        return one.peer
+    kinds = {one.peer.kind, other.peer.kind}
+    if kinds == {"prefix"}:
+        import ipaddress
+
+        a, b = (ipaddress.ip_network(entry.peer.name) for entry in (one, other))
+        if a.version != b.version or not a.overlaps(b):
+            return None
+        return one.peer if a.prefixlen >= b.prefixlen else other.peer
+    if len(kinds) == 1:  # of two names; that two services share an address does not count
+        return None
+    raise InvalidInput(
+        f"{one.key} ({one.text!r}) and {other.key} ({other.text!r}) cannot be combined: one names "
+        "a service or network, the other something else",
+        "name the same in both, or say in the file what is denied",
+    )

@@ -1,0 +1,81 @@
+"""Withdraw services from the network, with one plan; their processes have ended.
+
+Loads nothing that only a process needs, since attachments are withdrawn by it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from niso.base import names
+from niso.base.locks import Lock
+from niso.base.report import Report
+from niso.reconcile import forwarding, nat_flows, policy_flows
+from niso.reconcile.converge import converge, desired_now
+from niso.services.concern import all_names, concerned
+from niso.services.machine import Machine
+from niso.store.store import Scope, ServiceRow, Store
+
+
+def withdraw(
+    machine: Machine,
+    rows: Iterable[ServiceRow],
+    report: Report,
+    ends: bool,
+    keep_forwards: bool = False,
+    forgets: bool = False,
+) -> None:
+    """Record services as inactive and remove their networks; with ``ends``, end their intents.
+
+    With ``forgets``, their rows are deleted in the same transaction. Raises Error; then nothing is
+    recorded, and the call can be repeated.
+    """
+    store, kernel = machine.store, machine.kernel
+    rows = list(rows)
+    scope = scope_of(store, rows)
+    if forgets:  # policies that name them mean nobody afterwards
+        scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
+    going = {row.name for row in rows}
+    left = [row.name for row in rows if row.provider and row.provider not in going]
+    ports = [port for name in left for _, port in store.ports(name)]
+    links: list[str] = []
+    with Lock(), store.transaction():
+        before = desired_now(kernel, store, scope)
+        go(machine, rows, keep_forwards)
+        if forgets:
+            for row in rows:
+                store.forget(row.name)
+                store.end_intent(row.name)
+            store.drop_implicit_networks(scope.networks or ())
+        converge(kernel, store, scope, before, report, teardown=True, ending=links)
+        for row in rows:
+            kernel.clear_unfinished(names.netns(row.name))
+        after = desired_now(kernel, store, scope)
+        nat_flows.flush_gone_addresses(kernel, before, after)
+        nat_flows.end_flows(kernel, ports)
+        if left and policy_flows.narrows(before, after):
+            # flows that policies of others allowed only to a name that shared the address
+            policy_flows.cut(kernel, store, left)
+        if ends:
+            for row in rows:
+                store.end_intent(row.name)
+        forwarding.forget(store)
+    kernel.end_links(links)
+
+
+def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False) -> None:
+    """Record services as inactive; the caller is in a transaction."""
+    store = machine.store
+    for row in rows:
+        store.set_active(row.name, False)
+    forwarding.note_late(machine.kernel, store)
+    for row in rows:
+        store.end_publishing(row.name, keep_forwards)
+
+
+def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:
+    """Return the scope of a withdrawal."""
+    rows = list(rows)
+    # the name of a service that shares a namespace resolves only while it is active
+    shared = store.names_with(store.with_companions(row.name for row in rows if row.provider))
+    return concerned(store, (row.name for row in rows), names=shared)

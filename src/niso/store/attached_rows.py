@@ -1,0 +1,133 @@
+"""Rows of attachments: services in network namespaces that others made, or for whom niso made one.
+
+Their process is started by somebody else, the *owner*: podman, cni, systemd, or cli for a person.
+``id`` and ``given`` are what the owner calls it. An address that an attachment had stays with the
+owner and this name (table ``released``) until somebody else needs it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.store.service_rows import ServiceRow, service_row
+from niso.store.sqlite import decoded
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Attached(NamedTuple):
+    """An attachment; the fields are the columns of its table."""
+
+    service: str
+    owner: str
+    id: str
+    given: str
+    netns: str  # the path of the namespace; "" if niso made it
+    cookie: int  # of the namespace (SO_NETNS_COOKIE); 0 if niso made it
+    asked: str = "{}"  # JSON, as the owner wants it
+
+
+_LOST = Attached("", "", "", "", "/proc/0/ns/net", 0)
+"""In place of a deleted row: a namespace that never was."""
+
+
+class Link(NamedTuple):
+    """The end of an attachment's veth pair on a network."""
+
+    network: str
+    interface: str
+    mac: str
+    routes: bool  # whether the default route leads here
+
+
+class Attachments:
+    """The queries of the store for attachments."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def get(self, service: str) -> Attached | None:
+        """Return an attachment, or None."""
+        row = self._db.execute("SELECT * FROM attached WHERE service=?", (service,)).fetchone()
+        return Attached(*row) if row else None
+
+    def all(self, owner: str | None = None, id: str | None = None) -> list[Attached]:
+        """Return all attachments, or those of an owner and id, sorted by name."""
+        rows = self._db.execute(
+            "SELECT * FROM attached WHERE (?1 IS NULL OR owner=?1) AND (?2 IS NULL OR id=?2)"
+            " ORDER BY service",
+            (owner, id),
+        )
+        return [Attached(*row) for row in rows]
+
+    def of_cookie(self, cookie: int) -> list[Attached]:
+        """Return the attachments of the namespace with this cookie."""
+        rows = self._db.execute("SELECT * FROM attached WHERE cookie=?", (cookie,))
+        return [Attached(*row) for row in rows]
+
+    def rows(self) -> list[ServiceRow]:
+        """Return the services' rows of all attachments, sorted by name."""
+        query = "SELECT * FROM service WHERE mode='attached' ORDER BY name"
+        return [service_row(row) for row in self._db.execute(query)]
+
+    def links(self, service: str) -> list[Link]:
+        """Return an attachment's links, in the order of its networks."""
+        rows = self._db.execute(
+            "SELECT l.network, interface, mac, routes FROM attached_link l"
+            " JOIN endpoint e ON e.service=l.service AND e.network=l.network"
+            " WHERE l.service=? ORDER BY e.position",
+            (service,),
+        )
+        return [Link(row[0], row[1], row[2], bool(row[3])) for row in rows]
+
+    def planned(
+        self, service: str
+    ) -> tuple[tuple[str, int] | None, dict[str, tuple[str, str, bool]]]:
+        """Return what a plan needs: (path and cookie of a namespace of others, links by network).
+
+        A link is (interface, MAC, whether the default route leads there).
+        """
+        found = self.get(service) or _LOST
+        outside = (found.netns, found.cookie) if found.netns else None
+        return outside, {
+            link.network: (link.interface, link.mac, link.routes) for link in self.links(service)
+        }
+
+    # --- writing; inside a transaction ------------------------------------------------------------
+
+    def put(self, attached: Attached, links: Iterable[Link]) -> None:
+        """Insert or replace an attachment with its links. The service's row must exist."""
+        self._db.execute("INSERT OR REPLACE INTO attached VALUES (?, ?, ?, ?, ?, ?, ?)", attached)
+        self._db.execute("DELETE FROM attached_link WHERE service=?", (attached.service,))
+        self._db.executemany(
+            "INSERT INTO attached_link VALUES (?, ?, ?, ?, ?)",
+            [(attached.service, *link[:3], int(link.routes)) for link in links],
+        )
+
+    def release(self, service: str, now: float, network: str | None = None) -> None:
+        """Record the addresses of an attachment as released, on one network or all.
+
+        ``now`` is in seconds since 1970.
+        """
+        self._db.execute(
+            "INSERT OR REPLACE INTO released SELECT l.network, l.family, l.number, a.owner,"
+            " a.given, ?1 FROM lease l JOIN attached a ON a.service=l.service"
+            " WHERE l.service=?2 AND (?3 IS NULL OR l.network=?3)",
+            (now, service, network),
+        )
+
+    def drop_released(self) -> None:
+        """Delete the record of released addresses that are leased again."""
+        self._db.execute(
+            "DELETE FROM released WHERE EXISTS (SELECT 1 FROM lease l"
+            " WHERE l.network=released.network AND l.family=released.family"
+            " AND l.number=released.number)"
+        )
+
+
+def wishes(attached: Attached) -> dict[str, Any]:
+    """Return what the owner wants: its own ``policy``, and ``labels``."""
+    return dict(decoded(attached.asked))

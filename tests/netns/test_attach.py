@@ -1,0 +1,211 @@
+"""Attach namespaces that other programs made: their packets, what stays theirs, and their end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from conftest import Lab, Process
+from services import BUSYBOX, CLIENT, HOST, answer, ask, echo, idle, inspect, on, ps, refused
+
+BACKEND = ("net", "create", "backend", "--subnet", "10.99.1.0/24")
+SERVE = ("/usr/bin/python3", "-ISu", "-c")
+ECHO = """\
+import socket
+server = socket.create_server(("", 80), backlog=64)
+while True:
+    connection, peer = server.accept()
+    connection.sendall(f"box {peer[0]}".encode())
+    connection.close()
+"""
+
+
+def container(lab: Lab, *command: str) -> Process:
+    """Start a process in a network namespace of its own, as an engine does."""
+    made: Process = lab.popen("unshare", "--net", *(command or (BUSYBOX, "sleep", "1000")))
+    own = lab.run("readlink", "/proc/self/ns/net").stdout
+    lab.wait_for(lambda: lab.run("readlink", f"/proc/{made.pid}/ns/net").stdout != own, 5)
+    return made
+
+
+def picture(lab: Lab, netns: str, *without: str) -> list[Any]:
+    """What the kernel has in a namespace but for these links: links, addresses, routes, sysctls."""
+    skip = (*without,)
+    links = [
+        {
+            key: value
+            for key, value in link.items()
+            if key not in ("ifindex", "link_index", "stats64")
+        }
+        for link in lab.ip_json("address", "show", netns=netns)
+        if link["ifname"] not in skip
+    ]
+    routes = [
+        route for route in lab.ip_json("route", "show", netns=netns) if route["dev"] not in skip
+    ]
+    find = "cd /proc/sys/net; find ipv4 ipv6 -type f -perm -200 ! -name flush ! -name '*retrans*'"
+    find += " ! -name 'stable_secret' | sort | xargs grep -H ''"
+    sysctls = lab.run("sh", "-c", find, netns=netns, check=False).stdout.splitlines()
+    own = [line for line in sysctls if not any(f"/{name}/" in line for name in skip)]
+    return [links, routes, own]
+
+
+@pytest.fixture
+def blue(lab: Lab) -> Lab:
+    """A namespace of somebody else, with a link, a route, and a server."""
+    lab.niso(*BACKEND)
+    for line in (
+        "netns add blue",
+        "-n blue link set lo up",
+        "-n blue link add eth0 type veth peer name far",
+        "-n blue address add 172.31.0.2/24 dev eth0",
+        "-n blue link set far up",
+        "-n blue link set eth0 up",
+        "-n blue route add 198.51.100.0/24 via 172.31.0.1",
+    ):
+        lab.run("ip", *line.split())
+    lab.popen(*SERVE, ECHO, netns="blue")
+    lab.wait_for(lambda: "tentative" not in lab.run("ip", "-6", "address", netns="blue").stdout, 5)
+    return lab
+
+
+def test_attached_namespace_is_reached_as_a_service_and_the_rest_of_it_stays(blue: Lab) -> None:
+    before = picture(blue, "blue")
+    blue.niso("activate", echo(blue, "api", network=on("backend")))
+    blue.niso("activate", idle(blue, "web", network=on("backend")))
+    made = blue.niso(
+        *("net", "attach", "box", "--netns", "/run/netns/blue", "--network"),
+        *("backend,interface=net7,mac=02:00:00:00:00:07", "-p", "8080:80"),
+        *("--allow-from", "api 192.0.2.2", "--egress-deny", "web"),
+    )
+    assert made.stdout == "box: attached  10.99.1.4  8080→80\n"
+    assert picture(blue, "blue", "net7") == before
+    (link,) = blue.ip_json("address", "show", "dev", "net7", netns="blue")
+    assert link["address"] == "02:00:00:00:00:07" and link["operstate"] == "UP"
+    assert [each["local"] for each in link["addr_info"]] == ["10.99.1.4"]
+    assert blue.run("readlink", "/run/netns/niso-box").stdout == "/run/netns/blue\n"
+    # packets, and who may send them
+    assert answer(blue, "10.99.1.4", 80, "niso-api") == "box 10.99.1.3"[:4] + "10.99.1.2"
+    assert ask(blue, "10.99.1.4", 80, "niso-web") == ""
+    assert answer(blue, "10.99.1.2", 80, "blue").split()[0] == "api"
+    assert blue.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"box {CLIENT}"
+    assert blue.neighbour(BUSYBOX, "nc", "-w1", HOST, "8080", input="", check=False).stdout == ""
+    # the commands know it
+    assert ": ok (" in blue.niso("net", "ping", "api", "box").stdout
+    assert (
+        "confirmed" in blue.niso("net", "explain", "web", "box:80", "--prove", check=False).stdout
+    )
+    assert "confirmed" in blue.niso("net", "explain", "box", "api:80", "--prove").stdout
+    row = ps(blue, "box")
+    assert (row["status"], row["mode"], row["address"]) == ("attached", "attached", "10.99.1.4")
+    assert inspect(blue, "box")["endpoints"][0]["interface"] == "net7"
+    blue.niso("port-forward", "box", "9090:80")
+    assert blue.client(BUSYBOX, "nc", "-w1", HOST, "9090", input="").stdout == f"box {CLIENT}"
+    blue.niso("net", "check")
+    # a spoofed source is dropped on its port, as a service's is
+    blue.run("ip", "address", "add", "10.99.1.3/32", "dev", "net7", netns="blue")
+    spoof = ("ping", "-c1", "-W1", "-I", "10.99.1.3", "10.99.1.2")
+    assert blue.run(*spoof, netns="blue", check=False).returncode == 1
+    blue.niso("net", "check")  # an address that others added there is theirs
+    # damage to what is niso's is named and repaired
+    blue.run("ip", "link", "set", "net7", "down", netns="blue")
+    named = blue.niso("net", "check", check=False).stdout
+    assert named.startswith("different: veth nibox-") and named.count("\n") == 1, named
+    blue.niso("net", "repair")
+    blue.niso("net", "check")
+    assert answer(blue, "10.99.1.4", 80, "niso-api")
+    blue.run("rm", "/run/netns/niso-box")
+    named = blue.niso("net", "check", check=False).stdout
+    assert named == "missing: name niso-box of the network namespace /run/netns/blue\n"
+    blue.run("ln", "-s", "/run/netns/client", "/run/netns/niso-box")
+    assert "does not belong to this niso" in blue.niso("net", "check", check=False).stdout
+    assert blue.niso("net", "repair", check=False).returncode == 1
+    blue.run("ln", "-sfT", "/nowhere", "/run/netns/niso-box")
+    blue.niso("net", "repair")
+    blue.niso("net", "check")
+    assert answer(blue, "10.99.1.4", 80, "niso-api")
+    # a policy that is narrowed
+    same = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
+    blue.niso(*same, "--allow-from", "")
+    assert ask(blue, "10.99.1.4", 80, "niso-api") == ""
+    assert blue.niso("net", "detach", "box").stdout == "box: detached\n"
+    assert blue.niso("net", "detach", "box").stdout == "box: not attached\n"
+    assert picture(blue, "blue") == before
+    assert not blue.path("/run/netns/niso-box").is_symlink()
+    blue.niso("net", "check")
+
+
+def test_end_of_a_namespace_and_its_process_id_in_other_hands(lab: Lab) -> None:
+    lab.niso(*BACKEND)
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    first = container(lab)
+    lab.niso("net", "attach", "box", "--pid", str(first.pid), "--network", "backend", "--id", "7")
+    assert ps(lab, "box")["address"] == "10.99.1.3"
+    first.kill()
+    first.wait(5)
+    gone = "gone: attachment 'box' (cli 7) (its network namespace has ended)\n"
+    lab.wait_for(lambda: lab.niso("net", "check", check=False).stdout == gone, 5, gone)
+    assert ps(lab, "box")["status"] == "gone"
+    assert "its network namespace has ended" in refused(lab, "net", "ping", "api", "box")
+    # other commands are not held up, and nobody gets its address
+    lab.niso("activate", idle(lab, "web", network=on("backend")))
+    assert ps(lab, "web")["address"] == "10.99.1.4"
+    assert lab.niso("net", "repair").stdout == "repaired: 1 step\n"
+    lab.niso("net", "check")
+    assert "box" not in lab.niso("ps").stdout
+    links = lab.run("ip", "-br", "link", netns=None).stdout
+    assert "nibox" not in links
+    # its owner gets its address again
+    second = container(lab)
+    again = lab.niso(
+        "net", "attach", "box", "--pid", str(second.pid), "--network", "backend", "--json"
+    )
+    assert json.loads(again.stdout)["address"] == "10.99.1.3"
+    second.kill()
+    second.wait(5)
+    lab.wait_for(lambda: ps(lab, "box")["status"] == "gone", 5, "the end of box")
+    assert lab.niso("net", "gc").stdout == "box: detached\n"
+    # a path that leads to a namespace of somebody else by now: niso goes by the cookie
+    lab.run("ip", "netns", "add", "blue")
+    lab.niso("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
+    lab.run("ip", "netns", "delete", "blue")
+    lab.run("ip", "netns", "add", "blue")
+    before = picture(lab, "blue")
+    lab.wait_for(lambda: lab.niso("net", "check", check=False).stdout == gone.replace(" 7", ""), 5)
+    lab.niso("net", "repair")
+    assert picture(lab, "blue") == before
+    lab.niso("net", "check")
+
+
+def test_sweep_and_commands_from_inside(blue: Lab) -> None:
+    before = picture(blue, "blue")
+    blue.niso("activate", idle(blue, "api", network=on("backend")))
+    blue.niso("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
+    blue.niso("net", "attach", "own", "--new", "--network", "backend")
+    assert blue.run("ip", "-br", "link", netns="niso-own").stdout.count("eth0") == 1
+    # a command that is started in another namespace goes home
+    inner = blue.niso("net", "check", netns="blue").stdout
+    assert inner.startswith("OK")
+    blue.niso("activate", idle(blue, "web", network=on("backend")), netns="blue")
+    assert "niso-backend" not in blue.run("ip", "-br", "link", netns="blue").stdout
+    assert ": ok (" in blue.niso("net", "ping", "web", "box").stdout
+    program = "import niso; niso.connect().services.list()"
+    done = blue.run("python", "-c", program, netns="blue", check=False)
+    assert "another network namespace than its state folder" in done.stderr
+    # what is refused changes nothing
+    assert "of the host itself" in refused(blue, "net", "attach", "me", "--pid", "1")
+    own = refused(blue, "net", "attach", "me", "--netns", "/run/netns/niso-api")
+    assert "network namespace of a service of niso" in own
+    assert "already attached as 'box'" in refused(
+        blue, "net", "attach", "x", "--netns", "/run/netns/blue"
+    )
+    for words in (("net", "attach", "x"), ("net", "attach", "x", "--new", "--pid", "1")):
+        refused(blue, *words, status=2)
+    blue.niso("net", "check")
+    for command in ("restart", "deactivate", "remove", "enable", "activate"):
+        assert "is an attachment" in refused(blue, command, "box")
+    blue.niso("net", "repair", "--sweep")
+    assert picture(blue, "blue") == before
+    assert not [each for each in blue.path("/run/netns").iterdir() if each.name.startswith("niso-")]
+    assert blue.path("/run/netns/blue").exists()

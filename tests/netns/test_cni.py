@@ -1,0 +1,182 @@
+"""Run niso-cni as container runtimes do. `cni_driver` has what the specification demands of any plugin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from cni_driver import CASES, Plugin, links, namespace
+from conftest import TESTS, Lab
+from services import BUSYBOX, CLIENT, HOST, answer, ask, echo, idle, inspect, on, ps
+
+NISO = f"{sys.prefix}/bin/niso-cni"
+VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+CONFIG = {"name": "pods", "type": "niso-cni", "subnets": ["10.99.64.0/24"]}
+BRIDGE = TESTS.parent / ".cache/bench/containernetworking-plugins/usr/lib/cni"
+DEVIATES = {
+    "version_tells_what_is_supported": "it answers with its newest version, not the requested one",
+    "missing_variables_are_error_4": "its errors have no cniVersion",
+    "check_finds_a_lost_address": "the same",
+}
+"""What the bridge plugin 1.1.1 does not do as the specification says."""
+SERVE = """\
+import socket
+server = socket.create_server(("", 80), backlog=64)
+while True:
+    connection, peer = server.accept()
+    connection.sendall(f"pod {peer[0]}".encode())
+    connection.close()
+"""
+
+
+@pytest.fixture
+def niso(lab: Lab) -> Plugin:
+    return Plugin(lab, NISO, CONFIG, VERSIONS)
+
+
+def test_niso_is_a_plugin_by_the_specification(niso: Plugin) -> None:
+    for case in CASES.values():
+        case(niso)
+    niso.lab.niso("net", "check")
+    assert niso.lab.niso("ps").stdout.count("\n") == 1
+
+
+@pytest.mark.skipif(not BRIDGE.exists(), reason="./dev bench unpacks Debian's plugins")
+def test_the_driver_judges_debians_bridge_too(lab: Lab) -> None:
+    """It meets the other demands, so these are not niso's alone."""
+    ipam = {"type": "host-local", "ranges": [[{"subnet": "10.66.0.0/24"}]], "dataDir": "/tmp/ipam"}
+    config = {"name": "br", "type": "bridge", "bridge": "br0", "isGateway": True, "ipam": ipam}
+    bridge = Plugin(lab, str(BRIDGE / "bridge"), config, VERSIONS[:4])
+    failed = []
+    for name, case in CASES.items():
+        try:
+            case(bridge)
+        except AssertionError:
+            failed.append(name)
+    assert failed == list(DEVIATES)
+
+
+def capabilities(**keys: Any) -> dict[str, Any]:
+    return {"runtimeConfig": keys}
+
+
+def pod(name: str, space: str = "shop") -> str:
+    return f"IgnoreUnknown=1;K8S_POD_NAMESPACE={space};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID=x"
+
+
+def test_pod_as_containerd_passes_it(niso: Plugin) -> None:
+    lab = niso.lab
+    mappings = [
+        {"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP", "HostIP": ""},
+        {"HostPort": 0, "ContainerPort": 81, "Protocol": "tcp"},
+    ]
+    notes = {
+        "niso.io/allow-from": "api 192.0.2.2",
+        "niso.io/aliases": "web",
+        "other/x": '{"a\\n": 1}',
+    }
+    extra = capabilities(
+        portMappings=mappings,
+        mac="02:00:00:00:00:09",
+        **{"io.kubernetes.cri.pod-annotations": notes},
+    )
+    with namespace(niso) as given, namespace(niso) as second:
+        given["ARGS"], second["ARGS"] = pod("web-0"), pod("web-1")
+        first = niso.call("ADD", "1.1.0", extra=extra, **given)
+        assert first.status == 0, first.out
+        assert links(niso, given)["eth0"]["address"] == "02:00:00:00:00:09"
+        # asked again, it answers the same
+        for _ in range(2):
+            again = niso.call("ADD", "1.1.0", extra=extra, **given)
+            assert again.data == first.data
+        # an alias may be that of several
+        assert (
+            niso.call(
+                "ADD",
+                "1.1.0",
+                extra=capabilities(
+                    **{"io.kubernetes.cri.pod-annotations": {"niso.io/aliases": "web"}}
+                ),
+                **second,
+            ).status
+            == 0
+        )
+        address = first.data["ips"][0]["address"].partition("/")[0]
+        assert inspect(lab, "web-0-shop")["names"] == ["web-0-shop", "web"]
+        lab.popen("/usr/bin/python3", "-ISuc", SERVE, netns=given["NETNS"].rpartition("/")[2])
+        lab.niso(
+            "activate", echo(lab, "api", network=on("pods")), idle(lab, "bad", network=on("pods"))
+        )
+        assert answer(lab, address, 80, "niso-api").startswith("pod ")
+        assert ask(lab, address, 80, "niso-bad") == ""
+        assert lab.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"pod {CLIENT}"
+        # a second network is another interface of the same attachment
+        other = {"network": "front", "subnets": ["10.99.65.0/24"]}
+        two = niso.call("ADD", "1.1.0", extra=other, **{**given, "IFNAME": "net1"})
+        assert two.status == 0 and two.data["ips"][0]["address"].startswith("10.99.65.")
+        assert links(niso, given).keys() == {"eth0", "net1"}
+        assert niso.call("DEL", "1.1.0", extra=other, **{**given, "IFNAME": "net1"}).status == 0
+        assert links(niso, given).keys() == {"eth0"}
+        assert answer(lab, address, 80, "niso-api").startswith("pod ")
+        # two DELs at once, one of them without a namespace
+        both = [
+            lab.popen(
+                *(
+                    "env",
+                    "-i",
+                    "CNI_COMMAND=DEL",
+                    f"CNI_CONTAINERID={given['CONTAINERID']}",
+                    "CNI_IFNAME=eth0",
+                ),
+                *(f"CNI_NETNS={netns}", NISO),
+                stdin=-1,
+            )
+            for netns in (given["NETNS"], "")
+        ]
+        for each in both:
+            out, err = each.communicate(
+                input=json.dumps({"cniVersion": "1.1.0", **CONFIG}), timeout=20
+            )
+            assert (each.returncode, out) == (0, ""), (out, err)
+        assert not links(niso, given)
+        # the same pod has its address again in another sandbox
+        with namespace(niso) as new:
+            new["ARGS"] = pod("web-0")
+            back = niso.call("ADD", "1.1.0", extra=extra, **new)
+            assert back.data["ips"][0]["address"].partition("/")[0] == address
+            assert niso.call("DEL", "1.1.0", **{**new, "NETNS": ""}).status == 0
+        # what the runtime does not know any longer
+        kept = {
+            "cni.dev/valid-attachments": [{"containerID": second["CONTAINERID"], "ifname": "eth0"}]
+        }
+        assert niso.call("GC", "1.1.0", extra=kept).status == 0
+        assert ps(lab, "web-1-shop")["status"] == "attached"
+        assert niso.call("GC", "1.1.0", extra={"cni.dev/valid-attachments": []}).status == 0
+        assert "web-1" not in lab.niso("ps").stdout
+        assert niso.call("STATUS", "1.1.0").status == 0
+    lab.niso("net", "check")
+
+
+def test_what_niso_would_not_do_is_refused(niso: Plugin) -> None:
+    def refused(code: int, extra: dict[str, Any], **more: str) -> str:
+        with namespace(niso) as given:
+            done = niso.call("ADD", "1.1.0", extra=extra, **given, **more)
+            assert done.error("1.1.0") == code, done.out
+            assert not links(niso, given)
+            return str(done.data["msg"])
+
+    assert "ipam" in refused(7, {"ipam": {"type": "host-local"}})
+    assert "unknown key" in refused(7, {"vlan": 5})
+    assert "first plugin" in refused(7, {"prevResult": {}})
+    assert "bandwidth" in refused(7, capabilities(bandwidth={"IngressRate": 1}))
+    assert "policy" in refused(7, {"policy": {"allow": []}})
+    note = {"io.kubernetes.cri.pod-annotations": {"niso.io/allow-form": "web"}}
+    assert "allow-form" in refused(7, capabilities(**note))
+    assert "NISO_ALLOW" in refused(7, {}, ARGS="NISO_ALLOW=web")
+    refused(7, {}, ARGS="NISO_ALLOW_FROM=we?b")
+    refused(7, capabilities(portMappings=[{"hostPort": "x", "containerPort": 1}]))
+    refused(7, capabilities(ips=["10.1.1.1"]))
+    assert niso.lab.niso("ps").stdout.count("\n") == 1
+    niso.lab.niso("net", "check")

@@ -1,0 +1,115 @@
+"""Test niso net flows on real traffic."""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import signal
+
+import pytest
+from conftest import Lab
+from services import answer, ask, echo, idle, on
+
+KEEP = """
+import socket, time
+s = socket.create_connection(("10.99.1.2", 80)); print(s.recv(99).decode()); time.sleep(100)
+"""
+
+
+@pytest.fixture
+def world(lab: Lab) -> Lab:
+    subnets = ("--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
+    lab.niso("net", "create", "backend", *subnets)
+    db = echo(
+        lab,
+        "db",
+        network=on("backend", ports=["8080:80"]),
+        **{"network.policy": {"allow_from": ["web:80", "192.0.2.0/24"]}},
+    )
+    lab.niso("activate", db, idle(lab, "web", network=on("backend")), idle(lab, "api"))
+    lab.niso("activate", idle(lab, "bad", network=on("backend")))
+    return lab
+
+
+def flows(lab: Lab, *words: str) -> list[list[str]]:
+    """The lines of the table, without ports of the moment and times."""
+    text = lab.niso("net", "flows", *words).stdout
+    return [re.split(r"\s{2,}", line) for line in text.splitlines()[1:]]
+
+
+def test_who_connected_to_whom_and_what_decides(world: Lab) -> None:
+    answer(world, "10.99.1.2", 80, "niso-web")
+    ask(world, "fd00:99:1::2", 80, "niso-web")  # db listens on IPv4 alone
+    answer(world, "192.0.2.1", 8080, "client")
+    answer(world, "127.0.0.1", 8080)
+    assert ask(world, "10.99.1.2", 80, "niso-bad") == ""
+    assert ask(world, "10.99.1.2", 80, "niso-api") == ""
+    kept = world.popen("/usr/bin/python3", "-ISuc", KEEP, netns="niso-web")
+    assert kept.stdout is not None and kept.stdout.readline().startswith(b"db ")
+    found = flows(world)
+    for line in found:  # how often a refused client tried again depends on the time
+        line[2] = line[2] if line[5] == "pass" else "n"
+        line[4] = "t"
+    assert found == [
+        [
+            "192.0.2.2",
+            "db:80/tcp",
+            "1",
+            "-",
+            "t",
+            "pass",
+            'published 8080, db allow_from[1] "192.0.2.0/24"',
+        ],
+        ["api", "db:80/tcp", "n", "-", "t", "drop", "db allow_from"],
+        ["bad", "db:80/tcp", "n", "-", "t", "drop", "db allow_from"],
+        ["host", "db:80/tcp", "1", "-", "t", "pass", "-"],
+        ["web", "db:80/tcp", "2", "1", "t", "pass", 'db allow_from[0] "web:80"'],
+        ["web", "db:80/tcp", "1", "-", "t", "pass", 'db allow_from[0] "web:80"'],
+    ]
+    assert [line[0] for line in flows(world, "--denied")] == ["api", "bad"]
+    assert [line[0] for line in flows(world, "api")] == ["api"]
+    rows = json.loads(world.niso("net", "flows", "--json").stdout)
+    first = next(row for row in rows if row["from"]["name"] == "bad")
+    assert (first["key"], first["service"], first["verdict"]) == (
+        "network.policy.allow_from",
+        "db",
+        "drop",
+    )
+    world.wait_for(lambda: not flows(world, "--denied", "--since", "1s"), 10, "older flows")
+    assert [line[:4] for line in flows(world, "--since", "1s")] == [["web", "db:80/tcp", "2", "1"]]
+    # a policy that changes: what passed would not pass now
+    world.niso(
+        "activate",
+        echo(
+            world,
+            "db",
+            network=on("backend", ports=["8080:80"]),
+            **{"network.policy": {"allow_from": ["bad"]}},
+        ),
+    )
+    by = {line[0]: line[6] for line in flows(world)}
+    assert (by["bad"], by["web"]) == ("now allowed", "now denied: db allow_from")
+    kept.kill()
+    for wrong in (["nobody"], ["--since", "yesterday"]):
+        done = world.niso("net", "flows", *wrong, check=False)
+        assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+
+
+def test_new_flows_as_they_happen(world: Lab) -> None:
+    answer(world, "10.99.1.2", 80, "niso-web")
+    follower = world.popen("niso", "net", "flows", "-f", "db")
+    assert follower.stdout is not None
+    line = b""
+    for _ in range(30):  # it shows what comes after its first look
+        answer(world, "10.99.1.2", 80, "niso-web")
+        if select.select([follower.stdout], [], [], 1.2)[0]:
+            line = follower.stdout.readline()
+            break
+    assert re.match(rb"\S+Z  web \S+ db:80/tcp  pass  db allow_from\[0\] \"web:80\"", line), line
+    ask(world, "10.99.1.2", 80, "niso-bad")
+    lines = iter(follower.stdout.readline, b"")
+    refused = next(line.decode() for line in lines if b"bad" in line)
+    assert "db:80/tcp  drop  db allow_from" in refused
+    follower.send_signal(signal.SIGINT)
+    assert follower.wait(10) == 130

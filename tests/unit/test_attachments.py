@@ -1,0 +1,256 @@
+"""Test attachments on a kernel in memory: plans, leases, refusals, and what a break leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_world import Steps, World
+
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound
+from niso.commands.check import check
+from niso.commands.repair import repair_all
+from niso.kernel.kinds.address import Address
+from niso.kernel.kinds.named import Named
+from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.route import Route
+from niso.kernel.kinds.setting import Sysctl
+from niso.manifest.parse_policy import parse_ingress
+from niso.plan.records import Policy, Port
+from niso.reconcile import converge
+from niso.services import attachments
+from niso.services.attachments import Done, Request, Wish
+from niso.store.store import ALL
+
+PATH = "/proc/4711/ns/net"
+BACKEND, FRONT = Wish("backend"), Wish("front")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+def attach(
+    world: World, name: str = "box", path: str = PATH, *wishes: Wish, **more: object
+) -> Done:
+    """Attach a namespace, which begins now if the path is new."""
+    if path and path not in world.kernel.engines:
+        world.kernel.begin_engine(path)
+    request = Request(name, path, wishes or (BACKEND,), **more)  # type: ignore[arg-type]
+    return attachments.attach(world.machine, request)
+
+
+def findings(world: World) -> list[str]:
+    return [finding.text() for finding in check(world.machine)]
+
+
+def test_attached_namespace_has_what_a_service_has_and_nothing_else_is_touched(
+    world: World,
+) -> None:
+    done = attach(world, "box", PATH, BACKEND, FRONT, ports=(Port("", 8080, 80, "tcp"),))
+    assert done.changed and len(done.addresses) == 2
+    state = world.kernel.everything(converge.desired_now(world.kernel, world.store, ALL))
+    assert state[Named] == {Named("niso-box", PATH, world.kernel.engines[PATH].cookie)}
+    assert state[Netns] == frozenset()
+    inside = {address.link for address in state[Address] if address.netns}
+    assert inside == {"eth0", "eth1"}
+    assert {route.link for route in state[Route]} == {"eth0"}
+    own = {sysctl.name for sysctl in state[Sysctl] if sysctl.netns}
+    assert own and all("/eth0/" in name or "/eth1/" in name for name in own)
+    world.assert_whole()
+    assert not attach(
+        world, "box", PATH, BACKEND, FRONT, ports=(Port("", 8080, 80, "tcp"),)
+    ).changed
+    assert attachments.detach(world.machine, "box")
+    assert not attachments.detach(world.machine, "box")
+    world.assert_whole()
+    assert world.store.services() == [] and not world.kernel.veths and not world.kernel.named
+    assert PATH in world.kernel.engines
+
+
+def test_interface_and_default_route_of_others_stay(world: World) -> None:
+    world.kernel.begin_engine(PATH, "eth0", "net1", routed=(4,))
+    attach(world, "box", PATH, BACKEND, Wish("front", "net2", mac="02:00:00:00:00:01"))
+    ends = {veth.peer: veth.mac for veth in world.kernel.veths.values()}
+    assert ends.keys() == {"eth1", "net2"} and ends["net2"] == "02:00:00:00:00:01"
+    assert not world.kernel.routes
+    with pytest.raises(Conflict, match="interface 'net1' already exists"):
+        attach(world, "box", PATH, BACKEND, Wish("front", "net1"))
+    world.assert_whole()
+
+
+def test_address_goes_to_its_owner_again_and_to_others_oldest_first(world: World) -> None:
+    first = attach(world, "one", "/n/1").addresses
+    second = attach(world, "two", "/n/2").addresses
+    attachments.detach(world.machine, "one")
+    attachments.detach(world.machine, "two")
+    assert world.store.network("backend") is None  # it was made for them, and the leases go with it
+    attach(world, "keeps", "/n/0")
+    for name in ("one", "two"):
+        attach(world, name, f"/n/{name}")
+    held = {name: world.store.addresses(name)[0][1] for name in ("one", "two")}
+    attachments.detach(world.machine, "two")
+    attachments.detach(world.machine, "one")
+    assert attach(world, "new", "/n/3").addresses[0] not in (*held.values(), *first, *second)
+    assert attach(world, "one", "/n/4").addresses == (held["one"],)
+    assert attach(world, "two", "/n/2").addresses == (held["two"],)
+    world.assert_whole()
+
+
+def test_full_network_takes_the_address_that_is_free_longest(world: World) -> None:
+    from niso.commands import network
+    from niso.services.networks import NetworkRequest
+
+    network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/29",)))
+    held = [attach(world, f"a{n}", f"/n/{n}").addresses[0] for n in range(5)]
+    attachments.detach(world.machine, "a3")
+    attachments.detach(world.machine, "a1")
+    assert attach(world, "x", "/n/x").addresses == (held[3],)
+    assert attach(world, "a1", "/n/again").addresses == (held[1],)
+    with pytest.raises(Conflict, match="no free address"):
+        attach(world, "y", "/n/y")
+    world.assert_whole()
+
+
+def test_namespace_that_has_ended_is_named_once_and_repair_forgets_it(world: World) -> None:
+    attach(world, "box", ports=(Port("", 8080, 80, "tcp"),))
+    world.activate(world.package("api", network={"networks": ["backend"]}))
+    world.kernel.end_engine(PATH)
+    named = "gone: attachment 'box' (cli) (its network namespace has ended)"
+    assert findings(world) == [named]
+    world.activate(world.package("web", network={"networks": ["backend"]}))
+    assert findings(world) == [named]
+    started = list(world.processes.done)
+    assert repair_all(world.machine) == 1
+    assert world.processes.done == started
+    assert world.store.service("box") is None
+    world.assert_whole()
+
+
+def test_path_that_leads_elsewhere_is_another_namespace(world: World) -> None:
+    attach(world)
+    address = world.store.addresses("box")
+    world.kernel.end_engine(PATH)
+    world.kernel.begin_engine(PATH, "eth0")  # another process has the pid
+    assert findings(world) == ["gone: attachment 'box' (cli) (its network namespace has ended)"]
+    done = attach(world)
+    assert done.changed and world.store.addresses("box") == address
+    assert {veth.peer for veth in world.kernel.veths.values()} == {"eth1"}
+    world.assert_whole()
+
+
+def test_living_attachment_is_replaced_by_its_own_owner_alone(world: World) -> None:
+    attach(world, owner="podman", id="b186")
+    with pytest.raises(Conflict, match="already attached, by podman b186"):
+        attach(world, path="/n/2")
+    with pytest.raises(Conflict, match="already attached as 'box'"):
+        attach(world, "other")
+    assert not attachments.detach(world.machine, "box", "another id")
+    before = world.store.addresses("box")
+    assert attach(world, path="/n/2", owner="podman", id="b186").changed
+    assert world.store.addresses("box") == before
+    assert attachments.collect(world.machine, "cni", []) == []
+    assert attachments.collect(world.machine, "podman", ["b186"]) == []
+    assert attachments.collect(world.machine, "podman", []) == ["box"]
+    world.assert_whole()
+
+
+def test_what_cannot_be_attached_is_refused_and_changes_nothing(world: World) -> None:
+    world.activate(world.package("api"))
+    world.kernel.begin_engine(PATH)
+    before = world.picture()
+    with pytest.raises(NotFound, match="no network namespace"):
+        attachments.attach(world.machine, Request("box", "/n/none", (BACKEND,)))
+    with pytest.raises(Conflict, match="a service with a manifest"):
+        attach(world, "api")
+    with pytest.raises(Conflict, match="service, not an attachment"):
+        attachments.detach(world.machine, "api")
+    with pytest.raises(InvalidInput, match="given twice"):
+        attach(world, "box", PATH, BACKEND, BACKEND)
+    host = world.kernel.engines[PATH]._replace(is_host=True)
+    world.kernel.engines[PATH] = host
+    with pytest.raises(InvalidInput, match="of the host itself"):
+        attach(world)
+    world.kernel.engines[PATH] = host._replace(is_host=False, mark="niso:01234567")
+    with pytest.raises(Conflict, match="of a service of niso"):
+        attach(world)
+    world.kernel.engines[PATH] = host._replace(is_host=False)
+    assert world.picture() == before
+    attach(world)
+    with pytest.raises(Conflict, match="an attachment"):
+        world.activate(world.package("box"))
+    with pytest.raises(Conflict, match="an attachment"):
+        world.activate("box")
+    with pytest.raises(Conflict, match="is an attachment, whose network namespace may end"):
+        world.activate(world.package("side", network={"mode": "share", "share": "box"}))
+
+
+def test_policies_of_the_administrator_apply_to_what_is_attached(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "policies"
+    folder.mkdir(0o755)
+    monkeypatch.setenv("NISO_POLICY_DIR", str(folder))
+    own = Policy(deny_from=(parse_ingress("web", "--deny-from"),))
+    attach(world, policy=own)
+    attach(world, "other", "/n/2")
+    (folder / "a.toml").write_text('[[policy]]\nname = "b*"\nallow_from = ["api"]\n')
+    done = attachments.apply_policies(world.machine)
+    assert [(one.service, one.changed) for one in done] == [("box", True), ("other", False)]
+    policy = world.store.policy("box")
+    assert policy is not None and policy.allow_from and policy.deny_from == own.deny_from
+    world.assert_whole()
+    (folder / "a.toml").write_text("[[policy]")
+    for command in (lambda: attachments.apply_policies(world.machine), lambda: attach(world)):
+        with pytest.raises(Error):
+            command()
+    assert world.store.policy("box") == policy
+    (folder / "a.toml").unlink()
+    attachments.apply_policies(world.machine)
+    assert world.store.policy("box") == own
+    world.assert_whole()
+
+
+def test_namespace_of_its_own_is_as_that_of_a_service(world: World) -> None:
+    attach(world, "box", "")
+    assert "niso-box" in world.kernel.netns and not world.kernel.named
+    world.kernel.lose_netns("niso-box")
+    assert any("network namespace niso-box" in finding for finding in findings(world))
+    repair_all(world.machine)
+    world.assert_whole()
+    attachments.detach(world.machine, "box")
+    assert not world.kernel.netns
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_break_at_any_step_leaves_nothing_half_done(world: World, kills: bool) -> None:
+    world.activate(world.package("api", network={"networks": ["backend"]}))
+    world.kernel.begin_engine(PATH)
+    ports = (Port("", 8080, 80, "tcp"),)
+
+    def command() -> None:
+        attach(world, "box", PATH, BACKEND, FRONT, ports=ports)
+
+    for number in range(1, 80):
+        before = world.picture()
+        if Steps(world, number, kills).run(command):
+            break
+        repair_all(world.machine)
+        world.assert_whole()
+        assert world.picture() == before
+    else:
+        pytest.fail("it never came to its end")
+    world.assert_whole()
+    for number in range(1, 80):
+        if Steps(world, number, kills).run(lambda: attachments.detach(world.machine, "box")):
+            break
+        repair_all(world.machine)
+        world.assert_whole()
+        if world.store.service("box") is None:  # recovery completes it
+            attach(world, "box", PATH, BACKEND, FRONT, ports=ports)
+    else:
+        pytest.fail("it never came to its end")
+    world.assert_whole()

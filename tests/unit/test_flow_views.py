@@ -1,0 +1,123 @@
+"""Test the joining of what the kernel remembers with names and policies. Pure."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from policy_worlds import HOST, OUTSIDE, known, network, policy, world, worlds
+from samples import samples
+
+from niso.kernel.flows import Open
+from niso.kernel.sensor import Recorded
+from niso.plan import verdict
+from niso.plan.records import Port
+from niso.see import seen as flows
+
+BACK = network("back", "10.99.1.0/24", "fd00:99:1::/64")
+DB, API, WEB, GATEWAY = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.1.1"
+WORLD = world(
+    [
+        known("db", {"back": [DB]}, policy(["api:80"]), Port("", 8080, 80, "tcp")),
+        known("api", {"back": [API]}),
+        known("web", {"back": [WEB]}, policy(allow=["0.0.0.0/0:443"])),
+    ],
+    [BACK],
+    [HOST],
+)
+
+
+def row(source: str, to: str, port: int = 80, packets: int = 1, ago: float = 5.0) -> Recorded:
+    return Recorded(source, to, "tcp", port, packets, 60, ago)
+
+
+def memory(*passed: Recorded, refused: tuple[Recorded, ...] = (), opened: tuple[Open, ...] = ()):
+    return flows.Memory(passed, refused, opened)
+
+
+def lines(found: list[flows.Seen]) -> dict[tuple[str, str, int], tuple[bool, str, bool]]:
+    return {
+        (each.source.name, each.destination.name, each.port): (
+            each.passes,
+            each.reason.key if each.reason else "",
+            each.agrees,
+        )
+        for each in found
+    }
+
+
+def test_each_flow_has_names_and_the_line_that_decides() -> None:
+    refused = (row(WEB, DB), row(OUTSIDE, DB), row("10.99.1.9", API), row(WEB, OUTSIDE, 22))
+    rows = (
+        row(API, DB),
+        row(HOST, DB),
+        row(GATEWAY, DB),
+        row("127.0.0.1", DB),
+        row(WEB, OUTSIDE, 443),
+    )
+    found = flows.joined(WORLD, memory(*rows, refused=refused))
+    assert lines(found) == {
+        ("api", "db", 80): (True, "network.policy.allow_from[0]", True),
+        ("host", "db", 80): (True, "", True),
+        ("web", OUTSIDE, 443): (True, "network.policy.egress.allow[0]", True),
+        ("web", OUTSIDE, 22): (False, "network.policy.egress.allow", True),
+        ("web", "db", 80): (False, "network.policy.egress.allow", True),
+        (OUTSIDE, "db", 80): (False, "network.policy.allow_from", True),
+        ("10.99.1.9", "api", 80): (False, "", True),  # nobody has the address
+    }
+    assert [each for each in found if each.published] == []
+
+
+def test_what_the_present_policy_would_decide_otherwise_is_said() -> None:
+    found = flows.joined(WORLD, memory(row(WEB, DB), refused=(row(API, DB),)))
+    assert lines(found) == {
+        ("web", "db", 80): (True, "network.policy.egress.allow", False),
+        ("api", "db", 80): (False, "", False),
+    }
+
+
+def test_client_of_a_published_port() -> None:
+    (found,) = flows.joined(WORLD, memory(row(OUTSIDE, DB)))
+    assert found.published is not None and found.published.host_port == 8080
+    assert found.source.name == OUTSIDE and not found.source.is_host
+
+
+def test_open_connections_older_than_what_is_remembered() -> None:
+    opened = (
+        Open("tcp", API, 4000, DB, 80),
+        Open("tcp", API, 4001, DB, 80),
+        Open("tcp", WEB, 4000, OUTSIDE, 443),
+        Open("tcp", HOST, 4000, OUTSIDE, 22),  # of the host's own programs
+    )
+    found = flows.joined(WORLD, memory(row(API, DB, packets=3), opened=opened))
+    assert [(s.source.name, s.destination.name, s.new, s.open, s.ago) for s in found] == [
+        ("api", "db", 3, 2, 5.0),
+        ("web", OUTSIDE, 0, 1, None),
+    ]
+
+
+def test_changes_are_counted_from_look_to_look() -> None:
+    before = flows.joined(WORLD, memory(row(API, DB, packets=3), row(WEB, OUTSIDE, 443, 7)))
+    rows = (row(API, DB, packets=5, ago=0.2), row(WEB, OUTSIDE, 443, 7), row(GATEWAY, DB, ago=0.9))
+    after = flows.joined(WORLD, memory(*rows, refused=(row(WEB, DB, packets=2, ago=0.1),)))
+    changed = flows.changes(before, after)
+    assert [(s.source.name, s.passes, s.new) for s in changed] == [
+        ("host", True, 1),
+        ("api", True, 2),
+        ("web", False, 2),
+    ]
+    # the kernel forgot it in between
+    again = flows.joined(WORLD, memory(row(API, DB, packets=1, ago=0.0)))
+    assert [s.new for s in flows.changes(after, again)] == [1]
+
+
+@settings(max_examples=samples(50, 1000), deadline=None)
+@given(worlds())
+def test_a_verdict_needs_only_the_two_ends(drawn) -> None:
+    """The engine gets a world of the two services alone; with all of them it says the same."""
+    addresses = [a for each in drawn.services.values() for a in verdict.addresses_of(each)]
+    pairs = [(a, b) for a in (*addresses, OUTSIDE) for b in addresses if (":" in a) == (":" in b)]
+    rows = [row(a, b, 80) for a, b in pairs[:40]]
+    for seen in flows.joined(drawn, memory(*rows)):
+        egress, ingress = verdict.judge(drawn, *seen.key[:2], seen.port, seen.proto)
+        assert seen.agrees == (egress.passes and ingress.passes)
+        denied = [each for each in (egress, ingress) if not each.passes]
+        assert not denied or seen.reason == denied[0]

@@ -1,0 +1,136 @@
+"""Test the administrator's policies for attachments: what is read, and what two policies allow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from niso.base.errors import Error, InvalidInput
+from niso.manifest.parse_policy import parse
+from niso.manifest.policy_files import Subject, about
+from niso.plan.records import Policy
+from niso.services.policies import both, combined
+
+BOX = Subject("box", ("backend",), "podman", {"pod_namespace": "shop"})
+OPEN = Policy()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NISO_POLICY_DIR", str(tmp_path))
+    tmp_path.chmod(0o755)
+    return tmp_path
+
+
+def write(folder: Path, text: str, name: str = "a.toml") -> None:
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o644)
+
+
+def texts(policy: Policy) -> list[list[str] | None]:
+    def shown(entries: object) -> list[str] | None:
+        if entries is None:
+            return None
+        return [f"{e.peer.name}:{e.first}-{e.last}/{e.proto}" for e in entries]  # type: ignore[attr-defined]
+
+    return [shown(policy.allow_from), shown(policy.deny_from), shown(policy.egress_allow)]
+
+
+def whole(subject: Subject) -> Policy:
+    return combined(about(subject))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "met"),
+    [
+        (None, None, None),
+        (None, ["web"], ["web:0-65535/"]),
+        (["web"], [], []),
+        (["web:80-90"], ["web:85-99/tcp"], ["web:85-90/tcp"]),
+        (["web:80/tcp"], ["web:80/udp"], []),
+        (["web"], ["api"], []),
+        (["web:80"], ["web/icmp"], []),
+        (["web"], ["web/icmp"], ["web:0-65535/icmp"]),
+        (["10.0.0.0/8:80"], ["10.1.0.0/16"], ["10.1.0.0/16:80-80/"]),
+        (["10.0.0.0/8"], ["192.0.2.1", "10.1.2.3/tcp"], ["10.1.2.3/32:0-65535/tcp"]),
+        (["10.0.0.0/8"], ["::/0"], []),
+        (["network:a"], ["network:b"], []),
+    ],
+)
+def test_two_allow_lists_allow_what_both_do(
+    one: list[str] | None, other: list[str] | None, met: list[str] | None
+) -> None:
+    first, second = (parse(each, [], None, [], False) for each in (one, other))
+    assert texts(both(first, second))[0] == met
+    assert texts(both(second, first))[0] == met
+
+
+def test_a_name_and_a_prefix_cannot_be_combined_but_a_denial_can() -> None:
+    own = parse(["web:80"], ["api"], None, [], False)
+    with pytest.raises(InvalidInput, match="cannot be combined"):
+        both(own, parse(["10.0.0.0/8"], [], None, [], False))
+    assert texts(both(own, parse(None, ["10.0.0.0/8"], [], [], True))) == [
+        ["web:80-80/"],
+        ["api:0-65535/", "10.0.0.0/8:0-65535/"],
+        [],
+    ]
+
+
+def test_files_are_about_what_their_tables_match(folder: Path) -> None:
+    write(
+        folder,
+        """
+[[policy]]
+owner = ["podman", "cni"]
+network = "back*"
+deny_from = ["web"]
+[[policy]]
+pod_namespace = "shop"
+allow_from = ["api:80"]
+egress = { allow = [] }
+[[policy]]
+name = "other"
+allow_from = []
+""",
+    )
+    write(folder, "not read", "b.txt")
+    policy = whole(BOX)
+    assert texts(policy) == [["api:80-80/"], ["web:0-65535/"], []]
+    assert policy.deny_from[0].key == "a.toml:policy[0].deny_from[0]"
+    assert whole(BOX._replace(owner="cli", labels={})) == OPEN
+    assert whole(BOX._replace(name="other", owner="cli", labels={})).allow_from == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[policy]",
+        "policy = 1",
+        "[other]",
+        "[[policy]]\nallow = []",
+        "[[policy]]\nname = 1",
+        "[[policy]]\nallow_from = 'web'",
+        "[[policy]]\nallow_from = ['we b']",
+        "[[policy]]\negress = { allow_from = [] }",
+        "[[policy]]\nlog = 1",
+    ],
+)
+def test_file_that_is_not_right_refuses(folder: Path, text: str) -> None:
+    write(folder, text)
+    with pytest.raises(Error):
+        whole(BOX)
+
+
+def test_file_of_others_or_that_cannot_be_read_refuses(folder: Path) -> None:
+    (folder / "dangling.toml").symlink_to("/nowhere")
+    with pytest.raises(Error, match="no such file"):
+        whole(BOX)
+    (folder / "dangling.toml").unlink()
+    write(folder, "")
+    if os.geteuid() == 0:
+        assert whole(BOX) == OPEN
+        (folder / "a.toml").chmod(0o666)
+    with pytest.raises(Error):
+        whole(BOX)
