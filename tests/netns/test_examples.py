@@ -57,6 +57,7 @@ def world(lab: Lab) -> Lab:
     for name, folder in (("here", HERE), ("shop", f"{HERE}/shop")):
         service = f'[[service]]\nname = "{name}-web"\npackage = "{folders[1]}"\n'
         lab.write(f"{folder}/stack.toml", f'[stack]\nname = "{name}"\n{service}')
+    lab.write(f"{HERE}/compose.yaml", "services: {a: {image: busybox, command: sh}}")
     make(lab)
     return lab
 

@@ -67,6 +67,8 @@ def tmpfs(text: str, key: str) -> int:
 def tmp_default(memory_max: int | None) -> str:
     """Return the size of /tmp, /run and /var/tmp: 256M, or a quarter of the memory limit."""
     size = TMP if memory_max is None else memory_max // 4
+    if size >= 1 << 39:  # a text of a size has at most nine digits
+        return f"{size >> 30}G"
     return f"{size >> 10}K" if size & (1 << 20) - 1 else f"{size >> 20}M"
 
 

@@ -126,7 +126,7 @@ COMMANDS = (
         "file. The list goes to stderr if the file is printed. Images are not fetched; the "
         "commands that do it are printed. An existing stack.toml is never overwritten. Needs "
         "PyYAML (python3-yaml).",
-        (("niso import compose.yaml", ""), ("niso import compose.yaml --output shop", "")),
+        (("niso import compose.yaml", ""), ("niso import compose.yaml --output my-shop", "")),
         (("0", "the file was converted, maybe not all of it"), ("1", "it could not be read")),
         root=False,
         aside=True,

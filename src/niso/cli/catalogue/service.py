@@ -187,7 +187,7 @@ COMMANDS = (
         (
             ("niso exec api -- cat /etc/hosts", ""),
             ("niso exec api -- sh", ""),
-            ("niso exec --user 0 api -- chown 1000 /data", "as root, with CHOWN in the manifest"),
+            ("niso exec --user 0 api -- id", "as root, but without its capabilities"),
         ),
         (
             ("N", "the exit status of the command"),
