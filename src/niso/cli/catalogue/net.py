@@ -315,6 +315,43 @@ GROUP = Group(
             (("130", "stopped with Ctrl-C"),),
         ),
         Command(
+            "net graph",
+            "draw who talks to whom",
+            (),
+            (
+                Option(
+                    "format",
+                    ("--format",),
+                    "mermaid (which GitHub and GitLab render), dot, svg or png; the last two need "
+                    "the program dot of Graphviz",
+                    "FORMAT",
+                    "mermaid",
+                ),
+                Option(
+                    "declared",
+                    ("--declared",),
+                    "what policies allow, without any traffic; with --stack it depends on the "
+                    "stack's files alone",
+                ),
+                Option("stack", ("--stack",), "only the services of this stack", "DIR"),
+                Option(
+                    "since",
+                    ("--since",),
+                    "only what was new since then: a time (RFC 3339) or a period such as 2h",
+                    "TIME",
+                ),
+                Option("output", ("-o", "--output"), "write to this file", "FILE"),
+            ),
+            "Services are grouped by their networks. Red, dashed edges were denied. An edge of a "
+            "--declared picture is an entry of a policy or a published port. Beyond 8 addresses, "
+            "other machines are drawn as one.",
+            (
+                ("niso net graph", "traffic of the last week"),
+                ("niso net graph --format svg -o net.svg", ""),
+                ("niso net graph --declared --stack ./shop", "for a README"),
+            ),
+        ),
+        Command(
             "net log",
             "print packets dropped by policies, live",
             (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
