@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
@@ -145,6 +146,20 @@ def record(
     for failure in errors:
         failure.file, failure.service = target.manifest_path, target.name
     raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def forget_former(
+    machine: Machine, services: Iterable[str], known: Iterable[tuple[str, str]]
+) -> None:
+    """Have the kernel forget the flows of former holders of these services' new addresses.
+
+    ``known`` has (namespace, address) of those that they had. Call it in the transaction that
+    leases the addresses: until it is committed, nobody has them.
+    """
+    leased = {address for name in services for _, address in machine.store.addresses(name)}
+    fresh = leased - {address for _, address in known}
+    if fresh:
+        machine.kernel.forget_flows(fresh)
 
 
 def _record(
