@@ -243,6 +243,7 @@ def _record(
         keys,
         together,
         published_by(before) if before is not None else (),
+        target.attached is not None and target.attached.owner in portmap.HOLDERS,
     )
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):
