@@ -22,7 +22,8 @@ for name, text in c.execute("SELECT service, undo FROM intent").fetchall():
     c.execute("UPDATE intent SET undo=? WHERE service=?", (json.dumps(undo), name))
 c.execute("ALTER TABLE stack_member DROP COLUMN file")
 c.execute("ALTER TABLE network DROP COLUMN observe")
-c.execute("DROP TABLE extra_host")
+for table in ("extra_host", "span", "peer", "remote", "remote_name", "claim", "outbox"):
+    c.execute(f"DROP TABLE {table}")
 c.execute("PRAGMA user_version=3")
 c.commit()
 """

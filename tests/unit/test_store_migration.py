@@ -462,6 +462,25 @@ def test_networks_of_version_6_are_observed(version_6) -> None:
     assert {network.observe for network in Store.open().networks()} == {True}
 
 
+# --- version 7 to 8: networks that span hosts -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def version_7(version_6) -> sqlite3.Connection:
+    """The same database as version 7 had it."""
+    version_6.execute(schema.MIGRATIONS[7])
+    version_6.execute("PRAGMA user_version=7")
+    return version_6
+
+
+def test_no_network_of_version_7_spans_hosts(version_7) -> None:
+    version_7.close()
+    store = Store.open()
+    assert [network.span for network in store.networks()] == [None, None]
+    snapshot = store.snapshot(ALL)
+    assert (snapshot.wire, snapshot.remotes, snapshot.listed) == ((), (), ())
+
+
 # --- what every version must have ------------------------------------------------------------------------------------
 
 

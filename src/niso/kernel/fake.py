@@ -25,6 +25,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
 from niso.kernel.fake_host import FakeHost
 from niso.kernel.fake_tables import FakeTables, refuse_unless
+from niso.kernel.fake_wire import FakeWire
 from niso.kernel.kinds import order
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.bridge import Bridge
@@ -38,6 +39,7 @@ from niso.kernel.kinds.routing_rule import RoutingRule
 from niso.kernel.kinds.ruleset import Ruleset
 from niso.kernel.kinds.setting import FORWARDING6, Sysctl
 from niso.kernel.kinds.veth import Veth
+from niso.kernel.kinds.vxlan import Vxlan
 from niso.kernel.state import State
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ _LONGEST_NAME = 15  # IFNAMSIZ - 1
 _FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")
 
 
-class Fake(FakeTables, FakeHost):
+class Fake(FakeTables, FakeHost, FakeWire):
     """A `niso.kernel.interface.Kernel` without a kernel.
 
     ``strict`` also refuses what the real one accepts without effect, such as deleting a missing
@@ -64,16 +66,15 @@ class Fake(FakeTables, FakeHost):
     def __init__(self, strict: bool = False) -> None:
         FakeTables.__init__(self, strict)
         FakeHost.__init__(self)
+        FakeWire.__init__(self)
         self.fail: Callable[[AnyStep], int] = lambda step: 0
         self.done: list[str] = []  # descriptions of the executed steps
-        self.bridges: dict[str, Bridge] = {}
         self.netns: dict[str, Netns] = {}
         self.veths: dict[str, Veth] = {}
         self.addresses: dict[Address, None] = {}  # in the order of their creation
         self.routes: dict[tuple[str, str], Route] = {}
         self.sysctls: dict[tuple[str, str], str] = {}
         self.hosts: dict[str, set[HostsLine]] = {}
-        self.others: dict[type, dict[tuple[str, ...], Any]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -90,6 +91,7 @@ class Fake(FakeTables, FakeHost):
                 *([Ruleset(self.ruleset)] if self.ruleset else ()),
                 *self.elements.values(),
                 *self.bridges.values(),
+                *self.vxlans.values(),
                 *self.netns.values(),
                 *(
                     thing._replace(value=self.sysctls.get((thing.netns, thing.name), "kernel's"))
@@ -171,6 +173,7 @@ class Fake(FakeTables, FakeHost):
 
     def _check_owner(self, candidates: State, foreign: Foreign | None) -> None:
         links = {b.name for b in candidates[Bridge]} | {v.name for v in candidates[Veth]}
+        links |= {vxlan.name for vxlan in candidates[Vxlan]}
         self.refuse_foreign(links, {thing.name for thing in candidates[Netns]}, foreign)
 
     # --- writing ---
@@ -204,6 +207,8 @@ class Fake(FakeTables, FakeHost):
         for name in names:
             if name in self.veths:
                 self.lose_veth(name)
+            elif name in self.vxlans:
+                self.do(Step("delete", self.vxlans[name]))
             elif name in self.bridges:
                 self.do(Step("delete", self.bridges[name]))
             else:
@@ -211,6 +216,7 @@ class Fake(FakeTables, FakeHost):
 
     def marked_links(self) -> dict[str, str]:
         marks = {**self.foreign_links, **{name: v.alias for name, v in self.veths.items()}}
+        marks |= {name: vxlan.alias for name, vxlan in self.vxlans.items()}
         marks |= {name: bridge.alias for name, bridge in self.bridges.items()}
         return {name: mark for name, mark in marks.items() if is_marked(mark)}
 
@@ -248,6 +254,7 @@ class Fake(FakeTables, FakeHost):
     def _thing(self, step: Step[Any]) -> None:
         writers: dict[type, Callable[[Step[Any], Any], None]] = {
             Bridge: self._bridge,
+            Vxlan: self._vxlan,
             Netns: self._netns,
             Veth: self._veth,
             Address: self._address,
@@ -276,31 +283,17 @@ class Fake(FakeTables, FakeHost):
         """Refuse the deletion of a missing thing if ``strict``."""
         refuse_unless(not self.strict, number, thing)
 
-    def _other(self, step: Step[Any], thing: Any) -> None:
-        """Execute a step of a kind that only needs its places."""
-        things = self.others.setdefault(type(thing), {})
-        if step.action == "delete":
-            if things.pop(thing.key(), None) is None:
-                self._absent(errno.ENOENT, thing)
-            return
-        if step.action == "add":
-            refuse_unless(thing.key() not in things, errno.EEXIST, thing)
-        refuse_unless(
-            all(place in self._places() for place in kind_of(thing).hangs_on(thing)),
-            errno.ENODEV,
-            thing,
-        )
-        things[thing.key()] = thing
-
     def _places(self) -> set[str]:
         things: list[Any] = [*self.bridges.values(), *self.netns.values(), *self.veths.values()]
-        names = {f"link //{name}" for name in (*self.veths, *self.foreign_links)}
+        names = {f"link //{name}" for name in (*self.veths, *self.vxlans, *self.foreign_links)}
         return {kind_of(thing).place(thing) for thing in things} | names | {"netns "}
 
     # --- links ---
 
     def _taken(self, name: str) -> bool:
-        return name in self.bridges or name in self.veths or name in self.foreign_links
+        return any(name in each for each in (self.bridges, self.veths, self.vxlans)) or (
+            name in self.foreign_links
+        )
 
     def _check_new(self, name: str) -> None:
         refuse_unless(len(name) <= _LONGEST_NAME, errno.ERANGE, name)
@@ -319,6 +312,7 @@ class Fake(FakeTables, FakeHost):
             return
         del self.bridges[bridge.name]
         self._link_gone("", bridge.name)
+        self.lose_ports(bridge.name)
         for veth in [veth for veth in self.veths.values() if veth.bridge == bridge.name]:
             self.veths[veth.name] = veth._replace(bridge="")
 
@@ -395,14 +389,6 @@ class Fake(FakeTables, FakeHost):
             if key[0] != netns or f"/{link}/" not in key[1]
         }
         self._others_gone(f"link /{netns}/{link}")
-
-    def _others_gone(self, place: str) -> None:
-        for kind, things in self.others.items():
-            self.others[kind] = {
-                key: thing
-                for key, thing in things.items()
-                if place not in kind_of(thing).lies_in(thing)
-            }
 
     def _has_link(self, netns: str, link: str) -> bool:
         if not netns:
