@@ -70,6 +70,17 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
             for element in nft.published_on(service, port, names.bridge(network), (four, six))
         ),
         *nft.hairpin(service, ((four, subnets[0].gateway), (six, subnets[1].gateway))),
+        nft.wire(4000 + number),
+        *nft.spans(network, names.vxlan(network)),
+        nft.here(service, 1 << number, mac),
+        *(
+            element
+            for host in ("198.51.100.2", "2001:db8::2")
+            for element in nft.claim(
+                f"{service[:60]}-at", host, 1 << number, names.vxlan(network), mac, (four, six)
+            )
+            if element.container.startswith("vx")
+        ),
     ]
 
 

@@ -65,7 +65,19 @@ NO_CASE = {
     "Attached missing": "none is wanted",
     "Neighbour missing": "none is wanted",
     "HostsLeftover missing": "none is wanted",
+    "Vxlan.alias": "as of a bridge",
 }
+
+OF_SPANS = {
+    *(f"Vxlan {case}" for case in ("missing", "foreign")),
+    *(
+        f"Vxlan.{field}"
+        for field in ("vni", "local", "port", "mtu", "bridge", "device", "up", "drift")
+    ),
+    *("Fdb missing", "Fdb foreign", "Fdb.host", "Fdb.fixed"),
+    *("Peer missing", "Peer foreign", "Peer.mac"),
+}
+"""Cases of networks that span hosts, which `test_span_kernel` has."""
 
 DAMAGES: dict[str, Damage] = {
     # --- nftables

@@ -122,7 +122,7 @@ def _static_taken(lab: Lab) -> str:
 
 
 def _name_taken(lab: Lab) -> str:
-    return idle(lab, "api", network={"network": "new", "aliases": ["www"]})
+    return idle(lab, "api", network={"networks": ["new", "niso-default"], "aliases": ["www"]})
 
 
 def _foreign_bridge(lab: Lab) -> str:

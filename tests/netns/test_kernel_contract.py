@@ -5,19 +5,22 @@ from __future__ import annotations
 import pytest
 from kernel_world import throw_away_host
 
-from niso.base.errors import KernelError
+from niso.base.errors import Conflict, KernelError
 from niso.kernel import nft_sets, nft_tables
 from niso.kernel.fake import Fake
 from niso.kernel.interface import Kernel
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.bridge import Bridge
 from niso.kernel.kinds.element import Edit, Element, NftTransaction
+from niso.kernel.kinds.fdb import Fdb
 from niso.kernel.kinds.kind import AnyStep, Step
 from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.peer import Peer
 from niso.kernel.kinds.route import Route
 from niso.kernel.kinds.ruleset import owner
 from niso.kernel.kinds.setting import Sysctl
 from niso.kernel.kinds.veth import Veth
+from niso.kernel.kinds.vxlan import Vxlan
 from niso.kernel.real import Real
 from niso.kernel.state import State
 
@@ -57,6 +60,10 @@ TABLES = NftTransaction(
 )
 PORT = element("publish_any4", "tcp . 8080", "10.99.0.2 . 80")
 BY_HAND = Sysctl("niso-s", "net/ipv6/conf/default/addr_gen_mode", "1")
+SPANS = BRIDGE._replace(mtu=1450)  # else it would follow the MTU of its port
+TUNNEL = Vxlan("nx-b", 4097, "198.51.100.1", 4799, 1450, "niso-b", ALIAS)
+LED = Fdb("nx-b", "0a:00:00:00:00:09", "198.51.100.2")
+KNOWN, KNOWN6 = (Peer("niso-b", a, LED.mac) for a in ("10.99.0.9", "fd00:99::9"))
 LINKS = add(BRIDGE, SPACE, IPV6, BY_HAND, PAIR)
 WHOLE = (*LINKS, *add(OWN, OWN6, WAY, WAY6))
 
@@ -91,6 +98,32 @@ CASES: dict[str, tuple[AnyStep, ...]] = {
         *add(OWN, WAY, WAY._replace(gateway="10.99.0.9")),
     ),
     "route that is not there goes": (*LINKS, *delete(WAY)),
+    "a network that spans hosts": add(SPANS, TUNNEL, LED, KNOWN, KNOWN6),
+    "its underlay is IPv6": add(
+        SPANS, TUNNEL._replace(local="2001:db8::1"), LED._replace(host="2001:db8::2")
+    ),
+    "it goes": (*add(SPANS, TUNNEL, LED, KNOWN), *delete(KNOWN, TUNNEL)),
+    "its bridge goes": (*add(SPANS, TUNNEL, KNOWN), *delete(SPANS)),
+    "its entries go, twice": (
+        *add(SPANS, TUNNEL, LED, KNOWN, KNOWN6),
+        *delete(LED, KNOWN, KNOWN6, LED, KNOWN),
+    ),
+    "service of another host moves": (
+        *add(SPANS, TUNNEL, LED, KNOWN),
+        Step("change", LED._replace(host="198.51.100.3"), LED),
+        Step("change", KNOWN._replace(mac="0a:00:00:00:00:0a"), KNOWN),
+        *add(LED, KNOWN),
+    ),
+    "VXLAN device on no bridge": add(TUNNEL),
+    "two VXLAN devices of one name": add(SPANS, TUNNEL, TUNNEL._replace(vni=4098)),
+    "two VXLAN devices of one VNI": add(SPANS, TUNNEL, TUNNEL._replace(name="nx-c")),
+    "two VXLAN devices on one port": (
+        *add(SPANS, TUNNEL, TUNNEL._replace(name="nx-c", vni=4098)),
+        *delete(TUNNEL),
+    ),
+    "VXLAN device that is not there goes": delete(TUNNEL),
+    "entry of no VXLAN device": add(SPANS, LED),
+    "neighbour on no bridge": add(KNOWN),
     "sysctl of no link": add(Sysctl("", "net/ipv4/conf/nonesuch/forwarding", "1")),
     "sysctl of no namespace": add(Sysctl("niso-x", "net/ipv4/ip_forward", "1")),
     "tables": (TABLES, edits("add", PORT)),
@@ -139,6 +172,8 @@ def outcome(kernel: Kernel, steps: tuple[AnyStep, ...]) -> tuple[list[int], set[
             numbers.append(0)
         except KernelError as error:
             numbers.append(error.errno)
+        except Conflict:
+            numbers.append(-1)
     marked = list(kernel.marked_links().items()), kernel.marked_netns()
     return numbers, set(kernel.read_all(State(), ALIAS, {})), marked
 

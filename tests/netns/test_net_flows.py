@@ -91,6 +91,15 @@ def test_who_connected_to_whom_and_what_decides(world: Lab) -> None:
     by = {line[0]: line[6] for line in flows(world)}
     assert (by["bad"], by["web"]) == ("now allowed", "now denied: db allow_from")
     kept.kill()
+    picture = world.niso("net", "graph").stdout
+    assert 'n_bad -. ":80 denied" .-x n_db' in picture and 'n_web -- ":80" --> n_db' in picture
+    declared = world.niso("net", "graph", "--declared", "--format", "dot").stdout
+    assert 'n_bad -> n_db [label="*"]' in declared and "n_web ->" not in declared
+    world.niso("net", "graph", "-o", "/tmp/net.mmd")
+    assert world.path("/tmp/net.mmd").read_text() == picture
+    for wrong in (["--format", "gif"], ["-o", "/gone/x"], ["--declared", "--since", "1h"]):
+        done = world.niso("net", "graph", *wrong, check=False)
+        assert done.returncode == 2 and "Traceback" not in done.stderr and not done.stdout
     for wrong in (["nobody"], ["--since", "yesterday"]):
         done = world.niso("net", "flows", *wrong, check=False)
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr

@@ -115,7 +115,7 @@ class Trace:
         self._lab.run("python3", "-ISc", SEND, CLIENT, str(port))
 
     def _seen(self, port: int, start: int) -> bool:
-        """Whether a probe to ``port`` has passed the last of its five chains since line ``start``."""
+        """Whether a probe to ``port`` has passed the last of its six chains since line ``start``."""
         said = "".join(self.lines[start:])
         probes = re.findall(rf"trace id (\w+) inet niso output packet: .* udp dport {port} ", said)
         return any(
@@ -188,9 +188,9 @@ def test_a_packet_passes_the_chains_that_the_page_names(
         )
     trace.end()  # and no further chain
     found = trace.chains(start)
-    assert found[-5:] == ["output", "from_host", "see_away", "postrouting", "kept"]
+    assert found[-6:] == ["wire_out", "output", "from_host", "see_away", "postrouting", "kept"]
     if UPDATE:
-        words = " → ".join(f"`{chain}`" for chain in found[:-5])
+        words = " → ".join(f"`{chain}`" for chain in found[:-6])
         PAGE.write_text(
             re.sub(
                 rf"(?m)^\| {re.escape(way.name)} \| [^|]* \|",
@@ -199,4 +199,4 @@ def test_a_packet_passes_the_chains_that_the_page_names(
             )
         )
     else:
-        assert found[:-5] == wanted
+        assert found[:-6] == wanted

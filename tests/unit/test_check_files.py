@@ -100,3 +100,17 @@ def test_single_keys_of_a_table_override_the_manifest(tmp_path: Path) -> None:
     write(tmp_path, manifest, stack)
     niso.validate(tmp_path)
     Draft202012Validator(niso.stack_schema()).validate(tomllib.loads(stack))
+
+
+def test_names_of_a_stack_with_a_prefix_are_checked(tmp_path) -> None:
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "manifest.toml").write_text(
+        '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "true"\n'
+    )
+    text = '[stack]\nname = "{}"\nprefix = true\n[[service]]\nname = "web"\npackage = "./api"\n'
+    (tmp_path / "stack.toml").write_text(text.format("shop"))
+    assert [valid.services for valid in niso.validate(tmp_path)] == [("shop-web",)]
+    (tmp_path / "stack.toml").write_text(text.format("s" * 60))
+    with pytest.raises(niso.Error) as caught:
+        niso.validate(tmp_path)
+    assert "with the prefix of the stack" in str(caught.value)

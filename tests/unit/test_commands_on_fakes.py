@@ -26,7 +26,7 @@ from niso.kernel.nft_tables import INET
 from niso.kernel.sockdiag import Listener
 from niso.plan.records import Port
 from niso.runtime import package
-from niso.services import journal, pending
+from niso.services import journal, pending, targets
 from niso.services.networks import NetworkRequest
 from niso.store.store import Store
 
@@ -94,6 +94,27 @@ def test_new_environment_starts_the_process_anew(world: World) -> None:
     first = pid(world, "api")
     world.activate(world.package("api", environment={"LEVEL": "debug"}))
     assert pid(world, "api") != first
+    world.assert_whole()
+
+
+def test_flows_are_forgotten_of_addresses_that_a_service_did_not_have(world: World) -> None:
+    api, web = world.package("api"), world.package("web")
+    activate.activate(world.machine, targets.find_targets(world.store, [api]), 60, dry_run=True)
+    assert world.kernel.forgotten == []
+    addresses = [a for made in world.activate(api, web) for a in made.addresses]
+    assert sorted(world.kernel.forgotten) == sorted(addresses)
+    deactivate(world.machine, ["api"])
+    world.activate(world.package("api", network=WEB))
+    assert len(world.kernel.forgotten) == len(addresses)  # it kept its leases
+
+
+def test_denied_name_that_gets_a_service_leaves_the_policy_whole(world: World) -> None:
+    world.activate(world.package("db", network={"policy": {"deny_from": ["api"]}}))
+    world.activate(world.package("api"))
+    (own,) = [a for _, a in world.store.addresses("db")]
+    places = {key[1] for key, e in world.kernel.elements.items() if e.comment.startswith("db")}
+    assert {"ingress4", "in4_rest", "in4_peer"} <= places
+    assert (INET, "ingress4", own) in world.kernel.elements
     world.assert_whole()
 
 
@@ -540,6 +561,14 @@ def test_stack_comes_changes_and_goes(world: World) -> None:
     assert down.services == [("log", True), ("api", True)]
     assert not world.kernel.netns
     world.assert_whole()
+
+
+def test_stack_names_the_networks_that_only_its_manifests_name(world: World) -> None:
+    world.package("api", network={"networks": ["backend", "side"]})
+    world.package("db")
+    path = world.stack("db", "api", backend="10.99.7.0/24")
+    assert world.up(path).made == ["backend", "niso-default", "side"]
+    assert world.up(path).made == []
 
 
 def test_stack_with_one_that_dies_leaves_nothing(world: World) -> None:

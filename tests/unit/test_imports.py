@@ -24,6 +24,7 @@ ORDER = (
     "reconcile",
     "explain",
     "see",
+    "cluster",
     "services",
     "commands",
     "engines",
@@ -401,3 +402,14 @@ def test_modules_that_tests_load_early_exist() -> None:
     from quick_niso import LOADED
 
     assert set(LOADED) <= set(MODULES)
+
+
+def test_local_networks_load_nothing_of_the_cluster() -> None:
+    """Only modules of cluster/ import it at their top; others where a network spans hosts."""
+    for module, path in MODULES.items():
+        if layer(module) == "cluster":
+            continue
+        tops = [
+            node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)
+        ]
+        assert not [node for node in tops if str(node.module).startswith("niso.cluster")], module

@@ -21,6 +21,7 @@ from niso.commands import stack as command
 from niso.commands.deactivate import deactivate, remove
 from niso.explain import question
 from niso.kernel.kinds.element import Element
+from niso.manifest import stack_prefix
 from niso.manifest.parse_policy import parse
 from niso.plan.desired import desired
 from niso.plan.policy_maps import PASSES, decides
@@ -465,6 +466,26 @@ def test_key_decides_and_a_stack_without_it_keeps_its_names(world: World) -> Non
     assert [one.service for one in done.outcomes] == ["blog-db", "blog-api"]
     assert sorted(done.left) == ["api", "db"]
     world.assert_whole()
+
+
+@pytest.mark.parametrize(
+    ("names", "members", "taken", "prefix"),
+    [
+        (["db"], [], False, False),
+        (["db"], [], True, True),
+        (["db", "api"], ["db"], True, False),
+        (["db", "api"], ["shop-api"], False, True),
+        (["db"], ["gone"], True, True),
+        (["db", "shop-db"], ["shop-db"], False, False),  # its own name, without the prefix
+        (["db", "shop-db"], ["shop-db", "shop-shop-db"], False, True),
+    ],
+)
+def test_known_stack_keeps_the_names_that_it_has(
+    names: list[str], members: list[str], taken: bool, prefix: bool
+) -> None:
+    assert stack_prefix.applies(None, "shop", names, members, taken) is prefix
+    assert stack_prefix.applies(True, "shop", names, members, taken) is True
+    assert stack_prefix.applies(False, "shop", names, members, taken) is False
 
 
 def test_stack_may_not_take_names_of_another_one(world: World) -> None:

@@ -453,9 +453,6 @@ def test_networks_of_version_6_are_observed(version_6) -> None:
     assert {network.observe for network in Store.open().networks()} == {True}
 
 
-# --- what every version must have ------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def version_6(version_5) -> sqlite3.Connection:
     """The same database as version 6 had it."""
@@ -468,10 +465,32 @@ def version_6(version_5) -> sqlite3.Connection:
 @pytest.fixture
 def version_7(version_6) -> sqlite3.Connection:
     """The same database as version 7 had it."""
-    for statement in schema.MIGRATIONS[7].split(";"):
-        version_6.execute(statement)
+    version_6.execute(schema.MIGRATIONS[7])
     version_6.execute("PRAGMA user_version=7")
     return version_6
+
+
+# --- version 8 to 9: networks that span hosts -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def version_8(version_7) -> sqlite3.Connection:
+    """The same database as version 8 had it."""
+    for statement in schema.MIGRATIONS[8].split(";"):
+        version_7.execute(statement)
+    version_7.execute("PRAGMA user_version=8")
+    return version_7
+
+
+def test_no_network_of_version_8_spans_hosts(version_8) -> None:
+    version_8.close()
+    store = Store.open()
+    assert [network.span for network in store.networks()] == [None, None]
+    snapshot = store.snapshot(ALL)
+    assert (snapshot.wire, snapshot.remotes, snapshot.listed) == ((), (), ())
+
+
+# --- what every version must have ------------------------------------------------------------------------------------
 
 
 def test_every_earlier_version_is_made_into_this_one() -> None:

@@ -338,7 +338,11 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
     }
     kind = type(thing).__name__
     bridges = {names.bridge(network) for network in networks}
-    folders = {names.hosts_folder(reader) for reader in snapshot.readers if set(reader) & networks}
+    readers = {names.hosts_folder(reader): reader for reader in snapshot.readers}
+    for service in snapshot.apart:
+        folder = names.own_hosts_folder(service.name)
+        readers[folder] = tuple(endpoint.network for endpoint in service.endpoints)
+    folders = {folder for folder, reader in readers.items() if set(reader) & networks}
     of_networks = ("bridges", "same_bridge", "subnets4", "subnets6", "broadcasts", "internal")
     of_networks += ("gateways4", "gateways6")
     watched_bridge = kind == "Element" and thing[:2] == ("inet niso", "watched")
@@ -365,17 +369,19 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
     if kind == "HostsFile":
         return thing.folder in folders
     if kind == "HostsLine":
-        readers = {names.hosts_folder(reader): reader for reader in snapshot.readers}
         only = [
             s.name
             for s in snapshot.services
-            if tuple(e.network for e in s.endpoints) == readers[thing.folder]
+            if s not in snapshot.apart
+            and tuple(e.network for e in s.endpoints) == readers[thing.folder]
         ]
+        if thing.folder.startswith("="):
+            only = [thing.folder.removeprefix("=")]
         whole = set(only) <= services
         mine = {
             line_names for service in active for line_names in (f"{service.names[0]}.niso.local",)
         }
-        if thing.names == "host.niso.local":
+        if thing.names in ("host.niso.local", "more"):
             return readers[thing.folder][0] in networks
         return thing.folder in folders and (whole or thing.names.split()[0] in mine)
     return True
@@ -386,10 +392,17 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
     CHANGES,
     st.lists(st.sampled_from(SERVICES), unique=True).map(tuple),
     st.lists(st.sampled_from(NAMES), unique=True).map(tuple),
+    st.lists(st.sampled_from(SERVICES), unique=True),
 )
-def test_state_of_a_scope_is_the_whole_state_restricted_to_it(changes, services, networks) -> None:
+def test_state_of_a_scope_is_the_whole_state_restricted_to_it(
+    changes, services, networks, apart
+) -> None:
     with TemporaryStore() as store:
         filled(store, changes)
+        with store.transaction():
+            for name in apart:
+                if store.service(name) is not None:
+                    store.set_extra_hosts(name, [("more", "192.0.2.7")])
         scope = Scope(services, networks)
         everything = store.snapshot(ALL)
         part, whole = desired(store.snapshot(scope)), desired(everything)

@@ -167,6 +167,28 @@ class Host:
         name = None if service is None else text(service, "service")
         return flow_views.follow(self.session, name, denied)
 
+    @guarded
+    def graph(
+        self,
+        format: str = "mermaid",
+        *,
+        stack: str | os.PathLike[str] | None = None,
+        since: str | None = None,
+        declared: bool = False,
+    ) -> bytes:
+        """Return a picture of services and their flows: mermaid, dot, svg or png.
+
+        ``stack`` limits it to one stack. With ``declared`` it shows what policies allow instead of
+        traffic; with a stack too it depends on the stack's files alone. ``since`` is as for
+        `flows`. Raises UsageError, and Error if the program ``dot`` is needed and missing.
+        """
+        from niso.api import pictures
+        from niso.api.guard import moment, path
+
+        start = None if since is None else moment(since, "--since")
+        folder = None if stack is None else path(stack, "stack")
+        return pictures.graph(self.session, text(format, "format"), folder, declared, start)
+
     # --- check and repair ------------------------------------------------------------------------
 
     @guarded

@@ -7,7 +7,7 @@ import os
 from niso.api.guard import path
 from niso.base.errors import Error, ErrorGroup, flatten
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.manifest import load, stack_file, toml
+from niso.manifest import load, stack_file, stack_prefix, toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +83,8 @@ def _valid(file: str) -> Valid:
         from niso.commands import stack
 
         loaded = stack.load(file)
+        if loaded.asks:
+            loaded = stack_prefix.stack(loaded)
         return Valid(file, "stack", loaded.name, tuple(one.name for one in loaded.members))
     spec = load.load(file).spec
     return Valid(file, "manifest", spec.name, (spec.name,))

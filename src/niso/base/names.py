@@ -26,6 +26,14 @@ def bridge(network: str) -> str:
     return f"niso-{network[:4].rstrip('-')}-{_digest(network, 5)}"
 
 
+def vxlan(network: str) -> str:
+    """Return a network's VXLAN device: ``nx-backend`` for ``backend``."""
+    name = f"nx-{network}"
+    if len(name) <= MAX_IFNAME:
+        return name
+    return f"nx-{network[:6].rstrip('-')}-{_digest(network, 5)}"
+
+
 def veth(service: str, network: str, generation: int) -> str:
     """Return the host end of an endpoint's veth pair.
 
@@ -63,12 +71,13 @@ def state_id_of(alias: str) -> str:
     return alias.removeprefix(_MARK)
 
 
-def mac(service: str, network: str, state_id: str) -> str:
+def mac(service: str, network: str, owner: str) -> str:
     """Return an endpoint's locally administered unicast MAC (IEEE 802, 8.2.2).
 
-    It does not change between activations.
+    ``owner`` is the id of the state folder, or of the cluster if the network spans hosts. So it
+    does not change between activations, or when the service moves to another host.
     """
-    digest = sha256(f"{state_id}/{service}/{network}".encode()).digest()
+    digest = sha256(f"{owner}/{service}/{network}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (0x0A, *digest[:5]))
 
 

@@ -53,7 +53,7 @@ class Command(NamedTuple):
     ``does`` is an imperative phrase, ``examples`` are pairs of command and remark, ``exits`` pairs
     of exit status and meaning. ``root`` says whether it needs root. ``ends`` says whether it ends
     or deletes something; such a command is never suggested for a misspelt one. ``aside`` says
-    whether the first screen of help has only its name.
+    whether the first screen of help, or of its group, has only its name.
     """
 
     name: str

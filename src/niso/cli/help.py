@@ -50,9 +50,10 @@ start:  {first}   {what}
 def group(of: Group) -> str:
     """Return the help of a command with actions."""
     columns = width()
-    lines = _list(
-        [(action.name.removeprefix(f"{of.name} "), action.does) for action in of.actions], columns
-    )
+    short = {action: action.name.removeprefix(f"{of.name} ") for action in of.actions}
+    lines = _list([(name, one.does) for one, name in short.items() if not one.aside], columns)
+    if asides := [name for one, name in short.items() if one.aside]:
+        lines += _wrapped(f"also: {', '.join(asides)}", columns)
     example = next(action for action in of.actions if action.examples).name
     return (
         f"usage: niso {of.name} ACTION ...\n\n{_wrapped(sentence(of.does), columns)}\n"

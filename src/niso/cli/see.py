@@ -1,4 +1,4 @@
-"""Run niso net flows."""
+"""Run niso net flows and graph."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 
 from niso.api.host import Host, connect
 from niso.base.addresses import bracketed
+from niso.base.errors import UsageError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import output
 from niso.cli.parse import Args
@@ -37,6 +38,30 @@ def _flows(host: Host, args: Args) -> int:
     else:
         output.table(COLUMNS, [_cells(flow) for flow in rows])
     return 0
+
+
+def _graph(host: Host, args: Args) -> int:
+    with output.LateProgress(args) as host.progress:
+        if args.format == "png" and not args.output and output.is_terminal():
+            raise UsageError("a PNG is not for a terminal", "-o FILE.png", "--format")
+        picture = host.graph(
+            args.format, stack=args.stack, since=args.since, declared=args.declared
+        )
+    if args.output:
+        _write(args.output, picture)
+    else:
+        sys.stdout.buffer.write(picture)
+        sys.stdout.flush()
+    return 0
+
+
+def _write(path: str, content: bytes) -> None:
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise UsageError(f"cannot write {path}: {reason}", "choose another file", "-o") from None
 
 
 def _cells(flow: Flow) -> tuple[str, ...]:

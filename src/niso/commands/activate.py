@@ -23,7 +23,7 @@ from niso.plan.records import Port
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.runtime import package
 from niso.services import sharing, start
-from niso.services.admit import Change, Target, record, release, scope_of
+from niso.services.admit import Change, Target, forget_former, record, release, scope_of
 from niso.services.concern import concerned
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
@@ -94,11 +94,7 @@ def activate(
                     recorded = _recorded(machine, targets, copies, leaving, stack)
                     # foreign objects are detected before anything is recorded or changed
                     planned = plan(kernel, store, scope, before, trusting=True)
-                    fresh_addresses = {
-                        address for t in targets for _, address in store.addresses(t.name)
-                    } - {address for _, address in known}
-                    if fresh_addresses:  # flows of a former holder are not this one's
-                        kernel.forget_flows(fresh_addresses)
+                    forget_former(machine, [t.name for t in targets], known)
                 changes += recorded
                 start.expect(machine.processes, changes)
                 if planned.want != before:

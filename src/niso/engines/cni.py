@@ -19,7 +19,7 @@ from niso.plan.records import Network, Policy, Port
 from niso.services import attachments
 from niso.services.attachments import Request, Wish
 from niso.services.machine import Machine
-from niso.store.attached_rows import Attached, Link
+from niso.store.attached_rows import Link
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ def main() -> None:
     except OSError as error:
         text = f"{error.filename or 'system call'}: {error.strerror}"
         answer, status = _error(version, Failure(_KERNEL, text)), 1
+    except plugin.MALFORMED as error:
+        text = f"does not understand this call: {error!r}"
+        answer, status = _error(version, Failure(_WRONG_CONFIG, text)), 1
     if answer is not None:
         json.dump(answer, sys.stdout)
         sys.stdout.write("\n")
@@ -217,10 +220,15 @@ def _add(call: Call) -> dict[str, Any]:
     known = store.attachments.all(OWNER, call.container)
     there = machine.kernel.cookie_at(call.netns)
     same = next((each for each in known if there and each.cookie == there), None)
-    name = same.service if same else known[0].service if known else _name(machine, call)
+    if same is not None:
+        name = same.service
+    elif known:
+        name = known[0].service
+    else:
+        name = plugin.free_name(machine, _given(call), call.container)
     request = _request(call, runtime, name)
     if same is not None:
-        request = _joined(store, call, request)
+        request = plugin.joined(store, request)
     done = attachments.attach(machine, request)
     return _result(store, call, done.service)
 
@@ -260,17 +268,6 @@ def _given(call: Call) -> str:
         return call.container
     form = str(call.config.get("names", "{pod}-{namespace}"))
     return form.replace("{pod}", pod).replace("{namespace}", space)
-
-
-def _name(machine: Machine, call: Call) -> str:
-    """Return a name for a new attachment; another one if a living one has the first."""
-    name = plugin.label(_given(call))
-    store = machine.store
-    row, held = store.service(name), store.attachments.get(name)
-    is_free = row is None or (
-        held is not None and not (row.active and attachments.lives(machine.kernel, held))
-    )
-    return name if is_free else plugin.label(f"{name}_{call.container}")
 
 
 def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
@@ -354,32 +351,6 @@ def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
     )
 
 
-def _joined(store: Store, call: Call, request: Request) -> Request:
-    """Return the request with what the container has already on other networks.
-
-    Raises Failure if the network or the interface has another one there.
-    """
-    now = attachments.current(store, request.name)
-    if now is None:
-        return request
-    wishes = list(now.wishes)
-    for at, wish in enumerate(wishes):
-        if (wish.network == call.network) != (wish.interface == call.interface):
-            raise Failure(
-                _WRONG_CONFIG,
-                f"{request.name} is on {wish.network} as {wish.interface} already",
-            )
-        if wish.network == call.network:
-            wishes[at] = request.wishes[0]
-    if request.wishes[0] not in wishes:
-        wishes.append(request.wishes[0])
-    return request._replace(
-        wishes=tuple(wishes),
-        ports=tuple(dict.fromkeys((*now.ports, *request.ports))),
-        aliases=tuple(dict.fromkeys((*now.aliases, *request.aliases))),
-    )
-
-
 def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
     """Return the result of ADD, of the attachment's link on the network."""
     network, row = store.require_network(call.network), store.service(name)
@@ -429,22 +400,7 @@ def _bridge_mac(store: Store, network: Network) -> str:
 def _delete(call: Call) -> None:
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER, call.container):
-        _take_off(machine, attached, lambda link: link.interface == call.interface)
-
-
-def _take_off(machine: Machine, attached: Attached, goes: Any) -> None:
-    """Take an attachment off the networks of the links that go; detach it if none is left."""
-    store = machine.store
-    links: list[Link] = store.attachments.links(attached.service)
-    left = {link.network for link in links if not goes(link)}
-    if len(left) == len(links) and links:
-        return
-    now = attachments.current(store, attached.service)
-    if left and now is not None and attachments.lives(machine.kernel, attached):
-        wishes = tuple(wish for wish in now.wishes if wish.network in left)
-        attachments.attach(machine, now._replace(wishes=wishes))
-    else:
-        attachments.detach(machine, attached.service, attached.id)
+        plugin.take_off(machine, attached, lambda link: link.interface == call.interface)
 
 
 def _gc(call: Call) -> None:
@@ -455,13 +411,11 @@ def _gc(call: Call) -> None:
     known = {(each.get("containerID"), each.get("ifname")) for each in valid}
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER):
-        _take_off(
-            machine,
-            attached,
-            lambda link, id=attached.id: (
-                link.network == call.network and (id, link.interface) not in known
-            ),
-        )
+
+        def goes(link: Link, id: str = attached.id) -> bool:
+            return link.network == call.network and (id, link.interface) not in known
+
+        plugin.take_off(machine, attached, goes)
 
 
 # --- CHECK, STATUS ------------------------------------------------------------------------------

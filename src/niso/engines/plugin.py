@@ -11,24 +11,29 @@ from collections.abc import Iterable, Mapping
 
 from niso.base import paths
 from niso.base.digest import sha256
-from niso.base.errors import Error, InvalidInput
+from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.real import Real
 from niso.plan.records import ANY, Policy, Port
+from niso.services import attachments
 from niso.services.machine import Machine
 from niso.store.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
-    from niso.runtime.processes import Processes
-else:
-    Processes = object
+    from niso.services.attachments import Request
+    from niso.store.attached_rows import Attached, Link
 
 _LONGEST_NAME = 40
 """Of an attachment in characters: longer ones are cut, and told apart by a digest."""
 _MOST_BYTES = 4 << 20
 """Of what an engine may send. The annotations of a pod have at most 256 KiB."""
+
+
+MALFORMED = (TypeError, KeyError, ValueError, AttributeError)
+"""What a call raises that is not in the form of its protocol. Nothing has changed by then."""
 
 
 class _LateProcesses:
@@ -131,6 +136,69 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
         entries("egress_deny") or (),
         str(given.get("log", False)).lower() in ("true", "1"),
     )
+
+
+def free_name(machine: Machine, wanted: str, id: str) -> str:
+    """Return a name for a new attachment; another one if a living one has the first."""
+    name = label(wanted)
+    store = machine.store
+    row, held = store.service(name), store.attachments.get(name)
+    is_free = row is None or (
+        held is not None and not (row.active and attachments.lives(machine.kernel, held))
+    )
+    return name if is_free else label(f"{name}_{id}")
+
+
+def joined(store: Store, request: Request) -> Request:
+    """Return the request for one network with what the attachment has on others.
+
+    Raises Conflict if the network has another interface there, or the interface another network.
+    """
+    now = attachments.current(store, request.name)
+    if now is None:
+        return request
+    (new,) = request.wishes
+    wishes = list(now.wishes)
+    for at, wish in enumerate(wishes):
+        if (wish.network == new.network) != (wish.interface == new.interface):
+            raise Conflict(
+                f"{request.name} is on {wish.network} as {wish.interface} already",
+                "an interface for each network",
+            )
+        if wish.network == new.network:
+            wishes[at] = new
+    if new not in wishes:
+        wishes.append(new)
+    return request._replace(
+        wishes=tuple(wishes),
+        ports=tuple(dict.fromkeys((*now.ports, *request.ports))),
+        aliases=tuple(dict.fromkeys((*now.aliases, *request.aliases))),
+        policy=joint(now.policy, request.policy),
+    )
+
+
+def joint(one: Policy, other: Policy) -> Policy:
+    """Return the policy that two networks of one attachment ask for: a packet must suit both."""
+    if one == other:
+        return one
+    from niso.services.policies import both
+
+    return both(one, other)
+
+
+def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool]) -> None:
+    """Take an attachment off the networks of the links that go; detach it if none is left."""
+    store = machine.store
+    links = store.attachments.links(attached.service)
+    left = {link.network for link in links if not goes(link)}
+    if len(left) == len(links) and links:
+        return
+    now = attachments.current(store, attached.service)
+    if left and now is not None and attachments.lives(machine.kernel, attached):
+        wishes = tuple(wish for wish in now.wishes if wish.network in left)
+        attachments.attach(machine, now._replace(wishes=wishes))
+    else:
+        attachments.detach(machine, attached.service, attached.id)
 
 
 POLICY_KEYS = ("allow_from", "deny_from", "egress_allow", "egress_deny", "log")

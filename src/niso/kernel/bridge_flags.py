@@ -37,6 +37,11 @@ _FLAGS: dict[int, tuple[str, int]] = {
     39: ("locked", 0),
     40: ("mab", 0),
 }
+_OF_TUNNELS = {27: 0, 30: 0, 32: 1}
+"""Values of ports that are VXLAN devices, where they differ: they flood nothing at all, and the
+bridge answers ARP requests and neighbour solicitations for addresses behind them by itself."""
+TUNNEL_PORT = ("learning", "flood", "mcast_flood", "bcast_flood", "neigh_suppress")
+"""The settings that a new port of a VXLAN device needs."""
 ARP_OFF, ARP_OFF_INSIDE = "arp off", "arp off inside"
 """The link's own flag IFF_NOARP, of a bridge, a port, or a pair's other end: it stops ARP."""
 _GROUP_FORWARD = 31  # IFLA_BRPORT_GROUP_FWD_MASK
@@ -52,15 +57,15 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 }
 
 
-def drift_of_port(settings: dict[int, bytes], operstate: int) -> str:
+def drift_of_port(settings: dict[int, bytes], operstate: int, tunnel: bool = False) -> str:
     """Return the settings of a port that differ from niso's: ``isolated on, learning on``.
 
-    ``settings`` is its IFLA_INFO_SLAVE_DATA. The port's state counts only while its link has a
-    carrier: otherwise the kernel sets it.
+    ``settings`` is its IFLA_INFO_SLAVE_DATA; a ``tunnel`` is a VXLAN device. The port's state
+    counts only while its link has a carrier: otherwise the kernel sets it.
     """
     parts = [
         f"{name} {'on' if settings[kind][0] else 'off'}"
-        for kind, (name, usual) in _FLAGS.items()
+        for kind, (name, usual) in _flags(tunnel).items()
         if settings.get(kind, b"\0")[:1] != bytes([usual]) and kind in settings
     ]
     if any(settings.get(_GROUP_FORWARD, b"")):
@@ -82,14 +87,22 @@ def drift_of_bridge(settings: dict[int, bytes]) -> str:
     return ", ".join(parts)
 
 
-def usual(drift: str) -> list[bytes]:
+def _flags(tunnel: bool) -> dict[int, tuple[str, int]]:
+    if not tunnel:
+        return _FLAGS
+    return {kind: (name, _OF_TUNNELS.get(kind, usual)) for kind, (name, usual) in _FLAGS.items()}
+
+
+def usual(drift: str, tunnel: bool = False) -> list[bytes]:
     """Return the attributes that reset what ``drift`` names, of a bridge or a port.
 
     Each needs its own RTM_NEWLINK, in this order.
     """
     names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
     port = [
-        attribute(kind, bytes([usual])) for kind, (name, usual) in _FLAGS.items() if name in names
+        attribute(kind, bytes([usual]))
+        for kind, (name, usual) in _flags(tunnel).items()
+        if name in names
     ]
     if "group_fwd_mask" in names:
         port.append(attribute(_GROUP_FORWARD, struct.pack("=H", 0)))

@@ -26,6 +26,7 @@ from niso.base.names import is_marked
 from niso.kernel.fake_engines import FakeEngines
 from niso.kernel.fake_host import FakeHost
 from niso.kernel.fake_tables import FakeTables, refuse_unless
+from niso.kernel.fake_wire import FakeWire
 from niso.kernel.kinds import order
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.bridge import Bridge
@@ -40,6 +41,7 @@ from niso.kernel.kinds.routing_rule import RoutingRule
 from niso.kernel.kinds.ruleset import Ruleset
 from niso.kernel.kinds.setting import FORWARDING6, Sysctl
 from niso.kernel.kinds.veth import Veth
+from niso.kernel.kinds.vxlan import Vxlan
 from niso.kernel.state import State
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ _LONGEST_NAME = 15  # IFNAMSIZ - 1
 _FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")
 
 
-class Fake(FakeTables, FakeHost, FakeEngines):
+class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
     """A `niso.kernel.interface.Kernel` without a kernel.
 
     ``strict`` also refuses what the real one accepts without effect, such as deleting a missing
@@ -67,16 +69,15 @@ class Fake(FakeTables, FakeHost, FakeEngines):
         FakeTables.__init__(self, strict)
         FakeHost.__init__(self)
         FakeEngines.__init__(self)
+        FakeWire.__init__(self)
         self.fail: Callable[[AnyStep], int] = lambda step: 0
         self.done: list[str] = []  # descriptions of the executed steps
-        self.bridges: dict[str, Bridge] = {}
         self.netns: dict[str, Netns] = {}
         self.veths: dict[str, Veth] = {}
         self.addresses: dict[Address, None] = {}  # in the order of their creation
         self.routes: dict[tuple[str, str], Route] = {}
         self.sysctls: dict[tuple[str, str], str] = {}
         self.hosts: dict[str, set[HostsLine]] = {}
-        self.others: dict[type, dict[tuple[str, ...], Any]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +94,7 @@ class Fake(FakeTables, FakeHost, FakeEngines):
                 *([Ruleset(self.ruleset)] if self.ruleset else ()),
                 *self.elements.values(),
                 *self.bridges.values(),
+                *self.vxlans.values(),
                 *self.netns.values(),
                 *self.present_names(),
                 *(
@@ -176,6 +178,7 @@ class Fake(FakeTables, FakeHost, FakeEngines):
 
     def _check_owner(self, candidates: State, foreign: Foreign | None) -> None:
         links = {b.name for b in candidates[Bridge]} | {v.name for v in candidates[Veth]}
+        links |= {vxlan.name for vxlan in candidates[Vxlan]}
         self.refuse_foreign(links, {thing.name for thing in candidates[Netns]}, foreign)
 
     # --- writing ---
@@ -209,6 +212,8 @@ class Fake(FakeTables, FakeHost, FakeEngines):
         for name in names:
             if name in self.veths:
                 self.lose_veth(name)
+            elif name in self.vxlans:
+                self.do(Step("delete", self.vxlans[name]))
             elif name in self.bridges:
                 self.do(Step("delete", self.bridges[name]))
             else:
@@ -216,6 +221,7 @@ class Fake(FakeTables, FakeHost, FakeEngines):
 
     def marked_links(self) -> dict[str, str]:
         marks = {**self.foreign_links, **{name: v.alias for name, v in self.veths.items()}}
+        marks |= {name: vxlan.alias for name, vxlan in self.vxlans.items()}
         marks |= {name: bridge.alias for name, bridge in self.bridges.items()}
         return {name: mark for name, mark in marks.items() if is_marked(mark)}
 
@@ -253,6 +259,7 @@ class Fake(FakeTables, FakeHost, FakeEngines):
     def _thing(self, step: Step[Any]) -> None:
         writers: dict[type, Callable[[Step[Any], Any], None]] = {
             Bridge: self._bridge,
+            Vxlan: self._vxlan,
             Netns: self._netns,
             Named: self._name,
             Veth: self._veth,
@@ -282,32 +289,18 @@ class Fake(FakeTables, FakeHost, FakeEngines):
         """Refuse the deletion of a missing thing if ``strict``."""
         refuse_unless(not self.strict, number, thing)
 
-    def _other(self, step: Step[Any], thing: Any) -> None:
-        """Execute a step of a kind that only needs its places."""
-        things = self.others.setdefault(type(thing), {})
-        if step.action == "delete":
-            if things.pop(thing.key(), None) is None:
-                self._absent(errno.ENOENT, thing)
-            return
-        if step.action == "add":
-            refuse_unless(thing.key() not in things, errno.EEXIST, thing)
-        refuse_unless(
-            all(place in self._places() for place in kind_of(thing).hangs_on(thing)),
-            errno.ENODEV,
-            thing,
-        )
-        things[thing.key()] = thing
-
     def _places(self) -> set[str]:
         things: list[Any] = [*self.bridges.values(), *self.netns.values(), *self.veths.values()]
         things += self.named.values()
-        names = {f"link //{name}" for name in (*self.veths, *self.foreign_links)}
+        names = {f"link //{name}" for name in (*self.veths, *self.vxlans, *self.foreign_links)}
         return {kind_of(thing).place(thing) for thing in things} | names | {"netns "}
 
     # --- links ---
 
     def _taken(self, name: str) -> bool:
-        return name in self.bridges or name in self.veths or name in self.foreign_links
+        return any(name in each for each in (self.bridges, self.veths, self.vxlans)) or (
+            name in self.foreign_links
+        )
 
     def _check_new(self, name: str) -> None:
         refuse_unless(len(name) <= _LONGEST_NAME, errno.ERANGE, name)
@@ -326,6 +319,7 @@ class Fake(FakeTables, FakeHost, FakeEngines):
             return
         del self.bridges[bridge.name]
         self._link_gone("", bridge.name)
+        self.lose_ports(bridge.name)
         for veth in [veth for veth in self.veths.values() if veth.bridge == bridge.name]:
             self.veths[veth.name] = veth._replace(bridge="")
 
@@ -402,14 +396,6 @@ class Fake(FakeTables, FakeHost, FakeEngines):
             if key[0] != netns or f"/{link}/" not in key[1]
         }
         self._others_gone(f"link /{netns}/{link}")
-
-    def _others_gone(self, place: str) -> None:
-        for kind, things in self.others.items():
-            self.others[kind] = {
-                key: thing
-                for key, thing in things.items()
-                if place not in kind_of(thing).lies_in(thing)
-            }
 
     def _has_link(self, netns: str, link: str) -> bool:
         if not netns:

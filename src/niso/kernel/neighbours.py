@@ -1,7 +1,8 @@
 """Read, add and delete static neighbour entries; read how full the tables are (linux/neighbour.h).
 
-An entry of an address sends its packets to that MAC without ARP; niso adds none. An entry of a MAC,
-in a bridge's forwarding table, sends its frames to a port; niso adds one for each service's MAC.
+An entry of an address sends its packets to that MAC without ARP. An entry of a MAC, in a bridge's
+forwarding table, sends its frames to a port; in that of a VXLAN device, to another host. niso adds
+one of the second kind for each service's MAC, and all three for each service of another host.
 """
 
 from __future__ import annotations
@@ -146,17 +147,106 @@ def fix(rtnl: Rtnl, port_index: int, mac: str) -> None:
     rtnl.transact(Message(what, _NEWNEIGH, flags, body))
 
 
+def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
+    """Return the (MAC, host) of a VXLAN device's entries, and (MAC, "") of those of its port.
+
+    Entries of the kernel's own are left out. Raises KernelError.
+    """
+    body = _request(_AF_BRIDGE, index)
+    parsed = rtnl.dump("list a VXLAN device's table", _GETNEIGH, body, _tunnel_entry)
+    return [entry[1:] for entry in parsed if entry[0] == index]
+
+
+def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
+    _, index, state, flags, _ = _ndmsg.unpack_from(body)
+    have = attributes(body, 12)
+    mac = have.get(_LLADDR, b"").hex(":")
+    if flags & _SELF and _DST in have:
+        packed = have[_DST]
+        family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+        return index, mac, socket.inet_ntop(family, packed)
+    if flags & _SELF or state & _PERMANENT:  # the device's own MAC
+        return None
+    return index, mac, ""
+
+
+def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
+    """Return to which host a VXLAN device sends a MAC ("" for none), and if its bridge knows it.
+
+    Raises KernelError.
+    """
+    body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
+    answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)
+    entry = _tunnel_entry(answer) if answer is not None else None
+    return (entry[2] if entry else "", is_fixed(rtnl, index, mac))
+
+
+def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
+    """Return the messages that send a MAC through a VXLAN device to a host, not to ``was``."""
+    what = f"add the forwarding entry of {mac} to {host}"
+    flags = netlink.CREATE | netlink.REPLACE
+    port = _ndmsg.pack(_AF_BRIDGE, index, _NOARP, _MASTERS, 0) + _mac(mac)
+    device = _ndmsg.pack(_AF_BRIDGE, index, _PERMANENT | _NOARP, _SELF, 0) + _mac(mac)
+    messages = [
+        Message(what, _NEWNEIGH, flags, device + _address(_DST, host)),
+        Message(what, _NEWNEIGH, flags, port),
+    ]
+    # of another family: the kernel would replace it, but an address of 4 bytes fills 16 only partly
+    return [*unlead(index, mac, port=False), *messages] if was else messages
+
+
+def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
+    """Return the messages that delete both entries of a MAC; no-op for missing ones."""
+    what = f"delete the forwarding entry of {mac}"
+    gone = (errno.ENOENT, errno.ENODEV)
+    body = _request(_AF_BRIDGE, index, _MASTERS) + _mac(mac)
+    device = Message(what, _DELNEIGH, 0, _request(_AF_BRIDGE, index, _SELF) + _mac(mac), gone)
+    return [Message(what, _DELNEIGH, 0, body, gone), device] if port else [device]
+
+
+def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
+    """Return the MAC of a link's permanent entry of an address; "" if there is none.
+
+    Raises KernelError.
+    """
+    body = _request(_family(address), index) + _address(_DST, address)
+    answer = rtnl.get_one(f"find the MAC of {address}", _GETNEIGH, body, _ABSENT)
+    if answer is None or not _ndmsg.unpack_from(answer)[2] & _PERMANENT:
+        return ""
+    return attributes(answer, 12).get(_LLADDR, b"").hex(":")
+
+
+def resolve(index: int, address: str, mac: str) -> Message:
+    """Return the message that adds or replaces a permanent entry of an address."""
+    body = _ndmsg.pack(_family(address), index, _PERMANENT, 0, 0)
+    body += _address(_DST, address) + _mac(mac)
+    what = f"add neighbour {address} of link {index}"
+    return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
+
+
+def forget(index: int, address: str) -> Message:
+    """Return the message that deletes the entry of an address; no-op if it is gone."""
+    body = _request(_family(address), index) + _address(_DST, address)
+    what = f"delete neighbour {address} of link {index}"
+    return Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV))
+
+
 def delete(rtnl: Rtnl, entry: Fixed) -> None:
     """Delete an entry; no-op if it is gone. Raises KernelError."""
     if entry.address:
-        family = socket.AF_INET6 if family_of(entry.address) == 6 else socket.AF_INET
-        body = _request(family, entry.link_index) + attribute(
-            _DST, socket.inet_pton(family, entry.address)
-        )
-    else:
-        body = _request(_AF_BRIDGE, entry.link_index, _MASTERS) + _mac(entry.mac)
-    what = f"delete neighbour {entry.address or entry.mac} of link {entry.link_index}"
+        rtnl.transact(forget(entry.link_index, entry.address))
+        return
+    body = _request(_AF_BRIDGE, entry.link_index, _MASTERS) + _mac(entry.mac)
+    what = f"delete neighbour {entry.mac} of link {entry.link_index}"
     rtnl.transact(Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV)))
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
+
+
+def _address(kind: int, address: str) -> bytes:
+    return attribute(kind, socket.inet_pton(_family(address), address))
 
 
 def _mac(mac: str) -> bytes:

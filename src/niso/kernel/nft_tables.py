@@ -8,7 +8,7 @@ describes the path of a packet.
 from __future__ import annotations
 
 from niso.base.digest import sha256
-from niso.kernel import nft_sensor
+from niso.kernel import nft_sensor, nft_wire
 
 INET = "inet niso"
 BRIDGE = "bridge niso"
@@ -171,9 +171,11 @@ table inet niso {{
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 {nft_sensor.INET_SETS}
+{nft_wire.SETS}
 
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
+		{nft_wire.ARRIVES}
 		iif "lo" accept
 		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
 		ip saddr 127.0.0.0/8 counter drop
@@ -189,6 +191,8 @@ table inet niso {{
 		udp dport {_OWN_SPAN} socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
 		tcp dport {_OWN_SPAN} tcp flags & (fin | syn | rst | ack) == syn socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
 	}}
+
+{nft_wire.CHAINS}
 
 	chain from_bridge {{
 		meta mark & {CHECKED} != 0 meta mark set meta mark | {nft_sensor.TRACKED} accept
@@ -260,6 +264,7 @@ table inet niso {{
 
 	chain kept {{
 		type filter hook postrouting priority srcnat + 1; policy accept;
+		{nft_wire.LEAVES}
 		ct state established accept
 		oifname @bridges accept
 		ct original ip saddr @subnets4 goto kept4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from niso.kernel import nft_wire
 from niso.kernel.netlink import attribute, attributes, nested, string, text
 
 PROTOCOLS = {
@@ -24,9 +25,11 @@ _LIMIT_INV = 1  # NFT_LIMIT_F_INV: matches what is over the rate
 
 # nftables, include/datatype.h: number and width in bytes of each type that niso uses
 _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
-# bytes of a packet, without a type: a MAC, and the target of a quoted packet
-_MAC_NUMBER, _QUOTED4, _QUOTED6 = -1, -2, -3
+# bytes of a packet, without a type: a MAC, addresses of a quoted or wrapped packet, and a VNI
+_MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI = -1, -2, -3, -4
+_NUMBERS = (_MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI)
 WIDTHS = {
+    _VNI: 3,
     _MAC_NUMBER: 6,
     _QUOTED4: 4,
     _QUOTED6: 16,
@@ -51,6 +54,13 @@ NAMES = {
     "@th,208,48": _MAC_NUMBER,
     "@th,192,32": _QUOTED4,
     "@th,256,128": _QUOTED6,
+    "ip saddr": _IPV4,
+    "ip6 saddr": _IPV6,
+    nft_wire.VNI: _VNI,
+    nft_wire.TO: _MAC_NUMBER,
+    nft_wire.FROM: _MAC_NUMBER,
+    "@th,336,32": _QUOTED4,
+    "@th,304,128": _QUOTED6,
 }
 
 
@@ -101,7 +111,7 @@ def pack(kind: int, field: str) -> bytes:
         return socket.inet_pton(socket.AF_INET6, field)
     if kind == _ETHER:
         return bytes.fromhex(field.replace(":", ""))
-    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
+    if kind in _NUMBERS:
         return int(field, 0).to_bytes(WIDTHS[kind], "big")
     if kind == _SERVICE:
         return int(field).to_bytes(2, "big")
@@ -119,7 +129,7 @@ def unpack(kind: int, packed: bytes) -> str:
         return socket.inet_ntop(socket.AF_INET6, packed)
     if kind == _ETHER:
         return packed.hex(":")
-    if kind in (_MAC_NUMBER, _QUOTED4, _QUOTED6):
+    if kind in _NUMBERS:
         number = int.from_bytes(packed, "big")
         return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer number
     if kind == _SERVICE:

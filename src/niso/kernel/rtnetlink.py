@@ -61,7 +61,7 @@ UNICAST = 1  # RTN_UNICAST
 NOWHERE = {"blackhole": 6, "unreachable": 7, "prohibit": 8, "throw": 9}
 """The routes without a link: name in ip-route(8) to RTN_* number."""
 
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH = 28, 29
@@ -101,7 +101,7 @@ class Rtnl(netlink.Netlink):
     def link(self, name: str) -> Link | None:
         """Return the link ``name``, or None."""
         what = f"read link '{name}'"
-        body = _ifinfo() + text(IFLA_IFNAME, name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
+        body = ifinfo() + text(IFLA_IFNAME, name) + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         answer = self.get_one(what, _GETLINK, body, (errno.ENODEV,))
         return netlink.understood(what, parse_link, answer) if answer is not None else None
 
@@ -128,7 +128,7 @@ class Rtnl(netlink.Netlink):
 
     def links(self) -> list[Link]:
         """Return all links, in the kernel's order."""
-        body = _ifinfo() + u32(_IFLA_EXT_MASK, _SKIP_STATS)
+        body = ifinfo() + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         return self.dump("list links", _GETLINK, body, parse_link)
 
     def add_bridge(
@@ -148,7 +148,7 @@ class Rtnl(netlink.Netlink):
         and ``call_ip6tables`` pass bridged frames to the IPv4 and IPv6 hooks, whatever the sysctls
         bridge-nf-call-* say; without them the sysctls decide.
         """
-        index = self._free_index()
+        index = self.free_index()
         data = (
             u32(_BR_FORWARD_DELAY, 0),
             u32(_BR_STP_STATE, 0),
@@ -157,21 +157,21 @@ class Rtnl(netlink.Netlink):
         )
         own = packed_mac(mac) if mac else bytes([0x0A, *os.urandom(5)])
         what = f"create bridge '{name}'"
-        self._create(
+        self.create(
             index,
             Message(
                 what,
-                _NEWLINK,
+                NEWLINK,
                 netlink.CREATE | netlink.EXCL,
-                _ifinfo(index)
+                ifinfo(index)
                 + text(IFLA_IFNAME, name)
                 + attribute(IFLA_ADDRESS, own)
                 + nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), nested(INFO_DATA, *data)),
             ),
             # the MTU after creation: only a change counts as set by hand and outlives the last port
-            Message(what, _NEWLINK, 0, _ifinfo(index) + alias_data(alias) + u32(IFLA_MTU, mtu)),
-            _no_link_local(what, index),
-            Message(f"set bridge '{name}' up", _NEWLINK, 0, _ifinfo(index, IFF_UP, IFF_UP)),
+            Message(what, NEWLINK, 0, ifinfo(index) + alias_data(alias) + u32(IFLA_MTU, mtu)),
+            no_link_local(what, index),
+            Message(f"set bridge '{name}' up", NEWLINK, 0, ifinfo(index, IFF_UP, IFF_UP)),
         )
 
     def add_veth(
@@ -192,22 +192,22 @@ class Rtnl(netlink.Netlink):
         ``peer_netns_fd``.
         """
         master = self.index(bridge)
-        index = self._free_index()
+        index = self.free_index()
         what = f"create veth '{name}'"
         far = (
-            _ifinfo()
+            ifinfo()
             + text(IFLA_IFNAME, peer)
             + attribute(IFLA_ADDRESS, packed_mac(peer_mac))
             + u32(IFLA_MTU, mtu)
             + u32(_IFLA_NET_NS_FD, peer_netns_fd)
         )
-        self._create(
+        self.create(
             index,
             Message(
                 what,
-                _NEWLINK,
+                NEWLINK,
                 netlink.CREATE | netlink.EXCL,
-                _ifinfo(index)
+                ifinfo(index)
                 + text(IFLA_IFNAME, name)
                 + u32(IFLA_MTU, mtu)
                 + nested(
@@ -216,18 +216,16 @@ class Rtnl(netlink.Netlink):
                     nested(INFO_DATA, attribute(_VETH_INFO_PEER, far)),
                 ),
             ),
-            Message(what, _NEWLINK, 0, _ifinfo(index) + alias_data(alias)),
-            _no_link_local(what, index),
+            Message(what, NEWLINK, 0, ifinfo(index) + alias_data(alias)),
+            no_link_local(what, index),
             Message(
                 f"attach '{name}' to bridge '{bridge}'",
-                _NEWLINK,
+                NEWLINK,
                 0,
-                _ifinfo(index) + u32(IFLA_MASTER, master),
+                ifinfo(index) + u32(IFLA_MASTER, master),
             ),
-            Message(
-                f"set hairpin of '{name}'", _NEWLINK, 0, _ifinfo(index) + hairpin_data(hairpin)
-            ),
-            Message(f"set link '{name}' up", _NEWLINK, 0, _ifinfo(index, IFF_UP, IFF_UP)),
+            Message(f"set hairpin of '{name}'", NEWLINK, 0, ifinfo(index) + hairpin_data(hairpin)),
+            Message(f"set link '{name}' up", NEWLINK, 0, ifinfo(index, IFF_UP, IFF_UP)),
         )
 
     def set_link(
@@ -269,14 +267,14 @@ class Rtnl(netlink.Netlink):
         messages = []
         if shown:
             what = f"set link '{name}' {', '.join(shown)}"
-            messages.append(Message(what, _NEWLINK, 0, _ifinfo(0, flags, switched) + changes))
+            messages.append(Message(what, NEWLINK, 0, ifinfo(0, flags, switched) + changes))
         if hairpin is not None:
             what = f"set hairpin of '{name}' {'on' if hairpin else 'off'}"
-            named = _ifinfo() + text(IFLA_IFNAME, name)
-            messages.append(Message(what, _NEWLINK, 0, named + hairpin_data(hairpin)))
-        body = _ifinfo() + text(IFLA_IFNAME, name)
+            named = ifinfo() + text(IFLA_IFNAME, name)
+            messages.append(Message(what, NEWLINK, 0, named + hairpin_data(hairpin)))
+        body = ifinfo() + text(IFLA_IFNAME, name)
         messages += [
-            Message(f"reset '{name}' ({drift})", _NEWLINK, 0, body + reset)
+            Message(f"reset '{name}' ({drift})", NEWLINK, 0, body + reset)
             for reset in bridge_flags.usual(drift)
         ]
         if messages:
@@ -289,7 +287,7 @@ class Rtnl(netlink.Netlink):
         what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
         data = nested(INFO_DATA, *_calls(call_iptables, call_ip6tables))
         own = nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), data)
-        self.transact(Message(what, _NEWLINK, 0, _ifinfo() + text(IFLA_IFNAME, name) + own))
+        self.transact(Message(what, NEWLINK, 0, ifinfo() + text(IFLA_IFNAME, name) + own))
 
     def detach(self, names: Sequence[str]) -> None:
         """Set links down and take them off their bridge; no-op for missing ones.
@@ -298,19 +296,19 @@ class Rtnl(netlink.Netlink):
         """
         for start in range(0, len(names), _AT_ONCE):
             bodies = [
-                (name, _ifinfo(0, 0, IFF_UP) + text(IFLA_IFNAME, name) + u32(IFLA_MASTER, 0))
+                (name, ifinfo(0, 0, IFF_UP) + text(IFLA_IFNAME, name) + u32(IFLA_MASTER, 0))
                 for name in names[start : start + _AT_ONCE]
             ]
             self.transact(
                 *(
-                    Message(f"detach link '{n}'", _NEWLINK, 0, body, (errno.ENODEV,))
+                    Message(f"detach link '{n}'", NEWLINK, 0, body, (errno.ENODEV,))
                     for n, body in bodies
                 )
             )
 
     def delete_link(self, name: str) -> None:
         """Delete the link ``name`` (and a veth's other end); no-op if it is gone."""
-        body = _ifinfo() + text(IFLA_IFNAME, name)
+        body = ifinfo() + text(IFLA_IFNAME, name)
         self.transact(Message(f"delete link '{name}'", _DELLINK, 0, body, (errno.ENODEV,)))
 
     def delete_links(self, names: Sequence[str]) -> None:
@@ -325,11 +323,11 @@ class Rtnl(netlink.Netlink):
         for start in range(0, len(names), _AT_ONCE):
             some = names[start : start + _AT_ONCE]
             bodies = [
-                _ifinfo() + text(IFLA_IFNAME, name) + u32(_IFLA_GROUP, number) for name in some
+                ifinfo() + text(IFLA_IFNAME, name) + u32(_IFLA_GROUP, number) for name in some
             ]
-            self.transact(*(Message(what, _NEWLINK, 0, body, (errno.ENODEV,)) for body in bodies))
+            self.transact(*(Message(what, NEWLINK, 0, body, (errno.ENODEV,)) for body in bodies))
         self.transact(
-            Message(what, _DELLINK, 0, _ifinfo() + u32(_IFLA_GROUP, number), (errno.ENODEV,))
+            Message(what, _DELLINK, 0, ifinfo() + u32(_IFLA_GROUP, number), (errno.ENODEV,))
         )
 
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
@@ -447,36 +445,37 @@ class Rtnl(netlink.Netlink):
                     raise
                 return
 
-    def _free_index(self) -> int:
+    def free_index(self) -> int:
+        """Return an index for a new link, which the kernel itself will not choose soon."""
         for _ in range(_INDEX_TRIES):
             index = _OWN_INDEX + int.from_bytes(os.urandom(4), "big") % (1 << 29)
             if not self.name(index):
                 return index
         raise refused("find a free link index", errno.EBUSY)
 
-    def _create(self, index: int, *messages: Message) -> None:
+    def create(self, index: int, *messages: Message) -> None:
         """Send the messages of a new link; if one fails, delete the link."""
         try:
             self.transact(*messages)
         except KernelError:
             self.transact(
-                Message("delete the unfinished link", _DELLINK, 0, _ifinfo(index), (errno.ENODEV,))
+                Message("delete the unfinished link", _DELLINK, 0, ifinfo(index), (errno.ENODEV,))
             )
             raise
 
 
-def _ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
+def ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return ifinfomsg.pack(socket.AF_UNSPEC, 0, index, flags, change)
 
 
-def _no_link_local(what: str, index: int) -> Message:
+def no_link_local(what: str, index: int) -> Message:
     """Return the message that disables the automatic IPv6 link-local address.
 
     A kernel without IPv6 (or an MTU too small for it) has nothing to disable.
     """
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
-    body = _ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
-    return Message(what, _NEWLINK, 0, body, (errno.EAFNOSUPPORT,))
+    body = ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
+    return Message(what, NEWLINK, 0, body, (errno.EAFNOSUPPORT,))
 
 
 def _calls(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:

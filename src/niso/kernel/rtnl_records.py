@@ -38,7 +38,8 @@ class Link(NamedTuple):
     in bytes. ``master`` is the index of its bridge, 0 for none. ``peer_index`` is IFLA_LINK (a
     veth's other end, 0 for none) and ``peer_netnsid`` that end's namespace, -1 for this one.
     ``hairpin`` is of a bridge port, ``call_iptables`` and ``call_ip6tables`` of a bridge. ``drift``
-    names non-default settings of a bridge or port (`niso.kernel.bridge_flags`).
+    names non-default settings of a bridge or port (`niso.kernel.bridge_flags`). ``data`` is the
+    IFLA_INFO_DATA of a VXLAN device.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -55,6 +56,7 @@ class Link(NamedTuple):
     call_iptables: bool
     call_ip6tables: bool
     drift: str = ""
+    data: bytes = b""
 
 
 class LinkAddress(NamedTuple):
@@ -130,7 +132,7 @@ def parse_link(body: bytes) -> Link:
     is_port = netlink.string(info.get(INFO_SLAVE_KIND, b"")) == "bridge"
     port = attributes(info.get(INFO_SLAVE_DATA, b"")) if is_port else {}
     drift = (
-        bridge_flags.drift_of_port(port, _number(fields, _IFLA_OPERSTATE, 0))
+        bridge_flags.drift_of_port(port, _number(fields, _IFLA_OPERSTATE, 0), kind == "vxlan")
         if port
         else bridge_flags.drift_of_bridge(own)
     )
@@ -151,6 +153,7 @@ def parse_link(body: bytes) -> Link:
         call_iptables=own.get(BR_NF_CALL_IPTABLES, b"\0") != b"\0",
         call_ip6tables=own.get(BR_NF_CALL_IP6TABLES, b"\0") != b"\0",
         drift=drift,
+        data=info.get(INFO_DATA, b"") if kind == "vxlan" else b"",
     )
 
 

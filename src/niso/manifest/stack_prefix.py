@@ -36,12 +36,10 @@ def applies(
     """
     if prefix is not None:
         return prefix
-    for name in names:
-        if name in members:
-            return False
-        if long_name(stack, name) in members:
-            return True
-    return taken
+    own = list(names)
+    plain = sum(name in members for name in own)
+    long = sum(long_name(stack, name) in members for name in own)
+    return long > plain if long or plain else taken
 
 
 def outline(plain: Outline) -> Outline:

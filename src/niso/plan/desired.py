@@ -15,19 +15,22 @@ from niso.kernel import hosts_text, nft_tables
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.bridge import Bridge
 from niso.kernel.kinds.element import Element
+from niso.kernel.kinds.fdb import Fdb
 from niso.kernel.kinds.hosts_file import HostsFile
 from niso.kernel.kinds.hosts_line import HostsLine
 from niso.kernel.kinds.kind import Thing
 from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.peer import Peer
 from niso.kernel.kinds.route import Route
 from niso.kernel.kinds.routing_rule import RoutingRule
 from niso.kernel.kinds.ruleset import Ruleset, owner
 from niso.kernel.kinds.setting import FORWARDING, ON, Sysctl
 from niso.kernel.kinds.veth import Veth
+from niso.kernel.kinds.vxlan import Vxlan
 from niso.kernel.state import State
 from niso.plan import nft, policy_maps
-from niso.plan.records import HOST_GATEWAY, Network, Port, Service, Snapshot
+from niso.plan.records import HOST_GATEWAY, Network, Port, Remote, Service, Snapshot, Span
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
 """A bridge's own address: the host needs it to solicit neighbours for packets that it forwards.
@@ -48,6 +51,8 @@ def desired(snapshot: Snapshot) -> State:
             things += _published(service, port, networks)
         if service.mode not in ("host", "share"):  # a sharer has its provider's network
             things += _service(snapshot, service, networks)
+    for remote in snapshot.remotes:
+        things += _remote(remote, networks)
     return State(things)
 
 
@@ -56,6 +61,7 @@ def _shared(snapshot: Snapshot) -> Iterator[Thing]:
     if snapshot.any_network:
         yield Ruleset(nft_tables.DIGEST)
         yield from owner(snapshot.state_id)
+    yield from map(nft.wire, snapshot.wire)
     for policed in snapshot.policed:
         yield from policy_maps.elements(policed, snapshot.members)
     for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
@@ -87,6 +93,31 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
     yield Sysctl("", f"net/ipv6/conf/{bridge}/disable_ipv6", str(int(6 not in families)))
     if 6 in families:
         yield Address("", bridge, BRIDGE_LINK_LOCAL)
+    if network.span is not None:
+        yield from _span(network, network.span, alias)
+
+
+def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
+    """Yield the VXLAN device of a network that spans hosts."""
+    link = names.vxlan(network.name)
+    yield Vxlan(link, span.vni, span.local, span.port, network.mtu, network.bridge, alias)
+    yield Sysctl("", f"net/ipv6/conf/{link}/disable_ipv6", "1")
+    yield from nft.spans(network.name, link)
+
+
+def _remote(remote: Remote, networks: dict[str, Network]) -> Iterator[Thing]:
+    """Yield what lets services here reach a service of another host, and it alone answer."""
+    for endpoint in remote.endpoints:
+        network = networks[endpoint.network]
+        if network.span is None:
+            continue
+        link = names.vxlan(network.name)
+        mac = names.mac(remote.name, network.name, network.span.cluster)
+        yield Fdb(link, mac, remote.host)
+        yield from (Peer(network.bridge, address, mac) for address in endpoint.addresses)
+        yield from nft.claim(
+            remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses
+        )
 
 
 def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network]) -> Iterator[Thing]:
@@ -102,7 +133,8 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
     for position, endpoint in enumerate(service.endpoints):
         network = networks[endpoint.network]
         host_end = names.veth(service.name, network.name, service.generation)
-        mac = endpoint.mac or names.mac(service.name, network.name, snapshot.state_id)
+        owner = network.span.cluster if network.span else snapshot.state_id
+        mac = endpoint.mac or names.mac(service.name, network.name, owner)
         inner = endpoint.interface or f"eth{position}"
         routes = position == 0 if endpoint.routes is None else endpoint.routes
         if service.outside is not None:
@@ -121,6 +153,8 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             for subnet, address in zip(network.subnets, endpoint.addresses, strict=True)
         ]
         yield from nft.endpoint(service.name, host_end, mac, pairs, service.limits, network.observe)
+        if network.span is not None:
+            yield nft.here(service.name, network.span.vni, mac)
     if service.publishes:
         yield from nft.hairpin(service.name, own)
 
@@ -246,12 +280,18 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
     networks = {network.name: network for network in snapshot.networks}
     for reader in _readers(snapshot):
         services = snapshot.neighbours if reader.fresh else snapshot.services
-        lines += _services_lines(reader, services)
+        remotes = snapshot.listed if reader.fresh else snapshot.remotes
+        lines += _services_lines(reader, [*services, *map(_as_listed, remotes)])
         if (first := networks.get(reader.networks[0])) is not None:
             gateways = [subnet.gateway for subnet in first.subnets]
             lines += [HostsLine(reader.folder, gateway, hosts_text.HOST) for gateway in gateways]
             lines += _extra_lines(reader, gateways)
     return lines
+
+
+def _as_listed(remote: Remote) -> Service:
+    """Return a service of another host as hosts files have it."""
+    return Service(remote.name, 0, remote.endpoints, (), remote.names)
 
 
 def _services_lines(reader: _Reader, services: Iterable[Service]) -> Iterator[HostsLine]:

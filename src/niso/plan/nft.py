@@ -85,6 +85,62 @@ def network(
     return elements
 
 
+def wire(port: int) -> Element:
+    """Return the element that has packets for VXLAN devices judged: one for all networks."""
+    return Element(INET, "wire", str(port), "", "")
+
+
+def spans(network: str, vxlan: str) -> list[Element]:
+    """Return the elements of a network's VXLAN device."""
+    name = _quoted(vxlan)
+    return [
+        Element(INET, "ports", name, "", network),
+        Element(BRIDGE, "ports", name, "", network),
+        Element(INET, "vxlans", name, "", network),
+    ]
+
+
+def here(service: str, vni: int, mac: str) -> Element:
+    """Return the element that lets other hosts send to a service here."""
+    return Element(INET, "here", f"{vni} . {_number(mac)}", "", service)
+
+
+def claim(
+    service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
+) -> list[Element]:
+    """Return the elements of a service of another host: only that host may speak for it."""
+    elements: list[Element] = []
+    outer = family_of(host)
+    for address in addresses:
+        family = family_of(address)
+        elements += _source(service, vxlan, mac, address)
+        key = f"{host} . {vni} . {_number(mac)} . {_address(address)}"
+        elements.append(Element(INET, f"vx{outer}{family}", key, "", service))
+    return elements
+
+
+def _number(mac: str) -> int:
+    return int(mac.replace(":", ""), 16) if mac else 0
+
+
+def _address(address: str) -> str:
+    """Return an address as nft writes bytes of a packet that have no type."""
+    number = int(ipaddress.ip_address(address))
+    return str(number) if family_of(address) == 4 else hex(number)
+
+
+def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
+    """Return the elements of what may come from a bridge port, or through a VXLAN device."""
+    port, family = _quoted(link), family_of(address)
+    elements = [
+        Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service),
+        Element(BRIDGE, f"quoted{family}", f"{port} . {_address(address)}", "", service),
+    ]
+    if family == 6:
+        elements.append(Element(BRIDGE, "links", f"{port} . {_number(mac)}", "", service))
+    return elements
+
+
 def endpoint(
     service: str,
     host_end: str,
@@ -104,19 +160,10 @@ def endpoint(
     ]
     if observe:
         elements.append(Element(BRIDGE, WATCHED, port, "", service))
-    number = int(mac.replace(":", ""), 16) if mac else 0
     for address, subnet in addresses:
         family = family_of(address)
         elements.append(Element(BRIDGE, f"own{family}", f"{port} . {subnet}", "", service))
-        elements.append(
-            Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service)
-        )
-        # as numbers: nft has no type for a quoted packet, or for a MAC in neighbour discovery
-        quoted = int(ipaddress.ip_address(address))
-        key = f"{port} . {quoted if family == 4 else hex(quoted)}"
-        elements.append(Element(BRIDGE, f"quoted{family}", key, "", service))
-        if family == 6:
-            elements.append(Element(BRIDGE, "links", f"{port} . {number}", "", service))
+        elements += _source(service, host_end, mac, address)
         if limits.new_flows:
             new = limit(FLOWS, limits.new_flows)
             elements.append(Element(INET, f"{FLOWS}{family}", address, new, service))

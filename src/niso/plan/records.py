@@ -18,6 +18,15 @@ class Subnet(NamedTuple):
     gateway: str
 
 
+class Span(NamedTuple):
+    """How a network spans hosts (kernel/nft_wire.py)."""
+
+    cluster: str  # the id of the cluster, from which MACs are derived: the same on all hosts
+    vni: int
+    port: int  # UDP
+    local: str  # this host's address between the hosts
+
+
 class Network(NamedTuple):
     name: str
     bridge: str
@@ -28,6 +37,7 @@ class Network(NamedTuple):
     publishes: bool = False  # an active service publishes ports on it
     by_loopback: bool = False  # one of these ports is published on 127.0.0.1
     policed: bool = False  # an active service on it has a policy
+    span: Span | None = None
 
 
 class Port(NamedTuple):
@@ -196,6 +206,15 @@ class Service(NamedTuple):
     outside: tuple[str, int] | None = None  # path and cookie of a namespace that others made
 
 
+class Remote(NamedTuple):
+    """A service of another host, as its claims say."""
+
+    name: str
+    host: str  # the address of its host between the hosts
+    endpoints: tuple[Endpoint, ...]  # on networks of this host
+    names: tuple[str, ...]  # hostname first; () if nobody shall find it
+
+
 class Snapshot(NamedTuple):
     """The part of the store that is in scope.
 
@@ -223,3 +242,6 @@ class Snapshot(NamedTuple):
     any_active: bool = False
     any_active6: bool = False  # an active service is on a network with IPv6
     sysctls_before: tuple[tuple[str, str], ...] = ()
+    wire: tuple[int, ...] = ()  # UDP ports of all networks that span hosts
+    remotes: tuple[Remote, ...] = ()  # in scope
+    listed: tuple[Remote, ...] = ()  # those in the hosts files of ``fresh``

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
@@ -147,6 +148,20 @@ def record(
     raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
+def forget_former(
+    machine: Machine, services: Iterable[str], known: Iterable[tuple[str, str]]
+) -> None:
+    """Have the kernel forget the flows of former holders of these services' new addresses.
+
+    ``known`` has (namespace, address) of those that they had. Call it in the transaction that
+    leases the addresses: until it is committed, nobody has them.
+    """
+    leased = {address for name in services for _, address in machine.store.addresses(name)}
+    fresh = leased - {address for _, address in known}
+    if fresh:
+        machine.kernel.forget_flows(fresh)
+
+
 def _record(
     machine: Machine,
     target: Target,
@@ -228,6 +243,7 @@ def _record(
         keys,
         together,
         published_by(before) if before is not None else (),
+        target.attached is not None and target.attached.owner in portmap.HOLDERS,
     )
     store.set_ports(name, ports, chosen)
     for sharer in store.sharers(name):

@@ -25,7 +25,7 @@ from niso.plan.service_spec import Published, ServiceSpec
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.services import journal, withdraw
-from niso.services.admit import Target, record, release, scope_of
+from niso.services.admit import Target, forget_former, record, release, scope_of
 from niso.services.machine import Machine
 from niso.store.attached_rows import Attached, Link, wishes
 from niso.store.policy_rows import policy_of
@@ -123,6 +123,7 @@ def _apply(machine: Machine, target: Target, report: Report) -> Done:
             release(store, target)
             change = record(machine, target, "", alone, alone)
             planned = plan(kernel, store, scope, before, trusting=True)
+            forget_former(machine, [name], known)
             intent = store.intent(name)
             assert intent is not None
             as_before = store.is_as_before(intent)

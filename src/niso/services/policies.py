@@ -25,9 +25,9 @@ def both(one: Policy, other: Policy) -> Policy:
     """Return the policy that allows what both allow. Raises InvalidInput if no list can say it."""
     return Policy(
         _meeting(one.allow_from, other.allow_from),
-        (*one.deny_from, *other.deny_from),
+        tuple(dict.fromkeys((*one.deny_from, *other.deny_from))),
         _meeting(one.egress_allow, other.egress_allow),
-        (*one.egress_deny, *other.egress_deny),
+        tuple(dict.fromkeys((*one.egress_deny, *other.egress_deny))),
         one.log or other.log,
     )
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
     from niso.kernel.sockdiag import Listener
 
+HOLDERS = ("podman",)
+"""Owners of attachments that listen on published ports themselves."""
 FREE_FIRST, FREE_LAST = 20_000, 29_999
 """Host ports that niso chooses from if a manifest names none.
 
@@ -33,13 +35,15 @@ def admit(
     keys: Sequence[str] = (),
     together: frozenset[str] = frozenset(),
     published: Container[Port] = (),
+    held: bool = False,
 ) -> tuple[list[Port], list[Port]]:
     """Return (the ports of a manifest with host ports, those whose host port was chosen here).
 
     ``before`` are the ports that the service has now; they are not checked again. ``keys`` are the
     manifest keys of ``wanted`` for messages. Ports that services of ``together`` released are free,
     since all of them are rolled back together. ``published`` are the manifest ports of the last
-    activation; any that `taken` returns is left out.
+    activation; any that `taken` returns is left out. With ``held``, the engine of an attachment
+    listens on its ports itself, to keep other programs from them.
     Raises Conflict, which names key and holder, or an ErrorGroup of several.
     """
     store = machine.store
@@ -66,7 +70,8 @@ def admit(
                 if port in gone:
                     continue  # it stays with the service that took it
                 _check_holders(store, service, port, key, together)
-                listeners.check(port, key)
+                if not held:
+                    listeners.check(port, key)
                 _check_forwards(service, port, forwards, key)
             ports.append(assigned)
         except Conflict as error:
@@ -228,6 +233,8 @@ def shadows(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Shado
     listeners: dict[tuple[int, ...], Listeners] = {}
     result = []
     for service in services:
+        if (store.attachment_key(service) or ("", ""))[0] in HOLDERS:
+            continue
         families = store.port_families(service)
         present = listeners.setdefault(families, Listeners(kernel, families))
         for _, port in store.ports(service):

@@ -23,6 +23,7 @@ def lease(
 ) -> None:
     """Lease an address of each subnet: the static one, the current one, or the lowest free one.
 
+    On a network that spans hosts they are those of the service's claim.
     ``statics`` are at most one address of each family. ``beside`` are the services that the same
     command activates. ``kept`` is the owner and name of an attachment, which gets the address that
     it had before. Of those that attachments had, others get the one longest free, and only if no
@@ -38,6 +39,7 @@ def lease(
             f"niso net create {network_name} --subnet CIDR",
             KEY,
         )
+    claimed = store.claimed(service, network_name) if network.span is not None else ()
     for subnet in network.subnets:
         net = ipaddress.ip_network(subnet.cidr)
         gateway = int(ipaddress.ip_address(subnet.gateway)) - int(net.network_address)
@@ -46,6 +48,8 @@ def lease(
             number = _static_number(store, service, network_name, net, gateway, static, beside)
             store.drop_lease(service, network_name, subnet.family)
             store.add_lease(service, network_name, subnet.family, number, static, static=True)
+        elif network.span is not None:
+            _lease_claimed(store, service, network_name, net, claimed)
         elif store.lease_of(service, network_name, subnet.family) is None:
             where = network_name, subnet.family
             free = None if kept is None else store.released_by(*kept, *where)
@@ -57,6 +61,23 @@ def lease(
                 raise _full(store, network_name, subnet.family, subnet.cidr)
             address = str(net.network_address + free)
             store.add_lease(service, network_name, subnet.family, free, address, static=False)
+
+
+def _lease_claimed(
+    store: Store, service: str, network: str, net: subnets.Network, claimed: Sequence[str]
+) -> None:
+    """Lease the address of a claim in one subnet. Raises Conflict if it has none there."""
+    address = next((text for text in claimed if ipaddress.ip_address(text) in net), None)
+    if address is None:
+        raise Conflict(
+            f"network {network!r} spans hosts, and {service!r} has claimed no address of {net}",
+            "niso net inspect shows the network",
+        )
+    have = store.lease_of(service, network, net.version)
+    if have is None or have[0] != address:
+        store.drop_lease(service, network, net.version)
+        number = int(ipaddress.ip_address(address)) - int(net.network_address)
+        store.add_lease(service, network, net.version, number, address, static=False)
 
 
 def _static_number(

@@ -71,6 +71,26 @@ class NameRows(ModeRows):
         )
         return [row[0] for row in rows]
 
+    def holders_elsewhere(self, name: str, beside: str | None = None) -> list[str]:
+        """Return the services of other hosts with this name, sorted.
+
+        With ``beside``, only those on networks of this service.
+        """
+        query = "SELECT DISTINCT n.service FROM remote_name n"
+        values: tuple[str, ...] = (name,)
+        if beside is not None:
+            query += (
+                " JOIN remote r ON r.service=n.service"
+                " JOIN endpoint e ON e.network=r.network AND e.service=?"
+            )
+            values = (self.home(beside), name)
+        rows = self._db.execute(f"{query} WHERE n.name=? ORDER BY n.service", values)
+        return [row[0] for row in rows]
+
+    def _is_elsewhere(self, service: str) -> bool:
+        query = "SELECT 1 FROM remote WHERE service=? LIMIT 1"
+        return self._db.execute(query, (service,)).fetchone() is not None
+
     def meant(self, service: str, name: str) -> tuple[list[str], list[str]]:
         """Return the services that a name in the policy of ``service`` stands for.
 
@@ -79,7 +99,11 @@ class NameRows(ModeRows):
         that. The second is for what the policy denies, and has all of these.
         """
         beside = self.holders_beside(service, name)
-        called = [] if self.mode(name) in (None, "host") else [name]
+        elsewhere = self.holders_elsewhere(name, service)
+        beside += [other for other in elsewhere if other not in beside]
+        mode = self.mode(name)
+        here = mode not in (None, "host")
+        called = [name] if here or (mode is None and self._is_elsewhere(name)) else []
         allowed = beside if len(beside) == 1 else [] if beside else called
         return allowed, [*beside, *(own for own in called if own not in beside)]
 

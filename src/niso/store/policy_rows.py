@@ -67,7 +67,11 @@ class PolicyRows(NameRows):
         only: dict[str, set[str] | None] = {}
         for kind, name in sorted(names):
             # of all that have the name: each naming service may mean another one, or did before
-            holders = {name, *self.holders(name)} if kind == "service" else ()
+            holders = (
+                {name, *self.holders(name), *self.holders_elsewhere(name)}
+                if kind == "service"
+                else ()
+            )
             meant = {address for own in holders for address in self._meant(kind, own)[0]}
             for service_name in self._naming(kind, name):
                 # a changed network affects more than single peers
@@ -123,12 +127,13 @@ class PolicyRows(NameRows):
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
     def _names_of(self, address: str) -> list[str]:
-        """Return the services of an address: its holder, and the active ones that share it."""
+        """Return the services of an address: its holder, on any host, and its sharers."""
         rows = self._db.execute(
             "SELECT s.name FROM lease l"
             " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
-            " WHERE l.address=?",
-            (address,),
+            " WHERE l.address=?"
+            " UNION ALL SELECT service FROM remote WHERE address=?",
+            (address, address),
         )
         return [row[0] for row in rows]
 
@@ -146,7 +151,10 @@ class PolicyRows(NameRows):
             "SELECT name, provider, active FROM service WHERE name=?", (name,)
         ).fetchone()
         if holder is None:
-            return (), ()
+            rows = self._db.execute(
+                "SELECT address FROM remote WHERE service=? ORDER BY network, family", (name,)
+            ).fetchall()
+            return tuple(row[0] for row in rows), ()
         service, provider, active = holder
         # an inactive service keeps its leases; a sharer has its provider's only while it is active
         home = service if provider is None else provider if active else ""

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from niso.base.lite_typing import NamedTuple
-from niso.plan.records import LIMITS, Endpoint, Limits, Network, Port, Service, Snapshot, Subnet
+from niso.plan.records import (
+    LIMITS,
+    Endpoint,
+    Limits,
+    Network,
+    Port,
+    Remote,
+    Service,
+    Snapshot,
+    Span,
+    Subnet,
+)
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
 from niso.store.sqlite import damaged, decoded, encoded
@@ -34,6 +45,8 @@ class Scope(NamedTuple):
     ports: tuple[Port, ...] | None = None  # only these ports of the services
     names: tuple[Name, ...] = ()
     """Names of services and networks in policies that may have other addresses now."""
+    remotes: tuple[str, ...] = ()
+    """Services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
         """Return the scope of both, neither of which is of everything, with the ports of this."""
@@ -42,6 +55,7 @@ class Scope(NamedTuple):
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
             self.ports,
             tuple(sorted({*self.names, *other.names})),
+            tuple(sorted({*self.remotes, *other.remotes})),
         )
 
 
@@ -117,17 +131,45 @@ class SnapshotRows(PortRows, PolicyRows):
             f" OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER}),"
             f" EXISTS({_PUBLISHED} AND by_loopback),"
             " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1"
-            " WHERE p.network=n.name)"
-            f" FROM network n JOIN subnet s ON s.network=n.name {where} ORDER BY n.name, family",
+            " WHERE p.network=n.name), vni, port, local"
+            " FROM network n JOIN subnet s ON s.network=n.name"
+            f" LEFT JOIN span p ON p.network=n.name {where} ORDER BY n.name, family",
             values,
         )
         networks: dict[str, Network] = {}
-        for name, bridge, mtu, family, cidr, gateway, *flags in rows:
+        for name, bridge, mtu, family, cidr, gateway, *flags, vni, port, local in rows:
             subnets = networks[name].subnets if name in networks else ()
-            networks[name] = Network(
-                name, bridge, mtu, (*subnets, Subnet(family, cidr, gateway)), *map(bool, flags)
-            )
+            span = None if vni is None else Span(self.cluster_id(), vni, port, local)
+            both = (*subnets, Subnet(family, cidr, gateway))
+            internal, observe, publishes, by_loopback, policed = map(bool, flags)
+            uses = (internal, observe, publishes, by_loopback, policed)
+            networks[name] = Network(name, bridge, mtu, both, *uses, span)
         return list(networks.values())
+
+    def cluster_id(self) -> str:
+        """Return the id of the cluster that this host is in; "" for none."""
+        query = "SELECT json_extract(value, '$.id') FROM meta WHERE key='cluster'"
+        row = self._db.execute(query).fetchone()
+        return str(row[0]) if row else ""
+
+    def claimed(self, service: str, network: str) -> tuple[str, ...]:
+        """Return the addresses that the cluster's claim of a service has on a network."""
+        from niso.store import span_rows
+
+        claim = span_rows.claim(self._db, service)
+        return claim.addresses.get(network, ()) if claim else ()
+
+    def _remotes(
+        self, scope: Scope, seen: set[str]
+    ) -> tuple[tuple[Remote, ...], tuple[Remote, ...]]:
+        """Return the services of other hosts in scope, and those on the networks ``seen``."""
+        from niso.store import span_rows
+
+        if scope.services is None:
+            every = tuple(span_rows.remotes(self._db))
+            return every, every
+        some = span_rows.remotes(self._db, scope.remotes) if scope.remotes else ()
+        return tuple(some), tuple(span_rows.remotes_on(self._db, seen))
 
     def _active(
         self, names: Iterable[str], ports: tuple[Port, ...] | None = None
@@ -180,9 +222,12 @@ class SnapshotRows(PortRows, PolicyRows):
         everything = scope.services is None
         named = self.active_services() if scope.services is None else scope.services
         services = tuple(self._active(named, scope.ports))
+        query = "SELECT DISTINCT port FROM span ORDER BY port"
+        wire = tuple(row[0] for row in self._db.execute(query))
         wanted = None
         if scope.services is not None:
             mine = {endpoint.network for service in services for endpoint in service.endpoints}
+            mine |= self._networks_of(scope.remotes)
             wanted = tuple(sorted(mine | set(scope.networks or ())))
         lists: dict[tuple[str, ...], int] = {
             tuple(decoded(text)): count
@@ -218,6 +263,7 @@ class SnapshotRows(PortRows, PolicyRows):
         seen = {network for reader in fresh for network in reader}
         seen |= {e.network for service in apart if service in services for e in service.endpoints}
         neighbours = services if everything else tuple(self._active(self._on(seen)))
+        remotes, listed = self._remotes(scope, seen) if wire else ((), ())
         return Snapshot(
             state_id=self.state_id(),
             networks=tuple(self._networks(wanted)),
@@ -232,7 +278,17 @@ class SnapshotRows(PortRows, PolicyRows):
             any_active=self.any_active(),
             any_active6=self.any_active(6),
             sysctls_before=tuple(sorted(self.sysctls_before().items())),
+            wire=wire,
+            remotes=remotes,
+            listed=listed,
         )
+
+    def _networks_of(self, remotes: tuple[str, ...]) -> set[str]:
+        """Return the networks of these services of other hosts."""
+        if not remotes:
+            return set()
+        query = f"SELECT DISTINCT network FROM remote WHERE service IN ({marks(remotes)})"
+        return {row[0] for row in self._db.execute(query, remotes)}
 
     def _on(self, networks: set[str]) -> list[str]:
         """Return the services with an endpoint on one of these networks, sorted."""

@@ -14,9 +14,9 @@ from niso.base.lite_typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 8
+VERSION = 9
 """Version of the tables; `niso.store.tables` has them and the migrations from older ones."""
-COLUMNS = 89
+COLUMNS = 113
 """Number of columns of all tables together, by which a store is recognised."""
 
 

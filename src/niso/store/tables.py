@@ -66,7 +66,47 @@ CREATE TABLE released (
     released_at REAL NOT NULL,
     PRIMARY KEY (network, family, number)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX released_given ON released (owner, given, network)"""
+CREATE INDEX released_given ON released (owner, given, network);
+"""
+
+_SPANS = """CREATE TABLE span (
+    network TEXT PRIMARY KEY REFERENCES network ON DELETE CASCADE,
+    vni INTEGER NOT NULL UNIQUE,
+    port INTEGER NOT NULL,
+    local TEXT NOT NULL
+) STRICT;
+CREATE TABLE peer (
+    host TEXT PRIMARY KEY,
+    id TEXT NOT NULL,
+    address TEXT NOT NULL,
+    live INTEGER NOT NULL CHECK (live IN (0, 1))
+) STRICT;
+CREATE TABLE remote (
+    network TEXT NOT NULL REFERENCES network ON DELETE CASCADE,
+    family INTEGER NOT NULL CHECK (family IN (4, 6)),
+    address TEXT NOT NULL,
+    service TEXT NOT NULL,
+    host TEXT NOT NULL,
+    gen INTEGER NOT NULL,
+    up INTEGER NOT NULL CHECK (up IN (0, 1)),
+    PRIMARY KEY (network, address)
+) STRICT;
+CREATE INDEX remote_service ON remote (service);
+CREATE TABLE remote_name (
+    name TEXT NOT NULL,
+    service TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    PRIMARY KEY (name, service)
+) STRICT;
+CREATE INDEX remote_name_service ON remote_name (service, position);
+CREATE TABLE claim (
+    service TEXT PRIMARY KEY,
+    mark TEXT NOT NULL,
+    gen INTEGER NOT NULL,
+    addresses TEXT NOT NULL
+) STRICT;
+CREATE TABLE outbox (service TEXT PRIMARY KEY, request TEXT NOT NULL) STRICT;
+"""
 
 TABLES = (
     """
@@ -161,6 +201,7 @@ CREATE TABLE intent (
 CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
 """
     + _ATTACHED
+    + _SPANS
 )
 
 MIGRATIONS: dict[int, str] = {
@@ -205,6 +246,8 @@ CREATE INDEX host_name_service ON host_name (service, position);
     7: "ALTER TABLE network ADD COLUMN observe INTEGER NOT NULL DEFAULT 1",
     # attachments: services without a process of niso's
     8: _ATTACHED,
+    # networks that span hosts, and what others have there; meta has the cluster
+    9: _SPANS,
 }
 """Version -> the SQL that migrates a database of the version before.
 

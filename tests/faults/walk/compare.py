@@ -126,11 +126,12 @@ def _rules(world: World, facts: Facts) -> list[str]:
         home = world.services[world.home(name)]
         bridged = bridged or bool(home.manifest.on)
         for port in world.services[name].ports:
-            key = (*((port.at,) if port.at else ()), port.proto, port.host)
             first = home.manifest.on[0]
-            wanted.append((str(key), home.leases[first], port.inner))
-            if first in home.leases6 and not port.at:
-                wanted.append((str(key), home.leases6[first], port.inner))
+            for host, inner in port.each:
+                key = (*((port.at,) if port.at else ()), port.proto, host)
+                wanted.append((str(key), home.leases[first], inner))
+                if first in home.leases6 and not port.at:
+                    wanted.append((str(key), home.leases6[first], inner))
     found = [(str(tuple(key)), *value) for key, value in facts["rules"]["published"]]
     lines += _sets("published port", wanted, found)
     if bridged and facts["forward"] != "1":

@@ -18,6 +18,7 @@ from walk.parts import (
     INNER,
     LOOPBACK,
     NETWORKS,
+    RANGES,
     SERVICES,
     STACKS,
     Command,
@@ -31,7 +32,11 @@ from walk.parts import (
 
 DISTURBED, AT_ONCE, OUTSIDE, REBOOT, DRY = 0.35, 0.1, 0.12, 0.03, 0.04
 """How many steps are disturbed, two commands at once, another program's, reboots, dry runs."""
-STEPS_OF = {"activate": 45, "stack": 60, "deactivate": 14, "remove": 16, "port-forward": 6}
+SWEEP, STORY = 0.015, 0.03
+"""How many steps are sweeps, and how many begin a story."""
+LAST = (34, 41)
+"""The failpoints of an activation on a network that exists, from its last transaction on, about."""
+STEPS_OF = {"activate": 52, "stack": 60, "deactivate": 14, "remove": 16, "port-forward": 6}
 """Failpoints that commands pass, about; a later one disturbs nothing."""
 ELSEWHERE = 0.05
 """How many activations are of another folder than the service's."""
@@ -52,10 +57,18 @@ class Draw:
         self.chance = random.Random(seed)
         # half of what is drawn is about two services, so that long stories happen to them
         self._favourites = self.chance.sample(SERVICES, 2)
+        self._story: list[Step] = []
 
     def step(self, world: World) -> Step:
         """Return the next step."""
+        if self._story:
+            return self._story.pop(0)
         roll = self.chance.random()
+        if roll > 1 - STORY:
+            self._story = self._moved(world)
+            return self._story.pop(0)
+        if roll > 1 - STORY - SWEEP:
+            return Step("sweep")
         if roll < REBOOT:
             return Step("reboot")
         if roll < REBOOT + OUTSIDE and world.active():
@@ -72,6 +85,33 @@ class Draw:
             how = self._how(command)
         leave = bool(how) and self.chance.random() < 0.5
         return Step("command", command, beside, how, leave)
+
+    def _moved(self, world: World) -> list[Step]:
+        """Return steps that single draws hardly ever make.
+
+        An inactive service, the only one of its network, is activated on another one. That dies at
+        its end, where the network is dropped. The next command, about another service, undoes it.
+        """
+        name, other = self.chance.sample(SERVICES, 2)
+        old, new = self.chance.sample(NETWORKS[:3], 2)
+        gone = Step("command", Command(("remove", *world.services)))
+        kept = [network for network, it in world.networks.items() if not it.implicit]
+        empty = Step("command", Command(("net", "remove", *kept)))
+
+        def activate(name: str, network: str, how: str = "") -> Step:
+            manifest = Manifest(name, networks=(network,))
+            command = Command(("activate", f"{FOLDER}/{name}"), (manifest,))
+            return Step("command", command, how=how, leave=bool(how))
+
+        return [
+            *([gone] if world.services else []),
+            *([empty] if kept else []),
+            activate(other, new),
+            activate(name, old),
+            Step("command", Command(("deactivate", name))),
+            activate(name, new, f"kill {self.chance.randint(*LAST)}"),
+            Step("command", Command(("restart", other))),
+        ]
 
     def _how(self, command: Command) -> str:
         point = self.chance.randint(1, STEPS_OF.get(command.words[0], 10))
@@ -263,6 +303,8 @@ class Draw:
         ports: list[Port] = []
         for _ in range(self.chance.choice((0, 1, 1, 2))):
             port = self._port(name)
+            if self.chance.random() < 0.15:
+                port = replace(port, host=self.chance.choice(RANGES), count=2)
             if not any(port.clashes(other) for other in ports):
                 ports.append(port)
         return tuple(ports)

@@ -205,6 +205,10 @@ class World:
         self._end(ended)
         before = {name: copy.deepcopy(self.services.get(name)) for name in chosen}
         for name, was in before.items():
+            # an address does not move between services in one command
+            asked = {it.ip for it in chosen.values() if it.ip and it.name != name}
+            if was and not asked.isdisjoint(was.leases.values()):
+                kinds.add("address taken")
             if was and was.manifest.below != chosen[name].below and not replace:
                 kinds.add("elsewhere")
         for name, manifest in chosen.items():

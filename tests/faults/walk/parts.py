@@ -15,6 +15,9 @@ INNER = {name: 8001 + number for number, name in enumerate(SERVICES)}
 """The port that each service listens on, TCP and UDP: they differ, so that all can share a namespace."""
 CLIENT_PORT = 7000
 HOST_PORTS = (9000, 9001, 9002)
+RANGES = (9010, 9011)
+"""The first host ports of ranges, which have two: manifests alone have them, no forward."""
+RANGE_PORTS = (9010, 9011, 9012)
 NETWORKS = ("red", "blue", "inner", "fix")
 FIXED = "10.99.50"
 """Static addresses are in this /24, which network ``fix`` has if it is made for one of them."""
@@ -24,27 +27,42 @@ STACKS = ("shop", "farm")
 
 @dataclass(frozen=True)
 class Port:
-    """A published port: ``host`` of the host address ``at`` ("" for all) leads to ``inner``."""
+    """A published port: ``host`` of the host address ``at`` ("" for all) leads to ``inner``.
+
+    Or ``count`` in a row that lead to as many.
+    """
 
     host: int
     inner: int
     proto: str = "tcp"
     at: str = ""
+    count: int = 1
 
     @property
     def text(self) -> str:
         """As manifests and ``niso port-forward`` have it."""
         place = f"{self.at}:" if self.at else ""
-        return f"{place}{self.host}:{self.inner}" + ("" if self.proto == "tcp" else "/udp")
+        host, inner = (
+            str(first) if self.count == 1 else f"{first}-{first + self.count - 1}"
+            for first in (self.host, self.inner)
+        )
+        return f"{place}{host}:{inner}" + ("" if self.proto == "tcp" else "/udp")
+
+    @property
+    def each(self) -> list[tuple[int, int]]:
+        """Return (host port, port inside) of all of them."""
+        return [(self.host + n, self.inner + n) for n in range(self.count)]
 
     def clashes(self, other: Port) -> bool:
         """Whether a packet could be for both."""
-        same = (self.proto, self.host) == (other.proto, other.host)
+        apart = {host for host, _ in self.each}.isdisjoint(host for host, _ in other.each)
+        same = self.proto == other.proto and not apart
         return same and (self.at == other.at or not self.at or not other.at)
 
     def replaces(self, other: Port) -> bool:
         """Whether both are the same host port at the same address."""
-        return (self.proto, self.host, self.at) == (other.proto, other.host, other.at)
+        mine, its = ((one.proto, one.host, one.at, one.count) for one in (self, other))
+        return mine == its
 
 
 @dataclass(frozen=True)
@@ -222,7 +240,7 @@ class Command:
 class Step:
     """One step of a walk.
 
-    ``kind`` is ``command``, ``reboot`` or ``outside``. Of a command, ``how`` is how it is
+    ``kind`` is ``command``, ``reboot``, ``sweep`` or ``outside``. Of a command, ``how`` is how it is
     disturbed: "" or ``kill N`` (at failpoint N), ``kill-after S``, ``TERM S``, ``INT S`` (after S
     seconds), ``INTS S`` (twice), ``fail N ERRNO`` (failpoint N). ``beside`` runs at the same time.
     ``what`` is what another program does, and to whom. After what is disturbed or damaged comes

@@ -6,6 +6,7 @@ By ``docs/design/packet.md`` (paths) and ``docs/guide/policies.md`` (policies).
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import NamedTuple
 
 from walk.model import Service, World
@@ -18,6 +19,7 @@ from walk.parts import (
     HOST_PORTS,
     INNER,
     LOOPBACK,
+    RANGE_PORTS,
     Entry,
     Port,
 )
@@ -52,13 +54,13 @@ def flows(world: World) -> list[Flow]:
         targets += [(lease, INNER[name]) for lease in leases if lease]
     # any port of a service, and one that nobody listens on behind some address
     for host in (HOST, HOST6):
-        targets += [(host, port) for port in (*HOST_PORTS, *INNER.values())]
+        targets += [(host, port) for port in (*HOST_PORTS, *RANGE_PORTS, *INNER.values())]
     homes = [name for name in world.active() if world.home(name) == name]
     sources = ["client", "host", *(n for n in homes if world.services[n].manifest.provides)]
     for source in sources:
         mine = list(targets)
         if source == "host":
-            mine += [(LOOPBACK, port) for port in HOST_PORTS]
+            mine += [(LOOPBACK, port) for port in (*HOST_PORTS, *RANGE_PORTS)]
         elif source != "client":
             mine += [(CLIENT, CLIENT_PORT), (CLIENT6, CLIENT_PORT)]
         for address, port in mine:
@@ -97,12 +99,13 @@ def published(world: World, flow: Flow, first: str | None) -> tuple[str, str, Po
     found: tuple[str, Port] | None = None
     for name in world.active():
         for port in world.services[name].ports:
-            same = (port.host, port.proto) == (flow.port, flow.proto)
+            inner = dict(port.each).get(flow.port)
             home = world.services[world.home(name)]
             if flow.six and home.manifest.on[0] not in home.leases6:
                 continue
+            same = inner is not None and port.proto == flow.proto
             if same and port.at in ("", flow.address) and (found is None or port.at):
-                found = (name, port)
+                found = (name, replace(port, host=flow.port, inner=inner, count=1))
     if found is None:
         return None
     networks = world.services[world.home(found[0])].manifest.on

@@ -14,6 +14,7 @@ from kernel_snapshot import differences as snapshot_differences
 
 from walk import compare, outside, probe, reach
 from walk.draw import Draw
+from walk.held import Held
 from walk.machine import Ended, Machine
 from walk.model import World
 from walk.parts import INNER, Command, Step
@@ -55,6 +56,7 @@ class Walker:
         self._chance = random.Random(f"{seed} flows")
         self._half_way = self._damaged = False
         self._patience_s = patience_s
+        self._held = Held()
 
     def walk(self, draw: Draw, count: int, until: float = float("inf")) -> None:
         """Take ``count`` steps, or fewer until a time (monotonic); then remove everything."""
@@ -68,12 +70,29 @@ class Walker:
         """Take one step and judge it. Raises Failure."""
         self.steps.append(step)
         self.counts["steps"] += 1
+        if step.kind != "command" or step.how or step.beside or self._half_way:
+            self._held.close()
         if step.kind == "reboot":
             self._reboot()
+        elif step.kind == "sweep":
+            self._sweep()
         elif step.kind == "outside":
             self._outside(step)
         else:
             self._command(step)
+        if step.kind == "command" and not self._half_way:
+            self._hold()
+
+    def _hold(self) -> None:
+        """Ask the connections that are open, and open more. Raises Failure."""
+        world, pids = self.worlds[0], self.machine.pids()
+        every = reach.flows(world)
+        wrong = self._held.judge(world, pids, {f._replace(wanted=""): f.wanted for f in every})
+        self.counts["connections that stay"] += len(self._held)
+        if wrong:
+            raise Failure(wrong)
+        some = [flow for flow in every if flow.wanted in world.services and flow.proto == "tcp"]
+        self._held.add(self.machine.wire, world, pids, self._chance.sample(some, min(2, len(some))))
 
     def _repair(self, why: str) -> None:
         """Run `niso net repair`, which also recovers what a command has left half-way."""
@@ -83,10 +102,8 @@ class Walker:
 
     def clear(self) -> None:
         """Remove everything by niso's commands; nothing may be left. Raises Failure."""
-        if self._half_way:
-            self._repair("a disturbed command")
-            self._half_way = self._damaged = False
-            self.settle()
+        self._held.close()
+        self._finish()
         if self.worlds[0].services:
             self.take(Step("command", Command(("remove", *self.worlds[0].services))))
         if self.worlds[0].networks:
@@ -214,13 +231,34 @@ class Walker:
         self._sane([command], ended)
         self.settle(self._plain(command, ended[0]))
 
-    def _outside(self, step: Step) -> None:
-        what = step.what
-        kind, _, name = what.rpartition(" ")
+    def _finish(self) -> None:
+        """End what a disturbed command has left half-way."""
         if self._half_way:
             self._repair("a disturbed command")
             self._half_way = self._damaged = False
             self.settle()
+
+    def _sweep(self) -> None:
+        """Remove everything from the kernel; then have the networks again."""
+        self.counts["sweeps"] += 1
+        self._finish()
+        done = self.machine.quick("net", "repair", "--sweep")
+        if done.status:
+            raise Failure([f"net repair --sweep: {done.text}"])
+        facts = self.machine.facts()
+        left = [*facts["namespaces"], *facts["processes"], *facts["rules"]["tables"]]
+        left += [name for name, link in facts["links"].items() if link["alias"].startswith("niso:")]
+        if left:
+            raise Failure([f"after a sweep: {left}"])
+        for world in self.worlds:
+            world.reboot()
+        self._repair("a sweep")
+        self.settle()
+
+    def _outside(self, step: Step) -> None:
+        what = step.what
+        kind, _, name = what.rpartition(" ")
+        self._finish()
         world = self.worlds[0]
         if not outside.possible(world, kind, name):
             return

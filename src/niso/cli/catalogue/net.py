@@ -151,6 +151,7 @@ GROUP = Group(
                 ("niso net attach api --netns /run/netns/blue --network backend,ip=10.99.1.9", ""),
                 ("niso net attach web --new -p 8080:80 --allow-from '10.0.0.0/8 api:80'", ""),
             ),
+            aside=True,
         ),
         Command(
             "net detach",
@@ -165,6 +166,7 @@ GROUP = Group(
             "Its address is kept for the same owner and name until no other is free.",
             (("niso net detach api", ""),),
             ends=True,
+            aside=True,
         ),
         Command(
             "net gc",
@@ -185,6 +187,7 @@ GROUP = Group(
             "reboot.",
             (("niso net gc", ""), ("niso net gc --owner podman --valid 'b186d057f65e'", "")),
             ends=True,
+            aside=True,
         ),
         Command(
             "net apply",
@@ -195,6 +198,7 @@ GROUP = Group(
             "They are read whenever something is attached; after an edit, this applies them to "
             "what is attached already.",
             (("niso net apply", ""),),
+            aside=True,
         ),
         Command(
             "net ports",
@@ -211,6 +215,7 @@ GROUP = Group(
             (Option("json", ("--json",), "print them as JSON, see libnftables-json(5)"),),
             "niso owns the tables inet niso and bridge niso and changes no others.",
             (("niso net rules", ""),),
+            aside=True,
         ),
         Command(
             "net ping",
@@ -313,6 +318,43 @@ GROUP = Group(
                 ("niso net flows -f api", "until Ctrl-C"),
             ),
             (("130", "stopped with Ctrl-C"),),
+        ),
+        Command(
+            "net graph",
+            "draw who talks to whom",
+            (),
+            (
+                Option(
+                    "format",
+                    ("--format",),
+                    "mermaid (which GitHub and GitLab render), dot, svg or png; the last two need "
+                    "the program dot of Graphviz",
+                    "FORMAT",
+                    "mermaid",
+                ),
+                Option(
+                    "declared",
+                    ("--declared",),
+                    "what policies allow, without any traffic; with --stack it depends on the "
+                    "stack's files alone",
+                ),
+                Option("stack", ("--stack",), "only the services of this stack", "DIR"),
+                Option(
+                    "since",
+                    ("--since",),
+                    "only what was new since then: a time (RFC 3339) or a period such as 2h",
+                    "TIME",
+                ),
+                Option("output", ("-o", "--output"), "write to this file", "FILE"),
+            ),
+            "Services are grouped by their networks. Red, dashed edges were denied. An edge of a "
+            "--declared picture is an entry of a policy or a published port. Beyond 8 addresses, "
+            "other machines are drawn as one.",
+            (
+                ("niso net graph", "traffic of the last week"),
+                ("niso net graph --format svg -o net.svg", ""),
+                ("niso net graph --declared --stack ./shop", "for a README"),
+            ),
         ),
         Command(
             "net log",

@@ -130,6 +130,12 @@ class _Elements(Kind[Element]):
                 early.append(Edit("delete", element))
             added.append(Edit("add", element))
         addresses = _addresses_that_go(want, have, before.values())
+        # one that somebody else has from now on must not meet what the policies said of it
+        addresses -= {
+            edit.element.element.rpartition(" . ")[2]
+            for edit in added
+            if edit.element.container in ("sources4", "sources6")
+        }
         renewed = {_room(edit.element) for edit in added} - {None}
         late: list[Edit] = []
         for element in sorted(before.values()):

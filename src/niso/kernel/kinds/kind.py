@@ -112,6 +112,8 @@ class Kind(Generic[T]):  # noqa: UP046
     """Whether `links` returns any."""
     is_read_by_link = False
     """Whether reading returns all things of a link, not only the candidates."""
+    replaces = False
+    """Whether an addition replaces what has the same key."""
     reads_closed_spaces = False
     """Whether `read` is also called for namespaces that are missing or foreign."""
 

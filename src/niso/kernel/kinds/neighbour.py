@@ -69,11 +69,18 @@ def _of_services(space: Space) -> Iterable[Neighbour]:
 
 
 def _of_bridges(space: Space) -> Iterable[Neighbour]:
-    """Yield entries on niso's bridges and in their forwarding tables."""
+    """Yield entries on niso's bridges and in their forwarding tables.
+
+    Those of networks that span hosts are left out: kinds/fdb.py and kinds/peer.py read them.
+    """
     from niso.kernel import neighbours
     from niso.kernel.kinds.bridge import Bridge
+    from niso.kernel.kinds.peer import bridges_that_span
     from niso.kernel.kinds.veth import Veth
+    from niso.kernel.kinds.vxlan import Vxlan
 
+    spans = bridges_that_span(space.reading)
+    tunnels = {vxlan.name for vxlan in space.reading.so_far(Vxlan)}
     names = {bridge.name for bridge in space.reading.so_far(Bridge)}
     links = space.all_links()
     by_index = {link.index: link.name for link in links}
@@ -88,8 +95,10 @@ def _of_bridges(space: Space) -> Iterable[Neighbour]:
         ):
             # niso's own; those of services that are not read may be right
             own = not entry.address and ports.get(entry.link_index, "") in (None, entry.mac)
-            if entry.link_index in by_index and not own:
-                yield Neighbour("", by_index[entry.link_index], entry.address, entry.mac)
+            own = own or (bool(entry.address) and bridge.name in spans)
+            link = by_index.get(entry.link_index)
+            if link is not None and link not in tunnels and not own:
+                yield Neighbour("", link, entry.address, entry.mac)
 
 
 KIND = _Neighbours(Neighbour)

@@ -1,0 +1,89 @@
+"""Make the cluster's authority and the certificates of its hosts, with openssl(1).
+
+A host's certificate has no subject: etcd's gateway refuses those with a common name once users are
+in use. Its addresses are then critical (RFC 5280, 4.2.1.6).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+
+from niso.base.errors import Error
+
+DAYS = 3650
+AUTHORITY, CERTIFICATE, KEY = "authority.pem", "host.pem", "host.key"
+AUTHORITY_KEY = "authority.key"
+_CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+_OF_AUTHORITY = """\
+[req]
+distinguished_name = name
+x509_extensions = authority
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE, pathlen:0
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+"""
+_OF_HOST = """\
+[host]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth, clientAuth
+subjectAltName = critical, {names}
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+"""
+
+
+def make_authority(folder: str, cluster: str) -> None:
+    """Make the authority of a cluster in an existing folder: certificate and key, for 10 years.
+
+    Raises Error.
+    """
+    _run(
+        *("req", "-x509", *_CURVE, "-days", str(DAYS), "-config", "/dev/stdin"),
+        *("-subj", f"/O=niso/CN=cluster {cluster}"),
+        *("-keyout", os.path.join(folder, AUTHORITY_KEY)),
+        *("-out", os.path.join(folder, AUTHORITY)),
+        text=_OF_AUTHORITY,
+    )
+
+
+def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
+    """Make a host's certificate and key in an existing folder, signed by a folder's authority.
+
+    It is valid for these addresses and for localhost, as server and client. Raises Error.
+    """
+    names = [f"IP:{address}" for address in (*addresses, "127.0.0.1", "::1")]
+    key, request = os.path.join(folder, KEY), os.path.join(folder, "host.csr")
+    _run(*("req", "-new", *_CURVE, "-subj", "/", "-keyout", key, "-out", request))
+    try:
+        _run(
+            *("x509", "-req", "-in", request, "-days", str(DAYS)),
+            *("-CA", os.path.join(authority, AUTHORITY)),
+            *("-CAkey", os.path.join(authority, AUTHORITY_KEY)),
+            *("-extfile", "/dev/stdin", "-extensions", "host"),
+            *("-out", os.path.join(folder, CERTIFICATE)),
+            text=_OF_HOST.format(names=", ".join(names)),
+        )
+    finally:
+        os.unlink(request)
+
+
+def _run(*words: str, text: str = "") -> None:
+    """Run openssl; the keys that it writes are readable by the caller alone. Raises Error."""
+    try:
+        done = subprocess.run(
+            ["openssl", *words],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            umask=0o077,
+        )
+    except FileNotFoundError:
+        raise Error("openssl is missing", "apt-get install openssl") from None
+    if done.returncode:
+        raise Error(f"openssl {words[0]}: {done.stderr.strip().splitlines()[-1]}")

@@ -1,0 +1,344 @@
+"""Claim addresses and names of services for a host, by compare-and-swap.
+
+A claim is one key of the service and one for each address and name, changed together. Two hosts
+cannot hold one of them. A claim has a random mark: who gets no answer to a request reads the claim
+again, and knows by the mark whether the request was carried out. That is never guessed: a request
+without an answer may still be carried out later. So it is sent again, with a condition that only
+one of both can meet, until the claim shows who has it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Sequence
+
+from niso.base.errors import Conflict, Error, NotFound
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster.keys import Keys, decode, encode
+from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
+from niso.plan import subnets
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.cluster.requests import Engine
+
+TRIES = 16
+"""Attempts of one change: each is lost to a change of another host, or has had no answer."""
+NEAR = 64
+"""After a lost race, one of so many free addresses is taken at random."""
+MOST_KEYS = 120
+"""Keys of a claim: etcd takes 128 operations in a transaction."""
+
+
+class Wanted(NamedTuple):
+    """What a host wants to hold for a service.
+
+    ``requested`` and ``preferred`` are addresses by network. A preferred one is only taken if it is
+    free.
+    """
+
+    service: str
+    networks: tuple[str, ...]
+    names: tuple[str, ...]  # hostname first
+    requested: dict[str, tuple[str, ...]]
+    preferred: dict[str, tuple[str, ...]]
+
+
+class Claim(NamedTuple):
+    """What a host holds for a service. ``revision`` is the modified revision of its key."""
+
+    service: str
+    host: str
+    gen: int
+    mark: str
+    networks: dict[str, tuple[str, ...]]  # addresses by network
+    names: tuple[str, ...]
+    revision: int
+
+    def keys(self, keys: Keys) -> set[str]:
+        """Return the keys of its addresses and names."""
+        held = {keys.address(net, a) for net, some in self.networks.items() for a in some}
+        return held | {keys.name(net, name) for net in self.networks for name in self.names}
+
+
+class Claims:
+    """The claims of one host. Every method raises NoAnswer, Refused and Error."""
+
+    def __init__(self, engine: Engine, host: str, keys: Keys | None = None) -> None:
+        self.engine = engine
+        self.host = host
+        self.keys = keys or Keys()
+
+    # --- reading --------------------------------------------------------------
+
+    def held(self, service: str) -> Claim | None:
+        """Return the claim of a service, whichever host has it, or None."""
+        key = self.keys.service(service)
+        items = self.engine.get(key, one=True).items
+        return claim_of(items[0], self.keys) if items else None
+
+    def is_alive(self, host: str) -> bool:
+        """Return whether a host has a lease that has not ended."""
+        return bool(self.engine.get(self.keys.live(host), one=True).items)
+
+    # --- changing -------------------------------------------------------------
+
+    def claim(self, wanted: Wanted, take: bool = False) -> Claim:
+        """Hold what is wanted: by a new claim, by a changed one, or unchanged.
+
+        With ``take`` from another host, if that has been lost. Raises Conflict if another host or
+        service has it, and NotFound for an unknown network.
+        """
+        mark = os.urandom(16).hex()
+        problem: NoAnswer | None = None
+        raced = False
+        for _ in range(TRIES):
+            try:
+                have = self.held(wanted.service)
+                if have is not None and have.mark == mark:
+                    return have  # the request without an answer was carried out
+                if have is not None and have.host != self.host:
+                    self._require_lost(have, take)
+                planned = self._planned(wanted, have, mark, raced)
+                if planned is None:
+                    assert have is not None
+                    return have
+                claim, txn = planned
+                done = self.engine.commit(txn)
+                if done.done:
+                    return claim._replace(revision=done.revision)
+                raced = True
+            except NoAnswer as error:
+                if not error.unknown:
+                    raise _of(error, problem) from error
+                problem = error
+        if problem is not None:
+            raise problem
+        raise Conflict(f"{wanted.service}: other hosts keep changing what it needs", "try again")
+
+    def publish(self, service: str, mark: str, up: bool) -> bool:
+        """Say that a service is up, or down, to all who resolve its names.
+
+        Returns whether this host still holds it by that mark.
+        """
+
+        def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
+            puts: list[Put | Delete] = []
+            for network, addresses in claim.networks.items():
+                for address in addresses:
+                    key = self.keys.address(network, address)
+                    value = decode(items[key].value, key) if key in items else {}
+                    puts.append(Put(key, encode(value | _address(claim, up))))
+            return puts
+
+        return self._changed(service, mark, change)
+
+    def release(self, service: str, mark: str) -> bool:
+        """Give up a claim; return whether this host held it by that mark."""
+
+        def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
+            keys = {self.keys.service(service), *claim.keys(self.keys)}
+            return [Delete(key) for key in sorted(keys)]
+
+        return self._changed(service, mark, change)
+
+    # --- parts ----------------------------------------------------------------
+
+    def _changed(self, service: str, mark: str, change: Any) -> bool:
+        """Change the keys of a claim that is held; a change that is repeated does no harm."""
+        problem: NoAnswer | None = None
+        for _ in range(TRIES):
+            try:
+                claim = self.held(service)
+                # without a claim, an earlier attempt was carried out and not answered
+                if claim is None or claim.host != self.host or claim.mark != mark:
+                    return problem is not None and claim is None
+                items: dict[str, Item] = {}
+                for network in claim.networks:
+                    found = self.engine.get(self.keys.addresses(network)).items
+                    items |= {item.key: item for item in found}
+                held = Compare(self.keys.service(service), claim.revision)
+                if self.engine.commit(Txn((held,), tuple(change(claim, items)))).done:
+                    return True
+            except NoAnswer as error:
+                if not error.unknown:
+                    raise _of(error, problem) from error
+                problem = error
+        raise problem or Conflict(f"{service}: other hosts keep changing it", "try again")
+
+    def _require_lost(self, have: Claim, take: bool) -> None:
+        """Raise Conflict unless a claim of another host may be taken."""
+        alive = self.is_alive(have.host)
+        if alive or not take:
+            what = "which is alive" if alive else "which does not answer"
+            raise Conflict(
+                f"{have.service} is on {have.host}, {what}",
+                f"{have.host} keeps it until it is deactivated there"
+                if alive
+                else "--take moves it here with its addresses; if that host comes back, it ends it",
+            )
+
+    def _planned(
+        self, wanted: Wanted, have: Claim | None, mark: str, raced: bool
+    ) -> tuple[Claim, Txn] | None:
+        """Return the claim that is wanted and the transaction for it; None if it is held."""
+        conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
+        if have is not None and have.host != self.host:
+            conditions.append(Compare(self.keys.live(have.host)))
+        networks: dict[str, tuple[str, ...]] = {}
+        known: dict[str, Item] = {}
+        for network in wanted.networks:
+            items = {item.key: item for item in self.engine.get(self.keys.network(network)).items}
+            spec = items.get(self.keys.spec(network))
+            if spec is None:
+                raise NotFound(f"no network {network!r} in the cluster", "niso net list")
+            conditions.append(Compare(spec.key, spec.modified))
+            known |= items
+            networks[network] = self._addresses(wanted, have, network, items, raced)
+        gen = have.gen + 1 if have else 1
+        claim = Claim(wanted.service, self.host, gen, mark, networks, wanted.names, 0)
+        same = ("host", "networks", "names")
+        if have is not None and all(getattr(claim, f) == getattr(have, f) for f in same):
+            return None
+        self._require_free(claim, known)
+        old = have.keys(self.keys) if have else set()
+        new = claim.keys(self.keys)
+        if len(new | old) > MOST_KEYS:
+            raise Error(f"{wanted.service} has too many names and networks for one claim")
+        conditions += [Compare(key) for key in sorted(new - old)]
+        before = decode(self._text(wanted.service), wanted.service) if have else {}
+        value = {"host": self.host, "gen": gen, "claim": mark, "networks": networks}
+        puts: list[Put | Delete] = [
+            Put(
+                self.keys.service(wanted.service),
+                encode(before | value | {"names": list(wanted.names)}),
+            )
+        ]
+        for network, addresses in networks.items():
+            for address in addresses:
+                key = self.keys.address(network, address)
+                kept = decode(known[key].value, key) if key in known else {}
+                up = bool(kept.get("up")) and have is not None and have.host == self.host
+                puts.append(Put(key, encode(kept | _address(claim, up))))
+            for name in wanted.names:
+                puts.append(Put(self.keys.name(network, name), encode({"service": wanted.service})))
+        puts += [Delete(key) for key in sorted(old - new)]
+        return claim, Txn(tuple(conditions), tuple(puts))
+
+    def _text(self, service: str) -> str:
+        items = self.engine.get(self.keys.service(service), one=True).items
+        return items[0].value if items else "{}"
+
+    def _addresses(
+        self,
+        wanted: Wanted,
+        have: Claim | None,
+        network: str,
+        items: dict[str, Item],
+        raced: bool,
+    ) -> tuple[str, ...]:
+        """Choose the addresses on a network, one of each subnet.
+
+        That is the requested one, the held one, the preferred one if it is free, or a free one.
+        """
+        prefix = self.keys.addresses(network)
+        spec = decode(items[self.keys.spec(network)].value, network)
+        holders = {
+            key.removeprefix(prefix): decode(item.value, key).get("service")
+            for key, item in items.items()
+            if key.startswith(prefix)
+        }
+        chosen = []
+        for subnet in spec["subnets"]:
+            net = ipaddress.ip_network(subnet["cidr"])
+
+            def inside(addresses: Sequence[str], net: subnets.Network = net) -> list[str]:
+                return [text for text in addresses if ipaddress.ip_address(text) in net]
+
+            requested = inside(wanted.requested.get(network, ()))
+            held = inside(have.networks.get(network, ())) if have else []
+            preferred = [
+                text
+                for text in inside(wanted.preferred.get(network, ()))
+                if holders.get(text, wanted.service) == wanted.service
+            ]
+            found = (*requested, *held, *([] if raced else preferred))
+            if not found:
+                found = (_free(net, subnet["gateway"], holders, raced, network),)
+            chosen.append(found[0])
+        return tuple(chosen)
+
+    def _require_free(self, claim: Claim, known: dict[str, Item]) -> None:
+        """Raise Conflict if another service has an address or a name of a claim."""
+        for key in sorted(claim.keys(self.keys)):
+            holder = decode(known[key].value, key).get("service") if key in known else None
+            if holder in (None, claim.service):
+                continue
+            network, kind, what = key.removeprefix(f"{self.keys.prefix}net/").split("/", 2)
+            called = "address" if kind == "a" else "name"
+            raise Conflict(
+                f"{claim.service}: {called} {what} on network {network!r} belongs to {holder!r}",
+                "choose another one",
+            )
+
+
+def claim_of(item: Item, keys: Keys) -> Claim:
+    """Return the claim in the value of a service's key. Raises Error if it is malformed."""
+    value = decode(item.value, item.key)
+    try:
+        networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
+        return Claim(
+            item.key.removeprefix(keys.services),
+            str(value["host"]),
+            int(value["gen"]),
+            str(value["claim"]),
+            networks,
+            tuple(map(str, value["names"])),
+            item.modified,
+        )
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise Error(
+            f"the cluster's key {item.key} has no valid value",
+            "another program may have written it: etcdctl get shows it",
+        ) from None
+
+
+def _address(claim: Claim, up: bool) -> dict[str, Any]:
+    return {
+        "service": claim.service,
+        "host": claim.host,
+        "gen": claim.gen,
+        "names": list(claim.names),
+        "up": up,
+    }
+
+
+def _free(
+    net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
+) -> str:
+    """Return the lowest free address of a subnet, or after a race one of the lowest `NEAR`.
+
+    Raises Conflict if it is full.
+    """
+    base = int(net.network_address)
+    here = [address for address in map(ipaddress.ip_address, taken) if address in net]
+    used = sorted(int(address) - base for address in here)
+    own = int(ipaddress.ip_address(gateway)) - base
+    free: list[int] = []
+    while len(free) < (NEAR if raced else 1):
+        number = subnets.first_free(net, own, sorted([*used, *free]))
+        if number is None:
+            break
+        free.append(number)
+    if not free:
+        raise Conflict(
+            f"network {network!r} ({net}) has no free address", "create a larger network"
+        )
+    return str(net.network_address + free[int.from_bytes(os.urandom(4)) % len(free)])
+
+
+def _of(error: NoAnswer, earlier: NoAnswer | None) -> NoAnswer:
+    """Return the error of a change: its outcome is unknown if that of an earlier attempt is."""
+    return NoAnswer(error.reason, error.hint, unknown=True) if earlier is not None else error

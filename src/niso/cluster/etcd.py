@@ -1,0 +1,313 @@
+"""Talk to etcd through its JSON gateway (etcd.io/docs/v3.5/dev-guide/api_grpc_gateway).
+
+Any member answers. One that does not is left for the next, so a request waits for at most
+`ROUNDS` × `REQUEST_S` for each. JSON leaves out fields that are false or 0, and has 64-bit numbers
+as text. The gateway takes client certificates only without a common name once users are in use.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import ssl
+from collections.abc import Iterator, Sequence
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster.requests import (
+    Answer,
+    Batch,
+    Compacted,
+    Compare,
+    Delete,
+    Done,
+    Event,
+    Item,
+    NoAnswer,
+    Put,
+    Refused,
+    Txn,
+)
+
+if TYPE_CHECKING:
+    from typing import Any
+
+REQUEST_S = 2.0
+ROUNDS = 3
+LONGEST = 8 << 20
+"""Bytes of one line of a watch: etcd's own limit of a request is 1.5 MB, in base64."""
+_HINT = "what runs goes on; niso cluster status shows the members"
+_UNAVAILABLE = (500, 502, 503, 504)
+_NO_LEASE = 5  # NOT_FOUND (google.rpc.Code)
+_TOO_OLD = 11  # OUT_OF_RANGE
+
+
+class Access(NamedTuple):
+    """Where the members are, and files of certificates (PEM); without ``authority`` plain HTTP."""
+
+    members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
+    authority: str = ""
+    certificate: str = ""
+    key: str = ""
+
+
+class Etcd:
+    """A client. Not thread-safe: each thread has its own."""
+
+    def __init__(self, access: Access, request_s: float = REQUEST_S) -> None:
+        self._members = list(access.members)
+        self._request_s = request_s
+        self._context: ssl.SSLContext | None = None
+        if access.authority:
+            self._context = ssl.create_default_context(cafile=access.authority)
+            if access.certificate:
+                self._context.load_cert_chain(access.certificate, access.key)
+        self._connection: http.client.HTTPConnection | None = None
+
+    def __enter__(self) -> Etcd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # --- requests -------------------------------------------------------------
+
+    def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
+        """As `Engine.get`."""
+        body = _span(prefix, not one)
+        if stale:
+            body["serializable"] = True
+        answer = self._ask("/v3/kv/range", body)
+        items = sorted(_item(each) for each in answer.get("kvs", ()))
+        return Answer(_revision(answer), tuple(items))
+
+    def keys(self, prefix: str) -> list[str]:
+        """As `Engine.keys`."""
+        answer = self._ask("/v3/kv/range", {**_span(prefix, True), "keys_only": True})
+        return sorted(_text(each["key"]) for each in answer.get("kvs", ()))
+
+    def newest(self, prefix: str) -> int:
+        """As `Engine.newest`. A count would not do: it ignores revisions (etcd 3.5.16)."""
+        order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
+        answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
+        return max((int(each["mod_revision"]) for each in answer.get("kvs", ())), default=0)
+
+    def commit(self, txn: Txn) -> Done:
+        """As `Engine.commit`."""
+        body = {
+            "compare": [_compare(each) for each in txn.conditions],
+            "success": [_change(each) for each in txn.changes],
+        }
+        answer = self._ask("/v3/kv/txn", body, repeatable=False)
+        return Done(bool(answer.get("succeeded")), _revision(answer))
+
+    def grant(self, ttl_s: int) -> int:
+        """As `Engine.grant`. etcd raises times under 2 s."""
+        return int(self._ask("/v3/lease/grant", {"TTL": ttl_s})["ID"])
+
+    def keep(self, lease: int) -> bool:
+        """As `Engine.keep`. The answer about a lease that has ended has no TTL."""
+        answer = self._ask("/v3/lease/keepalive", {"ID": str(lease)})
+        return int(answer.get("result", {}).get("TTL", 0)) > 0
+
+    def revoke(self, lease: int) -> None:
+        """As `Engine.revoke`."""
+        try:
+            self._ask("/v3/lease/revoke", {"ID": str(lease)})
+        except Refused as error:
+            if error.value != str(_NO_LEASE):
+                raise
+
+    def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
+        """As `Engine.watch`, at the first member that answers.
+
+        A member that is cut off from the others would stay silent for ever, and even report
+        progress: with ``hasleader`` it ends the stream.
+        """
+        request = {**_span(prefix, True), "start_revision": revision, "progress_notify": True}
+        headers = {"Grpc-Metadata-hasleader": "true"}
+        connection, response = self._open("/v3/watch", {"create_request": request}, headers)
+        try:
+            if connection.sock is not None:
+                connection.sock.settimeout(silence_s)
+            while True:
+                line = response.readline(LONGEST)
+                if not line:
+                    raise NoAnswer(f"the watch of {prefix} has ended", _HINT)
+                batch = _batch(line)
+                if batch is not None:
+                    yield batch
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise NoAnswer(f"the watch of {prefix} has ended: {error}", _HINT) from error
+        finally:
+            connection.close()
+            self._next()
+
+    def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a request of etcd's maintenance and membership API."""
+        return self._ask(path, body, repeatable=False)
+
+    # --- transport ------------------------------------------------------------
+
+    def _ask(self, path: str, body: dict[str, Any], repeatable: bool = True) -> dict[str, Any]:
+        """Return the answer of the first member that has one.
+
+        A request that is not ``repeatable`` goes to another member only if it cannot have reached
+        the one before. Raises NoAnswer, Refused.
+        """
+        problem = ""
+        for _ in range(ROUNDS * len(self._members)):
+            sent = False
+            try:
+                connection = self._connected()
+                sent = True
+                connection.request("POST", path, json.dumps(body), {"Host": "niso"})
+                response = connection.getresponse()
+                status, text = response.status, response.read()
+                if status == 200:
+                    return _document(text)
+                problem = _error(text)[1]
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                status, problem = 0, str(error)
+                self.close()
+            if status and status not in _UNAVAILABLE:
+                code, reason = _error(text)
+                raise Refused(f"etcd refuses the request: {reason}", value=str(code))
+            if sent and not repeatable:
+                self._next()
+                raise NoAnswer(f"{self._where()}: {problem}", _HINT, unknown=True)
+            self._next()
+        raise NoAnswer(f"{self._where()}: {problem}", _HINT)
+
+    def _open(
+        self, path: str, body: dict[str, Any], headers: dict[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Return a connection with a stream of answers, at the first member that has one."""
+        problem = ""
+        for _ in range(len(self._members)):
+            self.close()  # a stream takes a connection of its own
+            try:
+                connection = self._connected()
+                self._connection = None
+                connection.request("POST", path, json.dumps(body), headers)
+                response = connection.getresponse()
+                if response.status == 200:
+                    return connection, response
+                problem = _error(response.read(LONGEST))[1]
+                connection.close()
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                problem = str(error)
+            self._next()
+        raise NoAnswer(f"{self._where()}: {problem}", _HINT)
+
+    def _connected(self) -> http.client.HTTPConnection:
+        """Return a connection to the current member. Raises OSError."""
+        if self._connection is None:
+            host, _, port = self._members[0].rpartition(":")
+            place = (host.strip("[]"), int(port))
+            if self._context is None:
+                connection = http.client.HTTPConnection(*place, timeout=self._request_s)
+            else:
+                connection = http.client.HTTPSConnection(
+                    *place, timeout=self._request_s, context=self._context
+                )
+            connection.connect()
+            self._connection = connection
+        return self._connection
+
+    def _next(self) -> None:
+        self.close()
+        self._members.append(self._members.pop(0))
+
+    def _where(self) -> str:
+        return f"the cluster does not answer ({', '.join(sorted(self._members))})"
+
+
+def _document(text: bytes) -> dict[str, Any]:
+    """Return the JSON object of an answer. Raises ValueError."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("not an answer of etcd")
+    return found
+
+
+def _error(text: bytes) -> tuple[int, str]:
+    """Return (code, reason) of a refusal."""
+    try:
+        found = _document(text)
+        inner = found.get("error", found)
+        inner = inner if isinstance(inner, dict) else found
+        return int(inner.get("code", 0)), str(inner.get("message") or inner.get("error"))
+    except (ValueError, TypeError):
+        return 0, "an answer that is not etcd's"
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _text(packed: str) -> str:
+    return base64.b64decode(packed).decode()
+
+
+def _end(prefix: str) -> str:
+    """Return the end of a range of keys that begin with a prefix, which ends in ASCII."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+def _span(key: str, prefix: bool) -> dict[str, Any]:
+    return {"key": _packed(key), **({"range_end": _packed(_end(key))} if prefix else {})}
+
+
+def _compare(condition: Compare) -> dict[str, Any]:
+    target = {"target": "CREATE", "create_revision": 0}
+    if condition.modified:
+        target = {"target": "MOD", "mod_revision": condition.modified}
+    return {**_span(condition.key, condition.prefix), **target, "result": "EQUAL"}
+
+
+def _change(change: Put | Delete) -> dict[str, Any]:
+    if isinstance(change, Delete):
+        return {"request_delete_range": _span(change.key, change.prefix)}
+    put = {"key": _packed(change.key), "value": _packed(change.value), "lease": str(change.lease)}
+    return {"request_put": put}
+
+
+def _item(kv: dict[str, Any]) -> Item:
+    lease = int(kv.get("lease", 0))
+    return Item(_text(kv["key"]), _text(kv.get("value", "")), int(kv["mod_revision"]), lease)
+
+
+def _revision(answer: dict[str, Any]) -> int:
+    return int(answer.get("header", {}).get("revision", 0))
+
+
+def _batch(line: bytes) -> Batch | None:
+    """Return the events of a line of a watch; None for one without any meaning.
+
+    Raises Compacted, NoAnswer, ValueError.
+    """
+    found = _document(line)
+    if "error" in found:
+        raise NoAnswer(f"the watch has ended: {_error(line)[1]}", _HINT)
+    result = found.get("result", {})
+    if "compact_revision" in result:  # the stream would stay open
+        raise Compacted(int(result["compact_revision"]))
+    if result.get("canceled"):
+        raise NoAnswer(f"the watch has ended: {result.get('cancel_reason', '')}", _HINT)
+    events: Sequence[dict[str, Any]] = result.get("events", ())
+    if not events and result.get("created"):
+        return None
+    return Batch(
+        _revision(result),
+        tuple(
+            Event(_text(e["kv"]["key"]), None if e.get("type") == "DELETE" else _item(e["kv"]))
+            for e in events
+        ),
+    )

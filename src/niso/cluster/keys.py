@@ -1,0 +1,79 @@
+"""Name the engine's keys, and encode their values.
+
+Values are JSON objects. Who changes one keeps the fields that he does not know.
+
+    cluster                  {id, port, proto}
+    nets                     {NETWORK: {vni, subnets}}: one index, so that nothing overlaps
+    net/NETWORK/spec         {vni, mtu, subnets: [{cidr, gateway}], internal}
+    net/NETWORK/a/ADDRESS    {service, host, gen, names, up}
+    net/NETWORK/n/NAME       {service}
+    svc/SERVICE              {host, gen, claim, networks: {NETWORK: [address]}, names}
+    h/HOST                   {id, address, mtu, niso}
+    h/HOST/live              {boot}, with the host's lease
+"""
+
+from __future__ import annotations
+
+import json
+
+from niso.base.errors import Error
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+PREFIX = "/niso/v1/"
+
+
+class Keys:
+    """The keys below a prefix; several clusters may share an engine."""
+
+    def __init__(self, prefix: str = PREFIX) -> None:
+        self.prefix = prefix
+        self.cluster = f"{prefix}cluster"
+        self.nets = f"{prefix}nets"
+        self.hosts = f"{prefix}h/"
+        self.services = f"{prefix}svc/"
+
+    def network(self, network: str) -> str:
+        """Return the prefix of all keys of a network."""
+        return f"{self.prefix}net/{network}/"
+
+    def spec(self, network: str) -> str:
+        return f"{self.network(network)}spec"
+
+    def addresses(self, network: str) -> str:
+        return f"{self.network(network)}a/"
+
+    def address(self, network: str, address: str) -> str:
+        return f"{self.addresses(network)}{address}"
+
+    def name(self, network: str, name: str) -> str:
+        return f"{self.network(network)}n/{name}"
+
+    def service(self, service: str) -> str:
+        return f"{self.services}{service}"
+
+    def host(self, host: str) -> str:
+        return f"{self.hosts}{host}"
+
+    def live(self, host: str) -> str:
+        return f"{self.hosts}{host}/live"
+
+
+def encode(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def decode(text: str, key: str) -> dict[str, Any]:
+    """Return the value of a key. Raises Error if it is not a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise Error(
+            f"the cluster's key {key} has no valid value",
+            "another program may have written it: etcdctl get shows it",
+        )
+    return value

@@ -1,0 +1,293 @@
+"""Change what the cluster has: itself, its hosts, its networks; all by compare-and-swap."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+
+from niso.base.errors import Conflict, NotFound
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster.claims import TRIES, claim_of
+from niso.cluster.keys import Keys, decode, encode
+from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from niso.cluster.requests import Engine
+
+PORT = 4799
+"""UDP. 4789 is Docker's, whose packets the wire's rules would drop."""
+FIRST_VNI = 4097
+_MOST_VNI = (1 << 24) - 1
+
+
+class Host(NamedTuple):
+    name: str
+    state_id: str
+    address: str  # between the hosts
+    mtu: int  # bytes, of the link with that address
+    alive: bool
+
+
+class Spec(NamedTuple):
+    """A network as the cluster has it. ``subnets`` are pairs of CIDR and gateway."""
+
+    name: str
+    vni: int
+    mtu: int
+    subnets: tuple[tuple[str, str], ...]
+    internal: bool = False
+
+
+class Cluster(NamedTuple):
+    identity: str
+    port: int
+
+
+class Membership:
+    """The cluster's own keys. Every method raises NoAnswer, Refused and Error."""
+
+    def __init__(self, engine: Engine, keys: Keys | None = None) -> None:
+        self.engine = engine
+        self.keys = keys or Keys()
+
+    def cluster(self) -> Cluster | None:
+        """Return the cluster; None if the engine has none.
+
+        etcd's own id is the same after its data were wiped, so the cluster has one of its own.
+        """
+        items = self.engine.get(self.keys.cluster, one=True).items
+        if not items:
+            return None
+        value = decode(items[0].value, self.keys.cluster)
+        return Cluster(str(value["id"]), int(value["port"]))
+
+    def make(self, port: int = PORT) -> Cluster:
+        """Make the cluster. Raises Conflict if the engine has one."""
+        made = Cluster(os.urandom(4).hex(), port)
+        put = Put(self.keys.cluster, encode({"id": made.identity, "port": port, "proto": 1}))
+
+        def txn() -> Txn:
+            have = self.cluster()
+            if have is not None and have != made:
+                raise Conflict(
+                    f"the engine has a cluster already: {have.identity}",
+                    "join it, or choose another prefix",
+                )
+            return Txn((Compare(self.keys.cluster),), (put,))
+
+        self._settle(txn, lambda: self.cluster() == made)
+        return made
+
+    # --- hosts ----------------------------------------------------------------
+
+    def hosts(self) -> list[Host]:
+        """Return all hosts, sorted by name."""
+        items = {item.key: item for item in self.engine.get(self.keys.hosts).items}
+        return [
+            self._host(item, f"{key}/live" in items)
+            for key, item in items.items()
+            if "/" not in key.removeprefix(self.keys.hosts)
+        ]
+
+    def _host(self, item: Item, alive: bool) -> Host:
+        value = decode(item.value, item.key)
+        name = item.key.removeprefix(self.keys.hosts)
+        return Host(name, str(value["id"]), str(value["address"]), int(value["mtu"]), alive)
+
+    def join(self, host: Host) -> None:
+        """Add a host, or change it. Raises Conflict if another one has its name or address."""
+        value = {"id": host.state_id, "address": host.address, "mtu": host.mtu}
+        key = self.keys.host(host.name)
+
+        def txn() -> Txn:
+            for other in self.hosts():
+                if (other.name == host.name) != (other.state_id == host.state_id):
+                    raise Conflict(
+                        f"host {other.name} of the cluster has the state folder {other.state_id}",
+                        "choose another name",
+                    )
+                if other.name != host.name and other.address == host.address:
+                    raise Conflict(
+                        f"{host.address} is the address of host {other.name}", "choose another one"
+                    )
+            item = self._item(key)
+            before = decode(item.value, key) if item else {}
+            here = Compare(key, item.modified if item else 0)
+            return Txn((here,), (Put(key, encode(before | value)),))
+
+        self._settle(txn, lambda: self._has(key, value))
+
+    def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
+        """Say that a host lives, for as long as its lease; return False if it is not a member."""
+        item = self._item(self.keys.host(host))
+        if item is None or decode(item.value, item.key).get("id") != state_id:
+            return False
+        live = Put(self.keys.live(host), encode({"boot": boot}), lease)
+        return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))).done
+
+    def forget(self, host: str) -> list[str]:
+        """Remove a host that is lost, and all that it has; return its services.
+
+        Raises Conflict if it lives, and NotFound.
+        """
+        key = self.keys.host(host)
+        item = self._item(key)
+        if item is None:
+            raise NotFound(f"no host {host!r} in the cluster", "niso cluster status lists them")
+        if self._item(self.keys.live(host)) is not None:
+            raise Conflict(f"host {host} is alive", "a host that lives is not forgotten")
+        gone = []
+        for found in self.engine.get(self.keys.services).items:
+            claim = claim_of(found, self.keys)
+            if claim.host == host:
+                keys = sorted({found.key, *claim.keys(self.keys)})
+                held = (Compare(found.key, found.modified), Compare(self.keys.live(host)))
+                self._delete(found.key, Txn(held, tuple(map(Delete, keys))))
+                gone.append(claim.service)
+        self._delete(key, Txn((Compare(self.keys.live(host)),), (Delete(key),)))
+        return gone
+
+    # --- networks -------------------------------------------------------------
+
+    def networks(self) -> list[Spec]:
+        """Return all networks, sorted by name."""
+        items = self.engine.get(self.keys.nets, one=True).items
+        names = sorted(decode(items[0].value, self.keys.nets)) if items else []
+        return [spec for name in names if (spec := self.network(name)) is not None]
+
+    def network(self, name: str) -> Spec | None:
+        item = self._item(self.keys.spec(name))
+        return spec_of(name, item) if item else None
+
+    def create_network(self, spec: Spec) -> Spec:
+        """Create a network and return it with its VNI; no-op if it exists and is the same.
+
+        Raises Conflict if it differs, or if a subnet overlaps that of another one.
+        """
+        made: list[Spec] = []
+
+        def txn() -> Txn:
+            item = self._item(self.keys.nets)
+            index = decode(item.value, self.keys.nets) if item else {}
+            _require_apart(spec, index)
+            taken = {int(each["vni"]) for each in index.values()}
+            vni = next(n for n in range(FIRST_VNI, _MOST_VNI) if n not in taken)
+            made[:] = [spec._replace(vni=vni)]
+            index[spec.name] = {"vni": vni, "subnets": [cidr for cidr, _ in spec.subnets]}
+            return Txn(
+                (Compare(self.keys.nets, item.modified if item else 0),),
+                (
+                    Put(self.keys.nets, encode(index)),
+                    Put(self.keys.spec(spec.name), encode(_value(made[0]))),
+                ),
+            )
+
+        def same() -> bool:
+            have = self.network(spec.name)
+            if have is None:
+                return False
+            if have._replace(vni=0) != spec._replace(vni=0):
+                raise Conflict(
+                    f"network {spec.name!r} exists in the cluster and differs",
+                    "choose another name",
+                )
+            made[:] = [have]
+            return True
+
+        if not same():
+            self._settle(txn, same)
+        return made[0]
+
+    def remove_network(self, name: str) -> None:
+        """Remove a network without addresses. Raises Conflict if it has any, and NotFound."""
+
+        def txn() -> Txn:
+            item = self._item(self.keys.nets)
+            index = decode(item.value, self.keys.nets) if item else {}
+            if item is None or name not in index:
+                raise NotFound(f"no network {name!r} in the cluster", "niso net list")
+            used = self.engine.keys(self.keys.addresses(name))
+            if used:
+                raise Conflict(
+                    f"network {name!r} has {len(used)} addresses in use in the cluster",
+                    "niso ps shows the services",
+                )
+            del index[name]
+            return Txn(
+                (
+                    Compare(self.keys.nets, item.modified),
+                    Compare(self.keys.addresses(name), prefix=True),
+                ),
+                (
+                    Put(self.keys.nets, encode(index)),
+                    Delete(self.keys.network(name), prefix=True),
+                ),
+            )
+
+        self._settle(txn, lambda: self._item(self.keys.spec(name)) is None)
+
+    # --- parts ----------------------------------------------------------------
+
+    def _item(self, key: str) -> Item | None:
+        items = self.engine.get(key, one=True).items
+        return items[0] if items else None
+
+    def _has(self, key: str, value: dict[str, Any]) -> bool:
+        item = self._item(key)
+        return item is not None and value.items() <= decode(item.value, key).items()
+
+    def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
+        """Carry out a transaction, which is made anew for each attempt.
+
+        Without an answer, ``is_done`` says whether it was carried out.
+        """
+        for attempt in range(TRIES):
+            try:
+                if self.engine.commit(txn()).done:
+                    return
+            except NoAnswer as error:
+                if not error.unknown or attempt == TRIES - 1:
+                    raise
+                if is_done():
+                    return
+        raise Conflict("other hosts keep changing the same", "try again")
+
+    def _delete(self, key: str, txn: Txn) -> None:
+        """Carry out a transaction that deletes a key among others."""
+        self._settle(lambda: txn, lambda: self._item(key) is None)
+
+
+def spec_of(name: str, item: Item) -> Spec:
+    """Return the network in the value of a spec key. Raises Error if it is malformed."""
+    value = decode(item.value, item.key)
+    subnets = tuple((str(each["cidr"]), str(each["gateway"])) for each in value["subnets"])
+    return Spec(name, int(value["vni"]), int(value["mtu"]), subnets, bool(value.get("internal")))
+
+
+def _value(spec: Spec) -> dict[str, Any]:
+    return {
+        "vni": spec.vni,
+        "mtu": spec.mtu,
+        "subnets": [{"cidr": cidr, "gateway": gateway} for cidr, gateway in spec.subnets],
+        "internal": spec.internal,
+    }
+
+
+def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
+    """Raise Conflict if a network of the index has the name, or a subnet that overlaps."""
+    for name, each in index.items():
+        if name == spec.name:
+            raise Conflict(f"network {name!r} exists in the cluster", "choose another name")
+        for text in each["subnets"]:
+            other = ipaddress.ip_network(text)
+            for cidr, _ in spec.subnets:
+                net = ipaddress.ip_network(cidr)
+                if net.version == other.version and net.overlaps(other):
+                    raise Conflict(
+                        f"network {spec.name!r}: subnet {net} overlaps {other} of network {name!r}"
+                        " in the cluster",
+                        "choose another --subnet",
+                    )

@@ -1,0 +1,246 @@
+"""Run as a plugin of netavark, Podman's network program: ``--network`` of the driver niso.
+
+The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with JSON on stdin and
+stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
+
+import niso
+from niso.base import names
+from niso.base.errors import Error, ErrorGroup, InvalidInput
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.engines import plugin
+from niso.plan.records import Network, Port
+from niso.services import attachments
+from niso.services.attachments import Request, Wish
+from niso.services.machine import Machine
+
+if TYPE_CHECKING:
+    from typing import Any
+
+OWNER = "podman"
+API_VERSION = "1.0.0"
+_OPTIONS = ("mtu", "isolate", *plugin.POLICY_KEYS)
+_OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
+
+
+def main() -> None:
+    """Run one call and end the process."""
+    status = 0
+    try:
+        answer = _answer(sys.argv[1:])
+    except Error as error:
+        answer, status = {"error": _message(error)}, 1
+    except (OSError, RecursionError) as error:
+        answer, status = {"error": f"niso: {error}"}, 1
+    except plugin.MALFORMED as error:
+        answer, status = {"error": f"niso: does not understand this call: {error!r}"}, 1
+    if answer is not None:
+        json.dump(answer, sys.stdout)
+        sys.stdout.write("\n")
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def _message(error: Error) -> str:
+    """Return an error on one line, with its next step."""
+    if isinstance(error, ErrorGroup):
+        return "; ".join(map(_message, error.errors))
+    return f"niso: {error.message}{f' ({error.hint})' if error.hint else ''}"
+
+
+def _answer(words: list[str]) -> dict[str, Any] | None:
+    command, *rest = words or [""]
+    if command == "info":
+        return {"version": niso.__version__, "api_version": API_VERSION}
+    if command not in ("create", "setup", "teardown") or (command != "create" and len(rest) != 1):
+        raise InvalidInput(
+            "this is a plugin for netavark", "create, setup NETNS, teardown NETNS or info"
+        )
+    try:
+        given = json.loads(plugin.read_stdin())
+    except ValueError as error:
+        raise InvalidInput(f"stdin is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise InvalidInput("stdin is not a JSON object")
+    machine = plugin.machine()
+    if command == "create":
+        return _create(machine, given)
+    if command == "setup":
+        return _setup(machine, rest[0], given)
+    _teardown(machine, given)
+    return None
+
+
+# --- create -----------------------------------------------------------------------------------
+
+
+def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
+    """Create the network, and return it with what niso chose.
+
+    Addresses are leased by niso alone, since its own services can be on the same network.
+    """
+    network = _ensured(machine, given)
+    return given | {
+        "subnets": [{"subnet": s.cidr, "gateway": s.gateway} for s in network.subnets],
+        "network_interface": network.bridge,
+        "internal": network.internal,
+        "ipv6_enabled": any(subnet.family == 6 for subnet in network.subnets),
+        "ipam_options": {"driver": "none"},
+        "dns_enabled": False,
+    }
+
+
+def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
+    """Return niso's network of a network of Podman; it is created if there is none.
+
+    Raises InvalidInput for what niso would not do, Conflict if it exists and differs.
+    """
+    name = _network_name(given)
+    options = _checked(given.get("options"), _OPTIONS, "--opt")
+    _policy(options, {}, name)  # a wrong entry is refused before the first container
+    known = machine.store.network(name)
+    subnets = given.get("subnets") or []
+    if known is not None and not subnets:
+        return known
+    from niso.commands import network
+    from niso.services.networks import NetworkRequest
+
+    for subnet in subnets:
+        if subnet.get("lease_range"):
+            raise InvalidInput(
+                "--ip-range: niso leases any address of a subnet",
+                "choose a smaller --subnet; static addresses are never leased to others",
+            )
+    for key, option in (("routes", "--route"), ("network_dns_servers", "--dns")):
+        if given.get(key):
+            raise InvalidInput(f"{option}: not supported by networks of niso", "leave it out")
+    try:
+        mtu = int(options["mtu"]) if "mtu" in options else None
+        prefixes = tuple(str(ip_network(str(subnet["subnet"]))) for subnet in subnets)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(f"network {name}: {error}") from error
+    request = NetworkRequest(
+        name,
+        prefixes,
+        ipv6=bool(given.get("ipv6_enabled")) and not any(":" in prefix for prefix in prefixes),
+        gateways=tuple(str(s["gateway"]) for s in subnets if s.get("gateway")),
+        internal=bool(given.get("internal")),
+        mtu=mtu,
+    )
+    if request.ipv6 and request.gateways:
+        raise InvalidInput("--ipv6 with --gateway: name the IPv6 subnet too", "--subnet PREFIX")
+    network.create(machine, request)
+    return machine.store.require_network(name)
+
+
+def _network_name(given: Mapping[str, Any]) -> str:
+    """Return niso's name of a network. Raises InvalidInput if it cannot have the same."""
+    from niso.manifest.values import network_name
+
+    return network_name(str(given.get("name", "")), "network name")
+
+
+def _checked(given: Any, known: tuple[str, ...], what: str) -> dict[str, str]:
+    """Return options as texts. Raises InvalidInput for an unknown one: it could be a policy."""
+    options = {str(key): str(value) for key, value in (given or {}).items()}
+    if unknown := sorted(options.keys() - set(known)):
+        raise InvalidInput(
+            f"{what} {unknown[0]}: niso does not know this option", f"one of {', '.join(known)}"
+        )
+    return options
+
+
+def _policy(options: Mapping[str, str], own: Mapping[str, str], name: str) -> Any:
+    """Return the policy that the options of a network and of a container allow together."""
+    from niso.services.policies import combined
+
+    return combined(
+        plugin.policy({key: some[key] for key in plugin.POLICY_KEYS if key in some}, where)
+        for some, where in ((options, f"network-{name}."), (own, "option."))
+    )
+
+
+# --- setup, teardown ---------------------------------------------------------------------------
+
+
+def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    network = _ensured(machine, given["network"] | {"subnets": None})
+    mine = given.get("network_options") or {}
+    container, called = str(given["container_id"]), str(given["container_name"])
+    options = _checked(given["network"].get("options"), _OPTIONS, "--opt")
+    own = _checked(mine.get("options"), _OWN_OPTIONS, f"--network {network.name}:")
+    store = machine.store
+    there = machine.kernel.cookie_at(netns)
+    known = store.attachments.all(OWNER, container)
+    same = next((each for each in known if there and each.cookie == there), None)
+    if same is not None:
+        name = same.service
+    elif known:
+        name = known[0].service
+    else:
+        name = plugin.free_name(machine, own.get("name") or called, container)
+    mac = str(mine.get("static_mac") or "")
+    wish = Wish(
+        network.name,
+        attachments.interface_name(str(mine.get("interface_name") or "eth0")),
+        tuple(str(ip_address(str(ip))) for ip in mine.get("static_ips") or ()),
+        attachments.mac(mac) if mac else "",
+    )
+    request = Request(
+        name,
+        netns,
+        (wish,),
+        tuple(map(_port, given.get("port_mappings") or ())),
+        plugin.aliases((called, *(mine.get("aliases") or ())), name),
+        _policy(options, own, network.name),
+        OWNER,
+        container,
+        called,
+    )
+    if same is not None:
+        request = plugin.joined(store, request)
+    attachments.attach(machine, request)
+    link = next(x for x in store.attachments.links(name) if x.network == network.name)
+    addresses = [address for on, address in store.addresses(name) if on == network.name]
+    return {
+        "dns_search_domains": [],
+        "dns_server_ips": [],
+        "interfaces": {
+            link.interface: {
+                "mac_address": link.mac or names.mac(name, network.name, store.state_id()),
+                "subnets": [
+                    {
+                        "ipnet": f"{address}/{subnet.cidr.rpartition('/')[2]}",
+                        "gateway": subnet.gateway,
+                    }
+                    for subnet, address in zip(network.subnets, addresses, strict=True)
+                ],
+            }
+        },
+    }
+
+
+def _port(given: Mapping[str, Any]) -> Port:
+    """Return a published port. Raises InvalidInput."""
+    try:
+        host, inner = int(given["host_port"]), int(given["container_port"])
+        count = int(given.get("range") or 1)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(f"a port mapping is not valid: {error}") from error
+    proto = str(given.get("protocol") or "tcp")
+    return plugin.port(str(given.get("host_ip") or ""), host, inner, proto, count)
+
+
+def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
+    """Take a container off a network; no-op if it is not on it."""
+    network = str(given["network"].get("name", ""))
+    for attached in machine.store.attachments.all(OWNER, str(given["container_id"])):
+        plugin.take_off(machine, attached, lambda link: link.network == network)

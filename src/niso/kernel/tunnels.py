@@ -1,0 +1,143 @@
+"""Create VXLAN devices and parse their settings (linux/if_link.h, RFC 7348)."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+
+from niso.base.addresses import family_of
+from niso.base.errors import Conflict, KernelError
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import bridge_flags, netlink
+from niso.kernel.netlink import Message, attribute, attributes, nested, text, u32
+from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo, no_link_local
+from niso.kernel.rtnl_records import (
+    IFF_UP,
+    IFLA_IFNAME,
+    IFLA_LINKINFO,
+    IFLA_MASTER,
+    IFLA_MTU,
+    INFO_DATA,
+    INFO_KIND,
+    alias_data,
+)
+
+_ID, _GROUP, _LINK, _LOCAL, _TTL, _LEARNING = 1, 2, 3, 4, 5, 7  # IFLA_VXLAN_*
+_PORT, _GROUP6, _LOCAL6 = 15, 16, 17
+_OFF = {
+    _LEARNING: "learning",
+    11: "proxy",
+    12: "rsc",
+    13: "l2miss",
+    14: "l3miss",
+    25: "external",
+    30: "vnifilter",
+}
+_TTL_HOPS = 64
+
+
+class Tunnel(NamedTuple):
+    """The settings of a device. ``drift`` names the others that are not as `add` makes them."""
+
+    vni: int
+    local: str
+    port: int
+    drift: str = ""
+
+
+def parse(data: bytes) -> Tunnel:
+    """Return the settings in a device's IFLA_INFO_DATA."""
+    have = attributes(data)
+    local = ""
+    if _LOCAL in have:
+        local = socket.inet_ntop(socket.AF_INET, have[_LOCAL])
+    elif _LOCAL6 in have:
+        local = socket.inet_ntop(socket.AF_INET6, have[_LOCAL6])
+    parts = [name for kind, name in _OFF.items() if any(have.get(kind, b""))]
+    if any(have.get(_GROUP, b"")) or any(have.get(_GROUP6, b"")):
+        parts.append("remote")  # it would send there what no entry is about
+    if any(have.get(_LINK, b"")):
+        parts.append("dev")
+    if have.get(_TTL, bytes([_TTL_HOPS])) != bytes([_TTL_HOPS]):
+        parts.append(f"ttl {have[_TTL][0]}")
+    vni = struct.unpack("=I", have[_ID])[0] if _ID in have else 0
+    port = struct.unpack("!H", have[_PORT])[0] if _PORT in have else 0
+    return Tunnel(vni, local, port, ", ".join(parts))
+
+
+def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str) -> None:
+    """Create a device that learns nothing, up, as a port of ``bridge`` that floods nothing.
+
+    Raises KernelError, and Conflict if another link has the VNI or the UDP port.
+    """
+    master = rtnl.index(bridge)
+    index = rtnl.free_index()
+    what = f"create VXLAN device '{name}'"
+    family = socket.AF_INET6 if family_of(tunnel.local) == 6 else socket.AF_INET
+    settings = (
+        u32(_ID, tunnel.vni),
+        attribute(
+            _LOCAL6 if family == socket.AF_INET6 else _LOCAL, socket.inet_pton(family, tunnel.local)
+        ),
+        attribute(_TTL, bytes([_TTL_HOPS])),
+        attribute(_LEARNING, b"\0"),
+        attribute(_PORT, struct.pack("!H", tunnel.port)),
+    )
+    try:
+        rtnl.create(
+            index,
+            Message(
+                what,
+                NEWLINK,
+                netlink.CREATE | netlink.EXCL,
+                ifinfo(index)
+                + text(IFLA_IFNAME, name)
+                # in the creation: the default without an underlying link is 1500 bytes
+                + u32(IFLA_MTU, mtu)
+                + nested(IFLA_LINKINFO, text(INFO_KIND, "vxlan"), nested(INFO_DATA, *settings)),
+            ),
+            Message(what, NEWLINK, 0, ifinfo(index) + alias_data(alias)),
+            no_link_local(what, index),
+            Message(
+                f"attach '{name}' to bridge '{bridge}'",
+                NEWLINK,
+                0,
+                ifinfo(index) + u32(IFLA_MASTER, master),
+            ),
+            *(Message(what, NEWLINK, 0, ifinfo(index) + each) for each in _port_settings()),
+            Message(f"set link '{name}' up", NEWLINK, 0, ifinfo(index, IFF_UP, IFF_UP)),
+        )
+    except KernelError as error:
+        if error.errno == errno.EEXIST and rtnl.link(name) is None:
+            raise Conflict(
+                f"another VXLAN device has VNI {tunnel.vni} and UDP port {tunnel.port}",
+                "ip -d link show type vxlan",
+            ) from error
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict(
+                f"UDP port {tunnel.port} is in use: VXLAN device {name!r} needs it",
+                f"ss -ulnp 'sport = :{tunnel.port}' and ip -d link show type vxlan show by what",
+            ) from error
+        raise
+
+
+def attach(rtnl: Rtnl, name: str, mtu: int, bridge: str) -> None:
+    """Set an existing device's MTU, its bridge, and its port's settings; set it up.
+
+    Raises KernelError.
+    """
+    rtnl.set_link(name, mtu=mtu, master=bridge)
+    named = ifinfo() + text(IFLA_IFNAME, name)
+    what = f"reset port '{name}'"
+    rtnl.transact(
+        *(Message(what, NEWLINK, 0, named + each) for each in _port_settings()),
+        Message(
+            f"set link '{name}' up", NEWLINK, 0, ifinfo(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name)
+        ),
+    )
+
+
+def _port_settings() -> list[bytes]:
+    """Return the attributes that make a port what a VXLAN device's is."""
+    return bridge_flags.usual(", ".join(bridge_flags.TUNNEL_PORT), tunnel=True)

@@ -1,0 +1,269 @@
+"""Draw who talks to whom: nodes and edges, as Mermaid or as Graphviz's dot. Pure.
+
+Names and addresses come from manifests, which others may write. What could be syntax of the
+language is escaped, whatever the rules for names are.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from niso.base.lite_typing import NamedTuple
+from niso.plan import verdict
+from niso.plan.records import Entry
+from niso.plan.verdict import Known, World
+from niso.see.seen import HOST, Seen
+
+OUTSIDE = "outside"
+_ALL = (0, 65_535)
+_MOST_OUTSIDE = 8  # addresses outside that have a node each
+_MOST_PORTS = 5  # that one edge names
+_RED = "#c62f2b"
+_PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
+
+
+class Node(NamedTuple):
+    """A service, the host or somebody outside. ``lines`` is its text."""
+
+    id: str
+    lines: tuple[str, ...]
+    round: bool = False
+
+
+class Group(NamedTuple):
+    """Services that are on the same networks."""
+
+    title: str
+    nodes: tuple[Node, ...]
+
+
+class Edge(NamedTuple):
+    source: str
+    target: str
+    label: str
+    denied: bool
+
+
+class Graph(NamedTuple):
+    """A picture; ``others`` are nodes outside of all networks."""
+
+    groups: tuple[Group, ...]
+    others: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+
+
+def of_traffic(world: World, seen: Iterable[Seen], only: frozenset[str] | None) -> Graph:
+    """Return the picture of flows. With ``only``, that of these services and their peers."""
+    rows = [s for s in seen if only is None or not only.isdisjoint(_services(s))]
+    addresses = {
+        end.address
+        for row in rows
+        for end in (row.source, row.destination)
+        if not (end.service or end.is_host)
+    }
+    folded = len(addresses) > _MOST_OUTSIDE
+    ports: dict[tuple[str, str, bool], set[tuple[int, str]]] = {}
+    for row in rows:
+        source, target = (
+            end.name if end.service or end.is_host or not folded else OUTSIDE
+            for end in (row.source, row.destination)
+        )
+        ports.setdefault((source, target, row.passes), set()).add((row.port, row.proto))
+    edges = [
+        (source, target, _ports_text(used), not passes)
+        for (source, target, passes), used in ports.items()
+    ]
+    drawn = set(world.services) if only is None else only
+    drawn = drawn | {name for row in rows for name in _services(row)}
+    return _graph(world, drawn, edges, with_addresses=True)
+
+
+def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool) -> Graph:
+    """Return the picture of what policies and published ports allow, without any traffic.
+
+    There is an edge for each entry of a policy that decides between two services of one network,
+    by the policy engine. Where no policy says anything, none is drawn.
+    """
+    known = [each for name, each in sorted(world.services.items()) if only is None or name in only]
+    edges: list[tuple[str, str, str, bool]] = []
+    for receiver in known:
+        for port in receiver.ports:
+            host = str(port.host_port) if port.host_port else "?"
+            label = f"{host}→{port.container_port}"
+            proto = "" if port.proto == "tcp" else f"/{port.proto}"
+            edges.append((OUTSIDE, receiver.name, label + proto, False))
+        for sender in known:
+            if sender is not receiver:
+                edges += _between(world, sender, receiver)
+        for incoming, entries, denied in (
+            (True, receiver.policy.allow_from or (), False),
+            (True, receiver.policy.deny_from, True),
+            (False, receiver.policy.egress_allow or (), False),
+            (False, receiver.policy.egress_deny, True),
+        ):
+            for entry in entries:
+                if entry.peer.kind == "prefix" and not _is_inside(world, entry.peer.name):
+                    ends = (entry.peer.name, receiver.name)
+                    source, target = ends if incoming else reversed(ends)
+                    edges.append((source, target, _entry_text(entry), denied))
+    return _graph(world, {each.name for each in known}, edges, with_addresses)
+
+
+def _services(seen: Seen) -> list[str]:
+    return [end.service for end in (seen.source, seen.destination) if end.service]
+
+
+def _between(world: World, sender: Known, receiver: Known) -> Iterator[tuple[str, str, str, bool]]:
+    """Yield the edges from one service to another, for each entry that is about the two."""
+    for endpoint in receiver.endpoints:
+        beside = [e for e in sender.endpoints if e.network == endpoint.network]
+        if not beside or not endpoint.addresses:
+            continue
+        to, from_ = endpoint.addresses[0], beside[0].addresses[0]
+        own, peers = receiver.policy, sender.policy
+        incoming = (*(own.allow_from or ()), *own.deny_from)
+        outgoing = (*(peers.egress_allow or ()), *peers.egress_deny)
+        entries = [*((e, from_) for e in incoming), *((e, to) for e in outgoing)]
+        done = set()
+        for entry, peer in entries:
+            proto = entry.proto or "tcp"
+            port = None if proto == "icmp" else max(entry.first, 1)
+            label = _entry_text(entry)
+            if label in done or not verdict.matches(entry, world, peer, port, proto):
+                continue
+            done.add(label)
+            passes = all(r.passes for r in verdict.judge(world, from_, to, port, proto))
+            yield sender.name, receiver.name, label, not passes
+
+
+def _entry_text(entry: Entry) -> str:
+    proto = f"/{entry.proto}" if entry.proto else ""
+    if (entry.first, entry.last) == _ALL:
+        return proto.removeprefix("/") or "*"
+    return f":{entry.first}{'' if entry.first == entry.last else f'-{entry.last}'}{proto}"
+
+
+def _is_inside(world: World, prefix: str) -> bool:
+    """Return whether a prefix is within a network of niso: its services have edges of their own."""
+    net = ipaddress.ip_network(prefix)
+    return any(
+        str(net.version) == str(subnet.family) and net.subnet_of(ipaddress.ip_network(subnet.cidr))  # type: ignore[arg-type]
+        for network in world.networks.values()
+        for subnet in network.subnets
+    )
+
+
+def _ports_text(ports: Iterable[tuple[int, str]]) -> str:
+    texts = [f":{port}{'' if proto == 'tcp' else f'/{proto}'}" for port, proto in sorted(ports)]
+    more = len(texts) - _MOST_PORTS
+    return ", ".join(texts[:_MOST_PORTS]) + (f", {more} more" if more > 0 else "")
+
+
+def _graph(
+    world: World,
+    drawn: Iterable[str],
+    edges: Iterable[tuple[str, str, str, bool]],
+    with_addresses: bool,
+) -> Graph:
+    ids = _ids(drawn)
+    groups: dict[tuple[str, ...], list[Node]] = {}
+    for name, own in ids.items():
+        known = world.services[name]
+        addresses = verdict.addresses_of(known) if with_addresses else ()
+        lines = (name, *addresses, *(() if known.active else ("inactive",)))
+        on = tuple(endpoint.network for endpoint in known.endpoints)
+        groups.setdefault(on, []).append(Node(own, lines))
+    others: dict[str, Node] = {}
+    drawn_edges = []
+    for source, target, label, denied in sorted(set(edges)):
+        for end in (source, target):
+            if end not in ids and end not in others:
+                key = "host" if end == HOST else f"o{len(others) + 1}"
+                others[end] = Node(f"x_{key}", (end,), True)
+        from_, to = (ids.get(end) or others[end].id for end in (source, target))
+        drawn_edges.append(Edge(from_, to, f"{label} denied" if denied else label, denied))
+    made = [
+        Group(
+            " + ".join(_network_title(world, name, with_addresses) for name in on) or "no network",
+            tuple(nodes),
+        )
+        for on, nodes in sorted(groups.items())
+    ]
+    return Graph(tuple(made), tuple(others.values()), tuple(drawn_edges))
+
+
+def _ids(names: Iterable[str]) -> dict[str, str]:
+    """Return an identifier for each name, in order: ``n_`` and the name, and a number if needed."""
+    ids: dict[str, str] = {}
+    for name in sorted(names):
+        plain = own = f"n_{re.sub('[^a-z0-9]', '_', name)}"
+        while own in ids.values():
+            own = f"{plain}_{len(ids)}"
+        ids[name] = own
+    return ids
+
+
+def _network_title(world: World, name: str, with_addresses: bool) -> str:
+    network = world.networks.get(name)
+    if network is None or not with_addresses:
+        return name
+    return " ".join((name, *(subnet.cidr for subnet in network.subnets)))
+
+
+# --- languages -----------------------------------------------------------------------------------
+
+
+def mermaid(graph: Graph) -> str:
+    """Return the picture as a flowchart of Mermaid 11 (https://mermaid.js.org)."""
+    lines = ["flowchart LR"]
+    for number, group in enumerate(graph.groups):
+        lines.append(f"  subgraph g{number}[{_quoted(group.title)}]")
+        lines += [f"    {node.id}[{_box(node)}]" for node in group.nodes]
+        lines.append("  end")
+    lines += [f"  {node.id}([{_box(node)}])" for node in graph.others]
+    for edge in graph.edges:
+        arrow = "-. {} .-x" if edge.denied else "-- {} -->"
+        lines.append(f"  {edge.source} {arrow.format(_quoted(edge.label))} {edge.target}")
+    denied = [str(i) for i, edge in enumerate(graph.edges) if edge.denied]
+    if denied:
+        lines.append(f"  linkStyle {','.join(denied)} stroke:{_RED},color:{_RED}")
+    return "\n".join(lines) + "\n"
+
+
+def dot(graph: Graph) -> str:
+    """Return the picture in Graphviz's language (dot(1))."""
+    lines = [
+        "digraph niso {",
+        "  rankdir=LR;",
+        '  node [shape=box, style=rounded, fontname="sans-serif"];',
+        '  edge [fontname="sans-serif", fontsize=10];',
+    ]
+    for number, group in enumerate(graph.groups):
+        lines.append(f"  subgraph cluster_{number} {{")
+        lines.append(f'    label={_dot_text((group.title,))}; fontname="sans-serif";')
+        lines += [f"    {node.id} [label={_dot_text(node.lines)}];" for node in group.nodes]
+        lines.append("  }")
+    lines += [f"  {node.id} [label={_dot_text(node.lines)}, shape=oval];" for node in graph.others]
+    for edge in graph.edges:
+        style = f', color="{_RED}", fontcolor="{_RED}", style=dashed, arrowhead=tee'
+        text = f"label={_dot_text((edge.label,))}{style if edge.denied else ''}"
+        lines.append(f"  {edge.source} -> {edge.target} [{text}];")
+    return "\n".join((*lines, "}")) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Return a string of Mermaid: other characters than plain ones are its numeric entities."""
+    return '"' + "".join(c if _PLAIN.fullmatch(c) else f"#{ord(c)};" for c in text) + '"'
+
+
+def _box(node: Node) -> str:
+    return '"' + "<br>".join(_quoted(line)[1:-1] for line in node.lines) + '"'
+
+
+def _dot_text(lines: Sequence[str]) -> str:
+    """Return a string of dot: other characters than plain ones are entities of HTML."""
+    return '"' + "\\n".join(
+        "".join(c if _PLAIN.fullmatch(c) else f"&#{ord(c)};" for c in line) for line in lines
+    ) + '"'  # fmt: skip

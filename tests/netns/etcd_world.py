@@ -1,0 +1,122 @@
+"""Real members of etcd, on loopback, with certificates of a cluster's own authority."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+from conftest import TESTS
+
+from niso.cluster import certificates
+from niso.cluster.etcd import Access, Etcd
+from niso.cluster.requests import NoAnswer
+
+BINARY = shutil.which("etcd") or str(TESTS.parent / ".cache/etcd/usr/bin/etcd")
+START_SECONDS = 30
+
+
+class Member:
+    """One member; its process is started by `start` and ends with the test at the latest."""
+
+    def __init__(self, name: str, folder: pathlib.Path, ports: tuple[int, int]) -> None:
+        self.name, self.folder = name, folder
+        self.client, self.peer = (f"127.0.0.1:{port}" for port in ports)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, members: list[Member]) -> None:
+        tls = self.folder.parent
+        files = [
+            f"{tls}/{name}"
+            for name in (certificates.CERTIFICATE, certificates.KEY, certificates.AUTHORITY)
+        ]
+        words = {
+            "name": self.name,
+            "data-dir": str(self.folder),
+            "listen-client-urls": f"https://{self.client}",
+            "advertise-client-urls": f"https://{self.client}",
+            "listen-peer-urls": f"https://{self.peer}",
+            "initial-advertise-peer-urls": f"https://{self.peer}",
+            "initial-cluster": ",".join(f"{m.name}=https://{m.peer}" for m in members),
+            "heartbeat-interval": "50",
+            "election-timeout": "500",
+            "experimental-watch-progress-notify-interval": "500ms",
+            "log-level": "error",
+            **dict(zip(("cert-file", "key-file", "trusted-ca-file"), files, strict=True)),
+            **dict(
+                zip(("peer-cert-file", "peer-key-file", "peer-trusted-ca-file"), files, strict=True)
+            ),
+        }
+        flags = [f"--{key}={value}" for key, value in words.items()]
+        self.process = subprocess.Popen(
+            [BINARY, *flags, "--client-cert-auth", "--peer-client-cert-auth", "--unsafe-no-fsync"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.environ["PATH"], "GOMAXPROCS": "1"},
+        )
+
+    def signal(self, number: int) -> None:
+        assert self.process
+        self.process.send_signal(number)
+        if number == signal.SIGKILL:
+            self.process.wait(10)
+
+
+class Members(list[Member]):
+    """All members, of one cluster."""
+
+    folder: pathlib.Path
+
+    def access(self, *names: str) -> Access:
+        """How to reach these members, or all."""
+        chosen = tuple(m.client for m in self if not names or m.name in names)
+        files = (certificates.AUTHORITY, certificates.CERTIFICATE, certificates.KEY)
+        return Access(chosen, *(str(self.folder / name) for name in files))
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def etcd(folder: pathlib.Path, count: int = 1) -> Iterator[Members]:
+    """Start members and wait until they write."""
+    if not os.access(BINARY, os.X_OK):
+        pytest.fail("etcd is missing: ./dev test unpacks it", pytrace=False)
+    certificates.make_authority(str(folder), "test")
+    certificates.issue(str(folder), str(folder), ["127.0.0.1"])
+    ports = free_ports(2 * count)
+    members = Members(
+        Member(f"m{number}", folder / f"m{number}", (ports[2 * number], ports[2 * number + 1]))
+        for number in range(count)
+    )
+    members.folder = folder
+    try:
+        for member in members:
+            member.start(members)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                with Etcd(members.access()) as engine:
+                    engine.get("ready")
+                break
+            except NoAnswer:
+                assert time.monotonic() < deadline, "etcd does not answer"
+                time.sleep(0.05)
+        yield members
+    finally:
+        for member in members:
+            if member.process and member.process.poll() is None:
+                member.process.send_signal(signal.SIGCONT)
+                member.signal(signal.SIGKILL)

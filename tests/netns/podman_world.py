@@ -1,0 +1,85 @@
+"""Podman from Debian's packages in a lab, unpacked and not installed, with niso as a plugin of its networks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import TESTS, Lab
+from services import BUSYBOX
+
+PEERS = TESTS.parent / ".cache/bench"
+IMAGE = "bench:1"
+needs_podman = pytest.mark.skipif(
+    not (PEERS / "podman").exists(), reason="./dev bench unpacks podman"
+)
+FILES = {
+    "home/.config/containers/policy.json": json.dumps(
+        {"default": [{"type": "insecureAcceptAnything"}]}
+    ),
+    "storage.conf": '[storage]\ndriver = "vfs"\ngraphroot = "/tmp/podman/vfs"\nrunroot = "/run/podman/vfs"\n',
+    "containers.conf": f"""\
+[containers]
+log_driver = "k8s-file"
+default_sysctls = []
+[network]
+network_backend = "netavark"
+firewall_driver = "nftables"
+network_config_dir = "/tmp/podman/networks"
+netavark_plugin_dirs = ["/tmp/podman/plugins"]
+[engine]
+runtime = "crun"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+tmp_dir = "/run/podman/libpod"
+helper_binaries_dir = ["{PEERS}/netavark/usr/lib/podman"]
+""",
+}
+SECCOMP = PEERS / "golang-github-containers-common/usr/share/containers/seccomp.json"
+
+
+class Podman:
+    """``podman`` in a lab."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        for name, text in FILES.items():
+            extra = f'seccomp_profile = "{SECCOMP}"\n' if SECCOMP.exists() else ""
+            lab.write(f"/tmp/podman/{name}", text.replace("log_driver =", f"{extra}log_driver ="))
+        plugins = lab.path("/tmp/podman/plugins")
+        plugins.mkdir()
+        (plugins / "niso").symlink_to(f"{sys.prefix}/bin/niso-netavark")
+        image = lab.path("/tmp/image/bin")
+        image.mkdir(parents=True)
+        shutil.copy(BUSYBOX, image / "busybox")
+        if lab.path("/sys/fs/cgroup/unified").is_dir():  # crun refuses hybrid cgroups
+            lab.run("mount", "-t", "tmpfs", "none", "/sys/fs/cgroup/unified")
+        lab.run("tar", "-C", "/tmp/image", "-cf", "/tmp/image.tar", "bin")
+        self("import", "/tmp/image.tar", IMAGE)
+
+    def __call__(self, *words: str, **options: Any) -> subprocess.CompletedProcess[Any]:
+        """Run podman."""
+        env = {
+            "HOME": "/tmp/podman/home",
+            "CONTAINERS_CONF": "/tmp/podman/containers.conf",
+            "CONTAINERS_STORAGE_CONF": "/tmp/podman/storage.conf",
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
+            "PATH": f"{PEERS}/podman/usr/bin:{sys.prefix}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        }
+        words = ("env", *(f"{key}={value}" for key, value in env.items()), "podman", *words)
+        return self.lab.run(*words, **options)
+
+    def run(self, name: str, *options: str) -> None:
+        """Start a container that serves its own name at port 80."""
+        serve = f"echo {name} > /index.html; exec /bin/busybox httpd -f -p 80 -h /"
+        shell = ("/bin/busybox", "sh", "-c", serve)
+        self("run", "-d", "--name", name, *options, IMAGE, *shell)
+
+    def get(self, name: str, url: str) -> str:
+        """What a container reads at a URL; empty where nobody answers."""
+        words = ("/bin/busybox", "wget", "-q", "-T", "1", "-O", "-", f"http://{url}/index.html")
+        return str(self("exec", name, *words, check=False).stdout).strip()

@@ -1,0 +1,293 @@
+"""Test the cluster's engine: the same cases on etcd and on the fake."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from etcd_world import Members, etcd
+from samples import samples
+
+from niso.cluster.claims import Claims, Wanted
+from niso.cluster.etcd import Access, Etcd
+from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.keys import Keys
+from niso.cluster.membership import Membership, Spec
+from niso.cluster.requests import (
+    Batch,
+    Compacted,
+    Compare,
+    Delete,
+    Event,
+    NoAnswer,
+    Put,
+    Refused,
+    Txn,
+)
+
+if TYPE_CHECKING:
+    from niso.cluster.requests import Engine
+
+_numbers = itertools.count()
+SAMPLES = samples(3, 30)
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Members]:
+    with etcd(tmp_path_factory.mktemp("etcd")) as members:
+        yield members
+
+
+@pytest.fixture(params=["etcd", "fake"])
+def engine(request: pytest.FixtureRequest, members: Members) -> Iterator[Engine]:
+    if request.param == "fake":
+        yield FakeEngine()
+        return
+    with Etcd(members.access()) as engine:
+        yield engine
+
+
+@pytest.fixture
+def at() -> str:
+    """A prefix that no other test has."""
+    return f"/test/{next(_numbers)}/"
+
+
+def put(engine: Engine, key: str, value: str = "x") -> int:
+    done = engine.commit(Txn((), (Put(key, value),)))
+    assert done.done
+    return done.revision
+
+
+def test_key_is_made_once_and_changed_at_its_revision(engine: Engine, at: str) -> None:
+    made = Txn((Compare(at + "a"),), (Put(at + "a", '{"ü": "\\u0000"}'), Put(at + "b", "")))
+    first = engine.commit(made)
+    assert first.done
+    assert not engine.commit(made).done
+    answer = engine.get(at)
+    assert [(i.key, i.value, i.modified) for i in answer.items] == [
+        (at + "a", '{"ü": "\\u0000"}', first.revision),
+        (at + "b", "", first.revision),
+    ]
+    assert engine.get(at + "a", one=True).items == answer.items[:1]
+    assert engine.get(at + "nothing", one=True).items == ()
+    change = Txn((Compare(at + "a", first.revision),), (Put(at + "a", "2"), Delete(at + "b")))
+    assert engine.commit(change).done
+    assert not engine.commit(change).done
+    assert engine.keys(at) == [at + "a"]
+    assert engine.newest(at) > first.revision
+    assert engine.newest(at + "nothing/") == 0
+
+
+def test_keys_beside_a_prefix_are_left_alone(engine: Engine, at: str) -> None:
+    for key in ("a/1", "a/2", "a0", "a", "b"):
+        put(engine, at + key)
+    assert engine.keys(at + "a/") == [at + "a/1", at + "a/2"]
+    empty = Txn((Compare(at + "a/", prefix=True),), (Delete(at + "b"),))
+    assert not engine.commit(empty).done
+    assert engine.commit(Txn((), (Delete(at + "a/", prefix=True),))).done
+    assert engine.keys(at) == [at + "a", at + "a0", at + "b"]
+    assert engine.commit(empty).done
+
+
+def test_transaction_that_cannot_be_is_refused_whole(engine: Engine, at: str) -> None:
+    with pytest.raises(Refused):
+        engine.commit(Txn((), (Put(at + "a", "1"), Put(at + "a", "2"))))
+    with pytest.raises(Refused):
+        engine.commit(Txn((), tuple(Put(at + str(n), "") for n in range(129))))
+    with pytest.raises(Refused):
+        engine.commit(Txn((), (Put(at + "a", "1", lease=12345),)))
+    assert engine.keys(at) == []
+
+
+def test_lease_ends_with_its_keys(engine: Engine, at: str) -> None:
+    lease = engine.grant(30)
+    assert engine.commit(Txn((), (Put(at + "live", "", lease),))).done
+    assert engine.get(at).items[0].lease == lease
+    assert engine.keep(lease)
+    engine.revoke(lease)
+    engine.revoke(lease)
+    assert engine.keys(at) == []
+    assert not engine.keep(lease)
+
+
+def test_lease_that_nobody_keeps_ends(engine: Engine, at: str) -> None:
+    lease = engine.grant(2)
+    assert engine.commit(Txn((), (Put(at + "live", "", lease),))).done
+    if isinstance(engine, FakeEngine):
+        engine.advance(1.9)
+        assert engine.keys(at)
+        engine.advance(0.2)
+    deadline = time.monotonic() + 20
+    while engine.keys(at):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_watch_sees_every_change_from_a_revision_on(engine: Engine, at: str) -> None:
+    first = put(engine, at + "a", "1")
+    put(engine, at + "b", "2")
+    put(engine, at[:-2] + "-other/x")
+    last = engine.commit(Txn((), (Delete(at + "a"), Put(at + "c", "3")))).revision
+    seen: list[Event] = []
+    for batch in engine.watch(at, first, 10):
+        seen += batch.events
+        if batch.revision >= last:
+            break
+    assert [(e.key[-1], e.item.value if e.item else None) for e in seen] == [
+        ("a", "1"),
+        ("b", "2"),
+        ("a", None),
+        ("c", "3"),
+    ]
+    assert [e.item.modified for e in seen if e.item][-1] == last
+
+
+def test_watch_waits_for_what_comes(engine: Engine, members: Members, at: str) -> None:
+    start = put(engine, at + "a")
+    other = engine if isinstance(engine, FakeEngine) else Etcd(members.access())
+    writer = threading.Timer(0.3, put, (other, at + "b"))
+    writer.start()
+    batches = engine.watch(at, start + 1, 10)
+    seen: Batch = next(batch for batch in batches if batch.events)
+    assert [event.key for event in seen.events] == [at + "b"]
+    writer.join()
+
+
+def test_watch_below_a_compaction_says_so(engine: Engine, at: str) -> None:
+    start = put(engine, at + "a")
+    last = put(engine, at + "a")
+    if isinstance(engine, FakeEngine):
+        engine.compact()
+    else:
+        assert isinstance(engine, Etcd)
+        engine.call("/v3/kv/compaction", {"revision": str(last), "physical": True})
+    with pytest.raises(Compacted) as raised:
+        next(engine.watch(at, start, 10))
+    assert raised.value.revision == last
+
+
+# --- etcd alone -----------------------------------------------------------------------------------------------------
+
+
+def test_certificate_is_needed_on_both_sides(members: Members, tmp_path) -> None:
+    whole = members.access()
+    with pytest.raises(NoAnswer), Etcd(whole._replace(certificate="", key="")) as nobody:
+        nobody.get("x")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-subj", "/CN=other", "-keyout", tmp_path / "k", "-out", tmp_path / "c"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with pytest.raises(NoAnswer) as raised:
+        Etcd(whole._replace(authority=str(tmp_path / "c"))).get("x")
+    assert not raised.value.unknown
+
+
+def test_nobody_there_is_known_at_once_and_nothing_was_sent() -> None:
+    started = time.monotonic()
+    with pytest.raises(NoAnswer) as raised, Etcd(Access(("127.0.0.1:1", "127.0.0.1:2"))) as engine:
+        engine.commit(Txn((), (Put("a", ""),)))
+    assert not raised.value.unknown
+    assert "127.0.0.1:1, 127.0.0.1:2" in raised.value.reason
+    assert time.monotonic() - started < 5
+
+
+def test_member_that_is_stopped_is_left_for_another_and_a_change_there_is_unknown(tmp_path) -> None:
+    with etcd(tmp_path, 3) as members, Etcd(members.access(), request_s=1) as engine:
+        put(engine, "/a")
+        members[0].signal(signal.SIGSTOP)
+        assert engine.get("/a").items  # by the next one
+        lone = Etcd(members.access("m0"), request_s=0.5)
+        with pytest.raises(NoAnswer) as raised:
+            lone.commit(Txn((), (Put("/b", ""),)))
+        # it did not even shake hands
+        assert not raised.value.unknown
+        members[0].signal(signal.SIGCONT)
+        with Etcd(members.access("m0"), request_s=0.5) as lone:
+            lone.get("/a")
+            members[0].signal(signal.SIGSTOP)
+            with pytest.raises(NoAnswer) as raised:
+                lone.commit(Txn((), (Put("/b", ""),)))
+            assert raised.value.unknown
+            members[0].signal(signal.SIGCONT)
+        # a member without the others ends its watches, and answers what it has
+        start = engine.get("/a").revision
+        with Etcd(members.access("m0"), request_s=0.5) as watching:
+            watch = watching.watch("/", start + 1, 20)
+            members[1].signal(signal.SIGKILL)
+            members[2].signal(signal.SIGKILL)
+            with pytest.raises(NoAnswer, match="leader"):
+                for _ in watch:
+                    pass
+            assert watching.get("/a", stale=True).items
+            with pytest.raises(NoAnswer):
+                watching.get("/a")
+
+
+# --- claims on etcd -------------------------------------------------------------------------------------------------
+
+
+def test_claims_are_unique_while_members_are_killed(tmp_path) -> None:
+    """Claims of three hosts at once, by clients of all members, of which one after another is killed and comes back."""
+    spec = Spec("backend", 0, 1430, (("10.99.0.0/16", "10.99.0.1"),))
+    with etcd(tmp_path, 3) as members:
+        access = members.access()
+        with Etcd(access) as engine:
+            Membership(engine).create_network(spec)
+        over = threading.Event()
+        won: list[tuple[str, str, str]] = []  # service, address, mark
+        unknown: list[str] = []
+
+        def work(number: int) -> None:
+            order = access.members[number % 3 :] + access.members[: number % 3]
+            with Etcd(access._replace(members=order), request_s=1) as engine:
+                claims = Claims(engine, f"h{number % 3}")
+                for count in itertools.count():
+                    if over.is_set():
+                        return
+                    name = f"s{number}-{count}"
+                    try:
+                        claim = claims.claim(Wanted(name, ("backend",), (name,), {}, {}))
+                    except NoAnswer as error:
+                        if error.unknown:
+                            unknown.append(name)
+                        continue
+                    won.append((name, claim.networks["backend"][0], claim.mark))
+
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for worker in workers:
+            worker.start()
+        for number in range(SAMPLES):
+            time.sleep(0.7)
+            victim = members[number % 3]
+            victim.signal(signal.SIGKILL)
+            time.sleep(0.7)
+            victim.start(members)
+        time.sleep(1)
+        over.set()
+        for worker in workers:
+            worker.join()
+        with Etcd(access) as engine:
+            claims = Claims(engine, "reader")
+            held = {name: claims.held(name) for name, _, _ in won}
+            places = engine.keys(Keys().addresses("backend"))
+            services = engine.keys(Keys().services)
+        assert len(won) > 20
+        for name, address, mark in won:
+            claim = held[name]
+            assert claim is not None and (claim.networks["backend"][0], claim.mark) == (
+                address,
+                mark,
+            )
+        assert len({address for _, address, _ in won}) == len(won)
+        # each claim has its address and each address its claim; what has no answer is one or the other
+        assert len(places) == len(services)
+        names = {key.rpartition("/")[2] for key in services}
+        assert {name for name, _, _ in won} <= names <= {name for name, _, _ in won} | set(unknown)

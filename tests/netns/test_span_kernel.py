@@ -1,0 +1,460 @@
+"""Test networks that span hosts on the real kernel, with a mirror that the test fills: no engine is there.
+
+Host c is the attacker: root, and itself a host of the cluster. Each attack first succeeds without the defence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import UNPRIVILEGED
+from damages import OF_SPANS
+from many_hosts import MTU, PORT, VNI, Host, Service, fill, network, underlay
+from quick_niso import Quick
+from services import BUSYBOX, CLIENT, ask, echo, on
+from wire import Ear, Link, Wire  # before scapy: it silences its warnings
+
+from scapy.layers.inet import IP, UDP, fragment  # isort: skip
+from scapy.layers.inet6 import (  # isort: skip
+    ICMPv6ND_NA,
+    ICMPv6ND_RA,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptUnknown,
+    IPv6,
+    IPv6ExtHdrFragment,
+    fragment6,
+)
+from scapy.layers.l2 import ARP, Dot1Q, Ether  # isort: skip
+from scapy.layers.vxlan import VXLAN  # isort: skip
+from scapy.packet import Raw  # isort: skip
+
+API = Service("api", "a", ("10.99.1.2", "fd00:99:1::2"))
+DB = Service("db", "b", ("10.99.1.3", "fd00:99:1::3"))
+EVIL = Service("evil", "c", ("10.99.1.4", "fd00:99:1::4"))
+SERVICES = [API, DB, EVIL]
+NOBODY = {4: "198.51.100.77", 6: "2001:db8:51::77"}
+EVERY, EVERY6 = "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"
+SECONDS = 3
+
+
+class World(NamedTuple):
+    family: int
+    a: Host
+    b: Host
+    c: Host
+
+    @property
+    def hosts(self) -> list[Host]:
+        return [self.a, self.b, self.c]
+
+    def fill(self, host: Host, services: list[Service], gone: tuple[str, ...] = ()) -> None:
+        fill(host, self.hosts, services, self.family, gone)
+
+
+@pytest.fixture(scope="module", params=[4, 6], ids=["over IPv4", "over IPv6"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """api on a, db on b, evil on c."""
+    with underlay("a", "b", "c") as hosts:
+        world = World(request.param, *hosts)
+        for host in hosts:
+            network(host)
+            world.fill(host, SERVICES)
+            for service in SERVICES:
+                if service.host == host.name:
+                    host.lab.niso("activate", echo(host.lab, service.name, network=on("backend")))
+            assert host.lab.niso("net", "check").stdout.startswith("OK"), host.name
+        yield world
+
+
+def reaches(host: Host, service: str, address: str) -> bool:
+    """Whether a service's ping to an address is answered."""
+    words = ("ping", "-c1", "-W1", address)
+    return host.lab.run(*words, netns=f"niso-{service}", check=False).returncode == 0
+
+
+def test_services_reach_one_another(world: World) -> None:
+    a = world.a.lab
+    inside = a.ip_json("address", "show", "eth0", netns="niso-api")[0]["addr_info"]
+    assert {each["local"] for each in inside} == set(API.addresses)
+    a.wait_for(lambda: ask(a, "10.99.1.3", 80, "niso-api") == "db 10.99.1.2", 10)
+    for address in DB.addresses:
+        full = str(MTU - (48 if ":" in address else 28))
+        a.run("ping", "-c1", "-W2", "-Mdo", "-s", full, address, netns="niso-api")
+    lines = a.path("/run/niso/hosts/backend/hosts").read_text().splitlines()
+    assert {(address, "db") for address in DB.addresses} <= {
+        (line.split()[0], line.split()[-1]) for line in lines if line
+    }
+    # what neither has asked for never leaves: no broadcast, no ARP, no neighbour discovery
+    heard = world.b.lab.run("nft", "list", "chain", "inet", "niso", "wire").stdout
+    assert "packets 0 " in heard
+
+
+def test_service_is_not_heard_once_its_claim_is_gone(world: World) -> None:
+    """As after a take-over: its own host sends on, believing that it has it."""
+    world.fill(world.b, [DB, EVIL])
+    assert not reaches(world.a, "api", DB.addresses[0])
+    assert "10.99.1.2" not in world.b.lab.path("/run/niso/hosts/backend/hosts").read_text()
+    # it is c's now, with the same address
+    world.fill(world.b, [DB, EVIL, API._replace(host="c")])
+    assert not reaches(world.a, "api", DB.addresses[0])
+    world.fill(world.b, SERVICES)
+    assert reaches(world.a, "api", DB.addresses[0])
+
+
+def test_names_of_a_host_that_is_gone_are_hidden_and_its_addresses_stay(world: World) -> None:
+    world.fill(world.b, SERVICES, gone=("a",))
+    assert "10.99.1.2" not in world.b.lab.path("/run/niso/hosts/backend/hosts").read_text()
+    assert reaches(world.a, "api", DB.addresses[0])
+    world.fill(world.b, SERVICES)
+
+
+# --- check and repair ---------------------------------------------------------------------------------------------
+
+NX = "nx-backend"
+DEVICE = "VXLAN device nx-backend"
+DAMAGES: list[tuple[tuple[str, ...], str, list[tuple[str, str]]]] = [
+    (("Vxlan missing",), f"ip link delete {NX}", [("missing", DEVICE)]),
+    (
+        ("Vxlan foreign", "Fdb foreign", "Peer foreign"),
+        "ip link add nx-stray type vxlan id 9 dstport 4798 && ip link set nx-stray alias {alias} &&"
+        f" bridge fdb add 02:00:00:00:00:01 dev {NX} self dst {{nobody}} &&"
+        f" bridge fdb add 00:00:00:00:00:00 dev {NX} self dst {{nobody}} permanent &&"
+        " ip neigh add 10.99.1.9 lladdr 02:00:00:00:00:01 dev niso-backend nud permanent",
+        [
+            ("foreign", "VXLAN device nx-stray"),
+            ("foreign", "forwarding entry 00:00:00:00:00:00 of VXLAN device nx-backend"),
+            ("foreign", "forwarding entry 02:00:00:00:00:01 of VXLAN device nx-backend"),
+            ("foreign", "neighbour entry 10.99.1.9 of bridge niso-backend"),
+        ],
+    ),
+    (
+        ("Vxlan.vni", "Vxlan.local", "Vxlan.port", "Vxlan.device"),
+        f"ip link delete {NX} && ip link add {NX} mtu 1430 type vxlan id 4099 local {{nobody}}"
+        f" dstport 4798 ttl 64 nolearning l2miss && ip link set {NX} master niso-backend"
+        f" alias {{alias}} up && sysctl -qw net.ipv6.conf.{NX}.disable_ipv6=1",
+        [("different", DEVICE)],
+    ),
+    (
+        ("Vxlan.mtu", "Vxlan.up", "Vxlan.drift"),
+        f"bridge link set dev {NX} flood on bcast_flood on neigh_suppress off &&"
+        f" ip link set {NX} mtu 1300 && ip link set {NX} down",
+        [("different", DEVICE)],
+    ),
+    (("Vxlan.bridge",), f"ip link set {NX} nomaster", [("different", DEVICE)]),
+    (
+        ("Fdb missing", "Fdb.host", "Peer missing", "Peer.mac"),
+        f"bridge fdb delete {API.mac} dev {NX} self && bridge fdb delete {API.mac} dev {NX} master"
+        f" && bridge fdb replace {EVIL.mac} dev {NX} self dst {{nobody}} permanent"
+        f" && ip neigh delete {API.addresses[1]} dev niso-backend && ip neigh replace"
+        f" {API.addresses[0]} lladdr 02:00:00:00:00:01 dev niso-backend nud permanent",
+        [
+            ("different", f"forwarding entry {EVIL.mac} of VXLAN device nx-backend"),
+            ("different", f"neighbour entry {API.addresses[0]} of bridge niso-backend"),
+            ("missing", f"forwarding entry {API.mac} of VXLAN device nx-backend"),
+            ("missing", f"neighbour entry {API.addresses[1]} of bridge niso-backend"),
+        ],
+    ),
+    (
+        ("Fdb.fixed",),
+        f"bridge fdb delete {API.mac} dev {NX} master",
+        [("different", f"forwarding entry {API.mac} of VXLAN device nx-backend")],
+    ),
+]
+
+
+def test_every_damage_is_found_and_repaired(world: World) -> None:
+    if world.family == 6:
+        pytest.skip("no different over IPv6")
+    lab = world.b.lab
+    quick = Quick(lab)
+    words = {
+        "alias": lab.ip_json("link", "show", NX)[0]["ifalias"],
+        "nobody": NOBODY[4],
+    }
+    wrong = {}
+    for cases, command, findings in DAMAGES:
+        lab.run("sh", "-c", command.format(**words))
+        shown = json.loads(quick.niso("net", "check", "--json")[1])
+        found = sorted((each["problem"], each["what"]) for each in shown)
+        quick.niso("net", "repair")
+        left = quick.niso("net", "check")[1]
+        if found != findings or not left.startswith("OK"):
+            wrong[cases] = (shown, left)
+    assert not wrong
+    assert reaches(world.a, "api", DB.addresses[0])
+    assert {case for cases, _, _ in DAMAGES for case in cases} == OF_SPANS
+
+
+# --- attacks from another host ------------------------------------------------------------------------------------
+
+
+class Shot(NamedTuple):
+    """An attack of c on db, which is on b. ``frames`` is of a mark and b's MACs and addresses."""
+
+    name: str
+    frames: Callable[[Aim, bytes], list[Any]]
+    receiver: str = "db"  # or "host": b's own program; or "client": behind b
+
+
+class Aim(NamedTuple):
+    """What c knows: how to reach b, and itself."""
+
+    family: int
+    b: Host
+    c: Host
+    bridge: str  # the MAC of b's bridge
+
+    def outer(self, source: str | None = None, target: str | None = None) -> Any:
+        source, target = (
+            source or self.c.address[self.family],
+            target or self.b.address[self.family],
+        )
+        head = Ether(src=self.c.mac, dst=self.b.mac)
+        return head / (
+            IPv6(src=source, dst=target) if self.family == 6 else IP(src=source, dst=target)
+        )
+
+    def wrapped(self, inner: Any, vni: int = VNI, **outer: str) -> Any:
+        """A frame in VXLAN, from c to b. Checksums of zero are what many devices send."""
+        return self.outer(**outer) / UDP(sport=40_000, dport=PORT) / VXLAN(vni=vni, flags=8) / inner
+
+    def frame(self, who: Service, mark: bytes, inner: int = 4, to: str = "", mac: str = "") -> Any:
+        """A datagram to db as that of a service, with its MAC."""
+        place = inner == 6
+        to = to or DB.addresses[place]
+        head = (
+            IPv6(src=who.addresses[place], dst=to)
+            if place
+            else IP(src=who.addresses[place], dst=to)
+        )
+        return Ether(src=who.mac, dst=mac or DB.mac) / head / UDP(sport=9, dport=9) / Raw(mark)
+
+
+def nested(aim: Aim, mark: bytes) -> list[Any]:
+    """As evil, through the wire, to b's own VXLAN device: the inner packet speaks for api."""
+    inner = aim.frame(API, mark)
+    head = (
+        IPv6(src=EVIL.addresses[1], dst="fd00:99:1::1")
+        if aim.family == 6
+        else IP(src=EVIL.addresses[0], dst="10.99.1.1")
+    )
+    to_host = Ether(src=EVIL.mac, dst=aim.bridge) / head
+    return [aim.wrapped(to_host / UDP(sport=9, dport=PORT) / VXLAN(vni=VNI, flags=8) / inner)]
+
+
+def fragments(aim: Aim, mark: bytes) -> list[Any]:
+    """api's datagram in fragments of the outer packet, the first with the UDP header alone."""
+    whole = aim.wrapped(aim.frame(API, mark))
+    if aim.family == 4:
+        parts = fragment(whole[IP], fragsize=8)
+        return [Ether(src=aim.c.mac, dst=aim.b.mac) / part for part in parts]
+    packet = whole[IPv6]
+    packet = IPv6(src=packet.src, dst=packet.dst) / IPv6ExtHdrFragment(id=7) / packet.payload
+    parts = fragment6(packet, 56)
+    return [Ether(src=aim.c.mac, dst=aim.b.mac) / part for part in parts]
+
+
+def arp(aim: Aim, mark: bytes) -> list[Any]:
+    lie = ARP(op=2, hwsrc=EVIL.mac, psrc=API.addresses[0], hwdst=DB.mac, pdst=DB.addresses[0])
+    return [aim.wrapped(Ether(src=EVIL.mac, dst=DB.mac, type=0x806) / lie / Raw(mark))]
+
+
+def neighbour(aim: Aim, mark: bytes) -> list[Any]:
+    note = ICMPv6NDOptUnknown(
+        type=200, data=mark + bytes(14 - len(mark) % 8 if len(mark) % 8 != 6 else 0)
+    )
+    lie = ICMPv6ND_NA(tgt=API.addresses[1], R=0, S=1, O=1) / ICMPv6NDOptDstLLAddr(lladdr=EVIL.mac)
+    head = IPv6(src=EVIL.addresses[1], dst=DB.addresses[1], hlim=255)
+    return [aim.wrapped(Ether(src=EVIL.mac, dst=DB.mac) / head / lie / note)]
+
+
+def router(aim: Aim, mark: bytes) -> list[Any]:
+    note = ICMPv6NDOptUnknown(
+        type=200, data=mark + bytes(14 - len(mark) % 8 if len(mark) % 8 != 6 else 0)
+    )
+    head = IPv6(src="fe80::66", dst="ff02::1", hlim=255)
+    return [aim.wrapped(Ether(src=EVIL.mac, dst=EVERY6) / head / ICMPv6ND_RA() / note)]
+
+
+def as_host(aim: Aim, mark: bytes) -> list[Any]:
+    """Forge the outer source: no host has it."""
+    return [aim.wrapped(aim.frame(API, mark), source=NOBODY[aim.family])]
+
+
+ATTACKS = [
+    Shot("another host's service", lambda aim, mark: [aim.wrapped(aim.frame(API, mark))]),
+    Shot("another host's service, IPv6", lambda aim, mark: [aim.wrapped(aim.frame(API, mark, 6))]),
+    Shot("b's own service", lambda aim, mark: [aim.wrapped(aim.frame(DB, mark))]),
+    Shot(
+        "its own MAC, another's address",
+        lambda aim, mark: [aim.wrapped(aim.frame(Service("evil", "c", API.addresses), mark))],
+    ),
+    Shot(
+        "an address that nobody has",
+        lambda aim, mark: [
+            aim.wrapped(aim.frame(EVIL._replace(addresses=("10.99.1.9", "fd00:99:1::9")), mark))
+        ],
+    ),
+    Shot("from an address of no host", as_host),
+    Shot("another VNI", lambda aim, mark: [aim.wrapped(aim.frame(EVIL, mark), vni=VNI + 1)]),
+    Shot("ARP", arp),
+    Shot("neighbour advertisement", neighbour),
+    Shot("router advertisement", router),
+    Shot(
+        "VLAN tag",
+        lambda aim, mark: [
+            aim.wrapped(
+                Ether(src=EVIL.mac, dst=DB.mac) / Dot1Q(vlan=0) / aim.frame(EVIL, mark).payload
+            )
+        ],
+    ),
+    Shot("broadcast", lambda aim, mark: [aim.wrapped(aim.frame(EVIL, mark, mac=EVERY))]),
+    Shot(
+        "to the host itself",
+        lambda aim, mark: [aim.wrapped(aim.frame(EVIL, mark, to="10.99.1.1", mac=aim.bridge))],
+        "host",
+    ),
+    Shot(
+        "to the host itself in a broadcast",
+        lambda aim, mark: [aim.wrapped(aim.frame(EVIL, mark, to="10.99.1.1", mac=EVERY))],
+        "host",
+    ),
+    Shot(
+        "by the host as a gateway",
+        lambda aim, mark: [aim.wrapped(aim.frame(EVIL, mark, to=CLIENT, mac=aim.bridge))],
+        "client",
+    ),
+    Shot("fragments", fragments),
+    Shot("nested", nested),
+]
+FOREIGN_VNI = "another VNI"
+
+
+class Range:
+    """Where the shots of a test are fired."""
+
+    def __init__(self, world: World, wires: list[Wire]) -> None:
+        self.world = world
+        self.b, self.c = wires
+        bridge = world.b.lab.ip_json("link", "show", "niso-backend")[0]["address"]
+        self.aim = Aim(world.family, world.b, world.c, bridge)
+        self.out = self.c.link(None, "under0")
+        self.receivers: dict[str, Link | Ear] = {
+            "db": self.b.link("niso-db", "eth0"),
+            "host": Ear(self.b, "0.0.0.0", 9),
+            "client": self.b.link("client", "eth0"),
+        }
+        self.numbers = itertools.count(1)
+
+    def fire(self, shot: Shot) -> tuple[bytes, Link | Ear]:
+        mark = b"attack-%07d" % next(self.numbers)
+        for frame in shot.frames(self.aim, mark):
+            self.out.send(frame)
+        return mark, self.receivers[shot.receiver]
+
+    @staticmethod
+    def arrives(mark: bytes, receiver: Link | Ear, seconds: float = SECONDS) -> bool:
+        end = time.monotonic() + seconds
+        while not receiver.saw(mark):
+            if (left := end - time.monotonic()) <= 0:
+                return False
+            select.select([receiver], [], [], left)
+        return True
+
+    def honest(self) -> bool:
+        """Whether db sees what evil may send it: what comes later than an attack shows that it is over."""
+        shot = Shot("honest", lambda aim, mark: [aim.wrapped(aim.frame(EVIL, mark))])
+        return self.arrives(*self.fire(shot))
+
+
+@contextlib.contextmanager
+def defenceless(world: World) -> Iterator[None]:
+    """b without niso's tables, and a VXLAN device of another network on its bridge too."""
+    lab = world.b.lab
+    lab.run("nft", "destroy", "table", "inet", "niso")
+    lab.run("nft", "destroy", "table", "bridge", "niso")
+    lab.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.under0.rp_filter=0")
+    words = f"id {VNI + 1} local {world.b.address[world.family]} dstport {PORT} nolearning"
+    lab.run("ip", "link", "add", "other", "type", "vxlan", *words.split())
+    lab.run("ip", "link", "set", "other", "master", "niso-backend", "up")
+    try:
+        yield
+    finally:
+        lab.run("ip", "link", "delete", "other")
+        lab.niso("net", "repair")
+        lab.run("ip", "neigh", "flush", "all", netns="niso-db")
+
+
+def test_another_host_cannot_speak_for_others(world: World) -> None:
+    with Wire(world.b.lab) as b, Wire(world.c.lab) as c:
+        field = Range(world, [b, c])
+        with defenceless(world):
+            silent = [shot.name for shot in ATTACKS if not field.arrives(*field.fire(shot))]
+        assert not silent, "these show nothing: they do not arrive without the rules either"
+        assert field.honest()
+        marks = [(shot, *field.fire(shot)) for shot in ATTACKS]
+        assert field.honest()
+        assert [shot.name for shot, mark, receiver in marks if receiver.saw(mark)] == []
+        # once more by the wire's rule alone: what it lets through, the bridge's table would stop
+        world.b.lab.run("nft", "destroy", "table", "bridge", "niso")
+        world.b.lab.run("nft", "flush", "chain", "inet", "niso", "from_bridge")
+        assert field.honest()
+        marks = [(shot, *field.fire(shot)) for shot in ATTACKS]
+        assert field.honest()
+        assert [shot.name for shot, mark, receiver in marks if receiver.saw(mark)] == [
+            "neighbour advertisement"
+        ]
+        world.b.lab.niso("net", "repair")
+
+
+# --- attacks of users and services of a host -----------------------------------------------------------------------
+
+SENDER = """\
+import socket, sys
+family, address, port, data = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), bytes.fromhex(sys.argv[4])
+socket.socket(family, socket.SOCK_DGRAM).sendto(data, (address, port))
+"""
+
+
+@pytest.mark.parametrize("who", ["user", "service"])
+def test_nobody_writes_what_the_host_would_wrap(world: World, who: str) -> None:
+    """From c, whose address is the outer source by itself or by masquerading, as evil to db; to b's lo too."""
+    if who == "service" and world.family == 6:
+        pytest.skip("a service's packets to an address outside are IPv4 ones in this lab")
+    address = world.b.address[world.family]
+    lab = world.c.lab
+
+    def send(to: Host, target: str, mark: bytes) -> None:
+        frame = Ether(src=EVIL.mac, dst=DB.mac) / IP(src=EVIL.addresses[0], dst=DB.addresses[0])
+        data = bytes(VXLAN(vni=VNI, flags=8) / frame / UDP(sport=9, dport=9) / Raw(mark))
+        kind = socket.AF_INET6 if ":" in target else socket.AF_INET
+        words = ("python3", "-ISc", SENDER, str(int(kind)), target, str(PORT), data.hex())
+        if who == "service" and to is world.c:
+            to.lab.run(*words, netns="niso-evil", check=False)
+        else:
+            to.lab.run(*UNPRIVILEGED, *words, check=False)
+
+    with Wire(world.b.lab) as b:
+        db = b.link("niso-db", "eth0")
+        send(world.c, address, b"with-the-rule")
+        rules = lab.run("nft", "-a", "list", "chain", "inet", "niso", "kept").stdout
+        handle = next(line for line in rules.splitlines() if "@vxlans" in line).rpartition(" ")[2]
+        assert "packets 0" not in rules.splitlines()[3]
+        lab.run("nft", "delete", "rule", "inet", "niso", "kept", "handle", handle)
+        send(world.c, address, b"without-the-rule")
+        assert Range.arrives(b"without-the-rule", db)
+        assert not db.saw(b"with-the-rule")
+        lab.niso("net", "repair")
+        # and on b itself, by lo
+        own = "::1" if world.family == 6 else "127.0.0.1"
+        send(world.b, own, b"by-lo")
+        assert not Range.arrives(b"by-lo", db, 0.3)
+    assert BUSYBOX

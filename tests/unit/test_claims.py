@@ -1,0 +1,280 @@
+"""Test claims and membership on the fake engine: who gets what, races, and requests without an answer."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from niso.base.errors import Conflict, NotFound
+from niso.cluster.claims import Claims, Wanted
+from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.keys import Keys, decode
+from niso.cluster.membership import FIRST_VNI, Host, Membership, Spec
+from niso.cluster.requests import NoAnswer
+
+KEYS = Keys()
+BACKEND = Spec("backend", 0, 1430, (("10.99.1.0/24", "10.99.1.1"), ("fd00:1::/64", "fd00:1::1")))
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """With hosts a, b and c, of which c does not live, and a network."""
+    engine = FakeEngine()
+    cluster = Membership(engine)
+    cluster.make()
+    for number, name in enumerate("abc", 1):
+        cluster.join(Host(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
+    for name in "ab":
+        assert cluster.live(name, f"id-{name}", engine.grant(10), "boot")
+    cluster.create_network(BACKEND)
+    return engine
+
+
+def wanted(name: str, *networks: str, **more: dict[str, tuple[str, ...]]) -> Wanted:
+    fields: dict[str, dict[str, tuple[str, ...]]] = {"requested": {}, "preferred": {}, **more}
+    return Wanted(name, networks or ("backend",), (name,), **fields)
+
+
+def addresses(engine: FakeEngine) -> dict[str, str]:
+    """Who has each address of backend, by the engine's keys alone."""
+    prefix = KEYS.addresses("backend")
+    return {
+        item.key.removeprefix(prefix): decode(item.value, item.key)["service"]
+        for item in engine.get(prefix).items
+    }
+
+
+def test_claim_has_addresses_and_names_that_nobody_else_gets(engine: FakeEngine) -> None:
+    one = Claims(engine, "a").claim(wanted("api"))
+    other = Claims(engine, "b").claim(wanted("db"))
+    assert one.networks == {"backend": ("10.99.1.2", "fd00:1::2")}
+    assert other.networks == {"backend": ("10.99.1.3", "fd00:1::3")}
+    assert (one.host, one.gen, one.names) == ("a", 1, ("api",))
+    assert Claims(engine, "b").held("api") == one
+    taken = Wanted("evil", ("backend",), ("evil", "api"), {}, {})
+    with pytest.raises(Conflict, match="name api on network 'backend' belongs to 'api'"):
+        Claims(engine, "b").claim(taken)
+    asked = wanted("evil", requested={"backend": ("10.99.1.2",)})
+    with pytest.raises(Conflict, match=r"address 10\.99\.1\.2 .* belongs to 'api'"):
+        Claims(engine, "b").claim(asked)
+    with pytest.raises(NotFound, match="no network 'front'"):
+        Claims(engine, "b").claim(wanted("evil", "front"))
+    assert set(addresses(engine).values()) == {"api", "db"}
+
+
+def test_claim_that_is_wanted_again_is_the_same(engine: FakeEngine) -> None:
+    claims = Claims(engine, "a")
+    first = claims.claim(wanted("api"))
+    before = engine.newest(KEYS.prefix)
+    assert claims.claim(wanted("api")) == first
+    assert engine.newest(KEYS.prefix) == before
+
+
+def test_changed_claim_keeps_what_stays_and_gives_up_the_rest(engine: FakeEngine) -> None:
+    claims = Claims(engine, "a")
+    first = claims.claim(Wanted("api", ("backend",), ("web", "api"), {}, {}))
+    assert claims.publish("api", first.mark, up=True)
+    asked = wanted("api", requested={"backend": ("10.99.1.9",)})
+    second = claims.claim(asked)
+    assert second.networks == {"backend": ("10.99.1.9", "fd00:1::2")}
+    assert second.gen == 2 and second.mark != first.mark
+    assert addresses(engine) == {"10.99.1.9": "api", "fd00:1::2": "api"}
+    assert engine.keys(f"{KEYS.network('backend')}n/") == [KEYS.name("backend", "api")]
+    # the address that it had is up still, the new one is not yet
+    ups = {i.key: decode(i.value, i.key)["up"] for i in engine.get(KEYS.addresses("backend")).items}
+    assert sorted(ups.values()) == [False, True]
+
+
+def test_preferred_address_is_taken_if_it_is_free(engine: FakeEngine) -> None:
+    claims = Claims(engine, "a")
+    claims.claim(wanted("api", preferred={"backend": ("10.99.1.7", "fd00:1::7")}))
+    claims.claim(wanted("db", preferred={"backend": ("10.99.1.7",)}))
+    assert addresses(engine)["10.99.1.7"] == "api"
+    assert addresses(engine)["10.99.1.2"] == "db"
+
+
+def test_full_network_says_so(engine: FakeEngine) -> None:
+    Membership(engine).create_network(Spec("tiny", 0, 1430, (("10.99.9.0/30", "10.99.9.1"),)))
+    claims = Claims(engine, "a")
+    claims.claim(wanted("api", "tiny"))
+    with pytest.raises(Conflict, match=r"10\.99\.9\.0/30.* has no free address"):
+        claims.claim(wanted("db", "tiny"))
+
+
+def test_service_of_a_host_that_lives_is_not_taken(engine: FakeEngine) -> None:
+    mine = Claims(engine, "a").claim(wanted("api"))
+    for take in (False, True):
+        with pytest.raises(Conflict, match="api is on a, which is alive"):
+            Claims(engine, "b").claim(wanted("api"), take=take)
+    lost = Claims(engine, "c").claim(wanted("web"))
+    with pytest.raises(Conflict, match="web is on c, which does not answer") as raised:
+        Claims(engine, "b").claim(wanted("web"))
+    assert "--take" in (raised.value.hint or "")
+    taken = Claims(engine, "b").claim(wanted("web"), take=True)
+    assert (taken.host, taken.gen, taken.networks) == ("b", 2, lost.networks)
+    # who has lost it changes nothing any more, by his own record
+    behind = Claims(engine, "c")
+    assert not behind.publish("web", lost.mark, up=True)
+    assert not behind.release("web", lost.mark)
+    assert Claims(engine, "b").held("web") == taken
+    assert Claims(engine, "a").held("api") == mine
+
+
+def test_host_that_comes_back_in_the_last_moment_keeps_its_service(engine: FakeEngine) -> None:
+    lost = Claims(engine, "c").claim(wanted("web"))
+    commit = engine.commit
+
+    def back_first(txn):
+        engine.commit = commit
+        assert Membership(engine).live("c", "id-c", engine.grant(10), "boot")
+        return commit(txn)
+
+    engine.commit = back_first
+    with pytest.raises(Conflict, match="web is on c, which is alive"):
+        Claims(engine, "b").claim(wanted("web"), take=True)
+    assert Claims(engine, "c").held("web") == lost
+
+
+def test_up_and_down_are_said_with_the_address(engine: FakeEngine) -> None:
+    claims = Claims(engine, "a")
+    mine = claims.claim(wanted("api"))
+    key = KEYS.address("backend", "10.99.1.2")
+    for up in (True, False, True):
+        assert claims.publish("api", mine.mark, up)
+        value = decode(engine.get(key, one=True).items[0].value, key)
+        assert value == {"service": "api", "host": "a", "gen": 1, "names": ["api"], "up": up}
+    assert not claims.publish("api", "another mark", up=False)
+    assert claims.release("api", mine.mark)
+    assert engine.keys(KEYS.services) == [] and addresses(engine) == {}
+    assert not claims.release("api", mine.mark)
+
+
+@pytest.mark.parametrize("lost", [["there"], ["back"], ["there", "back"], ["back", "there"] * 3])
+def test_request_without_an_answer_is_settled(engine: FakeEngine, lost: list[str]) -> None:
+    claims = Claims(engine, "a")
+    engine.lose = list(lost)
+    mine = claims.claim(wanted("api"))
+    assert claims.held("api") == mine
+    assert set(addresses(engine)) == {"10.99.1.2", "fd00:1::2"}
+    engine.lose = list(lost)
+    assert claims.publish("api", mine.mark, up=True)
+    engine.lose = list(lost)
+    assert claims.release("api", mine.mark)
+    assert engine.keys(KEYS.services) == [] and addresses(engine) == {}
+
+
+def test_outcome_that_nobody_tells_is_unknown_and_no_other(engine: FakeEngine) -> None:
+    claims = Claims(engine, "a")
+    engine.lose = ["back"]
+    commit = engine.commit
+
+    def then_down(txn):
+        try:
+            return commit(txn)
+        finally:
+            engine.down = True
+
+    engine.commit = then_down
+    with pytest.raises(NoAnswer) as raised:
+        claims.claim(wanted("api"))
+    assert raised.value.unknown
+    engine.down, engine.commit = True, commit
+    with pytest.raises(NoAnswer) as raised:
+        claims.claim(wanted("db"))
+    assert not raised.value.unknown, "nothing was sent"
+
+
+def test_claims_at_once_are_all_different(engine: FakeEngine) -> None:
+    def one(number: int) -> str:
+        mine = Claims(engine, "abc"[number % 3]).claim(wanted(f"s{number}"))
+        return mine.networks["backend"][0]
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(one, range(64)))
+    assert len(set(found)) == 64
+    held = addresses(engine)
+    assert {held[address] for address in found} == {f"s{number}" for number in range(64)}
+
+
+# --- the cluster itself ---------------------------------------------------------------------------------------------
+
+
+def test_cluster_is_made_once() -> None:
+    engine = FakeEngine()
+    engine.lose = ["back"]
+    made = Membership(engine).make()
+    assert Membership(engine).cluster() == made
+    with pytest.raises(Conflict, match=f"has a cluster already: {made.identity}"):
+        Membership(engine).make()
+    assert Membership(FakeEngine()).cluster() is None
+
+
+def test_hosts_are_known_by_name_id_and_address(engine: FakeEngine) -> None:
+    cluster = Membership(engine)
+    assert [(h.name, h.alive) for h in cluster.hosts()] == [("a", True), ("b", True), ("c", False)]
+    for wrong in (
+        Host("a", "id-other", "198.51.100.9", 1500, False),
+        Host("d", "id-a", "198.51.100.9", 1500, False),
+        Host("d", "id-d", "198.51.100.1", 1500, False),
+    ):
+        with pytest.raises(Conflict):
+            cluster.join(wrong)
+    engine.lose = ["back", "there"]
+    cluster.join(Host("a", "id-a", "198.51.100.11", 9000, False))
+    assert cluster.hosts()[0][:4] == ("a", "id-a", "198.51.100.11", 9000)
+    assert not cluster.live("a", "id-other", engine.grant(10), "boot")
+
+
+def test_host_that_is_lost_is_forgotten_with_its_claims(engine: FakeEngine) -> None:
+    cluster = Membership(engine)
+    Claims(engine, "a").claim(wanted("api"))
+    Claims(engine, "c").claim(wanted("web"))
+    with pytest.raises(Conflict, match="host a is alive"):
+        cluster.forget("a")
+    with pytest.raises(NotFound):
+        cluster.forget("d")
+    engine.lose = ["back"]
+    assert cluster.forget("c") == ["web"]
+    assert [host.name for host in cluster.hosts()] == ["a", "b"]
+    assert set(addresses(engine).values()) == {"api"}
+
+
+def test_networks_do_not_overlap_and_each_has_its_number(engine: FakeEngine) -> None:
+    cluster = Membership(engine)
+    engine.lose = ["back"]
+    front = cluster.create_network(Spec("front", 0, 1430, (("10.99.2.0/24", "10.99.2.1"),)))
+    assert [spec.vni for spec in cluster.networks()] == [FIRST_VNI, FIRST_VNI + 1]
+    assert cluster.create_network(front._replace(vni=0)) == front
+    with pytest.raises(Conflict, match="differs"):
+        cluster.create_network(front._replace(mtu=9000))
+    inside = Spec("other", 0, 1430, (("10.99.1.128/25", "10.99.1.129"),))
+    with pytest.raises(Conflict, match=r"overlaps 10\.99\.1\.0/24 of network 'backend'"):
+        cluster.create_network(inside)
+    mine = Claims(engine, "a").claim(wanted("api"))
+    with pytest.raises(Conflict, match="has 2 addresses in use"):
+        cluster.remove_network("backend")
+    Claims(engine, "a").release("api", mine.mark)
+    engine.lose = ["there", "back"]
+    cluster.remove_network("backend")
+    assert cluster.networks() == [front]
+    assert engine.keys(KEYS.network("backend")) == []
+    numbers = itertools.count(FIRST_VNI)
+    assert cluster.create_network(BACKEND).vni == next(numbers)
+
+
+def test_value_that_another_program_wrote_is_named(engine: FakeEngine) -> None:
+    from niso.base.errors import Error
+    from niso.cluster.requests import Put, Txn
+
+    for value in (
+        "",
+        "[]",
+        "{",
+        '{"host": "a"}',
+        '{"host":"a","gen":1,"claim":"x","networks":[],"names":[]}',
+    ):
+        engine.commit(Txn((), (Put(KEYS.service("bad"), value),)))
+        with pytest.raises(Error, match="svc/bad has no valid value"):
+            Claims(engine, "a").held("bad")

@@ -1,0 +1,218 @@
+"""Test the plugins of engines on a kernel in memory: the forms of their calls, and calls in no form."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_world import World
+
+from niso.engines import cni, netavark, plugin
+
+NETNS = "/run/netns/netns-1"
+NETWORK = {
+    "name": "backend",
+    "id": "2f3a",
+    "driver": "niso",
+    "created": "0001-01-01T00:00:00Z",
+    "network_interface": "",
+    "subnets": None,
+    "ipv6_enabled": False,
+    "internal": False,
+    "dns_enabled": True,
+    "network_dns_servers": None,
+    "routes": None,
+    "labels": {"team": "a"},
+    "options": None,
+    "ipam_options": None,
+}
+SETUP = {
+    "container_id": "b186d057f65e",
+    "container_name": "c_web_1",
+    "port_mappings": [
+        {
+            "container_port": 9000,
+            "host_ip": "127.0.0.1",
+            "host_port": 9000,
+            "protocol": "udp",
+            "range": 3,
+        }
+    ],
+    "network": NETWORK,
+    "network_options": {
+        "aliases": ["web", "b186d057f65e", "c_web_1"],
+        "interface_name": "net7",
+        "static_ips": None,
+        "static_mac": "aa:00:00:00:00:01",
+        "options": {"allow_from": "10.0.0.0/8:80 api"},
+    },
+}
+CONFIG = {
+    "cniVersion": "1.0.0",
+    "name": "pods",
+    "type": "niso-cni",
+    "subnets": ["10.99.64.0/24"],
+    "policy": {"egress_deny": ["10.1.0.0/16"]},
+    "runtimeConfig": {
+        "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}],
+        "mac": "02:00:00:00:00:01",
+        "ips": ["10.99.64.9/24"],
+        "io.kubernetes.cri.pod-annotations": {
+            "niso.io/allow-from": "api",
+            "niso.io/aliases": "www",
+        },
+    },
+}
+
+Run = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with World(tmp_path) as made:
+        monkeypatch.setattr(plugin, "machine", lambda: made.machine)
+        made.kernel.begin_engine(NETNS)
+        yield made
+
+
+@pytest.fixture
+def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a plugin with words or variables and a JSON value; return its status and answer."""
+
+    class Ended(Exception):
+        pass
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    def call(main: Callable[[], None], given: object, *words: str, **env: str) -> tuple[int, Any]:
+        text = given if isinstance(given, str) else json.dumps(given)
+        out = io.StringIO()
+        monkeypatch.setattr(os, "_exit", end)
+        monkeypatch.setattr(sys, "argv", ["niso", *words])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        monkeypatch.setattr(sys, "stdout", out)
+        for name in ("COMMAND", "CONTAINERID", "NETNS", "IFNAME", "ARGS"):
+            monkeypatch.delenv(f"CNI_{name}", raising=False)
+        for name, value in env.items():
+            monkeypatch.setenv(f"CNI_{name}", value)
+        with pytest.raises(Ended) as ended:
+            main()
+        answer = out.getvalue()
+        return ended.value.args[0], json.loads(answer) if answer else None
+
+    return call
+
+
+POD = {"CONTAINERID": "c1", "NETNS": NETNS, "IFNAME": "eth0"}
+
+
+def test_podman_creates_sets_up_and_tears_down(world: World, run: Run) -> None:
+    status, made = run(netavark.main, NETWORK, "create")
+    assert status == 0
+    assert made["subnets"] == [{"subnet": "10.99.1.0/24", "gateway": "10.99.1.1"}]
+    assert (made["network_interface"], made["ipam_options"]) == ("niso-backend", {"driver": "none"})
+    assert made["dns_enabled"] is False and made["labels"] == {"team": "a"}
+    setup = SETUP | {"network": made}
+    status, answer = run(netavark.main, setup, "setup", NETNS)
+    assert (status, answer) == (
+        0,
+        {
+            "dns_search_domains": [],
+            "dns_server_ips": [],
+            "interfaces": {
+                "net7": {
+                    "mac_address": "aa:00:00:00:00:01",
+                    "subnets": [{"ipnet": "10.99.1.2/24", "gateway": "10.99.1.1"}],
+                }
+            },
+        },
+    )
+    (attached,) = world.store.attachments.all("podman", "b186d057f65e")
+    assert attached.service.startswith("c-web-1-") and attached.given == "c_web_1"
+    assert world.store.names(attached.service) == (attached.service, "web", "b186d057f65e")
+    assert world.ports(attached.service) == ["127.0.0.1:9000-9002:9000-9002/udp"]
+    assert run(netavark.main, setup, "setup", NETNS) == (0, answer)
+    world.assert_whole()
+    for _ in range(2):
+        assert run(netavark.main, setup, "teardown", NETNS) == (0, None)
+    assert world.store.services() == []
+    world.assert_whole()
+
+
+def test_cni_adds_and_deletes(world: World, run: Run) -> None:
+    status, answer = run(cni.main, CONFIG, COMMAND="ADD", **POD)
+    assert status == 0, answer
+    assert answer["ips"] == [{"address": "10.99.64.9/24", "gateway": "10.99.64.1", "interface": 2}]
+    assert answer["interfaces"][2] == {"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": NETNS}
+    assert answer["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.99.64.1"}]
+    assert run(cni.main, CONFIG, COMMAND="ADD", **POD) == (0, answer)
+    policy = world.store.policy("c1")
+    assert policy is not None and [e.key for e in policy.entries()] == [
+        "niso.io/allow_from[0]",
+        "policy.egress_deny[0]",
+    ]
+    world.assert_whole()
+    assert run(cni.main, CONFIG, COMMAND="DEL", **(POD | {"NETNS": ""})) == (0, None)
+    assert world.store.services() == []
+    world.assert_whole()
+
+
+def broken(value: Any) -> Iterator[Any]:
+    """Copies of a JSON value, in each of which one part is of a wrong kind or hostile."""
+    for hostile in (None, 7, "x", [], {}, ["x"], {"x": "y"}, "../../etc", "\u0000", -1, 1 << 70):
+        if type(hostile) is not type(value) or hostile not in (value, None):
+            yield hostile
+    parts = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, part in parts:
+        for other in broken(part):
+            whole = copy.copy(value)
+            whole[key] = other
+            yield whole
+
+
+@pytest.mark.parametrize("command", ["create", "setup", "ADD"])
+def test_calls_in_no_form_are_answered_and_leave_nothing_half_done(
+    world: World, run: Run, command: str
+) -> None:
+    given = {"create": NETWORK, "setup": SETUP, "ADD": CONFIG}[command]
+    for each in broken(given):
+        if command == "ADD":
+            status, answer = run(cni.main, each, COMMAND="ADD", **POD)
+            assert status == 0 or (answer["code"] > 0 and answer["msg"]), each
+        else:
+            words = [command] if command == "create" else [command, NETNS]
+            status, answer = run(netavark.main, each, *words)
+            assert status == 0 or answer["error"].startswith("niso: "), each
+        for attached in world.store.attachments.all():
+            plugin.take_off(world.machine, attached, lambda link: True)
+    world.assert_whole()
+    for text in ("", "{", "\u0000", "[" * 100_000, "[]"):
+        assert run(netavark.main, text, "setup", NETNS)[0] == 1
+        assert run(cni.main, text, COMMAND="ADD", **POD)[0] == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["web", "c_web_1", "Web", "1a", "", "host", "ip6-x", "x" * 100, "a.b", "ä", "-", "\udc80"],
+)
+def test_names_of_engines_become_names_of_services(text: str) -> None:
+    from niso.manifest.values import service_name
+
+    name = plugin.label(text)
+    assert service_name(name, "") == name
+    assert (name == text) == (text == "web")
+    assert name != plugin.label(f"{text}_")

@@ -1,0 +1,151 @@
+"""Test pictures of who talks to whom: Mermaid and dot."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_worlds import HOST, OUTSIDE, known, network, policy, world
+from samples import samples
+
+from niso.kernel.sensor import Recorded
+from niso.manifest import stack_file
+from niso.plan.records import Port
+from niso.see import graph, seen, stack_world
+
+ROOT = Path(__file__).resolve().parents[2]
+BACK, EDGE = network("back", "10.99.1.0/24"), network("edge", "10.99.2.0/24")
+WORLD = world(
+    [
+        known("db", {"back": ["10.99.1.2"]}, policy(["api:80"], ["api:81", "web"])),
+        known(
+            "api",
+            {"back": ["10.99.1.3"], "edge": ["10.99.2.3"]},
+            policy(allow=["db", "10.0.0.0/8:53/udp", "198.51.100.0/24:443"]),
+        ),
+        known("web", {"edge": ["10.99.2.2"]}, policy(), Port("", 8080, 80, "tcp")),
+        known("bad", {"back": ["10.99.1.9"]}, active=False),
+    ],
+    [BACK, EDGE],
+    [HOST],
+)
+
+
+def row(source: str, to: str, port: int, proto: str = "tcp") -> Recorded:
+    return Recorded(source, to, proto, port, 1, 60, 1.0)
+
+
+def test_traffic_as_mermaid() -> None:
+    passed = [row("10.99.1.3", "10.99.1.2", 80), row("10.99.1.3", "10.99.1.2", 53, "udp")]
+    passed += [row(OUTSIDE, "10.99.2.2", 80), row("127.0.0.1", "10.99.2.2", 80)]
+    memory = seen.Memory(tuple(passed), (row("10.99.1.9", "10.99.1.2", 80),), ())
+    flows = seen.joined(WORLD, memory)
+    assert (
+        graph.mermaid(graph.of_traffic(WORLD, flows, None))
+        == """\
+flowchart LR
+  subgraph g0["back 10.99.1.0/24"]
+    n_bad["bad<br>10.99.1.9<br>inactive"]
+    n_db["db<br>10.99.1.2"]
+  end
+  subgraph g1["back 10.99.1.0/24 #43; edge 10.99.2.0/24"]
+    n_api["api<br>10.99.1.3<br>10.99.2.3"]
+  end
+  subgraph g2["edge 10.99.2.0/24"]
+    n_web["web<br>10.99.2.2"]
+  end
+  x_o1(["192.0.2.2"])
+  x_host(["host"])
+  x_o1 -- ":80" --> n_web
+  n_api -- ":53/udp, :80" --> n_db
+  n_bad -. ":80 denied" .-x n_db
+  x_host -- ":80" --> n_web
+  linkStyle 2 stroke:#c62f2b,color:#c62f2b
+"""
+    )
+    only = graph.of_traffic(WORLD, flows, frozenset(["web"]))
+    assert [node.lines[0] for each in only.groups for node in each.nodes] == ["web"]
+    many = [row(f"198.51.100.{i}", "10.99.2.2", 80 + i) for i in range(9)]
+    folded = graph.of_traffic(WORLD, seen.joined(WORLD, seen.Memory(tuple(many), (), ())), None)
+    assert [node.lines for node in folded.others] == [("outside",)]
+    assert [e.label for e in folded.edges] == [":80, :81, :82, :83, :84, 4 more"]
+
+
+def test_what_policies_allow_is_what_the_engine_says() -> None:
+    drawn = graph.of_policies(WORLD, None, False)
+    names = {n.id: n.lines[0] for g in drawn.groups for n in g.nodes}
+    names |= {n.id: n.lines[0] for n in drawn.others}
+    assert {(names[e.source], names[e.target], e.label) for e in drawn.edges} == {
+        ("api", "db", ":80"),
+        ("api", "db", ":81 denied"),
+        ("api", "db", "* denied"),  # api may go to db with everything, and db takes port 80 alone
+        ("api", "198.51.100.0/24", ":443"),
+        ("api", "10.0.0.0/8", ":53/udp"),
+        ("api", "web", ":53/udp"),
+        ("api", "bad", ":53/udp"),
+        ("api", "db", ":53/udp denied"),
+        ("outside", "web", "8080→80"),
+    }
+
+
+def test_picture_of_a_stack_depends_on_its_files_alone_and_is_in_the_readme() -> None:
+    """What `niso net graph --declared --stack examples/shop` prints; run it again after a change of the shop."""
+    stack = stack_file.load(str(ROOT / "examples/shop"), lambda *_: ())
+    text = graph.mermaid(graph.of_policies(stack_world.declared(stack), None, False))
+    page = (ROOT / "examples/shop/README.md").read_text()
+    assert f"```mermaid\n{text}```\n" in page
+    assert 'n_api -- ":5432/tcp" --> n_postgres' in text
+
+
+HOSTILE = st.text(min_size=1, max_size=12) | st.sampled_from(
+    [
+        '"]; click n_a "javascript:alert(1)"',
+        "</script><b>",
+        '\\" ]',
+        "end",
+        "%%{init}%%",
+        "&quot;",
+        "a\nb",
+        "\x1b[2J",
+    ]
+)
+
+
+@settings(max_examples=samples(200, 2000), deadline=None)
+@given(st.lists(HOSTILE, min_size=2, max_size=4, unique=True))
+def test_names_cannot_be_syntax(names: list[str]) -> None:
+    """Names are validated long before. If they were not, a picture would still show them as text alone."""
+    services = [known(name, {"back": [f"10.99.1.{i + 2}"]}) for i, name in enumerate(names)]
+    there = world(services, [BACK._replace(name=names[0])], [HOST])
+    there = there._replace(networks={"back": BACK._replace(name=names[0])})
+    flows = seen.joined(there, seen.Memory((row("10.99.1.2", "10.99.1.3", 80),), (), ()))
+    picture = graph.of_traffic(there, flows, None)
+    ids = [node.id for group in picture.groups for node in group.nodes]
+    assert len(set(ids)) == len(names)
+    quoted = r'"[^"\n]*"'
+    plain = rf"(flowchart LR|end|subgraph g\d+\[{quoted}\]|\w+\[{quoted}\]|\w+ -- {quoted} --> \w+)"
+    for line in graph.mermaid(picture).splitlines():
+        assert re.fullmatch(rf" *{plain}", line), line
+    for text in (graph.mermaid(picture), graph.dot(picture)):
+        strings = "".join(re.findall(quoted, text)).replace("<br>", "").replace("\\n", "")
+        assert text.isascii() or "→" in text or all(ord(c) < 128 for c in strings)
+        assert not set(strings) & set("<>\\'`;[]{}") - {";"}
+
+
+@pytest.mark.skipif(not shutil.which("dot"), reason="Graphviz is not installed")
+@pytest.mark.parametrize("format_", ["svg", "png"])
+def test_graphviz_draws_it(format_: str) -> None:
+    hostile = known('x"];\n<b>&amp;', {"back": ["10.99.1.7"]})
+    there = WORLD._replace(services={**WORLD.services, hostile.name: hostile})
+    flows = seen.joined(there, seen.Memory((row("10.99.1.7", "10.99.1.2", 80),), (), ()))
+    text = graph.dot(graph.of_traffic(there, flows, None))
+    done = subprocess.run(
+        ["dot", f"-T{format_}"], input=text.encode(), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert format_ == "png" or b"<b>" not in done.stdout
