@@ -66,7 +66,17 @@ def _plain(value: object, count: list[int]) -> Any:
     if count[0] > MAX_VALUES:
         raise OverflowError
     if isinstance(value, dict):
-        return {str(key): _plain(item, count) for key, item in value.items()}
+        return {_text(key): _plain(item, count) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(item, count) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else _text(value)
+
+
+def _text(value: object) -> str:
+    r"""Return a value as text in which pairs of surrogates (``\ud83d\ude00``) are one character."""
+    text = str(value)
+    return (
+        text
+        if text.isascii()
+        else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    )
