@@ -85,6 +85,8 @@ def test_attached_namespace_is_reached_as_a_service_and_the_rest_of_it_stays(blu
     assert link["address"] == "02:00:00:00:00:07" and link["operstate"] == "UP"
     assert [each["local"] for each in link["addr_info"]] == ["10.99.1.4"]
     assert blue.run("readlink", "/run/netns/niso-box").stdout == "/run/netns/blue\n"
+    limits = blue.run("nft", "-s", "list", "set", "bridge", "niso", "fragments").stdout
+    assert 'rate over 40/second burst 200 packets comment "box"' in limits
     # packets, and who may send them
     assert answer(blue, "10.99.1.4", 80, "niso-api") == "box 10.99.1.3"[:4] + "10.99.1.2"
     assert ask(blue, "10.99.1.4", 80, "niso-web") == ""
