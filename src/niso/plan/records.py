@@ -189,6 +189,8 @@ class Limits(NamedTuple):
 
 LIMITS = Limits(1000, 0, 100)
 """The limits of a service that an older niso activated."""
+ATTACHED_LIMITS = LIMITS._replace(fragments=40)
+"""Those of an attachment: it may have any capability."""
 
 
 class Service(NamedTuple):

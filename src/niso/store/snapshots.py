@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from niso.base.lite_typing import NamedTuple
 from niso.plan.records import (
+    ATTACHED_LIMITS,
     LIMITS,
     Endpoint,
     Limits,
@@ -212,7 +213,7 @@ class SnapshotRows(PortRows, PolicyRows):
                 publishes=own and any(map(self.publishes, (name, *self.sharers(name)))),
                 names=self.names_there(name) if own else (),
                 mode=row[1],
-                limits=_limits(row[2]),
+                limits=ATTACHED_LIMITS if row[1] == "attached" else _limits(row[2]),
                 extra_hosts=self.extra_hosts(name),
                 outside=outside,
             )
