@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import os
     from types import TracebackType
 
+    from niso.api.captures import Capture
     from niso.api.flow_views import Flow, Flows
     from niso.api.host_attachments import Attachments
     from niso.api.host_networks import Networks
@@ -188,6 +189,31 @@ class Host:
         start = None if since is None else moment(since, "--since")
         folder = None if stack is None else path(stack, "stack")
         return pictures.graph(self.session, text(format, "format"), folder, declared, start)
+
+    @guarded
+    def capture(
+        self,
+        service: str,
+        peer: str | None = None,
+        *,
+        filter: str | None = None,
+        count: int | None = None,
+        lines: bool = False,
+    ) -> Capture:
+        """Capture a service's packets with tcpdump, in its network namespace.
+
+        ``peer`` is another service or an address, optionally with a port (``db:5432``).
+        ``filter`` is an expression of pcap-filter(7). It ends after ``count`` packets. Use it in
+        a ``with`` block: ``read()`` returns bytes of a pcapng file with the services' names, or of
+        text with ``lines``, and b"" at the end; ``stop()`` ends it. Raises Error without tcpdump,
+        UsageError, Conflict, NotFound.
+        """
+        from niso.api import captures
+
+        whose = text(service, "service")
+        who = None if peer is None else text(peer, "peer")
+        more = "" if filter is None else text(filter, "filter")
+        return captures.capture(self.session, whose, who, more, count, lines)
 
     # --- check and repair ------------------------------------------------------------------------
 

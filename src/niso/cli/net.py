@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ABOUT_PACKETS = ("ping", "explain", "stats", "log")
 """Actions of cli/explain.py."""
-ABOUT_FLOWS = ("flows", "graph")
+ABOUT_FLOWS = ("flows", "graph", "capture")
 """Actions of cli/see.py."""
 
 

@@ -1,7 +1,8 @@
-"""Run niso net flows and graph."""
+"""Run niso net flows, graph and capture."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from niso.api.host import Host, connect
@@ -12,8 +13,9 @@ from niso.cli import output
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import IO, NoReturn
 
+    from niso.api.captures import Capture
     from niso.api.flow_views import Flow, Flows
 
 COLUMNS = ("FROM", "TO", "NEW", "OPEN", "LAST", "VERDICT", "BY")
@@ -62,6 +64,67 @@ def _write(path: str, content: bytes) -> None:
     except OSError as error:
         reason = (error.strerror or "").lower()
         raise UsageError(f"cannot write {path}: {reason}", "choose another file", "-o") from None
+
+
+def _capture(host: Host, args: Args) -> int:
+    from niso.api.guard import duration
+
+    seconds = None if args.seconds is None else duration(args.seconds, "--for")
+    if args.write == "-" and output.is_terminal():
+        raise UsageError("a capture is not for a terminal", "-w FILE, or a pipe", "-w")
+    as_text = args.write is None
+    with contextlib.ExitStack() as stack:
+        file = sys.stdout.buffer
+        if args.write not in (None, "-"):
+            try:
+                file = stack.enter_context(open(args.write, "wb"))
+            except OSError as error:
+                reason = (error.strerror or "").lower()
+                raise UsageError(
+                    f"cannot write {args.write}: {reason}", "choose another file", "-w"
+                ) from None
+        running = host.capture(
+            args.name, args.peer, filter=args.filter, count=args.count, lines=as_text
+        )
+        capture = stack.enter_context(running)
+        return _copy(capture, file, seconds, as_text)
+
+
+def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
+    """Copy a capture to a file until it ends; return the exit status."""
+    import select
+    import time
+
+    end = None if seconds is None else time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(capture, select.POLLIN)
+    poll.register(file, 0)  # reports a closed pipe even while nothing is written
+    status, rest = 0, b""
+    while True:
+        try:
+            left = None if end is None else max(0.0, end - time.monotonic()) * 1000
+            ready = dict(poll.poll(left))
+            if file.fileno() in ready:
+                raise BrokenPipeError
+            if not ready:
+                end = None
+                capture.stop()
+                continue
+            data = capture.read()
+        except KeyboardInterrupt:
+            if status:
+                raise
+            status = 130
+            capture.stop()
+            continue
+        if not data:
+            return status
+        if as_text:
+            *lines, rest = (rest + data).split(b"\n")
+            text = "".join(output.escaped(line.decode("utf-8", "replace")) + "\n" for line in lines)
+            data = text.encode()
+        file.write(data)
+        file.flush()
 
 
 def _cells(flow: Flow) -> tuple[str, ...]:

@@ -357,6 +357,35 @@ GROUP = Group(
             ),
         ),
         Command(
+            "net capture",
+            "capture a service's packets, with names, by tcpdump",
+            (
+                Argument("name", "NAME", "an active service", "", "active"),
+                Argument(
+                    "peer", "PEER", "only those from and to a service or address", "?", "target"
+                ),
+            ),
+            (
+                Option(
+                    "filter", ("--filter",), "only these, in the words of pcap-filter(7)", "WORDS"
+                ),
+                Option("write", ("-w",), "write a pcapng file with the names; - is stdout", "FILE"),
+                Option("count", ("-c",), "end after N packets", "N", number=True),
+                Option("seconds", ("--for",), "end after this time", "TIME"),
+            ),
+            "tcpdump runs in the service's network namespace and is put into no service. PEER can "
+            "have a port (db:5432). A packet that niso drops on its way is seen in the namespace "
+            "of its sender only; niso net flows --denied shows it. Wireshark shows the names that "
+            "the file has. Ctrl-C ends it.",
+            (
+                ("niso net capture api", ""),
+                ("niso net capture api postgres:5432 -c 10", ""),
+                ("niso net capture api -w api.pcapng --for 1m", ""),
+                ("niso net capture api -w -", "for a pipe into wireshark -k -i -"),
+            ),
+            (("130", "stopped with Ctrl-C"),),
+        ),
+        Command(
             "net log",
             "print packets dropped by policies, live",
             (Argument("name", "NAME", "a service (default: all)", "?", "service"),),

@@ -1,0 +1,170 @@
+"""Capture the packets of a service with tcpdump(8), with names of services.
+
+tcpdump runs in the service's network namespace, and in a mount namespace of its own where
+/etc/hosts has the services and nothing asks DNS. Nothing is put into the service, and both
+namespaces end with tcpdump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+from collections.abc import Iterable, Mapping
+
+from niso.base import paths
+from niso.base.errors import Error, ProcessError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel import netns
+from niso.see.pcapng import Converter
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_CHUNK = 1 << 16
+_SAID = 4096  # bytes of what tcpdump says about itself
+_NSSWITCH = "hosts: files\nservices: files\nprotocols: files\n"
+
+
+def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
+    """Return a filter (pcap-filter(7)): packets with one of these ends and this port, and more."""
+    parts = []
+    hosts = " or ".join(f"host {address}" for address in addresses)
+    if hosts:
+        parts.append(f"({hosts})")
+    if port is not None:
+        parts.append(f"port {port}")
+    if more:
+        parts.append(f"({more})")
+    return " and ".join(parts)
+
+
+class Capture:
+    """A running tcpdump. ``read`` returns lines of text, or a pcapng file with ``text`` false.
+
+    ``names`` maps addresses to names. A context manager. Raises Error without tcpdump, KernelError
+    and ProcessError.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        names: Mapping[str, str],
+        filter_: str,
+        count: int | None = None,
+        text: bool = True,
+    ) -> None:
+        program = shutil.which("tcpdump")
+        if program is None:
+            raise Error("the program tcpdump is not installed", "apt install tcpdump")
+        argv = [program, "-i", "any", "-l" if text else "-U"]
+        argv += [] if text else ["-w", "-"]
+        argv += [] if count is None else ["-c", str(count)]
+        self._converter = None if text else Converter(names)
+        self._filters = bool(filter_)
+        self._said = b""
+        self._pid = 0
+        self._out, out = os.pipe2(os.O_CLOEXEC)
+        self._err, err = os.pipe2(os.O_CLOEXEC)
+        try:
+            with netns.inside(namespace):
+                self._pid = os.fork()
+                if not self._pid:
+                    _become([*argv, "--", *([filter_] if filter_ else [])], names, out, err)
+        finally:
+            os.close(out)
+            os.close(err)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        return self._out
+
+    def read(self) -> bytes:
+        """Wait for packets; return b"" when tcpdump has ended. Raises ProcessError if it failed."""
+        poll = select.poll()
+        poll.register(self._out, select.POLLIN)
+        poll.register(self._err, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                data = os.read(fd, _CHUNK)
+                if fd == self._err:
+                    self._said = (self._said + data)[-_SAID:]
+                    if not data:
+                        poll.unregister(fd)
+                    continue
+                if not data:
+                    self._end()
+                    return b""
+                shown = data if self._converter is None else self._converter.feed(data)
+                if shown:
+                    return shown
+
+    def stop(self) -> None:
+        """Have tcpdump end; `read` returns what it still had."""
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGINT)
+
+    def close(self) -> None:
+        """End tcpdump, if it still runs."""
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGTERM)
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+        for fd in (self._out, self._err):
+            if fd >= 0:
+                os.close(fd)
+        self._out = self._err = -1
+
+    def _end(self) -> None:
+        while data := os.read(self._err, _CHUNK):
+            self._said = (self._said + data)[-_SAID:]
+        _, status = os.waitpid(self._pid, 0)
+        self._pid = 0
+        code = os.waitstatus_to_exitcode(status)
+        if code not in (0, -signal.SIGINT, -signal.SIGTERM):
+            lines = self._said.decode("utf-8", "replace").strip().splitlines() or ["it failed"]
+            raise ProcessError(
+                f"tcpdump: {lines[-1].removeprefix('tcpdump: ')}",
+                "pcap-filter(7) describes expressions" if self._filters else None,
+            )
+
+
+def _become(argv: list[str], names: Mapping[str, str], out: int, err: int) -> None:
+    """Make this new process tcpdump; never returns."""
+    try:
+        os.dup2(err, 2)
+        os.dup2(out, 1)
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        _hide_hosts(names)
+        os.execv(argv[0], argv)
+    except BaseException as error:
+        os.write(2, f"cannot start it: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _hide_hosts(names: Mapping[str, str]) -> None:
+    """Have this process see the names of services in /etc/hosts, and no other source of names."""
+    from niso.runtime import mount_calls
+
+    os.unshare(os.CLONE_NEWNS)
+    mount_calls.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    folder = paths.run_dir()
+    mount_calls.mount("none", folder, "tmpfs", 0, "mode=0755")
+    hosts = "".join(f"{address} {name}\n" for address, name in names.items())
+    for path, text in (("/etc/hosts", hosts), ("/etc/nsswitch.conf", _NSSWITCH)):
+        own = os.path.join(folder, os.path.basename(path))
+        with open(own, "w", encoding="utf-8") as file:
+            file.write(text)
+        if os.path.exists(path):
+            mount_calls.mount(own, path, None, _MS_BIND)
