@@ -98,7 +98,7 @@ def test_attached_namespace_is_reached_as_a_service_and_the_rest_of_it_stays(blu
     )
     assert "confirmed" in blue.niso("net", "explain", "box", "api:80", "--prove").stdout
     row = ps(blue, "box")
-    assert (row["status"], row["mode"], row["address"]) == ("attached", "attached", "10.99.1.4")
+    assert (row["status"], row["mode"], row["address"]) == ("attached", "attached", ["10.99.1.4"])
     assert inspect(blue, "box")["endpoints"][0]["interface"] == "net7"
     blue.niso("port-forward", "box", "9090:80")
     assert blue.client(BUSYBOX, "nc", "-w1", HOST, "9090", input="").stdout == f"box {CLIENT}"
@@ -141,7 +141,7 @@ def test_end_of_a_namespace_and_its_process_id_in_other_hands(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api", network=on("backend")))
     first = container(lab)
     lab.niso("net", "attach", "box", "--pid", str(first.pid), "--network", "backend", "--id", "7")
-    assert ps(lab, "box")["address"] == "10.99.1.3"
+    assert ps(lab, "box")["address"][0] == "10.99.1.3"
     first.kill()
     first.wait(5)
     gone = "gone: attachment 'box' (cli 7) (its network namespace has ended)\n"
@@ -150,7 +150,7 @@ def test_end_of_a_namespace_and_its_process_id_in_other_hands(lab: Lab) -> None:
     assert "its network namespace has ended" in refused(lab, "net", "ping", "api", "box")
     # other commands are not held up, and nobody gets its address
     lab.niso("activate", idle(lab, "web", network=on("backend")))
-    assert ps(lab, "web")["address"] == "10.99.1.4"
+    assert ps(lab, "web")["address"][0] == "10.99.1.4"
     assert lab.niso("net", "repair").stdout == "repaired: 1 step\n"
     lab.niso("net", "check")
     assert "box" not in lab.niso("ps").stdout
@@ -161,7 +161,7 @@ def test_end_of_a_namespace_and_its_process_id_in_other_hands(lab: Lab) -> None:
     again = lab.niso(
         "net", "attach", "box", "--pid", str(second.pid), "--network", "backend", "--json"
     )
-    assert json.loads(again.stdout)["address"] == "10.99.1.3"
+    assert json.loads(again.stdout)["address"] == ["10.99.1.3"]
     second.kill()
     second.wait(5)
     lab.wait_for(lambda: ps(lab, "box")["status"] == "gone", 5, "the end of box")

@@ -35,8 +35,8 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     podman.run("api", "--network", "backend:ip=10.99.30.9", "-p", "8080:80")
     podman.run("web", "--network", "backend:allow_from=api db,alias=www")
     podman.run("bad", "--network", "backend", "--network-alias", "www")  # an alias of several
-    assert ps(lab, "api")["address"] == "10.99.30.9"
-    web, own = ps(lab, "web")["address"], podman("inspect", "api").stdout
+    assert ps(lab, "api")["address"][0] == "10.99.30.9"
+    web, own = ps(lab, "web")["address"][0], podman("inspect", "api").stdout
     assert "10.99.30.9" in own
     assert outside() == "api"
     assert podman.get("api", web) == "web" and podman.get("bad", web) == ""
@@ -78,7 +78,7 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     podman("network", "reload", "api")
     assert outside() == "api"
     podman("restart", "-t0", "api", "web")
-    assert (outside(), ps(lab, "web")["address"]) == ("api", web)
+    assert (outside(), ps(lab, "web")["address"][0]) == ("api", web)
     assert podman.get("bad", web) == ""
     podman("network", "disconnect", "backend", "bad")
     assert "bad" not in lab.niso("ps").stdout
