@@ -39,6 +39,7 @@ tmp_dir = "/run/podman/libpod"
 helper_binaries_dir = ["{PEERS}/netavark/usr/lib/podman"]
 """,
 }
+AARDVARK = PEERS / "aardvark-dns/usr/lib/podman/aardvark-dns"
 SECCOMP = PEERS / "golang-github-containers-common/usr/share/containers/seccomp.json"
 
 
@@ -53,6 +54,10 @@ class Podman:
         plugins = lab.path("/tmp/podman/plugins")
         plugins.mkdir()
         (plugins / "niso").symlink_to(f"{sys.prefix}/bin/niso-netavark")
+        if AARDVARK.exists():
+            lab.run("cp", "-r", "/usr/libexec/podman", "/tmp/programs")
+            lab.run("cp", str(AARDVARK), "/tmp/programs/")
+            lab.run("mount", "--bind", "/tmp/programs", "/usr/libexec/podman")
         image = lab.path("/tmp/image/bin")
         image.mkdir(parents=True)
         shutil.copy(BUSYBOX, image / "busybox")

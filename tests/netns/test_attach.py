@@ -163,7 +163,7 @@ def test_end_of_a_namespace_and_its_process_id_in_other_hands(lab: Lab) -> None:
     again = lab.niso(
         "net", "attach", "box", "--pid", str(second.pid), "--network", "backend", "--json"
     )
-    assert json.loads(again.stdout)["address"] == "10.99.1.3"
+    assert json.loads(again.stdout)["address"] == ["10.99.1.3"]
     second.kill()
     second.wait(5)
     lab.wait_for(lambda: ps(lab, "box")["status"] == "gone", 5, "the end of box")

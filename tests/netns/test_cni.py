@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cni_driver import CASES, Plugin, links, namespace
 from conftest import TESTS, Lab
+from containerd_world import Containerd, needs_containerd
 from services import BUSYBOX, CLIENT, HOST, answer, ask, echo, idle, inspect, on, ps
 
 NISO = f"{sys.prefix}/bin/niso-cni"
@@ -156,6 +157,31 @@ def test_pod_as_containerd_passes_it(niso: Plugin) -> None:
         assert niso.call("GC", "1.1.0", extra={"cni.dev/valid-attachments": []}).status == 0
         assert "web-1" not in lab.niso("ps").stdout
         assert niso.call("STATUS", "1.1.0").status == 0
+    lab.niso("net", "check")
+
+
+@needs_containerd
+def test_containerd_runs_containers_on_it(lab: Lab) -> None:
+    plugins = [{"type": "niso-cni", "subnets": ["10.99.64.0/24"]}]
+    containerd = Containerd(lab, {"cniVersion": "1.0.0", "name": "pods", "plugins": plugins})
+    containerd.run("c1", "httpd", "-f", "-p", "80")
+    containerd.run("c2", "sleep", "1000")
+    assert ps(lab, "default-c1")["address"][0] == "10.99.64.2"
+    assert ": ok (" in lab.niso("net", "ping", "default-c2", "default-c1").stdout
+    lab.niso("activate", idle(lab, "api", network=on("pods")))
+    page = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", "http://10.99.64.2/bin/busybox")
+    assert lab.run(*page, netns="niso-api", text=False).stdout.startswith(b"\x7fELF")
+    lab.niso("net", "check")
+    containerd.remove("c1")
+    assert [row["service"] for row in json.loads(lab.niso("ps", "--json").stdout)] == [
+        "api",
+        "default-c2",
+    ]
+    # the same container again has its address again
+    containerd.run("c1", "sleep", "1000")
+    assert ps(lab, "default-c1")["address"][0] == "10.99.64.2"
+    containerd.remove("c1")
+    containerd.remove("c2")
     lab.niso("net", "check")
 
 

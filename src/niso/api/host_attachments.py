@@ -49,8 +49,8 @@ class Attachment(NamedTuple):
     """the attachment's name"""
     changed: bool
     """false if it was already so"""
-    address: str
-    """addresses, separated by a comma and a space"""
+    address: tuple[str, ...]
+    """addresses, one per network and family"""
     ports: tuple[Port, ...]
     """published ports, one per address family"""
     netns: str
@@ -91,7 +91,7 @@ class Attachments:
         return Attachment(
             done.service,
             done.changed,
-            ", ".join(done.addresses),
+            done.addresses,
             rows(done.ports, machine.store.port_families(done.service)),
             f"/run/netns/niso-{done.service}",
         )

@@ -159,7 +159,7 @@ def _attach(host: Host, args: Args) -> int:
     else:
         state = "attached" if done.changed else "unchanged"
         ports = ", ".join(output.ports_text(done.ports))
-        print(f"{done.service}: {state}  {done.address}{f'  {ports}' if ports else ''}")
+        print(f"{done.service}: {state}  {', '.join(done.address)}{f'  {ports}' if ports else ''}")
     return 0
 
 

@@ -16,7 +16,7 @@ import niso
 from niso.base import names
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.engines import plugin
+from niso.engines import aardvark, plugin
 from niso.plan.records import Network, Port
 from niso.services import attachments
 from niso.services.attachments import Request, Wish
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OWNER = "podman"
 API_VERSION = "1.0.0"
-_OPTIONS = ("mtu", "isolate", *plugin.POLICY_KEYS)
+_OPTIONS = ("mtu", "isolate", "dns", *plugin.POLICY_KEYS)
 _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
 
 
@@ -94,7 +94,9 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
         "internal": network.internal,
         "ipv6_enabled": any(subnet.family == 6 for subnet in network.subnets),
         "ipam_options": {"driver": "none"},
-        "dns_enabled": False,
+        "dns_enabled": False,  # of netavark's own
+        "options": (given.get("options") or {})
+        | ({} if given.get("dns_enabled", True) else {"dns": "none"}),
     }
 
 
@@ -105,6 +107,8 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
     """
     name = _network_name(given)
     options = _checked(given.get("options"), _OPTIONS, "--opt")
+    if options.get("dns", "aardvark") not in ("aardvark", "none"):
+        raise InvalidInput(f"--opt dns={options['dns']}: not a name server", "aardvark or none")
     _policy(options, {}, name)  # a wrong entry is refused before the first container
     known = machine.store.network(name)
     subnets = given.get("subnets") or []
@@ -208,11 +212,15 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     if same is not None:
         request = plugin.joined(store, request)
     attachments.attach(machine, request)
+    has_names = options.get("dns") != "none"
+    if has_names:
+        aardvark.update(machine, network.name, OWNER)
+    resolvers = aardvark.servers(network) if has_names else []
     link = next(x for x in store.attachments.links(name) if x.network == network.name)
     addresses = [address for on, address in store.addresses(name) if on == network.name]
     return {
-        "dns_search_domains": [],
-        "dns_server_ips": [],
+        "dns_search_domains": [aardvark.DOMAIN] if resolvers else [],
+        "dns_server_ips": resolvers,
         "interfaces": {
             link.interface: {
                 "mac_address": link.mac or names.mac(name, network.name, store.state_id()),
@@ -244,3 +252,5 @@ def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
     network = str(given["network"].get("name", ""))
     for attached in machine.store.attachments.all(OWNER, str(given["container_id"])):
         plugin.take_off(machine, attached, lambda link: link.network == network)
+    if machine.store.network(network) is not None:
+        aardvark.update(machine, network, OWNER)

@@ -1,0 +1,102 @@
+"""Let containers of Podman find each other by name, by aardvark-dns where it is installed.
+
+aardvark-dns is the name server of Podman's own networks. It reads one file for each network: its
+addresses, then a line ``ID IPV4S IPV6S NAMES`` for each container. It reads them again at SIGHUP,
+and ends when there is none (github.com/containers/aardvark-dns). niso runs one of its own, since
+netavark's knows nothing of networks of plugins.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+
+from niso.base import paths
+from niso.base.addresses import family_of
+from niso.plan.records import Network
+from niso.services.machine import Machine
+from niso.store.store import Store
+
+PROGRAMS = tuple(
+    f"{folder}/podman/aardvark-dns"
+    for folder in ("/usr/local/libexec", "/usr/local/lib", "/usr/libexec", "/usr/lib")
+)
+DOMAIN = "dns.podman"
+_PID_FILE = "aardvark.pid"
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
+
+
+def servers(network: Network) -> list[str]:
+    """Return the addresses of the name server for a network; none if it is not installed."""
+    return [subnet.gateway for subnet in network.subnets] if _program() else []
+
+
+def update(machine: Machine, network: str, owner: str) -> None:
+    """Write the names of the owner's attachments on a network, and have the server read them.
+
+    Raises OSError.
+    """
+    program = _program()
+    if program is None:
+        return
+    folder = os.path.join(paths.run_dir(), "dns")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # whoever writes last has read the store after the others
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        text = _text(machine.store, network, owner)
+        path = os.path.join(folder, network)
+        if text:
+            draft = os.path.join(folder, ".new")
+            with open(draft, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.rename(draft, path)
+        elif os.path.exists(path):
+            os.unlink(path)
+        _notify(program, folder, bool(text))
+    finally:
+        os.close(lock)
+
+
+def _program() -> str | None:
+    return next((path for path in PROGRAMS if os.access(path, os.X_OK)), None)
+
+
+def _text(store: Store, network: str, owner: str) -> str:
+    """Return the file of a network; "" if nobody is on it."""
+    known = store.network(network)
+    lines = []
+    for attached in store.attachments.all(owner):
+        own = [address for on, address in store.addresses(attached.service) if on == network]
+        names = {attached.given.lower(), *store.names(attached.service)}
+        shown = ",".join(sorted(name for name in names if name and _NAME.issuperset(name)))
+        if own and shown:
+            families = (",".join(a for a in own if family_of(a) == n) for n in (4, 6))
+            lines.append(f"{attached.service} {' '.join(families)} {shown}\n")
+    if known is None or not lines:
+        return ""
+    return "".join([",".join(subnet.gateway for subnet in known.subnets) + "\n", *lines])
+
+
+def _notify(program: str, folder: str, needed: bool) -> None:
+    """Have the running server read its files; start one if none runs and there are names."""
+    try:
+        with open(os.path.join(folder, _PID_FILE), encoding="ascii") as file:
+            pid = int(file.read())
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            if file.read().strip() == "aardvark-dns":
+                os.kill(pid, signal.SIGHUP)
+                return
+    except (OSError, ValueError):
+        pass  # none runs
+    if not needed:
+        return
+    # a scope of its own: the caller may be in the cgroup of a unit that ends
+    scope = ("/usr/bin/systemd-run", "-q", "--scope")
+    by_systemd = os.path.isdir("/run/systemd/system") and os.access(scope[0], os.X_OK)
+    argv = [*(scope if by_systemd else ()), program, "--config", folder, "-p", "53", "run"]
+    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+    # it detaches, and its parent ends when it listens
+    os.waitpid(os.posix_spawn(argv[0], argv, dict(os.environ), file_actions=null), 0)
