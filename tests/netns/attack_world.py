@@ -237,8 +237,13 @@ class World:
             self.lab.run("nft", "-s", "list", "table", *each.split()).stdout
             for each in ("inet niso", "bridge niso")
         )
-        # who was seen to send what is not its own, and ports of the host's programs: the rules' own memory
-        return re.sub(r"\tset (dropped_from|programs) \{.*?\n\t\}\n", "", text, flags=re.DOTALL)
+        # what was seen, and ports of the host's programs: the rules' own memory
+        return re.sub(
+            r"\t(?:set|map) \w+ \{\n.*?\n\t\}\n",
+            lambda found: "" if "flags dynamic" in found[0] else found[0],
+            text,
+            flags=re.DOTALL,
+        )
 
     def _bridges(self, words: str, names: Iterable[str] = tuple(SUBNETS)) -> None:
         self._set(f"niso-{name} type bridge {words}" for name in names)

@@ -114,7 +114,7 @@ def test_real_files_become_valid_stacks_and_say_what_is_missing(file: Path, tmp_
     for name in made.services:
         (tmp_path / "rootfs" / name).mkdir(parents=True)
     (valid,) = niso.validate(tmp_path)
-    prefix = f"{data["stack"]["name"]}-"
+    prefix = f"{data['stack']['name']}-"
     assert sorted(valid.services) == sorted(prefix + name for name in made.services)
     assert made.file is not None
     assert os.stat(made.file).st_mode & 0o777 == 0o600
