@@ -29,6 +29,8 @@ def still(value):
 def elements(listing):
     for thing in listing:
         for kind in ("set", "map"):
+            if "dynamic" in thing.get(kind, {}).get("flags", ()):
+                thing[kind].pop("elem", None)  # what rules remember of packets
             if kind in thing and "elem" in thing[kind]:
                 thing[kind]["elem"].sort(key=json.dumps)
     return listing

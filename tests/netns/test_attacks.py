@@ -25,9 +25,9 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from wire import Link, Wire, sctp_init
 
-NOT_PUBLISHED = Rule("inet niso", "forward", ("oifname @bridges", "drop"))
+NOT_PUBLISHED = Rule("inet niso", "forward", ("oifname @bridges", "goto refuse"))
 BY_STATE = Rule("inet niso", "forward", ("ct state", "invalid"))
-INTERNAL = Rule("inet niso", "forward", ("iifname @internal", "drop"))
+INTERNAL = Rule("inet niso", "forward", ("iifname @internal", "goto refuse"))
 LOOPBACK = Rule("inet niso", "raw", ("daddr 127.0.0.0/8", "drop"))
 FROM_LOOPBACK = Rule("inet niso", "raw", ("saddr 127.0.0.0/8", "drop"))
 TO_SUBNETS = Rule("inet niso", "raw", ("daddr @subnets", "drop"))

@@ -285,9 +285,11 @@ class Service:
         cpus = keys.get("cpus", limits.get("cpus"))
         if cpus is not None:
             try:
-                table["cpu_max"] = f"{max(1, round(float(cpus) * 100))}%"
+                percent = max(1, round(float(cpus) * 100))
             except (ValueError, OverflowError, TypeError):
                 self._gap("cpus", f"{cpus!r} is not a number")
+            else:
+                table["cpu_max"] = f"{min(percent, parse_resources.MAX_PERCENT)}%"
         pids = keys.get("pids_limit", limits.get("pids"))
         if isinstance(pids, int) and pids >= parse_resources.MIN_PIDS:
             table["pids_limit"] = min(pids, parse_resources.MAX_PIDS)
