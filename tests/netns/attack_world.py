@@ -272,7 +272,8 @@ class World:
             ]
             for rule in (each["rule"] for each in listed if "rule" in each):
                 if (table, rule["chain"]) in chains and any(
-                    "drop" in part for part in rule["expr"]
+                    "drop" in part or part.get("goto") == {"target": "refuse"}
+                    for part in rule["expr"]
                 ):
                     total += sum(
                         part["counter"]["packets"] for part in rule["expr"] if "counter" in part
