@@ -14,6 +14,7 @@ from conftest import TESTS, Lab
 from services import HOST, answer, echo, pid_of
 
 ROOT = TESTS.parent
+BIN = ROOT / "bin"
 VENV = "/tmp/installed"
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 
@@ -37,7 +38,7 @@ def known(*paths: str) -> list[str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Build a wheel from a copy of the clone, with the installed setuptools."""
     copy, made = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
-    for name in known("src", "bin/niso", "docs/man", "pyproject.toml", "README.md", "LICENSE"):
+    for name in known("src", "bin", "docs/man", "pyproject.toml", "README.md", "LICENSE"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, copy / name)
     argv = [
@@ -62,9 +63,10 @@ def test_the_wheel_has_every_file_of_the_source_and_every_man_page(wheel: pathli
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     pages = {f"share/man/man{name[-1]}/{pathlib.Path(name).name}" for name in known("docs/man")}
     wanted = {name.removeprefix("src/") for name in known("src/niso")}
-    command = {name for name in packed if name.endswith(".data/scripts/niso")}
-    assert len(command) == 1
-    assert {name.partition(".data/data/")[2] or name for name in packed - command} == wanted | pages
+    commands = {name for name in packed if ".data/scripts/" in name}
+    assert {name.rpartition("/")[2] for name in commands} == {f.name for f in BIN.iterdir()}
+    wanted |= pages
+    assert {name.partition(".data/data/")[2] or name for name in packed - commands} == wanted
 
 
 def test_the_wheel_has_the_licence(wheel: pathlib.Path) -> None:

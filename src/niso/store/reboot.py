@@ -96,9 +96,9 @@ def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
     before = recorded(db)
     if before == world:
         return
-    same_boot = before is None or before.split()[0] == world.split(maxsplit=1)[0]
-    if same_boot and _lives(db):
-        if before is None:
+    boot, network = (before or world).split()[:2]
+    if boot == world.split(maxsplit=1)[0] and _lives(db):
+        if network == world.split()[1]:  # a store of an older niso, or another PID namespace
             record(db, world)
             return
         raise Conflict(
