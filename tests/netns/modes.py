@@ -72,10 +72,12 @@ def seen_in(lab: Lab, service: str, *command: str) -> str:
 
 
 def names_in(lab: Lab, service: str) -> dict[str, list[str]]:
-    """Address to names in a service's hosts file, without what each has."""
+    """Address to names in a service's hosts file, without itself and the host."""
     lines = [line.split() for line in seen_in(lab, service, "cat", "/etc/hosts").splitlines()]
     return {
-        line[0]: line[1:] for line in lines if line and line[0] != "#" and "localhost" not in line
+        line[0]: line[1:]
+        for line in lines
+        if line and line[0] != "#" and not {"localhost", "host.niso.local"} & set(line)
     }
 
 

@@ -161,4 +161,7 @@ def test_working_folder_and_entrypoint_do_not_lead_out(lab: Lab) -> None:
         ),
     )
     assert "binary.working_dir: '/work' does not exist" in said or "working_dir" in said
-    assert f"binary.entrypoint: '/bin/busybox' leads to {OUTSIDE}/busybox, which does not exist" in said
+    assert (
+        f"binary.entrypoint: '/bin/busybox' leads to {OUTSIDE}/busybox, which does not exist"
+        in said
+    )

@@ -36,7 +36,7 @@ def sample() -> Sample:
     exact: dict[str, int] = {}
     for item in json.loads(output("nft", "-j", "list", "ruleset"))["nftables"]:
         for kind, body in item.items():
-            if kind in ("set", "map") and body["name"] not in ("dropped_from",):
+            if kind in ("set", "map") and "dynamic" not in body.get("flags", ()):
                 exact[f"elements of {body['family']} {body['name']}"] = len(body.get("elem", ()))
             elif kind in ("chain", "rule"):
                 exact[f"nft {kind}s"] = exact.get(f"nft {kind}s", 0) + 1
