@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 _JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
+_HANDLES, _TERSE = 1 << 3, 1 << 11  # NFT_CTX_OUTPUT_HANDLE, NFT_CTX_OUTPUT_TERSE
 _PROTOCOLS = {number: name for name, number in nft_values.PROTOCOLS.items()}
 
 _MALFORMED = (*MALFORMED, TypeError, AttributeError, RecursionError)
@@ -122,6 +123,14 @@ class Nft:
         return (self._nft.nft_ctx_get_output_buffer(self._context) or b"").decode(
             "utf-8", "replace"
         )
+
+    def outline(self) -> str:
+        """Return all tables as text, with handles and without elements. Raises KernelError."""
+        self._nft.nft_ctx_output_set_flags(self._context, _HANDLES | _TERSE)
+        try:
+            return self.text("list ruleset")
+        finally:
+            self._nft.nft_ctx_output_set_flags(self._context, 0)
 
     def elements(self, family_table: str, container: str) -> dict[str, tuple[str, str]] | None:
         """Map every element of a set or map to (value, comment), as nft writes them.
