@@ -13,6 +13,8 @@ TYPE_CHECKING = False  # importing typing for it would cost more than this modul
 if TYPE_CHECKING:
     from niso.api.as_json import plain as plain
     from niso.api.captures import Capture as Capture
+    from niso.api.captures import Stage as Stage
+    from niso.api.captures import Traced as Traced
     from niso.api.compose_files import ImportedStack as ImportedStack
     from niso.api.compose_files import Missing as Missing
     from niso.api.compose_files import import_compose as import_compose
@@ -91,7 +93,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "api.as_json": "plain",
     "api.validation": "Valid manifest_schema stack_schema validate",
-    "api.captures": "Capture",
+    "api.captures": "Capture Stage Traced",
     "api.flow_views": "Flow FlowEnd Flows",
     "api.host": "Host connect",
     "api.host_attachments": "AttachRequest Attachment Changed",

@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.see.capture import Capture, expression
 
-__all__ = ["Capture", "capture"]
+__all__ = ["Capture", "Stage", "Traced", "capture", "trace"]
+
+
+class Stage(NamedTuple):
+    """What happened to a packet in one chain."""
+
+    table: str
+    """family and name of the table: inet niso"""
+    chain: str
+    """the chain"""
+    verdict: str
+    """pass, drop, or an arrow and the next chain"""
+    words: str
+    """the reason, or the rule of another program"""
+
+
+class Traced(NamedTuple):
+    """The way of one real packet."""
+
+    source: str
+    """the sender's address"""
+    source_port: int | None
+    """port of the sender; null for icmp"""
+    destination: str
+    """the address that it was sent to"""
+    port: int | None
+    """the port that it was sent to; null for icmp"""
+    proto: str
+    """tcp, udp, sctp or icmp"""
+    passes: bool
+    """whether no chain dropped it"""
+    others: bool
+    """whether chains of other programs saw it"""
+    stages: tuple[Stage, ...]
+    """the chains that decided something, in order"""
+
 
 if TYPE_CHECKING:
     from niso.api.session import Session
@@ -56,3 +91,39 @@ def capture(
     named |= {s.gateway: "host" for n in world.networks.values() for s in n.subnets}
     filter_ = expression(dict.fromkeys(addresses), port, more)
     return Capture(names.netns(known.name), named, filter_, count, text)
+
+
+def trace(
+    session: Session, source: str, destination: str, any_: bool, seconds: float
+) -> Traced | None:
+    """Wait for a packet and follow it: `Host.trace`."""
+    from niso.base.report import WaitingForPacket
+    from niso.explain import question
+    from niso.kernel.nft_trace import Packet, Trace
+    from niso.plan.verdict import decide
+    from niso.reconcile.world import read_world
+    from niso.see import way
+
+    store = session.store()
+    who, port, proto = question.parse_target(destination)
+    from_, to = question.resolve(store, source), question.resolve(store, who)
+    world = read_world(session.kernel(), store)
+    ends = question.ends(world, from_, to)
+    verdict = decide(world, *ends, port, proto)
+    with Trace(Packet(*ends, port, proto, not any_)) as tracing:
+        session.report(WaitingForPacket(destination, answer=False))
+        steps = tracing.first(seconds)
+    if not steps:
+        return None
+    found = way.stages(steps, verdict)
+    port_ = next((s.source_port for s in steps if s.source_port is not None), None)
+    return Traced(
+        ends[0],
+        None if port is None else port_,
+        ends[1],
+        port,
+        proto,
+        way.passed(found),
+        bool(way.others(found)),
+        tuple(Stage(*stage) for stage in found),
+    )

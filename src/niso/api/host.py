@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import os
     from types import TracebackType
 
-    from niso.api.captures import Capture
+    from niso.api.captures import Capture, Traced
     from niso.api.flow_views import Flow, Flows
     from niso.api.host_attachments import Attachments
     from niso.api.host_networks import Networks
@@ -214,6 +214,23 @@ class Host:
         who = None if peer is None else text(peer, "peer")
         more = "" if filter is None else text(filter, "filter")
         return captures.capture(self.session, whose, who, more, count, lines)
+
+    @guarded
+    def trace(
+        self, source: str, destination: str, *, any_packet: bool = False, wait_s: float = 30.0
+    ) -> Traced | None:
+        """Wait for a real packet and return its way through all hooks; None if none came.
+
+        ``source`` and ``destination`` are as for `explain`. Of TCP it is the first packet of a
+        connection, or any with ``any_packet``. Tables of other programs are included.
+        Raises NotFound, UsageError, KernelError.
+        """
+        from niso.api import captures
+        from niso.api.guard import seconds
+
+        ends = text(source, "source"), text(destination, "destination")
+        wait = seconds(wait_s, "wait_s", 0.01)
+        return captures.trace(self.session, *ends, any_packet, wait)
 
     # --- check and repair ------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ABOUT_PACKETS = ("ping", "explain", "stats", "log")
 """Actions of cli/explain.py."""
-ABOUT_FLOWS = ("flows", "graph", "capture")
+ABOUT_FLOWS = ("flows", "graph", "capture", "trace")
 """Actions of cli/see.py."""
 
 

@@ -1,4 +1,4 @@
-"""Run niso net flows, graph and capture."""
+"""Run niso net flows, graph, capture and trace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from niso.api.host import Host, connect
 from niso.base.addresses import bracketed
-from niso.base.errors import UsageError
+from niso.base.errors import Error, UsageError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import output
 from niso.cli.parse import Args
@@ -15,7 +15,7 @@ from niso.cli.parse import Args
 if TYPE_CHECKING:
     from typing import IO, NoReturn
 
-    from niso.api.captures import Capture
+    from niso.api.captures import Capture, Traced
     from niso.api.flow_views import Flow, Flows
 
 COLUMNS = ("FROM", "TO", "NEW", "OPEN", "LAST", "VERDICT", "BY")
@@ -125,6 +125,44 @@ def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: boo
             data = text.encode()
         file.write(data)
         file.flush()
+
+
+def _trace(host: Host, args: Args) -> int:
+    from niso.api.guard import duration
+    from niso.cli.progress import Progress
+
+    seconds = duration(args.seconds, "--for")
+    try:
+        with Progress(args) as host.progress:
+            traced = host.trace(args.source, args.destination, any_packet=args.any, wait_s=seconds)
+    except KeyboardInterrupt:
+        return 130
+    if traced is None:
+        which = "packet" if args.any else "new connection or datagram"
+        raise Error(
+            f"no {which} from {args.source} to {args.destination} within {args.seconds}",
+            f"niso net explain {args.source} {args.destination} --prove sends one",
+        )
+    if args.json:
+        output.as_json(traced)
+    else:
+        _print_traced(traced)
+    return 0 if traced.passes else 1
+
+
+def _print_traced(traced: Traced) -> None:
+    def end(address: str, port: int | None) -> str:
+        return address if port is None else f"{bracketed(address)}:{port}"
+
+    ends = end(traced.source, traced.source_port), end(traced.destination, traced.port)
+    print(f"{ends[0]} {output.arrow()} {ends[1]}/{traced.proto}")
+    wide = max((len(f"{s.table} {s.chain}") for s in traced.stages), default=0)
+    for stage in traced.stages:
+        verdict = stage.verdict.replace("→", output.arrow())
+        line = f"  {f'{stage.table} {stage.chain}':<{wide}}  {verdict:<16}  {stage.words}"
+        print(output.escaped(line.rstrip()))
+    if not traced.others:
+        print("  (no other table saw it)")
 
 
 def _cells(flow: Flow) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def _objects(kernel: Nft) -> dict[str, list[Any]]:
     definitions: dict[str, list[Any]] = {}
     for table in nft_sets.CONTAINERS:
         try:
-            objects = kernel.query(f"list table {table}")
+            objects = kernel.query(f"list table {table}", elements=False)
         except KernelError:
             continue
         for item in objects:

@@ -386,6 +386,38 @@ GROUP = Group(
             (("130", "stopped with Ctrl-C"),),
         ),
         Command(
+            "net trace",
+            "follow a real packet through all hooks",
+            (
+                Argument("source", "FROM", "a service, an address or host", "", "end"),
+                Argument(
+                    "destination",
+                    "TO",
+                    "the same, optionally with :PORT and /PROTO",
+                    "",
+                    "target",
+                ),
+            ),
+            (
+                Option("seconds", ("--for",), "how long to wait for one", "TIME", "30s"),
+                Option("any", ("--any",), "any packet, also of an open connection"),
+                JSON,
+            ),
+            "Waits for the next packet from FROM to TO; of TCP for a new connection. Shows each "
+            "chain that decided something, also those of other programs. niso net explain follows "
+            "a packet without sending one, and with --prove sends one itself. Nothing is left in "
+            "the kernel, even if the command is killed.",
+            (
+                ("niso net trace api postgres:5432", ""),
+                ("niso net trace 192.0.2.2 192.0.2.1:8080", "a client of a published port"),
+            ),
+            (
+                ("0", "the packet passed"),
+                ("1", "it was dropped, or none came"),
+                ("130", "stopped with Ctrl-C"),
+            ),
+        ),
+        Command(
             "net log",
             "print packets dropped by policies, live",
             (Argument("name", "NAME", "a service (default: all)", "?", "service"),),

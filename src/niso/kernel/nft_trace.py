@@ -1,0 +1,167 @@
+"""Follow packets through all hooks of nftables, those of other programs included (nft(8), nftrace).
+
+Tables with the flag ``owner`` mark the packets. The kernel deletes them with the socket that made
+them, also if this process is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import struct
+import time
+
+from niso.base.addresses import family_of
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel import netlink
+from niso.kernel.libnftables import Nft
+from niso.kernel.netlink import attributes, refused, string, understood
+
+if TYPE_CHECKING:
+    from typing import Self
+
+PREFIX = "niso_live_"
+"""Begins the names of the tables; the process id follows."""
+
+_TRACE = 0x0A11  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE
+_GROUP, _SOL_NETLINK, _ADD_MEMBERSHIP = 9, 270, 1  # NFNLGRP_NFTRACE
+_TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
+_TRANSPORT, _POLICY = 9, 16
+_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
+_KINDS = {1: "policy", 2: "return", 3: "rule"}  # NFT_TRACETYPE_*
+_VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+_HANDLE_TEXT = re.compile(r"^\s+(.*) # handle (\d+)$")
+_QUIET_S = 0.3  # after which a packet has had its way
+
+
+class Step(NamedTuple):
+    """What happened to a packet in one chain: a rule matched, or the chain's policy decided.
+
+    ``table`` is "inet niso", ``verdict`` "accept", "goto refuse" and the like, ``rule`` the rule's
+    text, "" for a policy.
+    """
+
+    id: int
+    table: str
+    chain: str
+    kind: str
+    verdict: str
+    rule: str
+    source_port: int | None
+
+
+class Packet(NamedTuple):
+    """Which packets to mark. ``starts``: only those that begin a TCP connection."""
+
+    source: str
+    destination: str
+    port: int | None
+    proto: str
+    starts: bool = True
+
+
+class Trace(netlink.Netlink):
+    """The ways of packets, from its creation on. A context manager. Raises KernelError."""
+
+    def __init__(self, packet: Packet) -> None:
+        super().__init__(netlink.NETFILTER)
+        self._nft = Nft()
+        try:
+            self._rules = self._read_rules()
+            self._socket.bind((0, 0))  # the kernel sends nothing to port 0, its own
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
+            self._nft.run(_tables(packet))
+        except OSError as error:
+            self.close()
+            raise refused("follow packets", error.errno or 0) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def close(self) -> None:
+        self._nft.close()
+        super().close()
+
+    def first(self, seconds: float) -> list[Step]:
+        """Wait for one packet and return its way; empty if none came in this time."""
+        steps: list[Step] = []
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if not select.select([self._socket], [], [], left)[0]:
+                break
+            for step in self._read():
+                if not steps or step.id == steps[0].id:
+                    steps.append(step)
+                    end = time.monotonic() + _QUIET_S
+        return steps
+
+    def _read(self) -> list[Step]:
+        try:
+            replies = self._receive()
+        except OSError as error:
+            raise refused("follow packets", error.errno or 0) from error
+        bodies = [reply.body for reply in replies if reply.kind == _TRACE]
+        return [understood("follow packets", self._parse, body) for body in bodies]
+
+    def _parse(self, body: bytes) -> Step:
+        fields = attributes(body, 4)
+        table = f"{_FAMILIES.get(body[0], str(body[0]))} {string(fields[_TABLE])}"
+        handle = int.from_bytes(fields.get(_HANDLE, b""), "big")
+        verdict = attributes(fields.get(_VERDICT, b""))
+        code = fields.get(_POLICY, verdict.get(_VERDICT_CODE, struct.pack(">i", -1)))
+        word = _VERDICTS.get(struct.unpack(">i", code)[0], "queue")
+        transport = fields.get(_TRANSPORT, b"")
+        chain = string(fields[_CHAIN])
+        return Step(
+            int.from_bytes(fields[_ID], "big"),
+            table,
+            chain,
+            _KINDS.get(int.from_bytes(fields[_TYPE], "big"), ""),
+            f"{word} {string(verdict.get(_VERDICT_CHAIN, b''))}".strip(),
+            self._rules.get((table, chain, handle), "") if handle else "",
+            int.from_bytes(transport[:2], "big") if len(transport) >= 4 else None,
+        )
+
+    def _read_rules(self) -> dict[tuple[str, str, int], str]:
+        """Return the text of each rule by table, chain and handle."""
+        rules = {}
+        table = chain = ""
+        for line in self._nft.outline().splitlines():
+            if line.startswith("table "):
+                table = line.removeprefix("table ").partition(" {")[0]
+            elif line.startswith("\tchain "):
+                chain = line.removeprefix("\tchain ").partition(" {")[0]
+            elif found := _HANDLE_TEXT.match(line):
+                rules[table, chain, int(found[2])] = found[1]
+        return rules
+
+
+def _tables(packet: Packet) -> str:
+    """Return the tables that mark one packet a second."""
+    word = "ip6" if family_of(packet.destination) == 6 else "ip"
+    match = f"{word} saddr {packet.source} {word} daddr {packet.destination}"
+    if packet.port is not None:
+        match += f" {packet.proto} dport {packet.port}"
+        if packet.proto == "tcp" and packet.starts:
+            match += " tcp flags & (syn | ack) == syn"
+    else:
+        match += f" meta l4proto {'ipv6-icmp' if word == 'ip6' else 'icmp'}"
+    rule = f"{match} limit rate 1/second burst 1 packets meta nftrace set 1"
+    name = f"{PREFIX}{os.getpid()}"
+    chains = {
+        "inet": ("prerouting", "output"),
+        "bridge": ("prerouting",),
+    }
+    return "\n".join(
+        f"table {family} {name} {{ flags owner;"
+        + "".join(
+            f" chain {hook} {{ type filter hook {hook} priority -450; {rule}; }};" for hook in hooks
+        )
+        + " }"
+        for family, hooks in chains.items()
+    )

@@ -1,0 +1,64 @@
+"""Test niso net trace: the way of a real packet, through the tables of others too."""
+
+from __future__ import annotations
+
+import json
+
+from conftest import Lab
+from services import ask, echo, idle, on
+
+FOREIGN = "table ip docker { chain FORWARD { type filter hook forward priority 5; ip protocol tcp counter accept; }; }"
+
+
+def traced(lab: Lab, netns: str | None, source: str, to: str, *words: str) -> tuple[int, str]:
+    """What it prints of a connection from a namespace to ``to``, and its exit status."""
+    running = lab.popen("niso", "net", "trace", source, to, "--for", "20s", *words)
+    lab.wait_for(lambda: "niso_live_" in lab.run("nft", "list", "tables").stdout, 10, "its tables")
+    address, _, port = to.rpartition(":")
+    address = {"db": "10.99.1.2"}.get(address, address)
+    while running.poll() is None:
+        ask(lab, address, int(port), netns)
+    out, _ = running.communicate()
+    assert "niso_live_" not in lab.run("nft", "list", "tables").stdout
+    return running.wait(5), out
+
+
+def test_way_of_a_packet_with_the_reason_of_each_chain(lab: Lab) -> None:
+    lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24")
+    policy = {"network.policy": {"allow_from": ["api:80", "192.0.2.0/24"]}}
+    lab.niso("activate", echo(lab, "db", network=on("backend", ports=["8080:80"]), **policy))
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    lab.niso("activate", idle(lab, "bad", network=on("backend")))
+    lab.run("nft", FOREIGN)
+    status, text = traced(lab, "niso-bad", "bad", "db:80")
+    lines = [line.split(maxsplit=3) for line in text.splitlines()[1:]]
+    assert status == 1 and text.splitlines()[0].startswith("10.99.1.4:")
+    assert [
+        "inet",
+        "niso",
+        "check_in4",
+        "→ refuse          not listed in network.policy.allow_from of db",
+    ] in lines
+    assert lines[-2][:3] == ["inet", "niso", "see_refused"] and lines[-2][3].startswith("drop")
+    assert text.endswith("  (no other table saw it)\n")
+    status, text = traced(lab, "niso-api", "api", "db:80", "--json")
+    found = json.loads(text)
+    assert status == 0 and found["passes"] and found["others"]
+    foreign = [stage for stage in found["stages"] if stage["table"] == "ip docker"]
+    assert foreign[0]["verdict"] == "pass" and "ip protocol tcp" in foreign[0]["words"]
+    status, text = traced(lab, "client", "192.0.2.2", "192.0.2.1:8080")
+    assert status == 0 and "inet niso forward" in text and "pass              published\n" in text
+    # nothing came, and nothing stays, also after kill -9
+    none = lab.niso("net", "trace", "api", "db:81", "--for", "200ms", check=False)
+    assert none.returncode == 1 and "no new connection" in none.stderr
+    killed = lab.popen("niso", "net", "trace", "api", "db:80")
+    lab.wait_for(lambda: "niso_live_" in lab.run("nft", "list", "tables").stdout, 10, "its tables")
+    assert lab.niso("net", "check", check=False).stdout.count("niso_live") == 0
+    killed.kill()
+    killed.wait(10)
+    lab.wait_for(
+        lambda: "niso_live_" not in lab.run("nft", "list", "tables").stdout, 5, "no tables"
+    )
+    for wrong in (["nobody", "db:80"], ["api", "db:x"], ["api", "db:80", "--for", "soon"]):
+        done = lab.niso("net", "trace", *wrong, check=False)
+        assert done.returncode in (1, 2) and "Traceback" not in done.stderr
