@@ -211,3 +211,40 @@ def test_sweep_and_commands_from_inside(blue: Lab) -> None:
     assert picture(blue, "blue") == before
     assert not [each for each in blue.path("/run/netns").iterdir() if each.name.startswith("niso-")]
     assert blue.path("/run/netns/blue").exists()
+
+
+def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
+    """No packet leaves with an address that is not niso's: the link is up only when its sysctls are set."""
+    subnets = ("--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
+    lab.niso("net", "create", "backend", *subnets)
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    lab.run("ip", "netns", "add", "blue")
+    wanted = "backend,interface=net0,ip=10.99.1.77,ip=fd00:99:1::77"
+    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", wanted)
+    assert lab.niso(*attach, "-p", "8080:80").stdout.startswith("box: attached  10.99.1.77, fd00:")
+    (link,) = lab.ip_json("address", "show", "dev", "net0", netns="blue")
+    own = {each["local"] for each in link["addr_info"]}
+    assert own == {"10.99.1.77", "fd00:99:1::77"}  # and no fe80::
+    routes = lab.ip_json("-6", "route", "show", "default", netns="blue")
+    assert [route["gateway"] for route in routes] == ["fd00:99:1::1"]
+    for name, address in (
+        ("blue", "fd00:99:1::1"),
+        ("blue", "fd00:99:1::2"),
+        ("niso-api", "fd00:99:1::77"),
+    ):
+        lab.run("ping", "-6", "-c1", "-W2", address, netns=name)
+    hosts = lab.run("cat", "/run/niso/hosts/backend/hosts").stdout
+    assert all(f"{address}  box.niso.local box\n" in hosts for address in own)
+    dropped = lab.niso("net", "stats", "--json").stdout
+    assert next(row for row in json.loads(dropped) if row["service"] == "box")["foreign"] == 0
+    # an engine that switches IPv6 off inside is seen on niso's link, and its own setting stays
+    lab.run("sysctl", "-qw", "net.ipv6.conf.net0.disable_ipv6=1", netns="blue")
+    assert "disable_ipv6" in lab.niso("net", "check", check=False).stdout
+    lab.niso("net", "repair")
+    lab.run("ping", "-6", "-c1", "-W2", "fd00:99:1::77", netns="niso-api")
+    assert lab.run("sysctl", "-n", "net.ipv6.conf.all.disable_ipv6", netns="blue").stdout == "0\n"
+    lab.niso("net", "check")
+    lab.niso("net", "detach", "box")
+    assert [each["ifname"] for each in lab.ip_json("link", "show", netns="blue")] == ["lo"]
+    lab.niso("deactivate", "--all")
+    lab.niso("net", "check")

@@ -185,6 +185,41 @@ def test_containerd_runs_containers_on_it(lab: Lab) -> None:
     lab.niso("net", "check")
 
 
+def test_many_containers_come_and_go_at_once(niso: Plugin) -> None:
+    """Beside a service that is activated meanwhile, and with a DEL while the ADD of the same container runs."""
+    lab, many = niso.lab, range(8)
+    text = json.dumps({"cniVersion": "1.0.0", **CONFIG})
+    lab.write("/tmp/conf", text)
+    lab.run("sh", "-ec", f"for i in $(seq 0 {len(many)}); do ip netns add r$i; done")
+
+    def script(*commands: str) -> str:
+        calls = [
+            f"CNI_COMMAND={command} CNI_CONTAINERID=r$i CNI_NETNS=/run/netns/r$i CNI_IFNAME=eth0"
+            f" {NISO} < /tmp/conf > /tmp/{command}$i & "
+            for command in commands
+        ]
+        return f"for i in $(seq 0 {len(many) - 1}); do {''.join(calls)} done; wait"
+
+    at_once = lab.popen("niso", "activate", idle(lab, "api"))
+    lab.run("sh", "-c", script("ADD"))
+    assert at_once.wait(60) == 0
+    answers = [json.loads(lab.path(f"/tmp/ADD{i}").read_text()) for i in many]
+    assert len({answer["ips"][0]["address"] for answer in answers}) == len(many), answers
+    lab.niso("net", "check")
+    lab.run("sh", "-c", script("DEL", "DEL"))
+    assert all(lab.path(f"/tmp/DEL{i}").read_text() == "" for i in many)
+    assert lab.niso("ps").stdout.count("\n") == 2
+    # whichever is first, nothing is half done
+    lab.run("sh", "-c", script("ADD", "DEL"))
+    lab.niso("net", "check")
+    kept = {"cni.dev/valid-attachments": []}
+    assert niso.call("GC", "1.1.0", extra=kept).status == 0
+    assert lab.niso("ps").stdout.count("\n") == 2
+    links = lab.run("ip", "-o", "link").stdout
+    assert "nir" not in links, links
+    lab.niso("net", "check")
+
+
 def test_what_niso_would_not_do_is_refused(niso: Plugin) -> None:
     def refused(code: int, extra: dict[str, Any], **more: str) -> str:
         with namespace(niso) as given:

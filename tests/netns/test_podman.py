@@ -82,6 +82,7 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     podman("network", "connect", "front", "web")
     assert podman.get("web", "10.99.30.9") == ""  # the network's policy
     podman("network", "disconnect", "front", "web")
+    assert podman.get("web", "10.99.30.9") == "api"
     podman("network", "reload", "api")
     assert outside() == "api"
     podman("restart", "-t0", "api", "web")

@@ -188,6 +188,31 @@ def test_what_cannot_be_attached_is_refused_and_changes_nothing(world: World) ->
         world.activate(world.package("side", network={"mode": "share", "share": "box"}))
 
 
+def test_after_a_reboot_the_owners_bring_them_back(world: World) -> None:
+    from niso.commands import boot
+    from niso.store import reboot
+
+    attach(world, owner="podman", id="b186")
+    world.activate(world.package("api", network={"networks": ["backend"]}))
+    boot.enable(world.machine, ["api"])
+    before = {name: world.store.addresses(name) for name in ("box", "api")}
+    with world.store.transaction():
+        reboot.forget_if_gone(world.store._db, "another-boot 1 2")
+    world._use(world.store)  # nothing of the kernel is left
+    done = boot.restore(world.machine, 5.0)
+    assert ([one.service for one in done.outcomes], done.errors) == (["api"], [])
+    world.assert_whole()
+    # its owner attaches it again, with or without having detached it
+    attach(world, "box", "/n/new", owner="podman", id="b186")
+    assert {name: world.store.addresses(name) for name in before} == before
+    world.assert_whole()
+    with world.store.transaction():
+        reboot.forget_if_gone(world.store._db, "a-third-boot 1 2")
+    world._use(world.store)
+    assert attachments.collect(world.machine) == ["box"]
+    world.assert_whole()
+
+
 def test_policies_of_the_administrator_apply_to_what_is_attached(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,8 +164,8 @@ def _attach(host: Host, args: Args) -> int:
 
 
 def _entries(text: str | None) -> list[str] | None:
-    """Return the entries of a policy, which blanks separate; None if there is no such option."""
-    return None if text is None else text.split()
+    """Return the entries of a policy, separated by blanks or commas; None without the option."""
+    return None if text is None else text.replace(",", " ").split()
 
 
 def _detach(host: Host, args: Args) -> int:

@@ -299,11 +299,11 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
         (wish,),
         tuple(dict.fromkeys(_ports(runtime.get("portmappings") or ()))),
         plugin.aliases(listed, name),
-        _policy(call, own),
-        OWNER,
-        call.container,
-        _given(call),
-        tuple((key, value) for key, value in labels.items() if value),
+        owner=OWNER,
+        id=call.container,
+        given=_given(call),
+        labels=tuple((key, value) for key, value in labels.items() if value),
+        policies=((call.network, _policy(call, own)),),
     )
 
 

@@ -204,10 +204,10 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
         (wish,),
         tuple(map(_port, given.get("port_mappings") or ())),
         plugin.aliases((called, *(mine.get("aliases") or ())), name),
-        _policy(options, own, network.name),
-        OWNER,
-        container,
-        called,
+        owner=OWNER,
+        id=container,
+        given=called,
+        policies=((network.name, _policy(options, own, network.name)),),
     )
     if same is not None:
         request = plugin.joined(store, request)

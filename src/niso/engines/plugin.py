@@ -173,17 +173,8 @@ def joined(store: Store, request: Request) -> Request:
         wishes=tuple(wishes),
         ports=tuple(dict.fromkeys((*now.ports, *request.ports))),
         aliases=tuple(dict.fromkeys((*now.aliases, *request.aliases))),
-        policy=joint(now.policy, request.policy),
+        policies=tuple(sorted({**dict(now.policies), **dict(request.policies)}.items())),
     )
-
-
-def joint(one: Policy, other: Policy) -> Policy:
-    """Return the policy that two networks of one attachment ask for: a packet must suit both."""
-    if one == other:
-        return one
-    from niso.services.policies import both
-
-    return both(one, other)
 
 
 def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool]) -> None:
@@ -196,7 +187,8 @@ def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool])
     now = attachments.current(store, attached.service)
     if left and now is not None and attachments.lives(machine.kernel, attached):
         wishes = tuple(wish for wish in now.wishes if wish.network in left)
-        attachments.attach(machine, now._replace(wishes=wishes))
+        policies = tuple((on, policy) for on, policy in now.policies if on in left)
+        attachments.attach(machine, now._replace(wishes=wishes, policies=policies))
     else:
         attachments.detach(machine, attached.service, attached.id)
 

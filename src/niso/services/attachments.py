@@ -61,6 +61,8 @@ class Request(NamedTuple):
     id: str = ""
     given: str = ""  # "": the name
     labels: tuple[tuple[str, str], ...] = ()  # what the owner says of it: (pod_namespace, shop)
+    policies: tuple[tuple[str, Policy], ...] = ()
+    """(network, policy): what must allow a packet too while it is on this network."""
 
 
 class Done(NamedTuple):
@@ -276,7 +278,13 @@ def _target(
         request.given or request.name,
         request.netns,
         found.cookie if found is not None else 0,
-        encoded({"policy": request.policy, "labels": dict(request.labels)}),
+        encoded(
+            {
+                "policy": request.policy,
+                "labels": dict(request.labels),
+                "policies": dict(request.policies),
+            }
+        ),
     )
     return Target(request.name, spec, "", "", None, None, attached=attached, links=tuple(links))
 
@@ -288,14 +296,16 @@ def _statics(request: Request, family: int) -> dict[str, str]:
 
 
 def _whole_policy(request: Request) -> Policy:
-    if not os.path.lexists(paths.policy_dir()):
-        return request.policy
-    from niso.manifest.policy_files import Subject, about
+    networks = tuple(wish.network for wish in request.wishes)
+    own = [request.policy, *(policy for on, policy in request.policies if on in networks)]
+    files: Iterable[Policy] = ()
+    if os.path.lexists(paths.policy_dir()):
+        from niso.manifest.policy_files import Subject, about
+
+        files = about(Subject(request.name, networks, request.owner, dict(request.labels)))
     from niso.services.policies import combined
 
-    networks = tuple(wish.network for wish in request.wishes)
-    subject = Subject(request.name, networks, request.owner, dict(request.labels))
-    return combined([request.policy, *about(subject)])
+    return combined([*own, *files])
 
 
 def current(store: Store, name: str) -> Request | None:
@@ -321,6 +331,7 @@ def current(store: Store, name: str) -> Request | None:
         attached.id,
         attached.given,
         tuple(sorted(asked["labels"].items())),
+        tuple((on, policy_of(policy)) for on, policy in sorted(asked.get("policies", {}).items())),
     )
 
 

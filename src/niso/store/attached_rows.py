@@ -129,5 +129,5 @@ class Attachments:
 
 
 def wishes(attached: Attached) -> dict[str, Any]:
-    """Return what the owner wants: its own ``policy``, and ``labels``."""
+    """Return what the owner wants: ``policy``, ``policies`` by network, and ``labels``."""
     return dict(decoded(attached.asked))

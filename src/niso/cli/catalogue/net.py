@@ -125,7 +125,7 @@ GROUP = Group(
                 Option(
                     "allow_from",
                     ("--allow-from",),
-                    "entries of a policy, separated by blanks",
+                    "entries of a policy, separated by blanks or commas",
                     "ENTRIES",
                 ),
                 Option("deny_from", ("--deny-from",), "the same, of deny_from", "ENTRIES"),
