@@ -29,16 +29,16 @@ store = Store.open()
 db = store._db
 with store.transaction():
     db.execute("INSERT OR REPLACE INTO meta VALUES ('cluster', ?)", (json.dumps({"id": wanted["cluster"]}),))
-    span_rows.set_span(db, "backend", *wanted["span"])
+    store.across.set_span("backend", *wanted["span"])
     for name, addresses in wanted["own"]:
-        span_rows.set_claim(db, span_rows.Claim(name, "mark", 1, {"backend": addresses}))
+        store.across.set_claim(span_rows.Claim(name, "mark", 1, {"backend": addresses}))
     db.execute("DELETE FROM remote")
     db.execute("DELETE FROM remote_name")
     for host, address, live in wanted["peers"]:
-        span_rows.set_peer(db, host, host, address, live)
+        store.across.set_peer(host, host, address, live)
     for name, host, addresses in wanted["remotes"]:
         rows = [span_rows.Address("backend", 6 if ":" in a else 4, a, name, host, 1, True) for a in addresses]
-        span_rows.set_service(db, name, rows, [name])
+        store.across.set_service(name, rows, [name])
 """
 
 

@@ -42,6 +42,15 @@ def read_world(kernel: Kernel, store: Store) -> World:
                 for _, port in store.ports(sharer)
             ),
         )
+    for remote in store.others():  # of other hosts, which enforce their policies themselves
+        services[remote.name] = Known(
+            name=remote.name,
+            names=(remote.name,),
+            endpoints=remote.endpoints,
+            policy=Policy(),
+            ports=(),
+            active=True,
+        )
     own = kernel.host_addresses()
     host = frozenset(address.partition("/")[0] for address in own)
     wires = frozenset(map(prefix, own))

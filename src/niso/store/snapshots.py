@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.records import (
     ATTACHED_LIMITS,
     LIMITS,
@@ -21,6 +21,9 @@ from niso.plan.records import (
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
 from niso.store.sqlite import damaged, decoded, encoded
+
+if TYPE_CHECKING:
+    from niso.store.span_rows import Spans
 
 _PUBLISHED = (
     "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1"
@@ -153,24 +156,33 @@ class SnapshotRows(PortRows, PolicyRows):
         row = self._db.execute(query).fetchone()
         return str(row[0]) if row else ""
 
+    @property
+    def across(self) -> Spans:
+        """Return the queries for networks that span hosts."""
+        from niso.store.span_rows import Spans
+
+        return Spans(self._db)
+
+    def others(self) -> list[Remote]:
+        """Return all services of other hosts, sorted by name."""
+        spans = self._db.execute("SELECT 1 FROM span LIMIT 1").fetchone() is not None
+        return self.across.remotes() if spans else []
+
     def claimed(self, service: str, network: str) -> tuple[str, ...]:
         """Return the addresses that the cluster's claim of a service has on a network."""
-        from niso.store import span_rows
-
-        claim = span_rows.claim(self._db, service)
+        claim = self.across.claim(service)
         return claim.addresses.get(network, ()) if claim else ()
 
     def _remotes(
         self, scope: Scope, seen: set[str]
     ) -> tuple[tuple[Remote, ...], tuple[Remote, ...]]:
         """Return the services of other hosts in scope, and those on the networks ``seen``."""
-        from niso.store import span_rows
-
+        spans = self.across
         if scope.services is None:
-            every = tuple(span_rows.remotes(self._db))
+            every = tuple(spans.remotes())
             return every, every
-        some = span_rows.remotes(self._db, scope.remotes) if scope.remotes else ()
-        return tuple(some), tuple(span_rows.remotes_on(self._db, seen))
+        some = spans.remotes(scope.remotes) if scope.remotes else ()
+        return tuple(some), tuple(spans.remotes_on(seen))
 
     def _active(
         self, names: Iterable[str], ports: tuple[Port, ...] | None = None

@@ -1,0 +1,274 @@
+"""Follow the cluster on one host: `Agent.look` does all that is due, `Agent.run` says when.
+
+The agent has no state but the store, and a file with its lease in the run folder. Killed anywhere,
+it starts again. Nothing that runs depends on it: without it, or without the engine, a host keeps
+what it knows, and does not hear what is new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from niso.base import paths
+from niso.base.errors import Error
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster import mirror
+from niso.cluster.claims import Claims, Wanted
+from niso.cluster.keys import Keys
+from niso.cluster.membership import Host, Membership
+from niso.cluster.requests import Compacted, NoAnswer
+from niso.store.span_rows import Claim
+
+if TYPE_CHECKING:
+    from niso.cluster.requests import Engine
+    from niso.kernel.interface import Kernel
+    from niso.store.store import Store
+
+TTL_S = 10
+KEEP_S = 3.0
+SILENCE_S = 12.0
+LOOK_S = 30.0
+"""A look without any event: what a watch has missed is made up for by it."""
+GATHER_S = 0.005
+LEAST_S = 0.05
+"""Seconds between two looks at least: 20 a second."""
+GUARD_S = 60.0
+"""How long names stay if most hosts, or all services, seem to go at once."""
+_GUARDED = 4
+_BACK_OFF_S = (0.2, 5.0)
+
+
+class Me(NamedTuple):
+    """This host in the cluster."""
+
+    host: str
+    state_id: str
+    cluster: str
+    boot: str
+
+
+class Agent:
+    """``end`` ends services that another host has taken over, ``log`` takes one line of text."""
+
+    def __init__(
+        self,
+        me: Me,
+        connect: Callable[[], Engine],
+        end: Callable[[list[str]], None],
+        log: Callable[[str], None],
+        keys: Keys | None = None,
+    ) -> None:
+        self.me = me
+        self.connect = connect
+        self.end = end
+        self.log = log
+        self.keys = keys or Keys()
+        self._wake = threading.Event()
+        self._over = threading.Event()
+        self._watched: dict[str, threading.Thread] = {}
+        self._doubt_since: float | None = None
+        self._said = ""
+
+    # --- one look -------------------------------------------------------------
+
+    def look(self, store: Store, kernel: Kernel, engine: Engine, now_s: float) -> list[str]:
+        """Do all that is due; return the services of others that changed.
+
+        ``now_s`` is of a clock that only goes forward. Raises NoAnswer, Refused and Error.
+        """
+        membership = Membership(engine, self.keys)
+        cluster = membership.cluster()
+        if cluster is None or cluster.identity != self.me.cluster:
+            other = f"cluster {cluster.identity}" if cluster else "no cluster"
+            self._say(f"the engine has {other}, not {self.me.cluster}: nothing is changed")
+            return []
+        spans = [network.name for network in store.networks() if network.span is not None]
+        items = {name: engine.get(self.keys.addresses(name)).items for name in spans}
+        now = mirror.seen(membership.hosts(), dict(items), self.keys)
+        self._own(store, engine, now)
+        now = self._guarded(store, now, now_s)
+        lost = mirror.fenced(store, now, self.me.host)
+        if lost:
+            self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
+            self.end(lost)
+            with store.transaction():
+                for service in lost:
+                    store.across.drop_claim(service)
+        changed = mirror.follow(store, kernel, now, self.me.host)
+        self._said = "" if self._doubt_since is None else self._said
+        return changed
+
+    def _own(self, store: Store, engine: Engine, now: mirror.Seen) -> None:
+        """Bring the cluster what this host's services are: there, up or down."""
+        claims = Claims(engine, self.me.host, self.keys)
+        for claim in store.across.claims():
+            row = store.service(claim.service)
+            known = now.services.get(claim.service)
+            if row is None:  # removed while the engine did not answer
+                claims.release(claim.service, claim.mark)
+                with store.transaction():
+                    store.across.drop_claim(claim.service)
+            elif known is None:
+                self._claim_again(store, claims, claim)
+            elif any(a.host == self.me.host and a.up != row.active for a in known.addresses):
+                claims.publish(claim.service, claim.mark, row.active)
+
+    def _claim_again(self, store: Store, claims: Claims, claim: Claim) -> None:
+        """Claim what this host holds by its own record: the engine's data are from a backup."""
+        wanted = Wanted(
+            claim.service,
+            tuple(claim.addresses),
+            store.names(claim.service),
+            claim.addresses,
+            {},
+        )
+        try:
+            made = claims.claim(wanted)
+        except NoAnswer:
+            raise
+        except Error as error:  # a clash: the other one has it, and this host is fenced by it
+            self._say(error.message)
+            return
+        with store.transaction():
+            store.across.set_claim(
+                Claim(made.service, made.mark, max(made.gen, claim.gen), made.networks)
+            )
+
+    def _guarded(self, store: Store, now: mirror.Seen, now_s: float) -> mirror.Seen:
+        """Return what was seen; for a while without what cannot well be true.
+
+        An engine whose data were lost, or a cut of its own, looks as if all others had gone.
+        """
+        others = [host for host in now.hosts if host.name != self.me.host]
+        before = {name for name, (_, _, live) in store.across.peers().items() if live}
+        gone = before - {host.name for host in others if host.alive}
+        known = store.across.addresses()
+        empty = bool(known) and not any(
+            a.host != self.me.host for each in now.services.values() for a in each.addresses
+        )
+        most = len(before) >= _GUARDED and len(gone) * 2 > len(before)
+        if not (most or (empty and len(known) > 1)):
+            self._doubt_since = None
+            return now
+        if self._doubt_since is None:
+            self._doubt_since = now_s
+        if now_s - self._doubt_since >= GUARD_S:
+            return now
+        what = "all services" if empty else f"{len(gone)} of {len(before)} hosts"
+        self._say(f"{what} have gone at once: their names stay for {GUARD_S:.0f} s")
+        if empty:
+            services = now.services | {
+                name: mirror.Known(rows, store.across.names(name)) for name, rows in known.items()
+            }
+            now = now._replace(services=services)
+        hosts = [h._replace(alive=h.alive or h.name in gone) for h in now.hosts]
+        missing = gone - {host.name for host in hosts}
+        peers = store.across.peers()
+        hosts += [Host(name, *peers[name][:2], 0, True) for name in sorted(missing)]
+        return now._replace(hosts=tuple(hosts))
+
+    def keep(self, engine: Engine, lease: int) -> int:
+        """Keep this host's lease; return it, or a new one. Raises NoAnswer, Refused, Error."""
+        if lease and engine.keep(lease):
+            return lease
+        lease = engine.grant(TTL_S)
+        if Membership(engine, self.keys).live(self.me.host, self.me.state_id, lease, self.me.boot):
+            return lease
+        engine.revoke(lease)
+        self._say(f"{self.me.host} is no host of the cluster: niso cluster status")
+        return 0
+
+    def _say(self, text: str) -> None:
+        """Log a line, unless it was the last one."""
+        if text != self._said:
+            self._said = text
+            self.log(text)
+
+    # --- for ever -------------------------------------------------------------
+
+    def run(self, store: Store, kernel: Kernel) -> None:
+        """Look whenever there is something to see, until `stop`."""
+        threads = [threading.Thread(target=self._alive, daemon=True)]
+        threads[0].start()
+        engine = self.connect()
+        self._watch(self.keys.hosts)
+        due = True
+        while not self._over.is_set():
+            if not due and not self._wake.wait(_about(LOOK_S)):
+                self._wake.set()
+            time.sleep(GATHER_S)
+            self._wake.clear()
+            due = False
+            try:
+                self.look(store, kernel, engine, time.monotonic())
+                for network in store.networks():
+                    if network.span is not None:
+                        self._watch(self.keys.network(network.name))
+            except Error as error:
+                self._say(error.message)
+                due = not self._over.wait(_about(1.0))
+            self._over.wait(LEAST_S)
+
+    def stop(self) -> None:
+        """End `run` soon."""
+        self._over.set()
+        self._wake.set()
+
+    def _watch(self, prefix: str) -> None:
+        """Have changes below a prefix wake the agent, if they do not yet."""
+        if prefix not in self._watched:
+            watcher = threading.Thread(target=self._watcher, args=(prefix,), daemon=True)
+            self._watched[prefix] = watcher
+            watcher.start()
+
+    def _watcher(self, prefix: str) -> None:
+        wait = _BACK_OFF_S[0]
+        engine = self.connect()
+        while not self._over.is_set():
+            try:
+                start = engine.get(f"{prefix}-none", one=True).revision + 1
+                self._wake.set()  # whatever came before
+                for batch in engine.watch(prefix, start, SILENCE_S):
+                    wait = _BACK_OFF_S[0]
+                    if batch.events:
+                        self._wake.set()
+                    if self._over.is_set():
+                        return
+            except Compacted:
+                continue
+            except Error:
+                self._over.wait(_about(wait))
+                wait = min(2 * wait, _BACK_OFF_S[1])
+
+    def _alive(self) -> None:
+        """Keep the lease, which outlives this process for a while: a restart is not noticed."""
+        engine = self.connect()
+        path = os.path.join(paths.run_dir(), "lease")
+        lease = 0
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+            lease = int(file.read())
+        while not self._over.is_set():
+            try:
+                kept = self.keep(engine, lease)
+                if kept != lease:
+                    lease = kept
+                    with open(path, "w", encoding="ascii") as file:
+                        file.write(str(lease))
+            except (Error, OSError):
+                pass  # the main thread says what is wrong
+            self._over.wait(KEEP_S)
+
+
+def _about(seconds: float) -> float:
+    """Return half to one and a half of a time, so that hosts do not come all at once."""
+    return seconds * (0.5 + os.urandom(1)[0] / 255)
+
+
+def boot_id() -> str:
+    """Return the kernel's id of this boot (random(4))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()

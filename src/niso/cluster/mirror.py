@@ -1,0 +1,183 @@
+"""Bring what other hosts have to this host: rows of the store, and from them the kernel.
+
+The mirror works by level: it compares all that the engine has with all rows, so an event that was
+lost is made up for by the next look, and what is absent is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.locks import Lock
+from niso.base.report import Report, silent
+from niso.cluster.keys import Keys, decode
+from niso.reconcile import policy_flows
+from niso.reconcile.converge import converge, desired_now
+from niso.store.span_rows import Address
+from niso.store.store import Scope, Store
+
+if TYPE_CHECKING:
+    from niso.cluster.membership import Host
+    from niso.cluster.requests import Item
+    from niso.kernel.interface import Kernel
+
+
+class Known(NamedTuple):
+    """A service as the engine has it, on the networks that this host has too."""
+
+    addresses: tuple[Address, ...]
+    names: tuple[str, ...]
+
+
+class Seen(NamedTuple):
+    """What the engine has: hosts, and services by name, those of this host too."""
+
+    hosts: tuple[Host, ...]
+    services: dict[str, Known]
+
+
+def seen(hosts: Iterable[Host], networks: dict[str, Iterable[Item]], keys: Keys) -> Seen:
+    """Return what the items below ``net/NETWORK/a/`` of some networks say. Raises Error."""
+    services: dict[str, Known] = {}
+    for network, items in sorted(networks.items()):
+        prefix = keys.addresses(network)
+        for item in items:
+            if not item.key.startswith(prefix):
+                continue
+            value = decode(item.value, item.key)
+            name, address = str(value.get("service", "")), item.key.removeprefix(prefix)
+            if not name:
+                continue
+            family = 6 if ":" in address else 4
+            row = Address(
+                network,
+                family,
+                address,
+                name,
+                str(value.get("host", "")),
+                int(value.get("gen", 0)),
+                bool(value.get("up")),
+            )
+            have = services.get(name, Known((), ()))
+            names = tuple(map(str, value.get("names", ())))
+            services[name] = Known((*have.addresses, row), names or have.names)
+    return Seen(
+        tuple(hosts),
+        {
+            name: Known(tuple(sorted(known.addresses)), known.names)
+            for name, known in services.items()
+        },
+    )
+
+
+def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = silent) -> list[str]:
+    """Make rows and kernel as the engine has it; return the services of others that changed.
+
+    ``own`` is the name of this host, whose services are not mirrored. An address that another
+    service has now is taken from the first, with its flows, before the other is heard. The caller
+    does not hold niso's lock. Raises KernelError and Error: nothing is recorded then, and the next
+    call does the same again.
+    """
+    with Lock():
+        spans = {network.name for network in store.networks() if network.span is not None}
+        wanted = {
+            name: known._replace(addresses=tuple(a for a in known.addresses if a.network in spans))
+            for name, known in now.services.items()
+            if any(a.network in spans for a in known.addresses)
+            and all(address.host != own for address in known.addresses)
+        }
+        holders = {
+            a.address: name for name, known in _present(store).items() for a in known.addresses
+        }
+        moved = {
+            name
+            for name, known in wanted.items()
+            if any(holders.get(a.address, name) != name for a in known.addresses)
+        }
+        changed: set[str] = set()
+        if moved:  # first what goes
+            rest = {name: known for name, known in wanted.items() if name not in moved}
+            changed |= _apply(store, kernel, now.hosts, rest, own, report)
+        changed |= _apply(store, kernel, now.hosts, wanted, own, report)
+    return sorted(changed)
+
+
+def fenced(store: Store, now: Seen, own: str) -> list[str]:
+    """Return the services that this host has a claim of, and another host has a newer one of."""
+    lost = []
+    for claim in store.across.claims():
+        known = now.services.get(claim.service, Known((), ()))
+        if any(a.host != own and a.gen > claim.gen for a in known.addresses):
+            lost.append(claim.service)
+    return lost
+
+
+def _present(store: Store) -> dict[str, Known]:
+    spans = store.across
+    return {name: Known(rows, spans.names(name)) for name, rows in spans.addresses().items()}
+
+
+def _apply(
+    store: Store,
+    kernel: Kernel,
+    hosts: Iterable[Host],
+    wanted: dict[str, Known],
+    own: str,
+    report: Report,
+) -> set[str]:
+    """Write the rows that differ and converge what they concern; return the services."""
+    spans = store.across
+    peers = {h.name: (h.state_id, h.address, h.alive) for h in hosts if h.name != own}
+    before_peers = spans.peers()
+    differ = {name for name in {*peers, *before_peers} if peers.get(name) != before_peers.get(name)}
+    present = _present(store)
+    changed = {
+        name
+        for name in {*wanted, *present}
+        if wanted.get(name) != present.get(name)
+        or any(
+            address.host in differ
+            for known in (wanted.get(name), present.get(name))
+            if known
+            for address in known.addresses
+        )
+    }
+    if not changed and not differ:
+        return set()
+    both = [known for each in (wanted, present) for n, known in each.items() if n in changed]
+    called = {*changed, *(name for known in both for name in known.names)}
+    here = {holder for name in called for holder in store.holders(name)}
+    # by the rows before and after, or the last service's end would be that of its network
+    networks = {address.network for known in both for address in known.addresses}
+    scope = Scope(
+        tuple(sorted(here)),
+        tuple(sorted(networks)),
+        names=tuple(sorted(("service", name) for name in called)),
+        remotes=tuple(sorted(changed)),
+    )
+    gone = {
+        address.address
+        for name in changed
+        for address in present.get(name, Known((), ())).addresses
+        if all(a.address != address.address for a in wanted.get(name, Known((), ())).addresses)
+    }
+    with store.transaction():
+        before = desired_now(kernel, store, scope)
+        for name in differ:
+            if name in peers:
+                spans.set_peer(name, *peers[name])
+            else:
+                spans.drop_peer(name)
+        for name in changed:
+            known = wanted.get(name, Known((), ()))
+            spans.set_service(name, known.addresses, known.names)
+        converge(kernel, store, scope, before, report)
+        after = desired_now(kernel, store, scope)
+        if gone:  # who has the address next is not in the middle of somebody's connection
+            kernel.flush_addresses(gone)
+            kernel.forget_flows(gone)
+        if policy_flows.narrows(before, after):
+            naming = {service for name in called for service in store.naming("service", name)}
+            policy_flows.cut(kernel, store, sorted(naming))
+    return changed

@@ -1,0 +1,133 @@
+"""Test that a host follows the cluster: from claims on the fake engine to the fake kernel, at every step."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_world import KEYS, ME, Cluster
+from fake_world import World
+
+from niso.base import names
+from niso.base.errors import KernelError
+from niso.cluster import mirror
+from niso.cluster.claims import Claims, Wanted
+from niso.kernel.kinds.fdb import Fdb
+from niso.kernel.kinds.peer import Peer
+from niso.kernel.state import State
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with World(tmp_path) as world:
+        yield Cluster(world)
+
+
+def test_service_of_another_host_is_there_with_all_that_it_needs(cluster: Cluster) -> None:
+    api = cluster.claim("a", "api", "shop")
+    assert cluster.follow() == ["api"]
+    four, six = api.networks["backend"]
+    assert cluster.claims() == {("api", "198.51.100.1")}
+    assert cluster.allowed() == {four}
+    assert {f"{four} shop", f"{six} shop"} <= cluster.lines()
+    state = cluster.world.kernel.everything(State())
+    mac = names.mac("api", "backend", cluster.world.store.cluster_id())
+    assert state[Fdb] == {Fdb("nx-backend", mac, "198.51.100.1")}
+    assert state[Peer] == {Peer("niso-backend", address, mac) for address in (four, six)}
+    cluster.world.assert_whole()
+    done = len(cluster.world.kernel.done)
+    assert cluster.follow() == []
+    assert len(cluster.world.kernel.done) == done
+    cluster.release("a", "api")
+    assert cluster.follow() == ["api"]
+    assert not cluster.claims() and not cluster.allowed()
+    assert not cluster.world.kernel.everything(State())[Fdb]
+    cluster.world.assert_whole()
+
+
+def test_names_are_those_of_what_is_up_on_a_host_that_lives(cluster: Cluster) -> None:
+    api = cluster.claim("c", "api", up=False)
+    line = f"{api.networks['backend'][0]} api"
+    cluster.follow()
+    assert line not in cluster.lines() and cluster.claims()
+    Claims(cluster.engine, "c").publish("api", api.mark, up=True)
+    cluster.follow()
+    assert line in cluster.lines()
+    cluster.engine.revoke(cluster.lease)  # c's
+    cluster.follow()
+    assert line not in cluster.lines()
+    assert cluster.claims() == {("api", "198.51.100.3")} and cluster.allowed()
+    cluster.world.assert_whole()
+
+
+def test_service_that_moves_is_heard_from_its_new_host_alone(cluster: Cluster) -> None:
+    cluster.claim("c", "api")
+    cluster.follow()
+    cluster.engine.revoke(cluster.lease)
+    wanted = Wanted("api", ("backend",), ("api",), {}, {})
+    Claims(cluster.engine, "a").claim(wanted, take=True)
+    cluster.follow()
+    assert cluster.claims() == {("api", "198.51.100.1")}
+    assert {entry.host for entry in cluster.world.kernel.everything(State())[Fdb]} == {
+        "198.51.100.1"
+    }
+    cluster.world.assert_whole()
+
+
+def test_own_service_that_another_host_has_taken_is_named(cluster: Cluster) -> None:
+    assert mirror.fenced(cluster.world.store, cluster.seen(), ME) == []
+    Claims(cluster.engine, "x")
+    for item in cluster.engine.get(f"{KEYS.live(ME)}").items:
+        cluster.engine.revoke(item.lease)
+    wanted = Wanted("db", ("backend",), ("db",), {}, {})
+    Claims(cluster.engine, "a").claim(wanted, take=True)
+    assert mirror.fenced(cluster.world.store, cluster.seen(), ME) == ["db"]
+
+
+def breach(cluster: Cluster) -> bool:
+    """Return whether evil may be heard at an address that db's policy lets in."""
+    store, kernel = cluster.world.store, cluster.world.kernel
+    evil = int(names.mac("evil", "backend", store.cluster_id()).replace(":", ""), 16)
+    heard = [
+        e.element.split(" . ")
+        for e in kernel.elements.values()
+        if e.container == "vx44" and e.element.split(" . ")[2] == str(evil)
+    ]
+    allowed = {str(int.from_bytes(bytes(map(int, a.split("."))))) for a in cluster.allowed()}
+    return any(fields[3] in allowed for fields in heard)
+
+
+def test_address_that_another_service_has_now_never_meets_the_old_policy(cluster: Cluster) -> None:
+    """Before each step of the kernel, and in whatever state a failure at one of them leaves it."""
+    address = cluster.claim("a", "api").networks["backend"][0]
+    cluster.follow()
+    assert cluster.allowed() == {address}
+    cluster.release("a", "api")
+    cluster.claim("c", "evil", address=address)
+    kernel = cluster.world.kernel
+    for number in range(1, 40):
+        passed = 0
+
+        def step(_: object, number: int = number) -> int:
+            nonlocal passed
+            assert not breach(cluster)
+            passed += 1
+            return errno.ENOMEM if passed == number else 0
+
+        kernel.fail = step
+        try:
+            changed = cluster.follow()
+        except KernelError:
+            assert not breach(cluster)
+            continue
+        break
+    else:
+        pytest.fail("it never ends")
+    kernel.fail = lambda step: 0
+    assert number > 4 and changed
+    assert cluster.claims() == {("evil", "198.51.100.3")}
+    assert not cluster.allowed() and not breach(cluster)
+    assert address in kernel.forgotten, "its flows have ended"
+    cluster.world.assert_whole()
