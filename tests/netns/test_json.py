@@ -108,6 +108,8 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     ask(lab, "net", "stats")
     lab.client("/usr/bin/busybox", "nc", "-w", "1", "192.0.2.1", "8080", input="", check=False)
     assert ask(lab, "net", "flows")[0]["published"] == 8080
+    learned = ask(lab, "net", "learn", "--egress")
+    assert "everybody: published as 8080" in {e["note"] for p in learned for e in p["allow_from"]}
     assert ask(lab, "net", "attach", "box", "--new", "--network", "backend", "-p", "7100:80")[
         "ports"
     ]
