@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from niso.api.host_services import Restored as Restored
     from niso.api.host_stacks import StackDown as StackDown
     from niso.api.host_stacks import StackUp as StackUp
+    from niso.api.learning import LearnedEntry as LearnedEntry
+    from niso.api.learning import LearnedPolicy as LearnedPolicy
+    from niso.api.learning import PolicyChange as PolicyChange
     from niso.api.packets import Drop as Drop
     from niso.api.packets import Drops as Drops
     from niso.api.packets import Explanation as Explanation
@@ -100,6 +103,7 @@ _MODULES = {
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
     " RemovedNetwork Rules Subnet",
     "api.compose_files": "ImportedStack Missing import_compose",
+    "api.learning": "LearnedEntry LearnedPolicy PolicyChange",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
     "api.published": "Port",
     "api.host_services": "Done Outcome Package Restored",

@@ -111,6 +111,8 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     ping = lab.popen("ping", "-i", "0.2", "192.0.2.1", netns="client")
     ask(lab, "net", "trace", "192.0.2.2", "192.0.2.1")
     ping.kill()
+    learned = ask(lab, "net", "learn", "--egress")
+    assert "everybody: published as 8080" in {e["note"] for p in learned for e in p["allow_from"]}
     assert ask(lab, "net", "attach", "box", "--new", "--network", "backend", "-p", "7100:80")[
         "ports"
     ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from niso.api.guard import guarded, text
+from niso.api.guard import guarded, text, texts
 from niso.api.session import Session, open_session
 from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
     from types import TracebackType
 
     from niso.api.captures import Capture, Traced
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from niso.api.host_networks import Networks
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
+    from niso.api.learning import LearnedPolicy, PolicyChange
     from niso.api.packets import Drops, Explanation, Pong, Stats
     from niso.api.session import Progress
     from niso.api.upkeep import Finding, Repaired, Swept
@@ -231,6 +233,38 @@ class Host:
         ends = text(source, "source"), text(destination, "destination")
         wait = seconds(wait_s, "wait_s", 0.01)
         return captures.trace(self.session, *ends, any_packet, wait)
+
+    @guarded
+    def learn(
+        self, *services: str, since: str | None = None, egress: bool = False
+    ) -> tuple[LearnedPolicy, ...]:
+        """Return the policies that allow what was seen, of these services or of all active ones.
+
+        ``since`` is as for `flows`. With ``egress`` they also say where the services connected.
+        Raises NotFound, UsageError, KernelError.
+        """
+        from niso.api import learning
+        from niso.api.guard import moment
+
+        start = None if since is None else moment(since, "--since")
+        return learning.learn(self.session, texts(services, "services"), start, egress)
+
+    @guarded
+    def learned_changes(self, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
+        """Return how the services' files would change with these policies; none is changed.
+
+        Raises Error if one has no manifest or without tomlkit, Conflict if services share one.
+        """
+        from niso.api import learning
+
+        return learning.changes(self.session, learned)
+
+    @guarded
+    def write_policies(self, changes: Iterable[PolicyChange]) -> None:
+        """Write changed files, each as a whole. Raises Conflict if one has changed meanwhile."""
+        from niso.api import learning
+
+        learning.write(changes)
 
     # --- check and repair ------------------------------------------------------------------------
 

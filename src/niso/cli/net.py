@@ -16,6 +16,8 @@ ABOUT_PACKETS = ("ping", "explain", "stats", "log")
 """Actions of cli/explain.py."""
 ABOUT_FLOWS = ("flows", "graph", "capture", "trace")
 """Actions of cli/see.py."""
+ABOUT_POLICIES = ("learn",)
+"""Actions of cli/learn.py."""
 
 
 def run(name: str, args: Args) -> int:
@@ -28,6 +30,10 @@ def run(name: str, args: Args) -> int:
         from niso.cli import see
 
         return see.run(action, args)
+    if action in ABOUT_POLICIES:
+        from niso.cli import learn
+
+        return learn.run(action, args)
     return int(globals()[f"_{action}"](connect(), args))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from niso.cli.catalogue import net_policies
 from niso.cli.command import DRY_RUN, JSON, VERBOSE, Argument, Command, Group, Option
 
 GROUP = Group(
@@ -385,6 +386,7 @@ GROUP = Group(
             ),
             (("130", "stopped with Ctrl-C"),),
         ),
+        *net_policies.COMMANDS,
         Command(
             "net trace",
             "follow a real packet through all hooks",

@@ -156,6 +156,7 @@ RESULTS: dict[str, Result] = {
         "array", fields("flow_views", "Flow"), "With -f, one object per line as it happens."
     ),
     "net trace": _object("captures", "Traced"),
+    "net learn": _array("learning", "LearnedPolicy"),
     "net log": Result("lines", fields("packets", "Drop")),
     "net check": _array("upkeep", "Finding"),
     "net repair": Result("object", (*fields("upkeep", "Repaired"), *fields("upkeep", "Swept"))),

@@ -1,0 +1,342 @@
+"""Learn policies from flows, and write them into manifests."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from niso.base.errors import Conflict, Error, InvalidInput, UsageError
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from niso.api.session import Session
+    from niso.manifest.toml_edit import Item
+    from niso.see.learner import Line
+    from niso.store.service_rows import ServiceRow
+    from niso.store.store import Store
+
+
+class LearnedEntry(NamedTuple):
+    """An entry of an allow list that was learned."""
+
+    text: str
+    """the entry"""
+    allowed: bool
+    """false: only a comment, such as for a peer that was denied"""
+    note: str
+    """why, or an empty string"""
+    new: int
+    """new flows, or attempts that were dropped"""
+    last: str | None
+    """time of the last new one, to the millisecond"""
+    ago: float | None
+    """seconds since then"""
+    open: int
+    """flows that are open now"""
+
+
+class LearnedPolicy(NamedTuple):
+    """The policy of a service as its flows show it."""
+
+    service: str
+    """name of the service"""
+    file: str | None
+    """manifest or stack.toml that has the service's policy; null if there is none"""
+    table: str
+    """table of the file for it"""
+    watched: float | None
+    """seconds that the service has been watched, at most a week; null if it is inactive"""
+    allow_from: tuple[LearnedEntry, ...]
+    """who connected to it"""
+    egress: tuple[LearnedEntry, ...] | None
+    """where it connected; null without --egress"""
+
+
+class PolicyChange(NamedTuple):
+    """A changed file, before it is written."""
+
+    file: str
+    """absolute path"""
+    services: tuple[str, ...]
+    """those whose policies are in it"""
+    before: str
+    """its present text"""
+    after: str
+    """its new text"""
+    apply: str
+    """the command that activates what it says"""
+
+    @property
+    def diff(self) -> str:
+        """Return the difference as diff -u prints it."""
+        import difflib
+
+        old, new = (text.splitlines(keepends=True) for text in (self.before, self.after))
+        return "".join(difflib.unified_diff(old, new, self.file, self.file))
+
+
+def learn(
+    session: Session, services: Sequence[str], since: float | None, egress: bool
+) -> tuple[LearnedPolicy, ...]:
+    """Learn policies: `Host.learn`. ``since`` is in seconds since 1970."""
+    from niso.reconcile.world import read_world
+    from niso.see import learner
+    from niso.see import seen as seer
+
+    store, kernel = session.store(), session.kernel()
+    world = read_world(kernel, store)
+    memory = seer.remembered(kernel, world)
+    if memory.missed:
+        session.caution(
+            f"{memory.missed} new flows are missing: there are more than the kernel remembers",
+            ["a policy from these would deny some of them; docs/design/seeing.md has the limits"],
+        )
+    oldest = None if since is None else time.time() - since
+    seen = [
+        each
+        for each in seer.joined(world, memory)
+        if oldest is None or each.open or (each.ago is not None and each.ago <= oldest)
+    ]
+    rows = {row.name: row for row in store.services()}
+    wanted = [store.home(store.resolve(name)) for name in services]
+    wanted = wanted or [name for name, row in rows.items() if row.active and _has_network(row)]
+    learned = []
+    for name in dict.fromkeys(wanted):
+        if name not in world.services or not world.services[name].endpoints:
+            mode = rows[name].mode
+            raise UsageError(
+                f"{name!r} has no network of its own (mode {mode}), so it has no policy",
+                "niso ps lists the networks of services",
+                "SERVICE",
+            )
+        blind = [n for n in store.networks_of(name) if not world.networks[n].observe]
+        if blind:
+            session.caution(
+                f"network {', '.join(blind)} of {name!r} is not observed: its flows are missing", []
+            )
+        policy = learner.learn(
+            world, seen, name, lambda own, other: name_for(store, own, other), egress
+        )
+        place = _place(store, rows[name])
+        out = policy.egress
+        learned.append(
+            LearnedPolicy(
+                name,
+                place.file or None,
+                ".".join(str(key) for key in place.path if isinstance(key, str)),
+                _watched(rows[name], since),
+                tuple(map(_entry, policy.ingress)),
+                None if out is None else tuple(map(_entry, out)),
+            )
+        )
+    return tuple(learned)
+
+
+def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
+    """Return the files that would change: `Host.learned_changes`."""
+    from niso.manifest import toml_edit
+
+    store = session.store()
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
+    writers: dict[tuple[object, ...], str] = {}
+    found: dict[str, list[ServiceRow]] = {}
+    for policy in learned:
+        row = store.service(policy.service)
+        if row is None:
+            raise Conflict(f"{policy.service!r} was removed meanwhile", "learn again")
+        place = _place(store, row)
+        if not place.file:
+            hint = "niso net learn without --write prints it"
+            raise Error(f"{policy.service!r} has no manifest that could have its policy", hint)
+        _require_own(store, row, place, writers)
+        if place.file not in after:
+            before[place.file] = after[place.file] = _read(place.file)
+        found.setdefault(place.file, []).append(row)
+        lists = [(place.path, "allow_from", policy.allow_from)]
+        if policy.egress is not None:
+            lists.append(((*place.path, "egress"), "allow", policy.egress))
+        for path, key, entries in lists:
+            try:
+                items = _items(entries)
+                after[place.file] = toml_edit.with_list(after[place.file], path, key, items)
+            except InvalidInput as error:
+                error.file, error.service = place.file, policy.service
+                raise
+    return tuple(
+        PolicyChange(
+            file,
+            tuple(row.name for row in found[file]),
+            before[file],
+            text,
+            _apply(store, file, found[file]),
+        )
+        for file, text in after.items()
+        if text != before[file]
+    )
+
+
+def write(changes: Iterable[PolicyChange]) -> None:
+    """Write files: `Host.write_policies`."""
+    import tempfile
+
+    for change in changes:
+        path = os.path.realpath(change.file)
+        if _read(path) != change.before:
+            raise Conflict("it was changed meanwhile", "learn again", file=path)
+        status = os.stat(path)
+        fd, draft = tempfile.mkstemp(prefix=".niso-policy-", dir=os.path.dirname(path))
+        try:
+            with open(fd, "w", encoding="utf-8", newline="") as file:
+                os.fchown(fd, status.st_uid, status.st_gid)
+                os.fchmod(fd, status.st_mode & 0o7777)
+                file.write(change.after)
+                file.flush()
+                os.fsync(fd)
+            os.rename(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
+
+
+def name_for(store: Store, service: str, other: str) -> str | None:
+    """Return a name that means ``other`` alone in the policy of ``service``, or None.
+
+    In a stack whose services have its prefix, the short name comes first. A name that another
+    service of the stack is called by is left out: its file would mean that one.
+    """
+    stack = store.stack_of(service)
+    members = store.stack_members(stack) if stack else []
+    prefix = f"{stack}-"
+    short = other.removeprefix(prefix) if other in members else other
+    for name in (short, other, *store.names(other)):
+        is_of_another = any(
+            member != other and (name == member.removeprefix(prefix) or name in store.names(member))
+            for member in members
+        )
+        if not is_of_another and _is_a_name(name) and store.meant(service, name)[0] == [other]:
+            return name
+    return None
+
+
+def _is_a_name(name: str) -> bool:
+    """Return whether an entry of a policy can start with this name, in both directions."""
+    from niso.manifest.parse_policy import parse_entry
+    from niso.plan.records import Peer
+
+    try:
+        entries = [parse_entry(f"{name}:1/tcp", "", egress) for egress in (False, True)]
+    except InvalidInput:
+        return False
+    return all(entry.peer == Peer("service", name) for entry in entries)
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """Where a service's policy is written. ``file`` is "" if nowhere."""
+
+    file: str
+    path: tuple[str | int, ...]
+
+
+_OWN = ("network", "policy")
+
+
+def _place(store: Store, row: ServiceRow) -> _Place:
+    """Return where the policy of a service is written, or would be.
+
+    A [[service]] of a stack has it in its package's manifest, unless the stack has keys of it, or
+    uses the package twice.
+    """
+    from niso.manifest import toml
+
+    stack = store.stack_of(row.name)
+    for file in store.stack_files(stack) if stack else ():
+        try:
+            data = toml.load(file, "stack.toml")
+        except Error:
+            continue
+        names = (row.name, row.name.removeprefix(f"{stack}-"))
+        tables, items = data.get("services"), data.get("service")
+        for name in names if isinstance(tables, dict) else ():
+            if isinstance(tables, dict) and name in tables:
+                return _Place(file, ("services", name, *_OWN))
+        entries = items if isinstance(items, list) else []
+        entries = [item if isinstance(item, dict) else {} for item in entries]
+        packages = [item.get("package") for item in entries]
+        for number, item in enumerate(entries):
+            shared = packages.count(item.get("package")) > 1
+            if item.get("name") in names and ("policy" in item or shared):
+                return _Place(file, ("service", number, "policy"))
+    return _Place(row.manifest_path if os.path.isfile(row.manifest_path) else "", _OWN)
+
+
+def _require_own(
+    store: Store, row: ServiceRow, place: _Place, writers: dict[tuple[object, ...], str]
+) -> None:
+    """Raise Conflict if another service has its policy in the same place."""
+    other = writers.setdefault(place, row.name)
+    if place.path == _OWN and other == row.name:
+        real = os.path.realpath(place.file)
+        sharers = (r for r in store.services() if os.path.realpath(r.manifest_path) == real)
+        other = next((r.name for r in sharers if r.name != row.name), other)
+    if other != row.name:
+        raise Conflict(
+            f"{row.name!r} and {other!r} have one manifest, {place.file}, and so one policy",
+            "write the policies into their stack.toml: niso net learn prints them",
+        )
+
+
+def _read(path: str) -> str:
+    """Return the text of a file of the user. Raises Error."""
+    from niso.api.guard import callers
+    from niso.manifest import toml
+
+    try:
+        return toml.content(path, os.path.basename(path), callers()).decode()
+    except UnicodeDecodeError:
+        raise InvalidInput("is not UTF-8", file=path) from None
+    except Error as error:
+        error.file = path
+        raise
+
+
+def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
+    stack = store.stack_of(rows[0].name)
+    if stack and file in store.stack_files(stack):
+        return f"niso stack up {os.path.dirname(file)}"
+    return f"niso activate {os.path.dirname(file)}"
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def _has_network(row: ServiceRow) -> bool:
+    return row.mode in ("bridge", "attached")
+
+
+def _watched(row: ServiceRow, since: float | None) -> float | None:
+    from niso.kernel.nft_sensor import KEPT_S
+
+    if not row.active or row.activated_at is None:
+        return None
+    return max(0.0, min(KEPT_S, time.time() - max(row.activated_at, since or 0.0)))
+
+
+def _entry(line: Line) -> LearnedEntry:
+    from niso.api.packets import when
+    from niso.see.seen import moment
+
+    last = None if line.ago is None else when(moment(line.ago))
+    ago = None if line.ago is None else round(line.ago, 3)
+    return LearnedEntry(line.text, line.allowed, line.note, line.new, last, ago, line.open)
+
+
+def _items(entries: Iterable[LearnedEntry]) -> Iterator[Item]:
+    from niso.manifest.toml_edit import Item
+
+    return (Item(each.text, each.allowed, each.note) for each in entries)

@@ -1,0 +1,50 @@
+"""Describe the commands of niso net that are about policies; net.py lists them."""
+
+from __future__ import annotations
+
+from niso.cli.command import JSON, Argument, Command, Option
+
+COMMANDS = (
+    Command(
+        "net learn",
+        "write policies from the traffic that was seen",
+        (Argument("names", "SERVICE", "services (default: all active ones)", "*", "service"),),
+        (
+            Option(
+                "since",
+                ("--since",),
+                "only what was new since then: a time (RFC 3339) or a period such as 2h",
+                "TIME",
+                group="time",
+            ),
+            Option(
+                "for_",
+                ("--for",),
+                "watch for this long, such as 10m, then answer; Ctrl-C ends it early",
+                "TIME",
+                group="time",
+            ),
+            Option("egress", ("--egress",), "also where the services connected"),
+            Option(
+                "write",
+                ("--write",),
+                "show how the manifests would change, ask, and write them",
+                group="form",
+            ),
+            Option("yes", ("-y", "--yes"), "write without asking"),
+            JSON._replace(group="form"),
+        ),
+        "Prints an allow list of what passed within a week and would still pass, or is open "
+        "now. Services are entries by name. A published port that another machine used is "
+        "allowed for everybody. What was denied is only a comment. The host may always connect "
+        "and is no entry. Only TCP, UDP and SCTP are seen, so add PEER/icmp where ping is "
+        "needed. An allow list that exists is narrowed, never widened. --write keeps comments "
+        "and order, and needs tomlkit (python3-tomlkit, or niso[learn] with pip).",
+        (
+            ("niso net learn", ""),
+            ("niso net learn postgres --since 2d", ""),
+            ("niso net learn api --egress --write", ""),
+        ),
+        (("1", "nothing was written, because the answer was no"),),
+    ),
+)

@@ -1,0 +1,347 @@
+"""Derive policies from the flows that were seen. Pure.
+
+What passed is allowed, names before addresses, by port and protocol. A published port that somebody
+from elsewhere used is for everybody, since clients have no lasting addresses. What was refused is
+only a comment. An allow list that exists is narrowed, never widened: an entry that names a service
+is narrowed to the ports that were used, any other used one stays as it is written.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+
+from niso.base.addresses import bracketed, family_of
+from niso.base.lite_typing import NamedTuple
+from niso.plan import verdict
+from niso.plan.records import Entry
+from niso.plan.verdict import Known, World
+from niso.see.seen import Seen
+
+MOST_OUTSIDE = 8
+"""Addresses outside, of one port and family, that have an entry each; more are joined."""
+_LEAST_MEMBERS = 8  # of a network that all use one port: its name may be the better entry
+_EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
+_DNS = 53
+
+Name = Callable[[str, str], str | None]
+"""Returns the name by which a service's policy means another one, or None if there is none."""
+
+
+class Line(NamedTuple):
+    """A line of an allow list: an entry, or one that is only a comment.
+
+    ``note`` is why, and holds for as long as the entry does. ``new``, ``ago`` and ``open`` are
+    those of the flows, as in `Seen`.
+    """
+
+    text: str
+    allowed: bool
+    note: str = ""
+    new: int = 0
+    ago: float | None = None
+    open: int = 0
+
+
+class Learned(NamedTuple):
+    """The allow lists of a service as learned. ``egress`` is None if it was not asked for."""
+
+    service: str
+    ingress: tuple[Line, ...]
+    egress: tuple[Line, ...] | None
+
+
+def learn(
+    world: World, seen: Iterable[Seen], service: str, name: Name, with_egress: bool
+) -> Learned:
+    """Return what the policy of a known service would be."""
+    known = world.services[service]
+    others = [s for s in seen if s.source.service != s.destination.service]
+    incoming = [
+        s for s in others if s.destination.service == service and not s.source.is_host
+    ]  # the host may always connect
+    outgoing = [s for s in others if s.source.service == service]
+    learner = _Learner(world, known, name)
+    return Learned(
+        service,
+        tuple(learner.lines(incoming, egress=False)),
+        tuple(learner.lines(outgoing, egress=True)) if with_egress else None,
+    )
+
+
+class _Group(NamedTuple):
+    """Flows that one entry is about: of a peer, on a port and protocol."""
+
+    peer: str  # as written, in brackets where ports follow
+    first: int
+    last: int
+    proto: str
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{self.peer}:{ports}/{self.proto}"
+
+
+class _Learner:
+    """Learns the policy of one service."""
+
+    def __init__(self, world: World, known: Known, name: Name) -> None:
+        self._world, self._known, self._name = world, known, name
+
+    def lines(self, seen: Sequence[Seen], egress: bool) -> Iterator[Line]:
+        """Yield the lines of one direction: entries, then comments."""
+        passed = [s for s in seen if s.passes and s.agrees]
+        before = {s.key for s in passed}
+        refused = [
+            s
+            for s in seen
+            if s.key not in before
+            and s.reason is not None
+            and s.reason.key
+            and (s.passes != s.agrees)
+        ]
+        policy = self._known.policy
+        listed = policy.egress_allow if egress else policy.allow_from
+        kept: dict[str, list[Seen]] = {}
+        fresh: list[Seen] = []
+        used: set[str] = set()
+        for each in passed:
+            entry = self._entry(listed, each, egress)
+            if entry is not None:
+                used.add(entry.key)
+            if entry is None or entry.peer.kind == "service":
+                fresh.append(each)
+            else:
+                kept.setdefault(entry.text, []).append(each)
+        yield from (_line(text, rows) for text, rows in kept.items())
+        groups, gone = self._groups(fresh, egress)
+        yield from (
+            _line(group.text, rows, note=group.note)
+            for group, rows in _joined(groups)
+            if group.text not in kept
+        )
+        yield from self._comments(groups, refused, gone, egress)
+        for entry in listed or ():
+            if entry.key not in used:
+                yield Line(entry.text, False, "in the manifest; nothing used it")
+
+    def _entry(self, listed: tuple[Entry, ...] | None, seen: Seen, egress: bool) -> Entry | None:
+        """Return the entry of the present allow list that lets a flow pass; None without a list.
+
+        Of several, one that names the service: it is the narrowest.
+        """
+        if listed is None:
+            return None
+        peer = seen.destination if egress else seen.source
+        holders = [self._world.services[peer.service]] if peer.service else []
+        world = self._world._replace(services={each.name: each for each in holders})
+        matching = [
+            e for e in listed if verdict.matches(e, world, peer.address, seen.port, seen.proto)
+        ]
+        return min(matching, key=lambda e: e.peer.kind != "service", default=None)
+
+    def _groups(
+        self, rows: Iterable[Seen], egress: bool
+    ) -> tuple[dict[_Group, list[Seen]], list[Seen]]:
+        """Return flows by their entries, and those of addresses that nobody has any more."""
+        groups: dict[_Group, list[Seen]] = {}
+        outside: dict[tuple[int, str, int], list[Seen]] = {}
+        gone = []
+        for each in rows:
+            peer = each.destination if egress else each.source
+            family = family_of(peer.address)
+            if peer.service:
+                group = self._named(peer.service, peer.address, each)
+                groups.setdefault(group, []).append(each)
+            elif peer.is_host:
+                group = _of(peer.address, each, "the host")
+                groups.setdefault(group, []).append(each)
+            elif verdict.network_of(self._world, peer.address) is not None:
+                gone.append(each)  # whoever gets the address next is somebody else
+            elif not egress and each.published is not None:
+                first, last = self._ports_of(each)
+                note = f"everybody: published as {each.published.host_port}"
+                if first != last:
+                    note = "everybody: published"
+                peer_text = bracketed(_EVERYBODY[family])
+                group = _Group(peer_text, first, last, each.proto, note)
+                groups.setdefault(group, []).append(each)
+            else:
+                outside.setdefault((each.port, each.proto, family), []).append(each)
+        for some in outside.values():
+            for group, its in _outside(some, egress):
+                groups.setdefault(group, []).extend(its)
+        self._add_families(groups)
+        return groups, gone
+
+    def _add_families(self, groups: dict[_Group, list[Seen]]) -> None:
+        """Add what is published for the other family too: clients use whichever they have."""
+        for group in list(groups):
+            for family, prefix in _EVERYBODY.items():
+                own = bracketed(prefix)
+                other = group._replace(peer=own)
+                is_everybody = group.peer in map(bracketed, _EVERYBODY.values())
+                if is_everybody and family in self._published(group.proto, group.first):
+                    groups.setdefault(other, [])
+
+    def _published(self, proto: str, port: int) -> set[int]:
+        """Return the families for which a port of the service is published to other machines."""
+        own = {family_of(address) for address in verdict.addresses_of(self._known)}
+        families: set[int] = set()
+        for each in self._known.ports:
+            inside = each.container_port <= port < each.container_port + each.count
+            local = each.host_ip and ipaddress.ip_address(each.host_ip).is_loopback
+            if each.proto == proto and inside and not local:
+                families.update(each.families)
+        return families & own
+
+    def _ports_of(self, seen: Seen) -> tuple[int, int]:
+        """Return the first and last port of the service that are published together."""
+        for each in self._known.ports:
+            last = each.container_port + each.count - 1
+            if each.proto == seen.proto and each.container_port <= seen.port <= last:
+                return each.container_port, last
+        return seen.port, seen.port
+
+    def _named(self, service: str, address: str, seen: Seen) -> _Group:
+        name = self._name(self._known.name, service)
+        if name is None:
+            return _of(address, seen, f"{service}: its name is ambiguous here")
+        dns = "DNS" if seen.port == _DNS else ""
+        return _Group(name, seen.port, seen.port, seen.proto, dns)
+
+    def _comments(
+        self,
+        groups: dict[_Group, list[Seen]],
+        refused: Sequence[Seen],
+        gone: Sequence[Seen],
+        egress: bool,
+    ) -> Iterator[Line]:
+        """Yield what is not allowed: refused peers, unused ports, and what could be shorter."""
+        entries = {group.text for group in groups}
+        others: dict[_Group, list[Seen]] = {}
+        for each in refused:
+            peer = each.destination if egress else each.source
+            if peer.service:
+                group = self._named(peer.service, peer.address, each)._replace(note="denied")
+            elif verdict.network_of(self._world, peer.address) is not None and not peer.is_host:
+                continue
+            elif egress:
+                group = _of(peer.address, each, "denied")
+            else:  # any number of them may have tried
+                everybody = bracketed(_EVERYBODY[family_of(peer.address)])
+                note = "other machines were denied"
+                group = _Group(everybody, each.port, each.port, each.proto, note)
+            others.setdefault(group, []).append(each)
+        for group, rows in sorted(others.items()):
+            if group.text not in entries:
+                yield _line(group.text, rows, False, group.note)
+        for each in gone:
+            peer = each.destination if egress else each.source
+            yield _line(_of(peer.address, each).text, [each], False, "no service has it any more")
+        if not egress:
+            if self._known.policy.allow_from is None:
+                yield from self._unused(entries)
+            yield from self._whole(groups)
+
+    def _unused(self, entries: set[str]) -> Iterator[Line]:
+        """Yield the published ports that nobody from elsewhere has used."""
+        for port in self._known.ports:
+            last = port.container_port + port.count - 1
+            for family in sorted(self._published(port.proto, port.container_port)):
+                peer = bracketed(_EVERYBODY[family])
+                text = _Group(peer, port.container_port, last, port.proto).text
+                if text not in entries and family in port.families:
+                    yield Line(text, False, "published; no other machine used it")
+
+    def _whole(self, groups: dict[_Group, list[Seen]]) -> Iterator[Line]:
+        """Yield networks of which most services use a port."""
+        used: dict[tuple[int, str], set[str]] = {}
+        for group, rows in groups.items():
+            for each in rows:
+                if each.source.service:
+                    used.setdefault((group.first, group.proto), set()).add(each.source.service)
+        for endpoint in self._known.endpoints:
+            members = {
+                name
+                for name, known in self._world.services.items()
+                if any(e.network == endpoint.network for e in known.endpoints)
+            } - {self._known.name}
+            for (port, proto), services in sorted(used.items()):
+                count = len(services & members)
+                if count >= _LEAST_MEMBERS and 3 * count >= 2 * len(members):
+                    text = f"network:{endpoint.network}:{port}/{proto}"
+                    yield Line(text, False, f"in place of {count} of its {len(members)} services")
+
+
+def _of(address: str, seen: Seen, note: str = "") -> _Group:
+    if seen.port == _DNS:
+        note = f"{note}, DNS" if note else "DNS"
+    return _Group(bracketed(address), seen.port, seen.port, seen.proto, note)
+
+
+def _outside(rows: Sequence[Seen], egress: bool) -> Iterator[tuple[_Group, list[Seen]]]:
+    """Yield the entries for addresses outside, of one port and family.
+
+    The nearest addresses are joined to the smallest prefixes that hold them, until few are left.
+    """
+    by_address: dict[str, list[Seen]] = {}
+    for each in rows:
+        address = (each.destination if egress else each.source).address
+        by_address.setdefault(address, []).append(each)
+    prefixes = [(ipaddress.ip_network(address), 1) for address in by_address]
+    prefixes.sort(key=lambda item: int(item[0].network_address))
+    while len(prefixes) > MOST_OUTSIDE:
+        pairs = [(_around(a[0], b[0]), i) for i, (a, b) in enumerate(pairwise(prefixes))]
+        around, at = max(pairs, key=lambda pair: pair[0].prefixlen)
+        prefixes[at : at + 2] = [(around, prefixes[at][1] + prefixes[at + 1][1])]
+    for prefix, count in prefixes:
+        its = [
+            each
+            for address, some in by_address.items()
+            if ipaddress.ip_address(address) in prefix
+            for each in some
+        ]
+        if count == 1:
+            yield _of(str(prefix.network_address), its[0]), its
+        else:
+            note = f"the smallest prefix of {count} addresses"
+            yield _of(str(prefix), its[0], note), its
+
+
+_Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _around(one: _Prefix, other: _Prefix) -> _Prefix:
+    """Return the smallest prefix that holds two of one family."""
+    bits = one.max_prefixlen
+    differing = int(one.network_address) ^ int(other.network_address)
+    length = min(one.prefixlen, other.prefixlen, bits - differing.bit_length())
+    return one.supernet(new_prefix=length)
+
+
+def _joined(groups: dict[_Group, list[Seen]]) -> Iterator[tuple[_Group, list[Seen]]]:
+    """Yield entries in order, with the consecutive ports of one peer as a range."""
+    order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
+    last: tuple[_Group, list[Seen]] | None = None
+    for group in order:
+        rows = groups[group]
+        if last is not None and last[0]._replace(first=group.first) == group._replace(
+            last=group.first - 1
+        ):
+            last = last[0]._replace(last=group.last), [*last[1], *rows]
+            continue
+        if last is not None:
+            yield last
+        last = group, list(rows)
+    if last is not None:
+        yield last
+
+
+def _line(text: str, rows: Sequence[Seen], allowed: bool = True, note: str = "") -> Line:
+    ages = [each.ago for each in rows if each.ago is not None]
+    new, opened = (sum(getattr(each, key) for each in rows) for key in ("new", "open"))
+    return Line(text, allowed, note, new, min(ages, default=None), opened)

@@ -1,0 +1,168 @@
+"""Test niso net learn: what it learns is activated, lets pass what was seen, and drops everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import tomllib
+
+from conftest import Lab
+from services import CLIENT, ECHO, answer, ask, echo, idle, inspect, on
+
+KEEP = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 80)); print(s.recv(99).decode(), flush=True)
+while line := sys.stdin.readline():
+    s.sendall(line.encode()); print(s.recv(99).decode(), end="", flush=True)
+"""
+SEND = "import socket, sys; s = socket.socket({}, socket.SOCK_DGRAM); s.sendto(b'x', (sys.argv[1], {}))"
+DB4, DB6 = "10.99.1.2", "fd00:99:1::2"
+
+
+def send(lab: Lab, netns: str, address: str, port: int) -> None:
+    family = "socket.AF_INET6" if ":" in address else "socket.AF_INET"
+    lab.run("/usr/bin/python3", "-ISc", SEND.format(family, port), address, netns=netns)
+
+
+def refused(lab: Lab) -> set[tuple[str, str, int, str]]:
+    rows = json.loads(lab.niso("net", "flows", "--denied", "--since", "1h", "--json").stdout)
+    return {
+        (r["from"]["name"], r["to"]["name"], r["port"], r["proto"]) for r in rows if r["agrees"]
+    }
+
+
+def test_learn_write_activate(lab: Lab) -> None:
+    """On a bridge that nobody tracked, with a connection that stays open, UDP, and both families."""
+    lab.niso("net", "create", "back", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
+    db = echo(lab, "db", network=on("back"))
+    lab.niso("activate", db)
+    lab.niso(
+        "activate", *(idle(lab, name, network=on("back")) for name in ("api", "six", "dns", "mute"))
+    )
+    # somebody who is called as another service must not get its entry
+    path = f"{db}/manifest.toml"
+    text = "# the database\n" + lab.path(path).read_text() + "# end\n"
+    lab.path(path).write_text(text)
+    kept = lab.popen("/usr/bin/python3", "-ISuc", KEEP, DB4, netns="niso-api", stdin=-1)
+    assert kept.stdout is not None and kept.stdin is not None
+    assert kept.stdout.readline().startswith(b"db ")
+    ask(lab, DB6, 80, "niso-six")
+    send(lab, "niso-dns", DB4, 53)
+    answer(lab, DB4, 80)
+    learned = lab.niso("net", "learn", "db")
+    assert tomllib.loads(learned.stdout) == {
+        "network": {"policy": {"allow_from": ["api:80/tcp", "dns:53/udp", "six:80/tcp"]}}
+    }
+    assert "1 open" in learned.stdout and "has not been seen" in learned.stderr
+    # it asks, at a terminal alone
+    done = lab.niso("net", "learn", "db", "--write", check=False)
+    assert done.returncode == 2 and "--yes" in done.stderr and lab.path(path).read_text() == text
+    done = lab.niso("net", "learn", "db", "--write", "--yes")
+    assert '+  "api:80/tcp",' in done.stdout and "niso activate" in done.stderr
+    after = lab.path(path).read_text()
+    assert after.startswith("# the database\n") and "# end\n" in after
+    assert lab.niso("net", "learn", "db", "--write", "--yes").stdout == "unchanged\n"
+    lab.niso("activate", db)
+    # what was seen passes, from now on too
+    kept.stdin.write(b"still\n")
+    kept.stdin.flush()
+    assert kept.stdout.readline() in (b"\n", b"still\n")
+    kept.stdin.close()
+    assert answer(lab, DB4, 80, "niso-api").startswith("db ")
+    ask(lab, DB6, 80, "niso-six")
+    send(lab, "niso-dns", DB4, 53)
+    answer(lab, DB4, 80)
+    assert refused(lab) == set()
+    # nothing else does
+    assert ask(lab, DB4, 80, "niso-mute") == ""
+    assert ask(lab, DB4, 81, "niso-api") == ""
+    ask(lab, DB6, 80, "niso-mute")
+    send(lab, "niso-dns", DB6, 54)
+    send(lab, "niso-api", DB4, 53)
+    assert refused(lab) == {
+        ("mute", "db", 80, "tcp"),
+        ("api", "db", 81, "tcp"),
+        ("dns", "db", 54, "udp"),
+        ("api", "db", 53, "udp"),
+    }
+    text = lab.niso("net", "learn", "db").stdout
+    assert '# "mute:80/tcp",' in text and tomllib.loads(text)["network"]["policy"][
+        "allow_from"
+    ] == [
+        "api:80/tcp",
+        "dns:53/udp",
+        "six:80/tcp",
+    ]
+
+
+STACK = f"""\
+# the shop
+[stack]
+name = "shop"
+prefix = true
+
+[services.db]      # keeps all
+[services.db.binary]
+entrypoint = "/usr/bin/python3"
+args = ["-ISuc", {json.dumps(ECHO)}, "db", "80"]
+[services.db.network]
+ports = ["8080:80"]
+
+[services.web]
+[services.web.binary]
+entrypoint = "/usr/bin/busybox"
+args = ["sleep", "1000"]
+# end
+"""
+
+
+def test_stack_that_has_its_services_itself(lab: Lab) -> None:
+    """Its file gets the policies, by the short names; published ports are for everybody; egress; a terminal is asked."""
+    lab.write("/tmp/shop/stack.toml", STACK)
+    lab.niso("stack", "up", "/tmp/shop")
+    # a service elsewhere that is called web too
+    lab.niso("net", "create", "other")
+    lab.niso("activate", idle(lab, "web", network=on("other")))
+    db = inspect(lab, "shop-db")["endpoints"][0]["address"][0]
+    answer(lab, db, 80, "niso-shop-web")
+    answer(lab, "192.0.2.1", 8080, "client")
+    send(lab, "niso-shop-web", CLIENT, 53)
+    text = lab.niso("net", "learn", "shop-db", "shop-web", "--egress").stdout
+    tables = tomllib.loads(text)["services"]
+    assert tables["db"]["network"]["policy"] == {
+        "allow_from": ["0.0.0.0/0:80/tcp", "web:80/tcp"],
+        "egress": {"allow": []},
+    }
+    assert tables["web"]["network"]["policy"] == {
+        "allow_from": [],
+        "egress": {"allow": [f"{CLIENT}:53/udp", "db:80/tcp"]},
+    }
+    for words, code, changed in ((b"n\n", 1, False), (b"y\n", 0, True)):
+        master, terminal = pty.openpty()
+        asked = lab.popen(
+            "niso", "net", "learn", "shop-db", "shop-web", "--egress", "--write", stdin=terminal
+        )
+        os.write(master, words)
+        out, _ = asked.communicate(timeout=30)
+        os.close(master)
+        os.close(terminal)
+        assert asked.returncode == code and "[y/N]" in out
+        assert ("web:80/tcp" in lab.path("/tmp/shop/stack.toml").read_text()) == changed
+    written = lab.path("/tmp/shop/stack.toml").read_text()
+    assert all(line in written for line in STACK.splitlines())
+    lab.niso("stack", "up", "/tmp/shop")
+    answer(lab, db, 80, "niso-shop-web")
+    answer(lab, "192.0.2.1", 8080, "client")
+    assert refused(lab) == set()
+    send(lab, "niso-shop-web", CLIENT, 54)
+    assert refused(lab) == {("shop-web", CLIENT, 54, "udp")}
+    # a watch ends early with Ctrl-C, and shows what was new meanwhile
+    watcher = lab.popen("niso", "net", "learn", "shop-db", "--for", "1h")
+    assert watcher.stderr is not None and b"Ctrl-C ends it" in watcher.stderr.readline()
+    answer(lab, db, 80, "niso-shop-web")
+    watcher.send_signal(signal.SIGINT)
+    out, _ = watcher.communicate(timeout=20)
+    assert watcher.returncode == 0
+    assert tomllib.loads(out)["services"]["db"]["network"]["policy"]["allow_from"] == ["web:80/tcp"]

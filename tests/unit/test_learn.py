@@ -1,0 +1,270 @@
+"""Test policies that are learned from flows, and their way into manifests."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_worlds import (
+    HOST,
+    NOTHING,
+    OUTSIDE,
+    image,
+    known,
+    network,
+    policy,
+    with_policy,
+    world,
+    worlds,
+)
+from samples import samples
+
+from niso.base.errors import InvalidInput
+from niso.kernel.flows import Open
+from niso.kernel.sensor import Recorded
+from niso.manifest.toml_edit import Item, with_list
+from niso.plan import verdict
+from niso.plan.records import Policy, Port
+from niso.plan.verdict import World
+from niso.see import seen as flows
+from niso.see.learner import Learned, Line, learn
+
+BACK = network("back", "10.99.1.0/24", "fd00:99:1::/64")
+DB, API, WEB, GATEWAY = "10.99.1.2", "10.99.1.3", "10.99.1.4", "10.99.1.1"
+PUBLISHED = Port("", 8080, 80, "tcp")
+
+
+def there(rules: Policy = NOTHING, *ports: Port) -> World:
+    db = known("db", {"back": [DB, "fd00:99:1::2"]}, rules, *ports)
+    return world(
+        [db, *(known(n, {"back": [a]}) for n, a in (("api", API), ("web", WEB)))], [BACK], [HOST]
+    )
+
+
+def row(
+    source: str, to: str = DB, port: int = 80, packets: int = 1, proto: str = "tcp"
+) -> Recorded:
+    return Recorded(source, to, proto, port, packets, 60, 5.0)
+
+
+def learned(
+    on: World, *passed: Recorded, refused: tuple[Recorded, ...] = (), opened: tuple[Open, ...] = ()
+) -> Learned:
+    joined = flows.joined(on, flows.Memory(passed, refused, opened))
+    return learn(on, joined, "db", lambda _, other: other, True)
+
+
+def shown(lines: tuple[Line, ...] | None) -> list[str]:
+    return [("" if line.allowed else "# ") + line.text for line in lines or ()]
+
+
+def test_names_before_addresses_and_open_connections() -> None:
+    opened = (Open("tcp", WEB, 4000, DB, 5432), Open("udp", DB, 5353, API, 53))
+    rows = (
+        row(API),
+        row(API, port=53, proto="udp"),
+        row(DB, DB),
+        row(HOST),
+        row(GATEWAY),
+        row("127.0.0.1"),
+    )
+    found = learned(
+        there(), *rows, row(DB, OUTSIDE, 443), row(DB, GATEWAY, 53, 1, "udp"), opened=opened
+    )
+    assert shown(found.ingress) == ["api:80/tcp", "api:53/udp", "web:5432/tcp"]
+    assert shown(found.egress) == ["10.99.1.1:53/udp", f"{OUTSIDE}:443/tcp", "api:53/udp"]
+    notes = {
+        line.text: (line.note, line.new, line.open)
+        for line in (*found.ingress, *(found.egress or ()))
+    }
+    assert notes["web:5432/tcp"] == ("", 0, 1)
+    assert notes["10.99.1.1:53/udp"] == ("the host, DNS", 1, 0)
+
+
+def test_published_ports_are_for_everybody_and_unused_ones_a_comment() -> None:
+    ports = (
+        PUBLISHED,
+        Port("", 7000, 7000, "tcp", 10),
+        Port("0.0.0.0", 53, 53, "udp"),
+        Port("127.0.0.1", 9, 9, "tcp"),
+    )
+    rows = (row(OUTSIDE), row("192.0.2.9"), row(OUTSIDE, port=7003), row(WEB, port=53, proto="udp"))
+    found = learned(there(NOTHING, *ports), *rows)
+    assert shown(found.ingress) == [
+        "0.0.0.0/0:80/tcp",
+        "0.0.0.0/0:7000-7009/tcp",
+        "[::/0]:80/tcp",
+        "[::/0]:7000-7009/tcp",
+        "web:53/udp",
+        "# 0.0.0.0/0:53/udp",
+    ]
+
+
+def test_what_was_denied_or_has_no_holder_is_a_comment() -> None:
+    scan = tuple(row(f"198.51.100.{i}", port=22) for i in range(1, 200))
+    rules = policy(["api"])
+    found = learned(
+        there(rules), row(API), row(WEB), row("10.99.1.77"), refused=(row(WEB, port=81), *scan)
+    )
+    assert shown(found.ingress) == [
+        "api:80/tcp",
+        "# 0.0.0.0/0:22/tcp",
+        "# web:80/tcp",
+        "# web:81/tcp",
+    ]
+    assert shown(learned(there(), row("10.99.1.77")).ingress) == ["# 10.99.1.77:80/tcp"]
+    # denied at first, allowed now, and used since
+    assert shown(learned(there(rules), row(API), refused=(row(API),)).ingress) == ["api:80/tcp"]
+
+
+def test_a_list_that_exists_becomes_narrower_and_never_wider() -> None:
+    rules = policy(["api", "192.0.2.0/24", "network:back:81", "web:99"])
+    rows = (row(API), row(OUTSIDE), row(WEB, port=81), row("203.0.113.1"))
+    assert shown(learned(there(rules, PUBLISHED), *rows).ingress) == [
+        "192.0.2.0/24",
+        "network:back:81",
+        "api:80/tcp",
+        "# 0.0.0.0/0:80/tcp",
+        "# web:99",
+    ]
+
+
+def test_many_addresses_and_ports_are_joined() -> None:
+    rows = [row(DB, f"198.51.100.{i}", 443) for i in range(1, 100)] + [row(DB, "203.0.113.9", 443)]
+    rows += [row(DB, API, port) for port in (80, 81, 82, 90)]
+    found = shown(learned(there(), *rows).egress)
+    assert found[-2:] == ["api:80-82/tcp", "api:90/tcp"]
+    assert "203.0.113.9:443/tcp" in found and len(found) == 10
+
+
+def test_network_is_offered_if_most_of_it_connects() -> None:
+    many = [known(f"s{i}", {"back": [f"10.99.1.{i}"]}) for i in range(10, 20)]
+    on = world([known("db", {"back": [DB]}), *many], [BACK], [HOST])
+    found = learned(on, *(row(f"10.99.1.{i}") for i in range(10, 19)))
+    assert shown(found.ingress)[-1] == "# network:back:80/tcp"
+
+
+def test_ambiguous_name_becomes_an_address() -> None:
+    on = there()
+    joined = flows.joined(on, flows.Memory((row(API),), (), ()))
+    found = learn(on, joined, "db", lambda _own, _other: None, False)
+    assert shown(found.ingress) == [f"{API}:80/tcp"] and found.egress is None
+
+
+@settings(max_examples=samples(25, 2000), deadline=None)
+@given(worlds(), st.data())
+def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
+    drawn: World, data: st.DataObject
+) -> None:
+    """And of what services send, nothing that was not seen, but by entries for everybody or of before."""
+    leased = [a for each in drawn.services.values() for a in verdict.addresses_of(each)]
+    peers = [*leased, OUTSIDE, image(OUTSIDE), "198.51.100.7"]
+    pairs = [(a, b) for a in peers for b in leased if (":" in a) == (":" in b)]
+    keys = [(a, b, port, proto) for a, b in pairs for port in (80, 81) for proto in ("tcp", "udp")]
+    rows = data.draw(st.lists(st.sampled_from(keys), max_size=12, unique=True)) if keys else []
+    joined = flows.joined(
+        drawn, flows.Memory(tuple(row(a, b, n, 1, p) for a, b, n, p in rows), (), ())
+    )
+    for name, each in drawn.services.items():
+        found = learn(drawn, joined, name, lambda _, other: other, True)
+        allowed = [line.text for line in found.ingress if line.allowed]
+        egress = [line.text for line in found.egress or () if line.allowed]
+        was = each.policy
+        rules = policy(
+            allowed, [e.text for e in was.deny_from], egress, [e.text for e in was.egress_deny]
+        )
+        after = with_policy(drawn, name, rules)
+        for seen in joined:
+            if seen.agrees:
+                assert all(
+                    r.passes for r in verdict.judge(after, *seen.key[:2], seen.port, seen.proto)
+                )
+        by_name = {
+            (s.source.service, s.destination.service, s.port, s.proto) for s in joined if s.agrees
+        }
+        wide = any("/0]:" in text or "/0:" in text for text in allowed)
+        kept = was.allow_from is not None or was.egress_allow is not None
+        for a, b, port, proto in keys:
+            now = all(r.passes for r in verdict.judge(after, a, b, port, proto))
+            before = all(r.passes for r in verdict.judge(drawn, a, b, port, proto))
+            assert before or not now
+            ends = [s.name if s else "" for s in (_of(drawn, a), _of(drawn, b))]
+            if now and ends[1] == name and ends[0] not in ("", name) and not (wide or kept):
+                assert (*ends, port, proto) in by_name
+
+
+def _of(on: World, address: str) -> verdict.Known | None:
+    return next((s for s in on.services.values() if address in verdict.addresses_of(s)), None)
+
+
+# --- into a manifest -------------------------------------------------------------------------------------------------
+
+ITEMS = [
+    Item("api:5432/tcp", True),
+    Item("a:53/udp", True, "DNS"),
+    Item("bad:1/tcp", False, "denied"),
+]
+OWN = ("network", "policy")
+FORMS = [
+    (
+        '# top\n[package]\nname = "x" # n\n\n[network]\nnetwork = "b"  # why\n\n[z]\ntcp = 1 # end\n',
+        OWN,
+    ),
+    ('[package]\nname = "x"\n', OWN),
+    ('[package]\nname="x"\n[network]\npolicy = { log = true } # p\n', OWN),
+    ('package={name="x"}\nnetwork.network = "b"\nnetwork.policy.log = true\n', OWN),
+    (
+        '[network]\na="b"\n[z]\na=1\n[network.policy]\nlog=true\nallow_from = [\n"x", "y" ]\n# end\n',
+        OWN,
+    ),
+    (
+        '[[service]]\nname="a"\n\n[[service]]\nname="b"\n\n[service.environment]\nA="1"\n',
+        ("service", 1, "policy"),
+    ),
+    ('[services.db.network]\nnetwork="b"\n[services.api]\nx=1\n', ("services", "db", *OWN)),
+    ('[services]\ndb = {network={network="b"}}\n', ("services", "db", *OWN)),
+    ('[package]\r\nname = "x"\r\n', OWN),
+]
+
+
+@pytest.mark.parametrize(("text", "path"), FORMS)
+def test_list_in_any_form_of_a_manifest(text: str, path: tuple[str | int, ...]) -> None:
+    pytest.importorskip("tomlkit")
+    result = with_list(text, path, "allow_from", ITEMS)
+    at = tomllib.loads(result)
+    for name in path:
+        at = at[name]  # type: ignore[index]
+    assert at.pop("allow_from") == ["api:5432/tcp", "a:53/udp"]
+    assert with_list(result, path, "allow_from", ITEMS) == result
+    for line in text.splitlines():
+        assert (
+            line.strip().rstrip("}") in result
+            or "allow" in line
+            or line[0] == '"'
+            or "policy = {" in line
+        ), line
+    empty = with_list(result, path, "allow_from", [])
+    at = tomllib.loads(empty)
+    for name in path:
+        at = at[name]  # type: ignore[index]
+    assert at["allow_from"] == [] and "# denied" in empty
+    assert ("\r" in text) == ("\r" in result) == ("\n" not in result.replace("\r\n", ""))
+
+
+def test_comments_of_the_old_list_stay() -> None:
+    pytest.importorskip("tomlkit")
+    text = '[network.policy]\nallow_from = [\n  # "mine"\n  "api:5432/tcp", # the api\n  "old", # older\n]\n'
+    result = with_list(text, OWN, "allow_from", ITEMS)
+    assert '  # "mine"\n  "api:5432/tcp",  # the api\n' in result and "older" not in result
+    again = with_list(
+        result, OWN, "allow_from", [*ITEMS, Item("old", False, "in the manifest; nothing used it")]
+    )
+    assert again.count('# "bad:1/tcp",') == 1 and '# "old",' in again
+
+
+def test_what_cannot_be_changed_is_refused() -> None:
+    pytest.importorskip("tomlkit")
+    with pytest.raises(InvalidInput, match="cannot be changed"):
+        with_list('network = "x"\n', OWN, "allow_from", ITEMS)
