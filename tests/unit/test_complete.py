@@ -71,7 +71,7 @@ def names(words: str, current: str = "") -> list[str]:
         (
             "net",
             "",
-            "create list inspect remove attach detach gc apply ports rules ping explain stats flows graph capture trace learn log check repair",
+            "create list inspect remove attach detach gc apply ports rules ping explain stats flows graph capture learn trace log check repair",
         ),
         ("stack", "", "up down status ps restart logs"),
         ("help stack", "", "up down status ps restart logs"),
