@@ -23,6 +23,31 @@ BINARY = shutil.which("etcd") or str(TESTS.parent / ".cache/etcd/usr/bin/etcd")
 START_SECONDS = 30
 
 
+def flags(name: str, data: str, client: str, peer: str, tls: str) -> list[str]:
+    """The flags of a member, of a cluster of one unless others follow."""
+    chosen = (certificates.CERTIFICATE, certificates.KEY, certificates.AUTHORITY)
+    files = [f"{tls}/{each}" for each in chosen]
+    words = {
+        "name": name,
+        "data-dir": data,
+        "listen-client-urls": f"https://{client}",
+        "advertise-client-urls": f"https://{client}",
+        "listen-peer-urls": f"https://{peer}",
+        "initial-advertise-peer-urls": f"https://{peer}",
+        "initial-cluster": f"{name}=https://{peer}",
+        "heartbeat-interval": "50",
+        "election-timeout": "500",
+        "experimental-watch-progress-notify-interval": "500ms",
+        "log-level": "error",
+        **dict(zip(("cert-file", "key-file", "trusted-ca-file"), files, strict=True)),
+        **dict(
+            zip(("peer-cert-file", "peer-key-file", "peer-trusted-ca-file"), files, strict=True)
+        ),
+    }
+    more = ("--client-cert-auth", "--peer-client-cert-auth", "--unsafe-no-fsync")
+    return [*(f"--{key}={value}" for key, value in words.items()), *more]
+
+
 class Member:
     """One member; its process is started by `start` and ends with the test at the latest."""
 
@@ -32,31 +57,11 @@ class Member:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, members: list[Member]) -> None:
-        tls = self.folder.parent
-        files = [
-            f"{tls}/{name}"
-            for name in (certificates.CERTIFICATE, certificates.KEY, certificates.AUTHORITY)
-        ]
-        words = {
-            "name": self.name,
-            "data-dir": str(self.folder),
-            "listen-client-urls": f"https://{self.client}",
-            "advertise-client-urls": f"https://{self.client}",
-            "listen-peer-urls": f"https://{self.peer}",
-            "initial-advertise-peer-urls": f"https://{self.peer}",
-            "initial-cluster": ",".join(f"{m.name}=https://{m.peer}" for m in members),
-            "heartbeat-interval": "50",
-            "election-timeout": "500",
-            "experimental-watch-progress-notify-interval": "500ms",
-            "log-level": "error",
-            **dict(zip(("cert-file", "key-file", "trusted-ca-file"), files, strict=True)),
-            **dict(
-                zip(("peer-cert-file", "peer-key-file", "peer-trusted-ca-file"), files, strict=True)
-            ),
-        }
-        flags = [f"--{key}={value}" for key, value in words.items()]
+        tls = str(self.folder.parent)
+        words = flags(self.name, str(self.folder), self.client, self.peer, tls)
+        others = ",".join(f"{m.name}=https://{m.peer}" for m in members)
         self.process = subprocess.Popen(
-            [BINARY, *flags, "--client-cert-auth", "--peer-client-cert-auth", "--unsafe-no-fsync"],
+            [BINARY, *words, f"--initial-cluster={others}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={"PATH": os.environ["PATH"], "GOMAXPROCS": "1"},

@@ -38,6 +38,8 @@ LEAST_S = 0.05
 """Seconds between two looks at least: 20 a second."""
 GUARD_S = 60.0
 """How long names stay if most hosts, or all services, seem to go at once."""
+ORPHAN_S = 60.0
+"""How long a claim may be without its service, which a command is about to record."""
 _GUARDED = 4
 _BACK_OFF_S = (0.2, 5.0)
 
@@ -71,6 +73,7 @@ class Agent:
         self._over = threading.Event()
         self._watched: dict[str, threading.Thread] = {}
         self._doubt_since: float | None = None
+        self._orphans: dict[str, float] = {}  # claim's mark -> when it was first seen so
         self._said = ""
 
     # --- one look -------------------------------------------------------------
@@ -89,7 +92,7 @@ class Agent:
         spans = [network.name for network in store.networks() if network.span is not None]
         items = {name: engine.get(self.keys.addresses(name)).items for name in spans}
         now = mirror.seen(membership.hosts(), dict(items), self.keys)
-        self._own(store, engine, now)
+        self._own(store, engine, now, now_s)
         now = self._guarded(store, now, now_s)
         lost = mirror.fenced(store, now, self.me.host)
         if lost:
@@ -102,16 +105,17 @@ class Agent:
         self._said = "" if self._doubt_since is None else self._said
         return changed
 
-    def _own(self, store: Store, engine: Engine, now: mirror.Seen) -> None:
+    def _own(self, store: Store, engine: Engine, now: mirror.Seen, now_s: float) -> None:
         """Bring the cluster what this host's services are: there, up or down."""
         claims = Claims(engine, self.me.host, self.keys)
         for claim in store.across.claims():
             row = store.service(claim.service)
             known = now.services.get(claim.service)
             if row is None:  # removed while the engine did not answer
-                claims.release(claim.service, claim.mark)
-                with store.transaction():
-                    store.across.drop_claim(claim.service)
+                if now_s - self._orphans.setdefault(claim.mark, now_s) >= ORPHAN_S:
+                    claims.release(claim.service, claim.mark)
+                    with store.transaction():
+                        store.across.drop_claim(claim.service)
             elif known is None:
                 self._claim_again(store, claims, claim)
             elif any(a.host == self.me.host and a.up != row.active for a in known.addresses):

@@ -66,14 +66,20 @@ def lease(
 def _lease_claimed(
     store: Store, service: str, network: str, net: subnets.Network, claimed: Sequence[str]
 ) -> None:
-    """Lease the address of a claim in one subnet. Raises Conflict if it has none there."""
+    """Lease the address of a claim in one subnet.
+
+    A service without a claim keeps its lease: another host has taken it over. Raises Conflict if it
+    has neither.
+    """
     address = next((text for text in claimed if ipaddress.ip_address(text) in net), None)
+    have = store.lease_of(service, network, net.version)
+    if address is None and have is not None:
+        return
     if address is None:
         raise Conflict(
             f"network {network!r} spans hosts, and {service!r} has claimed no address of {net}",
             "niso net inspect shows the network",
         )
-    have = store.lease_of(service, network, net.version)
     if have is None or have[0] != address:
         store.drop_lease(service, network, net.version)
         number = int(ipaddress.ip_address(address)) - int(net.network_address)

@@ -121,10 +121,12 @@ class _Bridges(Kind[Bridge]):
                 call_ip6tables=bridge.tracked6,
             )
             return
+        was = step.was or bridge._replace(mac="")
         rtnl.set_link(
             bridge.name,
             mtu=bridge.mtu,
-            mac=bridge.mac or None,
+            # with the same MAC too the kernel would drop all neighbour entries (neigh_changeaddr)
+            mac=bridge.mac if bridge.mac and bridge.mac != was.mac else None,
             up=True,
             drift=step.was.drift if step.was else "",
         )
