@@ -23,10 +23,9 @@ class PolicyRows(NameRows):
     def policy_now(self, service: str) -> Policy | None:
         """Return a service's policy with the services that its names stand for at present.
 
-        An entry whose name stands for nobody matches nobody, and one that stands for several
-        services is there for each of them (`NameRows.meant`). The former stays in a deny list: a
-        list without entries would be no policy, and its elements for all peers would be missing
-        when the name gets a service.
+        An entry whose name stands for nobody stays and matches nobody: a deny list without entries
+        would be no policy. One that stands for several services is there for each of them
+        (`NameRows.meant`).
         """
         policy = self.policy(service)
         if policy is None:
@@ -41,7 +40,7 @@ class PolicyRows(NameRows):
             if peer.kind != "service":
                 return [peer]
             meant = self.meant(service, peer.name)[denies]
-            return [Peer(peer.kind, name) for name in meant or (("",) if denies else ())]
+            return [Peer(peer.kind, name) for name in meant or ("",)]
 
         allow, egress = policy.allow_from, policy.egress_allow
         return policy._replace(
