@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from niso.api.packets import Pong as Pong
     from niso.api.packets import Proof as Proof
     from niso.api.packets import Stats as Stats
+    from niso.api.policy_views import PolicyEffect as PolicyEffect
+    from niso.api.policy_views import PolicyEntry as PolicyEntry
     from niso.api.published import Port as Port
     from niso.api.service_results import Executed as Executed
     from niso.api.service_results import Forwarded as Forwarded
@@ -105,6 +107,7 @@ _MODULES = {
     "api.compose_files": "ImportedStack Missing import_compose",
     "api.learning": "LearnedEntry LearnedPolicy PolicyChange",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
+    "api.policy_views": "PolicyEffect PolicyEntry",
     "api.published": "Port",
     "api.host_services": "Done Outcome Package Restored",
     "api.host_stacks": "StackDown StackUp",

@@ -44,7 +44,8 @@ def ask(lab: Lab, *words: str, status: int = 0) -> Any:
     """What a command prints with --json, once it is what the reference says."""
     done = lab.niso(*words, "--json", check=False)
     assert done.returncode == status, (words, done.stderr)
-    name = words[0] if words[0] in RESULTS else " ".join(words[:2])
+    beginnings = (" ".join(words[:count]) for count in (3, 2, 1))
+    name = next(name for name in beginnings if name in RESULTS)
     result, value = RESULTS[name], json.loads(done.stdout)
     assert isinstance(value, list) == (result.shape == "array")
     for each in value if isinstance(value, list) else [value]:
@@ -111,6 +112,8 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     ping = lab.popen("ping", "-i", "0.2", "192.0.2.1", netns="client")
     ask(lab, "net", "trace", "192.0.2.2", "192.0.2.1")
     ping.kill()
+    assert ask(lab, "net", "policy", "test", "/tmp/packages/api")
+    ask(lab, "net", "policy", "show", "api")
     learned = ask(lab, "net", "learn", "--egress")
     assert "everybody: published as 8080" in {e["note"] for p in learned for e in p["allow_from"]}
     assert ask(lab, "net", "attach", "box", "--new", "--network", "backend", "-p", "7100:80")[

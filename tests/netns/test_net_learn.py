@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import tomllib
 
@@ -166,3 +167,75 @@ def test_stack_that_has_its_services_itself(lab: Lab) -> None:
     out, _ = watcher.communicate(timeout=20)
     assert watcher.returncode == 0
     assert tomllib.loads(out)["services"]["db"]["network"]["policy"]["allow_from"] == ["web:80/tcp"]
+
+
+def cells(text: str) -> list[list[str]]:
+    """The lines of a table without its header, the times in it, and how often a refused client tried."""
+    text = re.sub(r"(are denied\)\s+)\d+|(new .*/tcp\s+)\d+", r"\1\2n", text)
+    return [
+        re.split(r"\s{2,}", re.sub(r"\b(now|\d+\w+ ago)\b", "t", line))
+        for line in text.splitlines()[1:]
+    ]
+
+
+def test_policy_show_and_test(lab: Lab) -> None:
+    """What would be cut is said by test and by a dry run, changes nothing, and is what the kernel then drops."""
+    subnets = ("--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
+    lab.niso("net", "create", "back", *subnets)
+    rules = {"network.policy": {"allow_from": ["api", "web:80", "six:80/tcp", "gone"]}}
+    db = echo(lab, "db", network=on("back"), **rules)
+    lab.niso(
+        "activate", db, *(idle(lab, name, network=on("back")) for name in ("api", "web", "six"))
+    )
+    lab.niso("activate", idle(lab, "bad", network=on("back")))
+    for name in ("api", "api", "web"):
+        answer(lab, DB4, 80, f"niso-{name}")
+    ask(lab, DB6, 80, "niso-six")
+    ask(lab, DB4, 80, "niso-bad")
+    assert cells(lab.niso("net", "policy", "show", "db").stdout) == [
+        ["allow_from[0]", "api", "2", "t", "-"],
+        ["allow_from[1]", "web:80", "1", "t", '"web:80/tcp" would do'],
+        ["allow_from[2]", "six:80/tcp", "1", "t", "-"],
+        ["allow_from[3]", "gone", "0", "never", "-"],
+        ["allow_from", "(others are denied)", "n", "t", "-"],
+    ]
+    assert [
+        line[0] for line in cells(lab.niso("net", "policy", "show", "db", "--unused", "1h").stdout)
+    ] == ["allow_from[3]"]
+    assert lab.niso("net", "policy", "show", "api").stdout == "api has no policy\n"
+    # an unchanged file
+    done = lab.niso("net", "policy", "test", db)
+    assert done.stdout.endswith("no flows that exist would be cut\n")
+    rules["network.policy"]["allow_from"] = ["api", "bad:80"]
+    echo(lab, "db", network=on("back"), **rules)
+    before = lab.run("nft", "-s", "list", "table", "inet", "niso").stdout
+    tested = lab.niso("net", "policy", "test", db, check=False)
+    assert tested.returncode == 1
+    assert cells(tested.stdout) == [
+        ["cut", "six", "db:80/tcp", "1", "-", "t", "db allow_from"],
+        ["cut", "web", "db:80/tcp", "1", "-", "t", "db allow_from"],
+        ["new", "bad", "db:80/tcp", "n", "-", "t", 'db allow_from[1] "bad:80"'],
+        ["pass", "api", "db:80/tcp", "2", "-", "t", 'db allow_from[0] "api"'],
+        ["2 flows that exist would be cut"],
+    ]
+    dry = lab.niso("activate", db, "--dry-run").stdout.splitlines()
+    assert cells("\n".join(dry[-5:])) == [
+        *cells(tested.stdout)[:3],
+        ["2 flows that exist would be cut"],
+    ]
+    assert lab.run("nft", "-s", "list", "table", "inet", "niso").stdout == before
+    lab.niso("activate", db)
+    for name in ("api", "bad"):
+        answer(lab, DB4, 80, f"niso-{name}")
+    assert not ask(lab, DB4, 80, "niso-web")
+    ask(lab, DB6, 80, "niso-six")
+    assert {source for source, *_ in refused(lab)} == {"web", "six"}
+    # nobody has seen the others
+    assert lab.niso("net", "policy", "test", idle(lab, "fresh"), check=False).returncode == 2
+    for wrong in (
+        ["net", "policy"],
+        ["net", "policy", "sho", "db"],
+        ["net", "policy", "test", "/gone"],
+    ):
+        done = lab.niso(*wrong, check=False)
+        assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr

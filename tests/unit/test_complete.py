@@ -71,8 +71,11 @@ def names(words: str, current: str = "") -> list[str]:
         (
             "net",
             "",
-            "create list inspect remove attach detach gc apply ports rules ping explain stats flows graph capture learn trace log check repair",
+            "create list inspect remove attach detach gc apply ports rules ping explain stats flows graph capture learn policy trace log check repair",
         ),
+        ("net policy", "", "show test"),
+        ("net policy show x", "-", "--unused --json --help"),
+        ("help net policy", "", "show test"),
         ("stack", "", "up down status ps restart logs"),
         ("help stack", "", "up down status ps restart logs"),
         ("help ps", "", ""),

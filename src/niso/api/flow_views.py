@@ -136,8 +136,8 @@ def _flow(seen: seer.Seen) -> Flow:
 
     reason = seen.reason
     return Flow(
-        _end(seen.source),
-        _end(seen.destination),
+        end_of(seen.source),
+        end_of(seen.destination),
         seen.port,
         seen.proto,
         "pass" if seen.passes else "drop",
@@ -154,5 +154,6 @@ def _flow(seen: seer.Seen) -> Flow:
     )
 
 
-def _end(end: seer.End) -> FlowEnd:
+def end_of(end: seer.End) -> FlowEnd:
+    """Return an end for a result."""
     return FlowEnd(end.name, end.service or None, end.address)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from niso.api.host_stacks import Stacks
     from niso.api.learning import LearnedPolicy, PolicyChange
     from niso.api.packets import Drops, Explanation, Pong, Stats
+    from niso.api.policy_views import PolicyEffect, PolicyEntry
     from niso.api.session import Progress
     from niso.api.upkeep import Finding, Repaired, Swept
 
@@ -265,6 +266,36 @@ class Host:
         from niso.api import learning
 
         learning.write(changes)
+
+    @guarded
+    def policy(self, service: str, *, unused: str | None = None) -> tuple[PolicyEntry, ...]:
+        """Return what each entry of a service's policy let pass or denied, and when last.
+
+        ``unused``, a period such as ``7d``, leaves only entries that decided on nothing within it.
+        Raises NotFound, UsageError, KernelError.
+        """
+        import time
+
+        from niso.api import policy_views
+        from niso.api.guard import moment
+
+        period = None if unused is None else time.time() - moment(unused, "--unused")
+        return policy_views.show(self.session, text(service, "service"), period)
+
+    @guarded
+    def policy_effects(
+        self, *what: str | os.PathLike[str], since: str | None = None
+    ) -> tuple[PolicyEffect, ...]:
+        """Return what `activate` of these files, or of one stack, would mean for flows.
+
+        Nothing changes. ``since`` is as for `flows`. Raises the errors of `Services.activate`.
+        """
+        from niso.api import policy_views
+        from niso.api.guard import moment, path
+
+        start = None if since is None else moment(since, "--since")
+        files = [path(each, "what") for each in what]
+        return policy_views.effects(self.session, files, start)
 
     # --- check and repair ------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from niso.base.addresses import bracketed, span
 from niso.base.errors import Error
@@ -102,11 +102,11 @@ def candidates(words: list[str], current: str) -> Candidates:
             if len(words) > 1 and words[1] in registry.COMMANDS
             else None
         )
-        return _commands() if len(words) == 1 else _actions(topic) if len(words) == 2 else []
-    command = registry.find(name, words[1] if words[1:] else "")
+        return _commands() if len(words) == 1 else _actions(topic, words[2:])
+    command = registry.find(name, " ".join(words[1:3]))
     if isinstance(command, Group):
-        return _actions(command) if len(words) == 1 else []
-    return _of_command(command, words[2 if " " in command.name else 1 :], current)
+        return _actions(command, words[1:])
+    return _of_command(command, words[1 + command.name.count(" ") :], current)
 
 
 def _commands() -> Candidates:
@@ -117,9 +117,14 @@ def _commands() -> Candidates:
     ]
 
 
-def _actions(group: Command | Group | None) -> Candidates:
-    actions = group.actions if isinstance(group, Group) else ()
-    return [(action.name.split()[1], action.does) for action in actions]
+def _actions(group: Command | Group | None, words: Sequence[str] = ()) -> Candidates:
+    """Return the next words of the actions that begin with these words."""
+    found: dict[str, str] = {}
+    for action in group.actions if isinstance(group, Group) else ():
+        own = action.name.split()[1:]
+        if own[: len(words)] == [*words] and len(own) > len(words):
+            found.setdefault(own[len(words)], action.does)
+    return list(found.items())
 
 
 def _of_command(command: Command, words: list[str], current: str) -> Candidates:

@@ -21,11 +21,8 @@ _SHORT_S = 86_400
 """Of less than this, what happens once a day has not been seen."""
 
 
-def run(action: str, args: Args) -> int:
-    return int(globals()[f"_{action}"](connect(), args))
-
-
-def _learn(host: Host, args: Args) -> int:
+def run(args: Args) -> int:
+    host = connect()
     if args.write and not args.yes and not sys.stdin.isatty():
         raise UsageError("--write asks before it writes, and there is no terminal", "add --yes")
     since = args.since

@@ -160,14 +160,13 @@ def _command(arguments: list[str]) -> int:
         _refuse_early_option(arguments, 0)
         raise unknown_command(arguments)
     words = arguments[1:]
-    command = find(name, words[0] if words else "")
+    command = find(name, " ".join(words[:2]))
     if isinstance(command, Group):
         if not words or words[0] in HELP:
             return _print_help([name])
         _refuse_early_option(arguments, 1)
         raise unknown_command(arguments)
-    if command.name != name:
-        words = words[1:]
+    words = words[command.name.count(" ") :]
     if asks_help(words, command):
         return _print_help(command.name.split())
     parsed = parse(command, words)
@@ -188,7 +187,7 @@ def _refuse_early_option(arguments: list[str], place: int) -> None:
     option, words = arguments[place], [*arguments[:place], *arguments[place + 1 :]]
     if not option.startswith("-") or not words or words[0] not in COMMANDS:
         return
-    command = find(words[0], words[1] if words[1:] else "")
+    command = find(words[0], " ".join(words[1:3]))
     if isinstance(command, Command):
         takes = any(option in known.flags and not known.metavar for known in command.options)
         fits = takes and "--" not in words and _plain([*words, option])

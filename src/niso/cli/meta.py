@@ -68,7 +68,7 @@ def print_help(words: list[str]) -> int:
     name = registry.ALIASES.get(words[0], words[0])
     if name not in registry.COMMANDS:
         raise registry.unknown_command(words)
-    topic = registry.find(name, words[1] if words[1:] else "")
+    topic = registry.find(name, " ".join(words[1:3]))
     if isinstance(topic, Command):
         print(help.command(topic), end="")
     elif words[1:] and words[1] not in HELP:

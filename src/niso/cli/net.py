@@ -16,8 +16,8 @@ ABOUT_PACKETS = ("ping", "explain", "stats", "log")
 """Actions of cli/explain.py."""
 ABOUT_FLOWS = ("flows", "graph", "capture", "trace")
 """Actions of cli/see.py."""
-ABOUT_POLICIES = ("learn",)
-"""Actions of cli/learn.py."""
+ABOUT_POLICIES = ("learn", "policy show", "policy test")
+"""Actions of cli/learn.py and cli/policy.py."""
 
 
 def run(name: str, args: Args) -> int:
@@ -31,9 +31,9 @@ def run(name: str, args: Args) -> int:
 
         return see.run(action, args)
     if action in ABOUT_POLICIES:
-        from niso.cli import learn
+        from niso.cli import learn, policy
 
-        return learn.run(action, args)
+        return learn.run(args) if action == "learn" else policy.run(action, args)
     return int(globals()[f"_{action}"](connect(), args))
 
 

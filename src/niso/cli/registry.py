@@ -44,12 +44,15 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 
 
 def find(name: str, action: str) -> Command | Group:
-    """Return the command of this name and action; the group if it has no such action."""
+    """Return the command of this name and action; the group if it has no such action.
+
+    ``action`` can have two words, of which the second one may belong to the action.
+    """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group: Group | None = getattr(catalogue, "GROUP", None)
     commands: tuple[Command, ...] = group.actions if group else catalogue.COMMANDS
-    wanted = f"{name} {action}" if group else name
-    match = next((command for command in commands if command.name == wanted), None)
+    wanted = (f"{name} {action}", f"{name} {action.partition(' ')[0]}") if group else (name,)
+    match = next((command for command in commands if command.name in wanted), None)
     return match or group or commands[0]
 
 

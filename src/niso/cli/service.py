@@ -36,6 +36,10 @@ def _activate(host: Host, args: Args) -> int:
         )
     if not args.dry_run:
         print_outcomes(args, outcomes)
+    elif not args.json:
+        from niso.cli import policy
+
+        policy.say_what_changes(host, *args.what)
     return 0
 
 

@@ -31,6 +31,15 @@ def _up(host: Host, args: Args) -> int:
             trust_owner=args.trust_owner,
         )
     if args.dry_run:
+        if not args.json:
+            import os
+
+            from niso.cli import policy
+
+            is_file = os.path.isfile(args.dir)
+            policy.say_what_changes(
+                host, args.dir if is_file else os.path.join(args.dir, "stack.toml")
+            )
         return 0
     if args.json:
         output.as_json(done)

@@ -31,6 +31,7 @@ from niso.services.targets import apart, still_so
 from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
+    from niso.plan.verdict import World
     from niso.services.stacks import Membership
 
 
@@ -312,6 +313,24 @@ def _copy(target: Target, fresh: Container[str], report: Report) -> str:
             target.manifest_path,
         )
     return _copy_path(target)
+
+
+def foreseen(
+    machine: Machine, targets: list[Target], stack: Membership | None = None
+) -> tuple[World, World]:
+    """Return the services and networks as they are, and as `activate` would leave them.
+
+    Nothing changes. Raises the errors of `activate`.
+    """
+    from niso.reconcile.world import read_world
+
+    store, kernel = machine.store, machine.kernel
+    with Lock(), store.transaction() as transaction:
+        transaction.cancel()
+        before = read_world(kernel, store)
+        followed = sharing.with_followers(store, targets, stack.leaving if stack else ())
+        _plan_only(machine, followed, silent, stack)
+        return before, read_world(kernel, store)
 
 
 def _plan_only(

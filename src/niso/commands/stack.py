@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import RemovingVolumes, Report, silent
 from niso.commands import activate, deactivate
 from niso.commands.activate import Outcome
@@ -23,6 +23,9 @@ from niso.services.machine import Machine
 from niso.services.networks import NetworkRequest
 from niso.services.stacks import Membership
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.plan.verdict import World
 
 
 class Up(NamedTuple):
@@ -81,15 +84,35 @@ def up(
     if not dry_run:
         journal.recover(machine, report)  # it may change who belongs to the stack
     stack = named(store, stack)
+    wanted, joins = _joining(store, stack, replace)
+    on = {network for target in wanted for network in target.spec.networks}
+    known = (*stack.networks, *sorted(on - {*stack.networks}))
+    made = [name for name in known if name in on and store.network(name) is None]
+    after = {member.name: member.after for member in stack.members if member.after}
+    try:
+        outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
+    except ErrorGroup as group:
+        raise ErrorGroup([model.as_stack_error(stack, error) for error in group.errors]) from group
+    except Error as error:
+        raise model.as_stack_error(stack, error) from error
+    left = list(joins.leaving)
+    return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
+
+
+def foreseen(machine: Machine, stack: Stack, replace: bool = False) -> tuple[World, World]:
+    """Return the services and networks as they are, and as `up` would leave them."""
+    wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
+    return activate.foreseen(machine, wanted, joins)
+
+
+def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], Membership]:
+    """Return the targets of a stack, and how they join it."""
     wanted = [target._replace(replace=replace) for target in _targets(store, stack)]
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
     on = {network for target in wanted for network in target.spec.networks}
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
-    known = (*stack.networks, *sorted(on - {*stack.networks}))
-    made = [name for name in known if name in on and store.network(name) is None]
-    after = {member.name: member.after for member in stack.members if member.after}
-    joins = Membership(
+    return wanted, Membership(
         stack.name,
         stack.path,
         stack.file,
@@ -99,13 +122,6 @@ def up(
         replace,
         stack.prefix,
     )
-    try:
-        outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
-    except ErrorGroup as group:
-        raise ErrorGroup([model.as_stack_error(stack, error) for error in group.errors]) from group
-    except Error as error:
-        raise model.as_stack_error(stack, error) from error
-    return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
 
 
 def down(

@@ -32,6 +32,7 @@ _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPR, _ELEM_KEY_END = 1, 2, 6, 7, 1
 _ELEM_EXPRESSIONS = 11  # instead of _ELEM_EXPR if the set declares several
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _COUNTER_PACKETS = 2
+_LAST_SET, _LAST_MSECS = 1, 2  # enum nft_last_attributes
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _UDATA_COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT, libnftnl/udata.h
@@ -182,12 +183,17 @@ class Nfnetlink(netlink.Netfilter):
 
 
 class Counted(NamedTuple):
-    """An element with a counter. ``key``, ``value`` and ``comment`` are as nft writes them."""
+    """An element with a counter. ``key``, ``value`` and ``comment`` are as nft writes them.
+
+    ``ago`` is how long ago the last packet was, in seconds; None if none was, or if the element
+    does not know.
+    """
 
     key: str  # of an interval: its start
     value: str
     comment: str
     packets: int
+    ago: float | None = None
 
 
 class Change(NamedTuple):
@@ -239,13 +245,19 @@ def _counted(header: Header, answer: bytes) -> list[Counted]:
     for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
         element = attributes(packed)
         expressions = several(element.get(_ELEM_EXPRESSIONS, b""), _LIST_ELEM)
-        for expression in map(attributes, (element.get(_ELEM_EXPR, b""), *expressions)):
-            if string(expression.get(_EXPR_NAME, b"")) != "counter":
-                continue
-            number = int.from_bytes(attributes(expression[_EXPR_DATA])[_COUNTER_PACKETS], "big")
-            key = _fields(header.key, _data(element[_ELEM_KEY]))
-            value = _value(header, element.get(_ELEM_DATA, b""))
-            result.append(Counted(key, value, _comment(element), number))
+        fields = {
+            string(expression.get(_EXPR_NAME, b"")): attributes(expression.get(_EXPR_DATA, b""))
+            for expression in map(attributes, (element.get(_ELEM_EXPR, b""), *expressions))
+        }
+        if "counter" not in fields:
+            continue
+        number = int.from_bytes(fields["counter"][_COUNTER_PACKETS], "big")
+        last, ago = fields.get("last", {}), None
+        if any(last.get(_LAST_SET, b"")):
+            ago = int.from_bytes(last[_LAST_MSECS], "big") / 1000
+        key = _fields(header.key, _data(element[_ELEM_KEY]))
+        value = _value(header, element.get(_ELEM_DATA, b""))
+        result.append(Counted(key, value, _comment(element), number, ago))
     return result
 
 

@@ -431,6 +431,7 @@ GROUP = Group(
             "one reader can run at a time. Stop it with Ctrl-C.",
             (("niso net log", ""), ("niso net log api", "")),
             (("130", "stopped with Ctrl-C"),),
+            aside=True,
         ),
         Command(
             "net check",

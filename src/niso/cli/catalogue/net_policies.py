@@ -47,4 +47,55 @@ COMMANDS = (
         ),
         (("1", "nothing was written, because the answer was no"),),
     ),
+    Command(
+        "net policy show",
+        "show what each entry of a policy let pass, and when last",
+        (Argument("name", "SERVICE", "a service", "", "service"),),
+        (
+            Option(
+                "unused",
+                ("--unused",),
+                "only entries that decided on nothing for this long, such as 7d",
+                "TIME",
+            ),
+            JSON,
+        ),
+        "PACKETS are first packets of flows. They count since the policy last changed, or the "
+        "addresses of the peer. The lines without an entry are for peers that the list does "
+        "not have.",
+        (("niso net policy show postgres", ""), ("niso net policy show postgres --unused 7d", "")),
+        aside=True,
+    ),
+    Command(
+        "net policy test",
+        "show what activating a manifest or stack would cut",
+        (
+            Argument(
+                "path",
+                "MANIFEST|STACK",
+                "a manifest.toml or stack.toml, or its folder",
+                "",
+                "package",
+            ),
+        ),
+        (
+            Option(
+                "since",
+                ("--since",),
+                "only flows that were new since then: a time (RFC 3339) or a period such as 2h",
+                "TIME",
+            ),
+            JSON,
+        ),
+        "Judges the flows of the last week, and those that are open, as the rules would after "
+        "niso activate or stack up. Nothing changes. cut: it passes and would not. new: it was "
+        "denied and would pass. A port that is no longer published cuts too.",
+        (("niso net policy test ./postgres", ""),),
+        (
+            ("0", "nothing would be cut"),
+            ("1", "something would be cut"),
+            ("2", "no flow was seen, so there is nothing to judge by"),
+        ),
+        aside=True,
+    ),
 )

@@ -157,6 +157,8 @@ RESULTS: dict[str, Result] = {
     ),
     "net trace": _object("captures", "Traced"),
     "net learn": _array("learning", "LearnedPolicy"),
+    "net policy show": _array("policy_views", "PolicyEntry"),
+    "net policy test": _array("policy_views", "PolicyEffect"),
     "net log": Result("lines", fields("packets", "Drop")),
     "net check": _array("upkeep", "Finding"),
     "net repair": Result("object", (*fields("upkeep", "Repaired"), *fields("upkeep", "Swept"))),

@@ -1,0 +1,190 @@
+"""Show what each entry of a policy let pass, and what a change of policies would cut."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from niso.api.flow_views import FlowEnd
+    from niso.api.session import Session
+    from niso.plan.verdict import World
+    from niso.see.seen import Seen
+    from niso.see.what_if import Effect
+
+
+class PolicyEntry(NamedTuple):
+    """An entry of a service's policy, or what decides where none matches."""
+
+    service: str
+    """name of the service"""
+    key: str
+    """key of the manifest; without an index: what the list does not have"""
+    text: str | None
+    """the entry; null for what the list does not have"""
+    passes: bool
+    """whether it allows"""
+    packets: int
+    """first packets of flows that it decided on since the policy last changed"""
+    last: str | None
+    """time of the last one; null if there was none"""
+    ago: float | None
+    """seconds since then"""
+    note: str
+    """how the entry could be narrower, or an empty string"""
+
+
+class PolicyEffect(NamedTuple):
+    """What a change of policies means for the flows from one address to one port of another."""
+
+    effect: str
+    """cut, pass, or new: it was denied and would pass"""
+    from_: FlowEnd
+    """the end that began them"""
+    to: FlowEnd
+    """the other end"""
+    port: int
+    """port of the destination"""
+    proto: str
+    """tcp, udp or sctp"""
+    service: str | None
+    """service whose manifest would decide"""
+    key: str | None
+    """key of the manifest"""
+    text: str | None
+    """entry under the key"""
+    words: str | None
+    """the reason"""
+    new: int
+    """new flows within a week"""
+    ago: float | None
+    """seconds since the last one"""
+    open: int
+    """flows that are open now"""
+
+
+# --- show ----------------------------------------------------------------------------------------
+
+
+def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
+    """Return the entries of a service's policy: `Host.policy`."""
+    from niso.api.packets import when
+    from niso.kernel import nft_sets
+    from niso.kernel.nft_elements import HEADERS, Nfnetlink
+    from niso.kernel.nft_tables import INET
+    from niso.plan.policy_maps import PASSES
+
+    store = session.store()
+    service = store.home(store.resolve(name))
+    policy = store.policy(service)
+    if policy is None:
+        return ()
+    listed = {entry.key: entry.text for entry in policy.entries()}
+    passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
+    counts: dict[str, list[tuple[int, float | None, str]]] = {key: [] for key in listed}
+    for key, entries in (
+        ("network.policy.allow_from", policy.allow_from),
+        ("network.policy.egress.allow", policy.egress_allow),
+    ):
+        if entries is not None:
+            counts[key] = []
+    with Nfnetlink() as kernel:
+        for container in sorted(nft_sets.COUNTED):
+            for counted in kernel.counts(HEADERS[INET, container]):
+                owner, _, key = counted.comment.partition(" ")
+                if owner == service and key in counts:
+                    counts[key].append((counted.packets, counted.ago, counted.key))
+                    if key not in listed and counted.value == PASSES:
+                        passing.add(key)
+    result = []
+    for key, its in counts.items():
+        ago = min((seconds for _, seconds, _ in its if seconds is not None), default=None)
+        if unused_s is not None and (key not in listed or (ago is not None and ago < unused_s)):
+            continue
+        last = None if ago is None else when(time.time() - ago)
+        note = _narrower(listed.get(key), its)
+        packets = sum(number for number, _, _ in its)
+        text = listed.get(key)
+        result.append(PolicyEntry(service, key, text, key in passing, packets, last, ago, note))
+    return tuple(result)
+
+
+def _narrower(text: str | None, counts: Iterable[tuple[int, float | None, str]]) -> str:
+    """Return the entry with its only protocol, if packets of one protocol alone came."""
+    if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
+        return ""
+    used = set()
+    for packets, _, key in counts:
+        fields = key.split(" . ")
+        if packets:
+            used |= {field for field in fields if field in ("tcp", "udp", "sctp")} or {""}
+    return f'"{text}/{used.pop()}" would do' if len(used) == 1 and "" not in used else ""
+
+
+# --- test ----------------------------------------------------------------------------------------
+
+
+def effects(session: Session, what: Sequence[str], since: float | None) -> tuple[PolicyEffect, ...]:
+    """Return what activating files would mean: `Host.policy_effects`."""
+    from niso.commands import activate
+    from niso.commands import stack as stacks
+    from niso.manifest import load, stack_file
+    from niso.services import targets
+
+    machine = session.machine()
+    stack = what[0] if len(what) == 1 else ""
+    if os.path.basename(stack) == stack_file.FILE_NAME or (
+        os.path.isfile(os.path.join(stack, stack_file.FILE_NAME))
+        and not os.path.exists(os.path.join(stack, load.FILE_NAME))
+    ):
+        loaded = stacks.load(stack)
+        names = frozenset(stacks.outlined(machine.store, stack).after)
+        worlds = stacks.foreseen(machine, loaded, replace=True)
+    else:
+        wanted = targets.find_targets(machine.store, what, True, None)
+        names = frozenset(target.name for target in wanted)
+        worlds = activate.foreseen(machine, wanted)
+    return _of_change(session, *worlds, names, since)
+
+
+def _of_change(
+    session: Session, before: World, after: World, names: frozenset[str], since: float | None
+) -> tuple[PolicyEffect, ...]:
+    from niso.see import seen as seer
+    from niso.see import what_if
+
+    changed = {name for name, known in after.services.items() if before.services.get(name) != known}
+    memory = seer.remembered(session.kernel(), before)
+    joined = seer.joined(before, memory)
+    oldest = None if since is None else time.time() - since
+    recent = [
+        each
+        for each in joined
+        if oldest is None or each.open or (each.ago is not None and each.ago <= oldest)
+    ]
+    return tuple(map(_effect, what_if.effects(before, after, recent, names | changed)))
+
+
+def _effect(effect: Effect) -> PolicyEffect:
+    from niso.api.flow_views import end_of
+
+    seen: Seen = effect.seen
+    reason = effect.reason
+    return PolicyEffect(
+        effect.kind,
+        end_of(seen.source),
+        end_of(seen.destination),
+        seen.port,
+        seen.proto,
+        reason.service or None if reason else None,
+        reason.key or None if reason else None,
+        reason.text or None if reason else None,
+        reason.message if reason else None,
+        seen.new,
+        None if seen.ago is None else round(seen.ago, 3),
+        seen.open,
+    )

@@ -1,0 +1,92 @@
+"""Run niso net policy, and say what a dry run would cut."""
+
+from __future__ import annotations
+
+from niso.api.host import Host, connect
+from niso.base.addresses import bracketed
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.cli import output
+from niso.cli.parse import Args
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from niso.api.policy_views import PolicyEffect, PolicyEntry
+
+ENTRIES = ("KEY", "ENTRY", "PACKETS", "LAST", "NOTE")
+EFFECTS = ("EFFECT", "FROM", "TO", "NEW", "OPEN", "LAST", "BY")
+_PREFIX = "network.policy."
+
+
+def run(action: str, args: Args) -> int:
+    host = connect()
+    with output.LateProgress(args) as host.progress:
+        return _show(host, args) if action == "policy show" else _test(host, args)
+
+
+def _show(host: Host, args: Args) -> int:
+    entries = host.policy(args.name, unused=args.unused)
+    if args.json:
+        output.as_json(entries)
+    elif entries or args.unused:
+        output.table(ENTRIES, [_entry(entry) for entry in entries])
+    else:
+        print(f"{args.name} has no policy")
+    return 0
+
+
+def _entry(entry: PolicyEntry) -> tuple[str, ...]:
+    last = "never" if entry.ago is None else _ago(entry.ago)
+    verdict = "others pass" if entry.passes else "others are denied"
+    shown = entry.text if entry.text is not None else f"({verdict})"
+    return entry.key.removeprefix(_PREFIX), shown, str(entry.packets), last, entry.note or "-"
+
+
+def _test(host: Host, args: Args) -> int:
+    effects = host.policy_effects(args.path, since=args.since)
+    if args.json:
+        output.as_json(effects)
+    else:
+        output.table(EFFECTS, [_effect(effect) for effect in effects])
+        print(_sum(effects))
+    if not effects:
+        return 2
+    return int(any(effect.effect == "cut" for effect in effects))
+
+
+def say_what_changes(host: Host, *what: str) -> None:
+    """Print the flows that an activation would cut or let pass, if there are any."""
+    effects = [e for e in host.policy_effects(*what) if e.effect != "pass"]
+    if effects:
+        output.table(EFFECTS, [_effect(effect) for effect in effects])
+        print(_sum(effects))
+
+
+def _sum(effects: Sequence[PolicyEffect]) -> str:
+    cut = sum(effect.effect == "cut" for effect in effects)
+    if not effects:
+        return "no flow was seen: nothing to judge by"
+    flows = "1 flow that exists" if cut == 1 else f"{cut or 'no'} flows that exist"
+    return f"{flows} would be cut"
+
+
+def _effect(effect: PolicyEffect) -> tuple[str, ...]:
+    by = "-"
+    if effect.key:
+        by = f"{effect.service} {effect.key.removeprefix(_PREFIX)}"
+        by += f' "{effect.text}"' if effect.text else ""
+    elif effect.effect == "cut" and effect.words:
+        by = effect.words
+    return (
+        effect.effect,
+        effect.from_.name,
+        f"{bracketed(effect.to.name)}:{effect.port}/{effect.proto}",
+        str(effect.new or "-"),
+        str(effect.open or "-"),
+        "-" if effect.ago is None else _ago(effect.ago),
+        by,
+    )
+
+
+def _ago(seconds: float) -> str:
+    return "now" if seconds < 1 else f"{output.duration(seconds)} ago"

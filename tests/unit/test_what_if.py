@@ -1,0 +1,140 @@
+"""Test what a change of policies would mean for the flows that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_world import World as Fakes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_worlds import HOST, OUTSIDE, known, network, policy, world, worlds
+from samples import samples
+
+from niso.commands import activate
+from niso.kernel.sensor import Recorded
+from niso.plan import verdict
+from niso.plan.records import Policy, Port
+from niso.plan.verdict import World
+from niso.reconcile.world import read_world
+from niso.see import seen as flows
+from niso.see.what_if import Effect, effects
+from niso.services import targets
+
+BACK = network("back", "10.99.1.0/24")
+DB, API, WEB = "10.99.1.2", "10.99.1.3", "10.99.1.4"
+PUBLISHED = Port("", 8080, 80, "tcp")
+
+
+def there(rules: Policy, *ports: Port, api: str = API) -> World:
+    db = known("db", {"back": [DB]}, rules, *ports)
+    return world(
+        [db, *(known(n, {"back": [a]}) for n, a in (("api", api), ("web", WEB)))], [BACK], [HOST]
+    )
+
+
+def row(source: str, to: str = DB, port: int = 80) -> Recorded:
+    return Recorded(source, to, "tcp", port, 1, 60, 5.0)
+
+
+def shown(
+    before: World, after: World, *passed: Recorded, refused: tuple[Recorded, ...] = ()
+) -> list[tuple[str, str, str]]:
+    joined = flows.joined(before, flows.Memory(passed, refused, ()))
+    found: list[Effect] = effects(before, after, joined, frozenset(["db"]))
+    return [
+        (e.kind, e.seen.source.name, e.reason.key or e.reason.message if e.reason else "")
+        for e in found
+    ]
+
+
+def test_cut_new_and_pass() -> None:
+    before, after = (
+        there(policy(["api", "0.0.0.0/0:80"]), PUBLISHED),
+        there(policy(["web"]), PUBLISHED),
+    )
+    key = "network.policy.allow_from"
+    assert shown(before, after, row(API), row(OUTSIDE), row(WEB)) == [
+        ("cut", OUTSIDE, key),
+        ("cut", "api", key),
+        ("pass", "web", f"{key}[0]"),
+    ]
+    assert shown(after, before, row(WEB), refused=(row(API), row(WEB, port=81))) == [
+        ("new", "api", f"{key}[0]"),
+        ("pass", "web", f"{key}[1]"),
+    ]
+    # what is denied already is not cut once more
+    assert shown(after, after, row(API)) == []
+
+
+def test_address_that_moves_and_port_that_goes() -> None:
+    rules = policy(["api", "0.0.0.0/0:80"])
+    before = there(rules, PUBLISHED)
+    assert shown(before, there(rules, PUBLISHED, api="10.99.1.9"), row(API)) == [
+        ("pass", "api", "network.policy.allow_from[0]")
+    ]
+    assert shown(before, there(rules), row(OUTSIDE)) == [
+        ("cut", OUTSIDE, "port 8080 is no longer published")
+    ]
+    gone = before._replace(services={"db": before.services["db"]})
+    assert shown(before, gone, row(API))[0][0] == "cut"
+
+
+@settings(max_examples=samples(25, 1000), deadline=None)
+@given(worlds(), st.data())
+def test_effect_is_the_verdict_after_the_change(drawn: World, data: st.DataObject) -> None:
+    """Of a change of policies alone, which the engine judges as the kernel does (test_policy_packets)."""
+    other = data.draw(worlds())
+    after = drawn._replace(
+        services={n: k._replace(policy=other.services[n].policy) for n, k in drawn.services.items()}
+    )
+    leased = [a for k in drawn.services.values() if k.active for a in verdict.addresses_of(k)]
+    keys = [(a, b) for a in (*leased, OUTSIDE) for b in leased if (":" in a) == (":" in b)]
+    rows = [
+        Recorded(a, b, p, n, 1, 60, 1.0)
+        for a, b in keys[:30]
+        for n, p in ((80, "tcp"), (81, "udp"))
+    ]
+    joined = flows.joined(drawn, flows.Memory(tuple(rows), tuple(rows), ()))
+    found = {
+        (e.seen.key, e.seen.passes): e.kind
+        for e in effects(drawn, after, joined, frozenset(drawn.services))
+    }
+    for each in joined:
+        was = all(r.passes for r in verdict.judge(drawn, *each.key[:2], each.port, each.proto))
+        now = all(r.passes for r in verdict.judge(after, *each.key[:2], each.port, each.proto))
+        kind = found.get((each.key, each.passes))
+        if each.passes:
+            assert kind == (None if not was else "pass" if now else "cut")
+        elif kind is not None:
+            assert (kind, was, now) == ("new", False, True)
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Iterator[Fakes]:
+    with Fakes(tmp_path) as made:
+        yield made
+
+
+def test_world_foreseen_is_the_one_after_activation(fakes: Fakes) -> None:
+    fakes.activate(fakes.package("db", network={"ports": ["8080:80"]}), fakes.package("api"))
+    machine = fakes.machine
+    was = read_world(machine.kernel, machine.store)
+    for change in (
+        {"network": {"policy": {"allow_from": ["api:80", "later"]}}},
+        {
+            "network": {
+                "network": "other",
+                "hostname": "late",
+                "policy": {"egress": {"allow": ["api"]}},
+            }
+        },
+    ):
+        folder = fakes.package("db", **change)
+        wanted = targets.find_targets(machine.store, [folder])
+        before, after = activate.foreseen(machine, wanted)
+        assert before == was == read_world(machine.kernel, machine.store)
+        fakes.activate(folder)
+        was = read_world(machine.kernel, machine.store)
+        assert after.services == was.services
