@@ -57,8 +57,8 @@ def _reason(before: World, after: World, seen: Seen) -> Reason | None:
         if address is None:
             return Reason(False, f"{end.service} has no address on this network any more")
     source, destination = (address or "" for address in ends)
-    if seen.published is not None and not _publishes(after, seen, seen.published):
-        port = seen.published.host_port
+    if _publishes(before, seen, seen.published) and not _publishes(after, seen, seen.published):
+        port = seen.published.host_port if seen.published else 0
         return Reason(False, f"port {port} is no longer published", seen.destination.service)
     judged = verdict.judge(after, source, destination, seen.port, seen.proto)
     refusing = next((reason for reason in judged if not reason.passes), None)
@@ -82,13 +82,15 @@ def _address(before: World, after: World, end: End) -> str | None:
     return None
 
 
-def _publishes(after: World, seen: Seen, port: Port) -> bool:
-    """Return whether another machine could still come by the port that it used."""
+def _publishes(world: World, seen: Seen, port: Port | None) -> bool:
+    """Return whether another machine can come by the port that it used."""
+    if port is None:
+        return False
     family = family_of(seen.source.address)
     return any(
         each.proto == port.proto
         and each.host_port <= port.host_port <= each.last
         and each.container_port + port.host_port - each.host_port == seen.port
         and family in each.families
-        for each in after.services[seen.destination.service].ports
+        for each in world.services[seen.destination.service].ports
     )
