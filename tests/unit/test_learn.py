@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 
 import pytest
+from fake_world import World as Fakes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_worlds import (
@@ -21,6 +23,7 @@ from policy_worlds import (
 )
 from samples import samples
 
+from niso.api.learning import name_for
 from niso.base.errors import InvalidInput
 from niso.kernel.flows import Open
 from niso.kernel.sensor import Recorded
@@ -268,3 +271,19 @@ def test_what_cannot_be_changed_is_refused() -> None:
     pytest.importorskip("tomlkit")
     with pytest.raises(InvalidInput, match="cannot be changed"):
         with_list('network = "x"\n', OWN, "allow_from", ITEMS)
+
+
+def test_name_is_written_only_if_it_means_the_service_alone(tmp_path: Path) -> None:
+    """An alias that a neighbour takes must not get what the service of that name had."""
+    with Fakes(tmp_path) as fakes:
+        on = {name: {"network": "back"} for name in ("db", "api", "api2", "net9")}
+        fakes.activate(*(fakes.package(name, network=keys) for name, keys in on.items()))
+        store = fakes.machine.store
+        assert name_for(store, "db", "api") == "api"
+        # on another network, a service has the name api, which db means by it no more if it comes beside it
+        fakes.activate(fakes.package("api", network={"network": "far"}))
+        assert name_for(store, "db", "api") == "api"
+        fakes.activate(fakes.package("api2", network={"network": "back", "hostname": "api"}))
+        assert store.meant("db", "api")[0] == ["api2"]
+        assert name_for(store, "db", "api") is None
+        assert name_for(store, "db", "api2") == "api2"
