@@ -15,8 +15,9 @@ LAB = "lab's own"
 """What the kernel has for what the processes of this lab did, as their cgroup tells; where there is none with memory: 0."""
 MEMORY = (*MACHINE, LAB)
 FOLDERS = ("/run/niso", "/var/lib/niso")
-OF_THE_MACHINE = "/run/niso/etc/"
-"""Copies of files of the machine's /etc: a new one whenever somebody changes one of those."""
+OF_CACHES = ("/run/niso/etc/", "/var/lib/niso/contents/")
+"""Copies of files of the machine's /etc: a new one whenever somebody changes one of those. And the digests of packages: one file for each
+service, from the second activation on."""
 
 
 class Sample(NamedTuple):
@@ -51,7 +52,7 @@ def sample() -> Sample:
         for folder, _, names in os.walk(root)
         for name in names
     )
-    files = frozenset(path for path in found if not path.startswith(OF_THE_MACHINE))
+    files = frozenset(path for path in found if not path.startswith(OF_CACHES))
     exact["files"] = len(files)
     conmons = {}
     steady = set(steady_processes())
