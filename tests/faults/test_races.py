@@ -148,9 +148,9 @@ def test_no_change_of_many_at_once_is_lost(world: World) -> None:
     assert_nothing_twice(world)
     (hosts,) = world.lab.path("/run/niso/hosts").glob("*/hosts")
     lines = hosts.read_text().splitlines()
-    assert {line.split()[-1]: line.split()[0] for line in lines if line.startswith("10.99.")} == {
-        name: row["address"][0] for name, row in rows.items()
-    }
+    listed = {line.split()[-1]: line.split()[0] for line in lines if line.startswith("10.99.")}
+    del listed["host.niso.local"]
+    assert listed == {name: row["address"][0] for name, row in rows.items()}
     every_one_works(
         world, [("port-forward", name, f"{9200 + i}:80") for i, name in enumerate(names)]
     )

@@ -148,9 +148,9 @@ GROUP = Group(
             "Attach again to change something: only the difference is applied. The namespace is "
             "known by its cookie, so a path that leads elsewhere later means that it is gone.",
             (
-                ("niso net attach api --pid 4711 --network backend", ""),
-                ("niso net attach api --netns /run/netns/blue --network backend,ip=10.99.1.9", ""),
-                ("niso net attach web --new -p 8080:80 --allow-from '10.0.0.0/8 api:80'", ""),
+                ("niso net attach box --pid 4711 --network backend", ""),
+                ("niso net attach box --netns /run/netns/blue --network backend,ip=10.99.1.9", ""),
+                ("niso net attach web --new -p 8081:80 --allow-from '10.0.0.0/8 api:80'", ""),
             ),
             aside=True,
         ),
@@ -165,7 +165,7 @@ GROUP = Group(
             ),
             "What is gone already is no error. The namespace itself stays, unless niso made it. "
             "Its address is kept for the same owner and name until no other is free.",
-            (("niso net detach api", ""),),
+            (("niso net detach box", ""),),
             ends=True,
             aside=True,
         ),
