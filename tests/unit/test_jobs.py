@@ -154,7 +154,7 @@ def test_job_of_an_earlier_activation_that_takes_too_long_is_stopped_too(world: 
 
 def test_service_becomes_a_job_and_its_failure_brings_the_service_back(world: World) -> None:
     world.activate(world.package("api"))
-    with pytest.raises(ProcessError, match="the job failed"):
+    with pytest.raises(ErrorGroup, match="the job failed"):  # and so did the service
         world.activate(ended(world, "api", 1))
     del world.processes.dies["api"]
     journal.recover(world.machine)

@@ -176,6 +176,24 @@ class Wait:
             self.pidfd = -1
 
 
+def until_started(processes: Processes, row: ServiceRow) -> None:
+    """Wait until a process that was just started has started, for about `STARTED_WITHIN_S`.
+
+    Raises Error if it ends before, unless it is never restarted and has exit status 0.
+    """
+    start = Start(row, None, True, None, 2 * _BUSY_S)
+    wait = Wait(processes, start)
+    try:
+        while is_alive(wait.pidfd):
+            if wait.is_started:
+                return
+            wait_readable(wait.pidfd, max(0.0, wait.next_at - time.monotonic()))
+    finally:
+        wait.close()
+    if row.require_process().restart != "no" or processes.exit_code(row.name) != 0:
+        raise ended(processes, start, False)
+
+
 def late(processes: Processes, start: Start) -> ProcessError:
     """Return the error for a job that has exceeded its timeout."""
     what = f"has not ended after {start.timeout_s:g}s{_last_output(processes, start.name)}"
