@@ -66,8 +66,9 @@ def run(
     become healthy if it has a healthcheck. A job is waited for until it has ended with exit status
     0, within the timeout of its manifest. A process that already runs as wanted is waited for only
     if another depends on it, its healthcheck is new, or it was restarted by its policy and has not
-    been healthy since. ``meanwhile`` is called once during the first wait. Raises ProcessError with the reason, Conflict if the order is impossible. The caller
-    must stop what was started before the error.
+    been healthy since. ``meanwhile`` is called once during the first wait.
+    Raises ProcessError with the reason, Conflict if the order is impossible. The caller must stop
+    what was started before the error.
     """
     for change in changes:
         if change.rehosts:

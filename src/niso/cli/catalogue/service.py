@@ -58,8 +58,9 @@ COMMANDS = (
         "argument is a known service, with the manifest of its last activation, or else a folder. "
         "If anything fails, everything is rolled back. On an active service only the changes of "
         "its manifest are applied; its process is restarted only if a change requires it, or if it "
-        "has crashed. A name that a service from another folder has is refused unless --replace is given. A manifest "
-        "must belong to root or, with sudo, to you: who can change it decides what runs as root.",
+        "has crashed. A name that a service from another folder has is refused unless --replace "
+        "is given. A manifest must belong to root or, with sudo, to you: who can change it decides "
+        "what runs as root.",
         (
             ("niso activate ./api", "a folder with a manifest.toml"),
             ("niso activate ./db ./cache ./api", "all or none"),
