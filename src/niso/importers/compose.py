@@ -22,7 +22,10 @@ _IN_FILE = frozenset(("services", "networks", "volumes", "secrets", "name", "ver
 _OF_NETWORK = frozenset(
     ("internal", "ipam", "enable_ipv6", "driver", "driver_opts", "labels", "attachable", "name")
 )
-_OF_POOLS = {"subnet": ipaddress.ip_network, "gateway": ipaddress.ip_address}
+_OF_POOLS: dict[str, Callable[[str], object]] = {
+    "subnet": ipaddress.ip_network,
+    "gateway": ipaddress.ip_address,
+}
 _MTU = "com.docker.network.driver.mtu"
 _NOT_HERE = {
     "configs": "mount the file as a volume, read-only",
