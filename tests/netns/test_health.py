@@ -397,7 +397,7 @@ def test_command_that_is_late_or_missing_is_a_failure_and_leaves_nothing(lab: La
         lab, "web", BUSYBOX, "sleep", "1000", healthcheck={"command": ["sh", "-c", says], **SLOW}
     )
     error = refused(lab, "activate", folder)
-    assert "2 times: command sh: exit status 3; it said: \\u001bno table\n" in error
+    assert "2 times: command sh: exit status 3; it said: \\x1bno table\n" in error
     shell = {"command": ["sh", "-c", "(sleep 4712 &) ; " + late], **SLOW, "start_period": "1m"}
     folder = package(lab, "web", BUSYBOX, "sleep", "1000", healthcheck=shell)
     refused(lab, "activate", "--timeout", "1s", folder)

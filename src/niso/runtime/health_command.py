@@ -15,7 +15,6 @@ from contextlib import suppress
 
 from niso.base.errors import Error
 from niso.base.signals import signals_held
-from niso.manifest import values
 from niso.plan.records import Healthcheck
 from niso.runtime import crun, execute, pids
 from niso.runtime.health import Probe
@@ -116,7 +115,7 @@ class CommandProbe(Probe):
         """The last line that the command has written, printable."""
         lines = self._tail.decode("utf-8", "replace").split("\n")
         last = next((line for line in map(str.strip, reversed(lines)) if line), "")
-        return values.escaped(last[-_LINE:])
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
 
     def give_up_if_late(self) -> None:
         """Kill the command if its deadline has passed."""
