@@ -10,11 +10,11 @@ import pytest
 from fake_world import World
 
 from niso.base import paths
-from niso.base.errors import ErrorGroup, ProcessError
+from niso.base.errors import Conflict, ErrorGroup, ProcessError
 from niso.kernel.fake import Fake
 from niso.runtime import health
 from niso.runtime.fake_processes import FakeProcesses
-from niso.services import waits
+from niso.services import stacks, waits
 from niso.store.store import ServiceRow
 
 BUSY = ServiceRow("busy", "", "{}", None, "", "", 0, True, 1, (), "{}", 1.0, 1.0)
@@ -101,3 +101,13 @@ def test_failed_rollback_says_what_it_could_not_start(world: World) -> None:
         "api: the rollback could not start it: its process ended at once (exit status 7)"
     )
     assert world.store.intents() == []
+
+
+def test_stack_that_lost_a_race_for_a_name_is_told_to_run_again(world: World) -> None:
+    """When its command began, no other stack had the name, so that its services have no prefix."""
+    world.package("db")
+    world.up(world.stack("db", name="first"))
+    second = stacks.Membership("second", "/other/stack.toml", "/other/stack.toml", (), (), {})
+    with pytest.raises(Conflict, match="belongs to stack 'first'") as caught:
+        stacks.prepare(world.machine, second, ["db"])
+    assert (caught.value.hint or "").endswith("run this one again")

@@ -158,10 +158,10 @@ def event_of(change: Change) -> Event:
 
 def _was_healthy(processes: Processes, service: str) -> bool:
     """Return whether a service has been healthy since its policy last restarted it."""
-    now, known = processes.status(service), health.read_record(service)
+    now = processes.status(service)
     if now.restarts == 0:
         return True  # its activation has waited for that
-    run = (now.pid or 0, now.started_at or 0.0)
+    known, run = health.read_record(service), (now.pid or 0, now.started_at or 0.0)
     return known is not None and known.run == run and known.well_at > 0
 
 
