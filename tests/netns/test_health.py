@@ -392,10 +392,16 @@ def test_command_that_is_late_or_missing_is_a_failure_and_leaves_nothing(lab: La
     )
     error = refused(lab, "activate", folder)
     assert "command nope: web: 'nope' is not on its PATH" in error
+    says = "echo earlier; printf '\\033no table\\n' >&2; exit 3"
+    folder = package(
+        lab, "web", BUSYBOX, "sleep", "1000", healthcheck={"command": ["sh", "-c", says], **SLOW}
+    )
+    error = refused(lab, "activate", folder)
+    assert "2 times: command sh: exit status 3; it said: \\x1bno table\n" in error
     shell = {"command": ["sh", "-c", "(sleep 4712 &) ; " + late], **SLOW, "start_period": "1m"}
     folder = package(lab, "web", BUSYBOX, "sleep", "1000", healthcheck=shell)
     refused(lab, "activate", "--timeout", "1s", folder)
-    shell["command"] = ["sh", "-c", f"test ! -e /run/bad || {{ {late}; }}"]
+    shell["command"] = ["sh", "-c", f"sleep 4713 & test ! -e /run/bad || {{ {late}; }}"]
     lab.niso("activate", package(lab, "web", BUSYBOX, "sleep", "1000", healthcheck=shell))
     lab.niso("exec", "web", "--", "touch", "/run/bad")
     lab.wait_for(lambda: ps(lab, "web")["health"] == "unhealthy", 20)

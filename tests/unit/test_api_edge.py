@@ -36,7 +36,7 @@ MISUSES: list[tuple[Callable[[niso.Host], object], type[niso.Error], str]] = [
     (lambda host: host.services.activate(3), niso.UsageError, "what: must be a path, not int"),  # type: ignore[arg-type]
     (lambda host: host.services.activate("\udc80"), niso.UsageError, "not valid UTF-8"),
     (lambda host: host.services.activate("x", timeout="60s"), niso.UsageError, "seconds"),  # type: ignore[arg-type]
-    (lambda host: host.services.activate("x", timeout=0), niso.UsageError, "timeout 0"),
+    (lambda host: host.services.activate("x", timeout=0), niso.UsageError, "timeout: 0 must"),
     (lambda host: host.services.activate("x", timeout=float("nan")), niso.UsageError, "nan"),
     (lambda host: host.services.activate("nobody"), niso.NotFound, "'nobody'"),
     (lambda host: host.services.activate("./none"), niso.NotFound, "no such file"),

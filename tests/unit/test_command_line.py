@@ -203,6 +203,10 @@ def test_words_become_values(line, values) -> None:
             "unknown command '-v' / options go after the command: niso net create x -v",
         ),
         ("-v net frob", "unknown command '-v' / niso help lists them"),
+        ("deactivat db", "unknown command 'deactivat' / niso help lists them"),
+        ("reset", "unknown command 'reset' / niso help lists them"),
+        ("unenable db", "unknown command 'unenable' / niso help lists them"),
+        ("net delet bk", "unknown action 'net delet' / niso help net lists them"),
         ("help activat", "unknown command 'activat' / did you mean 'activate'?"),
         ("help net lst", "unknown action 'net lst' / did you mean 'net list'?"),
         ("net lst", "unknown action 'net lst' / did you mean 'net list'?"),
@@ -211,7 +215,7 @@ def test_words_become_values(line, values) -> None:
         # what ends something is never suggested
         ("stack dwon .", "unknown action 'stack dwon' / niso help stack lists them"),
         ("remov api", "unknown command 'remov' / niso help lists them"),
-        ("deactivate --al", "unknown option '--al' / did you mean '--help'?"),
+        ("deactivate --al", "unknown option '--al' / niso deactivate --help lists them"),
         ("net removee x", "unknown action 'net removee' / niso help net lists them"),
         # commands of other tools
         (

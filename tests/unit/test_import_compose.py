@@ -55,7 +55,14 @@ GAPS = {
     "mern": {
         "frontend": {"build", "entrypoint", "restart", "volumes"},
         "backend": {"build", "entrypoint", "restart"},
-        "mongo": {"image", "command", "restart", "ulimits", "healthcheck.timeout"},
+        "mongo": {
+            "image",
+            "command",
+            "restart",
+            "ulimits",
+            "healthcheck.timeout",
+            "healthcheck.start_interval",
+        },
     },
     "elk": {
         "Elastic_Search": {"", "image", "command", "environment", "ulimits"},
@@ -72,7 +79,7 @@ GAPS = {
         "zookeeper": {"image", "command", "healthcheck.start_period"},
         "broker": {"image", "command"},
         "init-topics": {"image"},
-        "ui": {"image", "command", "depends_on"},
+        "ui": {"image", "command", "depends_on", "restart"},
     },
     "minecraft": {
         "mc": {"image", "command", "restart", "sysctls", "environment"},
@@ -240,6 +247,71 @@ def test_command_prints_or_writes_and_never_overwrites(
     assert (to / "stack.toml").read_bytes() == before
     assert main.run(["import", str(file), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["services"] == ["a"]
+
+
+def test_scalars_keep_their_text(tmp_path: Path) -> None:
+    """By YAML 1.1 they would be numbers of base 60, octal ones, booleans and dates."""
+    values = ("22:22", "yes", "off", "12:30:45", "0777", "1_000", "1.10", "1e3", "2024-01-01")
+    variables = ", ".join(f"V{number}: {value}" for number, value in enumerate(values))
+    made = tables(
+        tmp_path,
+        "services: {a: {image: a, restart: no, ports: [22:22], cpus: 1.5, command: [a, yes, 0o17],"
+        f" read_only: true, environment: {{{variables}, T: true}}}}}}\n",
+    )["services"]["a"]
+    assert tuple(made["environment"].values()) == (*values, "true")
+    assert made["network"]["ports"] == ["22:22"]
+    assert made["binary"] == {"entrypoint": "a", "args": ["yes", "0o17"], "working_dir": "/"}
+    assert made["isolation"]["resources"] == {"cpu_max": "150%"}
+    assert made["service"] == {"restart": "no"}
+    assert "read_only" not in made["isolation"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("command", "it's", '"it\'s" is not a list of words: not taken over'),
+        ("entrypoint", "5", "5 is not a list of words: not taken over"),
+        ("ports", "80", "80 is not a list: not taken over"),
+        ("environment", "5", "5 is not a list or a mapping: not taken over"),
+        ("volumes", "{a: b}", "{'a': 'b'} is not a list: not taken over"),
+        ("healthcheck", "curl", "'curl' is not a mapping: not taken over"),
+        ("restart", "on-failure:3", "the number of times (3) is not limited"),
+        ("tmpfs", "/x:size=huge", "/x: size=huge is not taken over"),
+        ("tmpfs", "/x:mode=1777", "/x: mode=1777 is not taken over"),
+        ("volumes", "[{type: tmpfs, target: /x, tmpfs: {size: x}}]", "/x: 'x' is not a size"),
+        (
+            "volumes",
+            "[{type: bind, target: /x, source: /y, bind: {}}]",
+            "/x: bind is not taken over",
+        ),
+        ("stop_grace_period", "soon", "'soon' is not a duration"),
+        ("pids_limit", "many", "'many' is not a limit of niso: the default applies"),
+    ],
+)
+def test_value_that_is_not_taken_over_is_listed(
+    tmp_path: Path, key: str, value: str, reason: str
+) -> None:
+    made = niso.import_compose(write(tmp_path, f"services: {{a: {{image: a, {key}: {value}}}}}"))
+    assert (key, reason) in [(gap.key, gap.text) for gap in made.missing if gap.service == "a"]
+
+
+def test_network_settings_that_are_not_taken_over_are_listed(tmp_path: Path) -> None:
+    made = niso.import_compose(
+        write(
+            tmp_path,
+            "services: {a: {image: a, networks: [n]}}\n"
+            "networks: {n: {ipam: {config: [{subnet: 10.99.300.0/24, gateway: x, ip_range: y}]},"
+            " driver_opts: {com.docker.network.bridge.name: br0}, enable_ipv4: true}}",
+        )
+    )
+    assert tomllib.loads(made.text)["networks"] == {"n": {}}
+    assert {gap.key: gap.text for gap in made.missing if not gap.service} == {
+        "networks.n.subnet": "'10.99.300.0/24' is not one: not taken over",
+        "networks.n.gateway": "'x' is not one: not taken over",
+        "networks.n.ip_range": "niso has no such key",
+        "networks.n.driver_opts": "com.docker.network.bridge.name is not taken over",
+        "networks.n.enable_ipv4": "niso has no such key",
+    }
 
 
 @pytest.mark.parametrize(

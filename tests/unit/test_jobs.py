@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_world import Steps, World
 
+from niso.api import service_views
 from niso.base.errors import Conflict, Error, ErrorGroup, ProcessError
 from niso.base.report import Completed, Event
 from niso.commands import boot, repair, restart
@@ -137,6 +138,24 @@ def test_a_failed_second_run_is_not_repeated_by_undo_and_repair(
     assert runs_of(world, "job") == 3
 
 
+def test_job_is_completed_again_after_the_rollback_of_its_next_version(world: World) -> None:
+    """The failed run has left no record of the run before; an unfinished change is not completed."""
+    world.activate(ended(world, "job"))
+    world.processes.dies["job"] = 4
+    with pytest.raises(ProcessError, match="exit status 4"):
+        world.activate(world.package("job", **JOB, environment={"A": "1"}))
+    row = world.store.service("job")
+    assert row is not None
+
+    def shown() -> str:
+        session: Any = None  # for attachments alone
+        return service_views._status(session, world.store, row)[0]
+
+    assert shown() == "completed"
+    journal.begin(world.store, ["job"], "activate")
+    assert shown() == "failed"
+
+
 def test_job_that_takes_too_long_is_stopped(world: World) -> None:
     with pytest.raises(ProcessError, match=r"has not ended after 0\.1s"):
         world.activate(world.package("job", **LIMITED))
@@ -154,7 +173,7 @@ def test_job_of_an_earlier_activation_that_takes_too_long_is_stopped_too(world: 
 
 def test_service_becomes_a_job_and_its_failure_brings_the_service_back(world: World) -> None:
     world.activate(world.package("api"))
-    with pytest.raises(ProcessError, match="the job failed"):
+    with pytest.raises(ErrorGroup, match="the job failed"):  # and so did the service
         world.activate(ended(world, "api", 1))
     del world.processes.dies["api"]
     journal.recover(world.machine)

@@ -120,3 +120,26 @@ def test_secret_that_cannot_be_read_starts_nothing(world: World) -> None:
     with pytest.raises(Error, match=r"a is gone"):
         restart.restart(world.machine, ["api"])
     assert world.processes.status("api").pid == pid
+
+
+def test_secret_that_others_can_change_is_refused(world: World) -> None:
+    manifest = world.package("api", secrets={"A": {"file": "a"}})
+    secret = Path(manifest).with_name("a")
+    secret.write_text("x")
+    secret.chmod(0o666)
+    mine = {os.getuid()}
+    with pytest.raises(Error, match="which is writable for everybody") as caught:
+        load.load(manifest, mine)
+    (error,) = flatten(caught.value)
+    assert (error.key, "--trust-owner" in (error.hint or "")) == ("secrets.A.file", True)
+    assert load.load(manifest).spec.secrets == {"A": str(secret)}
+    secret.chmod(0o600)
+    load.load(manifest, mine)
+
+
+def test_secret_that_is_not_a_file_is_refused_by_check(world: World) -> None:
+    manifest = world.package("api", secrets={"A": {"file": "/dev/zero"}, "B": {"file": "later"}})
+    with pytest.raises(Error) as caught:
+        load.load(manifest)
+    (error,) = flatten(caught.value)
+    assert error.detail == 'secrets.A.file: "/dev/zero" is not a regular file'

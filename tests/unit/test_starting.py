@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import pytest
+from fake_world import World
+
+from niso.base import paths
+from niso.base.errors import Conflict, ErrorGroup, ProcessError
 from niso.kernel.fake import Fake
+from niso.runtime import health
 from niso.runtime.fake_processes import FakeProcesses
-from niso.services import waits
+from niso.services import stacks, waits
 from niso.store.store import ServiceRow
 
 BUSY = ServiceRow("busy", "", "{}", None, "", "", 0, True, 1, (), "{}", 1.0, 1.0)
+
+CHECK: dict[str, Any] = {"tcp": 80, "retries": 1, "start_period": "0s"}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
 
 
 @pytest.mark.parametrize("passes", [0.1, 0.0002, 0.0])
@@ -28,3 +44,70 @@ def test_the_moment_of_being_started_is_waited_for_also_where_it_has_just_passed
     now[0] = ripe_at
     assert wait.is_started
     assert wait.next_at == 1060.0  # nothing more to be done before
+
+
+# --- what is active but does not run ------------------------------
+
+
+def test_activation_of_a_crashed_service_starts_it_or_fails(world: World) -> None:
+    manifest = world.package("api", healthcheck=CHECK)
+    world.activate(manifest)
+    world.processes.end("api", 1)
+    assert world.processes.status("api").state == "restarting"
+    world.processes.dies["api"] = 1
+    for argument in (manifest, "api"):
+        with pytest.raises(ProcessError, match="its process ended"):
+            world.activate(argument)
+    del world.processes.dies["api"]
+    world.processes.ill["api"] = "tcp 80: connection refused"
+    with pytest.raises(ProcessError, match="is unhealthy"):
+        world.activate(manifest)
+    world.processes.end("api", 1)
+    world.processes.ill.clear()
+    (outcome,) = world.activate(manifest)
+    assert outcome.changed
+    assert world.processes.status("api").state == "running"
+    (outcome,) = world.activate(manifest)
+    assert not outcome.changed
+
+
+def test_restarted_service_is_waited_for_until_it_has_been_healthy(world: World) -> None:
+    manifest = world.package("api", healthcheck=CHECK)
+    world.activate(manifest)
+    world.processes.end("api", 1)
+    world.processes.restart("api")
+    Path(paths.service_dir("api")).mkdir(parents=True)  # without it, no health is recorded
+    world.processes.ill["api"] = "tcp 80: connection refused"
+    with pytest.raises(ProcessError, match="is unhealthy"):
+        world.activate(manifest)
+    world.processes.ill.clear()
+    (outcome,) = world.activate(manifest)
+    assert not outcome.changed
+    world.processes.ill["api"] = "tcp 80: connection refused"
+    record = health.read_record("api")
+    assert record is not None and record.well_at
+    world.activate(manifest)  # it has been healthy, and is left alone
+
+
+def test_failed_rollback_says_what_it_could_not_start(world: World) -> None:
+    """What the old version needs has changed too, as a file that it reads."""
+    world.activate(world.package("api"), world.package("db"))
+    world.processes.dies["api"] = 7
+    with pytest.raises(ErrorGroup) as caught:
+        world.activate(world.package("api", environment={"A": "1"}))
+    new, old = caught.value.errors
+    assert new.message == "api: its process ended at once (exit status 7)"
+    assert old.message == (
+        "api: the rollback could not start it: its process ended at once (exit status 7)"
+    )
+    assert world.store.intents() == []
+
+
+def test_stack_that_lost_a_race_for_a_name_is_told_to_run_again(world: World) -> None:
+    """When its command began, no other stack had the name, so that its services have no prefix."""
+    world.package("db")
+    world.up(world.stack("db", name="first"))
+    second = stacks.Membership("second", "/other/stack.toml", "/other/stack.toml", (), (), {})
+    with pytest.raises(Conflict, match="belongs to stack 'first'") as caught:
+        stacks.prepare(world.machine, second, ["db"])
+    assert (caught.value.hint or "").endswith("run this one again")

@@ -87,7 +87,7 @@ def _is_of_store(error: Exception) -> bool:
 def text(value: object, what: str) -> str:
     """Return a str argument. Raises UsageError."""
     if not isinstance(value, str):
-        raise UsageError(f"{what}: must be a string, not {type(value).__name__}", None, what)
+        raise UsageError(f"must be a string, not {type(value).__name__}", None, what)
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -100,12 +100,12 @@ def text(value: object, what: str) -> str:
 def texts(values: Iterable[object], what: str) -> list[str]:
     """Return str arguments as a list. Raises UsageError, also for a single str."""
     if isinstance(values, str | bytes):
-        raise UsageError(f"{what}: must be a list of strings, not one string", None, what)
+        raise UsageError("must be a list of strings, not one string", None, what)
     try:
         given = list(values)
     except TypeError:
         raise UsageError(
-            f"{what}: must be a list of strings, not {type(values).__name__}", None, what
+            f"must be a list of strings, not {type(values).__name__}", None, what
         ) from None
     return [text(value, what) for value in given]
 
@@ -119,19 +119,15 @@ def path(value: object, what: str) -> str:
     try:
         return text(os.fspath(value), what)  # type: ignore[call-overload]
     except TypeError:
-        raise UsageError(
-            f"{what}: must be a path, not {type(value).__name__}", None, what
-        ) from None
+        raise UsageError(f"must be a path, not {type(value).__name__}", None, what) from None
 
 
 def seconds(value: object, what: str, low: float) -> float:
     """Return an argument in seconds, at least ``low``. Raises UsageError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(
-            f"{what}: must be a number of seconds, not {type(value).__name__}", None, what
-        )
+        raise UsageError(f"must be a number of seconds, not {type(value).__name__}", None, what)
     if not low <= value < float("inf"):
-        raise UsageError(f"{what} {value:g}: must be at least {low:g} seconds", None, what)
+        raise UsageError(f"must be at least {low:g} seconds", None, what, value=f"{value:g}")
     return float(value)
 
 
@@ -173,9 +169,10 @@ def moment(value: object, what: str) -> float:
         return datetime.fromisoformat(given).timestamp()
     except (ValueError, OverflowError):
         raise UsageError(
-            f"{what} {given!r}: must be a time or a period",
+            "must be a time or a period",
             "a time like 2026-03-01T12:00:00Z, or a period like 10m, 2h or 7d",
             what,
+            value=repr(given),
         ) from None
 
 
@@ -193,4 +190,4 @@ def user_of(user: str | None) -> Any:
     try:
         return None if user is None else values.user(text(user, "user"), "--user")
     except InvalidInput as error:
-        raise UsageError(error.message, None, "--user") from error
+        raise UsageError.of(error) from error

@@ -24,7 +24,7 @@ def graph(
     if format_ not in FORMATS:
         raise UsageError(f"{format_!r} is not a format", ", ".join(FORMATS), "--format")
     if declared and since is not None:
-        raise UsageError("--since and --declared exclude each other", "omit one of them", "--since")
+        raise UsageError("and --declared exclude each other", "omit one of them", "--since")
     picture = _picture(session, stack, declared, since)
     if format_ == "mermaid":
         return drawer.mermaid(picture).encode()

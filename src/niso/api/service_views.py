@@ -231,7 +231,11 @@ def _status(
     running = now.state == "running"
     uptime = now.lives_s if running else None
     status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
-    if now.state == "exited" and now.exit_code == 0 and row.is_job:
+    if row.is_job and (
+        (now.state == "exited" and now.exit_code == 0)
+        # the failed run of a version that was rolled back has left no record of the run before
+        or (now.state == "none" and store.intent(row.name) is None)
+    ):
         status = "completed"
     return (
         status,

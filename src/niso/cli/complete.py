@@ -50,7 +50,7 @@ def run(name: str, args: Args) -> int:
 
 def _script(shell: str) -> int:
     if shell not in SHELLS:
-        raise unknown("shell", shell, list(SHELLS), "bash or zsh")
+        raise unknown("shell", shell, dict.fromkeys(SHELLS, False), "bash or zsh")
     here = os.path.dirname(__file__)
     with open(os.path.join(here, SHELLS[shell]), encoding="utf-8") as file:
         text = file.read()

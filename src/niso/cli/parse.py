@@ -7,6 +7,8 @@ cannot report a misspelt option while an argument is missing. Options can come a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from niso.base.errors import UsageError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli.command import Argument, Command, Option
@@ -150,27 +152,40 @@ def _missing(command: Command, argument: Argument) -> UsageError:
 
 
 def _no_option(command: Command, flag: str, flags: dict[str, Option]) -> UsageError:
-    harmless = [known for known, option in flags.items() if not option.ends]
-    return unknown("option", flag, [*harmless, *HELP], f"niso {command.name} --help lists them")
+    every = {known: option.ends for known, option in flags.items()} | dict.fromkeys(HELP, False)
+    return unknown("option", flag, every, f"niso {command.name} --help lists them")
 
 
 def _wrong(command: Command, message: str) -> UsageError:
     return UsageError(message, f"niso {command.name} --help")
 
 
-def unknown(kind: str, name: str, known: list[str], otherwise: str, group: str = "") -> UsageError:
+def unknown(
+    kind: str, name: str, known: Mapping[str, bool], otherwise: str, group: str = ""
+) -> UsageError:
     """Return the error for an unknown word; its hint names the closest word of ``known``.
 
-    ``known`` must not contain anything that stops or deletes something, since the hint is a
-    guess. Names of actions begin with their ``group``, which is not compared.
+    ``known`` says of each word whether it stops or deletes something. If such a word is as close,
+    there is no guess: it could be that, or the opposite. Names of actions begin with their
+    ``group``, which is not compared.
     """
     import difflib
 
     shared = f"{group} " if group else ""
-    words = [word.removeprefix(shared) for word in known]
+    words = {word.removeprefix(shared): ends for word, ends in known.items()}
     typed = name.removeprefix(shared)
     near = difflib.get_close_matches(typed, words, 1)
     if not near and typed.startswith("--"):  # an abbreviation
         near = [word for word in words if word.startswith(typed)][:1]
-    hint = f"did you mean '{shared}{near[0]}'?" if near else otherwise
+    hint = otherwise
+    if near and not _is_opposite(typed, near[0]):
+        as_near = difflib.SequenceMatcher(None, near[0], typed).ratio()
+        ending = [word for word, ends in words.items() if ends]
+        if not difflib.get_close_matches(typed, ending, 1, as_near):
+            hint = f"did you mean '{shared}{near[0]}'?"
     return UsageError(f"unknown {kind} {name!r}", hint)
+
+
+def _is_opposite(typed: str, word: str) -> bool:
+    """Return whether only one of two words begins as the opposite of another: ``unattach``."""
+    return any(typed.startswith(start) != word.startswith(start) for start in ("de", "dis", "un"))

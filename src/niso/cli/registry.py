@@ -60,7 +60,7 @@ def unknown_command(words: list[str]) -> UsageError:
     """Return the error for words that name no command, or no action of a group.
 
     Its hint is the niso command for the same purpose if another tool has this one. Otherwise it is
-    the closest command, but never one that ends or deletes something.
+    the closest command, unless that ends or deletes something.
     """
     from niso.cli.catalogue.habits import answer, habit
     from niso.cli.parse import unknown
@@ -71,11 +71,11 @@ def unknown_command(words: list[str]) -> UsageError:
     if known is not None:
         return UsageError(f"unknown {kind} {name!r}", answer(known))
     if isinstance(group, Group):
-        harmless = [action.name for action in group.actions if not action.ends]
-        return unknown(kind, name, harmless, f"niso help {group.name} lists them", group.name)
+        actions = {action.name: action.ends for action in group.actions}
+        return unknown(kind, name, actions, f"niso help {group.name} lists them", group.name)
     every = [find(command, "") for command in COMMANDS if command not in HIDDEN]
-    harmless = [one.name for one in every if isinstance(one, Group) or not one.ends]
-    return unknown(kind, name, harmless, "niso help lists them")
+    ends = {one.name: isinstance(one, Command) and one.ends for one in every}
+    return unknown(kind, name, ends, "niso help lists them")
 
 
 def module(name: str) -> ModuleType:

@@ -303,7 +303,8 @@ def _copy_path(target: Target) -> str:
 def _copy(target: Target, fresh: Container[str], report: Report) -> str:
     """Copy the package of a service if it is in ``fresh``; return the path of the copy."""
     if target.name in fresh and target.fingerprint is not None and target.contents is not None:
-        report(CopyingPackage(target.folder))
+        if target.folder:  # a service of a stack.toml may have none
+            report(CopyingPackage(target.folder))
         package.copy(
             target.name,
             target.folder,
@@ -338,7 +339,8 @@ def _plan_only(
 ) -> list[Outcome]:
     store, kernel = machine.store, machine.kernel
     for target in filter(_is_fresh, targets):
-        report(CopyingPackage(target.folder))
+        if target.folder:
+            report(CopyingPackage(target.folder))
     copies = {target.name: _copy_path(target) for target in targets}
     leaving = _leaving(store, stack)
     for row in leaving:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 _IN_FILE = frozenset(("services", "networks", "volumes", "secrets", "name", "version"))
+_OF_NETWORK = frozenset(
+    ("internal", "ipam", "enable_ipv6", "driver", "driver_opts", "labels", "attachable", "name")
+)
+_OF_POOLS: dict[str, Callable[[str], object]] = {
+    "subnet": ipaddress.ip_network,
+    "gateway": ipaddress.ip_address,
+}
+_MTU = "com.docker.network.driver.mtu"
 _NOT_HERE = {
     "configs": "mount the file as a volume, read-only",
     "include": "import the other file too",
@@ -182,20 +191,44 @@ def _network(name: str, keys: Mapping[str, Any], gaps: list[Gap]) -> dict[str, A
     ipam = keys.get("ipam")
     entries = ipam.get("config") if isinstance(ipam, dict) else None
     pools = [entry for entry in parse.items(entries) if isinstance(entry, dict)]
-    for key, wanted in (("subnet", "subnet"), ("gateway", "gateway")):
-        texts = [parse.text(pool[wanted]) for pool in pools if pool.get(wanted)]
+    place = f"networks.{name}"
+    if ipam and len(pools) != len(parse.items(entries) or [ipam]):
+        gaps.append(Gap("", f"{place}.ipam", "is not a list of mappings: not taken over"))
+    for key, rule in _OF_POOLS.items():
+        texts = []
+        for text in (parse.text(pool[key]) for pool in pools if pool.get(key)):
+            if "${" in text or _is_valid(text, rule):
+                texts.append(text)
+            else:
+                gaps.append(Gap("", f"{place}.{key}", f"{text!r} is not one: not taken over"))
         if texts:
             table[key] = texts[0] if len(texts) == 1 else texts
+    for key in sorted({key for pool in pools for key in pool} - _OF_POOLS.keys()):
+        gaps.append(Gap("", f"{place}.{key}", "niso has no such key"))
     if keys.get("enable_ipv6") and not any(":" in parse.text(pool.get("subnet")) for pool in pools):
         table["ipv6"] = True
     options = keys.get("driver_opts")
     options = options if isinstance(options, dict) else {}
-    mtu = parse.text(options.get("com.docker.network.driver.mtu"))
+    mtu = parse.text(options.get(_MTU))
     if mtu.isdigit():
         table["mtu"] = int(mtu)
+    for key in options:
+        if key != _MTU or not mtu.isdigit():
+            gaps.append(Gap("", f"{place}.driver_opts", f"{key} is not taken over"))
+    for key in keys.keys() - _OF_NETWORK:
+        if not key.startswith("x-") and keys[key]:
+            gaps.append(Gap("", f"{place}.{key}", "niso has no such key"))
     if parse.text(keys.get("driver")) not in ("", "bridge"):
-        gaps.append(Gap("", f"networks.{name}.driver", "niso's networks are bridges"))
+        gaps.append(Gap("", f"{place}.driver", "niso's networks are bridges"))
     return table
+
+
+def _is_valid(text: str, rule: Callable[[str], object]) -> bool:
+    try:
+        rule(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _network_lines(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
+from niso.importers import compose_keys
 from niso.importers import compose_values as parse
 from niso.importers.compose_storage import Storage
 from niso.manifest import parse_addresses, parse_health, parse_resources, parse_secrets, values
@@ -22,67 +23,8 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"
 """The network of services that name none."""
-_OF_NETWORKS = {"aliases", "ipv4_address", "ipv6_address", "priority", "gw_priority"}
 UNKNOWN = "SET-ME"
 """The entrypoint of a service whose image alone knows its command."""
-HANDLED = frozenset(
-    [
-        "image",
-        "build",
-        "entrypoint",
-        "command",
-        "working_dir",
-        "environment",
-        "env_file",
-        "ports",
-        "expose",
-        "networks",
-        "network_mode",
-        "hostname",
-        "container_name",
-        "depends_on",
-        "secrets",
-        "dns",
-        "dns_search",
-        "extra_hosts",
-        "healthcheck",
-        "restart",
-        "stop_grace_period",
-        "user",
-        "cap_add",
-        "cap_drop",
-        "read_only",
-        "tmpfs",
-        "volumes",
-        "mem_limit",
-        "cpus",
-        "pids_limit",
-        "shm_size",
-        "deploy",
-        "init",
-        "security_opt",
-        "profiles",
-        "stdin_open",
-        "tty",
-        "attach",
-        "annotations",
-        "labels",
-        "pull_policy",
-        "stop_signal",
-    ]
-)
-_ELSEWHERE = {
-    "logging": "niso keeps the output itself: niso logs",
-    "ulimits": "[isolation.resources] limits the service as a whole, and no single process",
-    "privileged": "list the capabilities that it needs in isolation.capabilities",
-    "devices": "a service has no devices but null, zero, random, tty",
-    "configs": "mount the file as a volume, read-only",
-    "links": "the name of the service works; add its alias to that service's network.aliases",
-    "external_links": "the services must share a network",
-    "scale": "a service has one process; write it several times",
-    "sysctls": "niso sets what it needs; others cannot be set",
-    "extends": "copy the keys of the other service",
-}
 
 
 class Gap(NamedTuple):
@@ -128,9 +70,11 @@ class Service:
         self._storage()
         self._secrets()
         self._network()
-        for key in keys.keys() - HANDLED:
+        for key in keys.keys() - compose_keys.HANDLED:
             if not key.startswith("x-") and keys[key] not in (None, False, [], {}):
-                self._gap(key, _ELSEWHERE.get(key, "niso has no such key"))
+                self._gap(key, compose_keys.ELSEWHERE.get(key, "niso has no such key"))
+        for key, kinds in compose_keys.SHAPES.items():
+            self._shaped(key, *kinds)
         self.tables = {table: data for table, data in self.tables.items() if data}
 
     def _gap(self, key: str, what: str) -> None:
@@ -185,7 +129,7 @@ class Service:
                 f"put the files of {image} into rootfs/{self.name}, see below; what its image says"
                 " of user, environment and working directory is not known here",
             )
-        first, then = parse.words(keys.get("entrypoint")), parse.words(keys.get("command"))
+        first, then = self._words("entrypoint"), self._words("command")
         argv = [*(first or []), *(then or [])]
         if not argv:
             argv = [UNKNOWN]
@@ -203,6 +147,22 @@ class Service:
         self._put("binary", "working_dir", folder)
         if any(word == "/app" or word.startswith("/app/") for word in (folder, *argv)):
             self._gap("working_dir", "/app is the service's package, and hides that of the image")
+
+    def _words(self, key: str) -> list[str] | None:
+        """Return the words of a command; None without one, or after a gap."""
+        given = self._keys.get(key)
+        words = parse.words(given)
+        if given is not None and words is None:
+            self._gap(key, f"{given!r} is not a list of words: not taken over")
+        return words
+
+    def _shaped(self, key: str, *kinds: type) -> None:
+        """Report a key whose value has none of these types; bool is not an int here."""
+        given = self._keys.get(key)
+        is_one = isinstance(given, kinds) and not isinstance(given, bool)
+        if given is not None and not is_one:
+            names = " or ".join(compose_keys.KINDS[kind] for kind in kinds)
+            self._gap(key, f"{given!r} is not {names}: not taken over")
 
     def _environment(self) -> None:
         taken = {}
@@ -224,7 +184,10 @@ class Service:
     def _life(self) -> None:
         keys = self._keys
         restart = keys.get("restart")
-        policy = "no" if restart in (None, False, "") else parse.text(restart).partition(":")[0]
+        text = "no" if restart in (None, False, "") else parse.text(restart)
+        policy, _, count = text.partition(":")
+        if count:
+            self._gap("restart", f"the number of times ({count}) is not limited")
         if self._given in self._world.jobs:
             self._put("service", "kind", "job")
             if policy != "no":
@@ -242,6 +205,8 @@ class Service:
         if user and self._valid("user", user, values.user):
             self._put("service", "user", user)
         grace = parse.seconds(keys.get("stop_grace_period"))
+        if grace is None and keys.get("stop_grace_period") is not None:
+            self._gap("stop_grace_period", f"{keys['stop_grace_period']!r} is not a duration")
         if grace is not None:
             text = parse.duration(grace)
             if self._valid("stop_grace_period", text, values.stop_timeout):
@@ -293,6 +258,8 @@ class Service:
         pids = keys.get("pids_limit", limits.get("pids"))
         if isinstance(pids, int) and pids >= parse_resources.MIN_PIDS:
             table["pids_limit"] = min(pids, parse_resources.MAX_PIDS)
+        elif pids is not None:
+            self._gap("pids_limit", f"{pids!r} is not a limit of niso: the default applies")
         if table:
             self._put("isolation", "resources", table)
 
@@ -319,14 +286,21 @@ class Service:
         ):
             given_s = parse.seconds(check.get(key))
             if given_s is None:
+                if check.get(key) is not None:
+                    self._gap(f"healthcheck.{key}", f"{check[key]!r} is not a duration")
                 continue
             kept_s = min(max(given_s, low), high)
             if kept_s != given_s:
                 self._gap(f"healthcheck.{key}", f"{given_s:g}s is out of range: {kept_s:g}s")
             if self._valid(f"healthcheck.{key}", parse.duration(kept_s), rule):
                 table[key] = parse.duration(kept_s)
-        if isinstance(retries := check.get("retries"), int) and not isinstance(retries, bool):
+        retries = check.get("retries")
+        if isinstance(retries, int) and not isinstance(retries, bool):
             table["retries"] = min(max(retries, 1), parse_health.MAX_RETRIES)
+        elif retries is not None:
+            self._gap("healthcheck.retries", f"{retries!r} is not a number")
+        for key in check.keys() - compose_keys.OF_CHECK:
+            self._gap(f"healthcheck.{key}", "niso has no such key")
         self.tables["healthcheck"] = table
 
     def _storage(self) -> None:
@@ -396,7 +370,7 @@ class Service:
             ]
             if fixed and name in known:
                 addresses[known[name]] = fixed[0] if len(fixed) == 1 else fixed
-            for key in settings.keys() - _OF_NETWORKS:
+            for key in settings.keys() - compose_keys.OF_NETWORKS:
                 self._gap(f"networks.{name}.{key}", "niso has no such key")
         hostname = parse.text(keys.get("hostname"))
         if hostname and self._valid("hostname", hostname, values.host_label):

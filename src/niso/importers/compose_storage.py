@@ -112,7 +112,7 @@ def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[Mo
     """Yield the mounts of a service; what cannot be understood is added to ``gaps``."""
     given = keys.get("volumes")
     for item in given if isinstance(given, list) else ():
-        mount = _long(item) if isinstance(item, dict) else _short(parse.text(item), gaps)
+        mount = _long(item, gaps) if isinstance(item, dict) else _short(parse.text(item), gaps)
         if mount is None:
             gaps.append(("volumes", f"{item!r} cannot be taken over"))
         else:
@@ -120,16 +120,23 @@ def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[Mo
     tmpfs = keys.get("tmpfs")
     for item in parse.items(tmpfs):
         target, _, options = parse.text(item).partition(":")
+        for option in filter(None, options.split(",")):
+            if not (option.startswith("size=") and parse.size(option[5:])):
+                gaps.append(("tmpfs", f"{target}: {option} is not taken over"))
         size = parse.pairs(options.split(",")).get("size")
         yield Mount("tmpfs", "", target, size=parse.size(size) if size else None)
 
 
-def _long(item: Mapping[str, Any]) -> Mount | None:
+def _long(item: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Mount | None:
     kind, target = parse.text(item.get("type")) or "volume", parse.text(item.get("target"))
     if kind not in ("volume", "bind", "tmpfs") or not target:
         return None
     options = item.get("tmpfs")
     size = parse.size(options["size"]) if isinstance(options, dict) and "size" in options else None
+    if size is None and isinstance(options, dict) and "size" in options:
+        gaps.append(("volumes", f"{target}: {options['size']!r} is not a size"))
+    for key in item.keys() - {"type", "source", "target", "read_only", "tmpfs", "consistency"}:
+        gaps.append(("volumes", f"{target}: {key} is not taken over"))
     return Mount(kind, parse.text(item.get("source")), target, item.get("read_only") is True, size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000
 """The most values; each alias counts (YAML 1.2, 3.2.2.2), since nested ones can mean billions."""
+
+_SCALARS = (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^(?:0|-?[1-9][0-9]*)$", "-0123456789"),
+    ("float", r"^-?(?:0|[1-9][0-9]*)\.(?:0|[0-9]*[1-9])$", "-0123456789"),
+)
+"""(tag, form, first characters) of scalars that are not texts.
+
+The forms are those of YAML 1.2 (10.3.2) that Python writes in the same way, so that every scalar
+keeps its text: ``22:22`` is not a number of base 60, nor ``yes`` a boolean, as in YAML 1.1.
+"""
 
 
 def load(path: str) -> dict[str, Any]:
@@ -33,7 +45,7 @@ def load(path: str) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise InvalidInput(f"larger than {MAX_BYTES} bytes", file=path)
     try:
-        data = yaml.safe_load(content)
+        data = yaml.load(content, _loader(yaml))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -58,6 +70,22 @@ def _library() -> Any:
         hint = "apt install python3-yaml, or install niso[compose] with pip"
         raise Error("PyYAML, which reads compose files, is not installed", hint) from None
     return yaml
+
+
+def _loader(yaml: Any) -> Any:
+    """Return PyYAML's SafeLoader, which is one of YAML 1.1, with the scalars of `_SCALARS`."""
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        pass
+
+    others = ("bool", "int", "float", "timestamp")
+    Loader.yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in others]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, form, firsts in _SCALARS:
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(form), list(firsts))
+    return Loader
 
 
 def _plain(value: object, count: list[int]) -> Any:

@@ -17,6 +17,7 @@ from niso.manifest import toml, values
 from niso.manifest.interpolate import Variables
 
 NAME = ".env"
+_HINT = "service.env_file is the path of a file with a line NAME=value for each variable"
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
 
 
@@ -52,7 +53,7 @@ def read(
     """
     found: dict[str, str] = {}
     try:
-        content = toml.content(path, "file of variables", owners)
+        content = toml.content(path, "file of variables", owners, _HINT)
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:

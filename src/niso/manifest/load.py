@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping
+import stat
+from collections.abc import Callable, Container, Iterator, Mapping
 
 from niso.base import convert
 from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
@@ -161,6 +162,7 @@ def checked(resolved: Resolved, path: str, owners: Container[int] | None = None)
             environment |= env_files.read(file, os.environ, owners)
         except Error as error:
             others.append(error)
+    errors += _secrets(manifest, owners) if manifest is not None and not errors else ()
     if manifest is None or errors or others:
         for one in errors:
             one.file = values.escaped(path)
@@ -168,3 +170,22 @@ def checked(resolved: Resolved, path: str, owners: Container[int] | None = None)
     if environment:
         manifest = manifest._replace(environment={**environment, **manifest.environment})
     return build.spec(manifest, parsed)
+
+
+def _secrets(manifest: Manifest, owners: Container[int] | None) -> Iterator[InvalidInput]:
+    """Yield an error for each secret that is not a file, or that others than ``owners`` can change.
+
+    One that does not exist may be made before the activation, which reads it.
+    """
+    for name, secret in manifest.secrets.items():
+        try:
+            info = os.stat(secret.file)
+            if not stat.S_ISREG(info.st_mode):
+                raise InvalidInput("is not a regular file")
+            if owners is not None:
+                toml.require_owner("which", info, owners)
+        except InvalidInput as error:
+            error.key, error.value = f"secrets.{name}.file", values.shown(secret.file)
+            yield error
+        except (OSError, ValueError):
+            continue

@@ -25,13 +25,16 @@ def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str
         raise
 
 
-def content(path: str, name: str, owners: Container[int] | None = None) -> bytes:
+def content(
+    path: str, name: str, owners: Container[int] | None = None, hint: str | None = None
+) -> bytes:
     """Return the content of a file of the user; ``name`` is what it is called.
 
+    ``hint`` is that of a file which is missing or none; by default, to pass its path.
     With ``owners``, the file and its folder must belong to one of these uids. Raises NotFound,
     Error and InvalidInput.
     """
-    hint = f"pass the path of a {name} or of its folder"
+    hint = hint or f"pass the path of a {name} or of its folder"
     try:
         with open(path, "rb", opener=_open) as stream:
             info = os.fstat(stream.fileno())

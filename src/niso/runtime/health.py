@@ -74,6 +74,11 @@ class Probe:
             late = f"{self._doing[0]}: no answer within {self._check.timeout_s:g}s"
             self.answer = f"{self._check.target}: {late}"
 
+    @property
+    def said(self) -> str:
+        """The last line that a command has written, printable; "" for other probes."""
+        return ""
+
     def close(self) -> None:
         """Close the socket of a probe; no-op if it has ended."""
         self._steps.close()

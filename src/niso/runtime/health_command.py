@@ -1,7 +1,8 @@
 """Probe a service's health with a command that runs inside it, as its user and within its limits.
 
-crun exec runs it. Its output is read and thrown away: it may contain secrets, and nobody else may
-read it. crun changes the owner of what it gets as stdin and stdout, so these are pipes.
+crun exec runs it. Of its output, only the end is kept, in memory: it may contain secrets, and
+nobody else may read it. crun changes the owner of what it gets as stdin and stdout, so these are
+pipes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from niso.runtime.spec import write_json
 from niso.runtime.status import describe_exit
 
 _BLOCK = 1 << 16
+_KEPT, _LINE = 4096, 200
+"""Bytes of output that are kept, and the most characters of a line that are shown."""
 
 
 class CommandProbe(Probe):
@@ -35,6 +38,7 @@ class CommandProbe(Probe):
         self._check, self._service = check, service
         self._pid, self._pidfd, self._output = 0, -1, -1
         self._stem = ""
+        self._tail = b""
         try:
             self._start()
         except (Error, OSError) as error:
@@ -79,18 +83,24 @@ class CommandProbe(Probe):
         ready.close()
 
     def go_on(self) -> None:
-        """Throw away what the command has written, and take its exit status if it has ended."""
+        """Read what the command has written, and take its exit status if it has ended.
+
+        What it has started ends with it.
+        """
         if self.answer is not None:
             return
-        if not pids.wait_readable(self._pidfd, 0):
-            try:
-                if os.read(self._output, _BLOCK) == b"":  # it has closed its output, and lives on
+        is_over = pids.wait_readable(self._pidfd, 0)
+        if self._output >= 0:
+            with suppress(BlockingIOError):
+                block = os.read(self._output, _BLOCK)
+                self._tail = (self._tail + block)[-_KEPT:]
+                if not block:  # it has closed its output, and may live on
                     self._forget_output()
-            except BlockingIOError:
-                pass
+        if not is_over:
             return
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         self._pid = 0
+        self._end_group()
         with open(f"{self._stem}.log", "rb") as file:
             refusal = crun.plain_message(file.read(_BLOCK))
         self._free()
@@ -99,6 +109,13 @@ class CommandProbe(Probe):
         else:
             code = 128 - code if code < 0 else code
             self.answer = f"{self._check.target}: {describe_exit(code)}" if code else ""
+
+    @property
+    def said(self) -> str:
+        """The last line that the command has written, printable."""
+        lines = self._tail.decode("utf-8", "replace").split("\n")
+        last = next((line for line in map(str.strip, reversed(lines)) if line), "")
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
 
     def give_up_if_late(self) -> None:
         """Kill the command if its deadline has passed."""
@@ -137,6 +154,18 @@ class CommandProbe(Probe):
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
         self._pid = 0
+
+    def _end_group(self) -> None:
+        """Kill what is left of the process group of a command that has ended.
+
+        While a process is in the group, no other one gets its number (free_pid, kernel/pid.c).
+        """
+        leader = pids.read_pid(f"{self._stem}.pid")
+        for pid in pids.in_group(self._service, leader) if leader is not None else ():
+            pidfd = pids.open_in_service(self._service, pid)
+            if pidfd >= 0:
+                pids.send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)
 
     def _free(self) -> None:
         for fd in (self.fd, self._pidfd, self._output):

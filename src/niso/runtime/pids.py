@@ -11,6 +11,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from niso.base import files
 from niso.runtime import cgroup
@@ -24,6 +25,17 @@ def in_service(service: str, pid: int) -> bool:
     """Return whether ``pid`` is now a process of the service, by its cgroup."""
     spec = load(service)
     return spec is not None and cgroup.holds(cgroup_of(spec), pid)
+
+
+def in_group(service: str, group: int) -> list[int]:
+    """List the processes of a service in a process group (setpgid(2))."""
+    spec = load(service)
+    members = []
+    for pid in cgroup.pids(cgroup_of(spec)) if spec is not None else ():
+        with suppress(ProcessLookupError):
+            if os.getpgid(pid) == group:
+                members.append(pid)
+    return members
 
 
 def children(pid: int | None) -> list[int]:

@@ -43,8 +43,12 @@ def specified(
 def effect(
     machine: Machine, name: str, old: ProcessSpec | None, spec: ProcessSpec
 ) -> tuple[bool, bool]:
-    """Return (the process must be started again, it keeps running with another hosts file)."""
-    running = old if old is not None and machine.processes.runs(name) else None
+    """Return (the process must be started again, it keeps running with another hosts file).
+
+    One that has ended and waits for its restart is started at once, and has to stay up.
+    """
+    lives = machine.processes.runs(name) and machine.processes.status(name).state != "restarting"
+    running = old if lives else None
     rehosts = rehost.can_swap(machine.processes, running, spec)
     return not rehosts and running != spec, rehosts
 

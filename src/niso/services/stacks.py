@@ -67,6 +67,8 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
         hint = "choose another name; --replace takes over its services"
         refuse_elsewhere(store, wanted.stack, wanted.file, hint)
     for error in taken(store, wanted.stack, services).values():
+        # it did not when the command began, so the services have no prefix
+        error.hint = "another command has just made that stack: run this one again"
         raise error
     own = set(store.stack_members(wanted.stack))
     for request in wanted.networks:

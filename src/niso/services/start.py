@@ -65,9 +65,10 @@ def run(
     Each has ``timeout_s`` from its own start to become idle or live for `STARTED_WITHIN_S`, and to
     become healthy if it has a healthcheck. A job is waited for until it has ended with exit status
     0, within the timeout of its manifest. A process that already runs as wanted is waited for only
-    if another depends on it or its healthcheck is new. ``meanwhile`` is called once during the
-    first wait. Raises ProcessError with the reason, Conflict if the order is impossible. The caller
-    must stop what was started before the error.
+    if another depends on it, its healthcheck is new, or it was restarted by its policy and has not
+    been healthy since. ``meanwhile`` is called once during the first wait.
+    Raises ProcessError with the reason, Conflict if the order is impossible. The caller must stop
+    what was started before the error.
     """
     for change in changes:
         if change.rehosts:
@@ -86,7 +87,10 @@ def run(
         was = change.before if change.before is not None and change.before.active else None
         check = check_of(change.row)
         asked = (
-            change.restarts or change.name in needed or (was is not None and check_of(was) != check)
+            change.restarts
+            or change.name in needed
+            or (was is not None and check_of(was) != check)
+            or (check is not None and not _was_healthy(processes, change.name))
         )
         # if the old record is damaged, the new one says how long the process may take to end
         stops = (
@@ -150,6 +154,15 @@ def event_of(change: Change) -> Event:
         folder = os.path.basename(change.row.require_process().hosts_folder)
         return ShowingHosts(change.name, folder)
     return _starting(change.row)
+
+
+def _was_healthy(processes: Processes, service: str) -> bool:
+    """Return whether a service has been healthy since its policy last restarted it."""
+    now = processes.status(service)
+    if now.restarts == 0:
+        return True  # its activation has waited for that
+    known, run = health.read_record(service), (now.pid or 0, now.started_at or 0.0)
+    return known is not None and known.run == run and known.well_at > 0
 
 
 def _starting(row: ServiceRow) -> Starting:

@@ -22,6 +22,7 @@ from niso.runtime.processes import Processes
 from niso.services import rehost
 from niso.services.concern import all_names, concerned
 from niso.services.machine import Machine
+from niso.services.waits import until_started
 from niso.store.store import Intent, ServiceRow, Store
 
 WAIT_S = 10.0
@@ -39,25 +40,52 @@ def undo_all(
 ) -> None:
     """Undo the activation of ``services`` after ``cause``.
 
-    If that fails and ``cause`` is an Error, raises an ErrorGroup of both.
+    If that fails, or a process that ran before ends at once, and ``cause`` is an Error, raises an
+    ErrorGroup of all.
     """
     global undoing
     store = machine.store
     is_failure = isinstance(cause, Exception)
     begun = [intent for name in services if (intent := store.intent(name)) is not None]
     undoing = is_failure
+    failures: list[Error] = []
+    status = machine.processes.status
+    ran = {intent.service: status(intent.service).started_at for intent in begun}
     try:
         left = undo(machine, in_order(store, begun), report, None if is_failure else WAIT_S)
+        failures = _unstarted(machine, ran.keys() - left.keys(), ran) if is_failure else []
     except Error as error:
         left = {", ".join(intent.service for intent in begun): error}
     except (OSError, sqlite3.Error) as error:
         left = {", ".join(intent.service for intent in begun): Error(str(error))}
     finally:
         undoing = False
-    if left and isinstance(cause, Error):
-        raise ErrorGroup(
-            [cause, *(_not_undone(names, error) for names, error in left.items())]
-        ) from cause
+    failures += (_not_undone(names, error) for names, error in left.items())
+    if failures and isinstance(cause, Error):
+        raise ErrorGroup([cause, *failures]) from cause
+
+
+def _unstarted(
+    machine: Machine, undone: Iterable[str], ran: dict[str, float | None]
+) -> list[Error]:
+    """Wait for the processes that an undo started again; return the errors of those that ended.
+
+    ``ran`` has the start time of each one before the undo. What such a process needs may have
+    changed since it was first started: a secret, a volume, a database.
+    """
+    processes, errors = machine.processes, []
+    for name in sorted(undone):
+        row, now = machine.store.service(name), processes.status(name)
+        if row is None or not row.active or not row.has_process or row.is_job:
+            continue
+        if now.started_at in (None, ran[name]):
+            continue
+        try:
+            until_started(processes, row)
+        except Error as error:
+            reason = f"the rollback could not start it: {error.detail}"
+            errors.append(Error(reason, error.hint, service=name))
+    return errors
 
 
 def _not_undone(names: str, error: Error) -> Error:

@@ -151,6 +151,8 @@ class Wait:
         probe.close()
         self.reason = probe.answer or ""
         self.well = not self.reason
+        if self.reason and probe.said:
+            self.reason += f"; it said: {probe.said}"
         if self.well:
             return
         now = time.monotonic()
@@ -174,6 +176,24 @@ class Wait:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def until_started(processes: Processes, row: ServiceRow) -> None:
+    """Wait until a process that was just started has started, for about `STARTED_WITHIN_S`.
+
+    Raises Error if it ends before, unless it is never restarted and has exit status 0.
+    """
+    start = Start(row, None, True, None, 2 * _BUSY_S)
+    wait = Wait(processes, start)
+    try:
+        while is_alive(wait.pidfd):
+            if wait.is_started:
+                return
+            wait_readable(wait.pidfd, max(0.0, wait.next_at - time.monotonic()))
+    finally:
+        wait.close()
+    if row.require_process().restart != "no" or processes.exit_code(row.name) != 0:
+        raise ended(processes, start, False)
 
 
 def late(processes: Processes, start: Start) -> ProcessError:

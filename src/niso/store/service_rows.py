@@ -122,7 +122,7 @@ class ServiceRow(NamedTuple):
         if not self.has_process:
             raise Conflict(
                 f"{self.name!r} is an attachment: niso has no process of it",
-                "use the engine that started it; niso net detach --help",
+                "use the engine that started it",
             )
 
     def damaged(self) -> Error:

@@ -57,9 +57,10 @@ COMMANDS = (
         "An argument that contains a / or ends in .toml is a manifest or its folder. Any other "
         "argument is a known service, with the manifest of its last activation, or else a folder. "
         "If anything fails, everything is rolled back. On an active service only the changes of "
-        "its manifest are applied; its process is restarted only if a change requires it. A name "
-        "that a service from another folder has is refused unless --replace is given. A manifest "
-        "must belong to root or, with sudo, to you: who can change it decides what runs as root.",
+        "its manifest are applied; its process is restarted only if a change requires it, or if it "
+        "has crashed. A name that a service from another folder has is refused unless --replace "
+        "is given. A manifest must belong to root or, with sudo, to you: who can change it decides "
+        "what runs as root.",
         (
             ("niso activate ./api", "a folder with a manifest.toml"),
             ("niso activate ./db ./cache ./api", "all or none"),
@@ -67,7 +68,7 @@ COMMANDS = (
             ("niso activate --dry-run ./api", "show the steps"),
         ),
         (
-            ("0", "all services are active and pass their health checks"),
+            ("0", "all services run, and those that were started pass their health checks"),
             (
                 "1",
                 "failed; changes were rolled back, or the error says what is left for niso net "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from niso.cli import meta
+from niso.cli import meta, registry
 from niso.cli.command import Command, Group, sentence
 from niso.cli.help import examples, usage
 from niso.cli.reference.document import Block, Code, Heading, Page, Terms, Text
@@ -69,8 +69,8 @@ def page_blocks() -> Iterator[Block]:
     """Return the contents of docs/reference/commands.md."""
     yield Text(
         "`--help` of each command and `man niso` have the same contents. Services are given by "
-        "name, hostname or alias, with or without .niso.local. All commands except help, version, "
-        "check, schema and completion need root."
+        "name, hostname or alias, with or without .niso.local. "
+        f"{_root()}"
     )
     for entry in meta.first_screen():
         commands = entry.actions if isinstance(entry, Group) else (entry,)
@@ -81,6 +81,13 @@ def page_blocks() -> Iterator[Block]:
             yield Heading(f"niso {command.name}", 2 if isinstance(entry, Group) else 1)
             yield from _command(command)
     yield from _common()
+
+
+def _root() -> str:
+    """Return which commands need root, as a sentence."""
+    every = [registry.find(name, "") for name in registry.COMMANDS if name != "complete"]
+    free = sorted(one.name for one in every if isinstance(one, Command) and not one.root)
+    return f"All commands except {', '.join(free[:-1])} and {free[-1]} need root."
 
 
 def manuals() -> Iterator[Page]:
@@ -96,8 +103,8 @@ def manuals() -> Iterator[Page]:
             "addresses, names and published ports. The kernel does all of this; there is no daemon "
             "and no proxy process. A service is a folder with a manifest.toml, see "
             "niso-manifest(5). Services are given by name, hostname or alias, with or without "
-            ".niso.local. All commands except help, version, check, schema and completion need "
-            "root."
+            ".niso.local. "
+            f"{_root()}"
         ),
         Heading("Commands"),
     ]
