@@ -162,7 +162,7 @@ def test_manifest_may_not_take_a_port_forwarded_elsewhere(pair: Lab) -> None:
         assert "network.ports[0]: host port 9090/tcp" in said and "'a'" in said
     assert snapshots.differences(before, snapshots.take(pair)) == []
     # the way out that the message names works
-    assert "niso port-forward a 9090:81 --remove" in refused(
+    assert "withdraw the forward 9090:81" in refused(
         pair, "activate", speaker(pair, "a", 80, 81, ports=["9090:80"])
     )
 
