@@ -105,6 +105,13 @@ def test_published_ports_are_for_everybody_and_unused_ones_a_comment() -> None:
     ]
 
 
+def test_address_of_a_former_network_is_never_allowed() -> None:
+    on = there()._replace(pools=("10.99.0.0/16",))
+    found = learned(on, row("10.99.7.2"), row(DB, "10.99.7.2", 443), row(DB, OUTSIDE, 443))
+    assert shown(found.ingress) == ["# 10.99.7.2:80/tcp"]
+    assert shown(found.egress) == [f"{OUTSIDE}:443/tcp", "# 10.99.7.2:443/tcp"]
+
+
 def test_what_was_denied_or_has_no_holder_is_a_comment() -> None:
     scan = tuple(row(f"198.51.100.{i}", port=22) for i in range(1, 200))
     rules = policy(["api"])

@@ -122,6 +122,8 @@ class _Learner:
             entry = self._entry(listed, each, egress)
             if entry is not None:
                 used.add(entry.key)
+            elif listed is not None and each.gone:
+                continue
             if entry is None or entry.peer.kind == "service":
                 fresh.append(each)
             else:
@@ -169,7 +171,7 @@ class _Learner:
             elif peer.is_host:
                 group = _of(peer.address, each, "the host")
                 groups.setdefault(group, []).append(each)
-            elif verdict.network_of(self._world, peer.address) is not None:
+            elif each.gone:
                 gone.append(each)  # whoever gets the address next is somebody else
             elif not egress and each.published is not None:
                 first, last = self._ports_of(each)
@@ -237,8 +239,6 @@ class _Learner:
             peer = each.destination if egress else each.source
             if peer.service:
                 group = self._named(peer.service, peer.address, each)._replace(note="denied")
-            elif verdict.network_of(self._world, peer.address) is not None and not peer.is_host:
-                continue
             elif egress:
                 group = _of(peer.address, each, "denied")
             else:  # any number of them may have tried
