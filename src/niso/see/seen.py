@@ -43,8 +43,8 @@ class End(NamedTuple):
 class Seen(NamedTuple):
     """All flows from one address to one port of another that passed, or that were dropped.
 
-    ``reason`` is what decides at present, also of the path; None if the service of an end does not
-    exist any more (``gone``), since nothing is known of its policy then. ``published`` is the published port
+    ``reason`` is what decides at present, also of the path. It is None if the service of an end
+    does not exist any more (``gone``): its policy is not known. ``published`` is the published port
     that clients from elsewhere used. ``agrees``: the present rules would decide the same. ``new``
     are new flows within a week, or attempts; ``ago`` is the age of the last one in seconds, None
     without any. ``open`` are the ones that are open now.
