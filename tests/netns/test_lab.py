@@ -244,6 +244,34 @@ def test_nothing_written_in_a_lab_stays_but_in_the_folder_that_it_may_write(lab:
         assert done.returncode in (2, 125) and f"niso: --write {why}" in done.stderr
 
 
+ACCIDENTS = """
+mount -o remount,rw /usr 2>/dev/null; touch /usr/niso-lab-test
+for name in kernel/hostname vm/swappiness fs/file-max; do
+    (cat /proc/sys/$name > /tmp/now; cat /tmp/now > /proc/sys/$name) 2>/dev/null && echo $name
+done
+mount -o remount,rw /usr 2>/dev/null
+for file in /sys/kernel/mm/transparent_hugepage/enabled /sys/module/printk/parameters/time; do
+    [ -w $file ] && (: >> $file) 2>/dev/null && echo $file
+done
+cgroups=/sys/fs/cgroup; [ -d $cgroups/pids ] && cgroups=$cgroups/pids
+sysctl -qw net.ipv4.ip_forward=1 && mkdir $cgroups/x && echo own
+grep CapEff /proc/self/status
+"""
+
+
+def test_accidents_of_root_stay_in_a_lab() -> None:
+    """In /usr, which services see through an overlay, in sysctls and in /sys."""
+    command = [sys.executable, "-m", "niso.commands.lab", "--", "sh", "-c", ACCIDENTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    left = os.path.exists("/usr/niso-lab-test")
+    if left:
+        os.unlink("/usr/niso-lab-test")
+    *said, capabilities = done.stdout.splitlines()
+    assert (left, said) == (False, ["own"])
+    held = int(capabilities.split()[1], 16)
+    assert [number for number in (16, 17, 22, 25) if held >> number & 1] == []
+
+
 @pytest.mark.parametrize(
     ("command", "status"),
     [

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from policy_worlds import HOST, OUTSIDE, known, network, policy, world, worlds
 from samples import samples
 
+from niso.api import flow_views
+from niso.cli.see import _by
 from niso.kernel.flows import Open
 from niso.kernel.sensor import Recorded
 from niso.plan import verdict
@@ -64,6 +66,21 @@ def test_each_flow_has_names_and_the_line_that_decides() -> None:
         ("10.99.1.9", "api", 80): (False, "", True),  # nobody has the address
     }
     assert [each for each in found if each.published] == []
+
+
+def test_nothing_is_said_about_the_policy_of_a_service_that_is_gone() -> None:
+    """Also when its network is gone; what the peer's policy would decide was not the reason."""
+    there = WORLD._replace(pools=("10.99.0.0/16",), closed=frozenset({4}))
+    former = "10.99.7.2"
+    refused = (row(former, DB), row(OUTSIDE, former), row("10.98.0.2", OUTSIDE), row(WEB, former))
+    rows = (row(former, DB, 443), row(OUTSIDE, former, 443), row(HOST, former))
+    found = flows.joined(there, memory(*rows, refused=refused))
+    assert len(found) == 7
+    for each in found:
+        assert (each.reason, each.agrees, each.published, each.gone) == (None, True, None, True)
+        assert _by(flow_views._flow(each)) == ""  # shown as -
+    (other,) = flows.joined(there, memory(refused=(row(OUTSIDE, DB),)))
+    assert other.reason is not None and not other.gone
 
 
 def test_what_the_present_policy_would_decide_otherwise_is_said() -> None:

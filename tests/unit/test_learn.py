@@ -56,7 +56,7 @@ def learned(
     on: World, *passed: Recorded, refused: tuple[Recorded, ...] = (), opened: tuple[Open, ...] = ()
 ) -> Learned:
     joined = flows.joined(on, flows.Memory(passed, refused, opened))
-    return learn(on, joined, "db", lambda _, other: other, True)
+    return learn(on, joined, "db", lambda other: other, True)
 
 
 def shown(lines: tuple[Line, ...] | None) -> list[str]:
@@ -103,6 +103,13 @@ def test_published_ports_are_for_everybody_and_unused_ones_a_comment() -> None:
         "web:53/udp",
         "# 0.0.0.0/0:53/udp",
     ]
+
+
+def test_address_of_a_former_network_is_never_allowed() -> None:
+    on = there()._replace(pools=("10.99.0.0/16",))
+    found = learned(on, row("10.99.7.2"), row(DB, "10.99.7.2", 443), row(DB, OUTSIDE, 443))
+    assert shown(found.ingress) == ["# 10.99.7.2:80/tcp"]
+    assert shown(found.egress) == [f"{OUTSIDE}:443/tcp", "# 10.99.7.2:443/tcp"]
 
 
 def test_what_was_denied_or_has_no_holder_is_a_comment() -> None:
@@ -152,7 +159,7 @@ def test_network_is_offered_if_most_of_it_connects() -> None:
 def test_ambiguous_name_becomes_an_address() -> None:
     on = there()
     joined = flows.joined(on, flows.Memory((row(API),), (), ()))
-    found = learn(on, joined, "db", lambda _own, _other: None, False)
+    found = learn(on, joined, "db", lambda _other: None, False)
     assert shown(found.ingress) == [f"{API}:80/tcp"] and found.egress is None
 
 
@@ -171,7 +178,7 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
         drawn, flows.Memory(tuple(row(a, b, n, 1, p) for a, b, n, p in rows), (), ())
     )
     for name, each in drawn.services.items():
-        found = learn(drawn, joined, name, lambda _, other: other, True)
+        found = learn(drawn, joined, name, lambda other: other, True)
         allowed = [line.text for line in found.ingress if line.allowed]
         egress = [line.text for line in found.egress or () if line.allowed]
         was = each.policy

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from samples import samples
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, flatten
-from niso.manifest import env_files, interpolate, load, stack_file
+from niso.manifest import env_files, interpolate, load, stack_file, toml
 from niso.manifest.interpolate import Variables
 from niso.plan.service_spec import ServiceSpec
 
@@ -204,7 +204,11 @@ def test_form_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("A B=1", 'line 2: "A B" is not a valid environment variable name'),
+        ("A secret=1", "line 2: the name is not valid"),
+        ("PASSWORD: secret", "line 2: no = follows PASSWORD"),
+        ("export PASSWORD : secret", "line 2: no = follows PASSWORD"),
+        ("PASSWORD secret", "line 2: the name is not valid"),
+        ("secret-9: 1", "line 2: the name is not valid"),
         ("=1", "line 2: "),
         ("A='x", "line 2: a quote is not closed"),
         ('A="x\\"', "line 2: a quote is not closed"),
@@ -219,6 +223,38 @@ def test_wrong_line_is_named_without_its_value(tmp_path: Path, line: str, words:
         env_files.read(str(path), {})
     assert caught.value.message.startswith(f"{path}: ") and words in caught.value.message
     assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    """For .env, env_file and folders in its path; one below the folder may be used."""
+    (tmp_path / "other.env").write_text("OTHER=secret\n")
+    folder = tmp_path / "api"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "own.env").write_text("OWN=1\n")
+    (folder / "in.env").symlink_to("sub/own.env")
+    (folder / "out.env").symlink_to("../other.env")
+    (folder / "up").symlink_to("..")
+    assert spec(folder, '[service]\nenv_file = "in.env"\n').environment["OWN"] == "1"
+    for written in ("out.env", "up/other.env", "../other.env"):
+        for text, key in ((f'"{written}"', ""), (f'["in.env", "{written}"]', "[1]")):
+            found = errors(folder, f"[service]\nenv_file = {text}\n")
+            assert list(found) == [f"service.env_file{key}"]
+            assert "leaves the folder" in "".join(found.values())
+    for wrong in ('""', '"a\\u0007"', '"/a\\u0007"'):
+        assert list(errors(folder, f"[service]\nenv_file = {wrong}\n")) == ["service.env_file"]
+    (folder / ".env").symlink_to("../other.env")
+    with pytest.raises(InvalidInput, match=r"api/\.env: is a link out of its folder"):
+        spec(folder, '[environment]\nX = "${OTHER}"\n')
+    # one that comes after the check is not followed
+    for link in ("sub/own.env", "sub"):
+        there = str(folder / "sub" / "own.env")
+        assert toml.content(there, "", links=False) == b"OWN=1\n"
+        (folder / link).rename(folder / "moved")
+        (folder / link).symlink_to(folder / "moved")
+        with pytest.raises(Error):
+            toml.content(there, "", links=False)
+        (folder / link).unlink()
+        (folder / "moved").rename(folder / link)
 
 
 def test_files_of_a_service_come_before_its_own_variables(tmp_path: Path) -> None:
@@ -294,6 +330,43 @@ def test_later_starts_need_no_variables(world: World, monkeypatch: pytest.Monkey
     assert row and dict(row.require_process().environment) == {"SECRET": "1", "X": "one"}
     with pytest.raises(ErrorGroup, match="needs the variable A"):
         world.activate(manifest)
+    world.assert_whole()
+
+
+def test_variables_and_secrets_are_no_part_of_a_package(world: World) -> None:
+    """Neither those of the service nor of another one in its stack; other files of the name are."""
+    manifest = world.package("api", service={"env_file": "a.env"}, environment={"V": "${V}"})
+    folder = Path(manifest).parent
+    (folder / "sub").mkdir()
+    for name in (".env", "a.env", "b.env", "sub/.env"):
+        (folder / name).write_text("V=1\nUNUSED=1\n" if name != "a.env" else "A=1\n")
+    (folder / "link.env").symlink_to("a.env")
+
+    def copied(service: str) -> set[str]:
+        row = world.store.service(service)
+        assert row
+        copy = Path(row.package)
+        return {str(path.relative_to(copy)) for path in copy.rglob("*")}
+
+    world.activate(manifest)
+    assert copied("api") == {"run", "manifest.toml", "b.env", "sub", "sub/.env"}
+    before = world.picture()
+    (folder / ".env").write_text("V=1\nUNUSED=rotated\n")
+    world.activate(manifest)
+    assert world.picture() == before
+    (folder / "pw").write_text("secret")
+    service = """
+    [services.{0}]
+    package.folder = "api"
+    binary.entrypoint = "run"
+    service.env_file = "api/{0}.env"
+    secrets.pw.file = "api/pw"
+    """
+    text = '[stack]\nname = "shop"\n' + service.format("a") + service.format("b")
+    (world.folder / "stack.toml").write_text(text.replace("secrets.pw", "secrets.own", 1))
+    world.up(str(world.folder))
+    for one in ("a", "b"):
+        assert copied(one) == {"run", "manifest.toml", ".env", "sub", "sub/.env"}
     world.assert_whole()
 
 

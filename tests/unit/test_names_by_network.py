@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from samples import samples
 from stored import TemporaryStore, add_network, put
 
+from niso.api.written_names import WrittenNames
 from niso.base import names
 from niso.base.errors import Conflict, ErrorGroup, InvalidInput, NotFound, ProcessError
 from niso.commands import restart
@@ -394,6 +395,27 @@ def test_policy_never_lets_in_who_is_neither_called_so_nor_on_a_common_network(d
 
 
 # --- stacks -----------------------------------------------------------------------------------------------------------
+
+
+def test_policies_are_written_with_the_names_of_the_stacks_own_file(world: World) -> None:
+    """Also for a service on another network; so a copy of the file means its own services."""
+    shop, blog = (project(world, name, name, "prefix = true", api="") for name in ("shop", "blog"))
+    for folder in (shop, blog):
+        world.up(folder)
+    assert world.store.networks_of("shop-api") == ("shop-default",)
+    names_ = WrittenNames(world.store, "shop-db")
+    assert [names_.service(other) for other in ("shop-api", "blog-api")] == ["api", "blog-api"]
+    assert names_.network("shop-backend") == "backend"
+    assert names_.network("blog-backend") == "blog-backend"
+    assert WrittenNames(world.store, "shop-api").service("shop-db") == "db"
+    world.activate(world.package("api", network=on("other")))  # the file means its own
+    assert names_.service("api") is None
+    file = Path(shop, "stack.toml")
+    text = file.read_text()
+    file.write_text(text.replace('name = "api"', 'name = "web"'))  # it left the file
+    assert WrittenNames(world.store, "shop-db").service("shop-api") is None
+    file.write_text(f"{text}]")
+    assert WrittenNames(world.store, "shop-db").service("shop-api") == "api"
 
 
 def test_networks_in_policies_and_addresses_are_the_stacks_own(world: World) -> None:

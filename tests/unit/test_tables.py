@@ -322,7 +322,7 @@ STORED = (
     + SMALLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":0,"arp":100},'
-    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{}}'
+    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{},"apart":[]}'
 )
 STORED_FULL = (
     '{"name":"api","rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
@@ -341,7 +341,7 @@ STORED_FULL = (
     + FULLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":40,"arp":100},'
-    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{}}'
+    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{},"apart":[]}'
 )
 
 

@@ -81,6 +81,7 @@ def learn(
     session: Session, services: Sequence[str], since: float | None, egress: bool
 ) -> tuple[LearnedPolicy, ...]:
     """Learn policies: `Host.learn`. ``since`` is in seconds since 1970."""
+    from niso.api.written_names import WrittenNames
     from niso.reconcile.world import read_world
     from niso.see import learner
     from niso.see import seen as seer
@@ -116,9 +117,8 @@ def learn(
             session.caution(
                 f"network {', '.join(blind)} of {name!r} is not observed: its flows are missing", []
             )
-        policy = learner.learn(
-            world, seen, name, lambda own, other: name_for(store, own, other), egress
-        )
+        names = WrittenNames(store, name)
+        policy = learner.learn(world, seen, name, names.service, egress, names.network)
         place = _place(store, rows[name])
         out = policy.egress
         learned.append(
@@ -199,38 +199,6 @@ def write(changes: Iterable[PolicyChange]) -> None:
         except BaseException:
             os.unlink(draft)
             raise
-
-
-def name_for(store: Store, service: str, other: str) -> str | None:
-    """Return a name that means ``other`` alone in the policy of ``service``, or None.
-
-    In a stack whose services have its prefix, the short name comes first. A name that another
-    service of the stack is called by is left out: its file would mean that one.
-    """
-    stack = store.stack_of(service)
-    members = store.stack_members(stack) if stack else []
-    prefix = f"{stack}-"
-    short = other.removeprefix(prefix) if other in members else other
-    for name in (short, other, *store.names(other)):
-        is_of_another = any(
-            member != other and (name == member.removeprefix(prefix) or name in store.names(member))
-            for member in members
-        )
-        if not is_of_another and _is_a_name(name) and store.meant(service, name)[0] == [other]:
-            return name
-    return None
-
-
-def _is_a_name(name: str) -> bool:
-    """Return whether an entry of a policy can start with this name, in both directions."""
-    from niso.manifest.parse_policy import parse_entry
-    from niso.plan.records import Peer
-
-    try:
-        entries = [parse_entry(f"{name}:1/tcp", "", egress) for egress in (False, True)]
-    except InvalidInput:
-        return False
-    return all(entry.peer == Peer("service", name) for entry in entries)
 
 
 # --- places --------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def _by(flow: Flow) -> str:
         line += f' "{flow.text}"' if flow.text else ""
         parts.append(line if flow.agrees else f"now denied: {line}")
     elif flow.verdict == "drop":
-        parts.append(flow.words if flow.words and flow.agrees else "now allowed")
+        parts.append((flow.words or "") if flow.agrees else "now allowed")
     return ", ".join(parts)
 
 

@@ -29,7 +29,13 @@ def variables(
     Raises Error and InvalidInput if there is an .env that cannot be used.
     """
     path = os.path.join(folder, NAME)
-    own = read(path, os.environ, owners) if os.path.lexists(path) else {}
+    own: dict[str, str] = {}
+    if os.path.lexists(path):
+        home, real = os.path.realpath(folder), os.path.realpath(path)
+        if not real.startswith(f"{home.rstrip('/')}/"):
+            hint = "put the file there; a link may lead to a file below its folder"
+            raise InvalidInput("is a link out of its folder", hint, file=values.escaped(path))
+        own = read(real, os.environ, owners, path)
     environment = {name: value for name, value in os.environ.items() if _is_text(value)}
     return Variables({**own, **(outer or {}), **environment}, values.escaped(path))
 
@@ -44,16 +50,20 @@ def _is_text(value: str) -> bool:
 
 
 def read(
-    path: str, environment: Mapping[str, str], owners: Container[int] | None = None
+    path: str,
+    environment: Mapping[str, str],
+    owners: Container[int] | None = None,
+    shown: str | None = None,
 ) -> dict[str, str]:
     """Return the variables of a file. ``environment`` has the values of names without one.
 
-    Raises NotFound, Error and InvalidInput, which name the file and the line; with ``owners`` also
-    if others can change it (`niso.manifest.toml.load`).
+    ``path`` is absolute, with its links resolved: none is followed that came since. Errors name the
+    file ``shown``, by default ``path``, and the line. Raises NotFound, Error and InvalidInput; with
+    ``owners`` also if others can change it (`niso.manifest.toml.load`).
     """
     found: dict[str, str] = {}
     try:
-        content = toml.content(path, "file of variables", owners, _HINT)
+        content = toml.content(path, "file of variables", owners, _HINT, links=False)
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -65,7 +75,7 @@ def read(
             if name and value is not None and _is_text(value):
                 found[name] = value
     except Error as error:
-        error.file = values.escaped(path)
+        error.file = values.escaped(shown or path)
         raise
     return found
 
@@ -77,16 +87,25 @@ def _line(line: str, where: str) -> tuple[str, str | None]:
         return "", None
     name, equals, value = line.removeprefix("export ").partition("=")
     name = name.strip()
+    if not _is_name(name):
+        # nothing else of the line is in the message: it may be a password
+        before = name.partition(":")[0].strip()
+        what = f"no = follows {before}" if _is_name(before) else "the name is not valid"
+        raise InvalidInput(f"{where}: {what}", "NAME=value")
     try:
-        values.environment_name(name, "")
         result = _value(value.strip()) if equals else None
         values.argument(result or "", "")
     except InvalidInput as error:
         reason = error.reason if error.value else error.message
-        # no value in the message: it may be a password
-        what = f"{values.shown(name)} " if error.value == values.shown(name) else ""
-        raise InvalidInput(f"{where}: {what}{reason}", "NAME=value") from None
+        raise InvalidInput(f"{where}: {reason}", f"{name}=value") from None
     return name, result
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return bool(values.environment_name(text, ""))
+    except InvalidInput:
+        return False
 
 
 def _value(text: str) -> str:

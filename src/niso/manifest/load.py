@@ -100,18 +100,16 @@ def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
     """Return the tables of a manifest with env_file and relative host paths below ``folder``.
 
     ``base`` is the key of these tables. A volume's path of the host is relative if it starts with
-    ``./``. Neither it nor a relative path of a secret may lead out of ``folder``.
+    ``./``. Neither it nor a relative path of a secret or of env_file may lead out of ``folder``.
     """
     from niso.manifest.validate import join
 
     data, errors = resolved.data, list(resolved.errors)
     service = data.get("service")
     if isinstance(service, dict) and "env_file" in service:
-        files = service["env_file"]
-        if isinstance(files, str):
-            files = os.path.join(folder, files)
-        elif isinstance(files, list):
-            files = [os.path.join(folder, one) if isinstance(one, str) else one for one in files]
+        key = f"{join(base, 'service')}.env_file"
+        files, wrongs = _env_files(service["env_file"], key, folder)
+        errors += wrongs
         data = {**data, "service": {**service, "env_file": files}}
     for table, key in (("volumes", "host"), ("secrets", "file")):
         written = data.get(table)
@@ -128,6 +126,28 @@ def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
         if placed:
             data = {**data, table: {**tables, **placed}}
     return Resolved(data, errors)
+
+
+def _env_files(written: Any, key: str, folder: str) -> tuple[Any, list[InvalidInput]]:
+    """Return the value of env_file with absolute paths, their links resolved, and its errors."""
+    errors: list[InvalidInput] = []
+
+    def placed(file: Any, at: str) -> Any:
+        if not isinstance(file, str):
+            return file
+        try:
+            if not file.startswith("/"):
+                return values.path_below(file, at, folder)
+            if reason := values.path_reason(file):
+                raise values.wrong(at, file, reason, "a path of the host")
+            return os.path.realpath(file)
+        except InvalidInput as error:
+            errors.append(error)
+            return file
+
+    if isinstance(written, list):
+        return [placed(one, f"{key}[{number}]") for number, one in enumerate(written)], errors
+    return placed(written, key), errors
 
 
 def _is_relative(text: str, always: bool) -> bool:
@@ -155,9 +175,12 @@ def checked(resolved: Resolved, path: str, owners: Container[int] | None = None)
     errors = resolved.fresh(errors)
     files = manifest.service.env_file if manifest is not None else ()
     environment: dict[str, str] = {}
-    for file in (files,) if isinstance(files, str) else files:
+    files = (files,) if isinstance(files, str) else files
+    for file in files:
         from niso.manifest import env_files
 
+        if not file.startswith("/") or values.path_reason(file):
+            continue  # an error of `with_paths`
         try:
             environment |= env_files.read(file, os.environ, owners)
         except Error as error:
@@ -169,7 +192,8 @@ def checked(resolved: Resolved, path: str, owners: Container[int] | None = None)
         raise ErrorGroup([*errors, *others])
     if environment:
         manifest = manifest._replace(environment={**environment, **manifest.environment})
-    return build.spec(manifest, parsed)
+    beside = os.path.join(os.path.dirname(path), ".env")
+    return build.spec(manifest, parsed)._replace(apart=(beside, *files))
 
 
 def _secrets(manifest: Manifest, owners: Container[int] | None) -> Iterator[InvalidInput]:

@@ -225,7 +225,22 @@ def load(
         raise ErrorGroup([*(_in_file(path, error) for error in errors), *others])
     order = ordered({each.name: each.after for each in items.values()})
     members.sort(key=lambda member: order.index(member.name))
+    members = _with_apart(members, os.path.dirname(path))
     return Stack(head.name, path, networks, tuple(members), head.prefix)
+
+
+def _with_apart(members: list[Member], folder: str) -> list[Member]:
+    """Return the members; secrets and variables of one are no part of the packages of others.
+
+    ``folder`` is that of the stack.toml.
+    """
+    specs = [member.loaded.spec for member in members]
+    own = (path for spec in specs for path in (*spec.apart, *spec.secrets.values()))
+    apart = tuple(sorted({os.path.join(folder, ".env"), *own}))
+    return [
+        member._replace(loaded=member.loaded._replace(spec=spec._replace(apart=apart)))
+        for member, spec in zip(members, specs, strict=True)
+    ]
 
 
 def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Error:
@@ -376,7 +391,7 @@ def _package(
     try:
         data = toml.load(at, manifest.FILE_NAME, owners)
         own = manifest.prepared(data, at, owners, variables)
-        manifest.checked(own, at, owners)
+        written = manifest.checked(own, at, owners)
     except ErrorGroup as group:
         return None, [], group.errors
     except Error as error:
@@ -389,6 +404,7 @@ def _package(
         together = manifest.checked(laid, at, owners)
     except ErrorGroup as group:
         return None, [_here(at, item.key, overrides, error) for error in group.errors], []
+    together = together._replace(apart=(*written.apart, *together.apart))
     return Loaded(together, at, os.path.dirname(at)), [], []
 
 

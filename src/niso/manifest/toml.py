@@ -26,17 +26,22 @@ def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str
 
 
 def content(
-    path: str, name: str, owners: Container[int] | None = None, hint: str | None = None
+    path: str,
+    name: str,
+    owners: Container[int] | None = None,
+    hint: str | None = None,
+    links: bool = True,
 ) -> bytes:
     """Return the content of a file of the user; ``name`` is what it is called.
 
-    ``hint`` is that of a file which is missing or none; by default, to pass its path.
+    ``hint`` is that of a file which is missing or none; by default, to pass its path. Without
+    ``links``, an absolute path with one is refused.
     With ``owners``, the file and its folder must belong to one of these uids. Raises NotFound,
     Error and InvalidInput.
     """
     hint = hint or f"pass the path of a {name} or of its folder"
     try:
-        with open(path, "rb", opener=_open) as stream:
+        with open(path, "rb", opener=_open if links else _open_plain) as stream:
             info = os.fstat(stream.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise InvalidInput("not a regular file", hint)
@@ -82,6 +87,22 @@ def require_owner(what: str, info: os.stat_result, owners: Container[int]) -> No
 def _open(path: str, flags: int) -> int:
     """Open without blocking: a FIFO would wait for a writer without O_NONBLOCK."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _open_plain(path: str, flags: int) -> int:
+    """Open an absolute path name by name, no link. Raises OSError, ELOOP or ENOTDIR for one."""
+    *above, name = path.split("/")[1:]
+    folder = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        for part in above:
+            inner = os.open(
+                part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
+            )
+            os.close(folder)
+            folder = inner
+        return os.open(name, flags | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _parse(content: bytes) -> dict[str, object]:

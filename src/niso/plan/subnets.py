@@ -9,7 +9,21 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+from niso.base.digest import sha256
+
+DEFAULT_POOL = "10.99.0.0/16"
+"""The prefix that IPv4 subnets are taken from, unless ``NISO_POOL`` is another."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def unique_local(state_id: str) -> ipaddress.IPv6Network:
+    """Return the /48 for IPv6 subnets: fd and 40 bits derived from the state id (RFC 4193, 3.2.2).
+
+    All subnets of one host share this prefix; prefixes of different hosts rarely clash.
+    """
+    global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
+    return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
 def last(subnet: Network) -> int:

@@ -39,6 +39,7 @@ class World(NamedTuple):
     host: frozenset[str] = frozenset()  # the host's addresses, except 127.0.0.0/8, ::1 and gateways
     closed: frozenset[int] = frozenset()  # families that the host forwards for services only
     wires: frozenset[str] = frozenset()  # prefixes of the host's links
+    pools: tuple[str, ...] = ()  # prefixes that subnets are taken from, also of former networks
 
 
 class Party(NamedTuple):
@@ -471,6 +472,16 @@ def _gateways(network: Network) -> tuple[str, ...]:
 def network_of(world: World, address: str) -> Network | None:
     """Return the network whose subnets contain the address, in use or not."""
     return next((network for network in world.networks.values() if holds(network, address)), None)
+
+
+def is_for_services(world: World, address: str) -> bool:
+    """Return whether only services get such an address: it is in a network, or was in one.
+
+    Former networks are recognised by the prefixes that subnets are taken from.
+    """
+    number = ipaddress.ip_address(address)
+    in_pool = any(_within(number, prefix) for prefix in world.pools)
+    return in_pool or network_of(world, address) is not None
 
 
 def holds(network: Network, address: str) -> bool:

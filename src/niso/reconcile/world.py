@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.interface import Kernel
 from niso.kernel.rtnl_records import prefix
 from niso.plan.records import Endpoint, Policy
+from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -55,9 +58,9 @@ def read_world(kernel: Kernel, store: Store) -> World:
     host = frozenset(address.partition("/")[0] for address in own)
     wires = frozenset(map(prefix, own))
     closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
-    return World(
-        services, {network.name: network for network in store.networks()}, host, closed, wires
-    )
+    pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
+    networks = {network.name: network for network in store.networks()}
+    return World(services, networks, host, closed, wires, pools)
 
 
 def _lives(kernel: Kernel, store: Store, name: str) -> bool:

@@ -25,8 +25,8 @@ _LEAST_MEMBERS = 8  # of a network that all use one port: its name may be the be
 _EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 _DNS = 53
 
-Name = Callable[[str, str], str | None]
-"""Returns the name by which a service's policy means another one, or None if there is none."""
+Name = Callable[[str], str | None]
+"""Returns the name by which the policy means a service, or None if there is none."""
 
 
 class Line(NamedTuple):
@@ -53,16 +53,24 @@ class Learned(NamedTuple):
 
 
 def learn(
-    world: World, seen: Iterable[Seen], service: str, name: Name, with_egress: bool
+    world: World,
+    seen: Iterable[Seen],
+    service: str,
+    name: Name,
+    with_egress: bool,
+    network: Callable[[str], str] = str,
 ) -> Learned:
-    """Return what the policy of a known service would be."""
+    """Return what the policy of a known service would be.
+
+    ``network`` returns the name by which it means a network.
+    """
     known = world.services[service]
     others = [s for s in seen if s.source.service != s.destination.service]
     incoming = [
         s for s in others if s.destination.service == service and not s.source.is_host
     ]  # the host may always connect
     outgoing = [s for s in others if s.source.service == service]
-    learner = _Learner(world, known, name)
+    learner = _Learner(world, known, name, network)
     return Learned(
         service,
         tuple(learner.lines(incoming, egress=False)),
@@ -88,8 +96,10 @@ class _Group(NamedTuple):
 class _Learner:
     """Learns the policy of one service."""
 
-    def __init__(self, world: World, known: Known, name: Name) -> None:
-        self._world, self._known, self._name = world, known, name
+    def __init__(
+        self, world: World, known: Known, name: Name, network: Callable[[str], str]
+    ) -> None:
+        self._world, self._known, self._name, self._network = world, known, name, network
 
     def lines(self, seen: Sequence[Seen], egress: bool) -> Iterator[Line]:
         """Yield the lines of one direction: entries, then comments."""
@@ -112,6 +122,8 @@ class _Learner:
             entry = self._entry(listed, each, egress)
             if entry is not None:
                 used.add(entry.key)
+            elif listed is not None and each.gone:
+                continue
             if entry is None or entry.peer.kind == "service":
                 fresh.append(each)
             else:
@@ -159,7 +171,7 @@ class _Learner:
             elif peer.is_host:
                 group = _of(peer.address, each, "the host")
                 groups.setdefault(group, []).append(each)
-            elif verdict.network_of(self._world, peer.address) is not None:
+            elif each.gone:
                 gone.append(each)  # whoever gets the address next is somebody else
             elif not egress and each.published is not None:
                 first, last = self._ports_of(each)
@@ -207,7 +219,7 @@ class _Learner:
         return seen.port, seen.port
 
     def _named(self, service: str, address: str, seen: Seen) -> _Group:
-        name = self._name(self._known.name, service)
+        name = self._name(service)
         if name is None:
             return _of(address, seen, f"{service}: its name is ambiguous here")
         dns = "DNS" if seen.port == _DNS else ""
@@ -227,8 +239,6 @@ class _Learner:
             peer = each.destination if egress else each.source
             if peer.service:
                 group = self._named(peer.service, peer.address, each)._replace(note="denied")
-            elif verdict.network_of(self._world, peer.address) is not None and not peer.is_host:
-                continue
             elif egress:
                 group = _of(peer.address, each, "denied")
             else:  # any number of them may have tried
@@ -273,7 +283,7 @@ class _Learner:
             for (port, proto), services in sorted(used.items()):
                 count = len(services & members)
                 if count >= _LEAST_MEMBERS and 3 * count >= 2 * len(members):
-                    text = f"network:{endpoint.network}:{port}/{proto}"
+                    text = f"network:{self._network(endpoint.network)}:{port}/{proto}"
                     yield Line(text, False, f"in place of {count} of its {len(members)} services")
 
 

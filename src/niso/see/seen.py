@@ -24,11 +24,15 @@ Key = tuple[str, str, str, int]
 
 
 class End(NamedTuple):
-    """One end of flows. ``service`` is "" if the address is not one of a service."""
+    """One end of flows. ``service`` is "" if the address is not one of a service.
+
+    ``gone``: it was one of a service that does not exist any more.
+    """
 
     service: str
     address: str
     is_host: bool = False
+    gone: bool = False
 
     @property
     def name(self) -> str:
@@ -39,7 +43,8 @@ class End(NamedTuple):
 class Seen(NamedTuple):
     """All flows from one address to one port of another that passed, or that were dropped.
 
-    ``reason`` is what decides at present, also of the path. ``published`` is the published port
+    ``reason`` is what decides at present, also of the path. It is None if the service of an end
+    does not exist any more (``gone``): its policy is not known. ``published`` is the published port
     that clients from elsewhere used. ``agrees``: the present rules would decide the same. ``new``
     are new flows within a week, or attempts; ``ago`` is the age of the last one in seconds, None
     without any. ``open`` are the ones that are open now.
@@ -56,6 +61,7 @@ class Seen(NamedTuple):
     new: int
     ago: float | None
     open: int
+    gone: bool = False
 
     @property
     def key(self) -> Key:
@@ -150,7 +156,9 @@ class _Ends:
 
     def of(self, address: str) -> End:
         if address not in self._known:
-            self._known[address] = End("", address, verdict.is_host(self._world, address))
+            is_host = verdict.is_host(self._world, address)
+            gone = not is_host and verdict.is_for_services(self._world, address)
+            self._known[address] = End("", address, is_host, gone)
         return self._known[address]
 
 
@@ -162,6 +170,10 @@ def _seen(
     world: World, ends: _Ends, key: Key, passes: bool, new: int, ago: float | None, open_: int
 ) -> Seen:
     source, destination, proto, port = key
+    both = ends.of(source), ends.of(destination)
+    # only flows of services are recorded: one of two strangers was of one
+    if any(end.gone for end in both) or not any(end.service or end.is_host for end in both):
+        return Seen(*both, proto, port, passes, None, None, True, new, ago, open_, gone=True)
     # a verdict depends on no other services, and looks through those that there are
     holders = {ends.of(source).service, ends.of(destination).service} - {""}
     world = world._replace(services={name: world.services[name] for name in holders})
@@ -180,8 +192,7 @@ def _seen(
         reason = refusing or (None if path.passes else path.dropped_by)
         # what came by a published port looks like a flow to the service's own address here
         agrees = reason is not None
-    ends_ = ends.of(source), ends.of(destination)
-    return Seen(*ends_, proto, port, passes, reason, published, agrees, new, ago, open_)
+    return Seen(*both, proto, port, passes, reason, published, agrees, new, ago, open_)
 
 
 def _published(world: World, service: str, proto: str, port: int) -> Port | None:

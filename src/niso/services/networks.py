@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from niso.base import names
-from niso.base.digest import sha256
 from niso.base.errors import Conflict, InvalidInput, UsageError
 from niso.base.lite_typing import NamedTuple
 from niso.plan import subnets as ipam
 from niso.plan.records import Network, Subnet
 from niso.services.machine import Machine
 
-DEFAULT_POOL = "10.99.0.0/16"
 PREFIX_LENGTH = 24
 PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
 MIN_MTUS = {
@@ -39,15 +37,15 @@ EXAMPLES = ("a prefix like 10.99.1.0/24", "a prefix like fd12:3456:789a:1::/64")
 
 def pool() -> ipam.Network:
     """Return the prefix that subnets are taken from (``NISO_POOL``). Raises InvalidInput."""
-    text = os.environ.get("NISO_POOL") or DEFAULT_POOL
+    text = os.environ.get("NISO_POOL") or ipam.DEFAULT_POOL
     try:
         prefix = ipaddress.ip_network(text)
     except ValueError as error:
-        raise InvalidInput(f"{error}", f"a prefix like {DEFAULT_POOL}", "NISO_POOL") from None
+        raise InvalidInput(f"{error}", f"a prefix like {ipam.DEFAULT_POOL}", "NISO_POOL") from None
     if prefix.version != 4 or prefix.prefixlen > PREFIX_LENGTH:
         raise InvalidInput(
             f"{text!r} is not an IPv4 prefix of at least a /24",
-            f"an IPv4 prefix like {DEFAULT_POOL}",
+            f"an IPv4 prefix like {ipam.DEFAULT_POOL}",
             "NISO_POOL",
         )
     if prefix.is_global:
@@ -98,15 +96,6 @@ def parse_subnet(text: str) -> ipam.Network:
     if not usable:
         raise UsageError(f"{text}: not a prefix of unicast addresses", hint, key)
     return subnet
-
-
-def unique_local(state_id: str) -> ipaddress.IPv6Network:
-    """Return the /48 for IPv6 subnets: fd and 40 bits derived from the state id (RFC 4193, 3.2.2).
-
-    All subnets of one host share this prefix; prefixes of different hosts rarely clash.
-    """
-    global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
-    return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
 class NetworkRequest(NamedTuple):
@@ -294,7 +283,7 @@ def _parsed(subnets: Sequence[str], ipv6: bool) -> list[ipam.Network]:
 def _next_unique_local(
     name: str, state_id: str, taken: list[tuple[ipam.Network, str]]
 ) -> ipam.Network:
-    whole = unique_local(state_id)
+    whole = ipam.unique_local(state_id)
     prefix = ipam.free_prefix(whole, 64, [net for net, _ in taken])
     if prefix is None:
         raise Conflict(

@@ -169,11 +169,12 @@ def of_manifest(loaded: model.Loaded) -> Target:
 def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
     """Return what is no part of a package, even below its folder.
 
-    That is the rootfs, the secrets, and writable volumes: what a service writes there would else be
-    a change of its package.
+    That is the rootfs, the secrets and files of variables, and writable volumes: what a service
+    writes there would else be a change of its package.
     """
     written = [volume.host for volume in spec.volumes if volume.host and not volume.read_only]
-    return tuple(path for path in (rootfs, *written, *spec.secrets.values()) if path is not None)
+    kept = (*spec.secrets.values(), *spec.apart)
+    return tuple(path for path in (rootfs, *written, *kept) if path is not None)
 
 
 def _rootfs(loaded: model.Loaded) -> str | None:

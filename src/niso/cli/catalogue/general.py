@@ -56,8 +56,11 @@ COMMANDS = (
             ),
         ),
         "The lab shows the files of the machine. What is written goes with the lab, also in the "
-        "current folder; /usr is read-only, and /tmp, /run and niso's state begin empty. Devices "
-        "are the machine's own. "
+        "current folder; /tmp, /run and niso's state begin empty. Where the machine's /usr is an "
+        "overlay, /usr is read-only. A lab keeps accidents from the machine: its root is still "
+        "root of the machine's kernel and devices. Sysctls but net and /sys but cgroups are "
+        "read-only, and nothing can load modules, reboot, set the clock or use I/O ports, nor can "
+        "a service that asks for these capabilities start. "
         "The host has 192.0.2.1 and 2001:db8::1 on uplink0. `ip netns exec client ...` runs a "
         "command on another machine (192.0.2.2), `ip netns exec neighbour ...` on a third "
         "(192.0.2.3). The lab has no connection to the outside. Everything in it ends with the "

@@ -1,8 +1,10 @@
 """Mount the lab's file system: all of the machine's, and nothing written in it stays.
 
-Its root is an overlay of the machine's, and so is each file system that is mounted below. /usr is
-the machine's own, read-only: services see it through an overlay, and the kernel stacks only two
-(FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new.
+Its root is an overlay of the machine's, and so is each file system that is mounted below, also for
+/usr. Only where the machine's root or /usr is an overlay, /usr is the machine's own, read-only:
+services see it through an overlay, and the kernel stacks only two (FILESYSTEM_MAX_STACK_DEPTH,
+linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new. Of /proc/sys, only net can be
+written, and of /sys, only the lab's cgroups.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _LAYER = "/tmp"  # noqa: S108 - where the overlays' layers are mounted until the
 _ROOT = f"{_LAYER}/root"
 _VOLATILE = ("/tmp", "/run")  # noqa: S108
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_OWN = ("/proc", "/sys", "/dev", _STATE, *_VOLATILE, *_PROGRAMS)
+_OWN = ("/proc", "/sys", "/dev", _STATE, *_VOLATILE)
 """What the overlay of the root leaves out."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,10 +59,12 @@ def build(
     os.chdir(current)
     reachable = _reachable(current, _VOLATILE)
     mounted = _mounted()
+    programs = _PROGRAMS if "overlay" in map(mounted.get, ("/", *_PROGRAMS)) else ()
+    own = (*_OWN, *programs)
     shown = {
         path: source
         for path in (*reachable, *mounted)
-        if path != "/" and (not _below(path, _OWN) or _below(path, reachable))
+        if path != "/" and (not _below(path, own) or _below(path, reachable))
         if (source := _open(path)) >= 0
     }
     outside = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in writable}
@@ -69,13 +73,14 @@ def build(
     layers.cover(os.open("/", os.O_PATH | os.O_CLOEXEC), "/")
     if mounted.get("/") == "overlay":
         _copy_etc()
-    _show_programs()
+    _show_programs(programs)
     _mount("/dev", f"{_ROOT}/dev", "", _BIND | _REC)
     if os.path.isdir("/dev/shm"):  # noqa: S108
         _mount("tmpfs", f"{_ROOT}/dev/shm", "tmpfs", _NOSUID | _NODEV, "mode=1777")  # noqa: S108
     if os.path.isdir("/dev/mqueue"):
         _mount("mqueue", f"{_ROOT}/dev/mqueue", "mqueue", _PLAIN)
     _mount("proc", f"{_ROOT}/proc", "proc", _PLAIN)
+    _protect_sysctls(f"{_ROOT}/proc/sys")
     _build_sys(cgroup_mounts, {folder.mount.point: folder.path for folder in folders})
     for path, mode in (("/tmp", "1777"), ("/run", "755")):  # noqa: S108
         _mount("tmpfs", _ROOT + path, "tmpfs", _NOSUID | _NODEV, f"mode={mode}")
@@ -184,9 +189,9 @@ def _copy_etc() -> None:
     _mount(copy, f"{_ROOT}/etc", "", _BIND)
 
 
-def _show_programs() -> None:
+def _show_programs(folders: Iterable[str]) -> None:
     """Show the machine's /usr, with what is mounted below, read-only."""
-    for folder in _PROGRAMS:
+    for folder in folders:
         if os.path.isdir(folder) and not os.path.islink(folder):
             source = _open(folder)
             tree = mount_calls.clone_mount(source, recursive=True)
@@ -196,6 +201,13 @@ def _show_programs() -> None:
             os.close(source)
 
 
+def _protect_sysctls(folder: str) -> None:
+    """Make /proc/sys read-only, but net, which is of the network namespace."""
+    _mount(folder, folder, "", _BIND)
+    _mount(f"{folder}/net", f"{folder}/net", "", _BIND)
+    _mount("none", folder, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
+
+
 def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
     """Mount a sysfs of the lab's network namespace, and the lab's part of each cgroup hierarchy.
 
@@ -203,6 +215,7 @@ def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
     """
     new = f"{_ROOT}/sys"
     _mount("sysfs", new, "sysfs", _PLAIN)
+    _mount("none", new, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
     if cgroup_mounts and all(mount.point != _CGROUP for mount in cgroup_mounts):
         _build_cgroup_tmpfs(f"{new}/fs/cgroup")
     for mount in cgroup_mounts:

@@ -41,7 +41,9 @@ _PASSED_ON = {
 }
 _PARENT_GONE = signal.SIGRTMIN
 _WATCHED = _PASSED_ON | {signal.SIGCHLD, signal.SIGTTOU, _PARENT_GONE}
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
+_DROPPED = (16, 17, 22, 25)
+"""CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_SYS_TIME (linux/capability.h)."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -237,6 +239,8 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
     mounts.build(lab.name, HOSTNAME, cgroup_mounts, entered, lab.writable)
     socket.sethostname(HOSTNAME)
     segment = machines.build()
+    for capability in _DROPPED:  # of what the command executes (capabilities(7))
+        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     environment = _environment()
     child = os.fork()
     if child == 0:
