@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from niso.api.learning import LearnedEntry as LearnedEntry
     from niso.api.learning import LearnedPolicy as LearnedPolicy
     from niso.api.learning import PolicyChange as PolicyChange
+    from niso.api.metric_views import Metric as Metric
+    from niso.api.metric_views import Sample as Sample
     from niso.api.packets import Drop as Drop
     from niso.api.packets import Drops as Drops
     from niso.api.packets import Explanation as Explanation
@@ -106,6 +108,7 @@ _MODULES = {
     " RemovedNetwork Rules Subnet",
     "api.compose_files": "ImportedStack Missing import_compose",
     "api.learning": "LearnedEntry LearnedPolicy PolicyChange",
+    "api.metric_views": "Metric Sample",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
     "api.policy_views": "PolicyEffect PolicyEntry",
     "api.published": "Port",
