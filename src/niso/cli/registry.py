@@ -25,6 +25,7 @@ COMMANDS = {
     "enable": ("boot", "general"),
     "disable": ("boot", "general"),
     "restore": ("boot", "general"),
+    "top": ("top", "general"),
     "metrics": ("metrics", "general"),
     "lab": ("meta", "general"),
     "check": ("meta", "general"),

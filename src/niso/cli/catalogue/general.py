@@ -35,6 +35,23 @@ COMMANDS = (
         aside=True,
     ),
     Command(
+        "top",
+        "show traffic and new flows of services, live",
+        (Argument("name", "NAME", "only this service, with its flows", "?", "service"),),
+        (
+            Option("count", ("-n",), "print N tables, one every 2 seconds", "N", number=True),
+            Option("json", ("--json",), "print one JSON object per table"),
+        ),
+        "IN and OUT are bits per second, NEW/s new flows and refused attempts, DENIED the packets "
+        "that the policy has dropped in all. On a terminal: arrows and Enter choose a service and "
+        "show its new flows, d shows only what was denied, s sorts, / finds, Escape goes back, q "
+        "ends. That needs Textual (python3-textual, or niso[top] with pip). With -n, --json or a "
+        "pipe it prints tables, one without -n.",
+        (("niso top", ""), ("niso top -n 1", ""), ("niso top api -n 30 --json", "for a minute")),
+        (("130", "stopped with Ctrl-C"),),
+        aside=True,
+    ),
+    Command(
         "metrics",
         "print figures for Prometheus",
         (),
