@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from niso.api.learning import LearnedEntry as LearnedEntry
     from niso.api.learning import LearnedPolicy as LearnedPolicy
     from niso.api.learning import PolicyChange as PolicyChange
+    from niso.api.metric_views import Metric as Metric
+    from niso.api.metric_views import Sample as Sample
     from niso.api.packets import Drop as Drop
     from niso.api.packets import Drops as Drops
     from niso.api.packets import Explanation as Explanation
@@ -65,6 +67,10 @@ if TYPE_CHECKING:
     from niso.api.service_views import Service as Service
     from niso.api.service_views import ServiceLine as ServiceLine
     from niso.api.service_views import User as User
+    from niso.api.top_views import FlowLoad as FlowLoad
+    from niso.api.top_views import Load as Load
+    from niso.api.top_views import ServiceLoad as ServiceLoad
+    from niso.api.top_views import Top as Top
     from niso.api.upkeep import Finding as Finding
     from niso.api.upkeep import Repaired as Repaired
     from niso.api.upkeep import Swept as Swept
@@ -106,6 +112,7 @@ _MODULES = {
     " RemovedNetwork Rules Subnet",
     "api.compose_files": "ImportedStack Missing import_compose",
     "api.learning": "LearnedEntry LearnedPolicy PolicyChange",
+    "api.metric_views": "Metric Sample",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
     "api.policy_views": "PolicyEffect PolicyEntry",
     "api.published": "Port",
@@ -113,6 +120,7 @@ _MODULES = {
     "api.host_stacks": "StackDown StackUp",
     "api.service_results": "Executed Forwarded Marked Signalled Taken",
     "api.service_views": "AttachedTo Endpoint Process Service ServiceLine User",
+    "api.top_views": "FlowLoad Load ServiceLoad Top",
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
     from niso.api.learning import LearnedPolicy, PolicyChange
+    from niso.api.metric_views import Metric
     from niso.api.packets import Drops, Explanation, Pong, Stats
     from niso.api.policy_views import PolicyEffect, PolicyEntry
     from niso.api.session import Progress
+    from niso.api.top_views import Top
     from niso.api.upkeep import Finding, Repaired, Swept
 
 
@@ -131,6 +133,29 @@ class Host:
         from niso.api import packets
 
         return packets.stats(self.session)
+
+    @guarded
+    def metrics(self, *, flows: int = 200) -> tuple[Metric, ...]:
+        """Return figures for Prometheus of services, traffic, policies and flows.
+
+        ``flows`` bounds how many pairs of names and port have a figure. Raises UsageError,
+        KernelError.
+        """
+        from niso.api import metric_views
+
+        return metric_views.metrics(self.session, flows)
+
+    @guarded
+    def top(self, service: str | None = None) -> Top:
+        """Begin to measure rates of traffic and new flows, of one service or all.
+
+        Each ``read()`` of the result returns a `niso.Load`: what happened since the last one.
+        Raises NotFound, KernelError.
+        """
+        from niso.api import top_views
+
+        name = None if service is None else text(service, "service")
+        return top_views.top(self.session, name)
 
     @guarded
     def drops(self, service: str | None = None) -> Drops:

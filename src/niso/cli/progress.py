@@ -60,7 +60,7 @@ class Progress:
 
     def __init__(self, args: Args) -> None:
         self._verbose = bool(getattr(args, "verbose", False))
-        self._quiet = bool(args.json)  # stderr carries JSON too
+        self._quiet = bool(getattr(args, "json", False))  # stderr carries JSON too
         self._dry_run = bool(getattr(args, "dry_run", False))
         self._waits: frozenset[str] = frozenset()
         self._began = time.monotonic()

@@ -25,6 +25,8 @@ COMMANDS = {
     "enable": ("boot", "general"),
     "disable": ("boot", "general"),
     "restore": ("boot", "general"),
+    "top": ("top", "general"),
+    "metrics": ("metrics", "general"),
     "lab": ("meta", "general"),
     "check": ("meta", "general"),
     "schema": ("meta", "general"),

@@ -107,7 +107,7 @@ def joined(world: World, memory: Memory) -> list[Seen]:
     for each in memory.opened:
         key = (each.source, each.destination, each.proto, each.port)
         counts[key] = counts.get(key, 0) + 1
-    ends = _Ends(world)
+    ends = Ends(world)
     result = []
     for passes, rows in ((True, memory.passed), (False, memory.refused)):
         for row in rows:
@@ -144,8 +144,8 @@ def moment(ago: float) -> float:
     return time.time() - ago
 
 
-class _Ends:
-    """The holders of addresses."""
+class Ends:
+    """The ends that addresses of a world stand for."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -155,6 +155,7 @@ class _Ends:
                 self._known[address] = End(known.name, address)
 
     def of(self, address: str) -> End:
+        """Return the end with an address."""
         if address not in self._known:
             is_host = verdict.is_host(self._world, address)
             gone = not is_host and verdict.is_for_services(self._world, address)
@@ -167,7 +168,7 @@ def _key(row: Recorded) -> Key:
 
 
 def _seen(
-    world: World, ends: _Ends, key: Key, passes: bool, new: int, ago: float | None, open_: int
+    world: World, ends: Ends, key: Key, passes: bool, new: int, ago: float | None, open_: int
 ) -> Seen:
     source, destination, proto, port = key
     both = ends.of(source), ends.of(destination)

@@ -35,6 +35,65 @@ COMMANDS = (
         aside=True,
     ),
     Command(
+        "top",
+        "show traffic and new flows of services, live",
+        (Argument("name", "NAME", "only this service, with its flows", "?", "service"),),
+        (
+            Option("count", ("-n",), "print N tables, one every 2 seconds", "N", number=True),
+            Option("json", ("--json",), "print one JSON object per table"),
+        ),
+        "IN and OUT are bits per second, NEW/s new flows and refused attempts, DENIED the packets "
+        "that the policy has dropped in all. On a terminal: arrows and Enter choose a service and "
+        "show its new flows, d shows only what was denied, s sorts, / finds, Escape goes back, q "
+        "ends. That needs Textual (python3-textual, or niso[top] with pip). With -n, --json or a "
+        "pipe it prints tables, one without -n.",
+        (("niso top", ""), ("niso top -n 1", ""), ("niso top api -n 30 --json", "for a minute")),
+        (("130", "stopped with Ctrl-C"),),
+        aside=True,
+    ),
+    Command(
+        "metrics",
+        "print figures for Prometheus",
+        (),
+        (
+            Option(
+                "listen",
+                ("--listen",),
+                "serve them by HTTP until Ctrl-C, on 127.0.0.1 or at ADDR:PORT",
+                "PORT",
+                group="way",
+            ),
+            Option("inetd", ("--inetd",), "answer one HTTP request on stdin", group="way"),
+            Option(
+                "output",
+                ("-o", "--output"),
+                "write them to this file, as a whole, for node_exporter's textfile collector",
+                "FILE",
+                group="way",
+            ),
+            Option(
+                "flows",
+                ("--flows",),
+                "most pairs of names and port of which flows are counted, the most frequent first",
+                "N",
+                "200",
+                number=True,
+            ),
+        ),
+        "State and health of services, traffic by network, what policies let pass and dropped, "
+        "flows by name, published ports. The format is text 0.0.4. HTTP has no encryption and no "
+        "password: whoever reaches ADDR can read them. Needs prometheus_client "
+        "(python3-prometheus-client, or niso[metrics] with pip).",
+        (
+            ("niso metrics", ""),
+            ("niso metrics --listen 9500", "http://127.0.0.1:9500/metrics"),
+            ("niso metrics --listen [::1]:9500", ""),
+            ("niso metrics -o /var/lib/prometheus/node-exporter/niso.prom", "from a timer"),
+        ),
+        (("130", "stopped with Ctrl-C"),),
+        aside=True,
+    ),
+    Command(
         "lab",
         "open a disposable host for experiments",
         (

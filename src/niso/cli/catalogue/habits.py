@@ -61,7 +61,6 @@ HABITS = (
     Habit(("attach", "journalctl", "log"), "niso logs NAME -f"),
     Habit(("sh", "shell", "enter"), "niso exec NAME -- sh", "uses a terminal if there is one"),
     Habit(("cp",), "niso exec NAME -- cat FILE", "or mount a host folder as a volume"),
-    Habit(("top",), "niso exec NAME -- top", "if the service has the program"),
     Habit(("port",), "niso net ports", "--exposed shows from where each is reachable"),
     Habit(("stats",), "niso net stats", "network counters only"),
     Habit(("events",), "niso net log", "what policies with log = true drop"),

@@ -167,6 +167,7 @@ RESULTS: dict[str, Result] = {
     "stack status": _array("service_views", "ServiceLine"),
     "stack ps": _array("service_views", "ServiceLine"),
     "stack restart": _array("host_services", "Done"),
+    "top": Result("lines", fields("top_views", "Load")),
     "enable": _array("host_services", "Marked"),
     "disable": _array("host_services", "Marked"),
     "restore": _array("host_services", "Outcome"),

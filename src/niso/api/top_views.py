@@ -1,0 +1,183 @@
+"""Measure rates of services and flows from look to look: `Host.top`."""
+
+from __future__ import annotations
+
+import time
+
+from niso.api.flow_views import FlowEnd, end_of
+from niso.api.guard import guarded
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from niso.api.service_views import ServiceLine
+    from niso.api.session import Session
+    from niso.explain.drops import Stats
+    from niso.plan.verdict import World
+    from niso.see.seen import Key, Memory
+
+
+class ServiceLoad(NamedTuple):
+    """What a service does at present."""
+
+    service: str
+    """the service's name"""
+    status: str
+    """as for niso ps"""
+    health: str | None
+    """starting, healthy or unhealthy; null without a healthcheck"""
+    networks: tuple[str, ...]
+    """strings: names of its networks"""
+    received: float | None
+    """bits per second; null if it has no interface of its own"""
+    sent: float | None
+    """the same"""
+    new: float | None
+    """new flows from and to it, and refused attempts, per second; null as above"""
+    denied_in: int | None
+    """packets that its ingress policy has dropped, in all; null if unknown"""
+    denied_out: int | None
+    """packets that its egress policy has dropped, in all; null if unknown"""
+
+
+class FlowLoad(NamedTuple):
+    """New flows from one address to one port of another."""
+
+    from_: FlowEnd
+    """the end that begins them"""
+    to: FlowEnd
+    """the other end"""
+    port: int
+    """port of the destination"""
+    proto: str
+    """tcp, udp or sctp"""
+    verdict: str
+    """pass or drop"""
+    new: float
+    """new flows, or refused attempts, per second"""
+
+
+class Load(NamedTuple):
+    """What happened between two looks."""
+
+    seconds: float
+    """time between them"""
+    services: tuple[ServiceLoad, ...]
+    """all known services, by name"""
+    flows: tuple[FlowLoad, ...]
+    """those with new flows, the most frequent first"""
+
+
+class Look(NamedTuple):
+    """What `between` compares. ``at`` is in seconds of a monotonic clock."""
+
+    at: float
+    lines: tuple[ServiceLine, ...]
+    networks: dict[str, tuple[str, ...]]
+    stats: dict[str, Stats]
+    flows: dict[tuple[Key, bool], int]
+
+
+class Top:
+    """Measures from call to call of `read`, for one service or all."""
+
+    def __init__(self, session: Session, name: str | None) -> None:
+        self.session = session
+        self._name = name
+        self._before, _ = self._look()
+
+    @guarded
+    def read(self) -> Load:
+        """Return what happened since the last call, or since the beginning."""
+        now, world = self._look()
+        before, self._before = self._before, now
+        load = between(world, before, now)
+        if self._name is None:
+            return load
+        store = self.session.store()
+        # a service that shares another's network has the flows of its provider
+        home = store.home(self._name)
+        return Load(
+            load.seconds,
+            tuple(each for each in load.services if each.service == self._name),
+            tuple(f for f in load.flows if home in (f.from_.service, f.to.service)),
+        )
+
+    def _look(self) -> tuple[Look, World]:
+        from niso.api import service_views
+        from niso.explain import drops
+        from niso.reconcile.world import read_world
+        from niso.see import seen
+
+        store, kernel = self.session.store(), self.session.kernel()
+        lines = service_views.lines(self.session, store)
+        networks = {row.name: row.networks for row in store.services()}
+        world = read_world(kernel, store)
+        memory = seen.remembered(kernel, world, with_open=False)
+        stats = {each.service: each for each in drops.stats(store)}
+        return Look(time.monotonic(), lines, networks, stats, counts(memory)), world
+
+
+def top(session: Session, name: str | None) -> Top:
+    """Take the first look: `Host.top`."""
+    return Top(session, None if name is None else session.store().resolve(name))
+
+
+def counts(memory: Memory) -> dict[tuple[Key, bool], int]:
+    """Return the count of each key that passed (True) or was refused (False)."""
+    return {
+        ((row.source, row.destination, row.proto, row.port), passes): row.packets
+        for passes, rows in ((True, memory.passed), (False, memory.refused))
+        for row in rows
+    }
+
+
+def between(world: World, before: Look, now: Look) -> Load:
+    """Return what happened between two looks. Pure."""
+    from niso.see.seen import Ends
+
+    seconds = max(now.at - before.at, 1e-6)
+    ends = Ends(world)
+    flows = []
+    new: dict[str, int] = {}
+    for (key, passes), count in now.flows.items():
+        more = _more(before.flows.get((key, passes), 0), count)
+        if not more:
+            continue
+        source, destination, proto, port = key
+        from_, to = ends.of(source), ends.of(destination)
+        for service in {from_.service, to.service} - {""}:
+            new[service] = new.get(service, 0) + more
+        verdict = "pass" if passes else "drop"
+        rate = round(more / seconds, 3)
+        flows.append(FlowLoad(end_of(from_), end_of(to), port, proto, verdict, rate))
+    flows.sort(key=lambda f: (-f.new, f.from_.name, f.to.name, f.port, f.proto, f.verdict))
+    services = []
+    for line in now.lines:
+        networks = now.networks.get(line.service, ())
+        was, stats = before.stats.get(line.service), now.stats.get(line.service)
+        services.append(
+            ServiceLoad(
+                line.service,
+                line.status,
+                line.health,
+                networks,
+                _bits(was and was.in_bytes, stats and stats.in_bytes, seconds),
+                _bits(was and was.out_bytes, stats and stats.out_bytes, seconds),
+                round(new.get(line.service, 0) / seconds, 3) if networks else None,
+                stats.in_drops if stats else None,
+                stats.out_drops if stats else None,
+            )
+        )
+    return Load(round(seconds, 3), tuple(services), tuple(flows))
+
+
+def _more(before: int, now: int) -> int:
+    """Return by how much a counter grew; one that fell began again."""
+    return now - before if now >= before else now
+
+
+def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
+    """Return bits per second; None without a counter, 0 of one that is new."""
+    if now is None:
+        return None
+    return 0.0 if before is None else round(8 * _more(before, now) / seconds, 1)

@@ -1,0 +1,212 @@
+"""Run niso metrics, with prometheus_client, which it alone needs and loads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import socketserver
+import sys
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+
+from niso.api.host import connect
+from niso.base import files
+from niso.base.errors import Error, UsageError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.cli import output
+from niso.cli.parse import Args
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from prometheus_client.core import Metric as Family
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LOCAL = "127.0.0.1"
+_PATIENCE_S = 30
+"""How long an HTTP request may take, with its answer."""
+_AT_ONCE = 8
+
+
+def run(_: str, args: Args) -> int:
+    _library()
+    flows = int(args.flows)
+    if args.listen:
+        return _listen(args.listen, flows)
+    if args.inetd:
+        return _answer_stdin(flows)
+    with output.LateProgress(args) as progress:
+        body = text(flows, progress)
+    if args.output:
+        _write(args.output, body)
+    else:
+        sys.stdout.write(body.decode())
+    return 0
+
+
+def _library() -> Any:
+    try:
+        import prometheus_client
+        import prometheus_client.core
+    except ImportError:
+        hint = "apt install python3-prometheus-client, or install niso[metrics] with pip"
+        raise Error("prometheus_client, which writes the metrics, is not installed", hint) from None
+    return prometheus_client
+
+
+class _Families:
+    """The metrics as prometheus_client takes them."""
+
+    def __init__(self, flows: int, progress: Any) -> None:
+        self._flows, self._progress = flows, progress
+
+    def collect(self) -> Iterator[Family]:
+        """Yield all metrics; those without samples too, for their types."""
+        from prometheus_client.core import Metric as Family
+
+        with connect(progress=self._progress) as host:
+            metrics = host.metrics(flows=self._flows)
+        for metric in metrics:
+            # a counter's family has the name without _total
+            family = Family(metric.name.removesuffix("_total"), metric.help, metric.type)
+            for sample in metric.samples:
+                family.add_sample(metric.name, sample.labels, sample.value)
+            yield family
+
+
+def text(flows: int, progress: Any = None) -> bytes:
+    """Return all metrics in the text format 0.0.4. Raises Error."""
+    library = _library()
+    registry = library.CollectorRegistry(auto_describe=False)
+    registry.register(_Families(flows, progress))
+    body: bytes = library.generate_latest(registry)
+    return body
+
+
+def _write(path: str, body: bytes) -> None:
+    """Write a file beside ``path`` and rename it: a reader sees the old or the new one."""
+    # the collector reads *.prom, and not this
+    draft = f"{path}.{os.getpid()}"
+    try:
+        fd = files.make(draft, 0o644)
+        try:
+            files.write(fd, body)
+        finally:
+            os.close(fd)
+        files.rename(draft, path)
+    except OSError as error:
+        try:
+            files.remove(draft)
+        except OSError:
+            pass
+        reason = (error.strerror or "").lower()
+        raise UsageError(f"cannot write {path}: {reason}", "choose another file", "-o") from None
+
+
+# --- HTTP ----------------------------------------------------------------------------------------
+
+
+class _Scrape(BaseHTTPRequestHandler):
+    """Answers one request. It runs in a process of its own, which the kernel ends in time."""
+
+    flows = 0
+    server_version, sys_version = "niso", ""
+
+    def setup(self) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_PATIENCE_S)
+        super().setup()
+
+    def do_GET(self) -> None:
+        """Answer with the metrics, or with the error that prevented it."""
+        if self.path.partition("?")[0] not in ("/", "/metrics"):
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        try:
+            body = text(self.flows)
+        except Error as error:
+            output.error(error.message, error.hint)
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
+            return
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", CONTENT_TYPE)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: who asks is the collector, every few seconds."""
+
+
+class _Server(socketserver.ForkingMixIn, socketserver.TCPServer):
+    allow_reuse_address = True
+    block_on_close = False  # children end by themselves
+    max_children = _AT_ONCE
+
+    def __init__(self, address: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        super().__init__((address, port), _Scrape)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Report in one line what ended a request, such as a client that has gone."""
+        output.error(f"metrics: {sys.exception()}", None)
+
+
+def _listen(where: str, flows: int) -> int:
+    address, port = address_of(where)
+    _Scrape.flows = flows
+    with connect() as host:
+        host.metrics(flows=flows)  # reports mistakes before the first request
+    try:
+        server = _Server(address, port)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = "niso metrics --listen [ADDR:]PORT"
+        raise Error(f"cannot listen on {where}: {reason}", hint) from None
+    with server:
+        shown = f"[{address}]" if ":" in address else address
+        output.note(f"niso: http://{shown}:{server.server_address[1]}/metrics; Ctrl-C ends it")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+def address_of(where: str) -> tuple[str, int]:
+    """Return the address and port of ``[ADDR:]PORT``. Raises UsageError."""
+    import ipaddress
+
+    host, _, port = where.rpartition(":")
+    bare = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host
+    valid = port.isascii() and port.isdigit() and int(port[:6]) <= 65535
+    if host:
+        try:
+            # only an IPv6 address is written in brackets
+            right = ipaddress.ip_address(bare).version == (6 if bare != host else 4)
+        except ValueError:
+            right = False
+        valid = valid and right
+    if not valid or (not host and ":" in where):
+        hint = "9500, 192.0.2.1:9500 or [::1]:9500"
+        raise UsageError(f"--listen {where!r}: must be [ADDR:]PORT", hint, "--listen")
+    return bare or _LOCAL, int(port)
+
+
+def _answer_stdin(flows: int) -> int:
+    """Answer one request on the socket that is stdin, as systemd's Accept=yes hands over."""
+    _Scrape.flows = flows
+    try:
+        connection = socket.socket(fileno=os.dup(0))
+    except OSError:
+        hint = "systemd.socket(5) with Accept=yes, and StandardInput=socket in the service"
+        raise UsageError("--inetd: stdin is not a socket", hint, "--inetd") from None
+    server: Any = None  # a handler needs none
+    with connection:
+        try:
+            _Scrape(connection, ("", 0), server)
+        except OSError as error:
+            raise Error(f"metrics: {(error.strerror or str(error)).lower()}") from None
+    return 0

@@ -1,0 +1,107 @@
+"""Run niso top: tables for pipes and -n, a screen for terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+
+from niso.api.host import Host, connect
+from niso.base.addresses import bracketed
+from niso.base.errors import UsageError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.cli import output
+from niso.cli.parse import Args
+
+if TYPE_CHECKING:
+    from niso.api.top_views import FlowLoad, Load, ServiceLoad
+
+EVERY_S = 2.0
+COLUMNS = ("SERVICE", "HEALTH", "IN", "OUT", "NEW/s", "DENIED IN", "DENIED OUT", "NETWORKS")
+FLOW_COLUMNS = ("FROM", "TO", "NEW/s", "VERDICT")
+
+
+def run(_: str, args: Args) -> int:
+    if args.count is not None and args.count < 1:
+        raise UsageError(f"-n {args.count}: must be 1 or more", "niso top -n 1", "-n")
+    if args.count is None and not args.json and output.is_terminal() and os.isatty(0):
+        from niso.cli import top_screen
+
+        return top_screen.show(args.name)
+    with output.LateProgress(args) as progress, connect(progress=progress) as host:
+        try:
+            _print(host, args)
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+def _print(host: Host, args: Args) -> None:
+    from niso.api.as_json import plain
+
+    top = host.top(args.name)
+    left = args.count or 1
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
+    first = True
+    while left:
+        end = time.monotonic() + EVERY_S
+        while (wait := end - time.monotonic()) > 0:
+            if poll.poll(wait * 1000):
+                raise BrokenPipeError
+        load = top.read()
+        if args.json:
+            print(json.dumps(plain(load)))
+        else:
+            print("\n" * (not first), end="")
+            output.table(COLUMNS, [cells(each) for each in load.services])
+            if args.name is not None:
+                print()
+                output.table(FLOW_COLUMNS, [flow_cells(each) for each in load.flows])
+        sys.stdout.flush()
+        first = False
+        left -= 1
+
+
+def summary(load: Load) -> str:
+    """Return ``2 of 3 up  1 unhealthy  5.0 new/s  1.0 refused/s``."""
+    up = sum(each.status in ("running", "attached") for each in load.services)
+    parts = [f"{up} of {len(load.services)} up"]
+    unhealthy = sum(each.health == "unhealthy" for each in load.services)
+    parts += [f"{unhealthy} unhealthy"] * bool(unhealthy)
+    passing = sum(each.new for each in load.flows if each.verdict == "pass")
+    refused = sum(each.new for each in load.flows if each.verdict == "drop")
+    parts += [f"{passing:.1f} new/s"] + [f"{refused:.1f} refused/s"] * bool(refused)
+    return "  ".join(parts)
+
+
+def cells(load: ServiceLoad) -> tuple[str, ...]:
+    """Return the cells of a service, in the order of `COLUMNS`."""
+    state = load.health if load.health and load.status == "running" else load.status
+    denied = (
+        "-" if number is None else str(number) for number in (load.denied_in, load.denied_out)
+    )
+    networks = ", ".join(load.networks) or "-"
+    new = "-" if load.new is None else f"{load.new:.1f}"
+    rates = rate(load.received), rate(load.sent)
+    return (load.service, state, *rates, new, *denied, networks)
+
+
+def flow_cells(flow: FlowLoad) -> tuple[str, ...]:
+    """Return the cells of a flow, in the order of `FLOW_COLUMNS`."""
+    to = f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
+    return (flow.from_.name, to, f"{flow.new:.1f}", flow.verdict)
+
+
+def rate(bits: float | None) -> str:
+    """Return bits per second in three digits: ``391 kb/s``."""
+    if bits is None:
+        return "-"
+    for unit in ("b/s", "kb/s", "Mb/s", "Gb/s"):
+        if bits < 999.5 or unit == "Gb/s":
+            break
+        bits /= 1000
+    digits = 1 if bits < 9.95 and unit != "b/s" else 0
+    return f"{bits:.{digits}f} {unit}"

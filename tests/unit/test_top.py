@@ -1,0 +1,172 @@
+"""Test niso top: rates between two looks, the cells of tables, and the screen by Textual's pilot."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import re
+
+import pytest
+from policy_worlds import HOST, OUTSIDE, known, network, policy, world
+
+from niso.api import top_views
+from niso.api.service_views import ServiceLine
+from niso.api.top_views import FlowLoad, Load, Look, ServiceLoad
+from niso.cli import top
+from niso.explain.drops import Stats
+from niso.kernel.sensor import Recorded
+from niso.see import seen
+
+DB, API = "10.99.1.2", "10.99.1.3"
+WORLD = world(
+    [known("db", {"back": [DB]}, policy(["api:80"])), known("api", {"back": [API]})],
+    [network("back", "10.99.1.0/24")],
+    [HOST],
+)
+
+
+def row(source: str, to: str, packets: int) -> Recorded:
+    return Recorded(source, to, "tcp", 80, packets, 60, 1.0)
+
+
+def look(at: float, memory: seen.Memory, *stats: Stats) -> Look:
+    lines = tuple(
+        ServiceLine(name, "running", None, "bridge", (), (), 1.0, None, None)
+        for name in ("api", "db", "side")
+    )
+    networks = {"api": ("back",), "db": ("back",), "side": ()}
+    return Look(at, lines, networks, {s.service: s for s in stats}, top_views.counts(memory))
+
+
+def test_rates_between_two_looks() -> None:
+    before = look(
+        10.0,
+        seen.Memory((row(API, DB, 5), row(HOST, DB, 9)), (row(OUTSIDE, DB, 50),), ()),
+        Stats("db", 1, 1000, 3, 1, 500, 0, 0),
+    )
+    now = look(
+        12.0,
+        seen.Memory((row(API, DB, 11), row(HOST, DB, 9)), (row(OUTSIDE, DB, 4),), ()),
+        Stats("db", 9, 3000, 7, 9, 100, 0, 0),  # sent: a new interface
+        Stats("api", 9, 900, None, 9, 900, None, 0),  # was not there before
+    )
+    load = top_views.between(WORLD, before, now)
+    assert load.seconds == 2.0
+    assert load.services == (
+        ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, None, None),
+        ServiceLoad("db", "running", None, ("back",), 8000.0, 400.0, 5.0, 7, 0),
+        ServiceLoad("side", "running", None, (), None, None, None, None, None),
+    )
+    assert [(f.from_.name, f.to.name, f.port, f.verdict, f.new) for f in load.flows] == [
+        ("api", "db", 80, "pass", 3.0),
+        (OUTSIDE, "db", 80, "drop", 2.0),  # forgotten, and counted from 0 again
+    ]
+    assert [top.cells(each) for each in load.services] == [
+        ("api", "running", "0 b/s", "0 b/s", "3.0", "-", "-", "back"),
+        ("db", "running", "8.0 kb/s", "400 b/s", "5.0", "7", "0", "back"),
+        ("side", "running", "-", "-", "-", "-", "-", "-"),
+    ]
+    assert top.summary(load) == "3 of 3 up  3.0 new/s  2.0 refused/s"
+
+
+@pytest.mark.parametrize(
+    ("bits", "text"),
+    [
+        (0, "0 b/s"),
+        (999.4, "999 b/s"),
+        (999.6, "1.0 kb/s"),
+        (9_940, "9.9 kb/s"),
+        (9_960, "10 kb/s"),
+        (999_600, "1.0 Mb/s"),
+        (2.5e12, "2500 Gb/s"),
+        (None, "-"),
+    ],
+)
+def test_rate_in_three_digits(bits, text) -> None:
+    assert top.rate(bits) == text
+
+
+def end(name: str) -> top_views.FlowEnd:
+    return top_views.FlowEnd(name, name, "10.99.1.9")
+
+
+def loads() -> Load:
+    return Load(
+        2.0,
+        (
+            ServiceLoad("api", "running", "healthy", ("edge", "back"), 4e5, 7e5, 12.9, 0, 0),
+            ServiceLoad("db", "running", "unhealthy", ("back",), 9e5, 2e5, 2.2, 44, 0),
+            ServiceLoad("job", "inactive", None, (), None, None, None, None, None),
+        ),
+        (
+            FlowLoad(end("api"), end("db"), 5432, "tcp", "pass", 2.0),
+            FlowLoad(end("bad"), end("db"), 5432, "tcp", "drop", 1.5),
+            FlowLoad(end("api"), end("web"), 80, "tcp", "pass", 0.5),
+        ),
+    )
+
+
+def test_screen() -> None:
+    pytest.importorskip("textual")
+    asyncio.run(_on_the_screen())
+
+
+async def _on_the_screen() -> None:
+    from textual.widgets import DataTable
+
+    from niso.cli.top_screen import TopScreen
+
+    screen = TopScreen()
+    async with screen.run_test(size=(120, 16)) as pilot:
+        table = screen.query_one(DataTable)
+
+        def rows() -> list[str]:
+            return [str(table.get_row_at(at)[0]) for at in range(table.row_count)]
+
+        async def press(*keys: str) -> list[str]:
+            await pilot.press(*keys)
+            await pilot.pause()
+            return rows()
+
+        screen.update_load(loads())
+        screen.update_load(loads()._replace(services=loads().services[:2]))
+        screen.update_load(loads())
+        await pilot.pause()
+        assert rows() == ["api", "db", "job"]
+        picture = shown(screen.export_screenshot())
+        assert "2 of 3 up  1 unhealthy  2.5 new/s  1.5 refused/s" in picture
+        assert re.search(r"db +unhealthy +900 kb/s +200 kb/s +███ +2\.2 +44 +0 +back", picture), (
+            picture
+        )
+        assert "api      healthy" in picture and "find" in picture and "quit" in picture
+        assert await press("d") == ["db"]
+        assert "only denied" in shown(screen.export_screenshot())
+        assert await press("d", "s") == ["api", "db", "job"]
+        assert await press("s", "s") == ["db", "api", "job"]
+        assert await press("s") == ["api", "db", "job"]
+        # the cursor is on db since it was alone, and stays there when the order changes
+        screen.update_load(loads()._replace(services=loads().services[::-1]))
+        assert await press("enter") == ["api", "bad"]
+        assert "db: new flows" in shown(screen.export_screenshot())
+        assert await press("d") == ["bad"]
+        assert await press("d", "escape") == ["job", "db", "api"]
+        assert await press("slash", "a", "p") == ["api"]
+        assert await press("enter", "enter") == ["api", "api"]  # its two flows
+        assert await press("escape") == ["job", "db", "api"]
+        # a name that could not be one is shown as text, not as markup or an escape
+        odd = loads().services[0]._replace(service="[red]x\x1b")
+        screen.update_load(loads()._replace(services=(odd,)))
+        await pilot.pause()
+        assert rows() == ["[red]x\\x1b"]
+        await pilot.press("q")
+    assert not screen.signalled
+
+
+def shown(svg: str) -> str:
+    """The text of a screenshot, line by line."""
+    lines: dict[float, list[tuple[float, str]]] = {}
+    for words, text in re.findall(r"<text ([^>]*)>([^<]*)</text>", svg):
+        place = {axis: float(re.search(rf'\b{axis}="([\d.]+)"', words)[1]) for axis in "xy"}  # type: ignore[index]
+        lines.setdefault(place["y"], []).append((place["x"], html.unescape(text)))
+    parts = ("".join(text for _, text in sorted(line)) for _, line in sorted(lines.items()))
+    return "\n".join(parts).replace("\xa0", " ")
