@@ -13,6 +13,12 @@ from services import package
 
 PYTHON = "/usr/bin/python3"
 ATTACKER = pathlib.Path(__file__).with_name("attacker.py").read_text()
+LAB_REFUSES = {
+    "files_by_handle",
+    "write /sys/class/net/lo/ifalias",
+    "write /proc/sys/kernel/core_pattern",
+}
+"""What a lab refuses too, so that it works outside of one only."""
 WORKS_OUTSIDE = {
     *(
         "unshare_mount",
@@ -125,7 +131,8 @@ def test_nothing_works_from_inside_and_all_of_it_does_outside(host: Lab) -> None
     host.niso("net", "create", "some")  # something to look into
     host.write("/tmp/attacker.py", ATTACKER)
     outside = json.loads(host.run(PYTHON, "-IS", "/tmp/attacker.py").stdout)
-    assert WORKS_OUTSIDE - {attack for attack, why in outside.items() if not why} == set()
+    works = {attack for attack, why in outside.items() if not why}
+    assert WORKS_OUTSIDE - works <= LAB_REFUSES
 
 
 def test_network_capabilities_are_of_its_own_namespace_alone(host: Lab) -> None:

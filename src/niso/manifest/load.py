@@ -193,7 +193,9 @@ def checked(resolved: Resolved, path: str, owners: Container[int] | None = None)
     if environment:
         manifest = manifest._replace(environment={**environment, **manifest.environment})
     beside = os.path.join(os.path.dirname(path), ".env")
-    return build.spec(manifest, parsed)._replace(apart=(beside, *files))
+    return build.spec(manifest, parsed)._replace(
+        apart=tuple(path for path in (beside, *files) if os.path.lexists(path))
+    )
 
 
 def _secrets(manifest: Manifest, owners: Container[int] | None) -> Iterator[InvalidInput]:

@@ -236,7 +236,8 @@ def _with_apart(members: list[Member], folder: str) -> list[Member]:
     """
     specs = [member.loaded.spec for member in members]
     own = (path for spec in specs for path in (*spec.apart, *spec.secrets.values()))
-    apart = tuple(sorted({os.path.join(folder, ".env"), *own}))
+    files = {os.path.join(folder, ".env"), *own}
+    apart = tuple(sorted(path for path in files if os.path.lexists(path)))
     return [
         member._replace(loaded=member.loaded._replace(spec=spec._replace(apart=apart)))
         for member, spec in zip(members, specs, strict=True)
