@@ -23,7 +23,7 @@ from policy_worlds import (
 )
 from samples import samples
 
-from niso.api.learning import name_for
+from niso.api.written_names import WrittenNames
 from niso.base.errors import InvalidInput
 from niso.kernel.flows import Open
 from niso.kernel.sensor import Recorded
@@ -286,11 +286,11 @@ def test_name_is_written_only_if_it_means_the_service_alone(tmp_path: Path) -> N
         on = {name: {"network": "back"} for name in ("db", "api", "api2", "net9")}
         fakes.activate(*(fakes.package(name, network=keys) for name, keys in on.items()))
         store = fakes.machine.store
-        assert name_for(store, "db", "api") == "api"
+        assert WrittenNames(store, "db").service("api") == "api"
         # on another network, a service has the name api, which db means by it no more if it comes beside it
         fakes.activate(fakes.package("api", network={"network": "far"}))
-        assert name_for(store, "db", "api") == "api"
+        assert WrittenNames(store, "db").service("api") == "api"
         fakes.activate(fakes.package("api2", network={"network": "back", "hostname": "api"}))
         assert store.meant("db", "api")[0] == ["api2"]
-        assert name_for(store, "db", "api") is None
-        assert name_for(store, "db", "api2") == "api2"
+        assert WrittenNames(store, "db").service("api") is None
+        assert WrittenNames(store, "db").service("api2") == "api2"
