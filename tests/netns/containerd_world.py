@@ -17,7 +17,7 @@ from services import BUSYBOX
 PEERS = TESTS.parent / ".cache/bench"
 IMAGE = "localhost/bb:1"
 needs_containerd = pytest.mark.skipif(
-    not (PEERS / "containerd/usr/bin/ctr").exists(), reason="./dev bench unpacks containerd"
+    not (PEERS / "containerd/usr/bin/ctr").exists(), reason="./dev test unpacks containerd"
 )
 PATH = f"{PEERS}/containerd/usr/bin:{PEERS}/runc/usr/sbin:{sys.prefix}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONFIG = """\

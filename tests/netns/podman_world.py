@@ -15,7 +15,7 @@ from services import BUSYBOX
 PEERS = TESTS.parent / ".cache/bench"
 IMAGE = "bench:1"
 needs_podman = pytest.mark.skipif(
-    not (PEERS / "podman").exists(), reason="./dev bench unpacks podman"
+    not (PEERS / "podman").exists(), reason="./dev test unpacks podman"
 )
 FILES = {
     "home/.config/containers/policy.json": json.dumps(

@@ -44,7 +44,7 @@ def test_niso_is_a_plugin_by_the_specification(niso: Plugin) -> None:
     assert niso.lab.niso("ps").stdout.count("\n") == 1
 
 
-@pytest.mark.skipif(not BRIDGE.exists(), reason="./dev bench unpacks Debian's plugins")
+@pytest.mark.skipif(not BRIDGE.exists(), reason="./dev test unpacks Debian's plugins")
 def test_the_driver_judges_debians_bridge_too(lab: Lab) -> None:
     """It meets the other demands, so these are not niso's alone."""
     ipam = {"type": "host-local", "ranges": [[{"subnet": "10.66.0.0/24"}]], "dataDir": "/tmp/ipam"}

@@ -23,7 +23,7 @@ for name, text in c.execute("SELECT service, undo FROM intent").fetchall():
 c.execute("ALTER TABLE stack_member DROP COLUMN file")
 c.execute("ALTER TABLE network DROP COLUMN observe")
 c.execute("DROP TABLE extra_host")
-GONE = ("released", "attached_link", "attached", "span", "peer", "remote", "remote_name", "claim", "outbox")
+GONE = ("released", "attached_link", "attached", "span", "peer", "remote", "remote_name", "claim")
 for table in GONE:
     c.execute(f"DROP TABLE {table}")
 c.execute("PRAGMA user_version=3")

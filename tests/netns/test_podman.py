@@ -106,7 +106,14 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
         == "inside\n"
     )
     podman("pod", "rm", "-f", "-t0", "shop")
-    podman("rm", "-f", "-t0", "api", "web", "bad")
+    # the default network of all containers
+    conf = lab.path("/tmp/podman/containers.conf")
+    conf.write_text(
+        conf.read_text().replace("[network]\n", '[network]\ndefault_network = "backend"\n')
+    )
+    podman.run("plain")
+    assert ps(lab, "plain")["address"][0].startswith("10.99.30.")
+    podman("rm", "-f", "-t0", "api", "web", "bad", "plain")
     assert [row["service"] for row in json.loads(lab.niso("ps", "--json").stdout)] == ["db"]
     servers = ("pgrep", "-x", "aardvark-dns")
     lab.wait_for(lambda: lab.run(*servers, check=False).returncode, 5, "the end of the server")

@@ -183,7 +183,7 @@ class Agent:
         if Membership(engine, self.keys).live(self.me.host, self.me.state_id, lease, self.me.boot):
             return lease
         engine.revoke(lease)
-        self._say(f"{self.me.host} is no host of the cluster: niso cluster status")
+        self._say(f"{self.me.host} is not a host of the cluster")
         return 0
 
     def _say(self, text: str) -> None:

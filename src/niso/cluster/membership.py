@@ -240,7 +240,7 @@ class Membership:
         return item is not None and value.items() <= decode(item.value, key).items()
 
     def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
-        """Carry out a transaction, which is made anew for each attempt.
+        """Carry out a transaction, which is made again for each attempt.
 
         Without an answer, ``is_done`` says whether it was carried out.
         """

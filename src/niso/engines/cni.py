@@ -194,7 +194,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
         known = ", ".join(plugin.POLICY_KEYS)
         raise Failure(_WRONG_CONFIG, f"policy: only {known} are known keys")
     if not all(isinstance(each, str) for each in config.get("subnets", ())):
-        raise Failure(_WRONG_CONFIG, "subnets is no list of texts")
+        raise Failure(_WRONG_CONFIG, "subnets is not a list of texts")
 
 
 def _args() -> dict[str, str]:

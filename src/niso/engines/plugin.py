@@ -122,7 +122,7 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
         value = given[key]
         texts = value.replace(",", " ").split() if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise InvalidInput(f"{where}{key} is no list of entries", "entries like web:80")
+            raise InvalidInput(f"{where}{key} is not a list of entries", "entries like web:80")
         egress = key.startswith("egress")
         return tuple(
             parse_entry(text, f"{where}{key}[{number}]", egress)

@@ -62,7 +62,7 @@ def pairs(value: object) -> dict[str, str | None]:
 
 
 def seconds(value: object) -> float | None:
-    """Return the seconds of ``1m30s``; None if it is no duration."""
+    """Return the seconds of ``1m30s``; None if it is not a duration."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, str):

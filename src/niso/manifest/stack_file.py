@@ -230,7 +230,7 @@ def load(
 
 
 def _with_apart(members: list[Member], folder: str) -> list[Member]:
-    """Return the members; secrets and variables of one are no part of the packages of others.
+    """Return the members; secrets and variables of one are not part of the packages of others.
 
     ``folder`` is that of the stack.toml.
     """

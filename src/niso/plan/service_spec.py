@@ -91,7 +91,7 @@ class ServiceSpec(NamedTuple):
     dns_search: tuple[str, ...] | None = None  # None: the host's
     secrets: Mapping[str, str] = {}  # name to an absolute path of the host
     apart: tuple[str, ...] = ()
-    """Files that are no part of the package: of variables, and secrets of its stack; absolute."""
+    """Files that are not part of the package: of variables, and secrets of its stack; absolute."""
 
     def statics(self, network: str) -> tuple[str, ...]:
         """Return the static addresses on a network, at most one of each family."""

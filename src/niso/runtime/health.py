@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MAX_RESPONSE = 16 << 10
-"""Bytes, interim responses included: more is no HTTP server, and must not keep a probe busy."""
+"""Bytes, interim responses included: more is not an HTTP server, and must not keep a probe busy."""
 _MAX_ADDRESSES = 16
 _BLOCK = 4096
 

@@ -23,7 +23,7 @@ from niso.runtime.contents import Contents, forget
 
 MAX_DEPTH = 64
 Apart = str | tuple[str, ...] | None
-"""Paths that are no part of a package: its rootfs, and what the service writes."""
+"""Paths that are not part of a package: its rootfs, and what the service writes."""
 _FEW = 32
 """Up to this many files and folders are written to the disk one by one, more all at once."""
 

@@ -167,7 +167,7 @@ def of_manifest(loaded: model.Loaded) -> Target:
 
 
 def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
-    """Return what is no part of a package, even below its folder.
+    """Return what is not part of a package, even below its folder.
 
     That is the rootfs, the secrets and files of variables, and writable volumes: what a service
     writes there would else be a change of its package.

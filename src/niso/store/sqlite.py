@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 VERSION = 9
 """Version of the tables; `niso.store.tables` has them and the migrations from older ones."""
-COLUMNS = 113
+COLUMNS = 111
 """Number of columns of all tables together, by which a store is recognised."""
 
 

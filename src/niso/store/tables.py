@@ -105,7 +105,6 @@ CREATE TABLE claim (
     gen INTEGER NOT NULL,
     addresses TEXT NOT NULL
 ) STRICT;
-CREATE TABLE outbox (service TEXT PRIMARY KEY, request TEXT NOT NULL) STRICT;
 """
 
 TABLES = (

@@ -25,7 +25,10 @@ FLOWS = (24, 16, 8)
 PATIENCE_S = 8.0
 """How long processes that start again, links that go and answers may take on a busy machine."""
 RECOVERS = ("activate", "deactivate", "remove", "restart", "port-forward", "stack", "restore")
-"""Commands that first finish or undo what another one has left half-way (docs/design/failure.md)."""
+"""Commands that first finish or undo what another one has left half-way (docs/design/failure.md).
+
+A network that is half-made they leave: `net create` again, or `net repair`, completes it.
+"""
 CONTENT = "OK: the kernel matches the configuration\n"
 
 
@@ -54,7 +57,7 @@ class Walker:
         self.steps: list[Step] = []
         self.counts: Counter[str] = Counter()
         self._chance = random.Random(f"{seed} flows")
-        self._half_way = self._damaged = False
+        self._half_way = self._half_network = self._damaged = False
         self._patience_s = patience_s
         self._held = Held()
 
@@ -136,14 +139,16 @@ class Walker:
             worlds = self._plain(commands[0], ended[0])
         recovers = commands[0].words[0] in RECOVERS and not any(end.status for end in ended)
         recovers = recovers and not self._damaged and "--dry-run" not in commands[0].words
+        recovers = recovers and not self._half_network
         if step.how and step.leave:
             self._half_way, self.worlds = True, _distinct(worlds)
+            self._half_network |= any(one.words[:2] == ("net", "create") for one in commands)
             if self.machine.quick("net", "check").out == CONTENT:
                 self._fitting(worlds)  # it says nothing only if there is nothing half-way
             return
         if step.how or (self._half_way and not recovers):
             self._repair(f"a disturbed command, {ended[0].text}")
-        self._half_way = self._damaged = False
+        self._half_way = self._half_network = self._damaged = False
         self.settle(worlds)
 
     def _sane(self, commands: list[Command], ended: list[Ended]) -> None:
@@ -222,7 +227,7 @@ class Walker:
 
     def _reboot(self) -> None:
         self.counts["reboots"] += 1
-        self._half_way = self._damaged = False
+        self._half_way = self._half_network = self._damaged = False
         self.machine.reboot()
         for world in self.worlds:
             world.reboot()
@@ -235,7 +240,7 @@ class Walker:
         """End what a disturbed command has left half-way."""
         if self._half_way:
             self._repair("a disturbed command")
-            self._half_way = self._damaged = False
+            self._half_way = self._half_network = self._damaged = False
             self.settle()
 
     def _sweep(self) -> None:

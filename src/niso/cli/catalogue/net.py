@@ -163,8 +163,8 @@ GROUP = Group(
                 VERBOSE,
                 JSON,
             ),
-            "What is gone already is no error. The namespace itself stays, unless niso made it. "
-            "Its address is kept for the same owner and name until no other is free.",
+            "An attachment that is gone already is not an error. The namespace stays, unless niso "
+            "made it. The address is kept for the same owner and name until no other is free.",
             (("niso net detach box", ""),),
             ends=True,
             aside=True,

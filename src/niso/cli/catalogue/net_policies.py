@@ -37,7 +37,7 @@ COMMANDS = (
         "Prints an allow list of what passed within a week and would still pass, or is open "
         "now. Services are entries by name. A published port that another machine used is "
         "allowed for everybody. What was denied is only a comment. The host may always connect "
-        "and is no entry. Only TCP, UDP and SCTP are seen, so add PEER/icmp where ping is "
+        "and is not listed. Only TCP, UDP and SCTP are seen, so add PEER/icmp where ping is "
         "needed. An allow list that exists is narrowed, never widened. --write keeps comments "
         "and order, and needs tomlkit (python3-tomlkit, or niso[learn] with pip).",
         (
