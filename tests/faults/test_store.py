@@ -110,6 +110,8 @@ COMMANDS = {
     "net policy show": ("net policy show a",),
     "net policy test": ("net policy test /tmp/a",),
     "net trace": ("net trace a b:80",),
+    "top": ("top -n 1",),
+    "metrics": ("metrics",),
     "net check": ("net check", "net check a"),
     "net repair": ("net repair", "net repair --dry-run"),
 }
