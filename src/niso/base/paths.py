@@ -16,7 +16,7 @@ is_command = False
 def state_dir() -> str:
     """Return the folder of durable state (``NISO_STATE_DIR``), mode 0700.
 
-    It has state.db, packages/, contents/, logs/ and volumes/.
+    It has state.db, cluster/, packages/, contents/, logs/ and volumes/.
     """
     return os.path.abspath(os.environ.get("NISO_STATE_DIR") or STATE_DIR)
 
@@ -36,6 +36,11 @@ def policy_dir() -> str:
 
 def database() -> str:
     return os.path.join(state_dir(), "state.db")
+
+
+def cluster_dir() -> str:
+    """Return the folder of cluster.toml and of the certificates of this host in its cluster."""
+    return os.path.join(state_dir(), "cluster")
 
 
 def packages_dir() -> str:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import ssl
 from collections.abc import Iterator, Sequence
 
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.cluster.requests import (
     Answer,
@@ -39,29 +41,35 @@ LONGEST = 8 << 20
 _HINT = "what runs goes on; niso cluster status shows the members"
 _UNAVAILABLE = (500, 502, 503, 504)
 _NO_LEASE = 5  # NOT_FOUND (google.rpc.Code)
-_TOO_OLD = 11  # OUT_OF_RANGE
+_UNAUTHENTICATED = 16
+_FILES = "cluster.toml names it"
 
 
 class Access(NamedTuple):
-    """Where the members are, and files of certificates (PEM); without ``authority`` plain HTTP."""
+    """Where the members are, and files of certificates (PEM); without ``authority`` plain HTTP.
+
+    ``user_file`` has one line, NAME:PASSWORD, if etcd has users.
+    """
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
     authority: str = ""
     certificate: str = ""
     key: str = ""
+    user_file: str = ""
 
 
 class Etcd:
-    """A client. Not thread-safe: each thread has its own."""
+    """A client. Not thread-safe: each thread has its own.
+
+    Raises Error if a file of ``access`` cannot be read.
+    """
 
     def __init__(self, access: Access, request_s: float = REQUEST_S) -> None:
         self._members = list(access.members)
         self._request_s = request_s
-        self._context: ssl.SSLContext | None = None
-        if access.authority:
-            self._context = ssl.create_default_context(cafile=access.authority)
-            if access.certificate:
-                self._context.load_cert_chain(access.certificate, access.key)
+        self._context = _context(access) if access.authority else None
+        self._user = _user(access.user_file) if access.user_file else None
+        self._token = ""
         self._connection: http.client.HTTPConnection | None = None
 
     def __enter__(self) -> Etcd:
@@ -131,8 +139,7 @@ class Etcd:
         progress: with ``hasleader`` it ends the stream.
         """
         request = {**_span(prefix, True), "start_revision": revision, "progress_notify": True}
-        headers = {"Grpc-Metadata-hasleader": "true"}
-        connection, response = self._open("/v3/watch", {"create_request": request}, headers)
+        connection, response = self._open("/v3/watch", {"create_request": request})
         try:
             if connection.sock is not None:
                 connection.sock.settimeout(silence_s)
@@ -166,8 +173,9 @@ class Etcd:
             sent = False
             try:
                 connection = self._connected()
+                headers = self._headers()
                 sent = True
-                connection.request("POST", path, json.dumps(body), {"Host": "niso"})
+                connection.request("POST", path, json.dumps(body), headers)
                 response = connection.getresponse()
                 status, text = response.status, response.read()
                 if status == 200:
@@ -178,6 +186,9 @@ class Etcd:
                 self.close()
             if status and status not in _UNAVAILABLE:
                 code, reason = _error(text)
+                if code == _UNAUTHENTICATED and self._token:  # tokens end after a while
+                    self._token = ""
+                    continue
                 raise Refused(f"etcd refuses the request: {reason}", value=str(code))
             if sent and not repeatable:
                 self._next()
@@ -185,8 +196,28 @@ class Etcd:
             self._next()
         raise NoAnswer(f"{self._where()}: {problem}", _HINT)
 
+    def _headers(self) -> dict[str, str]:
+        """Return the headers of a request; with the token of the user, if there is one.
+
+        Raises OSError, HTTPException, ValueError, and Refused.
+        """
+        headers = {"Host": "niso"}
+        if self._user and not self._token:
+            connection = self._connected()
+            body = json.dumps(dict(zip(("name", "password"), self._user, strict=True)))
+            connection.request("POST", "/v3/auth/authenticate", body, headers)
+            response = connection.getresponse()
+            text = response.read()
+            if response.status in _UNAVAILABLE:
+                raise ValueError(_error(text)[1])
+            if response.status != 200:
+                code, reason = _error(text)
+                raise Refused(f"etcd refuses user {self._user[0]}: {reason}", value=str(code))
+            self._token = str(_document(text)["token"])
+        return headers | ({"Authorization": self._token} if self._token else {})
+
     def _open(
-        self, path: str, body: dict[str, Any], headers: dict[str, str]
+        self, path: str, body: dict[str, Any]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """Return a connection with a stream of answers, at the first member that has one."""
         problem = ""
@@ -194,6 +225,7 @@ class Etcd:
             self.close()  # a stream takes a connection of its own
             try:
                 connection = self._connected()
+                headers = self._headers() | {"Grpc-Metadata-hasleader": "true"}
                 self._connection = None
                 connection.request("POST", path, json.dumps(body), headers)
                 response = connection.getresponse()
@@ -227,6 +259,37 @@ class Etcd:
 
     def _where(self) -> str:
         return f"the cluster does not answer ({', '.join(sorted(self._members))})"
+
+
+def _context(access: Access) -> ssl.SSLContext:
+    """Return the settings of TLS. Raises Error, with the file that is wrong."""
+    for path in (access.authority, access.certificate, access.key):
+        try:
+            with open(path or access.authority, "rb"):
+                pass
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            raise Error(f"cannot be read: {reason}", _FILES, file=path) from None
+    try:
+        context = ssl.create_default_context(cafile=access.authority)
+        if access.certificate:
+            context.load_cert_chain(access.certificate, access.key)
+    except ssl.SSLError as error:
+        reason = f"not a certificate and its key, or its authority: {error.reason or error}"
+        raise Error(reason, _FILES, file=access.certificate or access.authority) from None
+    return context
+
+
+def _user(path: str) -> tuple[str, str]:
+    """Return the name and the password in a file. Raises Error."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            name, separator, password = file.readline().rstrip("\n").partition(":")
+    except (OSError, ValueError) as error:
+        raise Error(f"cannot be read: {error}", _FILES, file=path) from None
+    if not name or not separator or not password:
+        raise Error("has no line NAME:PASSWORD", _FILES, file=path)
+    return name, password
 
 
 def _document(text: bytes) -> dict[str, Any]:

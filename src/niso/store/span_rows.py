@@ -108,6 +108,16 @@ class Spans:
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
+    def set_cluster(self, identity: str) -> None:
+        """Record the cluster that this host is in; "" for none, and nothing of one is kept."""
+        if identity:
+            row = (encoded({"id": identity}),)
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('cluster', ?)", row)
+            return
+        self._db.execute("DELETE FROM meta WHERE key='cluster'")
+        for table in ("remote_name", "remote", "peer", "claim"):
+            self._db.execute(f"DELETE FROM {table}")
+
     def set_span(self, network: str, vni: int, port: int, local: str) -> None:
         """Record that a network spans hosts."""
         row = (network, vni, port, local)

@@ -1,0 +1,222 @@
+"""Read and write cluster.toml: which cluster this host is in, as whom, and how it is reached.
+
+The file is in `paths.cluster_dir`, with the certificates that niso made. `load` is all that
+commands need: without the file, the host is in no cluster.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+
+from niso.base import convert, files, paths
+from niso.base.errors import Error, ErrorGroup, InvalidInput
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster.etcd import Access, Etcd
+from niso.cluster.keys import PREFIX, Keys
+from niso.manifest import toml, values
+
+if TYPE_CHECKING:
+    from typing import Any
+
+FILE_NAME = "cluster.toml"
+CLIENT_PORT, PEER_PORT = 2379, 2380
+_HEAD = "# written by niso cluster, which also changes it\n"
+
+
+class Own(NamedTuple):
+    """This host in the cluster."""
+
+    name: str
+    address: str  # between the hosts
+
+
+class Reach(NamedTuple):
+    """How etcd is reached. Relative paths are below the folder of the file."""
+
+    members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
+    cacert: str = ""  # PEM; without it plain HTTP
+    cert: str = ""
+    key: str = ""
+    user_file: str = ""  # a file with one line, NAME:PASSWORD
+    prefix: str = PREFIX
+    own: bool = False  # niso made it: members may come and go
+
+
+class Member(NamedTuple):
+    """The member of etcd that this host runs."""
+
+    initial: tuple[str, ...]  # "a=https://198.51.100.1:2380", of all members when it was made
+    joins: bool = False  # an etcd that exists
+
+
+class _File(NamedTuple):
+    host: Own
+    etcd: Reach
+    member: Member | None = None
+
+
+class Config(NamedTuple):
+    """The content of cluster.toml: ``host`` is this host's name, ``address`` its own."""
+
+    host: str
+    address: str
+    etcd: Reach
+    member: Member | None = None
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.etcd.prefix)
+
+    def access(self) -> Access:
+        """Return how etcd is reached, with absolute paths."""
+        etcd = self.etcd
+        chosen = (etcd.cacert, etcd.cert, etcd.key, etcd.user_file)
+        where = [os.path.join(paths.cluster_dir(), each) if each else "" for each in chosen]
+        return Access(etcd.members, *where)
+
+    def engine(self) -> Etcd:
+        """Return a new connection, for one thread. Raises Error if a file of it is unusable."""
+        return Etcd(self.access())
+
+
+def file_path() -> str:
+    return os.path.join(paths.cluster_dir(), FILE_NAME)
+
+
+def load() -> Config | None:
+    """Return the content of cluster.toml, None if there is none.
+
+    Raises InvalidInput, or ErrorGroup of several, and Error if it cannot be read.
+    """
+    path = file_path()
+    return parsed(toml.load(path, FILE_NAME), path) if os.path.lexists(path) else None
+
+
+def require() -> Config:
+    """Return the content of cluster.toml. Raises Error if this host is in no cluster."""
+    found = load()
+    if found is None:
+        raise Error(
+            "this host is in no cluster",
+            "niso cluster init makes one; niso cluster join FILE joins one",
+        )
+    return found
+
+
+def parsed(data: dict[str, Any], path: str) -> Config:
+    """Return the data of a cluster.toml at a path. Raises ErrorGroup, InvalidInput."""
+    try:
+        own, etcd, member = convert.convert(data, _File)
+        config = Config(own.name, own.address, etcd, member)
+        errors = _wrong(config)
+    except convert.Mismatch:
+        from niso.manifest import validate
+
+        errors = [*validate.walk(data, _File)]
+    for error in errors:
+        error.file = values.escaped(path)
+    if errors:
+        raise ErrorGroup(errors) if len(errors) > 1 else errors[0]
+    return config
+
+
+def _wrong(config: Config) -> list[Error]:
+    """Return an error for each invalid value."""
+    errors: list[Error] = []
+    checks = [(host_name, config.host, "host.name"), (ip_address, config.address, "host.address")]
+    checks += [(endpoint, each, "etcd.members") for each in config.etcd.members]
+    checks += [(key_prefix, config.etcd.prefix, "etcd.prefix")]
+    for check, text, key in checks:
+        try:
+            check(text, key)
+        except InvalidInput as error:
+            errors.append(error)
+    etcd = config.etcd
+    if not etcd.members:
+        errors.append(InvalidInput("names no member", key="etcd.members"))
+    if bool(etcd.cert) != bool(etcd.key):
+        errors.append(InvalidInput("cert and key go together", key="etcd.cert"))
+    return errors
+
+
+def host_name(text: str, key: str) -> str:
+    """Return the name of a host: a label, as those of services. Raises InvalidInput."""
+    return values.host_label(text, key)
+
+
+def ip_address(text: str, key: str) -> str:
+    """Return an address that hosts can have, in its usual form. Raises InvalidInput."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        address = None
+    if (
+        address is None
+        or address.is_unspecified
+        or address.is_loopback
+        or address.is_multicast
+        or address.is_link_local
+        or "%" in text
+    ):
+        raise InvalidInput(
+            "is no address of a host",
+            "use the one by which the other hosts reach it",
+            key,
+            value=values.shown(text),
+        )
+    return str(address)
+
+
+def endpoint(text: str, key: str) -> str:
+    """Return a place of etcd, HOST:PORT with IPv6 in brackets. Raises InvalidInput."""
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    good = port.isascii() and port.isdigit() and 0 < int(port) < 65536 and bare
+    if not good or (":" in bare) != host.startswith("[") or not set(bare).isdisjoint("/@[] "):
+        raise InvalidInput(
+            "is no place of etcd", key=key, value=values.shown(text), right="HOST:PORT"
+        )
+    return text
+
+
+def key_prefix(text: str, key: str) -> str:
+    """Return a prefix of etcd's keys. Raises InvalidInput."""
+    if not (text.startswith("/") and text.endswith("/") and text.isascii() and text.isprintable()):
+        raise InvalidInput(
+            "is no prefix of keys", key=key, value=values.shown(text), right="such as /niso/prod/"
+        )
+    return text
+
+
+def save(config: Config) -> None:
+    """Write cluster.toml as a whole, for root alone. Raises OSError."""
+    folder = paths.cluster_dir()
+    os.makedirs(folder, 0o700, exist_ok=True)
+    draft = f"{file_path()}.new"
+    fd = files.make(draft, 0o600)
+    try:
+        files.write(fd, text_of(config).encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    files.rename(draft, file_path())
+    files.sync(folder)
+
+
+def text_of(config: Config) -> str:
+    """Return a configuration as TOML."""
+    lines = [_HEAD]
+    file = _File(Own(config.host, config.address), config.etcd, config.member)
+    for table, data in convert.plain(file).items():
+        if data is not None:
+            lines.append(f"\n[{table}]\n")
+            lines += [_line(name, value) for name, value in data.items() if value != ""]
+    return "".join(lines)
+
+
+def _line(name: str, value: str | bool | list[str]) -> str:
+    """Return a key with its value; the form of JSON is also that of TOML for these."""
+    import json
+
+    return f"{name} = {json.dumps(value)}\n"
