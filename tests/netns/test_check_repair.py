@@ -52,12 +52,12 @@ def _damage_and_mend(shared: World, name: str) -> None:
     )
     status, out, err = shared.niso("net", "repair", "-v")
     assert status == 0 and out.startswith("repaired: ") and err, err
-    assert shared.niso("net", "repair", "-v") == (0, "nothing to repair\n", "")
     shared.assert_transfer_goes_on()
+    if damage.anew or LONG:
+        assert shared.niso("net", "repair", "-v") == (0, "nothing to repair\n", "")
+        assert shared.check() == []
     if not damage.anew:
         assert "\n".join(snapshots.differences(before, snapshots.take(lab))) == ""
-        return
-    assert shared.check() == []
     assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
     assert address(lab, "api") == "10.99.1.2"
     there = os.stat(lab.path(f"/proc/{shared.pid}/ns/net")).st_ino

@@ -32,9 +32,10 @@ def bridged(lab: Lab, value: int) -> None:
 # --- what is cut ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0, 1])
-@pytest.mark.parametrize("first", ["first", "another"])
-@pytest.mark.parametrize("servers_first", [False, True])
+@pytest.mark.parametrize(
+    ("value", "first", "servers_first"),  # each pair of two values
+    [(0, "first", False), (1, "first", True), (0, "another", True), (1, "another", False)],
+)
 def test_stricter_ingress_cuts_what_it_denies_and_nothing_else(
     shop: Shop, value: int, first: str, servers_first: bool
 ) -> None:
@@ -337,8 +338,8 @@ def test_what_is_deleted_by_hand_is_named_and_mended(shop: Shop) -> None:
         assert found.returncode == 1, what
         assert word in found.stdout, (what, found.stdout)
         shop.lab.niso("net", "repair")
-        shop.content()
         assert _rules(shop.lab) == wanted, what
+    shop.content()
     assert (shop.reach("api", "db"), shop.reach("web", "db")) == (EVERY, set())
 
 
