@@ -144,7 +144,7 @@ def test_lease_is_kept_or_granted_and_only_for_a_member(host: Hosted) -> None:
     host.cluster.membership.engine.commit(Txn((), (Delete(KEYS.host(ME)),)))
     engine.revoke(other)
     assert agent.keep(engine, other) == 0
-    assert "no host of the cluster" in host.said[-1]
+    assert "not a host of the cluster" in host.said[-1]
 
 
 def test_running_agent_sees_what_changes(host: Hosted) -> None:
@@ -155,7 +155,7 @@ def test_running_agent_sees_what_changes(host: Hosted) -> None:
         host.agent.run(store, host.world.kernel)
         store.close()
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         for service, up in (("api", True), ("web", True)):
