@@ -169,6 +169,15 @@ def test_follow_shows_a_record_only_when_it_is_whole(
     wait_for(seen, [b"unfinished half\n"])
 
 
+def test_line_written_while_the_past_is_read_is_shown_once(files: Files) -> None:
+    files.add("past")
+    lines = logs.records("demo", None, True, None)
+    assert [record.text for record in (next(lines), next(lines)) if record] == [b"past"]
+    files.add("between")  # the past has been read, following has not begun
+    shown = next(lines)
+    assert shown is not None and shown.text == b"between"
+
+
 def test_small_log_is_given_its_second_name_and_not_rotated(files: Files) -> None:
     files.add("line")
     logs.rotate_if_large("demo")

@@ -97,11 +97,13 @@ def records(
     files = _open_files(os.path.join(paths.log_dir(service), LOG_NAME))
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
+        # Where following takes over: a line written meanwhile is shown once.
+        end = _end_of_last_line(files[-1]) if files and follow else None
         past = _joined(
             line
             for i, fd in enumerate(files)
             if i >= start
-            for line in _lines(fd, offset if i == start else 0)
+            for line in _lines(fd, offset if i == start else 0, end if fd == files[-1] else None)
         )
         if since is not None:
             past = _from(past, since)
@@ -119,7 +121,7 @@ def records(
         if follow:
             yield None
             newest = files.pop() if files else -1
-            yield from _joined(_follow(service, newest), unfinished)
+            yield from _joined(_follow(service, newest, end or 0), unfinished)
     finally:
         for fd in files:
             os.close(fd)
@@ -167,22 +169,24 @@ def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterat
     yield from open_lines.values()
 
 
-def _lines(fd: int, offset: int) -> Iterator[bytes]:
-    """Yield the complete lines of a file, without newlines, from ``offset``, where one starts."""
+def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
+    """Yield the complete lines of a file, without newlines, from ``offset`` up to ``end``.
+
+    A line starts at both, unless ``end`` is None, the end of the file.
+    """
     partial = b""
-    while block := os.pread(fd, _BLOCK, offset):
+    while block := os.pread(fd, _BLOCK if end is None else min(_BLOCK, end - offset), offset):
         offset += len(block)
         *whole, partial = (partial + block).split(b"\n")
         yield from whole
 
 
-def _follow(service: str, fd: int) -> Iterator[bytes]:
+def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
     """Yield new lines across rotation until the log folder is removed.
 
-    ``fd`` is the newest file, already read to its end, or -1. It is closed here.
+    ``fd`` is the newest file, already read up to ``offset``, or -1. It is closed here.
     """
     path = os.path.join(paths.log_dir(service), LOG_NAME)
-    offset = _end_of_last_line(fd) if fd >= 0 else 0
     partial = b""
     try:
         while True:

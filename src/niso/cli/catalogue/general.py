@@ -47,7 +47,11 @@ COMMANDS = (
         "show its new flows, d shows only what was denied, s sorts, / finds, Escape goes back, q "
         "ends. That needs Textual (python3-textual, or niso[top] with pip). With -n, --json or a "
         "pipe it prints tables, one without -n.",
-        (("niso top", ""), ("niso top -n 1", ""), ("niso top api -n 2 --json", "now, and two seconds later")),
+        (
+            ("niso top", ""),
+            ("niso top -n 1", ""),
+            ("niso top api -n 2 --json", "now, and two seconds later"),
+        ),
         (("130", "stopped with Ctrl-C"),),
         aside=True,
     ),
