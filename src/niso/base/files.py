@@ -58,6 +58,23 @@ def write(fd: int, content: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
+def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Replace the file ``path``: a reader, also after a power cut, sees the old or the new one.
+
+    ``owner`` are its user and group, if not this process's. Raises OSError.
+    """
+    draft = f"{path}.new"
+    fd = make(draft, mode)
+    try:
+        write(fd, content)
+        if owner is not None:
+            os.fchown(fd, *owner)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    rename(draft, path)
+
+
 def sync(path: str) -> None:
     """Write a file, or the names in a folder, to the disk (fsync(2)). Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

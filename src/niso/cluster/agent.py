@@ -54,7 +54,10 @@ class Me(NamedTuple):
 
 
 class Agent:
-    """``end`` ends services that another host has taken over, ``log`` takes one line of text."""
+    """``end`` ends services that another host has taken over, ``log`` takes one line of text.
+
+    ``tend`` is called at the start, and about every `LOOK_S` seconds.
+    """
 
     def __init__(
         self,
@@ -63,12 +66,14 @@ class Agent:
         end: Callable[[list[str]], None],
         log: Callable[[str], None],
         keys: Keys | None = None,
+        tend: Callable[[Engine], None] = lambda engine: None,
     ) -> None:
         self.me = me
         self.connect = connect
         self.end = end
         self.log = log
         self.keys = keys or Keys()
+        self.tend = tend
         self._wake = threading.Event()
         self._over = threading.Event()
         self._watched: dict[str, threading.Thread] = {}
@@ -83,6 +88,10 @@ class Agent:
 
         ``now_s`` is of a clock that only goes forward. Raises NoAnswer, Refused and Error.
         """
+        if store.cluster_id() != self.me.cluster:
+            self._say(f"this host has left cluster {self.me.cluster}")
+            self.stop()
+            return []
         membership = Membership(engine, self.keys)
         cluster = membership.cluster()
         if cluster is None or cluster.identity != self.me.cluster:
@@ -92,8 +101,10 @@ class Agent:
         spans = [network.name for network in store.networks() if network.span is not None]
         items = {name: engine.get(self.keys.addresses(name)).items for name in spans}
         now = mirror.seen(membership.hosts(), dict(items), self.keys)
-        self._own(store, engine, now, now_s)
-        now = self._guarded(store, now, now_s)
+        member = any((h.name, h.state_id) == (self.me.host, self.me.state_id) for h in now.hosts)
+        if member:
+            self._own(store, engine, now, now_s)
+            now = self._guarded(store, now, now_s)
         lost = mirror.fenced(store, now, self.me.host)
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
@@ -101,6 +112,9 @@ class Agent:
             with store.transaction():
                 for service in lost:
                     store.across.drop_claim(service)
+        if not member:  # others gave up what it had, and it may be somebody's by now
+            self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
+            return []
         changed = mirror.follow(store, kernel, now, self.me.host)
         self._said = "" if self._doubt_since is None else self._said
         return changed
@@ -183,7 +197,7 @@ class Agent:
         if Membership(engine, self.keys).live(self.me.host, self.me.state_id, lease, self.me.boot):
             return lease
         engine.revoke(lease)
-        self._say(f"{self.me.host} is not a host of the cluster")
+        self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
         return 0
 
     def _say(self, text: str) -> None:
@@ -200,7 +214,7 @@ class Agent:
         threads[0].start()
         engine = self.connect()
         self._watch(self.keys.hosts)
-        due = True
+        due, tended = True, -LOOK_S
         while not self._over.is_set():
             if not due and not self._wake.wait(_about(LOOK_S)):
                 self._wake.set()
@@ -209,6 +223,9 @@ class Agent:
             due = False
             try:
                 self.look(store, kernel, engine, time.monotonic())
+                if time.monotonic() - tended >= LOOK_S:
+                    tended = time.monotonic()
+                    self.tend(engine)
                 for network in store.networks():
                     if network.span is not None:
                         self._watch(self.keys.network(network.name))

@@ -193,14 +193,7 @@ def save(config: Config) -> None:
     """Write cluster.toml as a whole, for root alone. Raises OSError."""
     folder = paths.cluster_dir()
     os.makedirs(folder, 0o700, exist_ok=True)
-    draft = f"{file_path()}.new"
-    fd = files.make(draft, 0o600)
-    try:
-        files.write(fd, text_of(config).encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    files.rename(draft, file_path())
+    files.replace(file_path(), text_of(config).encode(), 0o600)
     files.sync(folder)
 
 
@@ -211,11 +204,11 @@ def text_of(config: Config) -> str:
     for table, data in convert.plain(file).items():
         if data is not None:
             lines.append(f"\n[{table}]\n")
-            lines += [_line(name, value) for name, value in data.items() if value != ""]
+            lines += [line(name, value) for name, value in data.items() if value != ""]
     return "".join(lines)
 
 
-def _line(name: str, value: str | bool | list[str]) -> str:
+def line(name: str, value: str | bool | list[str]) -> str:
     """Return a key with its value; the form of JSON is also that of TOML for these."""
     import json
 

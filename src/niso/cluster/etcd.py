@@ -64,9 +64,10 @@ class Etcd:
     Raises Error if a file of ``access`` cannot be read.
     """
 
-    def __init__(self, access: Access, request_s: float = REQUEST_S) -> None:
+    def __init__(self, access: Access, request_s: float = REQUEST_S, rounds: int = ROUNDS) -> None:
         self._members = list(access.members)
         self._request_s = request_s
+        self._rounds = rounds
         self._context = _context(access) if access.authority else None
         self._user = _user(access.user_file) if access.user_file else None
         self._token = ""
@@ -156,9 +157,23 @@ class Etcd:
             connection.close()
             self._next()
 
-    def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def call(self, path: str, body: dict[str, Any], repeatable: bool = False) -> dict[str, Any]:
         """Return the answer to a request of etcd's maintenance and membership API."""
-        return self._ask(path, body, repeatable=False)
+        return self._ask(path, body, repeatable)
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the answers to a request with several."""
+        connection, response = self._open(path, body)
+        try:
+            while line := response.readline(LONGEST):
+                answer = _document(line)
+                if "error" in answer:
+                    raise NoAnswer(f"{path}: {_error(line)[1]}", _HINT)
+                yield answer.get("result", {})
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise NoAnswer(f"{path}: {error}", _HINT) from error
+        finally:
+            connection.close()
 
     # --- transport ------------------------------------------------------------
 
@@ -169,7 +184,7 @@ class Etcd:
         the one before. Raises NoAnswer, Refused.
         """
         problem = ""
-        for _ in range(ROUNDS * len(self._members)):
+        for _ in range(self._rounds * len(self._members)):
             sent = False
             try:
                 connection = self._connected()

@@ -7,7 +7,7 @@ import os
 
 from niso.base.errors import Conflict, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster.claims import TRIES, claim_of
+from niso.cluster.claims import TRIES, Claim, claim_of
 from niso.cluster.keys import Keys, decode, encode
 from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
 
@@ -29,6 +29,7 @@ class Host(NamedTuple):
     address: str  # between the hosts
     mtu: int  # bytes, of the link with that address
     alive: bool
+    version: str = ""  # of niso, when it joined or its agent started last
 
 
 class Spec(NamedTuple):
@@ -95,11 +96,16 @@ class Membership:
     def _host(self, item: Item, alive: bool) -> Host:
         value = decode(item.value, item.key)
         name = item.key.removeprefix(self.keys.hosts)
-        return Host(name, str(value["id"]), str(value["address"]), int(value["mtu"]), alive)
+        version = str(value.get("niso", ""))
+        return Host(
+            name, str(value["id"]), str(value["address"]), int(value["mtu"]), alive, version
+        )
 
     def join(self, host: Host) -> None:
         """Add a host, or change it. Raises Conflict if another one has its name or address."""
-        value = {"id": host.state_id, "address": host.address, "mtu": host.mtu}
+        value: dict[str, Any] = {"id": host.state_id, "address": host.address, "mtu": host.mtu}
+        if host.version:
+            value["niso"] = host.version
         key = self.keys.host(host.name)
 
         def txn() -> Txn:
@@ -120,6 +126,15 @@ class Membership:
 
         self._settle(txn, lambda: self._has(key, value))
 
+    def refresh(self, host: Host) -> None:
+        """Write a host's values again if they differ; no-op if it is not in the cluster."""
+        item = self._item(self.keys.host(host.name))
+        before = decode(item.value, item.key) if item else {}
+        value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
+        if item and before.get("id") == host.state_id and not value.items() <= before.items():
+            put = Put(item.key, encode(before | value))
+            self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
+
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
         """Say that a host lives, for as long as its lease; return False if it is not a member."""
         item = self._item(self.keys.host(host))
@@ -127,6 +142,34 @@ class Membership:
             return False
         live = Put(self.keys.live(host), encode({"boot": boot}), lease)
         return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))).done
+
+    def leave(self, host: str, state_id: str) -> None:
+        """Remove a host that holds no service; no-op if it is not in the cluster.
+
+        Raises Conflict if it holds any.
+        """
+        item = self._item(self.keys.host(host))
+        if item is None or decode(item.value, item.key).get("id") != state_id:
+            return
+        held = self.services_of(host)
+        if held:
+            raise Conflict(
+                f"{host} has services in the cluster: {', '.join(held)}",
+                "they can be removed, or moved to another host",
+            )
+        changes = (Delete(item.key), Delete(self.keys.live(host)))
+        self._delete(item.key, Txn((Compare(item.key, item.modified),), changes))
+
+    def services(self) -> list[Claim]:
+        """Return the claims of all services, sorted by name."""
+        items = self.engine.get(self.keys.services, stale=True).items
+        return [claim_of(item, self.keys) for item in items]
+
+    def services_of(self, host: str) -> list[str]:
+        """Return the names of the services that a host holds."""
+        items = self.engine.get(self.keys.services).items
+        claims = [claim_of(item, self.keys) for item in items]
+        return [claim.service for claim in claims if claim.host == host]
 
     def forget(self, host: str) -> list[str]:
         """Remove a host that is lost, and all that it has; return its services.

@@ -187,6 +187,10 @@ class FakeHost:
     def default_mtu(self) -> int:
         return self.mtu
 
+    def mtu_of(self, address: str) -> int | None:
+        known = (own.partition("/")[0] for own in self.host_addresses())
+        return self.mtu if address in known else None
+
     def lacks_ipv6(self) -> str | None:
         return self.without_ipv6
 

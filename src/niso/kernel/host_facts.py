@@ -28,6 +28,15 @@ def default_mtu() -> int:
     return DEFAULT_MTU
 
 
+def mtu_of(address: str) -> int | None:
+    """Return the MTU (bytes) of the link with an address; None if the host does not have it."""
+    with Rtnl() as rtnl:
+        for own in rtnl.addresses():
+            if own.address.partition("/")[0] == address:
+                return next((link.mtu for link in rtnl.links() if link.index == own.index), None)
+    return None
+
+
 def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
     """Return (prefix, link) of the host's routes and addresses.
 

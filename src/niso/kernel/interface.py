@@ -216,6 +216,9 @@ class Kernel(Protocol):
     def default_mtu(self) -> int:
         """Return the MTU of the default route's link in bytes; 1500 without a default route."""
 
+    def mtu_of(self, address: str) -> int | None:
+        """Return the MTU of the link with an address in bytes; None if the host has it nowhere."""
+
     def lacks_ipv6(self) -> str | None:
         """Return why the host cannot have a network with IPv6; None if it can."""
 

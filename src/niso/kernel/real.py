@@ -223,6 +223,9 @@ class Real:
     def default_mtu(self) -> int:
         return host_facts.default_mtu()
 
+    def mtu_of(self, address: str) -> int | None:
+        return host_facts.mtu_of(address)
+
     def lacks_ipv6(self) -> str | None:
         return host_facts.lacks_ipv6()
 

@@ -65,6 +65,11 @@ class FakeUnits:
             if self.is_supervised(service):
                 self.active.add(service)
 
+    def stop(self, services: Iterable[str]) -> None:
+        for service in services:
+            self._require(service, "stop")
+            self.active.discard(service)
+
     def is_ours(self, service: str) -> bool:
         return self.caller == service
 

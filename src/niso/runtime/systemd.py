@@ -62,6 +62,9 @@ class Systemd:
     def start(self, services: Iterable[str]) -> None:
         _systemctl("start", *map(unit.name, services))
 
+    def stop(self, services: Iterable[str]) -> None:
+        _systemctl("stop", *map(unit.name, services))
+
     def is_ours(self, service: str) -> bool:
         return unit.path(service) is not None
 

@@ -53,6 +53,9 @@ class Units(Protocol):
     def start(self, services: Iterable[str]) -> None:
         """Start the units of services and wait for them."""
 
+    def stop(self, services: Iterable[str]) -> None:
+        """Stop units and wait for them, whose processes are not those of services."""
+
     def is_ours(self, service: str) -> bool:
         """Return whether this command runs in the service's unit."""
 

@@ -1,0 +1,138 @@
+"""Write and read invitations: one file with all that a host needs to join a cluster.
+
+It has the host's own certificate and key, so that no service has to sign certificates, and the
+key of the authority, by which a host that becomes a member can invite others.
+"""
+
+from __future__ import annotations
+
+import os
+
+from niso.base import convert, files, paths
+from niso.base.errors import Error, InvalidInput
+from niso.base.lite_typing import NamedTuple
+from niso.cluster import certificates, config
+from niso.cluster.config import Config, Own, Reach
+from niso.manifest import values
+
+MAX_BYTES = 64 * 1024
+_HEAD = "# an invitation of niso cluster: who has it is a host of the cluster\n"
+_USER = "user"
+_NOT_ONE = "make a new one: niso cluster invite HOST --address A"
+
+
+class Files(NamedTuple):
+    """The contents of the files by which a host reaches etcd; "" for none."""
+
+    cacert: str = ""
+    cert: str = ""
+    key: str = ""
+    user: str = ""
+    authority_key: str = ""
+
+
+class Invitation(NamedTuple):
+    cluster: str  # its id
+    host: Own
+    etcd: Reach  # its paths are empty: the contents are in `files`
+    files: Files
+
+    def config(self) -> Config:
+        """Return what the host's cluster.toml is to have."""
+        kept = self.files
+        return Config(
+            self.host.name,
+            self.host.address,
+            self.etcd._replace(
+                cacert=certificates.AUTHORITY if kept.cacert else "",
+                cert=certificates.CERTIFICATE if kept.cert else "",
+                key=certificates.KEY if kept.key else "",
+                user_file=_USER if kept.user else "",
+            ),
+        )
+
+
+def text_of(invitation: Invitation) -> str:
+    """Return an invitation as TOML."""
+    lines = [_HEAD, config.line("cluster", invitation.cluster)]
+    for table, data in convert.plain(invitation).items():
+        if isinstance(data, dict):
+            lines.append(f"\n[{table}]\n")
+            lines += [config.line(name, value) for name, value in data.items() if value != ""]
+    return "".join(lines)
+
+
+def parsed(text: bytes) -> Invitation:
+    """Return the invitation in a text. Raises InvalidInput; no message has any of its content."""
+    import tomllib
+
+    try:
+        if len(text) > MAX_BYTES:
+            raise ValueError
+        invitation = convert.convert(tomllib.loads(text.decode()), Invitation)
+        config.host_name(invitation.host.name, "host.name")
+        config.ip_address(invitation.host.address, "host.address")
+        for member in invitation.etcd.members:
+            config.endpoint(member, "etcd.members")
+        config.key_prefix(invitation.etcd.prefix, "etcd.prefix")
+    except (ValueError, convert.Mismatch, InvalidInput, RecursionError):
+        raise InvalidInput("not an invitation of niso cluster", _NOT_ONE) from None
+    if not invitation.etcd.members:
+        raise InvalidInput("not an invitation of niso cluster", _NOT_ONE)
+    return invitation
+
+
+def contents(own: Config) -> Files:
+    """Return the contents of the files by which this host reaches etcd. Raises Error."""
+    access = own.access()
+    wanted = (access.authority, access.certificate, access.key, access.user_file)
+    return Files(*(_content(path) if path else "" for path in wanted))
+
+
+def issued(own: Config, address: str) -> Files:
+    """Make a certificate for a host with this address, and return the contents of its files.
+
+    Raises Error if this host does not have the authority's key.
+    """
+    import tempfile
+
+    folder = paths.cluster_dir()
+    key = os.path.join(folder, certificates.AUTHORITY_KEY)
+    if not os.path.lexists(key):
+        raise Error(
+            f"{own.host} has no key to sign certificates with",
+            "niso cluster status shows the members of etcd: run it on one of them",
+        )
+    with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as made:
+        certificates.issue(folder, made, [address])
+        authority = _content(os.path.join(folder, certificates.AUTHORITY))
+        cert, private = (
+            _content(os.path.join(made, name))
+            for name in (certificates.CERTIFICATE, certificates.KEY)
+        )
+    return Files(authority, cert, private, "", _content(key))
+
+
+def keep(made: Files) -> None:
+    """Write files into the folder of cluster.toml, each as a whole. Raises OSError."""
+    named = {
+        certificates.AUTHORITY: made.cacert,
+        certificates.CERTIFICATE: made.cert,
+        certificates.KEY: made.key,
+        certificates.AUTHORITY_KEY: made.authority_key,
+        _USER: made.user,
+    }
+    folder = paths.cluster_dir()
+    os.makedirs(folder, 0o700, exist_ok=True)
+    for name, text in named.items():
+        if text:
+            files.replace(os.path.join(folder, name), text.encode(), 0o600)
+    files.sync(folder)
+
+
+def _content(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise Error(f"cannot be read: {error}", file=values.escaped(path)) from None

@@ -1,0 +1,147 @@
+"""See and change the members of etcd (etcd.io/docs/v3.5/op-guide/runtime-configuration).
+
+A new member first learns: it counts for the majority once it has all data. etcd changes members
+only when all have been connected for 5 s, so a request is repeated for a while.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+
+from niso.base.errors import Error, NotFound
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster.etcd import Access, Etcd
+from niso.cluster.requests import NoAnswer, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PATIENCE_S = 30.0
+_PAUSE_S = 0.3
+_ANSWER_S = 1.0
+_NOT_YET = "9"  # FAILED_PRECONDITION (google.rpc.Code): members are not connected, or learn
+_SUM = 32  # bytes of SHA-256 after a snapshot
+
+
+class EtcdMember(NamedTuple):
+    """A member. ``name`` and ``client`` are empty until it has started once."""
+
+    identity: str
+    name: str
+    peer: str  # "https://198.51.100.1:2380"
+    client: str  # "198.51.100.1:2379"
+    learns: bool
+
+
+class EtcdState(NamedTuple):
+    """What a member says of itself and the others."""
+
+    version: str
+    leader: str  # a member's identity; "0" for none
+    identity: str
+    revision: int
+
+
+def members(engine: Etcd) -> list[EtcdMember]:
+    """Return all members, sorted by name. Raises NoAnswer, Refused."""
+    found = []
+    answer = engine.call("/v3/cluster/member/list", {"linearizable": True}, repeatable=True)
+    for each in answer.get("members", ()):
+        client = next(iter(each.get("clientURLs", ())), "")
+        found.append(
+            EtcdMember(
+                str(each["ID"]),
+                str(each.get("name", "")),
+                str(next(iter(each.get("peerURLs", ())), "")),
+                client.partition("://")[2],
+                bool(each.get("isLearner")),
+            )
+        )
+    return sorted(found, key=lambda member: member.name)
+
+
+def endpoints(found: list[EtcdMember]) -> tuple[str, ...]:
+    """Return where members answer that count for the majority."""
+    return tuple(member.client for member in found if member.client and not member.learns)
+
+
+def state(access: Access, client: str) -> EtcdState | None:
+    """Return what one member says of itself; None if it does not answer."""
+    with Etcd(access._replace(members=(client,)), _ANSWER_S, rounds=1) as engine:
+        try:
+            answer = engine.call("/v3/maintenance/status", {})
+        except (NoAnswer, Refused):
+            return None
+    head = answer.get("header", {})
+    return EtcdState(
+        str(answer.get("version", "")),
+        str(answer.get("leader", "0")),
+        str(head.get("member_id", "")),
+        int(head.get("revision", 0)),
+    )
+
+
+def add(engine: Etcd, peer: str) -> None:
+    """Add a member that is to learn; no-op if it is one. Raises NoAnswer, Refused."""
+    request = {"peerURLs": [peer], "isLearner": True}
+    _insist(
+        lambda: engine.call("/v3/cluster/member/add", request),
+        lambda: any(member.peer == peer for member in members(engine)),
+    )
+
+
+def promote(engine: Etcd, peer: str) -> None:
+    """Have a member count for the majority, as soon as it has all data.
+
+    Raises NotFound, NoAnswer, Refused.
+    """
+
+    def it() -> EtcdMember:
+        for member in members(engine):
+            if member.peer == peer:
+                return member
+        raise NotFound(f"etcd has no member {peer}", "niso cluster status lists them")
+
+    _insist(
+        lambda: engine.call("/v3/cluster/member/promote", {"ID": it().identity}),
+        lambda: not it().learns,
+    )
+
+
+def remove(engine: Etcd, member: EtcdMember) -> None:
+    """Remove a member; no-op if it is gone. Raises NoAnswer, Refused."""
+    _insist(
+        lambda: engine.call("/v3/cluster/member/remove", {"ID": member.identity}),
+        lambda: all(other.identity != member.identity for other in members(engine)),
+    )
+
+
+def snapshot(engine: Etcd) -> Iterator[bytes]:
+    """Yield etcd's data, as a file for ``etcdutl snapshot restore``.
+
+    Raises NoAnswer, and Error if it does not have its checksum.
+    """
+    digest, last = hashlib.sha256(), b""
+    for answer in engine.stream("/v3/maintenance/snapshot", {}):
+        blob = last + base64.b64decode(answer.get("blob", ""))
+        last = blob[-_SUM:]
+        digest.update(blob[:-_SUM])
+        yield blob[:-_SUM]
+    if digest.digest() != last:
+        raise Error("the snapshot of etcd is not whole", "try again")
+    yield last
+
+
+def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
+    """Make a request until it is carried out, for `PATIENCE_S`. Raises NoAnswer, Refused."""
+    until = time.monotonic() + PATIENCE_S
+    while not is_done():
+        try:
+            request()
+        except (NoAnswer, Refused) as error:
+            wait = isinstance(error, NoAnswer) or error.value == _NOT_YET
+            if not wait or time.monotonic() >= until:
+                raise
+            time.sleep(_PAUSE_S)

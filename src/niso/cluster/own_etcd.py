@@ -1,0 +1,215 @@
+"""Run this host's member of etcd: `execute` becomes it, `start` and `stop` do without systemd.
+
+Its folder is beside the state folder. etcd runs as the user of Debian's package, if there is one,
+and has copies of the certificates there, which it reads at each new connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from niso.base import files, paths
+from niso.base.addresses import bracketed
+from niso.base.errors import Error
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.cluster import certificates
+from niso.cluster.config import CLIENT_PORT, PEER_PORT, Config
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+USER = "etcd"
+_START_S, _STOP_S, _PAUSE_S = 60.0, 10.0, 0.05
+_COPIED = (certificates.AUTHORITY, certificates.CERTIFICATE, certificates.KEY)
+
+
+def folder() -> str:
+    """Return the folder of etcd's data: /var/lib/niso-etcd."""
+    return f"{paths.state_dir()}-etcd"
+
+
+def data() -> str:
+    return os.path.join(folder(), "data")
+
+
+def log() -> str:
+    """Return the file that etcd logs to if systemd does not run it."""
+    return os.path.join(folder(), "log")
+
+
+def client_place(address: str) -> str:
+    """Return where the member of a host with an address answers."""
+    return f"{bracketed(address)}:{CLIENT_PORT}"
+
+
+def peer_url(address: str) -> str:
+    """Return where the other members reach that of a host with an address."""
+    return f"https://{bracketed(address)}:{PEER_PORT}"
+
+
+def program() -> str:
+    """Return the path of etcd. Raises Error if it is not installed."""
+    found = shutil.which("etcd")
+    if found is None:
+        raise Error(
+            "etcd is not installed",
+            "apt install etcd-server, after systemctl mask etcd.service: niso runs its own",
+        )
+    return found
+
+
+def words(config: Config) -> list[str]:
+    """Return etcd's options. Those that begin with initial only count at its first start."""
+    assert config.member is not None
+    tls = os.path.join(folder(), "tls")
+    authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)
+    client, peer = f"https://{client_place(config.address)}", peer_url(config.address)
+    options = {
+        "name": config.host,
+        "data-dir": data(),
+        "listen-client-urls": client,
+        "advertise-client-urls": client,
+        "listen-peer-urls": peer,
+        "initial-advertise-peer-urls": peer,
+        "initial-cluster": ",".join(config.member.initial),
+        "initial-cluster-state": "existing" if config.member.joins else "new",
+        "client-cert-auth": "true",
+        "trusted-ca-file": authority,
+        "cert-file": certificate,
+        "key-file": key,
+        "peer-client-cert-auth": "true",
+        "peer-trusted-ca-file": authority,
+        "peer-cert-file": certificate,
+        "peer-key-file": key,
+        "strict-reconfig-check": "true",
+        "auto-compaction-retention": "1h",
+        "quota-backend-bytes": str(2 << 30),
+        "experimental-watch-progress-notify-interval": "5s",
+        "log-level": "warn",
+    }
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def prepare(config: Config) -> pwd.struct_passwd | None:
+    """Make etcd's folders and its copies of the certificates; return its user, None for root."""
+    try:
+        user = pwd.getpwnam(USER)
+    except KeyError:
+        user = None
+    owner = (user.pw_uid, user.pw_gid) if user else (0, 0)
+    os.makedirs(folder(), 0o755, exist_ok=True)
+    os.makedirs(data(), 0o700, exist_ok=True)
+    if os.stat(data()).st_uid != owner[0]:  # the package came after the data
+        for at, folders, names in os.walk(data()):
+            for name in (*folders, *names):
+                os.chown(os.path.join(at, name), *owner, follow_symlinks=False)
+        os.chown(data(), *owner)
+    tls = os.path.join(folder(), "tls")
+    os.makedirs(tls, 0o755, exist_ok=True)
+    for name in _COPIED:
+        with open(os.path.join(paths.cluster_dir(), name), "rb") as file:
+            files.replace(os.path.join(tls, name), file.read(), 0o400, owner)
+    return user
+
+
+def execute(config: Config) -> NoReturn:
+    """Become etcd. Raises Error if this host has no member, or etcd is not installed."""
+    if config.member is None:
+        raise Error("this host runs no member of etcd", "niso cluster status lists the members")
+    etcd = program()
+    user = prepare(config)
+    os.makedirs(paths.run_dir(), 0o755, exist_ok=True)
+    files.replace(_pid_file(), f"{os.getpid()}\n".encode(), 0o600)
+    if user is not None:
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+    kept = ("PATH", "NOTIFY_SOCKET", "GOMAXPROCS")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    os.execve(etcd, [etcd, *words(config)], environment)
+
+
+def start(config: Config) -> None:
+    """Start etcd in the background, for a host that systemd did not boot. Raises Error.
+
+    It goes on after this process. Nothing starts it again.
+    """
+    prepare(config)
+    with open(log(), "ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-m", "niso.cli", "cluster", "etcd"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    until = time.monotonic() + _START_S
+    while process.poll() is None and time.monotonic() < until and pid() is None:
+        time.sleep(_PAUSE_S)
+
+
+def wait(config: Config) -> None:
+    """Wait until this host's member answers. Raises Error with the end of its log."""
+    from niso.cluster import members
+
+    until = time.monotonic() + _START_S
+    while members.state(config.access(), client_place(config.address)) is None:
+        if time.monotonic() >= until or (os.path.exists(log()) and pid() is None):
+            raise Error(f"etcd does not start{_last_words()}", "it needs ports 2379 and 2380 (TCP)")
+        time.sleep(_PAUSE_S)
+
+
+def stop() -> None:
+    """End the etcd of this host if it runs without systemd; no-op if it does not."""
+    number = pid()
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + _STOP_S
+        if number is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, sent)
+        while number is not None and pid() == number and time.monotonic() < until:
+            time.sleep(_PAUSE_S)
+        number = pid()
+
+
+def forget() -> None:
+    """Delete etcd's folder. The member must not run."""
+    shutil.rmtree(folder(), ignore_errors=True)
+
+
+def pid() -> int | None:
+    """Return the number of this host's etcd; None if it does not run."""
+    try:
+        number = int((files.read(_pid_file()) or b"").decode())
+        with open(f"/proc/{number}/cmdline", "rb") as file:
+            given = file.read().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return number if f"--data-dir={data()}".encode() in given else None
+
+
+def _pid_file() -> str:
+    return os.path.join(paths.run_dir(), "etcd.pid")
+
+
+def _last_words() -> str:
+    """Return the end of etcd's log, ": reason", or "" if there is none."""
+    import json
+
+    try:
+        with open(log(), encoding="utf-8", errors="replace") as file:
+            last = file.read()[-10_000:].strip().splitlines()[-1]
+    except (OSError, IndexError):
+        return ": journalctl -u niso-etcd has the reason"
+    try:
+        entry = json.loads(last)
+        return "".join(f": {entry[name]}" for name in ("msg", "error") if entry.get(name))
+    except (ValueError, AttributeError):
+        return f": {last[:300]}"
