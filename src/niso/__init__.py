@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from niso.api.host_attachments import Attachment as Attachment
     from niso.api.host_attachments import AttachRequest as AttachRequest
     from niso.api.host_attachments import Changed as Changed
+    from niso.api.host_cluster import ClusterHost as ClusterHost
+    from niso.api.host_cluster import ClusterMember as ClusterMember
+    from niso.api.host_cluster import ClusterStatus as ClusterStatus
+    from niso.api.host_cluster import ExistingEtcd as ExistingEtcd
+    from niso.api.host_cluster import Membership as Membership
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
     from niso.api.host_networks import Network as Network
     from niso.api.host_networks import NetworkLine as NetworkLine
@@ -108,6 +113,7 @@ _MODULES = {
     "api.flow_views": "Flow FlowEnd Flows",
     "api.host": "Host connect",
     "api.host_attachments": "AttachRequest Attachment Changed",
+    "api.host_cluster": "ClusterHost ClusterMember ClusterStatus ExistingEtcd Membership",
     "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
     " RemovedNetwork Rules Subnet",
     "api.compose_files": "ImportedStack Missing import_compose",

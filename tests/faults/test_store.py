@@ -87,6 +87,8 @@ COMMANDS = {
     "kill": ("kill a",),
     "port-forward": ("port-forward a 7000:80",),
     "stack": ("stack up /tmp/stack", "stack down shop", "stack status /tmp/stack"),
+    "cluster": ("cluster init", "cluster status", "cluster leave"),
+    "agent": ("agent",),
     "enable": ("enable a",),
     "disable": ("disable a",),
     "restore": ("restore",),

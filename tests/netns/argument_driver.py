@@ -177,7 +177,7 @@ WORDS = st.one_of(
     st.text(max_size=8),
 )
 ACTIONS = [
-    *([name] for name in registry.COMMANDS if name not in ("lab", "net", "stack")),
+    *([name] for name in registry.COMMANDS if name not in ("lab", "net", "stack", "cluster")),
     *(
         ["net", name]
         for name in (
@@ -195,7 +195,7 @@ ACTIONS = [
         )
     ),
     *(["stack", name] for name in ("up", "down", "status")),
-    *([name] for name in ("--version", "--help", "help", "net", "stack", "nat")),
+    *([name] for name in ("--version", "--help", "help", "net", "stack", "cluster", "nat")),
 ]
 COMMANDS = st.one_of(*[st.sampled_from(ACTIONS)] * 9, WORDS.map(lambda word: [word]))
 LINES = st.tuples(COMMANDS, st.lists(WORDS, max_size=4)).map(lambda parts: [*parts[0], *parts[1]])

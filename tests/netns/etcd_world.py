@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from conftest import TESTS
+from conftest import TESTS, Lab
 
 from niso.cluster import certificates
 from niso.cluster.etcd import Access, Etcd
@@ -125,3 +125,9 @@ def etcd(folder: pathlib.Path, count: int = 1) -> Iterator[Members]:
             if member.process and member.process.poll() is None:
                 member.process.send_signal(signal.SIGCONT)
                 member.signal(signal.SIGKILL)
+
+
+def provide(lab: Lab) -> None:
+    """Have a lab find etcd as if it were installed."""
+    if not shutil.which("etcd"):
+        lab.run("ln", "-s", BINARY, "/usr/local/bin/etcd")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from niso.api.captures import Capture, Traced
     from niso.api.flow_views import Flow, Flows
     from niso.api.host_attachments import Attachments
+    from niso.api.host_cluster import Clusters
     from niso.api.host_networks import Networks
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
@@ -92,6 +93,13 @@ class Host:
         from niso.api.host_attachments import Attachments
 
         return Attachments(self.session)
+
+    @property
+    def cluster(self) -> Clusters:
+        """The cluster that this host is in."""
+        from niso.api.host_cluster import Clusters
+
+        return Clusters(self.session)
 
     @property
     def stacks(self) -> Stacks:

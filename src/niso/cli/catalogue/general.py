@@ -22,6 +22,7 @@ COMMANDS = (
         (VERBOSE, JSON),
         "Active services stay active.",
         (("niso disable api", ""),),
+        aside=True,
     ),
     Command(
         "restore",
@@ -32,6 +33,18 @@ COMMANDS = (
         "forwards. If one fails, the others are still activated.",
         (("niso restore", ""), ("@reboot /usr/local/bin/niso restore", "a line in root's crontab")),
         (("0", "all enabled services are active"), ("1", "some failed; each has an error")),
+        aside=True,
+    ),
+    Command(
+        "agent",
+        "follow the cluster that this host is in, in the foreground",
+        (),
+        (),
+        "What niso-agent.service runs. It brings the names and addresses of services on other "
+        "hosts, and says that this host is alive. Without it, what this host knows stays as it is, "
+        "and after 10 seconds other hosts leave its names out.",
+        (("niso agent", "until Ctrl-C"),),
+        (("130", "stopped with Ctrl-C"),),
         aside=True,
     ),
     Command(

@@ -221,6 +221,7 @@ COMMANDS = (
             ("1", "a service is not active or has no process"),
         ),
         ends=True,
+        aside=True,
     ),
     Command(
         "port-forward",

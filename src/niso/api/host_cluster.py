@@ -1,0 +1,284 @@
+"""Manage the cluster of hosts that this one is in: ``host.cluster``."""
+
+from __future__ import annotations
+
+from niso.api.guard import guarded, path, text, texts
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from niso.api.session import Session
+    from niso.cluster.config import Config
+    from niso.cluster.membership import Host
+    from niso.commands.cluster import Existing, Joined
+    from niso.commands.cluster_hosts import Following, Status
+
+
+class ExistingEtcd(NamedTuple):
+    """An etcd that is not niso's: files are PEM, ``user_file`` has one line, NAME:PASSWORD."""
+
+    urls: tuple[str, ...]
+    cacert: str | os.PathLike[str] | None = None
+    cert: str | os.PathLike[str] | None = None
+    key: str | os.PathLike[str] | None = None
+    user_file: str | os.PathLike[str] | None = None
+    prefix: str = ""
+
+
+class Membership(NamedTuple):
+    """Result of `Clusters.init` and `Clusters.join`: what this host is in its cluster."""
+
+    cluster: str
+    """the cluster's id"""
+    host: str
+    """this host's name"""
+    address: str
+    """its address between the hosts"""
+    member: bool
+    """whether it runs a member of etcd"""
+    members: int
+    """number of etcd's members; 0 if etcd is not niso's"""
+
+
+class ClusterMember(NamedTuple):
+    """A member of etcd."""
+
+    name: str
+    """its name, which is that of its host; empty if nothing answers"""
+    address: str
+    """where it answers"""
+    version: str | None
+    """etcd's version; null if it does not answer"""
+    leader: bool
+    """whether it leads the others"""
+    learns: bool
+    """whether it does not count for the majority yet"""
+
+
+class ClusterHost(NamedTuple):
+    """A host of the cluster."""
+
+    name: str
+    """its name"""
+    address: str
+    """its address between the hosts"""
+    state: str
+    """here, alive or gone"""
+    networks: tuple[str, ...]
+    """strings: the networks of its services"""
+    services: int
+    """number of services that it holds"""
+    niso: str
+    """its version of niso; can be empty"""
+
+
+class ClusterStatus(NamedTuple):
+    """The cluster as this host sees it."""
+
+    cluster: str
+    """its id"""
+    host: str
+    """this host's name"""
+    answers: bool
+    """whether etcd answers; else hosts are as this one knew them last"""
+    revision: int
+    """etcd's revision; 0 without an answer"""
+    tls: bool
+    """whether requests are encrypted"""
+    members: tuple[ClusterMember, ...]
+    """etcd's members"""
+    hosts: tuple[ClusterHost, ...]
+    """hosts, sorted by name"""
+
+
+class Clusters:
+    """Manage the cluster that this host is in: ``host.cluster``."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @guarded
+    def init(
+        self, *, name: str = "", address: str = "", etcd: ExistingEtcd | None = None
+    ) -> Membership:
+        """Make a cluster with this host as its first one.
+
+        ``name`` defaults to the hostname, ``address`` to that of the default route. With ``etcd``
+        an existing one is used; else this host runs one. Raises UsageError, Conflict, Error.
+        """
+        from niso.commands import cluster
+
+        machine = self.session.machine_for_change(create=True)
+        existing = None if etcd is None else _existing(etcd)
+        made = _usage(
+            lambda: cluster.init(
+                machine,
+                text(name, "--name"),
+                text(address, "--address"),
+                existing,
+                self.session.report,
+            )
+        )
+        return _membership(made)
+
+    @guarded
+    def invite(self, host: str, *, address: str = "", renew: bool = False) -> str:
+        """Return the invitation of a host, a text with a key: who has it is a host.
+
+        With ``renew``, of a host that is in the cluster, with new certificates. Raises UsageError,
+        Conflict, Error.
+        """
+        from niso.commands import cluster
+
+        machine = self.session.machine()
+        name, where = text(host, "HOST"), text(address, "--address")
+        return _usage(lambda: cluster.invite(machine, name, where, renew))
+
+    @guarded
+    def join(self, invitation: bytes, *, member: bool | None = None) -> Membership:
+        """Join a cluster with the content of an invitation.
+
+        ``member`` says whether to run a member of etcd; by default the first three hosts do.
+        Raises InvalidInput, Conflict, Error.
+        """
+        from niso.commands import cluster
+
+        machine = self.session.machine_for_change(create=True)
+        return _membership(cluster.join(machine, invitation, member, self.session.report))
+
+    @guarded
+    def leave(self, *, force: bool = False) -> str:
+        """Take this host out of its cluster; return the name that it had there.
+
+        With ``force`` also if nothing answers. Raises Conflict if it has services there, Error.
+        """
+        from niso.commands import cluster
+
+        machine = self.session.machine_for_change()
+        return cluster.leave(machine, force, self.session.report).host
+
+    @guarded
+    def forget(self, host: str) -> tuple[str, ...]:
+        """Give up a lost host with all that it had; return its services.
+
+        Raises NotFound, Conflict if it is alive.
+        """
+        from niso.commands import cluster_hosts
+
+        return tuple(cluster_hosts.forget(self.session.machine(), text(host, "HOST")))
+
+    @guarded
+    def add_member(self, host: str = "") -> int:
+        """Run a member of etcd on this host; return how many there are. Raises Conflict, Error."""
+        from niso.commands import cluster_hosts
+
+        machine = self.session.machine_for_change()
+        return cluster_hosts.add_member(machine, text(host, "HOST"), self.session.report)
+
+    @guarded
+    def remove_member(self, host: str = "") -> int:
+        """Run no member on this host, or drop that of a lost one; return how many are left.
+
+        Raises Conflict, NotFound, Error.
+        """
+        from niso.commands import cluster_hosts
+
+        machine = self.session.machine_for_change()
+        return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
+
+    @guarded
+    def backup(self, file: str | os.PathLike[str]) -> int:
+        """Write etcd's data to a file for root alone; return its size in bytes. Raises Error."""
+        from niso.commands import cluster_hosts
+
+        return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
+
+    @guarded
+    def status(self) -> ClusterStatus:
+        """Return the hosts and the members of etcd. Raises Error if this host is in no cluster."""
+        from niso.commands import cluster_hosts
+
+        seen = cluster_hosts.status(self.session.machine())
+        if seen.problem is not None:
+            self.session.caution(
+                seen.problem.message,
+                ("what runs goes on; hosts are listed as this one knew them last",),
+            )
+        return _status(seen)
+
+    @guarded
+    def follow(self, log: Callable[[str], None]) -> Following:
+        """Return this host's agent: ``run()`` follows the cluster until ``stop()`` is called.
+
+        ``log`` takes lines of text. Raises Error if this host is in no cluster.
+        """
+        from niso.commands import cluster_hosts
+
+        return cluster_hosts.follow(self.session.machine(), log)
+
+    @guarded
+    def become_etcd(self) -> None:
+        """Replace this process by this host's member of etcd. Raises Error if it has none."""
+        from niso.cluster import config, own_etcd
+
+        own_etcd.execute(config.require())
+
+
+def _usage[T](call: Callable[[], T]) -> T:
+    """Return the result of a call; an invalid argument is a UsageError."""
+    from niso.base.errors import InvalidInput, UsageError
+
+    try:
+        return call()
+    except InvalidInput as error:
+        if error.file:
+            raise
+        raise UsageError.of(error) from None
+
+
+def _existing(given: ExistingEtcd) -> Existing:
+    from niso.commands.cluster import Existing
+
+    chosen = (given.cacert, given.cert, given.key, given.user_file)
+    named = zip(chosen, ("--cacert", "--cert", "--key", "--user"), strict=True)
+    cacert, cert, key, user = ("" if each is None else path(each, name) for each, name in named)
+    urls = tuple(texts(given.urls, "--etcd"))
+    return Existing(urls, cacert, cert, key, user, text(given.prefix, "--prefix"))
+
+
+def _membership(made: Joined) -> Membership:
+    own: Config = made.config
+    return Membership(made.cluster, own.host, own.address, own.member is not None, made.members)
+
+
+def _status(seen: Status) -> ClusterStatus:
+    states = [state for _, state in seen.members if state is not None]
+    leaders = {state.leader for state in states}
+    return ClusterStatus(
+        seen.cluster,
+        seen.own.host,
+        seen.problem is None,
+        max((state.revision for state in states), default=0) if seen.problem is None else 0,
+        bool(seen.own.etcd.cacert),
+        tuple(
+            ClusterMember(
+                member.name,
+                member.client,
+                state.version if state else None,
+                bool(member.identity) and member.identity in leaders,
+                member.learns,
+            )
+            for member, state in seen.members
+        ),
+        tuple(_host(host, seen) for host in seen.hosts),
+    )
+
+
+def _host(host: Host, seen: Status) -> ClusterHost:
+    held = [claim for claim in seen.claims if claim.host == host.name]
+    networks = sorted({network for claim in held for network in claim.networks})
+    here = host.name == seen.own.host
+    state = "here" if here else "alive" if host.alive else "gone"
+    return ClusterHost(host.name, host.address, state, tuple(networks), len(held), host.version)

@@ -1,0 +1,155 @@
+"""Describe niso cluster."""
+
+from __future__ import annotations
+
+from niso.cli.command import JSON, VERBOSE, Argument, Command, Group, Option
+
+_MEMBER_ADD = Command(
+    "cluster member add",
+    "run a member of etcd on this host",
+    (Argument("host", "HOST", "this host's name, to be sure", "?", "nothing"),),
+    (VERBOSE,),
+    "The first three hosts that join are members by themselves. After the loss of one, another "
+    "host takes its place. The host needs the key that members have: it comes with an invitation.",
+    (("niso cluster member add", ""),),
+)
+_MEMBER_REMOVE = Command(
+    "cluster member remove",
+    "run no member on this host, or drop that of a lost host",
+    (Argument("host", "HOST", "a lost host (default: this one)", "?", "nothing"),),
+    (VERBOSE,),
+    "Deletes the member's data. The host stays in the cluster.",
+    (("niso cluster member remove", ""), ("niso cluster member remove c", "c is lost")),
+    ends=True,
+)
+
+GROUP = Group(
+    "cluster",
+    "let several hosts share networks",
+    (
+        Command(
+            "cluster init",
+            "make a cluster with this host as its first one",
+            (),
+            (
+                Option(
+                    "address",
+                    ("--address",),
+                    "by which other hosts reach this one (default: that of the default route)",
+                    "ADDRESS",
+                ),
+                Option("name", ("--name",), "of this host (default: the hostname)", "HOST"),
+                Option(
+                    "etcd",
+                    ("--etcd",),
+                    "use an etcd that exists, at URLs separated by commas",
+                    "URLS",
+                ),
+                Option("cacert", ("--cacert",), "the authority of its certificates (PEM)", "FILE"),
+                Option("cert", ("--cert",), "the certificate for it (PEM)", "FILE"),
+                Option("key", ("--key",), "the key of that certificate (PEM)", "FILE"),
+                Option("user", ("--user",), "a file with one line, NAME:PASSWORD", "FILE"),
+                Option("prefix", ("--prefix",), "of its keys there (default: /niso/v1/)", "PREFIX"),
+                VERBOSE,
+                JSON,
+            ),
+            "Hosts agree through etcd on names and addresses. Without --etcd this host runs it, "
+            "with certificates of the cluster's own: niso-etcd.service, in /var/lib/niso-etcd. "
+            "niso-agent.service follows what other hosts have. Without systemd, etcd is started "
+            "in the background, and niso agent is for the caller to run. Packets between hosts are "
+            "VXLAN, UDP port 4799. etcd needs TCP ports 2379 and 2380.",
+            (
+                ("niso cluster init --address 198.51.100.1", ""),
+                ("niso cluster init --etcd https://e:2379 --cacert c --cert h --key k", ""),
+            ),
+        ),
+        Command(
+            "cluster invite",
+            "print the invitation of a host, a secret",
+            (Argument("host", "HOST", "the name that it is to have", "", "nothing"),),
+            (
+                Option(
+                    "address", ("--address",), "by which other hosts reach that host", "ADDRESS"
+                ),
+                Option("renew", ("--renew",), "new certificates for a host that is in the cluster"),
+            ),
+            "The invitation has a certificate and its key, for ten years. Who has it is a host of "
+            "the cluster, so it is never printed on a terminal. `| ssh b niso cluster join -` "
+            "keeps it off the disk. It is made on a member of etcd.",
+            (
+                ("niso cluster invite b --address 198.51.100.2 > b.join", ""),
+                ("niso cluster invite b --renew > b.join", ""),
+            ),
+        ),
+        Command(
+            "cluster join",
+            "join the cluster of an invitation",
+            (Argument("file", "FILE", "the invitation, or - for stdin", "", "folder"),),
+            (
+                Option("member", ("--member",), "run a member of etcd", group="member", means=1),
+                Option("member", ("--no-member",), "run none", group="member", means=2),
+                VERBOSE,
+                JSON,
+            ),
+            "The first three hosts run a member of etcd: with three, the loss of one changes "
+            "nothing.",
+            (("niso cluster join b.join", ""),),
+        ),
+        Command(
+            "cluster status",
+            "show the hosts and the members of etcd",
+            (),
+            (JSON,),
+            "SERVICES are those that a host holds, whether they run or not. Without an answer of "
+            "etcd, hosts are as this one knew them last.",
+            (("niso cluster status", ""),),
+            (("0", "etcd answers"), ("1", "it does not, or this host is in no cluster")),
+        ),
+        Command(
+            "cluster leave",
+            "take this host out of its cluster",
+            (),
+            (
+                Option(
+                    "force",
+                    ("--force",),
+                    "also if the cluster does not answer; it then still lists this host",
+                ),
+                VERBOSE,
+            ),
+            "Fails if services are on networks of the cluster. The member of etcd ends, and its "
+            "data are deleted.",
+            (("niso cluster leave", ""),),
+            ends=True,
+        ),
+        Command(
+            "cluster forget",
+            "give up a lost host with all that it had",
+            (Argument("host", "HOST", "a host that is gone", "", "nothing"),),
+            (),
+            "Its services' names and addresses become free, and its member of etcd is dropped. A "
+            "service that is to go on elsewhere is taken over before.",
+            (("niso cluster forget c", ""),),
+            ends=True,
+        ),
+        _MEMBER_ADD,
+        _MEMBER_REMOVE,
+        Command(
+            "cluster backup",
+            "write etcd's data to a file",
+            (Argument("file", "FILE", "is replaced as a whole", "", "folder"),),
+            (),
+            "A snapshot, for etcdutl snapshot restore.",
+            (("niso cluster backup /root/cluster.db", ""),),
+        ),
+        Command(
+            "cluster etcd",
+            "run this host's member of etcd in the foreground",
+            (),
+            (),
+            "What niso-etcd.service runs. Without systemd, run it at boot.",
+            (("niso cluster etcd", ""),),
+            aside=True,
+        ),
+    ),
+)

@@ -1,0 +1,400 @@
+"""Make a cluster, join one, and leave it.
+
+A host is in a cluster once its store has the cluster's id. What an interrupted command left before
+that is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from urllib.parse import urlsplit
+
+import niso
+from niso.base import files, paths
+from niso.base.errors import Conflict, Error, InvalidInput, UsageError
+from niso.base.lite_typing import NamedTuple
+from niso.base.locks import Lock, service_lock
+from niso.base.report import Report
+from niso.cluster import certificates, config, invitation, members, own_etcd
+from niso.cluster.config import Config, Member, Own, Reach
+from niso.cluster.etcd import Etcd
+from niso.cluster.invitation import Invitation
+from niso.cluster.membership import Cluster, Host, Membership
+from niso.cluster.requests import NoAnswer
+from niso.commands import cluster_units as units
+from niso.services.machine import Machine
+
+LOCK = "niso.cluster"
+_LOCK_S = 60.0
+MOST_MEMBERS = 3
+"""The first hosts become members of etcd: with three, the loss of one changes nothing."""
+
+
+class Existing(NamedTuple):
+    """An etcd that is not niso's."""
+
+    urls: tuple[str, ...]
+    cacert: str = ""
+    cert: str = ""
+    key: str = ""
+    user_file: str = ""
+    prefix: str = ""
+
+
+class Joined(NamedTuple):
+    """What a host is in its cluster now."""
+
+    config: Config
+    cluster: str  # its id
+    members: int  # of etcd; 0 if it is not niso's
+
+
+# --- init -----------------------------------------------------------------------------------------
+
+
+def init(
+    machine: Machine, host: str, address: str, existing: Existing | None, report: Report
+) -> Joined:
+    """Make a cluster with this host as its first one; "" for the usual name and address.
+
+    Raises UsageError, Conflict, Error, NoAnswer; nothing is left then.
+    """
+    host = config.host_name(host or _own_name(), "--name")
+    address = config.ip_address(address or _own_address(), "--address")
+    mtu = _require_own(machine, address, "--address")
+    with service_lock(LOCK, _LOCK_S):
+        _require_apart(machine)
+        _clear(machine, report)
+        if existing is None:
+            places = own_etcd.client_place(address), own_etcd.peer_url(address)
+            reach = Reach((places[0],), *_OWN_FILES, own=True)
+            own = Config(host, address, reach, Member((f"{host}={places[1]}",)))
+            own_etcd.program()
+            units.require_free(machine, units.ETCD)
+        else:
+            own = Config(host, address, _reach(existing))
+        units.require_free(machine, units.AGENT)
+        try:
+            os.makedirs(paths.cluster_dir(), 0o700, exist_ok=True)
+            if existing is None:
+                certificates.make_authority(paths.cluster_dir(), f"of {host}")
+                certificates.issue(paths.cluster_dir(), paths.cluster_dir(), [address])
+            config.save(own)
+            if existing is None:
+                units.start_etcd(machine, own, report)
+            with own.engine() as engine:
+                membership = Membership(engine, own.keys)
+                left = None if membership.hosts() else membership.cluster()
+                cluster = left or membership.make()  # one that an interrupted command has made
+                _record(machine, own, cluster, mtu)
+        except BaseException:
+            _clear(machine, report)
+            raise
+        units.start_agent(machine, report)
+    return Joined(own, cluster.identity, 1 if existing is None else 0)
+
+
+_OWN_FILES = (certificates.AUTHORITY, certificates.CERTIFICATE, certificates.KEY)
+
+
+def _reach(existing: Existing) -> Reach:
+    """Return how an etcd is reached that is not niso's. Raises UsageError, Error."""
+    places, schemes = [], set()
+    for url in existing.urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or parts.path.strip("/") or not parts.netloc:
+            raise UsageError("is no URL of etcd", "--etcd https://etcd1:2379", "--etcd", value=url)
+        place = parts.netloc if parts.port else f"{parts.netloc}:{config.CLIENT_PORT}"
+        places.append(config.endpoint(place, "--etcd"))
+        schemes.add(parts.scheme)
+    if schemes != {"https" if existing.cacert else "http"}:
+        raise UsageError(
+            "https needs --cacert, and http has none",
+            "http is neither encrypted nor does it know who asks: only for trials",
+            "--etcd",
+        )
+    chosen = (existing.cacert, existing.cert, existing.key, existing.user_file)
+    cacert, cert, key, user = (os.path.abspath(each) if each else "" for each in chosen)
+    reach = Reach(tuple(places), cacert, cert, key, user)
+    if existing.prefix:
+        prefix = config.key_prefix(existing.prefix, "--prefix")
+        reach = reach._replace(prefix=prefix)
+    return reach
+
+
+# --- invite, join ---------------------------------------------------------------------------------
+
+
+def invite(machine: Machine, host: str, address: str, renew: bool) -> str:
+    """Return the invitation of a host, a text with keys.
+
+    With ``renew``, of one that is in the cluster, with new certificates. Raises Conflict, Error.
+    """
+    own = require_member(machine)
+    config.host_name(host, "HOST")
+    with own.engine() as engine:
+        known = {each.name: each for each in Membership(engine, own.keys).hosts()}
+        if renew:
+            if host not in known:
+                raise Conflict(f"host {host} is not in the cluster", "leave out --renew")
+            address = address or known[host].address
+        elif host in known:
+            raise Conflict(
+                f"host {host} is in the cluster already",
+                "--renew makes new certificates for it; a new host needs another name",
+            )
+        elif not address:
+            raise UsageError("is needed", "by which other hosts reach it", "--address")
+        address = config.ip_address(address, "--address")
+        if any(each.address == address and each.name != host for each in known.values()):
+            raise Conflict(f"{address} is the address of another host", "choose its own one")
+        places = own.etcd.members
+        if own.etcd.own:
+            places = members.endpoints(members.members(engine)) or places
+    kept = invitation.issued(own, address) if own.etcd.own else invitation.contents(own)
+    reach = Reach(places, prefix=own.etcd.prefix, own=own.etcd.own)
+    made = Invitation(machine.store.cluster_id(), Own(host, address), reach, kept)
+    return invitation.text_of(made)
+
+
+def join(machine: Machine, text: bytes, member: bool | None, report: Report) -> Joined:
+    """Join the cluster of an invitation. ``member`` says whether to run a member of etcd.
+
+    By default the first three hosts do. A host that is in the cluster takes the certificates.
+    Raises InvalidInput, Conflict, Error, NoAnswer; nothing is left then.
+    """
+    invited = invitation.parsed(text)
+    own = invited.config()
+    if member and not own.etcd.own:
+        raise UsageError("this cluster has an etcd of its own", key="--member")
+    with service_lock(LOCK, _LOCK_S):
+        if machine.store.cluster_id() == invited.cluster:
+            return _renew(machine, invited, member, report)
+        _require_apart(machine)
+        mtu = _require_own(machine, own.address, "the invitation")
+        _clear(machine, report)
+        units.require_free(machine, units.AGENT)
+        try:
+            invitation.keep(invited.files)
+            config.save(own)
+            with own.engine() as engine:
+                membership = Membership(engine, own.keys)
+                cluster = membership.cluster()
+                if cluster is None or cluster.identity != invited.cluster:
+                    raise Error(
+                        f"etcd does not have cluster {invited.cluster}",
+                        "the invitation is of another one, or its data were lost",
+                    )
+                count = _voting(engine) if own.etcd.own else 0
+                member = count < MOST_MEMBERS if member is None and own.etcd.own else bool(member)
+                if member:
+                    own_etcd.program()
+                    units.require_free(machine, units.ETCD)
+                else:
+                    _drop_authority_key()
+                _record(machine, own, cluster, mtu)
+        except BaseException:
+            _clear(machine, report)
+            raise
+        units.start_agent(machine, report)
+        if member:
+            try:
+                own = become_member(machine, own, report)
+            except Error as error:
+                raise Error(
+                    f"joined as {own.host}, but not as a member of etcd: {error.message}",
+                    "niso cluster member add tries it again",
+                ) from error
+            count += 1
+    return Joined(own, cluster.identity, count)
+
+
+def _renew(machine: Machine, invited: Invitation, member: bool | None, report: Report) -> Joined:
+    """Take the certificates of an invitation of this host. Raises Conflict, Error."""
+    own = config.require()
+    if invited.host.name != own.host:
+        raise Conflict(
+            f"this host is {own.host} in the cluster, and the invitation is of {invited.host.name}",
+            f"niso cluster invite {own.host} --renew",
+        )
+    if invited.host.address != own.address:
+        raise Conflict(
+            f"this host has {own.address} in the cluster, and the invitation is of"
+            f" {invited.host.address}",
+            "a host with another address leaves the cluster and joins it again",
+        )
+    invitation.keep(invited.files)
+    if own.member is not None:
+        own_etcd.prepare(own)
+    elif not member:
+        _drop_authority_key()
+    else:
+        own = become_member(machine, own, report)
+    with own.engine() as engine:
+        return Joined(own, invited.cluster, _voting(engine) if own.etcd.own else 0)
+
+
+# --- members --------------------------------------------------------------------------------------
+
+
+def become_member(machine: Machine, own: Config, report: Report) -> Config:
+    """Run a member of etcd on this host; return its configuration. Raises Error, NoAnswer."""
+    own_etcd.program()
+    units.require_free(machine, units.ETCD)
+    peer = own_etcd.peer_url(own.address)
+    with own.engine() as engine:
+        own_etcd.forget()
+        try:
+            members.add(engine, peer)
+            initial = tuple(
+                f"{each.name or own.host}={each.peer}" for each in members.members(engine)
+            )
+            changed = own._replace(member=Member(initial, joins=True))
+            config.save(changed)
+            units.start_etcd(machine, changed, report)
+            members.promote(engine, peer)
+            places = members.endpoints(members.members(engine))
+            changed = changed._replace(etcd=own.etcd._replace(members=places))
+            config.save(changed)
+        except BaseException:
+            end_member(machine, own, engine, report)
+            raise
+    return changed
+
+
+def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> None:
+    """Run no member of etcd on this host; no-op if it runs none. Raises Error, NoAnswer."""
+    peer = own_etcd.peer_url(own.address)
+    for each in members.members(engine):
+        if each.peer == peer:
+            members.remove(engine, each)
+    units.end(machine, units.ETCD, report)
+    config.save(own._replace(member=None))
+    own_etcd.forget()
+
+
+def _voting(engine: Etcd) -> int:
+    return sum(not each.learns for each in members.members(engine))
+
+
+# --- leave ----------------------------------------------------------------------------------------
+
+
+def leave(machine: Machine, force: bool, report: Report) -> Config:
+    """Take this host out of its cluster; return what it was there.
+
+    With ``force`` also if the cluster does not answer, which then still lists it. Raises Conflict
+    if it has services there, NoAnswer, Error.
+    """
+    store = machine.store
+    own = config.require()
+    with service_lock(LOCK, _LOCK_S):
+        held = [claim.service for claim in store.across.claims()]
+        spans = [network.name for network in store.networks() if network.span is not None]
+        held += [service for name in spans for service, _ in store.members(name)]
+        if held:
+            raise Conflict(
+                f"services are on networks of the cluster: {', '.join(sorted(set(held)))}",
+                "the host can leave once they are removed, or on other networks",
+            )
+        if spans:
+            raise Conflict(
+                f"networks span the cluster: {', '.join(spans)}",
+                "the host can leave once it does not have them",
+            )
+        if store.cluster_id():
+            _give_notice(machine, own, force, report)
+        with Lock(), store.transaction():
+            store.across.set_cluster("")
+        _clear(machine, report)
+    return own
+
+
+def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> None:
+    """Remove this host from the cluster's keys and from etcd's members."""
+    try:
+        with own.engine() as engine:
+            membership = Membership(engine, own.keys)
+            alone = all(host.name == own.host for host in membership.hosts())
+            membership.leave(own.host, machine.store.state_id())
+            if own.member is not None and not alone:
+                end_member(machine, own, engine, report)
+    except NoAnswer as error:
+        if not force:
+            raise NoAnswer(
+                error.reason,
+                "the host can leave once it answers, or with --force: then another host forgets it",
+                error.unknown,
+            ) from error
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def require_member(machine: Machine) -> Config:
+    """Return cluster.toml of a host that is in a cluster. Raises Error."""
+    own = config.require()
+    if not machine.store.cluster_id():
+        raise Error(
+            "joining the cluster was interrupted",
+            "do it again: niso cluster init or niso cluster join",
+        )
+    return own
+
+
+def _require_apart(machine: Machine) -> None:
+    """Raise Conflict if this host is in a cluster."""
+    identity = machine.store.cluster_id()
+    if identity:
+        raise Conflict(f"this host is in cluster {identity} already", "niso cluster status")
+
+
+def _require_own(machine: Machine, address: str, key: str) -> int:
+    """Return the MTU of the link with an address. Raises InvalidInput if this host lacks it."""
+    mtu = machine.kernel.mtu_of(address)
+    if mtu is None:
+        raise InvalidInput(f"{address} is no address of this host", "ip address lists them", key)
+    return mtu
+
+
+def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
+    """Make this host one of the cluster, in its keys and in the store."""
+    store = machine.store
+    host = Host(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
+    with own.engine() as engine:
+        Membership(engine, own.keys).join(host)
+    with Lock(), store.transaction():
+        store.across.set_cluster(cluster.identity)
+
+
+def _clear(machine: Machine, report: Report) -> None:
+    """Remove all of a cluster that this host is not in. No-op if there is nothing."""
+    units.end(machine, units.AGENT, report)
+    units.end(machine, units.ETCD, report)
+    own_etcd.forget()
+    shutil.rmtree(paths.cluster_dir(), ignore_errors=True)
+
+
+def _drop_authority_key() -> None:
+    """Delete the authority's key, which only members need."""
+    path = os.path.join(paths.cluster_dir(), certificates.AUTHORITY_KEY)
+    if os.path.lexists(path):
+        files.remove(path)
+
+
+def _own_name() -> str:
+    return os.uname().nodename.partition(".")[0].lower()
+
+
+def _own_address() -> str:
+    """Return the address by which this host reaches others. Raises UsageError."""
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((far, 9))  # of a datagram socket: nothing is sent
+                return str(probe.getsockname()[0])
+            except OSError:
+                continue
+    raise UsageError("is needed, since this host has no default route", key="--address")
