@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from typing import NamedTuple
 
 from fake_world import World
 
@@ -11,14 +11,37 @@ from niso.cluster.claims import Claim as Held
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import Keys
-from niso.cluster.membership import Host, Membership, Spec
+from niso.cluster.membership import Host, Membership
+from niso.commands import network
 from niso.kernel.kinds.hosts_line import HostsLine
 from niso.kernel.nft_wire import CLAIMS
 from niso.plan.policy_maps import PASSES
-from niso.store.span_rows import Claim
+from niso.services.networks import NetworkRequest
 
 KEYS = Keys()
 ME = "b"
+SUBNETS = ("10.99.1.0/24", "fd00:1::/64")
+
+
+class Joined(NamedTuple):
+    """How a host in memory reaches its cluster."""
+
+    host: str
+    address: str
+    fake: FakeEngine
+    keys: Keys = KEYS
+
+    def engine(self, brief: bool = False) -> FakeEngine:
+        return self.fake
+
+
+def join(world: World, engine: FakeEngine, host: str, address: str) -> None:
+    """Have a world be a host of the cluster that the engine has."""
+    cluster = Membership(engine).cluster()
+    assert cluster is not None
+    with world.store.transaction():
+        world.store.across.set_cluster(cluster.identity)
+    world.machine = world.machine._replace(joined=lambda: Joined(host, address, engine))
 
 
 class Cluster:
@@ -28,21 +51,13 @@ class Cluster:
         self.world = world
         self.engine = FakeEngine()
         self.membership = Membership(self.engine)
-        made = self.membership.make()
+        self.membership.make()
         for number, name in enumerate("abc", 1):
             self.membership.join(Host(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
             self.lease = self.engine.grant(10)
             assert self.membership.live(name, f"id-{name}", self.lease, "boot")
-        subnets = (("10.99.1.0/24", "10.99.1.1"), ("fd00:1::/64", "fd00:1::1"))
-        spec = self.membership.create_network(Spec("backend", 0, 1430, subnets))
-        world.make("backend", *(cidr for cidr, _ in subnets))
-        mine = self.claim(ME, "db")
-        with world.store.transaction():
-            world.store._db.execute(
-                "INSERT INTO meta VALUES ('cluster', ?)", (json.dumps({"id": made.identity}),)
-            )
-            world.store.across.set_span("backend", spec.vni, made.port, "198.51.100.2")
-            world.store.across.set_claim(Claim("db", mine.mark, mine.gen, mine.networks))
+        join(world, self.engine, ME, "198.51.100.2")
+        network.create(world.machine, NetworkRequest("backend", SUBNETS, mtu=1430, span=True))
         policy = {"allow_from": ["api"]}
         world.activate(world.package("db", network={"network": "backend", "policy": policy}))
 

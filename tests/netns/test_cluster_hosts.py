@@ -1,4 +1,4 @@
-"""Test three hosts with a real engine: claims, agents, kernels. Small programs stand for the commands that are to come.
+"""Test three hosts with a real engine: commands, agents, kernels.
 
 etcd runs on host a. Hosts b and c have the services.
 """
@@ -14,52 +14,39 @@ from typing import Any
 import pytest
 from conftest import Process
 from etcd_world import BINARY, flags
-from many_hosts import MTU, SUBNETS, Host, network, underlay
+from many_hosts import SUBNETS, Host, underlay
 from services import ask, echo, on
 
 from niso.cluster import certificates
 
-COMMON = """\
+JOIN = """\
 import json, sys
-from niso.cluster.claims import Claims, Wanted
-from niso.cluster.etcd import Access, Etcd
-from niso.cluster.membership import Host, Membership, Spec
-from niso.store.span_rows import Claim
+from niso.cluster import config
+from niso.cluster.membership import Host, Membership
 from niso.store.store import Store
 what = json.loads(sys.argv[1])
-engine = Etcd(Access(("198.51.100.1:2379",), "/tmp/tls/authority.pem", "/tmp/tls/host.pem", "/tmp/tls/host.key"))
+files = [f"/tmp/tls/{name}" for name in ("authority.pem", "host.pem", "host.key")]
+made = config.Config(what["name"], what["address"], config.Reach(("198.51.100.1:2379",), *files))
 store = Store.open()
-"""
-JOIN = """\
-membership = Membership(engine)
+membership = Membership(made.engine())
 cluster = membership.cluster() or membership.make()
 membership.join(Host(what["name"], store.state_id(), what["address"], 1500, False))
-spec = membership.create_network(Spec("backend", 0, what["mtu"], tuple(map(tuple, what["subnets"]))))
 with store.transaction():
-    store._db.execute("INSERT INTO meta VALUES ('cluster', ?)", (json.dumps({"id": cluster.identity}),))
-    store.across.set_span("backend", spec.vni, cluster.port, what["address"])
-"""
-CLAIM = """\
-claims = Claims(engine, what["host"])
-made = claims.claim(Wanted(what["service"], ("backend",), (what["service"],), {}, {}), take=what["take"])
-with store.transaction():
-    store.across.set_claim(Claim(made.service, made.mark, made.gen, made.networks))
-print(made.networks["backend"][0])
-"""
-PUBLISH = """\
-mark = store.across.claim(what["service"]).mark
-assert Claims(engine, what["host"]).publish(what["service"], mark, True)
+    store.across.set_cluster(cluster.identity)
+config.save(made)
 """
 AGENT = """\
+from niso.cluster import config
 from niso.cluster.agent import Agent, Me, boot_id
 from niso.commands.deactivate import deactivate
 from niso.services.machine import real
-def connect():
-    return Etcd(Access(("198.51.100.1:2379",), "/tmp/tls/authority.pem", "/tmp/tls/host.pem", "/tmp/tls/host.key"))
+from niso.store.store import Store
+store = Store.open()
 machine = real(store)
-me = Me(what["host"], store.state_id(), store.cluster_id(), boot_id())
-agent = Agent(me, connect, lambda services: deactivate(machine, services), lambda line: print(line, flush=True))
-agent.run(store, machine.kernel)
+made = config.require()
+me = Me(made.host, store.state_id(), store.cluster_id(), boot_id())
+end = lambda services: deactivate(machine, services)
+Agent(me, made.engine, end, lambda line: print(line, flush=True)).run(store, machine.kernel)
 """
 
 
@@ -78,13 +65,11 @@ class Cluster:
             copy = (authority / certificates.AUTHORITY).read_bytes()
             (folder / certificates.AUTHORITY).write_bytes(copy)
         self.engine = self.start_engine()
-        subnets = [
-            (cidr, cidr.replace("0/24", "1").replace(":/64", ":1")) for cidr in SUBNETS.values()
-        ]
         for host in (self.b, self.c):
-            network(host)
-            self.run(host, JOIN, name=host.name, address=host.address[4], mtu=MTU, subnets=subnets)
-            host.lab.niso("net", "repair")
+            what = json.dumps({"name": host.name, "address": host.address[4]})
+            host.lab.run(sys.executable, "-c", JOIN, what)
+        subnets = [word for cidr in SUBNETS.values() for word in ("--subnet", cidr)]
+        self.b.lab.niso("net", "create", "backend", "--span", *subnets)
         self.agents = {host.name: self.start_agent(host) for host in (self.b, self.c)}
 
     def start_engine(self) -> Process:
@@ -92,17 +77,13 @@ class Cluster:
         return self.a.lab.popen(BINARY, *words, stdout=-3, stderr=-3)
 
     def start_agent(self, host: Host) -> Process:
-        return host.lab.popen(sys.executable, "-c", COMMON + AGENT, json.dumps({"host": host.name}))
+        return host.lab.popen(sys.executable, "-c", AGENT)
 
-    def run(self, at: Host, program: str, **what: Any) -> str:
-        done = at.lab.run(sys.executable, "-c", COMMON + program, json.dumps(what))
-        return str(done.stdout).strip()
-
-    def activate(self, host: Host, service: str, take: bool = False, **keys: Any) -> str:
-        address = self.run(host, CLAIM, host=host.name, service=service, take=take)
-        host.lab.niso("activate", echo(host.lab, service, network=on("backend", **keys)))
-        self.run(host, PUBLISH, host=host.name, service=service)
-        return address
+    def activate(self, host: Host, service: str, *options: str, **keys: Any) -> str:
+        path = echo(host.lab, service, network=on("backend", **keys))
+        done = host.lab.niso("activate", path, "--json", *options)
+        [outcome] = json.loads(done.stdout)
+        return str(outcome["address"][0])
 
     def sees(self, host: Host, address: str, name: str) -> bool:
         text = host.lab.path("/run/niso/hosts/backend/hosts").read_text()
@@ -141,7 +122,7 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(cluster
     # b is lost with its agent: its names go, and c takes its service, with the address
     cluster.agents["b"].send_signal(signal.SIGKILL)
     c.lab.wait_for(lambda: not cluster.sees(c, db, "db"), 30, "db's name gone on c")
-    assert cluster.activate(c, "db", take=True) == db
+    assert cluster.activate(c, "db", "--take") == db
     c.lab.wait_for(lambda: ask(c.lab, db, 80, "niso-api") == f"db {api}", 20, "db on c")
     # b is there again: nobody hears its db, and it ends it
     assert "db" in b.lab.niso("ps").stdout

@@ -12,12 +12,12 @@ import pytest
 from cluster_world import KEYS, ME, Cluster
 from fake_world import World
 
-from niso.cluster.agent import GUARD_S, ORPHAN_S, TTL_S, Agent, Me
+from niso.cluster.agent import GUARD_S, TTL_S, Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.keys import decode
 from niso.cluster.membership import Host
 from niso.cluster.requests import Delete, NoAnswer, Txn
-from niso.commands.deactivate import deactivate, remove
+from niso.commands.deactivate import deactivate
 from niso.store.store import Store
 
 
@@ -104,16 +104,6 @@ def test_claims_that_a_backup_did_not_have_are_made_again(host: Hosted) -> None:
     assert again is not None and again.networks == held.networks
     host.look()
     assert host.is_up() and host.ended == []
-
-
-def test_claim_of_a_service_that_was_removed_is_given_up_after_a_while(host: Hosted) -> None:
-    remove(host.world.machine, ["db"])
-    for now_s in (0, ORPHAN_S - 1):
-        host.look(now_s)
-        assert Claims(host.cluster.engine, ME).held("db")
-    host.look(ORPHAN_S)
-    assert Claims(host.cluster.engine, ME).held("db") is None
-    assert host.world.store.across.claims() == []
 
 
 def test_names_stay_for_a_while_if_all_go_at_once(host: Hosted) -> None:

@@ -28,6 +28,8 @@ class NetworkLine(NamedTuple):
     """subnets, separated by a comma and a space"""
     services: int
     """number of known services on it"""
+    vni: int | None
+    """its number between the hosts of the cluster; null if it does not span hosts"""
 
 
 class Subnet(NamedTuple):
@@ -69,6 +71,8 @@ class Network(NamedTuple):
     """whether the kernel remembers its flows"""
     mtu: int
     """MTU in bytes"""
+    vni: int | None
+    """its number between the hosts of the cluster; null if it does not span hosts"""
     services: tuple[NetworkMember, ...]
     """known services on the network"""
 
@@ -132,6 +136,7 @@ class Networks:
         mtu: int | None = None,
         allow_public: bool = False,
         observe: bool = True,
+        span: bool = False,
         dry_run: bool = False,
     ) -> CreatedNetwork:
         """Create a network and its bridge; no-op if it exists with these values.
@@ -139,8 +144,9 @@ class Networks:
         ``subnets`` has at most one prefix per family and defaults to the next free /24.
         ``gateways`` are the bridge's addresses. ``ipv6`` adds a unique local /64. ``internal``
         disables forwarding out. ``mtu`` is in bytes. ``allow_public`` admits public prefixes, which
-        this host can then no longer reach. Raises Conflict, UsageError, KernelError;
-        then nothing has changed.
+        this host can then no longer reach. ``span`` makes it span the hosts of the cluster, or
+        takes it over from there. Raises Conflict, UsageError, KernelError, Error without an answer
+        of the cluster; then nothing has changed.
         """
         from niso.commands import network as command
         from niso.manifest.values import network_name
@@ -157,7 +163,7 @@ class Networks:
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
         request = NetworkRequest(
-            name, given[0], ipv6, given[1], internal, mtu, allow_public, observe
+            name, given[0], ipv6, given[1], internal, mtu, allow_public, observe, span
         )
         if not dry_run and store.intents():
             from niso.services import journal
@@ -174,7 +180,7 @@ class Networks:
         store = self.session.store()
         counts = store.member_counts()
         lines = [
-            NetworkLine(network.name, _subnets(network), counts.get(network.name, 0))
+            NetworkLine(network.name, _subnets(network), counts.get(network.name, 0), _vni(network))
             for network in store.networks()
         ]
         return tuple(sorted(lines, key=lambda line: (line.name != _DEFAULT_NETWORK, line.name)))
@@ -301,6 +307,10 @@ def _subnets(network: records.Network) -> str:
     return ", ".join(subnet.cidr for subnet in network.subnets)
 
 
+def _vni(network: records.Network) -> int | None:
+    return None if network.span is None else network.span.vni
+
+
 def _members(store: Store, network: str) -> list[tuple[str, bool]]:
     """Return (service, active) for the services of a network.
 
@@ -324,6 +334,7 @@ def _described(store: Store, network: records.Network) -> Network:
         network.internal,
         network.observe,
         network.mtu,
+        _vni(network),
         tuple(
             NetworkMember(
                 service,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
+    from niso.api.cluster_views import ClusterLine
     from niso.api.service_results import Executed, Forwarded, Marked, Signalled
     from niso.api.service_views import Service, ServiceLine
     from niso.api.session import Session
@@ -102,6 +103,7 @@ class Services:
         timeout: float = 60.0,
         dry_run: bool = False,
         replace: bool = False,
+        take: bool = False,
         trust_owner: bool = True,
     ) -> tuple[Outcome, ...]:
         """Activate services, all or none.
@@ -109,7 +111,8 @@ class Services:
         ``what`` are manifests, folders with a manifest.toml, known services or `Package` values.
         ``timeout`` is in seconds, for each service to start or become healthy. On an active
         service only the changes of its manifest are applied. ``replace`` takes over known services
-        of these names that came from other folders. Raises InvalidInput, Conflict,
+        of these names that came from other folders, ``take`` services of hosts of the cluster that
+        are gone. Raises InvalidInput, Conflict,
         NotFound, KernelError, ProcessError, ErrorGroup; then everything is rolled back.
         Without ``trust_owner``, a manifest that other users than root and the caller can change is
         refused.
@@ -125,6 +128,7 @@ class Services:
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store
         wanted = targets.find_targets(store, requested, replace, None if trust_owner else callers())
+        wanted = [target._replace(take=take) for target in wanted]
         self.session.expect(target.name for target in wanted if target.spec.healthcheck)
         outcomes = activate.activate(
             machine, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare
@@ -254,6 +258,16 @@ class Services:
         from niso.api import service_views
 
         return service_views.lines(self.session, self.session.store())
+
+    @guarded
+    def everywhere(self) -> tuple[ClusterLine, ...]:
+        """Return the services of all hosts of the cluster, by name.
+
+        Raises Error without a cluster or an answer of it.
+        """
+        from niso.api import cluster_views
+
+        return cluster_views.lines(self.session, self.session.machine())
 
     @guarded
     def names(self) -> tuple[Name, ...]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from niso.api.session import Session
+    from niso.plan import records
     from niso.runtime.health import Health
     from niso.store.store import ServiceRow, Store
 
@@ -348,13 +349,18 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
             tuple(addresses),
             tuple(subnet.gateway for subnet in networks[name].subnets),
             (links[name].mac if name in links else "")
-            or names.mac(owner.name, name, store.state_id()),
+            or names.mac(owner.name, name, _owner_of_macs(store, networks[name])),
             links[name].interface if name in links else f"eth{position}",
             names.veth(owner.name, name, owner.generation) if row.active else None,
             networks[name].mtu,
         )
         for position, (name, addresses) in enumerate(by_network.items())
     )
+
+
+def _owner_of_macs(store: Store, network: records.Network) -> str:
+    """Return whose MACs a network has: those of the cluster, if it spans hosts."""
+    return network.span.cluster if network.span is not None else store.state_id()
 
 
 def time_text(seconds: float | None) -> str | None:

@@ -66,7 +66,7 @@ _RETRY_S = 0.02
 class service_lock:
     """Hold ``<run>/locks/<service>.lock`` (flock(2)). The kernel releases it when the process ends.
 
-    ``timeout_s`` is the time to wait in seconds, None for no limit. Raises `Conflict` on timeout.
+    ``timeout_s`` is the time to wait in seconds, None for no limit. Raises `Busy` on timeout.
     The descriptor is close-on-exec, so that no service or conmon inherits it.
     """
 
@@ -103,7 +103,7 @@ class service_lock:
                 if error.errno != errno.EWOULDBLOCK:
                     raise
             if time.monotonic() >= deadline:
-                raise Conflict(
+                raise Busy(
                     "another niso command is starting or stopping it",
                     "wait for it to finish and try again",
                     service=self._service,

@@ -21,6 +21,8 @@ def run(name: str, args: Args) -> int:
     host = connect()
     if name == "logs":
         return _logs(host, args)
+    if name == "ps" and args.all_hosts:
+        return _everywhere(host, args)
     with output.LateProgress(args) as host.progress:
         if name == "inspect":
             output.as_json(host.services.inspect(args.name))
@@ -28,6 +30,29 @@ def run(name: str, args: Args) -> int:
             lines = host.services.list()
     if name == "ps":
         print_lines(args, lines)
+    return 0
+
+
+def _everywhere(host: Host, args: Args) -> int:
+    """Print the services of all hosts of the cluster."""
+    with output.LateProgress(args) as host.progress:
+        lines = host.services.everywhere()
+    if args.json:
+        output.as_json(lines)
+        return 0
+    output.table(
+        ("SERVICE", "HOST", "STATUS", "ADDRESS", "PORTS"),
+        [
+            (
+                line.service,
+                line.host,
+                line.status,
+                ", ".join(line.address) or "-",
+                ", ".join(line.ports) or "-",
+            )
+            for line in lines
+        ],
+    )
     return 0
 
 

@@ -50,6 +50,7 @@ def _create(host: Host, args: Args) -> int:
             mtu=args.mtu,
             allow_public=args.allow_public,
             observe=not args.no_observe,
+            span=args.span,
             dry_run=args.dry_run,
         )
     network = made.network
@@ -57,7 +58,8 @@ def _create(host: Host, args: Args) -> int:
         output.as_json(network)
     elif not args.dry_run:
         state = "created" if made.changed else "already exists, unchanged"
-        print(f"{network.name}: {state}  {network.subnet}  {network.bridge}")
+        spans = "" if network.vni is None else f"  VNI {network.vni}"
+        print(f"{network.name}: {state}  {network.subnet}  {network.bridge}{spans}")
     return 0
 
 
@@ -66,10 +68,13 @@ def _list(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(lines)
     else:
-        output.table(
-            ("NAME", "SUBNET", "SERVICES"),
-            [(line.name, line.subnet, str(line.services)) for line in lines],
-        )
+        columns = ["NAME", "SUBNET", "SERVICES"]
+        cells = [[line.name, line.subnet, str(line.services)] for line in lines]
+        if any(line.vni is not None for line in lines):
+            columns.append("VNI")
+            for cell, line in zip(cells, lines, strict=True):
+                cell.append("-" if line.vni is None else str(line.vni))
+        output.table(columns, cells)
     return 0
 
 
@@ -88,6 +93,8 @@ def _print_network(network: Network) -> None:
     print(f"Bridge: {network.bridge}")
     if network.internal:
         print("Internal: yes")
+    if network.vni is not None:
+        print(f"Spans hosts: VNI {network.vni}, MTU {network.mtu}")
     print("Services:")
     if not network.services:
         print("  none")

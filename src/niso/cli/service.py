@@ -32,6 +32,7 @@ def _activate(host: Host, args: Args) -> int:
             timeout=timeout_s,
             dry_run=args.dry_run,
             replace=args.replace,
+            take=args.take,
             trust_owner=args.trust_owner,
         )
     if not args.dry_run:

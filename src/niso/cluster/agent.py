@@ -16,16 +16,18 @@ from collections.abc import Callable
 from niso.base import paths
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import mirror
-from niso.cluster.claims import Claims, Wanted
-from niso.cluster.keys import Keys
+from niso.base.locks import Busy, remove_locks, service_lock
+from niso.cluster import mirror, wake
+from niso.cluster.claims import Claims
+from niso.cluster.keys import Keys, decode
 from niso.cluster.membership import Host, Membership
-from niso.cluster.requests import Compacted, NoAnswer
-from niso.store.span_rows import Claim
+from niso.cluster.requests import Compacted, NoAnswer, Refused
+from niso.cluster.settle import settle
 
 if TYPE_CHECKING:
     from niso.cluster.requests import Engine
     from niso.kernel.interface import Kernel
+    from niso.store.span_rows import Claim
     from niso.store.store import Store
 
 TTL_S = 10
@@ -78,7 +80,7 @@ class Agent:
         self._over = threading.Event()
         self._watched: dict[str, threading.Thread] = {}
         self._doubt_since: float | None = None
-        self._orphans: dict[str, float] = {}  # claim's mark -> when it was first seen so
+        self._orphans: dict[str, float] = {}  # service -> since when its claim is not as recorded
         self._said = ""
 
     # --- one look -------------------------------------------------------------
@@ -98,14 +100,15 @@ class Agent:
             other = f"cluster {cluster.identity}" if cluster else "no cluster"
             self._say(f"the engine has {other}, not {self.me.cluster}: nothing is changed")
             return []
-        spans = [network.name for network in store.networks() if network.span is not None]
+        hosts = membership.hosts()
+        member = any((h.name, h.state_id) == (self.me.host, self.me.state_id) for h in hosts)
+        spans = self._spans(store, kernel, engine, member)
         items = {name: engine.get(self.keys.addresses(name)).items for name in spans}
-        now = mirror.seen(membership.hosts(), dict(items), self.keys)
-        member = any((h.name, h.state_id) == (self.me.host, self.me.state_id) for h in now.hosts)
+        now = mirror.seen(hosts, dict(items), self.keys)
         if member:
             self._own(store, engine, now, now_s)
             now = self._guarded(store, now, now_s)
-        lost = mirror.fenced(store, now, self.me.host)
+        lost = self._still(store, engine, mirror.fenced(store, now, self.me.host))
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
             self.end(lost)
@@ -119,42 +122,69 @@ class Agent:
         self._said = "" if self._doubt_since is None else self._said
         return changed
 
-    def _own(self, store: Store, engine: Engine, now: mirror.Seen, now_s: float) -> None:
-        """Bring the cluster what this host's services are: there, up or down."""
-        claims = Claims(engine, self.me.host, self.keys)
-        for claim in store.across.claims():
-            row = store.service(claim.service)
-            known = now.services.get(claim.service)
-            if row is None:  # removed while the engine did not answer
-                if now_s - self._orphans.setdefault(claim.mark, now_s) >= ORPHAN_S:
-                    claims.release(claim.service, claim.mark)
-                    with store.transaction():
-                        store.across.drop_claim(claim.service)
-            elif known is None:
-                self._claim_again(store, claims, claim)
-            elif any(a.host == self.me.host and a.up != row.active for a in known.addresses):
-                claims.publish(claim.service, claim.mark, row.active)
+    def _spans(self, store: Store, kernel: Kernel, engine: Engine, member: bool) -> list[str]:
+        """Return this host's networks that span hosts; of a member, those that are gone go."""
+        here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
+        if not member:
+            return list(here)
+        # read after the rows: a command makes a network in the cluster first
+        items = engine.get(self.keys.nets, one=True).items if here else ()
+        index = decode(items[0].value, self.keys.nets) if items else {}
+        kept = []
+        for name, vni in here.items():
+            if index.get(name, {}).get("vni") == vni:
+                kept.append(name)
+            elif mirror.drop_network(store, kernel, name):
+                self.log(f"the cluster does not have network {name} any more: removed here")
+            else:
+                kept.append(name)
+                self._say(f"the cluster does not have network {name}, which has services here")
+        return kept
 
-    def _claim_again(self, store: Store, claims: Claims, claim: Claim) -> None:
-        """Claim what this host holds by its own record: the engine's data are from a backup."""
-        wanted = Wanted(
-            claim.service,
-            tuple(claim.addresses),
-            store.names(claim.service),
-            claim.addresses,
-            {},
-        )
-        try:
-            made = claims.claim(wanted)
-        except NoAnswer:
-            raise
-        except Error as error:  # a clash: the other one has it, and this host is fenced by it
-            self._say(error.message)
-            return
-        with store.transaction():
-            store.across.set_claim(
-                Claim(made.service, made.mark, max(made.gen, claim.gen), made.networks)
-            )
+    def _own(self, store: Store, engine: Engine, now: mirror.Seen, now_s: float) -> None:
+        """Bring the cluster what this host's services are: there, up, down, or removed.
+
+        A service that a command is changing is left to it.
+        """
+        claims = Claims(engine, self.me.host, self.keys)
+        records = store.across.claims()
+        self._orphans = {
+            mark: since
+            for mark, since in self._orphans.items()
+            if mark in {record.service for record in records}
+        }
+        for record in records:
+            if _is_so(store, record, now):
+                self._orphans.pop(record.service, None)
+                continue
+            since = self._orphans.setdefault(record.service, now_s)
+            try:
+                with service_lock(record.service, 0):
+                    if store.intent(record.service) is None:
+                        final = now_s - since >= ORPHAN_S
+                        settle(store, claims, record.service, final)
+                    if store.service(record.service) is None:
+                        remove_locks(record.service)
+            except (NoAnswer, Refused):
+                raise
+            except Busy:
+                continue
+            except Error as error:  # a clash: the other one has it, and this host is fenced by it
+                self._say(error.message)
+
+    def _still(self, store: Store, engine: Engine, lost: list[str]) -> list[str]:
+        """Return those that another host has now too: a command may have taken one meanwhile."""
+        claims = Claims(engine, self.me.host, self.keys)
+        ended = []
+        for service in lost:
+            try:
+                with service_lock(service, 0):
+                    held, record = claims.held(service), store.across.claim(service)
+                    if held and record and held.host != self.me.host and held.gen > record.gen:
+                        ended.append(service)
+            except Busy:
+                self._wake.set()
+        return ended
 
     def _guarded(self, store: Store, now: mirror.Seen, now_s: float) -> mirror.Seen:
         """Return what was seen; for a while without what cannot well be true.
@@ -210,8 +240,8 @@ class Agent:
 
     def run(self, store: Store, kernel: Kernel) -> None:
         """Look whenever there is something to see, until `stop`."""
-        threads = [threading.Thread(target=self._alive, daemon=True)]
-        threads[0].start()
+        for target in (self._alive, self._listen):
+            threading.Thread(target=target, daemon=True).start()
         engine = self.connect()
         self._watch(self.keys.hosts)
         due, tended = True, -LOOK_S
@@ -265,6 +295,12 @@ class Agent:
                 self._over.wait(_about(wait))
                 wait = min(2 * wait, _BACK_OFF_S[1])
 
+    def _listen(self) -> None:
+        try:
+            wake.listen(self._wake.set, self._over)
+        except OSError as error:
+            self.log(f"commands of this host cannot wake the agent: {error}")
+
     def _alive(self) -> None:
         """Keep the lease, which outlives this process for a while: a restart is not noticed."""
         engine = self.connect()
@@ -282,6 +318,20 @@ class Agent:
             except (Error, OSError):
                 pass  # the main thread says what is wrong
             self._over.wait(KEEP_S)
+
+
+def _is_so(store: Store, record: Claim, now: mirror.Seen) -> bool:
+    """Return whether the cluster has of a service what this host's rows say, as far as seen."""
+    row, known = store.service(record.service), now.services.get(record.service)
+    if row is None or known is None or not record.addresses:
+        return False
+    held = {(net, a) for net, some in record.addresses.items() for a in some}
+    return (
+        {(a.network, a.address) for a in known.addresses} == held
+        and {a.gen for a in known.addresses} == {record.gen}
+        and {a.up for a in known.addresses} == {row.active}
+        and {*known.names} == {*store.names(record.service)}
+    )
 
 
 def _about(seconds: float) -> float:

@@ -13,7 +13,7 @@ import ipaddress
 import os
 from collections.abc import Sequence
 
-from niso.base.errors import Conflict, Error, NotFound
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.cluster.keys import Keys, decode, encode
 from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
@@ -47,7 +47,10 @@ class Wanted(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What a host holds for a service. ``revision`` is the modified revision of its key."""
+    """What a host holds for a service. ``revision`` is the modified revision of its key.
+
+    ``former`` is the host that it was taken from, until it is up on the new one.
+    """
 
     service: str
     host: str
@@ -56,11 +59,18 @@ class Claim(NamedTuple):
     networks: dict[str, tuple[str, ...]]  # addresses by network
     names: tuple[str, ...]
     revision: int
+    former: str = ""
+    ports: tuple[str, ...] = ()  # published ones, for people
+    up: bool = False  # as last published, for people
 
     def keys(self, keys: Keys) -> set[str]:
         """Return the keys of its addresses and names."""
-        held = {keys.address(net, a) for net, some in self.networks.items() for a in some}
-        return held | {keys.name(net, name) for net in self.networks for name in self.names}
+        names = {keys.name(net, name) for net in self.networks for name in self.names}
+        return names | self.address_keys(keys)
+
+    def address_keys(self, keys: Keys) -> set[str]:
+        """Return the keys of its addresses."""
+        return {keys.address(net, a) for net, some in self.networks.items() for a in some}
 
 
 class Claims:
@@ -118,35 +128,70 @@ class Claims:
             raise problem
         raise Conflict(f"{wanted.service}: other hosts keep changing what it needs", "try again")
 
-    def publish(self, service: str, mark: str, up: bool) -> bool:
+    def foreseen(self, wanted: Wanted, take: bool = False) -> Claim:
+        """Return what `claim` would hold now, without holding it. Raises the same errors."""
+        have = self.held(wanted.service)
+        if have is not None and have.host != self.host:
+            self._require_lost(have, take)
+        planned = self._planned(wanted, have, "", False)
+        if planned is None:
+            assert have is not None
+            return have
+        return planned[0]
+
+    def publish(self, service: str, mark: str, up: bool, ports: Sequence[str] = ()) -> bool:
         """Say that a service is up, or down, to all who resolve its names.
 
-        Returns whether this host still holds it by that mark.
+        Returns whether this host still holds it by that mark. Nothing is written that is so.
         """
 
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
-            puts: list[Put | Delete] = []
+            key = self.keys.service(service)
+            value = decode(items[key].value, key)
+            more: dict[str, Any] = {"up": up, **({"ports": list(ports)} if up else {})}
+            if up:
+                value.pop("former", None)
+            values = {key: value | more}
             for network, addresses in claim.networks.items():
                 for address in addresses:
                     key = self.keys.address(network, address)
                     value = decode(items[key].value, key) if key in items else {}
-                    puts.append(Put(key, encode(value | _address(claim, up))))
-            return puts
+                    values[key] = value | _address(claim, up)
+            texts = {key: encode(value) for key, value in values.items()}
+            have = {key: items[key].value for key in texts.keys() & items.keys()}
+            return [Put(key, text) for key, text in texts.items()] if texts != have else []
 
-        return self._changed(service, mark, change)
+        return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Give up a claim; return whether this host held it by that mark."""
+        """Give up a claim; return whether this host held it by that mark.
+
+        One that was taken from another host and never was up here goes back to that one.
+        """
 
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
-            keys = {self.keys.service(service), *claim.keys(self.keys)}
-            return [Delete(key) for key in sorted(keys)]
+            key = self.keys.service(service)
+            if not claim.former:
+                return [Delete(each) for each in sorted({key, *claim.keys(self.keys)})]
+            value = decode(items[key].value, key)
+            former = value.pop("former")
+            gen = claim.gen + 1
+            value |= {"host": claim.former, "gen": gen, "claim": str(former["claim"])}
+            value["up"] = bool(former["up"])
+            back = claim._replace(host=claim.former, gen=gen)
+            puts: list[Put | Delete] = [Put(key, encode(value))]
+            for network, addresses in claim.networks.items():
+                for address in addresses:
+                    key = self.keys.address(network, address)
+                    kept = decode(items[key].value, key) if key in items else {}
+                    puts.append(Put(key, encode(kept | _address(back, bool(former["up"])))))
+            return puts
 
-        return self._changed(service, mark, change)
+        return self._changed(service, mark, change, gives_up=True)
 
     # --- parts ----------------------------------------------------------------
 
-    def _changed(self, service: str, mark: str, change: Any) -> bool:
+    def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
         """Change the keys of a claim that is held; a change that is repeated does no harm."""
         problem: NoAnswer | None = None
         for _ in range(TRIES):
@@ -154,13 +199,16 @@ class Claims:
                 claim = self.held(service)
                 # without a claim, an earlier attempt was carried out and not answered
                 if claim is None or claim.host != self.host or claim.mark != mark:
-                    return problem is not None and claim is None
+                    return gives_up and problem is not None and claim is None
+                own = self.keys.service(service)
                 items: dict[str, Item] = {}
-                for network in claim.networks:
-                    found = self.engine.get(self.keys.addresses(network)).items
-                    items |= {item.key: item for item in found}
-                held = Compare(self.keys.service(service), claim.revision)
-                if self.engine.commit(Txn((held,), tuple(change(claim, items)))).done:
+                for key in (own, *claim.address_keys(self.keys)):
+                    items |= {item.key: item for item in self.engine.get(key, one=True).items}
+                if own not in items or items[own].modified != claim.revision:
+                    continue
+                changes = tuple(change(claim, items))
+                held = Compare(own, claim.revision)
+                if not changes or self.engine.commit(Txn((held,), changes)).done:
                     return True
             except NoAnswer as error:
                 if not error.unknown:
@@ -170,14 +218,16 @@ class Claims:
 
     def _require_lost(self, have: Claim, take: bool) -> None:
         """Raise Conflict unless a claim of another host may be taken."""
-        alive = self.is_alive(have.host)
-        if alive or not take:
-            what = "which is alive" if alive else "which does not answer"
+        if self.is_alive(have.host):
             raise Conflict(
-                f"{have.service} is on {have.host}, {what}",
-                f"{have.host} keeps it until it is deactivated there"
-                if alive
-                else "--take moves it here with its addresses; if that host comes back, it ends it",
+                f"{have.service} is on {have.host}, which is alive",
+                f"it can be activated here once it is removed on {have.host}",
+            )
+        if not take:
+            addresses = ", ".join(a for some in have.networks.values() for a in some)
+            raise Conflict(
+                f"{have.service} is on {have.host}, which does not answer",
+                f"--take moves it here with {addresses}; {have.host} ends it, if it comes back",
             )
 
     def _planned(
@@ -209,7 +259,20 @@ class Claims:
             raise Error(f"{wanted.service} has too many names and networks for one claim")
         conditions += [Compare(key) for key in sorted(new - old)]
         before = decode(self._text(wanted.service), wanted.service) if have else {}
-        value = {"host": self.host, "gen": gen, "claim": mark, "networks": networks}
+        value: dict[str, Any] = {
+            "host": self.host,
+            "gen": gen,
+            "claim": mark,
+            "networks": networks,
+        }
+        if have is not None and have.host != self.host:
+            held = have.address_keys(self.keys) & known.keys()
+            up = any(decode(known[key].value, key).get("up") for key in held)
+            value["up"] = False
+            value["former"] = {"host": have.host, "claim": have.mark, "up": up}
+            claim = claim._replace(former=have.host)
+        elif have is not None:
+            claim = claim._replace(former=have.former)
         puts: list[Put | Delete] = [
             Put(
                 self.keys.service(wanted.service),
@@ -258,6 +321,8 @@ class Claims:
                 return [text for text in addresses if ipaddress.ip_address(text) in net]
 
             requested = inside(wanted.requested.get(network, ()))
+            for text in requested:  # others would be led to it, if it were the gateway's
+                require_usable(net, subnet["gateway"], text)
             held = inside(have.networks.get(network, ())) if have else []
             preferred = [
                 text
@@ -297,12 +362,23 @@ def claim_of(item: Item, keys: Keys) -> Claim:
             networks,
             tuple(map(str, value["names"])),
             item.modified,
+            str(value["former"]["host"]) if "former" in value else "",
+            tuple(map(str, value.get("ports", ()))),
+            bool(value.get("up")),
         )
     except (LookupError, TypeError, ValueError, AttributeError):
         raise Error(
             f"the cluster's key {item.key} has no valid value",
             "another program may have written it: etcdctl get shows it",
         ) from None
+
+
+def require_usable(net: subnets.Network, gateway: str, text: str) -> None:
+    """Raise InvalidInput if a service cannot have an address of a subnet."""
+    base = int(net.network_address)
+    own, number = (int(ipaddress.ip_address(each)) - base for each in (gateway, text))
+    if reason := subnets.refusal(net, own, number):
+        raise InvalidInput(f"{text} cannot be a service's address: {reason}", None, "network.ip")
 
 
 def _address(claim: Claim, up: bool) -> dict[str, Any]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FILE_NAME = "cluster.toml"
 CLIENT_PORT, PEER_PORT = 2379, 2380
+BRIEF_S = 1.0
+"""How long each member is asked where a command can do without an answer (s)."""
 _HEAD = "# written by niso cluster, which also changes it\n"
 
 
@@ -75,9 +77,12 @@ class Config(NamedTuple):
         where = [os.path.join(paths.cluster_dir(), each) if each else "" for each in chosen]
         return Access(etcd.members, *where)
 
-    def engine(self) -> Etcd:
-        """Return a new connection, for one thread. Raises Error if a file of it is unusable."""
-        return Etcd(self.access())
+    def engine(self, brief: bool = False) -> Etcd:
+        """Return a new connection, for one thread; a ``brief`` one soon ceases to wait.
+
+        Raises Error if a file of it is unusable.
+        """
+        return Etcd(self.access(), BRIEF_S, 1) if brief else Etcd(self.access())
 
 
 def file_path() -> str:

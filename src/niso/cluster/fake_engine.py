@@ -46,6 +46,9 @@ class FakeEngine:
         self._now = 0.0
         self._changed = threading.Condition()
 
+    def close(self) -> None:
+        pass
+
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
         with self._changed:
             self._answers(stale)

@@ -6,7 +6,7 @@ lost is made up for by the next look, and what is absent is gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
@@ -35,6 +35,7 @@ class Seen(NamedTuple):
 
     hosts: tuple[Host, ...]
     services: dict[str, Known]
+    networks: frozenset[str]  # that were looked at
 
 
 def seen(hosts: Iterable[Host], networks: dict[str, Iterable[Item]], keys: Keys) -> Seen:
@@ -68,16 +69,17 @@ def seen(hosts: Iterable[Host], networks: dict[str, Iterable[Item]], keys: Keys)
             name: Known(tuple(sorted(known.addresses)), known.names)
             for name, known in services.items()
         },
+        frozenset(networks),
     )
 
 
 def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = silent) -> list[str]:
     """Make rows and kernel as the engine has it; return the services of others that changed.
 
-    ``own`` is the name of this host, whose services are not mirrored. An address that another
-    service has now is taken from the first, with its flows, before the other is heard. The caller
-    does not hold niso's lock. Raises KernelError and Error: nothing is recorded then, and the next
-    call does the same again.
+    ``own`` is the name of this host, whose services are not mirrored, nor is what a command has
+    claimed here since ``now``. An address that another service has now is taken from the first,
+    with its flows, before the other is heard. The caller does not hold niso's lock. Raises
+    KernelError and Error: nothing is recorded then, and the next call does the same again.
     """
     with Lock():
         spans = {network.name for network in store.networks() if network.span is not None}
@@ -87,6 +89,8 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = s
             if any(a.network in spans for a in known.addresses)
             and all(address.host != own for address in known.addresses)
         }
+        wanted = _without_own(store, wanted)
+        _keep(wanted, _present(store), spans - now.networks)
         holders = {
             a.address: name for name, known in _present(store).items() for a in known.addresses
         }
@@ -103,12 +107,21 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = s
     return sorted(changed)
 
 
+def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str]) -> None:
+    """Add to ``wanted`` what services have on networks that are newer than the look."""
+    for name, known in present.items() if networks else ():
+        kept = [address for address in known.addresses if address.network in networks]
+        if kept:
+            have = wanted.get(name, Known((), known.names))
+            wanted[name] = Known(tuple(sorted({*have.addresses, *kept})), have.names)
+
+
 def fenced(store: Store, now: Seen, own: str) -> list[str]:
     """Return the services that this host has a claim of, and another host has a newer one of."""
     lost = []
     for claim in store.across.claims():
         known = now.services.get(claim.service, Known((), ()))
-        if any(a.host != own and a.gen > claim.gen for a in known.addresses):
+        if claim.addresses and any(a.host != own and a.gen > claim.gen for a in known.addresses):
             lost.append(claim.service)
     return lost
 
@@ -145,23 +158,8 @@ def _apply(
     }
     if not changed and not differ:
         return set()
-    both = [known for each in (wanted, present) for n, known in each.items() if n in changed]
-    called = {*changed, *(name for known in both for name in known.names)}
-    here = {holder for name in called for holder in store.holders(name)}
-    # by the rows before and after, or the last service's end would be that of its network
-    networks = {address.network for known in both for address in known.addresses}
-    scope = Scope(
-        tuple(sorted(here)),
-        tuple(sorted(networks)),
-        names=tuple(sorted(("service", name) for name in called)),
-        remotes=tuple(sorted(changed)),
-    )
-    gone = {
-        address.address
-        for name in changed
-        for address in present.get(name, Known((), ())).addresses
-        if all(a.address != address.address for a in wanted.get(name, Known((), ())).addresses)
-    }
+    scope = scope_of(store, changed, wanted)
+    gone = gone_addresses(store, changed, wanted)
     with store.transaction():
         before = desired_now(kernel, store, scope)
         for name in differ:
@@ -178,6 +176,116 @@ def _apply(
             kernel.flush_addresses(gone)
             kernel.forget_flows(gone)
         if policy_flows.narrows(before, after):
-            naming = {service for name in called for service in store.naming("service", name)}
+            naming = {service for each in scope.names for service in store.naming(*each)}
             policy_flows.cut(kernel, store, sorted(naming))
     return changed
+
+
+def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> Scope:
+    """Return what it concerns that services of other hosts are as ``wanted``, or gone."""
+    present = _present(store)
+    both = [known for name in changed for each in (wanted, present) if (known := each.get(name))]
+    called = {*changed, *(name for known in both for name in known.names)}
+    here = {holder for name in called for holder in store.holders(name)}
+    # by the rows before and after, or the last service's end would be that of its network
+    networks = {address.network for known in both for address in known.addresses}
+    return Scope(
+        tuple(sorted(here)),
+        tuple(sorted(networks)),
+        names=tuple(sorted(("service", name) for name in called)),
+        remotes=tuple(sorted(changed)),
+    )
+
+
+def scope_on(store: Store, networks: Collection[str]) -> Scope:
+    """Return what it concerns that networks go, with what services of others have there."""
+    remotes = store.across.on(networks)
+    called = {name for remote in remotes for name in (remote, *store.across.names(remote))}
+    names = [*(("service", name) for name in called), *(("network", name) for name in networks)]
+    return Scope((), tuple(sorted(networks)), names=tuple(sorted(names)), remotes=tuple(remotes))
+
+
+def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
+    """Remove a network that the cluster has removed; return whether no service here is on it.
+
+    The caller does not hold niso's lock. Raises KernelError: then it is still known.
+    """
+    with Lock():
+        if store.members(name) or store.held_by(name):
+            return False
+        scope = scope_on(store, [name])
+        with store.transaction():
+            before = desired_now(kernel, store, scope)
+            store.drop_network(name)
+            converge(kernel, store, scope, before, report, teardown=True)
+    return True
+
+
+def gone_addresses(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> set[str]:
+    """Return the addresses that services of other hosts have, and would not have as ``wanted``."""
+    present, none = _present(store), Known((), ())
+    return {
+        address.address
+        for name in changed
+        for address in present.get(name, none).addresses
+        if all(a.address != address.address for a in wanted.get(name, none).addresses)
+    }
+
+
+def turned(
+    store: Store,
+    now: Seen,
+    own: str,
+    services: Collection[str] = (),
+    addresses: Collection[tuple[str, str]] = (),
+) -> dict[str, Known]:
+    """Return the services of others that change with a command of this host, as they are then.
+
+    The networks of ``now`` are new to this host: what others have there arrives. ``services``, and
+    ``addresses`` (network, address) that others had, are this host's from now on.
+    """
+    present = _present(store)
+    changed = {}
+    for name, known in now.services.items():
+        rows = [a for a in known.addresses if a.host != own]
+        if rows:
+            before = present.get(name, Known((), ())).addresses
+            kept = [a for a in before if a.network not in now.networks]
+            changed[name] = Known(tuple(sorted({*kept, *rows})), known.names)
+    return changed | _without(present | changed, services, addresses)
+
+
+def write(store: Store, now: Seen, own: str, changed: dict[str, Known]) -> None:
+    """Write the rows of services of others that change, and of hosts that are new to this one.
+
+    The caller is in a transaction, and converges `scope_of` afterwards.
+    """
+    spans = store.across
+    known_hosts = spans.peers()
+    for host in now.hosts:
+        if host.name != own and host.name not in known_hosts:
+            spans.set_peer(host.name, host.state_id, host.address, host.alive)
+    for name, known in changed.items():
+        spans.set_service(name, known.addresses, known.names)
+
+
+def _without(
+    some: dict[str, Known], services: Collection[str], addresses: Collection[tuple[str, str]]
+) -> dict[str, Known]:
+    """Return those that change if ``services`` and ``addresses`` are left out."""
+    changed = {}
+    for name, known in some.items():
+        rows = tuple(a for a in known.addresses if (a.network, a.address) not in addresses)
+        if name in services:
+            changed[name] = Known((), ())
+        elif rows != known.addresses:
+            changed[name] = Known(rows, known.names)
+    return changed
+
+
+def _without_own(store: Store, wanted: dict[str, Known]) -> dict[str, Known]:
+    """Return the services of others without what this host has claims of by its own record."""
+    claims = [claim for claim in store.across.claims() if claim.addresses]
+    held = {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
+    changed = _without(wanted, {claim.service for claim in claims}, held)
+    return {name: known for name, known in (wanted | changed).items() if known.addresses}

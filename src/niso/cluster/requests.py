@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Protocol
 
+    from niso.cluster.keys import Keys
+
 
 class NoAnswer(Error):
     """No member of the engine has answered in time.
@@ -110,6 +112,9 @@ if TYPE_CHECKING:
         tests run on both.
         """
 
+        def close(self) -> None:
+            """Close its connection; the next request opens another."""
+
         def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
             """Return all keys with a prefix, or with ``one`` the key itself.
 
@@ -142,4 +147,25 @@ if TYPE_CHECKING:
 
             It ends with NoAnswer if nothing comes for that long, not even a sign of life, or if
             the member has lost the others, and with Compacted.
+            """
+
+    class Joined(Protocol):
+        """How a host reaches its cluster; `niso.cluster.config.Config` is one."""
+
+        @property
+        def host(self) -> str:
+            """Return the name of this host."""
+
+        @property
+        def address(self) -> str:
+            """Return its address between the hosts."""
+
+        @property
+        def keys(self) -> Keys:
+            """Return the names of the cluster's keys."""
+
+        def engine(self, brief: bool = False) -> Engine:
+            """Return a new connection, for one thread; a ``brief`` one soon ceases to wait.
+
+            Raises Error.
             """

@@ -24,7 +24,7 @@ from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.runtime import package
 from niso.services import sharing, start
 from niso.services.admit import Change, Target, forget_former, record, release, scope_of
-from niso.services.concern import concerned
+from niso.services.concern import concerned, with_remotes
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
 from niso.services.targets import apart, still_so
@@ -32,6 +32,7 @@ from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
     from niso.plan.verdict import World
+    from niso.services import across
     from niso.services.stacks import Membership
 
 
@@ -64,15 +65,13 @@ def activate(
     Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.
     """
     store, kernel = machine.store, machine.kernel
+    held: across.Held | None = None
     if dry_run:
+        followed = sharing.with_followers(store, targets, stack.leaving if stack else ())
+        held = _held(machine, followed, stack, report, dry_run=True)
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
-            return _plan_only(
-                machine,
-                sharing.with_followers(store, targets, stack.leaving if stack else ()),
-                report,
-                stack,
-            )
+            return _plan_only(machine, followed, report, stack, held)
     ends = stack.leaving if stack else ()
     recover(machine, report, [*ends, *(target.name for target in targets)])
     locks, targets = _locked(store, targets, ends)
@@ -82,9 +81,11 @@ def activate(
         try:
             fresh = _begin_copies(store, targets)
             copies = {target.name: _copy(target, fresh, report) for target in targets}
-            leaving = _stopped(machine, targets, copies, stack, report)
+            held = _held(machine, targets, stack, report)
+            leaving = _stopped(machine, targets, copies, stack, report, held)
             with Lock():
-                scope = _scope(store, targets, leaving, stack)
+                scope = _scope(store, targets, leaving, stack, held)
+                gone = set() if held is None else held.gone()
                 with store.transaction():
                     before = desired_now(kernel, store, scope)
                     known = {
@@ -92,7 +93,7 @@ def activate(
                         for t in targets
                         for _, address in store.addresses(t.name)
                     }
-                    recorded = _recorded(machine, targets, copies, leaving, stack)
+                    recorded = _recorded(machine, targets, copies, leaving, stack, held)
                     # foreign objects are detected before anything is recorded or changed
                     planned = plan(kernel, store, scope, before, trusting=True)
                     forget_former(machine, [t.name for t in targets], known)
@@ -105,8 +106,10 @@ def activate(
                 steps = carry_out(kernel, store, planned, report, known=known)
                 reached = desired_now(kernel, store, scope)
                 if reached != before:
-                    _end_flows(machine, before, reached, changes, leaving)
+                    _end_flows(machine, before, reached, changes, leaving, gone)
             start.run(machine.processes, changes, timeout_s, report, after, meanwhile)
+            if held is not None:
+                held.publish(report)
             # the activation has succeeded: an interrupt here would only leave unused copies
             with Lock(), signals_held():
                 with store.transaction():
@@ -124,7 +127,19 @@ def activate(
 
             undo_all(machine, every, error, report)
             raise
+        finally:
+            if held is not None:
+                held.close()
+        if store.cluster_id():
+            _tell(machine, [name for name in every if held is None or name not in held], report)
         return [_outcome(store, change, change.name in touched) for change in changes]
+
+
+def _tell(machine: Machine, services: list[str], report: Report) -> None:
+    """Tell the cluster of services that need nothing of it any more, or ended."""
+    from niso.services import across
+
+    across.tell(machine, services, report)
 
 
 def _end_flows(
@@ -133,11 +148,18 @@ def _end_flows(
     reached: State,
     changes: list[Change],
     leaving: list[ServiceRow],
+    gone: set[str],
 ) -> None:
-    """End the flows that a change has withdrawn: of addresses, ports and policies."""
+    """End the flows that a change has withdrawn: of addresses, ports and policies.
+
+    Services of other hosts had the addresses ``gone``.
+    """
     from niso.reconcile import nat_flows, policy_flows
 
     store, kernel = machine.store, machine.kernel
+    if gone:
+        kernel.flush_addresses(gone)
+        kernel.forget_flows(gone)
     nat_flows.flush_gone_addresses(kernel, before, reached)
     nat_flows.flush_changed_ports(kernel, before, reached)
     if policy_flows.narrows(before, reached):
@@ -175,6 +197,7 @@ def _stopped(
     copies: dict[str, str],
     stack: Membership | None,
     report: Report,
+    held: across.Held | None,
 ) -> list[ServiceRow]:
     """Stop the processes of services that leave the stack, and return their rows.
 
@@ -188,9 +211,9 @@ def _stopped(
         # detect conflicts before anything is stopped
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
-            scope = _scope(store, targets, rows, stack)
+            scope = _scope(store, targets, rows, stack, held)
             before = desired_now(kernel, store, scope)
-            _recorded(machine, targets, copies, rows, stack)
+            _recorded(machine, targets, copies, rows, stack, held)
             plan(kernel, store, scope, before, trusting=True)
     from niso.services import stop
 
@@ -205,8 +228,28 @@ def _leaving(store: Store, stack: Membership | None) -> list[ServiceRow]:
     return [row for row in rows if row is not None and row.active]
 
 
+def _held(
+    machine: Machine,
+    targets: list[Target],
+    stack: Membership | None,
+    report: Report,
+    dry_run: bool = False,
+) -> across.Held | None:
+    """Hold in the cluster what services need on networks that span hosts; None without any."""
+    if not machine.store.cluster_id():
+        return None
+    from niso.services import across
+
+    made = [request.name for request in (stack.networks if stack else ()) if not request.span]
+    return across.prepare(machine, targets, made, report, dry_run)
+
+
 def _scope(
-    store: Store, targets: list[Target], leaving: list[ServiceRow], stack: Membership | None
+    store: Store,
+    targets: list[Target],
+    leaving: list[ServiceRow],
+    stack: Membership | None,
+    held: across.Held | None,
 ) -> Scope:
     made = [
         request.name
@@ -216,9 +259,10 @@ def _scope(
     # the name of a service that shares a namespace resolves only while it is active
     shared = store.names_with(store.with_companions(row.name for row in leaving if row.provider))
     names = (*shared, *(("network", name) for name in made))
-    return scope_of(store, targets).joined(
+    scope = scope_of(store, targets).joined(
         concerned(store, (row.name for row in leaving), names=names)
     )
+    return scope if held is None else scope.joined(held.scope())
 
 
 def _recorded(
@@ -227,8 +271,11 @@ def _recorded(
     copies: dict[str, str],
     leaving: list[ServiceRow],
     stack: Membership | None,
+    held: across.Held | None,
 ) -> list[Change]:
     store = machine.store
+    if held is not None:
+        held.record()
     if stack is not None:
         from niso.services import stacks, withdraw
 
@@ -326,16 +373,21 @@ def foreseen(
     from niso.reconcile.world import read_world
 
     store, kernel = machine.store, machine.kernel
+    followed = sharing.with_followers(store, targets, stack.leaving if stack else ())
+    held = _held(machine, followed, stack, silent, dry_run=True)
     with Lock(), store.transaction() as transaction:
         transaction.cancel()
         before = read_world(kernel, store)
-        followed = sharing.with_followers(store, targets, stack.leaving if stack else ())
-        _plan_only(machine, followed, silent, stack)
+        _plan_only(machine, followed, silent, stack, held)
         return before, read_world(kernel, store)
 
 
 def _plan_only(
-    machine: Machine, targets: list[Target], report: Report, stack: Membership | None
+    machine: Machine,
+    targets: list[Target],
+    report: Report,
+    stack: Membership | None,
+    held: across.Held | None,
 ) -> list[Outcome]:
     store, kernel = machine.store, machine.kernel
     for target in filter(_is_fresh, targets):
@@ -345,9 +397,9 @@ def _plan_only(
     leaving = _leaving(store, stack)
     for row in leaving:
         report(Stopping(row.name))
-    scope = _scope(store, targets, leaving, stack)
+    scope = _scope(store, targets, leaving, stack, held)
     before = desired_now(kernel, store, scope)
-    changes = _recorded(machine, targets, copies, leaving, stack)
+    changes = _recorded(machine, targets, copies, leaving, stack, held)
     steps = plan(kernel, store, scope, before).steps
     for step in steps:
         report(step)
@@ -382,6 +434,7 @@ def _drop_left(
         name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)
     }
     scope = Scope((), tuple(sorted(left)), names=tuple(("network", name) for name in sorted(left)))
+    scope = with_remotes(store, scope)
     before = desired_now(kernel, store, scope)
     store.drop_implicit_networks(left)
     return scope, before

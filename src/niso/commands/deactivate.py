@@ -43,6 +43,7 @@ def deactivate(
             with Lock(), store.transaction():
                 for name in idle:
                     store.end_publishing(name)
+        _tell(machine, services, report)
         stop.raise_all(errors)
     return [(name, name in active) for name in services]
 
@@ -69,6 +70,7 @@ def remove(
         for name in services if with_volumes else ():
             if name not in known:
                 volumes.remove_all(name, report)
+        _tell(machine, known, report)
         stop.raise_all(errors)
 
 
@@ -89,3 +91,11 @@ def remove_volumes(machine: Machine, services: list[str], report: Report = silen
             volumes.check_removable(name)
         for name in services:
             volumes.remove_all(name, report)
+
+
+def _tell(machine: Machine, services: list[str], report: Report) -> None:
+    """Tell the cluster that services are down, or not known any more; no-op without one."""
+    if machine.store.cluster_id():
+        from niso.services import across
+
+        across.tell(machine, services, report)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from niso.base.errors import Conflict
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
 from niso.plan.records import Network
 from niso.reconcile.converge import converge, desired_now, plan
 from niso.services.machine import Machine
 from niso.services.networks import NetworkRequest, check, ensure
-from niso.store.store import Scope
+from niso.store.store import Scope, Store
+
+if TYPE_CHECKING:
+    from niso.services.span_networks import Arriving
 
 
 def create(
@@ -17,16 +21,45 @@ def create(
 ) -> Network | None:
     """Create a network and its bridge; return None if the same network already exists.
 
-    Raises UsageError, KernelError, and Conflict if name, subnet or bridge is taken; then nothing
-    has changed.
+    One that spans hosts is made in the cluster too, or taken over from there. Raises UsageError,
+    KernelError, and Conflict if name, subnet or bridge is taken; then nothing has changed.
     """
-    store, kernel = machine.store, machine.kernel
     check(request)
+    if not request.span:
+        return _create(machine, request, report, dry_run)
+    from niso.cluster import wake
+    from niso.services import span_networks
+
+    proposed = span_networks.propose(machine, request, dry_run)
+    try:
+        network = _create(machine, proposed.request, report, dry_run, proposed.arriving)
+    except BaseException:
+        span_networks.withdraw(machine, proposed, report)
+        raise
+    if not dry_run:
+        wake.agent()
+    return network
+
+
+def _create(
+    machine: Machine,
+    request: NetworkRequest,
+    report: Report,
+    dry_run: bool,
+    arriving: Arriving | None = None,
+) -> Network | None:
+    store, kernel = machine.store, machine.kernel
     with Lock():
         scope = Scope((), (request.name,), names=(("network", request.name),))
+        if arriving is not None:
+            scope = scope.joined(arriving.scope(store))
         with store.transaction() as transaction:
             before = desired_now(kernel, store, scope)
-            network = ensure(machine, request, implicit=False)
+            network = ensure(machine, request, False) if arriving is None else None
+            if arriving is not None:
+                made = arriving.record(machine, implicit=False, observe=request.observe)
+                network = next(iter(made), None)
+                arriving.fill(store)
             if dry_run:
                 for step in plan(kernel, store, scope, before).steps:
                     report(step)
@@ -36,7 +69,7 @@ def create(
             converge(kernel, store, scope, before, report)
         except BaseException:
             if network is not None:
-                _forget(machine, request.name)
+                _forget(machine, request.name, scope)
             raise
     return network
 
@@ -46,19 +79,24 @@ def remove(
 ) -> None:
     """Remove networks and their bridges, all or none.
 
-    Raises NotFound, Conflict if a known service is on one of them, and KernelError.
+    One that spans hosts is removed from the cluster first. Raises NotFound, Conflict if a known
+    service is on one of them, on any host, and KernelError.
     """
     store, kernel = machine.store, machine.kernel
+    for name in names:
+        _require_unused(store, name)
+    if spanning := [name for name in names if store.require_network(name).span is not None]:
+        from niso.services import span_networks
+
+        span_networks.remove(machine, spanning, dry_run)
     with Lock():
+        # the agent may have removed one that the cluster does not have any more
+        names = [name for name in names if name not in spanning or store.network(name) is not None]
         for name in names:
-            store.require_network(name)
-            members = [service for service, _ in store.members(name)] or store.held_by(name)
-            if members:
-                raise Conflict(
-                    f"network {name!r} is used by {', '.join(members)}",
-                    "it can be removed once they are removed or on other networks",
-                )
+            _require_unused(store, name)
         scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
+        if spanning:
+            scope = span_networks.going(store, scope, every=True)
         with store.transaction() as transaction:
             before = desired_now(kernel, store, scope)
             for name in names:
@@ -72,10 +110,20 @@ def remove(
             converge(kernel, store, scope, before, report, teardown=True)
 
 
-def _forget(machine: Machine, name: str) -> None:
+def _require_unused(store: Store, name: str) -> None:
+    """Raise NotFound, and Conflict if a service of this host is on the network."""
+    store.require_network(name)
+    members = [service for service, _ in store.members(name)] or store.held_by(name)
+    if members:
+        raise Conflict(
+            f"network {name!r} is used by {', '.join(members)}",
+            "it can be removed once they are removed or on other networks",
+        )
+
+
+def _forget(machine: Machine, name: str, scope: Scope) -> None:
     """Undo the creation of a network whose bridge could not be made."""
     store, kernel = machine.store, machine.kernel
-    scope = Scope((), (name,), names=(("network", name),))
     before = desired_now(kernel, store, scope)
     with store.transaction():
         store.drop_network(name)

@@ -37,7 +37,7 @@ from niso.store.store import ALL, ServiceRow
 
 def plan_repair(machine: Machine, report: Report) -> None:
     """Report the steps of `repair_all`, except recovery of interrupted changes. Changes nothing."""
-    store, kernel, processes = machine
+    store, kernel, processes, _ = machine
     lost = store_repair.find_defects(kernel, store)
     for defect in lost:
         report(_event_of(defect))
@@ -128,7 +128,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
     After a repair or an earlier error, flows that do not match the rules are ended. The caller
     holds the lock.
     """
-    store, kernel, _ = machine
+    store, kernel, *_ = machine
     done, steps = 0, []
     try:
         done = _name_again(machine, report)
@@ -272,7 +272,7 @@ def _event_of(defect: store_repair.Defect) -> Event:
 
 def _nameless(machine: Machine) -> list[tuple[str, int]]:
     """Return (active service, pid) where the process is in a namespace that has lost its name."""
-    store, kernel, processes = machine
+    store, kernel, processes, _ = machine
     mark = alias(store.state_id())
     nameless = []
     for name in store.active_services():

@@ -120,7 +120,9 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
     store.set_endpoints(name, row.networks)
     for position, network in enumerate(row.networks):
         _lease_again(kernel, store, row, network, position)
-        leases.lease(store, name, network, spec.statics(network))
+        # one that another host has taken over keeps what lease it has
+        if store.require_network(network).span is None or store.claimed(name, network):
+            leases.lease(store, name, network, spec.statics(network))
     store.set_policy(name, None if spec.policy._replace(log=False) == Policy() else spec.policy)
     if row.active and store.port_families(name):
         _ports_again(kernel, store, name, [published.port for published in spec.ports])

@@ -36,6 +36,7 @@ class Target(NamedTuple):
     fingerprint: str | None  # None: ``folder`` is already the copy
     contents: Contents | None = None  # with a fingerprint: the digests that it was made of
     replace: bool = False  # take over a service of this name from another folder
+    take: bool = False  # take it over from another host of the cluster, which is lost
     attached: Attached | None = None  # an attachment has no files and no process of niso's
     links: tuple[Link, ...] = ()  # of an attachment
 

@@ -35,6 +35,15 @@ def concerned(
     return Scope(everyone, tuple(sorted(on)), names=tuple(sorted(set(names))))
 
 
+def with_remotes(store: Store, scope: Scope) -> Scope:
+    """Return the scope of a change that may end implicit networks, with what others have there."""
+    if not store.cluster_id():
+        return scope
+    from niso.services import span_networks
+
+    return span_networks.going(store, scope)
+
+
 def all_names(store: Store, scope: Scope) -> set[Name]:
     """Return the names of all services and networks of a scope, as policies use them."""
     return {

@@ -123,6 +123,10 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
             )
             if removes:
                 stop.forget(machine, [name], report, intent.action == "remove volumes")
+            if machine.store.cluster_id():
+                from niso.services import across
+
+                across.tell(machine, [name], report)
     except Error as error:
         return {name: error}
     return {}

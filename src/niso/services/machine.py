@@ -5,13 +5,22 @@ from __future__ import annotations
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from niso.cluster.requests import Joined
     from niso.kernel.interface import Kernel
     from niso.runtime.processes import Processes
     from niso.store.store import Store
 
 
+def _joined() -> Joined | None:
+    from niso.cluster import config  # only hosts of a cluster ask
+
+    return config.load()
+
+
 class Machine(NamedTuple):
-    """Hold the store, kernel and processes that a command uses.
+    """Hold the store, kernel and processes that a command uses, and how it reaches its cluster.
 
     Every command takes one, so that it can run on `niso.kernel.fake` without root.
     """
@@ -19,6 +28,7 @@ class Machine(NamedTuple):
     store: Store
     kernel: Kernel
     processes: Processes
+    joined: Callable[[], Joined | None] = _joined
 
 
 def fake(store: Store) -> Machine:

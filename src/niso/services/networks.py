@@ -112,6 +112,7 @@ class NetworkRequest(NamedTuple):
     mtu: int | None = None
     allow_public: bool = False  # also prefixes of the Internet
     observe: bool = True  # the rules remember its flows
+    span: bool = False  # over all hosts of the cluster
 
     @property
     def nets(self) -> list[ipam.Network]:
@@ -155,7 +156,7 @@ def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network
     store = machine.store
     present = store.network(request.name)
     if present is not None:
-        _same(present, request)
+        require_same(present, request)
         if not implicit:
             store.keep_network(request.name)
         return None
@@ -172,7 +173,7 @@ def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network
     return network
 
 
-def plan_network(
+def plan_network(  # noqa: PLR0913  # settings, by keyword
     machine: Machine,
     name: str,
     *,
@@ -182,8 +183,9 @@ def plan_network(
     internal: bool = False,
     mtu: int | None = None,
     holds: str | None = None,
+    besides: Sequence[tuple[ipam.Network, str]] = (),
 ) -> Network:
-    """Return a network that can be created now.
+    """Return a network that can be created now, apart from ``besides`` (subnet, whose it is) too.
 
     Without ``subnets`` it gets the /24 around the address ``holds``, else the next free /24.
     Raises UsageError, and Conflict if subnet or bridge are taken or the host lacks IPv6.
@@ -199,6 +201,7 @@ def plan_network(
         (net, f"the host's route or address on {link}")
         for net, link in kernel.used_prefixes(names.alias(state_id))
     ]
+    taken += besides
     nets = list(subnets)
     around = (
         ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False)
@@ -342,8 +345,8 @@ def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, s
     return gateways
 
 
-def _same(present: Network, request: NetworkRequest) -> None:
-    """Raise Conflict unless the existing network satisfies the request."""
+def require_same(present: Network, request: NetworkRequest, where: str = "") -> None:
+    """Raise Conflict unless the network that exists satisfies the request."""
     there = {subnet.family: subnet for subnet in present.subnets}
     shown = ", ".join(subnet.cidr for subnet in present.subnets)
     differs = None
@@ -364,8 +367,10 @@ def _same(present: Network, request: NetworkRequest) -> None:
         differs = "and is observed"
     if differs is None and request.mtu is not None and request.mtu != present.mtu:
         differs = f"with mtu {present.mtu}"
+    if differs is None and request.span != (present.span is not None):
+        differs = "and spans hosts" if present.span else "on this host alone"
     if differs is not None:
         raise Conflict(
-            f"network {present.name!r} already exists {differs}",
+            f"network {present.name!r} already exists {where}{differs}",
             "match it, or choose another name",
         )

@@ -17,7 +17,7 @@ from niso.base.report import Forgetting, Report, Stopping
 from niso.reconcile.converge import converge, desired_now, plan
 from niso.runtime import package, volumes
 from niso.runtime.processes import Processes
-from niso.services.concern import all_names, concerned
+from niso.services.concern import all_names, concerned, with_remotes
 from niso.services.machine import Machine
 from niso.services.sharing import they_share, together_with
 from niso.services.withdraw import go, scope_of, withdraw
@@ -91,6 +91,7 @@ def forget(
     with Lock():
         scope = concerned(store, services)
         scope = scope._replace(names=tuple(sorted(all_names(store, scope))))
+        scope = with_remotes(store, scope)
         with store.transaction():
             before = desired_now(kernel, store, scope)
             for name in services:

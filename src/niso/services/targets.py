@@ -87,7 +87,7 @@ def still_so(store: Store, target: Target) -> Target:
     """
     if target.fingerprint is not None:
         return target
-    return _find_target(store, store.resolve(target.name))
+    return _find_target(store, store.resolve(target.name))._replace(take=target.take)
 
 
 def known(store: Store, service: str) -> Target:

@@ -20,7 +20,7 @@ from niso.reconcile.converge import converge, desired_now
 from niso.runtime import package, volumes
 from niso.runtime.processes import Processes
 from niso.services import rehost
-from niso.services.concern import all_names, concerned
+from niso.services.concern import all_names, concerned, with_remotes
 from niso.services.machine import Machine
 from niso.services.waits import until_started
 from niso.store.store import Intent, ServiceRow, Store
@@ -52,7 +52,9 @@ def undo_all(
     status = machine.processes.status
     ran = {intent.service: status(intent.service).started_at for intent in begun}
     try:
-        left = undo(machine, in_order(store, begun), report, None if is_failure else WAIT_S)
+        final = not getattr(cause, "unknown", False)  # of niso.cluster.requests.NoAnswer
+        wait_s = None if is_failure else WAIT_S
+        left = undo(machine, in_order(store, begun), report, wait_s, final)
         failures = _unstarted(machine, ran.keys() - left.keys(), ran) if is_failure else []
     except Error as error:
         left = {", ".join(intent.service for intent in begun): error}
@@ -116,11 +118,16 @@ def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
 
 
 def undo(
-    machine: Machine, intents: list[Intent], report: Report, wait_s: float | None = None
+    machine: Machine,
+    intents: list[Intent],
+    report: Report,
+    wait_s: float | None = None,
+    final: bool = True,
 ) -> dict[str, Error]:
     """Undo activations together, since one may hold what another released.
 
-    Return {service: error}. Raises Busy if niso's lock is needed and not free within ``wait_s``.
+    Without ``final``, a request to the cluster may still be on its way. Return {service: error}.
+    Raises Busy if niso's lock is needed and not free within ``wait_s``.
     """
     if not intents:
         return {}
@@ -156,6 +163,10 @@ def undo(
     with store.transaction():
         for name in undone:
             store.end_intent(name)
+    if store.cluster_id():
+        from niso.services import across
+
+        across.tell(machine, undone, report, final)
     return errors
 
 
@@ -199,7 +210,7 @@ def _undo_records(
     """
     if not intents:
         return
-    store, kernel, processes = machine
+    store, kernel, processes, _ = machine
     shown: list[ProcessSpec] = []
     ports: dict[str, list[Port]] = {}
     for intent in intents:
@@ -237,6 +248,7 @@ def _undo_records(
         restored_names = {("service", name) for intent in intents for name in intent.names}
         scope = concerned(store, touched)
         scope = concerned(store, touched, names=restored_names | all_names(store, scope))
+        scope = with_remotes(store, scope)
         before_ = desired_now(kernel, store, scope)
         try:
             store.undo(intents)

@@ -45,7 +45,11 @@ def lease(
         gateway = int(ipaddress.ip_address(subnet.gateway)) - int(net.network_address)
         static = wanted.get(subnet.family)
         if static is not None:
+            if static in claimed:
+                store.across.drop_stale_lease(service, static)
             number = _static_number(store, service, network_name, net, gateway, static, beside)
+            if network.span is not None and static not in claimed:
+                raise _unclaimed(service, network_name, subnet.cidr)
             store.drop_lease(service, network_name, subnet.family)
             store.add_lease(service, network_name, subnet.family, number, static, static=True)
         elif network.span is not None:
@@ -66,24 +70,23 @@ def lease(
 def _lease_claimed(
     store: Store, service: str, network: str, net: subnets.Network, claimed: Sequence[str]
 ) -> None:
-    """Lease the address of a claim in one subnet.
-
-    A service without a claim keeps its lease: another host has taken it over. Raises Conflict if it
-    has neither.
-    """
+    """Lease the address of a claim in one subnet. Raises Conflict if it has none."""
     address = next((text for text in claimed if ipaddress.ip_address(text) in net), None)
-    have = store.lease_of(service, network, net.version)
-    if address is None and have is not None:
-        return
     if address is None:
-        raise Conflict(
-            f"network {network!r} spans hosts, and {service!r} has claimed no address of {net}",
-            "niso net inspect shows the network",
-        )
+        raise _unclaimed(service, network, str(net))
+    have = store.lease_of(service, network, net.version)
     if have is None or have[0] != address:
         store.drop_lease(service, network, net.version)
         number = int(ipaddress.ip_address(address)) - int(net.network_address)
+        store.across.drop_stale_lease(service, address)
         store.add_lease(service, network, net.version, number, address, static=False)
+
+
+def _unclaimed(service: str, network: str, cidr: str) -> Conflict:
+    return Conflict(
+        f"network {network!r} spans hosts, and {service!r} has claimed no address of {cidr}",
+        "niso cluster status shows whether this host is in the cluster",
+    )
 
 
 def _static_number(

@@ -106,6 +106,27 @@ class Spans:
         """Return the claims of all services of this host, sorted by name."""
         return [_claim(row) for row in self._db.execute("SELECT * FROM claim ORDER BY service")]
 
+    def spanning(self, networks: Collection[str], implicit: bool = False) -> list[str]:
+        """Return those of ``networks`` that span hosts, in their order.
+
+        With ``implicit``, only those that go with their last service here.
+        """
+        which = "WHERE network IN (SELECT name FROM network WHERE implicit=1)" if implicit else ""
+        rows = self._db.execute(f"SELECT network FROM span {which}")
+        spans = {row[0] for row in rows}
+        return [network for network in networks if network in spans]
+
+    def on(self, networks: Collection[str]) -> list[str]:
+        """Return the services of other hosts on these networks, sorted."""
+        marks = ", ".join("?" for _ in networks)
+        query = f"SELECT DISTINCT service FROM remote WHERE network IN ({marks}) ORDER BY service"
+        return [row[0] for row in self._db.execute(query, tuple(networks))]
+
+    def vni_holder(self, vni: int) -> str | None:
+        """Return the network with this number, or None."""
+        row = self._db.execute("SELECT network FROM span WHERE vni=?", (vni,)).fetchone()
+        return str(row[0]) if row else None
+
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_cluster(self, identity: str) -> None:
@@ -143,6 +164,23 @@ class Spans:
                 "INSERT OR REPLACE INTO remote_name VALUES (?, ?, ?)",
                 [(name, service, position) for position, name in enumerate(names)],
             )
+
+    def forget_nameless(self) -> None:
+        """Delete the names of services of other hosts that have no address here any more."""
+        self._db.execute(
+            "DELETE FROM remote_name WHERE service NOT IN (SELECT service FROM remote)"
+        )
+
+    def drop_stale_lease(self, service: str, address: str) -> None:
+        """End the lease of an address that ``service`` has claimed, if an inactive one has it.
+
+        Another host has taken the inactive one over, or its claim was given up.
+        """
+        self._db.execute(
+            "DELETE FROM lease WHERE address=? AND service!=? AND service IN"
+            " (SELECT name FROM service WHERE active=0)",
+            (address, service),
+        )
 
     def set_claim(self, claim: Claim) -> None:
         """Record what this host holds for a service."""

@@ -323,8 +323,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self._db.execute("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", (name,))
 
     def drop_network(self, name: str) -> None:
-        """Delete a network and its subnets."""
+        """Delete a network and its subnets; of one that spans hosts, what others have there too."""
         self._db.execute("DELETE FROM network WHERE name=?", (name,))
+        if self.cluster_id():
+            self.across.forget_nameless()
 
     def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
         """Delete those of ``names`` that are implicit and unused. Return their names."""

@@ -64,6 +64,11 @@ GROUP = Group(
                     ("--no-observe",),
                     "have the kernel remember no flows of it",
                 ),
+                Option(
+                    "span",
+                    ("--span",),
+                    "span the hosts of the cluster; if it has this network, take it over",
+                ),
                 DRY_RUN,
                 VERBOSE,
                 JSON,

@@ -49,6 +49,11 @@ COMMANDS = (
                 "take over services of these names from other folders",
                 ends=True,
             ),
+            Option(
+                "take",
+                ("--take",),
+                "take services over from hosts of the cluster that are gone",
+            ),
             TRUST_OWNER,
             DRY_RUN,
             VERBOSE,
@@ -137,12 +142,14 @@ COMMANDS = (
         (),
         (
             Option("all", ("-a", "--all"), "no effect: inactive services are always listed"),
+            Option("all_hosts", ("--all-hosts",), "also list the services of other hosts"),
             JSON,
         ),
         "STATUS is running, starting, restarting, completed (of a job), exited (N), failed or "
         "inactive. HEALTH is the "
         "result of the health check, which runs now if its interval has passed. A service stays "
-        "active after its process has exited.",
+        "active after its process has exited. With --all-hosts, the STATUS of a service on another "
+        "host is up, down, or host gone; only those on networks that span hosts are known.",
         (("niso ps", ""), ("niso ps --json", "")),
     ),
     Command(

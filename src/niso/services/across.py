@@ -1,0 +1,263 @@
+"""Hold in the cluster what services on networks over several hosts need, and say how they are.
+
+Only hosts of a cluster load this module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from niso.base.errors import Conflict, Error, ErrorGroup
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.locks import Lock
+from niso.base.names import DEFAULT_NETWORK
+from niso.base.report import Caution, Report
+from niso.cluster import mirror, wake
+from niso.cluster.claims import Claims, Wanted
+from niso.cluster.membership import Membership
+from niso.cluster.requests import NoAnswer
+from niso.cluster.settle import ports, recorded, settle
+from niso.services import span_networks
+from niso.services.machine import Machine
+from niso.store.span_rows import Claim
+from niso.store.store import Scope, Store
+
+if TYPE_CHECKING:
+    from niso.cluster.requests import Engine, Joined
+    from niso.services.admit import Target
+
+_LATER = "the agent says it once the cluster answers: niso cluster status"
+
+
+class Held:
+    """What one activation holds in the cluster, and the networks that it takes over."""
+
+    def __init__(
+        self, machine: Machine, joined: Joined, engine: Engine, arriving: span_networks.Arriving
+    ) -> None:
+        self._machine = machine
+        self._joined = joined
+        self._engine = engine
+        self._arriving = arriving
+        self._claims = Claims(engine, joined.host, joined.keys)
+        self._held: dict[str, Claim] = {}
+        self._is_silent = False
+
+    def __contains__(self, service: str) -> bool:
+        return service in self._held
+
+    def close(self) -> None:
+        self._engine.close()
+
+    # --- before niso's lock ---------------------------------------------------
+
+    def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
+        """Hold what services need. Raises Conflict, NoAnswer, ErrorGroup.
+
+        What this host holds by its own record needs no answer of the cluster.
+        """
+        store = self._machine.store
+        known = {name: _own_record(store, *each) for name, each in wanted.items()}
+        self._begin([name for name, record in known.items() if record is None])
+        errors: list[Error] = []
+        for name, (target, asked) in wanted.items():
+            try:
+                self._held[name] = recorded(self._claims.claim(asked, target.take))
+            except NoAnswer as error:
+                record = known[name]
+                if record is None:
+                    raise
+                self._is_silent = True
+                self._held[name] = record
+                text = f"{name} starts by this host's own record: {error.message}"
+                report(Caution(text, (_LATER,)))
+            except Error as error:
+                if error.key:
+                    error.file, error.service = target.manifest_path, name
+                errors.append(error)
+        if errors:
+            raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+    def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
+        """Find what services would hold, without holding it."""
+        for name, (target, asked) in wanted.items():
+            try:
+                self._held[name] = recorded(self._claims.foreseen(asked, target.take))
+            except NoAnswer:
+                record = _own_record(self._machine.store, target, asked)
+                if record is None:
+                    raise
+                self._held[name] = record
+
+    def _begin(self, services: list[str]) -> None:
+        """Record that claims are asked for: whoever comes after a kill finds them by that."""
+        store = self._machine.store
+        if services:
+            with Lock(), store.transaction():
+                for name in services:
+                    store.begin_intent(name, "activate", time.time())
+                    if store.across.claim(name) is None:
+                        store.across.set_claim(Claim(name, "", 0, {}))
+
+    # --- under niso's lock ----------------------------------------------------
+
+    def scope(self) -> Scope:
+        """Return what it concerns that services of others make way, and networks arrive."""
+        changed = self._turned()
+        return mirror.scope_of(self._machine.store, changed, changed)
+
+    def record(self) -> None:
+        """Record networks, claims, and that others do not have any more what is claimed.
+
+        The caller is in a transaction that records the services too.
+        """
+        store, changed = self._machine.store, self._turned()
+        self._arriving.record(self._machine, implicit=True)
+        mirror.write(store, self._arriving.seen, self._joined.host, changed)
+        for claim in self._held.values():
+            store.across.set_claim(claim)
+
+    def gone(self) -> set[str]:
+        """Return the addresses that services of others had, and services of this host have now."""
+        changed = self._turned()
+        return mirror.gone_addresses(self._machine.store, changed, changed)
+
+    def _turned(self) -> dict[str, mirror.Known]:
+        claims = self._held.values()
+        held = {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
+        seen, own = self._arriving.seen, self._joined.host
+        return mirror.turned(self._machine.store, seen, own, self._held.keys(), held)
+
+    # --- at the end -----------------------------------------------------------
+
+    def publish(self, report: Report) -> None:
+        """Say that the services are up. Raises Conflict if this host has lost one meanwhile."""
+        store = self._machine.store
+        for name, claim in self._held.items() if not self._is_silent else ():
+            try:
+                held = self._claims.publish(name, claim.mark, True, ports(store, name))
+            except NoAnswer as error:
+                report(Caution(f"other hosts do not know yet that {name} is up", (_LATER,)))
+                report(Caution(error.message))
+                break
+            if not held:
+                raise Conflict(
+                    f"another host has taken {name} over while it started",
+                    "niso ps --all-hosts shows where it is",
+                )
+        wake.agent()
+
+
+def prepare(
+    machine: Machine,
+    targets: Iterable[Target],
+    made: Iterable[str],
+    report: Report,
+    dry_run: bool = False,
+) -> Held | None:
+    """Hold in the cluster what services need there; None if they need nothing.
+
+    ``made`` are networks that the command makes on this host. With ``dry_run`` nothing is claimed.
+    Raises Conflict, NoAnswer, Refused, Error; what was claimed by then is given up by `tell`.
+    """
+    store = machine.store
+    targets = [target for target in targets if target.spec.mode == "bridge"]
+    on = sorted({net for target in targets for net in target.spec.networks} - {*made})
+    spans = store.across.spanning(on)
+    unknown = [net for net in on if net != DEFAULT_NETWORK and store.network(net) is None]
+    joined = machine.joined() if spans or unknown else None
+    if joined is None:
+        return None
+    brief = not unknown and all(
+        _own_record(store, target, _wanted(store, target, spans)) for target in targets
+    )
+    engine = joined.engine(brief)
+    try:
+        arriving = _arriving(store, joined, engine, unknown, brief)
+        spans += [spec.name for spec in arriving.specs]
+        wanted = {
+            target.name: (target, _wanted(store, target, spans))
+            for target in targets
+            if not {*target.spec.networks}.isdisjoint(spans)
+        }
+        held = Held(machine, joined, engine, arriving)
+        if dry_run:
+            held.foresee(wanted)
+        else:
+            held.claim(wanted, report)
+    except BaseException:
+        engine.close()
+        raise
+    if not wanted or dry_run:
+        engine.close()
+    return held if wanted else None
+
+
+def tell(machine: Machine, services: Iterable[str], report: Report, final: bool = True) -> None:
+    """Tell the cluster what has become of services; the caller holds their locks. Raises no Error.
+
+    What cannot be told now is told by the agent. ``final`` is as for `settle.settle`.
+    """
+    store = machine.store
+    told = [name for name in services if store.across.claim(name) is not None]
+    joined = machine.joined() if told else None
+    if joined is None:
+        return
+    engine = joined.engine(brief=True)
+    claims = Claims(engine, joined.host, joined.keys)
+    try:
+        for name in told:
+            try:
+                settle(store, claims, name, final)
+            except NoAnswer:
+                raise
+            except Error as error:
+                report(Caution(error.message, (error.hint,) if error.hint else ()))
+    except NoAnswer as error:
+        report(Caution(f"other hosts do not know it yet: {error.message}", (_LATER,)))
+    finally:
+        engine.close()
+    wake.agent()
+
+
+def _arriving(
+    store: Store, joined: Joined, engine: Engine, unknown: list[str], brief: bool
+) -> span_networks.Arriving:
+    """Return those of the unknown networks that the cluster has."""
+    membership = Membership(engine, joined.keys)
+    try:
+        cluster = span_networks.require_own(store, membership)
+    except NoAnswer as error:
+        if brief:
+            return span_networks.Arriving.none(joined)
+        if unknown:
+            error.reason = f"network {unknown[0]!r} may be one of the cluster: {error.reason}"
+        raise
+    found = [spec for name in unknown if (spec := membership.network(name)) is not None]
+    if not found:
+        return span_networks.Arriving.none(joined)
+    return span_networks.arriving(store, joined, engine, cluster, found)
+
+
+def _wanted(store: Store, target: Target, spans: list[str]) -> Wanted:
+    """Return what a service needs: the addresses of its manifest, else those that it had."""
+    spec = target.spec
+    on = tuple(network for network in spec.networks if network in spans)
+    had: dict[str, tuple[str, ...]] = {}
+    for network, address in store.addresses(target.name):
+        had[network] = (*had.get(network, ()), address)
+    return Wanted(
+        target.name, on, tuple(spec.names), {net: tuple(spec.statics(net)) for net in on}, had
+    )
+
+
+def _own_record(store: Store, target: Target, wanted: Wanted) -> Claim | None:
+    """Return this host's record of a claim, if it has all that is wanted."""
+    claim = store.across.claim(target.name)
+    if claim is None or {*claim.addresses} != {*wanted.networks}:
+        return None
+    statics = {address for some in wanted.requested.values() for address in some}
+    held = {address for some in claim.addresses.values() for address in some}
+    same = statics <= held and {*store.names(target.name)} == {*wanted.names}
+    return claim if same else None

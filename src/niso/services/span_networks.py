@@ -1,0 +1,286 @@
+"""Make networks that span hosts, take them over from the cluster, and remove them.
+
+Only commands about such networks load this module.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from niso.base import names
+from niso.base.errors import Conflict, Error, NotFound
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.report import Caution
+from niso.cluster import mirror
+from niso.cluster.membership import Cluster, Membership, Spec
+from niso.plan.records import Network, Span, Subnet
+from niso.services import networks
+from niso.services.machine import Machine
+from niso.services.networks import NetworkRequest
+from niso.store.span_rows import Address
+from niso.store.store import Scope, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from niso.base.report import Report
+    from niso.cluster.requests import Engine, Joined
+
+HEADERS = {4: 50, 6: 70}
+"""Bytes that VXLAN adds to a packet, by the family of the addresses between the hosts."""
+
+
+class Arriving(NamedTuple):
+    """Networks of the cluster that are new to this host, with what others have there."""
+
+    joined: Joined
+    port: int  # UDP
+    specs: tuple[Spec, ...]
+    seen: mirror.Seen
+
+    @classmethod
+    def none(cls, joined: Joined) -> Arriving:
+        return cls(joined, 0, (), mirror.Seen((), {}, frozenset()))
+
+    def scope(self, store: Store) -> Scope:
+        """Return what it concerns that they arrive."""
+        changed = mirror.turned(store, self.seen, self.joined.host)
+        return mirror.scope_of(store, changed, changed)
+
+    def fill(self, store: Store) -> None:
+        """Record what others have there; the caller is in a transaction."""
+        changed = mirror.turned(store, self.seen, self.joined.host)
+        mirror.write(store, self.seen, self.joined.host, changed)
+
+    def record(self, machine: Machine, implicit: bool, observe: bool = True) -> list[Network]:
+        """Record the networks; the caller is in a transaction, and writes what others have there.
+
+        Return those that were made. Raises Conflict if this host cannot have them.
+        """
+        store, made = machine.store, []
+        for spec in self.specs:
+            holder = store.across.vni_holder(spec.vni)
+            if holder not in (None, spec.name):
+                raise Conflict(
+                    f"network {spec.name!r} has the number of network {holder!r}, which the cluster"
+                    " does not have any more",
+                    f"niso net inspect {holder}: it can be removed once no service is on it",
+                )
+            if store.network(spec.name) is not None:
+                if not implicit:
+                    store.keep_network(spec.name)
+                continue
+            plain = request_of(spec, observe)._replace(span=False)
+            networks.ensure(machine, plain, implicit=implicit)
+            where = (self.port, self.joined.address)
+            store.across.set_span(spec.name, spec.vni, *where)
+            made.append(store.require_network(spec.name))
+        return made
+
+
+def require_joined(machine: Machine) -> Joined:
+    """Return how this host reaches its cluster. Raises Error if it is in none."""
+    joined = machine.joined()
+    if joined is None:
+        raise Error(
+            "this host is in no cluster, so its networks cannot span hosts",
+            "niso cluster init makes one; niso cluster join FILE joins one",
+            "--span",
+            names_key=False,
+        )
+    return joined
+
+
+def require_own(store: Store, membership: Membership) -> Cluster:
+    """Return the cluster of the engine. Raises Conflict if it is not that of this host.
+
+    An engine whose data were lost has none.
+    """
+    cluster, own = membership.cluster(), store.cluster_id()
+    if cluster is None or cluster.identity != own:
+        has = f"cluster {cluster.identity}" if cluster else "no cluster"
+        raise Conflict(
+            f"the engine has {has}, and this host is in {own or 'none'}: nothing is changed",
+            "niso cluster status shows both",
+        )
+    return cluster
+
+
+def arriving(
+    store: Store, joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[Spec]
+) -> Arriving:
+    """Return networks that this host takes over, with what others have there.
+
+    Raises Conflict if the link between the hosts has too small an MTU.
+    """
+    hosts = Membership(engine, joined.keys).hosts()
+    own = next((host for host in hosts if host.name == joined.host), None)
+    for spec in specs:
+        if own is not None and own.mtu - _header(joined) < spec.mtu:
+            raise Conflict(
+                f"network {spec.name!r} has an MTU of {spec.mtu}, and packets of"
+                f" {own.mtu - _header(joined)} bytes fit the link of {joined.address}",
+                f"raise the MTU of that link to {spec.mtu + _header(joined)}",
+            )
+    items = {s.name: engine.get(joined.keys.addresses(s.name)).items for s in specs}
+    seen = mirror.seen(hosts, dict(items), joined.keys)
+    return Arriving(joined, cluster.port, tuple(specs), seen)
+
+
+class Proposed(NamedTuple):
+    """A network that spans, or is about to: of ``made`` the cluster knows since this command."""
+
+    request: NetworkRequest
+    arriving: Arriving
+    made: bool
+
+
+def propose(machine: Machine, request: NetworkRequest, dry_run: bool = False) -> Proposed:
+    """Make a network in the cluster, unless it has the same one; nothing changes on this host.
+
+    With ``dry_run`` nothing changes at all. Raises Error without a cluster or an answer of it, and
+    Conflict if the network exists and differs, or overlaps another one.
+    """
+    store, name = machine.store, request.name
+    if name == names.DEFAULT_NETWORK:
+        raise Conflict(f"network {name!r} is each host's own", "choose another name", "NAME")
+    joined = require_joined(machine)
+    present = store.network(name)
+    if present is not None:
+        networks.require_same(present, request)
+    engine = joined.engine()
+    try:
+        membership = Membership(engine, joined.keys)
+        cluster = require_own(store, membership)
+        spec = membership.network(name)
+        made = spec is None and not dry_run
+        if spec is not None:
+            networks.require_same(_network(spec, joined, cluster), request, "in the cluster ")
+        else:
+            spec = _planned(machine, request, membership, joined, present)
+            spec = membership.create_network(spec) if made else spec
+        return Proposed(
+            request_of(spec, request.observe),
+            arriving(store, joined, engine, cluster, [spec]),
+            made,
+        )
+    finally:
+        engine.close()
+
+
+def request_of(spec: Spec, observe: bool = True) -> NetworkRequest:
+    """Return the request for a network as the cluster has it."""
+    return NetworkRequest(
+        spec.name,
+        tuple(cidr for cidr, _ in spec.subnets),
+        gateways=tuple(gateway for _, gateway in spec.subnets),
+        internal=spec.internal,
+        mtu=spec.mtu,
+        allow_public=True,
+        observe=observe,
+        span=True,
+    )
+
+
+def _planned(
+    machine: Machine,
+    request: NetworkRequest,
+    membership: Membership,
+    joined: Joined,
+    present: Network | None,
+) -> Spec:
+    """Return a network that neither this host nor the cluster has. Raises Conflict."""
+    fits = min((host.mtu for host in membership.hosts()), default=1500) - _header(joined)
+    if request.mtu is not None and request.mtu > fits:
+        raise Conflict(
+            f"{request.mtu}: between the hosts of the cluster, packets of {fits} bytes fit",
+            f"omit it to use {fits}",
+            "--mtu",
+        )
+    network = present
+    if network is None:
+        besides = [
+            (ipaddress.ip_network(cidr), f"network {spec.name!r} in the cluster")
+            for spec in membership.networks()
+            for cidr, _ in spec.subnets
+        ]
+        network = networks.plan_network(
+            machine,
+            request.name,
+            subnets=request.nets,
+            ipv6=request.ipv6,
+            gateways=request.gateways,
+            internal=request.internal,
+            mtu=fits if request.mtu is None else request.mtu,
+            besides=besides,
+        )
+    pairs = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)
+    return Spec(request.name, 0, network.mtu, pairs, network.internal)
+
+
+def _header(joined: Joined) -> int:
+    return HEADERS[6 if ":" in joined.address else 4]
+
+
+def _network(spec: Spec, joined: Joined, cluster: Cluster) -> Network:
+    subnets = tuple(
+        Subnet(6 if ":" in cidr else 4, cidr, gateway) for cidr, gateway in spec.subnets
+    )
+    span = Span(cluster.identity, spec.vni, cluster.port, joined.address)
+    bridge = names.bridge(spec.name)
+    return Network(spec.name, bridge, spec.mtu, subnets, spec.internal, span=span)
+
+
+def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
+    """Remove a network from the cluster again, that this host could not make."""
+    if proposed.made:
+        try:
+            remove(machine, [proposed.request.name])
+        except Error as error:
+            hint = f"niso net create {proposed.request.name} --span takes it over"
+            report(Caution(f"the cluster keeps the network: {error.message}", (hint,)))
+
+
+def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> None:
+    """Remove networks from the cluster. No-op for those that it does not have any more.
+
+    A host without a cluster forgets its own part alone. Raises Conflict if hosts have services
+    there, and NoAnswer: then nothing has changed.
+    """
+    joined = machine.joined()
+    if joined is None:
+        return
+    engine = joined.engine()
+    try:
+        membership = Membership(engine, joined.keys)
+        require_own(machine.store, membership)
+        for name in removed:
+            used = sorted({f"{a.service} on {a.host}" for a in _addresses(engine, joined, name)})
+            if used:
+                raise Conflict(
+                    f"network {name!r} is used by {', '.join(used[:5])}"
+                    + (f" and {len(used) - 5} more" if len(used) > 5 else ""),
+                    "it can be removed once they are removed or on other networks",
+                )
+        for name in () if dry_run else removed:
+            try:
+                membership.remove_network(name)
+            except NotFound:
+                continue
+    finally:
+        engine.close()
+
+
+def _addresses(engine: Engine, joined: Joined, name: str) -> list[Address]:
+    items = engine.get(joined.keys.addresses(name)).items
+    services = mirror.seen((), {name: items}, joined.keys).services
+    return [address for known in services.values() for address in known.addresses]
+
+
+def going(store: Store, scope: Scope, every: bool = False) -> Scope:
+    """Return a scope with the services of other hosts on its networks that may go.
+
+    These are the implicit ones, or ``every`` one.
+    """
+    on = store.across.spanning(scope.networks or (), implicit=not every)
+    return scope.joined(mirror.scope_on(store, on)) if on else scope

@@ -1,0 +1,394 @@
+"""Test what activate, deactivate, remove and net create hold in the cluster, on the fake engine and kernel.
+
+The world's host is b, with db up on backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_world import KEYS, ME, Cluster
+from fake_world import Steps, World
+
+from niso.base.errors import Conflict, Error, InvalidInput
+from niso.cluster.agent import ORPHAN_S, Agent, Me
+from niso.cluster.claims import Claim, Claims, Wanted
+from niso.cluster.keys import decode
+from niso.cluster.membership import Spec
+from niso.cluster.requests import NoAnswer
+from niso.commands import network
+from niso.commands.deactivate import deactivate, remove
+from niso.commands.restart import restart
+from niso.services import journal, targets
+from niso.services.networks import NetworkRequest
+
+
+class Hosted(Cluster):
+    """Host b, its commands, and its agent."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.said: list[str] = []
+        me = Me(ME, f"id-{ME}", world.store.cluster_id(), "boot")
+        self.agent = Agent(me, lambda: self.engine, self.end, self.said.append)
+        self.warned: list[str] = []
+
+    def end(self, services: list[str]) -> None:
+        deactivate(self.world.machine, services)
+
+    def look(self, now_s: float = 0.0) -> list[str]:
+        return self.agent.look(self.world.store, self.world.kernel, self.engine, now_s)
+
+    def held(self, service: str) -> Claim | None:
+        return Claims(self.engine, "x").held(service)
+
+    def up(self, service: str) -> bool:
+        """Whether all that resolve the service's names may find it."""
+        held = self.held(service)
+        assert held is not None
+        keys = [KEYS.address(net, a) for net, some in held.networks.items() for a in some]
+        items = [self.engine.get(key, one=True).items[0] for key in keys]
+        [up] = {bool(decode(item.value, item.key)["up"]) for item in items}
+        return up
+
+    def package(self, name: str, *networks: str, **keys: Any) -> str:
+        on: dict[str, Any] = {"networks": list(networks or ("backend",))}
+        return self.world.package(name, network={**on, **keys})
+
+    def activate(self, path: str, take: bool = False, **more: Any) -> str:
+        found = targets.find_targets(self.world.store, [path])
+        from niso.commands.activate import activate
+
+        outcomes = activate(
+            self.world.machine,
+            [target._replace(take=take) for target in found],
+            5.0,
+            self.report,
+            **more,
+        )
+        return outcomes[0].addresses[0]
+
+    def report(self, event: Any) -> None:
+        if type(event).__name__ == "Caution":
+            self.warned.append(event.text)
+
+    def record(self, service: str) -> bool:
+        """Whether the store has what the cluster has of a service."""
+        record, held = self.world.store.across.claim(service), self.held(service)
+        if record is None or held is None or held.host != ME:
+            return record is None and (held is None or held.host != ME)
+        return (record.mark, record.gen, record.addresses) == (held.mark, held.gen, held.networks)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Hosted]:
+    with World(tmp_path) as world:
+        yield Hosted(world)
+
+
+def lose(host: Hosted, name: str) -> None:
+    """End the lease of a host."""
+    for item in host.engine.get(KEYS.live(name), one=True).items:
+        host.engine.revoke(item.lease)
+
+
+def test_service_is_held_up_down_and_given_up(host: Hosted) -> None:
+    assert host.activate(host.package("api", ports=["8080:80"])) == "10.99.1.3"
+    held = host.held("api")
+    assert held and (held.host, held.names, held.ports) == (ME, ("api",), ("8080:80",))
+    assert host.up("api") and host.record("api")
+    before = host.engine.get(KEYS.prefix).revision
+    host.activate("api")
+    assert host.engine.get(KEYS.prefix).revision == before, "an unchanged service writes nothing"
+    deactivate(host.world.machine, ["api"])
+    assert not host.up("api") and host.record("api")
+    remove(host.world.machine, ["api"])
+    assert host.held("api") is None and host.record("api")
+    assert [key for key in host.engine.keys(KEYS.network("backend")) if "api" in key] == []
+    assert host.warned == []
+    host.world.assert_whole()
+
+
+def test_claim_follows_the_manifest_and_its_addresses(host: Hosted) -> None:
+    host.activate(host.package("api"))
+    api = host.package("api", ip="10.99.1.9", aliases=["shop"])
+    assert host.activate(api) == "10.99.1.9"
+    held = host.held("api")
+    assert held and held.names == ("api", "shop") and held.networks["backend"][0] == "10.99.1.9"
+    assert host.record("api") and host.up("api")
+    with pytest.raises(
+        InvalidInput, match=r"10\.99\.1\.1 cannot be a service's address: it is the gateway"
+    ):
+        host.activate(host.package("web", ip="10.99.1.1"))
+    assert host.held("web") is None and host.record("web")
+    host.activate(host.package("api", "niso-default"))
+    assert host.held("api") is None and host.record("api")
+    host.world.assert_whole()
+
+
+def test_what_another_host_has_is_refused(host: Hosted) -> None:
+    other = host.claim("c", "web", "shop")
+    before = host.world.picture()
+    with pytest.raises(Conflict, match="web is on c, which is alive"):
+        host.activate(host.package("web"))
+    with pytest.raises(
+        Conflict, match=r"address 10\.99\.1\.3 on network 'backend' belongs to 'web'"
+    ):
+        host.activate(host.package("api", ip="10.99.1.3"))
+    with pytest.raises(Conflict, match="name shop on network 'backend' belongs to 'web'"):
+        host.activate(host.package("api", aliases=["shop"]))
+    lose(host, "c")
+    with pytest.raises(Conflict, match="web is on c, which does not answer") as raised:
+        host.activate(host.package("web"))
+    assert "--take" in (raised.value.hint or "") and "10.99.1.3" in (raised.value.hint or "")
+    assert host.world.picture() == before
+    held = host.held("web")
+    assert held and (held.mark, held.networks) == (other.mark, other.networks)
+    assert host.world.store.across.claim("web") is None
+
+
+def test_lost_service_is_taken_over_with_its_addresses_and_nothing_of_the_old_host(
+    host: Hosted,
+) -> None:
+    other = host.claim("c", "web")
+    host.look()
+    assert ("web", "198.51.100.3") in host.claims()
+    lose(host, "c")
+    assert host.activate(host.package("web"), take=True) == other.networks["backend"][0]
+    assert host.up("web") and host.record("web")
+    assert host.claims() == set() and not host.world.store.across.addresses()
+    host.world.assert_whole()
+    host.look()
+    host.world.assert_whole()
+    assert host.said == []
+
+
+def test_service_that_fails_to_start_goes_back_to_the_host_that_it_was_taken_from(
+    host: Hosted,
+) -> None:
+    other = host.claim("c", "web")
+    host.look()
+    lose(host, "c")
+    host.world.processes.fail = lambda what: what.startswith("start")
+    with pytest.raises(Error):
+        host.activate(host.package("web"), take=True)
+    host.world.processes.fail = lambda what: False
+    back = host.held("web")
+    assert back and (back.host, back.mark, back.networks) == ("c", other.mark, other.networks)
+    assert host.up("web") and back.former == ""
+    host.look()
+    assert ("web", "198.51.100.3") in host.claims()
+    host.world.assert_whole()
+
+
+def test_service_that_another_host_took_is_ended_and_its_address_is_free_for_others(
+    host: Hosted,
+) -> None:
+    lose(host, ME)
+    claims = Claims(host.engine, "a")
+    taken = claims.claim(Wanted("db", ("backend",), ("db",), {}, {}), take=True)
+    claims.publish("db", taken.mark, up=True)
+    host.look()
+    assert host.said == ["taken over by other hosts, and ended here: db"]
+    assert host.world.store.across.claim("db") is None
+    host.release("a", "db")
+    host.look()
+    assert host.activate(host.package("api")) == "10.99.1.2"
+    assert host.record("api")
+    host.world.assert_whole()
+
+
+def test_address_that_somebody_else_just_had_is_his_no_more(host: Hosted) -> None:
+    """The mirror is behind: web has gone, and its address is this host's now."""
+    address = host.claim("c", "web").networks["backend"][0]
+    host.look()
+    host.release("c", "web")
+    assert host.activate(host.package("api")) == address
+    assert host.claims() == set()
+    assert address in host.allowed(), "db allows api"
+    host.world.assert_whole()
+
+
+def test_without_an_answer_nothing_new_starts_and_nothing_has_changed(host: Hosted) -> None:
+    before = host.world.picture()
+    host.engine.down = True
+    with pytest.raises(NoAnswer, match="does not answer"):
+        host.activate(host.package("api"))
+    host.engine.down = False
+    host.look(0)
+    host.look(ORPHAN_S)
+    assert host.world.picture() == before
+    assert host.held("api") is None
+
+
+def test_what_this_host_holds_by_its_own_record_starts_restarts_and_stops_without_an_answer(
+    host: Hosted,
+) -> None:
+    host.activate(host.package("api"))
+    host.engine.down = True
+    restart(host.world.machine, ["api"])
+    deactivate(host.world.machine, ["api"], host.report)
+    assert host.warned == ["other hosts do not know it yet: the cluster does not answer"]
+    host.activate("api")
+    assert host.warned[1:] == ["api starts by this host's own record: the cluster does not answer"]
+    host.world.assert_whole()
+    remove(host.world.machine, ["api"], host.report)
+    host.engine.down = False
+    assert host.held("api") is not None
+    host.look()
+    assert host.held("api") is None
+    host.look(ORPHAN_S)
+    assert host.record("api")
+    deactivate(host.world.machine, ["db"])
+    host.engine.down = True
+    host.activate("db")
+    host.engine.down = False
+    assert not host.up("db")
+    host.look()
+    assert host.up("db") and host.said == []
+
+
+@pytest.mark.parametrize("lost", ["there", "back"])
+def test_request_without_an_answer_is_settled_by_what_the_cluster_has(
+    host: Hosted, lost: str
+) -> None:
+    host.engine.lose = [lost]
+    host.activate(host.package("api"))
+    assert host.record("api") and host.up("api")
+    host.engine.lose = [lost]
+    deactivate(host.world.machine, ["api"])
+    assert not host.up("api")
+    host.engine.lose = [lost]
+    remove(host.world.machine, ["api"])
+    assert host.held("api") is None and host.record("api")
+
+
+def test_killed_or_failing_anywhere_is_made_good_by_the_next_command_and_the_agent(
+    host: Hosted,
+) -> None:
+    """At each step of an activation: afterwards cluster, store and kernel agree, and all is as before or done."""
+    world, path = host.world, host.package("api", aliases=["shop"])
+    for kills in (False, True):
+        number = 0
+        while True:
+            number += 1
+            steps = Steps(world, number, kills)
+            done = steps.run(lambda: host.activate(path))
+            if kills and not done:
+                world.processes.renew()
+                journal.recover(world.machine, names=["api"])
+            host.look(0)
+            host.look(ORPHAN_S)
+            assert host.record("api"), steps.passed[-1]
+            assert (host.held("api") is not None) == (world.store.service("api") is not None)
+            world.assert_whole()
+            if done:
+                assert host.up("api")
+                remove(world.machine, ["api"])
+                break
+        assert number > 8
+
+
+def test_network_appears_with_the_first_service_and_goes_with_the_last(host: Hosted) -> None:
+    world = host.world
+    host.membership.create_network(Spec("front", 0, 1430, (("10.99.7.0/24", "10.99.7.1"),)))
+    other = Claims(host.engine, "c")
+    made = other.claim(Wanted("web", ("front",), ("web",), {}, {}))
+    other.publish("web", made.mark, up=True)
+    assert host.activate(host.package("api", "front", "backend")) == "10.99.7.3"
+    found = world.store.network("front")
+    assert found is not None and found.span is not None and found.span.vni == 4098
+    assert host.claims() == {("web", "198.51.100.3")}, "what others have is there at once"
+    world.assert_whole()
+    host.look()
+    world.assert_whole()
+    remove(world.machine, ["api"])
+    assert world.store.network("front") is None and host.claims() == set()
+    assert world.store.across.addresses() == {} and world.store.across.names("web") == ()
+    world.assert_whole()
+
+
+def test_network_that_the_cluster_does_not_have_is_this_hosts_own(host: Hosted) -> None:
+    host.activate(host.package("api", "front"))
+    assert host.held("api") is None
+    found = host.world.store.network("front")
+    assert found is not None and found.span is None
+    host.engine.down = True
+    with pytest.raises(NoAnswer, match="network 'other' may be one of the cluster"):
+        host.activate(host.package("web", "other"))
+    host.activate(host.package("web", "front"))  # known, so nobody is asked
+
+
+def test_dry_run_shows_the_address_and_claims_nothing(host: Hosted) -> None:
+    before, revision = host.world.picture(), host.engine.get(KEYS.prefix).revision
+    assert host.activate(host.package("api"), dry_run=True) == "10.99.1.3"
+    assert host.world.picture() == before
+    assert host.engine.get(KEYS.prefix).revision == revision
+
+
+def create(host: Hosted, name: str, *subnets: str, **more: Any) -> Any:
+    return network.create(host.world.machine, NetworkRequest(name, subnets, span=True, **more))
+
+
+def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None:
+    world = host.world
+    made = create(host, "front", "10.99.7.0/24")
+    assert made.span.vni == 4098 and made.mtu == 1450, "of 1500, without the header of VXLAN"
+    spec = host.membership.network("front")
+    assert spec == Spec("front", 4098, 1450, (("10.99.7.0/24", "10.99.7.1"),))
+    assert create(host, "front", "10.99.7.0/24") is None
+    world.assert_whole()
+    network.remove(world.machine, ["front"])
+    assert host.membership.network("front") is None
+    world.assert_whole()
+    # one that another host made
+    host.membership.create_network(Spec("side", 0, 1400, (("10.99.8.0/24", "10.99.8.9"),), True))
+    with pytest.raises(Conflict, match="already exists in the cluster with subnet"):
+        create(host, "side", "10.99.9.0/24")
+    taken = create(host, "side", internal=True)
+    assert (taken.mtu, taken.internal, taken.subnets[0].gateway) == (1400, True, "10.99.8.9")
+    Claims(host.engine, "c").claim(Wanted("web", ("side",), ("web",), {}, {}))
+    with pytest.raises(Conflict, match="network 'side' is used by web on c"):
+        network.remove(world.machine, ["side"])
+    with pytest.raises(Conflict, match="network 'backend' is used by db"):
+        network.remove(world.machine, ["backend"])
+    world.assert_whole()
+
+
+def test_network_that_cannot_span_is_refused_and_nothing_has_changed(host: Hosted) -> None:
+    world = host.world
+    world.make("own", "10.98.0.0/24")
+    before, revision = world.picture(), host.engine.get(KEYS.prefix).revision
+    for name, subnets, more, match in (
+        ("niso-default", (), {}, "each host's own"),
+        ("own", (), {}, "on this host alone"),
+        ("new", ("10.99.1.128/25",), {}, "overlaps"),
+        ("new", (), {"mtu": 1451}, "packets of 1450 bytes fit"),
+    ):
+        with pytest.raises(Conflict, match=match):
+            create(host, name, *subnets, **more)
+    world.kernel.fail = lambda step: 12
+    with pytest.raises(Error):
+        create(host, "new")
+    world.kernel.fail = lambda step: 0
+    host.engine.down = True
+    with pytest.raises(NoAnswer):
+        create(host, "new")
+    host.engine.down = False
+    world.machine = world.machine._replace(joined=lambda: None)
+    with pytest.raises(Error, match="this host is in no cluster"):
+        create(host, "new")
+    assert world.picture() == before
+    assert {spec.name for spec in host.membership.networks()} == {"backend"}
+    assert host.engine.get(KEYS.prefix).revision - revision in (0, 2)
+
+
+def test_network_that_the_cluster_removed_goes_here_too(host: Hosted) -> None:
+    create(host, "front", "10.99.7.0/24")
+    host.membership.remove_network("front")
+    host.look()
+    assert host.world.store.network("front") is None
+    host.world.assert_whole()
