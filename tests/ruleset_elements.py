@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from niso.base import names
 from niso.kernel.kinds.element import Element
 from niso.manifest.parse_policy import parse_entry
 from niso.plan import nft, policy_maps
-from niso.plan.records import Limits, Member, Policed, Policy, Port, Subnet
+from niso.plan.records import Audit, Limits, Member, Policed, Policy, Port, Subnet
 
 ODD_NAMES = (
     "a",
@@ -85,7 +87,7 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
 
 
 def policy_elements() -> list[Element]:
-    """Return the elements of a policy with something in each part."""
+    """Return the elements of a policy with something in each part, and of one in audit."""
     written = [
         *("db/icmp", "db:80/tcp", "db:90-95", "10.0.0.0/8:80", "[fd00::/8]:90-95"),
         *("0.0.0.0/0:80", "[::/0]:80", "0.0.0.0/0:9-10", "[::/0]:9-10"),
@@ -99,4 +101,9 @@ def policy_elements() -> list[Element]:
         for i, text in enumerate(written)
     )
     own = Policed("api", ("10.99.1.2", "fd00::2"), Policy(allow_from=ingress, egress_allow=egress))
-    return policy_maps.elements(own, [Member("service", "db", ("10.99.1.3", "fd00::3"))])
+    now = int(time.time())
+    audited = Policy(allow_from=(), audit=Audit("", now, now + 3600))
+    return [
+        *policy_maps.elements(own, [Member("service", "db", ("10.99.1.3", "fd00::3"))]),
+        *policy_maps.elements(Policed("loud", ("10.99.1.9", "fd00::9"), audited), []),
+    ]

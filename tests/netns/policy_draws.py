@@ -88,6 +88,8 @@ class Topology:
             table["egress"] = egress
         if table and draw.random() < 0.2:
             table["log"] = True
+        if table and draw.random() < 0.25:
+            table["mode"] = "audit"
         return table
 
     def _entries(self, draw: random.Random, least: int, most: int) -> list[str]:

@@ -295,7 +295,7 @@ class Run:
         """
         found, missed = pickle.loads(base64.b64decode(self.lab.run("python", "-c", SENSOR).stdout))
         passed = found["seen"] | found["entered"] | found["switched"] - found["refused"]
-        passing, dropped, by_policy = set(), set(), set()
+        passing, dropped, by_policy, audited = set(), set(), set(), set()
         for cell in sent:
             verdict = judged(world, cell)
             key = (cell.source, verdict.destination.address, cell.proto, verdict.port)
@@ -310,6 +310,8 @@ class Run:
             stays = cell.to in own and verdict.destination.address == cell.to
             if stays or (cell.to.startswith("127.") and cell.place):
                 continue
+            if verdict.audited_by:
+                audited.add(key)
             if verdict.passes:
                 passing.add(key)
                 continue
@@ -318,6 +320,9 @@ class Run:
                 by_policy.add(key)
         wrong = [f"missed: {missed}"] if any(missed.values()) else []
         wrong += [f"passed, but not seen: {key}" for key in passing - passed - self.flowing]
+        missing = (audited & passing) - self.flowing - found["audited"]
+        wrong += [f"would be denied, but not audited: {key}" for key in missing]
+        wrong += [f"audited, but allowed: {key}" for key in found["audited"] - audited]
         self.flowing |= {key for key in passing if key[2] != "tcp"}
         wrong += [f"seen, but dropped: {key}" for key in passed - passing]
         wrong += [f"dropped, but not refused: {key}" for key in by_policy - found["refused"]]

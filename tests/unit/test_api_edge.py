@@ -178,7 +178,7 @@ def test_results_become_the_data_of_json() -> None:
     assert list(niso.plain(stats)) == [
         "service",
         *(f"{way}-{what}" for way in ("in", "out") for what in ("packets", "bytes", "drops")),
-        "foreign",
+        *("foreign", "in-audits", "out-audits"),
     ]
     assert niso.plain({"a": 1}) == {"a": 1} and niso.plain(None) is None
 

@@ -31,18 +31,20 @@ def test_flows_are_counted_by_name_and_the_rarest_are_left_out() -> None:
     passed = [row("10.99.1.3", "10.99.1.2", 2), row("10.99.1.3", "10.99.2.2", 3)]
     passed += [row(f"198.51.100.{n}", "10.99.1.2", 1) for n in range(9)]
     passed += [row(HOST, "10.99.1.2", 1), row("127.0.0.1", "10.99.1.2", 1)]
-    memory = seen.Memory(tuple(passed), (row(OUTSIDE, "10.99.1.2", 4),), ())
+    audited = (row("10.99.1.3", "10.99.2.2", 1), row("10.99.1.3", "10.99.2.9", 1))
+    memory = seen.Memory(tuple(passed), (row(OUTSIDE, "10.99.1.2", 4),), (), 0, audited)
     everything, none = flow_totals.totals(WORLD, memory, 10)
-    assert [(t.source, t.destination, t.port, t.passes, t.flows) for t in everything] == [
-        ("api", "db", 80, True, 5),
-        ("host", "db", 80, True, 2),
-        ("outside", "db", 80, False, 4),
-        ("outside", "db", 80, True, 9),
+    assert [(t.source, t.destination, t.port, t.verdict, t.flows) for t in everything] == [
+        ("api", "db", 80, "audit", 1),
+        ("api", "db", 80, "pass", 4),
+        ("host", "db", 80, "pass", 2),
+        ("outside", "db", 80, "drop", 4),
+        ("outside", "db", 80, "pass", 9),
     ]
     assert none == 0
     frequent, others = flow_totals.totals(WORLD, memory, 2)
-    assert ([total.flows for total in frequent], others) == ([5, 9], 2)
-    assert flow_totals.totals(WORLD, memory, 0) == ([], 4)
+    assert ([total.flows for total in frequent], others) == ([4, 9], 3)
+    assert flow_totals.totals(WORLD, memory, 0) == ([], 5)
 
 
 _NAMES = st.from_regex(r"niso_[a-z][a-z_]{0,8}[a-z]", fullmatch=True).filter(

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from policy_worlds import SERVICES, Packet, known, network, packets, policy, world, worlds
 from samples import samples
 
-from niso.kernel import nft_tables
+from niso.kernel import nft_audit, nft_tables
 from niso.kernel.kinds.element import Element
 from niso.plan import policy_maps as rules
-from niso.plan.records import Member, Policed
+from niso.plan.records import Audit, Member, Policed
 from niso.plan.verdict import Known, World, judge
 
 properties = settings(
@@ -83,10 +83,26 @@ def within(address: str, key: str) -> bool:
 @properties
 @given(st.data())
 def test_elements_say_what_the_engine_says(data: st.DataObject) -> None:
-    drawn = data.draw(worlds())
+    drawn = audited(data, data.draw(worlds()))
     all_elements = {name: of(drawn, name) for name in SERVICES if name in drawn.services}
     for packet in data.draw(packets(drawn)):
         agree(drawn, all_elements, packet)
+
+
+def audited(data: st.DataObject, world: World) -> World:
+    """The world with the policies of some services in audit."""
+    chosen = data.draw(st.sets(st.sampled_from(sorted(world.services))))
+    return world._replace(
+        services={
+            name: each._replace(
+                policy=each.policy._replace(audit=Audit("", 1, 2)), audits=name in lasting
+            )
+            if name in chosen
+            else each
+            for lasting in [data.draw(st.sets(st.sampled_from(sorted(world.services))))]
+            for name, each in world.services.items()
+        }
+    )
 
 
 def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> None:
@@ -118,7 +134,14 @@ def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> N
             assert reason.passes, (packet, reason)
             continue
         first = look_up(elements[holder.name], ingress, own, (peer, word, port or 0))[0]
-        assert (first.value == "return") is reason.passes, (packet, reason, first)
+        assert (first.value == "return") is (reason.passes and not reason.audits), packet
+        # what denies leads to the set of audits in audit alone, whether it has ended or not
+        if first.value != "return":
+            in_audit = holder.policy.audit is not None
+            assert (first.value in nft_audit.VERDICTS) is in_audit, (packet, first)
+            assert reason.audits is holder.audits
+        ends = {each.element for each in elements[holder.name] if each.ends}
+        assert ends == (set(addresses(holder)) if holder.policy.audit else set())
         assert first.comment == f"{holder.name} {reason.key}".rstrip()
         said = rules.decides(policed(holder), members(world), ingress, own, peer, proto, port)
         assert said == first

@@ -18,7 +18,7 @@ from niso.explain import explanation
 from niso.explain.question import Packet
 from niso.manifest.parse_policy import parse_entry
 from niso.plan.records import ANY, ANY4, ANY6, Port
-from niso.plan.verdict import decide, matches
+from niso.plan.verdict import Reason, decide, matches
 
 # --- the host and the outside ----------------------------------------------------------------------------------------
 
@@ -106,7 +106,7 @@ def test_broadcast_and_multicast_reach_no_service_and_egress_counts_for_them(
 ) -> None:
     family = 6 if ":" in destination else 4
     verdict = ask(WORLD, "api", destination, 5353, "udp", family)
-    assert verdict.path == (False, "broadcast and multicast do not reach services", "", "", "")
+    assert verdict.path == Reason(False, "broadcast and multicast do not reach services")
     assert verdict.egress.passes
     closed = with_policy(WORLD, "api", policy(allow=["db"]))
     assert not ask(closed, "api", destination, 5353, "udp", family).egress.passes
@@ -366,14 +366,8 @@ def test_policy_of_ingress_sees_own_port_and_real_client_behind_a_published_port
     assert not passes(rules, "192.0.2.3", HOST, 8080)
     rules = with_policy(EVERYWHERE, "api", policy(allow_from=[f"{OUTSIDE}:8080"]))
     assert not passes(rules, OUTSIDE, HOST, 8080)
-    assert ask(rules, OUTSIDE, HOST, 8080).dropped_by == (
-        *(
-            False,
-            "not listed in network.policy.allow_from of api",
-            "api",
-            "network.policy.allow_from",
-            "",
-        ),
+    assert ask(rules, OUTSIDE, HOST, 8080).dropped_by == Reason(
+        False, "not listed in network.policy.allow_from of api", "api", "network.policy.allow_from"
     )
 
 

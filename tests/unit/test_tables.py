@@ -254,7 +254,7 @@ SMALLEST = (
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M",'
     '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":0}},'
     '"healthcheck":null,"volumes":{},"secrets":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
-    '"hostname":null,"aliases":[],"ip":null,"extra_hosts":{},"dns":null,"dns_search":null,"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]}}}}'
+    '"hostname":null,"aliases":[],"ip":null,"extra_hosts":{},"dns":null,"dns_search":null,"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]},"mode":"enforce","audit_until":null}}}'
 )
 FULL: dict[str, Any] = {
     "package": {"name": "api", "version": "1.0.0", "rootfs": "rootfs"},
@@ -300,7 +300,7 @@ FULLEST = (
     '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},"secrets":{},'
     '"network":{"mode":"bridge","share":null,"network":"niso-default","networks":["a","b"],"ports":["80:80"],"hostname":null,'
     '"aliases":["web"],"ip":{"a":"10.99.1.10"},"extra_hosts":{},"dns":null,"dns_search":null,'
-    '"policy":{"allow_from":[],"deny_from":[],"log":true,"egress":{"allow":["db:5432"],"deny":["10.0.0.0/8"]}}}}'
+    '"policy":{"allow_from":[],"deny_from":[],"log":true,"egress":{"allow":["db:5432"],"deny":["10.0.0.0/8"]},"mode":"enforce","audit_until":null}}}'
 )
 
 
@@ -318,7 +318,7 @@ STORED = (
     '"restart":"on-failure","restart_delay_s":1.0,"stop_timeout_s":10.0,"capabilities":[],"read_only":true,"memory_max":null,'
     '"cpu_max":null,"pids_limit":2048,"healthcheck":null,"volumes":[],"mode":"bridge","share":null,"networks":["niso-default"],'
     '"addresses":{},"hostname":"api","aliases":[],"ports":[],'
-    '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false},"manifest":'
+    '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false,"audit":null},"manifest":'
     + SMALLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":0,"arp":100},'
@@ -337,7 +337,7 @@ STORED_FULL = (
     '"egress_allow":[{"key":"network.policy.egress.allow[0]","text":"db:5432","peer":{"kind":"service","name":"db"},'
     '"first":5432,"last":5432,"proto":""}],'
     '"egress_deny":[{"key":"network.policy.egress.deny[0]","text":"10.0.0.0/8","peer":{"kind":"prefix","name":"10.0.0.0/8"},'
-    '"first":0,"last":65535,"proto":""}],"log":true},"manifest":'
+    '"first":0,"last":65535,"proto":""}],"log":true,"audit":null},"manifest":'
     + FULLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":40,"arp":100},'

@@ -21,6 +21,8 @@ KEYS = {
             "out_packets",
             "out_bytes",
             "out_drops",
+            "in_audits",
+            "out_audits",
         )
     },
 }

@@ -34,7 +34,7 @@ class Flow(NamedTuple):
     proto: str
     """tcp, udp or sctp"""
     verdict: str
-    """pass or drop"""
+    """pass, drop, or audit: it passed because a policy that denies it was in audit"""
     service: str | None
     """service whose manifest decides"""
     key: str | None
@@ -126,7 +126,7 @@ def _chosen(seen: list[seer.Seen], service: str | None, denied: bool) -> list[se
         each
         for each in seen
         if (service is None or service in (each.source.service, each.destination.service))
-        and not (denied and each.passes)
+        and not (denied and each.passes and not each.audited)
     ]
 
 
@@ -140,7 +140,7 @@ def _flow(seen: seer.Seen) -> Flow:
         end_of(seen.destination),
         seen.port,
         seen.proto,
-        "pass" if seen.passes else "drop",
+        seen.verdict,
         reason.service or None if reason else None,
         reason.key or None if reason else None,
         reason.text or None if reason else None,

@@ -24,6 +24,7 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
     _warn_of_taken(session, store, [outcome.service for outcome in outcomes])
     warn_of_limits(session, store, changed)
     warn_of_name_servers(session, changed)
+    _warn_of_policies(session, machine, [outcome.service for outcome in outcomes])
     on = {network for service in changed for network, _ in store.addresses(service)}
     networks = [network for name in sorted(on) if (network := store.network(name))]
     if networks:
@@ -98,6 +99,15 @@ def deactivate(
             *(row.name for row in machine.store.services() if row.active and row.provider in names),
         ]
     return command.deactivate(machine, names, session.report, dry_run, keep_forwards=by_systemd)
+
+
+def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> None:
+    """Warn about policies that are in audit, or that are probably not meant so."""
+    if set(names) & set(machine.store.policied()):
+        from niso.services import policy_warnings
+
+        for line, hint in policy_warnings.warnings(machine.kernel, machine.store, names):
+            session.caution(line, (hint,))
 
 
 def warn_of_name_servers(session: Session, names: list[str]) -> None:

@@ -146,6 +146,12 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
         for direction, number in (("ingress", each.in_drops), ("egress", each.out_drops))
         if number is not None
     ]
+    audited = [
+        Sample({"service": each.service, "direction": direction}, number)
+        for each in stats
+        for direction, number in (("ingress", each.in_audits), ("egress", each.out_audits))
+        if number is not None
+    ]
     # the host's end of a pair receives what the service sends
     return (
         *(
@@ -164,6 +170,12 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
             "policy_dropped_packets_total",
             "Packets that the service's policy dropped.",
             dropped,
+        ),
+        _metric(
+            COUNTER,
+            "policy_audited_packets_total",
+            "Packets that the service's policy would have dropped; absent unless it is in audit.",
+            audited,
         ),
         _metric(
             COUNTER,
@@ -197,11 +209,24 @@ def _of_policies(store: Store) -> tuple[Metric, ...]:
                 if counted.ago is not None:
                     agos[rule] = min(agos.get(rule, counted.ago), counted.ago)
     now = time.time()
+    from niso.services import auditing
+
+    terms = auditing.terms(store)
+    policied = [name for name in store.policied() if name in active]
 
     def labels(rule: tuple[str, str]) -> dict[str, str]:
         return {"service": rule[0], "rule": rule[1]}
 
     return (
+        _metric(
+            GAUGE,
+            "policy_audit",
+            "1 if the service's policy is in audit and denies nothing; absent without a policy.",
+            (
+                Sample({"service": name}, int(name in terms and terms[name].lasts))
+                for name in policied
+            ),
+        ),
         _metric(
             COUNTER,
             "policy_rule_packets_total",
@@ -239,7 +264,7 @@ def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
                         "destination": each.destination,
                         "port": str(each.port),
                         "protocol": each.proto,
-                        "verdict": "pass" if each.passes else "drop",
+                        "verdict": each.verdict,
                     },
                     each.flows,
                 )

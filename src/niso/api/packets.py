@@ -74,7 +74,7 @@ class Judgement(NamedTuple):
     """The verdict of one part of the configuration on a packet."""
 
     verdict: str
-    """pass or drop"""
+    """pass, drop, or audit: it passes because the policy is in audit"""
     words: str
     """the reason"""
     service: str | None
@@ -184,6 +184,10 @@ class Stats(NamedTuple):
     """packets dropped by its egress policy"""
     foreign: int | None
     """frames dropped for a foreign address or type"""
+    in_audits: int | None = None
+    """packets that its ingress policy would have dropped; null unless it is in audit"""
+    out_audits: int | None = None
+    """packets that its egress policy would have dropped; null unless it is in audit"""
 
 
 class DropTarget(NamedTuple):
@@ -359,7 +363,7 @@ def _judged(explained: engine.Explanation) -> Judged:
 
 def _judgement(reason: Reason, objects: tuple[engine.Object, ...]) -> Judgement:
     return Judgement(
-        _word(reason.passes),
+        "audit" if reason.audits else _word(reason.passes),
         reason.message,
         reason.service or None,
         reason.key or None,

@@ -36,13 +36,16 @@ class PolicyEntry(NamedTuple):
     """seconds since then"""
     note: str
     """how the entry could be narrower, or an empty string"""
+    audited: bool
+    """whether it denies, and the policy is in audit: the packets pass"""
 
 
 class PolicyEffect(NamedTuple):
     """What a change of policies means for the flows from one address to one port of another."""
 
     effect: str
-    """cut, pass, or new: it was denied and would pass"""
+    """cut, pass, new (it was denied and would pass), or audit: it would be cut if the policy were
+    not in audit"""
     from_: FlowEnd
     """the end that began them"""
     to: FlowEnd
@@ -77,12 +80,15 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
     from niso.kernel.nft_elements import HEADERS, Nfnetlink
     from niso.kernel.nft_tables import INET
     from niso.plan.policy_maps import PASSES
+    from niso.services import auditing
 
     store = session.store()
     service = store.home(store.resolve(name))
     policy = store.policy(service)
     if policy is None:
         return ()
+    term = auditing.terms(store).get(service)
+    in_audit = term is not None and term.lasts
     listed = {entry.key: entry.text for entry in policy.entries()}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
     counts: dict[str, list[tuple[int, float | None, str]]] = {key: [] for key in listed}
@@ -109,7 +115,10 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
         note = _narrower(listed.get(key), its)
         packets = sum(number for number, _, _ in its)
         text = listed.get(key)
-        result.append(PolicyEntry(service, key, text, key in passing, packets, last, ago, note))
+        audited = in_audit and key not in passing
+        result.append(
+            PolicyEntry(service, key, text, key in passing, packets, last, ago, note, audited)
+        )
     return tuple(result)
 
 

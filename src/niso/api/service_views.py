@@ -43,6 +43,8 @@ class ServiceLine(NamedTuple):
     """the command that died while it changed the service; null if none did"""
     ended_at: str | None
     """end time of the last process; null while one runs"""
+    audit_until: str | None = None
+    """end of the audit of its policy; null if the policy is not in audit"""
 
 
 class Process(NamedTuple):
@@ -174,8 +176,12 @@ def lines(
     known = [row for row in store.services() if wanted is None or row.name in wanted]
     healths = _healths(session, store, known)
     pending = _interrupted(store)
+    audits = _audits(store)
     lines = [
-        _line(session, store, row, healths.get(row.name), pending.get(row.name)) for row in known
+        _line(session, store, row, healths.get(row.name), pending.get(row.name))._replace(
+            audit_until=audits.get(row.name)
+        )
+        for row in known
     ]
     others = pending.keys() if wanted is None else wanted
     for name in others - {row.name for row in known}:
@@ -183,6 +189,16 @@ def lines(
             ServiceLine(name, "inactive", None, None, (), (), None, pending.get(name), None)
         )
     return tuple(sorted(lines, key=lambda line: line.service))
+
+
+def _audits(store: Store) -> dict[str, str | None]:
+    """Return {service: end} of the policies that are in audit."""
+    if not store.audits():
+        return {}
+    from niso.services import auditing
+
+    terms = auditing.terms(store).items()
+    return {service: time_text(term.until) for service, term in terms if term.lasts}
 
 
 def _interrupted(store: Store) -> dict[str, str]:

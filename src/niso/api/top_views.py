@@ -51,7 +51,7 @@ class FlowLoad(NamedTuple):
     proto: str
     """tcp, udp or sctp"""
     verdict: str
-    """pass or drop"""
+    """pass, audit or drop"""
     new: float
     """new flows, or refused attempts, per second"""
 
@@ -74,7 +74,7 @@ class Look(NamedTuple):
     lines: tuple[ServiceLine, ...]
     networks: dict[str, tuple[str, ...]]
     stats: dict[str, Stats]
-    flows: dict[tuple[Key, bool], int]
+    flows: dict[tuple[Key, str], int]
 
 
 class Top:
@@ -122,12 +122,11 @@ def top(session: Session, name: str | None) -> Top:
     return Top(session, None if name is None else session.store().resolve(name))
 
 
-def counts(memory: Memory) -> dict[tuple[Key, bool], int]:
-    """Return the count of each key that passed (True) or was refused (False)."""
+def counts(memory: Memory) -> dict[tuple[Key, str], int]:
+    """Return the count of each key and verdict."""
     return {
-        ((row.source, row.destination, row.proto, row.port), passes): row.packets
-        for passes, rows in ((True, memory.passed), (False, memory.refused))
-        for row in rows
+        ((row.source, row.destination, row.proto, row.port), verdict): row.packets
+        for verdict, row in memory.by_verdict()
     }
 
 
@@ -139,15 +138,14 @@ def between(world: World, before: Look, now: Look) -> Load:
     ends = Ends(world)
     flows = []
     new: dict[str, int] = {}
-    for (key, passes), count in now.flows.items():
-        more = _more(before.flows.get((key, passes), 0), count)
+    for (key, verdict), count in now.flows.items():
+        more = _more(before.flows.get((key, verdict), 0), count)
         if not more:
             continue
         source, destination, proto, port = key
         from_, to = ends.of(source), ends.of(destination)
         for service in {from_.service, to.service} - {""}:
             new[service] = new.get(service, 0) + more
-        verdict = "pass" if passes else "drop"
         rate = round(more / seconds, 3)
         flows.append(FlowLoad(end_of(from_), end_of(to), port, proto, verdict, rate))
     flows.sort(key=lambda f: (-f.new, f.from_.name, f.to.name, f.port, f.proto, f.verdict))

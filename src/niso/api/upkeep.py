@@ -49,6 +49,8 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
         session.caution(line)
     for line, hint in check.full_neighbour_tables(machine.kernel):
         session.caution(line, (hint,))
+    for line, hint in check.policy_warnings(machine, name):
+        session.caution(line, (hint,))
     return tuple(Finding(item.problem, item.what, item.detail) for item in findings)
 
 

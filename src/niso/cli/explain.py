@@ -133,9 +133,11 @@ def _stats(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(rows)
     else:
-        output.table(
-            COLUMNS, [["-" if value is None else str(value) for value in row] for row in rows]
-        )
+        columns: tuple[str, ...] = COLUMNS
+        if any(row.in_audits is not None for row in rows):
+            columns = (*COLUMNS, "IN-AUDITS", "OUT-AUDITS")
+        cells = [["-" if value is None else str(value) for value in row] for row in rows]
+        output.table(columns, [line[: len(columns)] for line in cells])
     return 0
 
 

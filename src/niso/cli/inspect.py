@@ -61,8 +61,9 @@ def print_lines(args: Args, lines: tuple[ServiceLine, ...]) -> None:
     if args.json:
         output.as_json(lines)
         return
+    with_policy = any(line.audit_until for line in lines)
     output.table(
-        COLUMNS,
+        (*COLUMNS, "POLICY") if with_policy else COLUMNS,
         [
             (
                 line.service,
@@ -74,6 +75,7 @@ def print_lines(args: Args, lines: tuple[ServiceLine, ...]) -> None:
                 ", ".join(line.address) or "-",
                 ", ".join(output.ports_text(line.ports)) or "-",
                 "-" if line.uptime is None else output.duration(line.uptime),
+                *(("audit" if line.audit_until else "-",) if with_policy else ()),
             )
             for line in lines
         ],

@@ -37,7 +37,8 @@ def _show(host: Host, args: Args) -> int:
 
 def _entry(entry: PolicyEntry) -> tuple[str, ...]:
     last = "never" if entry.ago is None else _ago(entry.ago)
-    verdict = "others pass" if entry.passes else "others are denied"
+    denied = "others would be denied" if entry.audited else "others are denied"
+    verdict = "others pass" if entry.passes else denied
     shown = entry.text if entry.text is not None else f"({verdict})"
     return entry.key.removeprefix(_PREFIX), shown, str(entry.packets), last, entry.note or "-"
 
@@ -67,7 +68,9 @@ def _sum(effects: Sequence[PolicyEffect]) -> str:
     if not effects:
         return "no flow was seen: nothing to judge by"
     flows = "1 flow that exists" if cut == 1 else f"{cut or 'no'} flows that exist"
-    return f"{flows} would be cut"
+    audited = sum(effect.effect == "audit" for effect in effects)
+    later = f", {audited} when the audit ends" if audited else ""
+    return f"{flows} would be cut{later}"
 
 
 def _effect(effect: PolicyEffect) -> tuple[str, ...]:

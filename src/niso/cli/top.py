@@ -71,7 +71,7 @@ def summary(load: Load) -> str:
     parts = [f"{up} of {len(load.services)} up"]
     unhealthy = sum(each.health == "unhealthy" for each in load.services)
     parts += [f"{unhealthy} unhealthy"] * bool(unhealthy)
-    passing = sum(each.new for each in load.flows if each.verdict == "pass")
+    passing = sum(each.new for each in load.flows if each.verdict != "drop")
     refused = sum(each.new for each in load.flows if each.verdict == "drop")
     parts += [f"{passing:.1f} new/s"] + [f"{refused:.1f} refused/s"] * bool(refused)
     return "  ".join(parts)

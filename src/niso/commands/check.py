@@ -81,6 +81,22 @@ def full_neighbour_tables(kernel: Kernel) -> list[tuple[str, str]]:
     ]
 
 
+def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:
+    """Return (warning, next step) for policies of active services that are probably not meant so.
+
+    ``name`` is one service or network. Raises KernelError, NotFound.
+    """
+    from niso.services import policy_warnings as policies
+
+    store = machine.store
+    if not store.policied():
+        return []
+    try:
+        return list(policies.warnings(machine.kernel, store, _concerned(store, name)[1]))
+    except (ValueError, LookupError):  # rows are damaged or gone, which is a finding
+        return []
+
+
 def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]]:
     """Return (networks, active services) to check."""
     if name is None:

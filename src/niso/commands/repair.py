@@ -30,7 +30,7 @@ from niso.runtime import package
 from niso.runtime.contents import Contents
 from niso.runtime.defects import BLIND, UNKNOWN, of_package, of_service
 from niso.runtime.processes import Processes
-from niso.services import attachments, journal, rehost
+from niso.services import attachments, auditing, journal, rehost
 from niso.services.machine import Machine
 from niso.store.store import ALL, ServiceRow
 
@@ -144,6 +144,9 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
             store,
             [name for name in store.active_services() if store.policy(name) is not None],
         )
+    elif ended := auditing.ended(store):
+        # what came in during an audit, which the kernel ends without a look at open flows
+        policy_flows.cut(kernel, store, ended)
     return done + len(steps)
 
 

@@ -16,7 +16,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import nft_tables
 from niso.kernel.interface import Kernel
 from niso.plan import nft
-from niso.plan.records import Policy, Port
+from niso.plan.records import Port
 from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
 from niso.runtime.processes import Processes
@@ -123,7 +123,12 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
         # one that another host has taken over keeps what lease it has
         if store.require_network(network).span is None or store.claimed(name, network):
             leases.lease(store, name, network, spec.statics(network))
-    store.set_policy(name, None if spec.policy._replace(log=False) == Policy() else spec.policy)
+    policy = spec.policy
+    if policy.audit is not None:
+        from niso.services import auditing
+
+        policy = auditing.kept(policy, store, name)
+    store.set_policy(name, None if policy.is_empty else policy)
     if row.active and store.port_families(name):
         _ports_again(kernel, store, name, [published.port for published in spec.ports])
         store.note_published(name)

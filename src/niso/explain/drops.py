@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from niso.base import names
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import link_counters, nft_sets, nft_tables
+from niso.kernel import link_counters, nft_audit, nft_sets, nft_tables
 from niso.kernel.interface import Kernel
 from niso.kernel.libnftables import Nft
 from niso.kernel.nflog import Logged, Nflog
@@ -17,13 +17,16 @@ from niso.plan.verdict import World
 from niso.reconcile.world import read_world
 from niso.store.store import Store
 
+_Counts = dict[tuple[str, str], int]
+
 
 class Stats(NamedTuple):
     """Counters of an active service; None if the kernel's counter is not readable now.
 
     ``in_drops`` and ``out_drops`` are packets that its ingress and egress policy have dropped since
     the last change of the policy. ``foreign`` are frames that it sent with an address, VLAN tag or
-    frame type that is not its own.
+    frame type that is not its own. ``in_audits`` and ``out_audits`` are packets that its policy
+    would have dropped; None unless it is in audit.
     """
 
     service: str
@@ -34,6 +37,8 @@ class Stats(NamedTuple):
     out_bytes: int | None
     out_drops: int | None
     foreign: int | None
+    in_audits: int | None = None
+    out_audits: int | None = None
 
 
 class Drop(NamedTuple):
@@ -58,7 +63,7 @@ def stats(store: Store) -> list[Stats]:
     if not rows:
         return []
     links = link_counters.of_links()
-    drops = _policy_drops()
+    drops, audits = _policy_drops()
     with Nft() as kernel:
         foreign = _foreign(kernel)
     result = []
@@ -83,24 +88,34 @@ def stats(store: Store) -> list[Stats]:
                 out_bytes,
                 out_drops,
                 None if foreign is None else sum(foreign.get(end, 0) for end in ends),
+                audits.get(("in", row.name)),
+                audits.get(("out", row.name)),
             )
         )
     return result
 
 
-def _policy_drops() -> dict[tuple[str, str], int] | None:
-    """Return (direction, service) -> packets that its policy dropped; None without our table."""
-    drops: dict[tuple[str, str], int] = {}
+def _policy_drops() -> tuple[_Counts | None, _Counts]:
+    """Return the packets that policies dropped, and those that they would have dropped.
+
+    Both are by (direction, service). The former is None without our table, the latter has only
+    services whose policy is in audit.
+    """
+    drops: _Counts = {}
+    audits: _Counts = {}
     with Nfnetlink() as kernel:
         if kernel.header(nft_tables.INET, "owner") is None:
-            return None
-        for name in sorted(nft_sets.COUNTED):
-            direction = "in" if name.startswith(("in", "no_start_in")) else "out"
+            return None, audits
+        for name in sorted((*nft_sets.COUNTED, *nft_audit.PLACES)):
+            direction = "in" if name.startswith(("in", "no_start_in", "audit_in")) else "out"
             for counted in kernel.counts(HEADERS[nft_tables.INET, name]):
-                if counted.value != PASSES:
-                    key = (direction, counted.comment.partition(" ")[0])
-                    drops[key] = drops.get(key, 0) + counted.packets
-    return drops
+                # what a policy in audit denies is counted in other sets: until its end, and after
+                if counted.value == PASSES or counted.value in nft_audit.VERDICTS:
+                    continue
+                key = (direction, counted.comment.partition(" ")[0])
+                sums = audits if name in nft_audit.PLACES else drops
+                sums[key] = sums.get(key, 0) + counted.packets
+    return drops, audits
 
 
 def _foreign(kernel: Nft) -> dict[str, int] | None:

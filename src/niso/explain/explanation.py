@@ -14,7 +14,7 @@ from niso.base.addresses import family_of
 from niso.base.errors import Error
 from niso.base.lite_typing import NamedTuple
 from niso.explain.question import End, Packet, ends
-from niso.kernel import nft_sets, nft_tables, probe
+from niso.kernel import nft_audit, nft_sets, nft_tables, probe
 from niso.kernel.kinds.element import Element
 from niso.plan import nft
 from niso.plan import policy_maps as rules
@@ -313,8 +313,12 @@ def _policy_objects(
         "",
         known.name,
     )
+    audit: _Rules = ()
+    if known.audits and deciding.value in nft_audit.VERDICTS:
+        place = f"audit_{'in' if ingress else 'out'}{6 if ':' in own else 4}"
+        audit = (Object(nft_tables.INET, place, own),)
     text = f'{deciding.element} comment "{deciding.comment}" : {deciding.value}'
-    return _object(leads), Object(nft_tables.INET, deciding.container, text)
+    return _object(leads), Object(nft_tables.INET, deciding.container, text), *audit
 
 
 _Judged = tuple[str, int | None]

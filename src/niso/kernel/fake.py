@@ -92,7 +92,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         return State(
             [
                 *([Ruleset(self.ruleset)] if self.ruleset else ()),
-                *self.elements.values(),
+                *self.present_elements(),
                 *self.bridges.values(),
                 *self.vxlans.values(),
                 *self.netns.values(),

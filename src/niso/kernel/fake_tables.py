@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import time
 
 from niso.base.errors import KernelError
-from niso.kernel import nft_sets, nft_tables
+from niso.kernel import nft_audit, nft_sets, nft_tables
 from niso.kernel.kinds.element import Edit, Element, NftTransaction
 
 
@@ -60,9 +61,16 @@ class FakeTables:
             return None
         return {
             e.element: (e.value, e.comment)
-            for e in self.elements.values()
+            for e in self.present_elements()
             if (e.table, e.container) == (table, container)
         }
+
+    def present_elements(self) -> list[Element]:
+        """Return the elements that have not ended."""
+        now = time.time()
+        return [
+            e for e in self.elements.values() if not e.ends or nft_audit.is_wanted(e.comment, now)
+        ]
 
     def _text(self, statement: str) -> None:
         table = statement.removeprefix("destroy table ")
@@ -81,8 +89,8 @@ class FakeTables:
         refuse_unless(container in nft_sets.CONTAINERS[table], errno.ENOENT, what)
         present = self.elements.get(element.key())
         if edit.verb == "delete":
-            refuse_unless(present is not None, errno.ENOENT, what)
-            del self.elements[element.key()]
+            refuse_unless(present is not None or element.ends, errno.ENOENT, what)
+            self.elements.pop(element.key(), None)
         elif present is not None:
             # the kernel accepts a second limit without effect
             same = present.value == element.value or not element.is_mapped

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from niso.base import failpoint
 from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel import nft_elements, nft_values
+from niso.kernel import nft_audit, nft_elements, nft_values
 from niso.kernel.netlink import MALFORMED, refused
 
 if TYPE_CHECKING:
@@ -229,6 +229,8 @@ def _element(entry: Any, body: dict[str, Any]) -> tuple[str, tuple[str, str]]:
         comment = key["elem"].get("comment", "")
         if "limit" in key["elem"]:
             limit = _limit(key["elem"]["limit"])
+        if "expires" in key["elem"]:
+            limit = nft_audit.expires(1000 * int(key["elem"]["expires"]))
         key = key["elem"]["val"]
     written = limit if value is None else _text(value, _types(body.get("map")))
     return _text(key, _types(body.get("type"))), (written, comment)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import errno
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import netlink, nft_sets
+from niso.kernel import netlink, nft_audit, nft_sets
 from niso.kernel.netlink import attribute, attributes, nested, several, string, text, understood
 from niso.kernel.nft_values import (
     NAMES,
@@ -29,6 +30,7 @@ _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_DATA_TYPE = 1, 2, 3, 4, 6
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPR, _ELEM_KEY_END = 1, 2, 6, 7, 10
+_ELEM_TIMEOUT, _ELEM_EXPIRATION = 4, 5  # in ms
 _ELEM_EXPRESSIONS = 11  # instead of _ELEM_EXPR if the set declares several
 _EXPR_NAME, _EXPR_DATA = 1, 2
 _COUNTER_PACKETS = 2
@@ -44,6 +46,7 @@ _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5:
 _TYPE_BITS = 6
 
 _NEWSETELEM, _DELSETELEM = 0x0A0C, 0x0A0E
+_DESTROYSETELEM = 0x0A1E  # no error without the element
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_*
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 # the key exists with another value; an interval overlaps
@@ -86,7 +89,7 @@ class Nfnetlink(netlink.Netfilter):
         for (adds, header), chunk in _chunks(changes):
             prefix = nfgenmsg(header.family)
             prefix += text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
-            kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (_DELSETELEM, 0)
+            kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (_deletion(header), 0)
             messages.append(
                 netlink.Message(what, kind, flags, prefix + nested(_LIST_ELEMENTS, *chunk))
             )
@@ -224,9 +227,17 @@ def _parse_element(
             return None
     elif _data(element.get(_ELEM_KEY_END, b"")) != last:
         return None
+    if _ELEM_EXPIRATION in element and header.value == ():
+        left_ms = int.from_bytes(element[_ELEM_EXPIRATION], "big")
+        return nft_audit.expires(left_ms), _comment(element)
     if _ELEM_EXPR in element and header.value == ():
         return limit(attributes(element[_ELEM_EXPR])), _comment(element)
     return _value(header, element.get(_ELEM_DATA, b"")), _comment(element)
+
+
+def _deletion(header: Header) -> int:
+    """Return the message that deletes elements: one that ends by itself may have ended."""
+    return _DESTROYSETELEM if header.name in nft_audit.PLACES else _DELSETELEM
 
 
 def _header(family: int, table: str, name: str, answer: bytes) -> Header:
@@ -338,6 +349,9 @@ def _element(change: Change) -> bytes:
         parts.append(pack_limit(change.value))
     elif change.adds and change.value:
         parts.append(nested(_ELEM_DATA, _pack_value(change.header, change.value)))
+    if change.adds and change.header.name in nft_audit.PLACES:
+        left_ms = int(nft_audit.timeout_s(change.comment, time.time()) * 1000)
+        parts.append(attribute(_ELEM_TIMEOUT, max(1, left_ms).to_bytes(8, "big")))
     if change.adds and change.comment:
         comment = change.comment.encode() + b"\0"
         parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(comment)]) + comment))

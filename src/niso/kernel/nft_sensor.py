@@ -25,6 +25,7 @@ PROBES_KEPT_S = 10
 SEEN = "seen"  # passed, from services and from the host
 ENTERED = "entered"  # passed to published ports, from elsewhere: clients are beyond number
 REFUSED = "refused"
+AUDITED = "audited"  # passed, though a policy in audit denies it
 SWITCHED = "switched"  # passed within a bridge that is not tracked; UDP and SCTP by packet
 
 TRACKED = "0x8000000"
@@ -34,9 +35,12 @@ What they start is recorded there. If another program takes the bit off, it is r
 """
 
 REFUSE = "refuse"
-"""The chain that records a new flow and drops it. Every drop of a policy goes to it."""
+"""The chain that records a new flow and drops it. Every drop of a policy goes to it.
 
-SIZES = {SEEN: 65_535, ENTERED: 16_383, REFUSED: 16_383, SWITCHED: 65_535}
+The chain `AUDITED` records what a policy in audit does not drop, and returns.
+"""
+
+SIZES = {SEEN: 65_535, ENTERED: 16_383, REFUSED: 16_383, AUDITED: 16_383, SWITCHED: 65_535}
 _OF_BRIDGE = (SWITCHED,)
 _PORTED = "{ tcp, udp, sctp }"
 _NO_START = "tcp flags & (fin | syn | rst | ack) != syn"
@@ -133,6 +137,17 @@ INET_CHAINS = f"""\
 		meta l4proto != {_PORTED} drop
 {_own("drop")}
 {_record(REFUSED, "drop")}
+	}}
+
+	chain {AUDITED} {{
+		iifname @{WATCHED} goto see_audited
+		oifname @{WATCHED} goto see_audited
+	}}
+
+	chain see_audited {{
+		meta l4proto != {_PORTED} return
+{_own("return")}
+{_record(AUDITED, "return")}
 	}}
 """
 

@@ -22,7 +22,7 @@ def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]
             key, _, value = types.partition(" ")[2].partition(" : ")
             if more and more[0].startswith("limit "):
                 yield (table, name), (key, "limit", False)
-            elif {"flags interval", "counter", "last"}.issuperset(more):
+            elif {"flags interval", "flags timeout", "counter", "last"}.issuperset(more):
                 yield (table, name), (key, value or None, "flags interval" in more)
 
 

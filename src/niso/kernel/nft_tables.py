@@ -8,7 +8,7 @@ describes the path of a packet.
 from __future__ import annotations
 
 from niso.base.digest import sha256
-from niso.kernel import nft_sensor, nft_wire
+from niso.kernel import nft_audit, nft_sensor, nft_wire
 
 INET = "inet niso"
 BRIDGE = "bridge niso"
@@ -140,6 +140,7 @@ table inet niso {{
 	set ingress6 {{ type ipv6_addr; }}
 	set egress4 {{ type ipv4_addr; }}
 	set egress6 {{ type ipv6_addr; }}
+{nft_audit.SETS}
 {_POLICY_MAPS}
 	set log_in4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
 	set log_in6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
@@ -342,10 +343,10 @@ table inet niso {{
 	}}
 
 	chain no_start {{
-		ip daddr @no_start_in4 drop comment "of a connection that a policy has cut"
-		ip6 daddr @no_start_in6 drop
-		ip saddr @no_start_out4 drop
-		ip6 saddr @no_start_out6 drop
+		ip daddr != @audit_in4 ip daddr @no_start_in4 drop comment "of a connection that a policy has cut"
+		ip6 daddr != @audit_in6 ip6 daddr @no_start_in6 drop
+		ip saddr != @audit_out4 ip saddr @no_start_out4 drop
+		ip6 saddr != @audit_out6 ip6 saddr @no_start_out6 drop
 	}}
 
 {_POLICY_CHAINS}
@@ -362,6 +363,7 @@ table inet niso {{
 		goto {nft_sensor.REFUSE}
 	}}
 
+{nft_audit.CHAINS}
 {nft_sensor.INET_CHAINS}
 	chain related {{
 		iifname != @bridges ct original ip saddr @subnets4 ct reply ip saddr @subnets4 counter drop comment "from outside, about a flow that never leaves"

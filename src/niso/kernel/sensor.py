@@ -39,6 +39,7 @@ _MISSED = {
     nft_sensor.ENTERED: (INET, "see_published"),
     nft_sensor.SEEN: (INET, "see_own"),
     nft_sensor.REFUSED: (INET, "see_refused"),
+    nft_sensor.AUDITED: (INET, "see_audited"),
     nft_sensor.SWITCHED: (BRIDGE, "see_watched"),
 }
 

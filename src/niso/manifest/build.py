@@ -12,11 +12,18 @@ from collections.abc import Callable, Mapping
 from niso.base import convert
 from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.manifest import parse_health, parse_policy, parse_resources, parse_volumes, values
+from niso.manifest import (
+    manifest_tables,
+    parse_health,
+    parse_policy,
+    parse_resources,
+    parse_volumes,
+    values,
+)
 from niso.manifest.manifest_tables import Manifest
 from niso.manifest.parse_ports import distinct, parse_port
 from niso.plan import service_spec
-from niso.plan.records import HOST_GATEWAY, Healthcheck, Limits, Port
+from niso.plan.records import HOST_GATEWAY, Audit, Healthcheck, Limits, Port
 from niso.plan.service_spec import Published, ServiceSpec
 
 if TYPE_CHECKING:
@@ -105,6 +112,8 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
             policy.egress.deny,
             policy.log,
             parsed,
+        )._replace(
+            audit=_audit(policy, parsed) if policy.mode == "audit" else None,
         ),
         manifest=convert.plain(manifest),
         restrict_suid_sgid=manifest.isolation.restrict_suid_sgid,
@@ -119,6 +128,14 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         dns_search=network.dns_search,
         secrets={name: secret.file for name, secret in manifest.secrets.items()},
     )
+
+
+def _audit(policy: manifest_tables.Policy, parsed: Mapping[str, Any]) -> Audit:
+    text, key = policy.audit_until, "network.policy.audit_until"
+    if text is None:
+        return Audit("")
+    until = parsed[key] if key in parsed else parse_policy.audit_end(text, key)
+    return Audit(text, 0, until)
 
 
 def _extra_hosts(written: Mapping[str, str]) -> dict[str, str]:

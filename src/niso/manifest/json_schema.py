@@ -12,7 +12,14 @@ from types import NoneType
 
 from niso.base import convert
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.manifest import parse_addresses, parse_health, parse_resources, validate, values
+from niso.manifest import (
+    parse_addresses,
+    parse_health,
+    parse_policy,
+    parse_resources,
+    validate,
+    values,
+)
 from niso.manifest.manifest_tables import Manifest
 from niso.plan import mount_points
 
@@ -178,6 +185,11 @@ _TEXTS: dict[str, tuple[str, str]] = {
         _PEER,
         f"The service may not connect to these peers, even if allow lists them. {_PEER_FORMS}",
     ),
+    "Policy.audit_until": (
+        rf"^{parse_policy.DATE}$",
+        "End of the audit: a date, or a date and time, at most 14 days ahead. If unset, 14 days "
+        "after it began.",
+    ),
     "Network.ip": (
         _STATIC,
         "Static address, or an array of one IPv4 and one IPv6 address; on several networks, a "
@@ -233,6 +245,8 @@ _DESCRIPTIONS = {
     "Network.policy": "Who may connect to the service and where it may connect. It only narrows "
     "what the networks allow.",
     "Policy.egress": "Where the service may connect.",
+    "Policy.mode": "enforce: what the policy denies is dropped. audit: it is counted and "
+    "remembered (`niso net flows --denied`), and dropped only from audit_until on.",
     "Policy.log": "Whether `niso net log` shows packets that the policy drops.",
     "Network.mode": "bridge: own network namespace, on bridges. host: the host's network. "
     "none: own network namespace with only lo. share: network namespace of another service.",

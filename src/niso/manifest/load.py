@@ -57,6 +57,7 @@ def of_data(data: object, folder: str) -> Loaded:
     if not isinstance(tables, dict):
         reason = f"must be a table, not {type(data).__name__}"
         raise InvalidInput(reason, file=values.escaped(path))
+    toml.write_dates(tables)
     return Loaded(checked(prepared(tables, path), path), path, folder)
 
 

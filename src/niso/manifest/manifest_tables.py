@@ -82,6 +82,8 @@ class Policy(NamedTuple):
     deny_from: tuple[str, ...] = ()
     log: bool = False
     egress: Egress = Egress()
+    mode: Literal["enforce", "audit"] = "enforce"
+    audit_until: str | None = None
 
 
 class Network(NamedTuple):

@@ -22,6 +22,12 @@ ALL_PORTS = (0, 65535)
 RIGHT = "PEER[:PORT[-PORT]][/tcp|udp|sctp|icmp], PEER a service, network:NAME, address or prefix"
 EXAMPLE = '"frontend:8080/tcp"'
 
+DATE = (
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:Z|[+-][0-9]{2}:[0-9]{2})?)?"
+)
+"""The form of a date, or of a date and time, as a regular expression."""
+
 _NETWORK = "network:"
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _OF_IPV4 = values.DIGITS | {"."}
@@ -56,6 +62,24 @@ def parse(
         entries(egress_deny, "network.policy.egress.deny", True),
         log,
     )
+
+
+def audit_end(text: str, key: str) -> int:
+    """Return when an audit ends, in seconds since 1970. Raises InvalidInput.
+
+    ``text`` is a date or date-time of TOML (RFC 3339). A date is its first moment. Without an
+    offset, it is in the host's time zone.
+    """
+    import re
+    from datetime import datetime
+
+    try:
+        if not re.fullmatch(DATE, text):
+            raise ValueError  # fromisoformat also takes other forms of ISO 8601
+        return int(datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError, OSError):
+        right = "a date, or a date and time"
+        raise values.wrong(key, text, "is not a valid date", right, "2026-12-10") from None
 
 
 def parse_ingress(text: str, key: str) -> Entry:

@@ -117,7 +117,10 @@ def _parse(content: bytes) -> dict[str, object]:
             f"line {line}, column {column}: not UTF-8", "save the file as UTF-8"
         ) from None
     try:
-        return tomllib.loads(text)
+        data = tomllib.loads(text)
+        if "audit_until" in text:
+            write_dates(data)
+        return data
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(
             _syntax(str(error), text), "see https://toml.io for the syntax"
@@ -126,6 +129,19 @@ def _parse(content: bytes) -> dict[str, object]:
         raise InvalidInput("nested too deeply") from None
     except ValueError:  # int() has a limit of digits; all other ValueErrors are TOMLDecodeErrors
         raise InvalidInput("a number has too many digits") from None
+
+
+def write_dates(table: dict[str, object]) -> None:
+    """Turn the dates of keys called audit_until into text, the form of all other values."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            write_dates(value)
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict):
+                    write_dates(item)
+        elif key == "audit_until" and hasattr(value, "year"):  # no time of day alone
+            table[key] = value.isoformat()  # type: ignore[attr-defined]
 
 
 def _syntax(message: str, text: str) -> str:

@@ -22,7 +22,7 @@ from niso.manifest import (
     parse_volumes,
     values,
 )
-from niso.manifest.parse_policy import parse_egress, parse_ingress
+from niso.manifest.parse_policy import audit_end, parse_egress, parse_ingress
 from niso.manifest.parse_ports import contradictions, parse_port
 from niso.plan.records import Port
 
@@ -45,6 +45,7 @@ TEXT_RULES: dict[str, Callable[[str, str], object]] = {
     "network.network": values.network_name,
     "network.hostname": values.host_label,
     "network.ip": parse_addresses.static_address,
+    "network.policy.audit_until": audit_end,
 }
 ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
     "binary.args": values.argument,
@@ -285,7 +286,7 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
             errors.append(error)
 
     for key, rule in TEXT_RULES.items():
-        section, _, name = key.partition(".")
+        section, _, name = key.rpartition(".")
         value = _table(data, section).get(name)
         if isinstance(value, str):
             parse(rule, value, key)
@@ -320,6 +321,7 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
     errors += _kind(_table(data, "service"), data)
     errors += _modes(network, _table(data, "package").get("name"))
     errors += _networks(network)
+    errors += _audit(_table(data, "network.policy"))
     errors += _repeated(network.get("networks"), "network.networks")
     errors += _repeated(network.get("aliases"), "network.aliases")
     rootfs = _table(data, "package").get("rootfs")
@@ -408,6 +410,13 @@ def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
         for name in (name for name in ip if name not in known):
             reason, right = "is for a network that the service is not on", values.shown(names)
             yield values.wrong(join("network.ip", name), ip[name], reason, f"one of {right}")
+
+
+def _audit(policy: dict[str, Any]) -> Iterator[InvalidInput]:
+    """Yield an error if the end of an audit is set for a policy that is not in audit."""
+    if "audit_until" in policy and policy.get("mode", "enforce") == "enforce":
+        reason, right = "is not allowed: the policy is enforced", 'set mode = "audit", or remove it'
+        yield values.wrong("network.policy.audit_until", policy["audit_until"], reason, right)
 
 
 def _repeated(items: object, key: str) -> Iterator[InvalidInput]:

@@ -26,6 +26,7 @@ from collections.abc import Iterable
 
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
+from niso.kernel import nft_audit
 from niso.kernel.kinds.element import Element
 from niso.kernel.nft_sensor import REFUSE
 from niso.kernel.nft_tables import INET, POLICY_PARTS
@@ -64,6 +65,7 @@ class _Direction(NamedTuple):
     allow: tuple[Entry, ...] | None
     denied: frozenset[str]  # the keys of ``deny``
     log: bool
+    audit: bool
 
     @property
     def family(self) -> int:
@@ -82,6 +84,8 @@ class _Direction(NamedTuple):
         verdict = (
             PASSES
             if decision.passes
+            else f"goto {nft_audit.chain(self.ingress, self.log)}"
+            if self.audit
             else f"goto log_{_word(self.ingress)}"
             if self.log
             else f"goto {REFUSE}"
@@ -118,6 +122,7 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
                 Element(INET, f"no_start_{way}{family}", own, "", policed.service)
                 for way in ("in", "out")
             ]
+            result += _audit(policed, own)
         for direction in _directions(policed, own):
             if policed.only is None:
                 result.append(
@@ -131,6 +136,16 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
                 )
             result += _elements(direction, policed, meaning)
     return result
+
+
+def _audit(policed: Policed, own: str) -> list[Element]:
+    """Return the elements that let pass what a policy in audit denies; the clock is not asked."""
+    audit = policed.policy.audit
+    if audit is None or not audit.since:
+        return []
+    text = nft_audit.comment(policed.service, audit.since, audit.until)
+    names = (f"audit_{way}{family_of(own)}" for way in ("in", "out"))
+    return [Element(INET, name, own, "", text) for name in names]
 
 
 def decides(
@@ -201,6 +216,7 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
             allow,
             frozenset(entry.key for entry in deny),
             policy.log,
+            policy.audit is not None,
         )
         for ingress, deny, allow in sides
     ]

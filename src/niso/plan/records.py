@@ -107,6 +107,18 @@ class Entry(NamedTuple):
     proto: str  # "tcp", "udp", "sctp", "icmp", or "" for all
 
 
+class Audit(NamedTuple):
+    """When a policy denies nothing. The end is fixed when the audit begins, and stays.
+
+    ``since`` and ``until`` are in seconds since 1970. In a manifest ``since`` is 0, and ``until``
+    is 0 for the default.
+    """
+
+    text: str  # the end as written; "" for the default
+    since: int = 0
+    until: int = 0
+
+
 class Policy(NamedTuple):
     """Who may connect to a service, and where it may connect.
 
@@ -118,6 +130,12 @@ class Policy(NamedTuple):
     egress_allow: tuple[Entry, ...] | None = None
     egress_deny: tuple[Entry, ...] = ()
     log: bool = False
+    audit: Audit | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether it denies nothing, whoever asks."""
+        return self._replace(log=False, audit=None) == Policy()
 
     def entries(self) -> tuple[Entry, ...]:
         """Return all entries."""

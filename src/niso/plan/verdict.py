@@ -29,6 +29,7 @@ class Known(NamedTuple):
     ports: tuple[Port, ...] = ()  # published: each with its host port
     active: bool = True
     sharers: tuple[tuple[Port, str], ...] = ()  # owner of each port that is not its own
+    audits: bool = False  # its policy denies nothing at present
 
 
 class World(NamedTuple):
@@ -50,7 +51,8 @@ class Party(NamedTuple):
 class Reason(NamedTuple):
     """The result of one check.
 
-    ``service``, ``key``, ``text``: the manifest line, if one decides.
+    ``service``, ``key``, ``text``: the manifest line, if one decides. ``audits``: that line denies,
+    and passes only because its policy is in audit.
     """
 
     passes: bool
@@ -58,6 +60,7 @@ class Reason(NamedTuple):
     service: str = ""
     key: str = ""  # "network.policy.deny_from[0]"; without [0] if no entry of the list matches
     text: str = ""  # the entry as written
+    audits: bool = False
 
 
 class Verdict(NamedTuple):
@@ -73,6 +76,11 @@ class Verdict(NamedTuple):
     source: Party
     destination: Party
     port: int | None
+
+    @property
+    def audited_by(self) -> Reason | None:
+        """Return the first policy that would drop it if it were not in audit."""
+        return next((reason for reason in (self.egress, self.ingress) if reason.audits), None)
 
     @property
     def dropped_by(self) -> Reason | None:
@@ -171,7 +179,7 @@ def _egress(world: World, sender: _Holder | None, source: str, path: _Path, prot
         return Reason(True, f"{_who(world, source)} has no niso policy")
     policy = sender[0].policy
     side = _Side("egress", sender[0].name, policy.egress_deny, policy.egress_allow)
-    return _judge(world, side, path.address, path.port, proto)
+    return _audited(sender[0], _judge(world, side, path.address, path.port, proto))
 
 
 def _ingress(
@@ -183,7 +191,15 @@ def _ingress(
         return Reason(True, "the host may always connect")
     policy = receiver[0].policy
     side = _Side("ingress", receiver[0].name, policy.deny_from, policy.allow_from)
-    return _judge(world, side, source, path.port, proto)
+    return _audited(receiver[0], _judge(world, side, source, path.port, proto))
+
+
+def _audited(known: Known, reason: Reason) -> Reason:
+    """Return the result of a service's policy, which denies nothing if it is in audit."""
+    if reason.passes or not known.audits:
+        return reason
+    message = f"passes while the policy of {known.name} is in audit: {reason.message}"
+    return reason._replace(passes=True, message=message, audits=True)
 
 
 class _Side(NamedTuple):

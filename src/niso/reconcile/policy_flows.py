@@ -31,12 +31,18 @@ _PASSES = 8
 def narrows(before: State, after: State) -> bool:
     """Return whether a change may deny allowed traffic.
 
-    It may if an allowing element is removed or a denying one is added.
+    It may if an allowing element is removed or a denying one is added, or an audit ends.
     """
     was, now = _said(before), _said(after)
-    return any(value == PASSES for _, value in was - now) or any(
-        value != PASSES for _, value in now - was
+    return (
+        any(value == PASSES for _, value in was - now)
+        or any(value != PASSES for _, value in now - was)
+        or bool(_audits(before) - _audits(after))
     )
+
+
+def _audits(state: State) -> set[tuple[str, ...]]:
+    return {element.key() for element in state[Element] if element.ends}
 
 
 def _said(state: State) -> set[tuple[tuple[str, ...], str]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.interface import Kernel
 from niso.kernel.rtnl_records import prefix
-from niso.plan.records import Endpoint, Policy
+from niso.plan.records import Audit, Endpoint, Policy
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.store.store import Store
 
@@ -24,19 +25,21 @@ def read_world(kernel: Kernel, store: Store) -> World:
     from niso.plan.verdict import Known, World
 
     services = {}
+    now = time.time()
     for row in store.services():
         if row.mode == "share":  # on the network, its provider stands for it
             continue
         endpoints: dict[str, tuple[str, ...]] = {}
         for network, address in store.addresses(row.name):
             endpoints[network] = (*endpoints.get(network, ()), address)
+        policy = store.policy_now(row.name) or Policy()
         services[row.name] = Known(
             name=row.name,
             names=(row.name, *store.sharers(row.name)),
             endpoints=tuple(
                 Endpoint(network, addresses) for network, addresses in endpoints.items()
             ),
-            policy=store.policy_now(row.name) or Policy(),
+            policy=policy,
             ports=tuple(store.ports_there(row.name)),
             active=row.active and (row.has_process or _lives(kernel, store, row.name)),
             sharers=tuple(
@@ -44,6 +47,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
                 for sharer in store.sharers(row.name)
                 for _, port in store.ports(sharer)
             ),
+            audits=policy.audit is not None and _lasts(policy.audit, now),
         )
     for remote in store.others():  # of other hosts, which enforce their policies themselves
         services[remote.name] = Known(
@@ -61,6 +65,13 @@ def read_world(kernel: Kernel, store: Store) -> World:
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     networks = {network.name: network for network in store.networks()}
     return World(services, networks, host, closed, wires, pools)
+
+
+def _lasts(audit: Audit, now: float) -> bool:
+    """Return whether an audit has not ended."""
+    from niso.kernel import nft_audit
+
+    return nft_audit.left_s(audit.since, audit.until, now) > 0
 
 
 def _lives(kernel: Kernel, store: Store, name: str) -> bool:

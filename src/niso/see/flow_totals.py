@@ -20,7 +20,7 @@ class Total(NamedTuple):
     destination: str
     port: int
     proto: str
-    passes: bool
+    verdict: str  # pass, audit or drop
     flows: int
 
 
@@ -32,11 +32,10 @@ def totals(world: World, memory: Memory, limit: int) -> tuple[list[Total], int]:
         end = ends.of(address)
         return end.name if end.service or end.is_host else OUTSIDE
 
-    counts: dict[tuple[str, str, int, str, bool], int] = {}
-    for passes, rows in ((True, memory.passed), (False, memory.refused)):
-        for row in rows:
-            key = (name(row.source), name(row.destination), row.port, row.proto, passes)
-            counts[key] = counts.get(key, 0) + row.packets
+    counts: dict[tuple[str, str, int, str, str], int] = {}
+    for verdict, row in memory.by_verdict():
+        key = (name(row.source), name(row.destination), row.port, row.proto, verdict)
+        counts[key] = counts.get(key, 0) + row.packets
     # ties by name, so that two looks at the same flows choose the same
     ranked = sorted(counts, key=lambda key: (-counts[key], key))
     return sorted(Total(*key, counts[key]) for key in ranked[:limit]), len(ranked[limit:])

@@ -103,7 +103,7 @@ class _Learner:
 
     def lines(self, seen: Sequence[Seen], egress: bool) -> Iterator[Line]:
         """Yield the lines of one direction: entries, then comments."""
-        passed = [s for s in seen if s.passes and s.agrees]
+        passed = [s for s in seen if s.passes and s.agrees and not s.audited]
         before = {s.key for s in passed}
         refused = [
             s
@@ -111,7 +111,7 @@ class _Learner:
             if s.key not in before
             and s.reason is not None
             and s.reason.key
-            and (s.passes != s.agrees)
+            and (s.audited or s.passes != s.agrees)
         ]
         policy = self._known.policy
         listed = policy.egress_allow if egress else policy.allow_from
@@ -237,13 +237,15 @@ class _Learner:
         others: dict[_Group, list[Seen]] = {}
         for each in refused:
             peer = each.destination if egress else each.source
+            in_audit = each.audited and each.agrees
+            denied = "would be denied" if in_audit else "denied"
             if peer.service:
-                group = self._named(peer.service, peer.address, each)._replace(note="denied")
+                group = self._named(peer.service, peer.address, each)._replace(note=denied)
             elif egress:
-                group = _of(peer.address, each, "denied")
+                group = _of(peer.address, each, denied)
             else:  # any number of them may have tried
                 everybody = bracketed(_EVERYBODY[family_of(peer.address)])
-                note = "other machines were denied"
+                note = f"other machines {'would be' if in_audit else 'were'} denied"
                 group = _Group(everybody, each.port, each.port, each.proto, note)
             others.setdefault(group, []).append(each)
         for group, rows in sorted(others.items()):

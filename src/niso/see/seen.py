@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from niso.base import names
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 HOST = "host"
+PASS, AUDIT, DROP = "pass", "audit", "drop"
+"""What happened to flows. An audit passes what the policy would deny."""
 Key = tuple[str, str, str, int]
 """(source, destination, protocol, port) of a flow, after DNAT."""
 
@@ -47,7 +49,8 @@ class Seen(NamedTuple):
     does not exist any more (``gone``): its policy is not known. ``published`` is the published port
     that clients from elsewhere used. ``agrees``: the present rules would decide the same. ``new``
     are new flows within a week, or attempts; ``ago`` is the age of the last one in seconds, None
-    without any. ``open`` are the ones that are open now.
+    without any. ``open`` are the ones that are open now. ``audited``: they pass only because a
+    policy is in audit, or did, and would be denied now.
     """
 
     source: End
@@ -62,6 +65,12 @@ class Seen(NamedTuple):
     ago: float | None
     open: int
     gone: bool = False
+    audited: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Return what happened to them: pass, audit or drop."""
+        return AUDIT if self.audited else PASS if self.passes else DROP
 
     @property
     def key(self) -> Key:
@@ -75,6 +84,17 @@ class Memory(NamedTuple):
     refused: tuple[Recorded, ...]
     opened: tuple[Open, ...]
     missed: int = 0  # new flows that full sets have not recorded
+    audited: tuple[Recorded, ...] = ()  # of those that passed, or that others dropped then
+
+    def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
+        """Yield each key with what happened to its flows. Audited ones have not only passed."""
+        passed = {row[:4]: row for row in self.passed}
+        for row in self.audited:
+            if (whole := passed.get(row[:4])) is not None:
+                passed[row[:4]] = whole._replace(packets=whole.packets - row.packets)
+                yield AUDIT, row
+        yield from ((PASS, row) for row in passed.values() if row.packets > 0)
+        yield from ((DROP, row) for row in self.refused)
 
 
 def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
@@ -93,12 +113,14 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
                     for c in kernel.connections_in(names.netns(known.name))
                 )
     refused = sensor.recorded(nft_sensor.REFUSED)
+    audited = sensor.recorded(nft_sensor.AUDITED)
     passed = sensor.recorded(nft_sensor.SEEN) + sensor.recorded(nft_sensor.ENTERED)
     # what another program's rule made the bridge table record too is in the other sets
-    elsewhere = {row[:4] for row in (*passed, *refused)}
+    elsewhere = {row[:4] for row in (*passed, *refused, *audited)}
     switched = sensor.recorded(nft_sensor.SWITCHED)
     passed += [row for row in switched if row[:4] not in elsewhere]
-    return Memory(tuple(passed), tuple(refused), tuple(opened), sum(sensor.missed().values()))
+    missed = sum(sensor.missed().values())
+    return Memory(tuple(passed), tuple(refused), tuple(opened), missed, tuple(audited))
 
 
 def joined(world: World, memory: Memory) -> list[Seen]:
@@ -109,10 +131,13 @@ def joined(world: World, memory: Memory) -> list[Seen]:
         counts[key] = counts.get(key, 0) + 1
     ends = Ends(world)
     result = []
+    audits = {_key(row) for row in memory.audited}
     for passes, rows in ((True, memory.passed), (False, memory.refused)):
         for row in rows:
             open_ = counts.pop(_key(row), 0) if passes else 0
-            result.append(_seen(world, ends, _key(row), passes, row.packets, row.ago, open_))
+            seen = _seen(world, ends, _key(row), passes, row.packets, row.ago, open_)
+            was_audited = passes and seen.key in audits and not seen.agrees
+            result.append(seen._replace(audited=seen.audited or was_audited))
     for key, count in counts.items():
         if ends.of(key[0]).service or ends.of(key[1]).service:
             result.append(_seen(world, ends, key, True, 0, None, count))
@@ -128,10 +153,10 @@ def concerns(seen: Seen, service: str) -> bool:
 
 def changes(before: Iterable[Seen], after: Iterable[Seen]) -> list[Seen]:
     """Return what was recorded between two looks, the oldest first. ``new`` counts that only."""
-    counted = {(seen.key, seen.passes): seen.new for seen in before}
+    counted = {(seen.key, seen.verdict): seen.new for seen in before}
     fresh = []
     for seen in after:
-        was = counted.get((seen.key, seen.passes), 0)
+        was = counted.get((seen.key, seen.verdict), 0)
         # a count that fell was deleted and began again
         more = seen.new - was if seen.new >= was else seen.new
         if more:
@@ -184,7 +209,8 @@ def _seen(
     published = None
     if passes:
         deciding = [each for each in (egress, ingress) if each.key]
-        reason = refusing or (deciding[-1] if deciding else None)
+        audit = next((each for each in deciding if each.audits), None)
+        reason = refusing or audit or (deciding[-1] if deciding else None)
         agrees = refusing is None
         if not (ends.of(source).service or ends.of(source).is_host):
             published = _published(world, ends.of(destination).service, proto, port)
@@ -193,7 +219,9 @@ def _seen(
         reason = refusing or (None if path.passes else path.dropped_by)
         # what came by a published port looks like a flow to the service's own address here
         agrees = reason is not None
-    return Seen(*both, proto, port, passes, reason, published, agrees, new, ago, open_)
+    audits = reason is not None and reason.audits
+    seen = Seen(*both, proto, port, passes, reason, published, agrees, new, ago, open_)
+    return seen._replace(audited=audits)
 
 
 def _published(world: World, service: str, proto: str, port: int) -> Port | None:

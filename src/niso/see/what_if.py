@@ -11,8 +11,9 @@ from niso.plan.records import Port
 from niso.plan.verdict import Reason, World
 from niso.see.seen import End, Seen
 
-CUT, PASS, NEW = "cut", "pass", "new"
-"""A flow that passes now and would not; that passes as before; that was denied and would pass."""
+CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"
+"""A flow that passes now and would not; that would be denied, but by a policy in audit; that was
+denied and would pass; that passes as before."""
 
 
 class Effect(NamedTuple):
@@ -36,12 +37,14 @@ def effects(
         is_own = not services.isdisjoint({each.source.service, each.destination.service})
         reason = _reason(before, after, each)
         denied = reason is not None and not reason.passes
+        audited = reason is not None and reason.audits
         if each.passes and each.agrees:
             if denied or is_own:
-                result.append(Effect(CUT if denied else PASS, each, reason))
+                kind = CUT if denied else AUDIT if audited else PASS
+                result.append(Effect(kind, each, reason))
         elif not each.passes and each.agrees and not denied and _was_denied(each):
             result.append(Effect(NEW, each, reason))
-    order = (CUT, NEW, PASS)
+    order = (CUT, AUDIT, NEW, PASS)
     return sorted(result, key=lambda effect: order.index(effect.kind))
 
 
@@ -62,6 +65,7 @@ def _reason(before: World, after: World, seen: Seen) -> Reason | None:
         return Reason(False, f"port {port} is no longer published", seen.destination.service)
     judged = verdict.judge(after, source, destination, seen.port, seen.proto)
     refusing = next((reason for reason in judged if not reason.passes), None)
+    refusing = refusing or next((reason for reason in judged if reason.audits), None)
     return refusing or next((reason for reason in reversed(judged) if reason.key), None)
 
 

@@ -224,8 +224,11 @@ def _record(
     if on:
         forwarding.record(machine.kernel, store, on)
     policy = wanted.policy
-    says_nothing = policy._replace(log=False) == Policy()
-    store.set_policy(name, None if says_nothing else policy)
+    if policy.audit is not None:
+        from niso.services import auditing
+
+        policy = auditing.begun(policy, store.policy(name), time.time())
+    store.set_policy(name, None if policy.is_empty else policy)
     _check_peers(store, wanted)
     for network in on:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from niso.plan.records import Entry, Member, Peer, Policed, Policy, Service
+from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy, Service
 from niso.store.name_rows import NameRows
 from niso.store.sqlite import decoded, encoded
 
@@ -19,6 +19,26 @@ class PolicyRows(NameRows):
         """Return a service's policy as written; None if its manifest has none."""
         row = self._db.execute("SELECT text FROM policy WHERE service=?", (service,)).fetchone()
         return policy_of(decoded(row[0])) if row else None
+
+    def policied(self) -> list[str]:
+        """Return the known services with a policy."""
+        return [row[0] for row in self._db.execute("SELECT service FROM policy ORDER BY service")]
+
+    def audits(self) -> dict[str, tuple[int, int]]:
+        """Return (since, until) of the audits of all policies in seconds since 1970, by service.
+
+        Those that have ended are among them. Damaged rows are left out.
+        """
+        rows = self._db.execute(
+            "SELECT service, json_extract(audit, '$[1]'), json_extract(audit, '$[2]') FROM ("
+            "SELECT service, CASE WHEN json_valid(text) THEN json_extract(text, '$[5]') END audit"
+            " FROM policy) WHERE audit IS NOT NULL AND json_valid(audit)"
+        )
+        return {
+            service: (since, until)
+            for service, since, until in rows
+            if isinstance(since, int) and isinstance(until, int)
+        }
 
     def policy_now(self, service: str) -> Policy | None:
         """Return a service's policy with the services that its names stand for at present.
@@ -170,7 +190,9 @@ class PolicyRows(NameRows):
             self._db.execute(f"DELETE FROM {table} WHERE service=?", (service,))
         if policy is None:
             return
-        self._db.execute("INSERT INTO policy VALUES (?, ?)", (service, encoded(policy)))
+        # without an audit as older versions wrote it
+        written = policy if policy.audit is not None else policy[:-1]
+        self._db.execute("INSERT INTO policy VALUES (?, ?)", (service, encoded(written)))
         peers = {
             (entry.peer.kind, entry.peer.name)
             for entry in policy.entries()
@@ -193,11 +215,12 @@ def policy_of(value: list[object]) -> Policy:
             return None
         return tuple(Entry(e[0], e[1], Peer(*e[2]), *e[3:]) for e in items)  # type: ignore[attr-defined]
 
-    allow, deny, egress_allow, egress_deny, log = value
+    allow, deny, egress_allow, egress_deny, log, *audit = value
     return Policy(
         entries(allow),
         entries(deny) or (),
         entries(egress_allow),
         entries(egress_deny) or (),
         bool(log),
+        Audit(*audit[0]) if audit and audit[0] else None,  # type: ignore[misc]
     )

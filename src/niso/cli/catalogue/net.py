@@ -303,7 +303,11 @@ GROUP = Group(
             (Argument("name", "NAME", "a service (default: all)", "?", "service"),),
             (
                 Option("follow", ("-f", "--follow"), "show new flows as they happen"),
-                Option("denied", ("--denied",), "show only what was dropped"),
+                Option(
+                    "denied",
+                    ("--denied",),
+                    "show only what was dropped, or would be without an audit",
+                ),
                 Option(
                     "since",
                     ("--since",),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kernel import nft_sets, nft_tables
+from niso.kernel import nft_audit, nft_sets, nft_tables
 from niso.kernel.kinds.kind import Kind, Steps
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from niso.kernel.reading import Reading, Space
@@ -34,7 +36,12 @@ class Element(NamedTuple):
     @property
     def is_mapped(self) -> bool:
         """Return whether it is an element of a map."""
-        return bool(self.value) and not self.value.startswith("limit ")
+        return bool(self.value) and not (self.value.startswith("limit ") or self.ends)
+
+    @property
+    def ends(self) -> bool:
+        """Return whether the kernel deletes it after some time."""
+        return self.container in nft_audit.PLACES
 
 
 class Edit(NamedTuple):
@@ -46,7 +53,11 @@ class Edit(NamedTuple):
     def text(self) -> str:
         """Return the edit in nft's syntax (nft(8))."""
         table, container, what, value, comment = self.element
+        if self.element.ends and self.verb == "delete":
+            return f"destroy element {table} {container} {{ {what} }}"
         if self.verb == "add":
+            if self.element.ends:
+                what += f" timeout {int(nft_audit.timeout_s(comment, time.time()))}s"
             mapped = self.element.is_mapped
             what += f" {value}" if value and not mapped else ""
             what += f' comment "{comment}"' if comment else ""
@@ -99,6 +110,15 @@ class _Elements(Kind[Element]):
         owner = f" of {thing.comment!r}" if thing.comment else ""
         return (
             f"nftables {kind} {thing.table} {thing.container} {{ {thing.element}{value} }}{owner}"
+        )
+
+    def possible(
+        self, want: State, before: State | None, sysctl: Callable[[str], str | None]
+    ) -> frozenset[Element]:
+        """Leave out audits that have ended, or are about to."""
+        now = time.time()
+        return frozenset(
+            e for e in want[Element] if not e.ends or nft_audit.is_wanted(e.comment, now)
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
@@ -156,12 +176,12 @@ class _Elements(Kind[Element]):
     def read(self, space: Space, things: Collection[Element]) -> Iterable[Element]:
         reading = space.reading
         if reading.everything:
-            return () if space.name else _all(reading)
+            return () if space.name else present_now(_all(reading))
         if not things:
             return ()
         present = lookup(reading)
         keys = {element.key() for element in things}
-        return {Element(*key, *present[key]) for key in keys if key in present}
+        return present_now(Element(*key, *present[key]) for key in keys if key in present)
 
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
         """Execute one transaction by netlink.
@@ -188,6 +208,20 @@ class _Elements(Kind[Element]):
                     for edit, header in zip(edits, headers, strict=True)
                 ),
             )
+
+
+def present_now(elements: Iterable[Element]) -> set[Element]:
+    """Return elements as they were read, without those that are about to end."""
+    result, now = set(), time.time()
+    for element in elements:
+        value = element.value
+        if element.ends:
+            seen = nft_audit.seen(value, element.comment, now)
+            if seen is None:
+                continue
+            value = seen
+        result.add(element._replace(value=value))
+    return result
 
 
 def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:

@@ -1,0 +1,82 @@
+"""Fix when the audit of a policy ends, and read whether it has ended."""
+
+from __future__ import annotations
+
+import time
+
+from niso.base.errors import InvalidInput
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import nft_audit
+from niso.plan.records import Audit, Policy
+from niso.store.store import Store
+
+_KEY = "network.policy.audit_until"
+
+
+def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
+    """Return a policy in audit with its end, given the service's policy before.
+
+    An audit that is written as before keeps its end: nothing but a change of the manifest prolongs
+    it. Raises InvalidInput if it would last too long.
+    """
+    audit = policy.audit
+    assert audit is not None
+    held = before.audit if before is not None else None
+    if held is not None and held.text == audit.text:
+        return policy._replace(audit=held)
+    since = int(now)
+    until = audit.until or since + nft_audit.MOST_S
+    if until > since + nft_audit.MOST_S:
+        raise InvalidInput(
+            f"{_KEY} = {audit.text} is more than {nft_audit.MOST_S // 86_400} days ahead",
+            f"at most {time_text(since + nft_audit.MOST_S)}",
+            _KEY,
+        )
+    return policy._replace(audit=Audit(audit.text, since, until))
+
+
+def kept(policy: Policy, store: Store, name: str) -> Policy:
+    """Return a service's policy with the end of its audit as in the store.
+
+    If the end is lost or damaged, the audit has ended.
+    """
+    try:
+        held = store.policy(name)
+    except (ValueError, TypeError, LookupError):
+        held = None
+    assert policy.audit is not None
+    audit = None if held is None else held.audit
+    if audit is None or audit.text != policy.audit.text:
+        audit = Audit(policy.audit.text)
+    return policy._replace(audit=audit)
+
+
+class Term(NamedTuple):
+    """How long the policy of a service is in audit. ``until`` is in seconds since 1970."""
+
+    until: int
+    lasts: bool
+
+    @property
+    def text(self) -> str:
+        return time_text(self.until)
+
+
+def terms(store: Store) -> dict[str, Term]:
+    """Return the audits of all services with such a policy, also those that have ended."""
+    now = time.time()
+    return {
+        service: Term(until, nft_audit.left_s(since, until, now) > 0)
+        for service, (since, until) in store.audits().items()
+    }
+
+
+def ended(store: Store) -> list[str]:
+    """Return the active services whose policy is enforced because its audit has ended."""
+    terms_ = terms(store)
+    return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]
+
+
+def time_text(seconds: float) -> str:
+    """Return a time for people, in the host's time zone, to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,0 +1,102 @@
+"""Find what policies do that nobody wants: names of nobody, no name server, and audits.
+
+None of it is a difference between the kernel and the manifests.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+
+from niso.base.addresses import bracketed, family_of
+from niso.kernel.interface import Kernel
+from niso.plan.records import Policy
+from niso.services import auditing
+from niso.store.store import ServiceRow, Store, suggest
+
+_DNS = 53
+
+Warning_ = tuple[str, str]
+"""(text, next step)"""
+
+
+def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[Warning_]:
+    """Yield a warning for each problem of the policies of these services. Raises KernelError."""
+    terms = auditing.terms(store)
+    for name in services:
+        policy = store.policy(name)
+        if policy is None:
+            continue
+        if name in terms:
+            yield _audit(name, terms[name])
+        yield from _unknown(store, name, policy)
+        if policy.egress_allow is not None or policy.egress_deny:
+            yield from _without_dns(kernel, store, name)
+
+
+def _audit(name: str, term: auditing.Term) -> Warning_:
+    if term.lasts:
+        return (
+            f"audit: the policy of {name} denies nothing until {term.text}",
+            f'niso net flows {name} --denied shows what it would deny; mode = "enforce" ends it',
+        )
+    return (
+        f"the audit of the policy of {name} has ended: it is enforced",
+        'mode = "enforce" in the manifest says so; a later audit_until begins another audit',
+    )
+
+
+def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
+    """Yield a warning for each entry whose name stands for nobody."""
+    for entry in policy.entries():
+        peer = entry.peer
+        if peer.kind == "service" and not store.meant(name, peer.name)[1]:
+            known = sorted({each for each, _, _ in store.service_names()} - {name})
+            what = f"no service is called {peer.name!r}"
+        elif peer.kind == "network" and store.network(peer.name) is None:
+            known = store.network_names()
+            what = f"there is no network {peer.name!r}"
+        else:
+            continue
+        hint = suggest(peer.name, known, "it matches as soon as there is one")
+        yield f"{name}: {entry.key} ({entry.text!r}) matches nobody: {what}", hint
+
+
+def _without_dns(kernel: Kernel, store: Store, name: str) -> Iterator[Warning_]:
+    """Yield a warning for each name server that the egress rules of a service deny."""
+    from niso.plan import verdict
+    from niso.reconcile.world import read_world
+
+    row = store.service(name)
+    own = {family_of(address): address for _, address in reversed(store.addresses(name))}
+    servers = [each for each in _servers(row) if family_of(each) in own]
+    if not servers:
+        return
+    world = read_world(kernel, store)
+    for server in servers:
+        reason, _ = verdict.judge(world, own[family_of(server)], server, _DNS, "udp")
+        if reason.key and (reason.audits or not reason.passes):
+            line = f'"{bracketed(server)}:{_DNS}"'
+            entries = (*(store.policy(name) or Policy()).egress_deny,)
+            denying = next((e for e in entries if e.key == reason.key), None)
+            yield (
+                f"{name}: network.policy.egress denies its name server {server}: names outside"
+                " niso will not resolve",
+                f"change {denying.key} ({denying.text!r})"
+                if denying
+                else f"add {line} to network.policy.egress.allow",
+            )
+
+
+def _servers(row: ServiceRow | None) -> list[str]:
+    """Return the addresses of the name servers in a service's resolv.conf."""
+    spec = row.process if row is not None and row.has_process else None
+    servers = []
+    for line in (spec.resolv_conf if spec is not None else "").splitlines():
+        words = line.split()
+        if words[:1] == ["nameserver"] and len(words) > 1:
+            try:
+                servers.append(str(ipaddress.ip_address(words[1])))
+            except ValueError:  # with a zone
+                continue
+    return servers

@@ -1,0 +1,182 @@
+"""Test policies in audit. Random worlds with some are compared with the engine in test_policy_packets.py."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import Lab
+from policy_shop import CLIENT, EVERY, HOST, Shop
+from services import idle
+from wire import Wire
+
+from niso.kernel import nft_audit
+
+AUDIT = {"mode": "audit"}
+
+
+@pytest.fixture
+def shop(lab: Lab) -> Iterator[Shop]:
+    with Wire(lab) as wire:
+        yield Shop(lab, wire)
+
+
+def elements(lab: Lab, name: str) -> list[dict[str, Any]]:
+    listed = lab.run("nft", "-j", "list", "set", "inet", "niso", name).stdout
+    (items,) = [i["set"] for i in json.loads(listed)["nftables"] if "set" in i]
+    return [each["elem"] for each in items.get("elem", ())]
+
+
+def left(lab: Lab) -> list[int]:
+    """The seconds that each element of an audit has left, as nft lists them."""
+    return [each["expires"] for name in nft_audit.PLACES for each in elements(lab, name)]
+
+
+def row(lab: Lab, name: str, *command: str) -> dict[str, Any]:
+    rows = json.loads(lab.niso(*command, "--json").stdout)
+    (found,) = [each for each in rows if each["service"] == name]
+    return dict(found)
+
+
+def test_audit_drops_nothing_says_so_and_ends_in_the_kernel(shop: Shop) -> None:
+    lab = shop.lab
+    shop.activate("db", "api", "web")
+    shop.activate("shut")
+    shop.policy("shut", {"deny_from": ["db"]})
+    alive = shop.open(("web", "db"))
+    rules = {"allow_from": ["api"], "egress": {"allow": ["api"]}, **AUDIT}
+    done = lab.niso("activate", shop.write("db", rules))
+    assert "audit: the policy of db denies nothing until" in done.stderr
+    # bridged and routed, from a service and to it, by both families; open flows stay
+    assert shop.reach("web", "db") == shop.reach("api", "db") == shop.reach("db", "web") == EVERY
+    assert shop.flows.judge(alive, []) == []
+    assert shop.reach("db", "shut") == set(), "the policy of another service is as it was"
+    audited = {
+        tuple(each["val"]["concat"][:2]) for f in "46" for each in elements(lab, f"audited{f}")
+    }
+    ends = {(shop.address("web", f), shop.address("db", f)) for f in (4, 6)}
+    assert ends | {end[::-1] for end in ends} <= audited
+    assert not audited & {(shop.address("api", f), shop.address("db", f)) for f in (4, 6)}
+    # what niso says
+    stats = row(lab, "db", "net", "stats")
+    assert (stats["in-drops"], stats["out-drops"]) == (0, 0)
+    assert stats["in-audits"] > 0 and stats["out-audits"] > 0
+    assert row(lab, "db", "ps")["audit_until"] and not row(lab, "web", "ps")["audit_until"]
+    assert "POLICY" in lab.niso("ps").stdout
+    explained = json.loads(lab.niso("net", "explain", "web", "db:80", "--json").stdout)
+    assert (explained["verdict"], explained["ingress"]["verdict"]) == (
+        "pass",
+        "audit",
+    )
+    denied = json.loads(lab.niso("net", "flows", "--denied", "--json").stdout)
+    verdicts = {(f["from"]["name"], f["to"]["name"], f["verdict"]) for f in denied}
+    assert {("web", "db", "audit"), ("db", "web", "audit"), ("db", "shut", "drop")} == verdicts
+    checked = lab.niso("net", "check")
+    assert "audit: the policy of db" in checked.stderr and "OK" in checked.stdout
+    assert "others would be denied" in lab.niso("net", "policy", "show", "db").stdout
+    # nothing prolongs it: not a repair of the tables, nor an activation, nor another entry
+    before = left(lab)
+    assert len(before) == 4 and 0 < max(before) <= nft_audit.MOST_S
+    lab.wait_for(lambda: max(left(lab)) < min(before), what="a second")
+    before = left(lab)
+    lab.run("nft", "delete", "table", "inet", "niso")
+    lab.niso("net", "repair")
+    assert len(left(lab)) == 4 and max(left(lab)) <= max(before)
+    lab.niso("activate", shop.write("db", {**rules, "allow_from": ["api", "x"]}))
+    lab.niso("restart", "db")
+    assert len(left(lab)) == 4 and max(left(lab)) <= max(before)
+    # a shorter one, which ends without any command
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 5))
+    lab.niso("activate", shop.write("db", {**rules, "audit_until": soon}))
+    assert max(left(lab)) <= 5
+    lab.wait_for(lambda: not left(lab), what="the end of the audit")
+    assert (shop.reach("web", "db"), shop.reach("api", "db")) == (set(), EVERY)
+    assert shop.reach("db", "web") == set()
+    shop.content()
+    stats = row(lab, "db", "net", "stats")
+    assert stats["in-drops"] > 0 and stats["out-drops"] > 0 and stats["in-audits"] is None
+    assert "has ended: it is enforced" in lab.niso("net", "check").stderr
+    assert lab.niso("activate", "db").stdout.startswith("db: already active")
+    assert left(lab) == []
+    # what is open since then ends with the next repair
+    assert shop.flows.judge(alive, []) == []
+    lab.niso("net", "repair")
+    assert shop.flows.judge([], alive) == []
+
+
+def test_audited_service_widens_nothing_for_others(shop: Shop) -> None:
+    lab = shop.lab
+    lab.niso("net", "create", "inner", "--internal", "--subnet", "10.99.7.0/24")
+    shop.activate("loud", "safe", "shy")
+    cut = shop.open(("loud", "safe"), ("safe", "loud"))
+    shop.policy("safe", {"deny_from": ["loud"], "egress": {"deny": ["loud"]}})
+    shop.policy("shy", {"egress": {"allow": []}})
+    everything = {"allow_from": [], "egress": {"allow": []}, **AUDIT}
+    shop.policy("loud", everything)
+    assert shop.flows.judge([], cut) == [], "what a policy has cut, an audit does not revive"
+    assert shop.reach("loud", "safe") == shop.reach("safe", "loud") == set()
+    assert shop.reach("shy", "loud") == set()
+    # the ways: not published, and out of an internal network
+    lab.niso(
+        "activate", idle(lab, "in", network={"network": "inner"}, **{"network.policy": everything})
+    )
+    lab.run("ip", "route", "replace", "10.99.0.0/16", "via", HOST[4], netns="client")
+    ways = [("client", shop.address("loud"), 4), ("niso-in", CLIENT[4], 4)]
+    ways += [("niso-in", shop.address("loud"), 4), ("niso-loud", shop.address("in"), 4)]
+    for place, to, _ in ways:
+        done = lab.run("ping", "-c", "1", "-W", "1", to, netns=place, check=False)
+        assert done.returncode, (place, to)
+    # the defence is the policy of safe: in audit itself, it would let them in
+    shop.policy("safe", {"deny_from": ["loud"], "egress": {"deny": ["loud"]}, **AUDIT})
+    assert shop.reach("loud", "safe") == EVERY
+    # and back: what came in is cut at once
+    flows = shop.open(("loud", "safe"))
+    shop.policy("safe", {"deny_from": ["loud"]})
+    assert shop.flows.judge([], flows) == []
+    assert shop.reach("loud", "safe") == set()
+
+
+def test_element_without_its_end_is_a_difference(lab: Lab) -> None:
+    lab.niso(
+        "activate", idle(lab, "db", network={}, **{"network.policy": {"allow_from": [], **AUDIT}})
+    )
+    (element,) = elements(lab, "audit_in4")
+    place = "inet", "niso", "audit_in4"
+    for timeout in ("", " timeout 30d"):
+        lab.run("nft", "delete", "element", *place, f"{{ {element['val']} }}")
+        text = f'{{ {element["val"]}{timeout} comment "{element["comment"]}" }}'
+        lab.run("nft", "add", "element", *place, text)
+        assert "timeout" in lab.niso("net", "check", check=False).stdout
+        lab.niso("net", "repair")
+        assert max(left(lab)) <= nft_audit.MOST_S
+        assert "OK" in lab.niso("net", "check").stdout
+    lab.run("nft", "add", "element", *place, "{ 10.1.1.1 timeout 1d }")
+    assert "10.1.1.1" in lab.niso("net", "check", check=False).stdout
+    lab.niso("net", "repair")
+    assert [each["val"] for each in elements(lab, "audit_in4")] == [element["val"]]
+
+
+def test_warnings_before_harm(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "frontend"))
+    rules: dict[str, dict[str, Any]] = {
+        "network": {"dns": ["192.0.2.53", "2001:db8::53"]},
+        "network.policy": {"allow_from": ["fronted:80", "network:nowhere"]},
+        "network.policy.egress": {"allow": ["frontend"]},
+    }
+    done = lab.niso("activate", idle(lab, "db", **rules))
+    for said in (
+        done.stderr,
+        lab.niso("net", "check").stderr,
+        lab.niso("net", "check", "db").stderr,
+    ):
+        assert "allow_from[0] ('fronted:80') matches nobody: no service is called 'fronted'" in said
+        assert "did you mean 'frontend'?" in said
+        assert "there is no network 'nowhere'" in said
+        assert "denies its name server 192.0.2.53" in said and "2001:db8::53" not in said
+        assert 'add "192.0.2.53:53" to network.policy.egress.allow' in said
+    rules["network.policy"]["allow_from"] = ["frontend:80"]
+    rules["network.policy.egress"]["allow"] = ["frontend", "192.0.2.53:53/udp"]
+    assert lab.niso("activate", idle(lab, "db", **rules)).stderr == ""

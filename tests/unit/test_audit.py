@@ -1,0 +1,171 @@
+"""Test when audits of policies begin and end, without a kernel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_world import World
+
+from niso.base.errors import Error, InvalidInput
+from niso.commands.check import check
+from niso.kernel import nft_audit
+from niso.kernel.kinds.element import Element
+from niso.manifest import load
+from niso.plan.records import Audit, Policy
+from niso.services import auditing
+
+DAY = 86_400
+NOW = 1_800_000_000
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "now", "left"),
+    [
+        (NOW, NOW + DAY, NOW, DAY),
+        (NOW, NOW + DAY, NOW + DAY, 0),
+        (NOW, NOW + DAY, NOW + 2 * DAY, 0),
+        (NOW, NOW + 90 * DAY, NOW, nft_audit.MOST_S),  # whatever the store says
+        (NOW, NOW + DAY, 3600, 0),  # a clock that starts at 1970 does not prolong it
+        (NOW, NOW + DAY, NOW - 5, DAY + 5),
+        (0, 0, NOW, 0),
+    ],
+)
+def test_time_that_is_left(since: int, until: int, now: int, left: int) -> None:
+    assert nft_audit.left_s(since, until, now) == left
+    assert nft_audit.timeout_s(nft_audit.comment("db", since, until), now) == left
+
+
+@pytest.mark.parametrize("comment", ["", "db", "db 1", "db x y", "db 1 2 3"])
+def test_comment_of_others_is_no_audit(comment: str) -> None:
+    assert not nft_audit.is_wanted(comment, 1)
+
+
+def test_element_is_as_it_should_be_if_it_does_not_end_later() -> None:
+    text = nft_audit.comment("db", NOW, NOW + DAY)
+
+    def seen(left_s: float | None, now: float = NOW) -> str | None:
+        value = "" if left_s is None else nft_audit.expires(int(left_s * 1000))
+        return nft_audit.seen(value, text, now)
+
+    assert seen(DAY) == seen(DAY - 500) == ""
+    assert seen(None) and seen(DAY + 60)
+    assert seen(1, NOW + DAY - 1) is None
+    assert seen(3, NOW + DAY + 1) is None
+    assert seen(DAY, NOW + 2 * DAY), "the clock was set, or the machine slept"
+
+
+def test_end_is_fixed_when_the_audit_begins() -> None:
+    written = Policy(allow_from=(), audit=Audit(""))
+    first = auditing.begun(written, None, NOW)
+    assert first.audit == Audit("", NOW, NOW + nft_audit.MOST_S)
+    # an activation later, also after its end, and with other entries
+    assert auditing.begun(written, first, NOW + DAY).audit == first.audit
+    assert auditing.begun(written, first, NOW + 90 * DAY).audit == first.audit
+    assert auditing.begun(written._replace(allow_from=None), first, NOW + DAY).audit == first.audit
+    # after it was enforced in between
+    again = auditing.begun(written, first._replace(audit=None), NOW + DAY)
+    assert again.audit == Audit("", NOW + DAY, NOW + DAY + nft_audit.MOST_S)
+    dated = Policy(allow_from=(), audit=Audit("2027-01-20T00:00:00Z", 0, 1_800_403_200))
+    assert auditing.begun(dated, first, NOW).audit == Audit(
+        "2027-01-20T00:00:00Z", NOW, 1_800_403_200
+    )
+    with pytest.raises(InvalidInput, match="more than 14 days ahead"):
+        auditing.begun(dated, None, NOW - 30 * DAY)
+
+
+def audits(world: World) -> set[tuple[str, str]]:
+    return {(e.container, e.comment) for e in world.kernel.present_elements() if e.ends}
+
+
+def test_commands_do_not_prolong_an_audit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = {"network.policy": {"allow_from": [], "mode": "audit"}}
+    manifest = world.package("db", network={}, **rules)
+    world.activate(manifest)
+    first = audits(world)
+    assert {name for name, _ in first} == {"audit_in4", "audit_out4"}
+    assert {e.value for e in world.kernel.elements.values() if e.container == "in4_rest"} == {
+        "goto audit_in"
+    }
+    done = len(world.kernel.done)
+    real = time.time
+
+    def later(seconds: float) -> None:
+        monkeypatch.setattr(time, "time", lambda: real() + seconds)
+
+    later(DAY)
+    world.activate(manifest)
+    assert (audits(world), len(world.kernel.done)) == (first, done)
+    assert check(world.machine) == []
+    # the kernel ends it, which is no difference; an activation does not begin it again
+    later(15 * DAY)
+    assert audits(world) == set()
+    assert check(world.machine) == []
+    world.activate(manifest)
+    assert (audits(world), len(world.kernel.done)) == (set(), done)
+    assert auditing.ended(world.store) == ["db"]
+    # an end that the store has lost is no audit
+    later(0)
+    world.store._db.execute("DELETE FROM policy")
+    from niso.commands import repair
+
+    repair.repair_all(world.machine, lambda event: None)
+    assert audits(world) == set() and check(world.machine) == []
+    # enforced in between, it begins again; and an activation ends it
+    world.activate(world.package("db", network={}, **{"network.policy": {"allow_from": []}}))
+    world.activate(world.package("db", network={}, **rules))
+    second = audits(world)
+    assert second and check(world.machine) == []
+    world.activate(world.package("db", network={}, **{"network.policy": {"allow_from": []}}))
+    assert audits(world) == set()
+    assert not [e for e in world.kernel.elements.values() if e.value.startswith("goto audit")]
+
+
+def test_dates_of_a_manifest(world: World, tmp_path: Path) -> None:
+    path = Path(world.package("db", network={}, **{"network.policy": {"allow_from": []}}))
+    text = path.read_text()
+
+    def policy(lines: str) -> Policy:
+        path.write_text(f"{text}{lines}\n")
+        return load.load(str(path)).spec.policy
+
+    assert policy('mode = "enforce"').audit is None
+    assert policy('mode = "audit"').audit == Audit("")
+    for written in ("2026-12-10", "2026-12-10T08:00:00", "2026-12-10T08:00:00+01:00"):
+        for quoted in (written, f'"{written}"'):
+            audit = policy(f'mode = "audit"\naudit_until = {quoted}').audit
+            assert audit is not None and (audit.text, audit.since) == (written, 0)
+            assert abs(audit.until - 1_796_860_800) <= DAY
+    for lines, words in (
+        ('mode = "watch"', "audit"),
+        ('mode = "Audit"', "audit"),
+        ("mode = true", "audit"),
+        ("audit_until = 2026-12-10", "the policy is enforced"),
+        ('mode = "enforce"\naudit_until = 2026-12-10', "the policy is enforced"),
+        ('mode = "audit"\naudit_until = 08:00:00', "a date or time"),
+        ('mode = "audit"\naudit_until = "never"', "not a valid date"),
+        ('mode = "audit"\naudit_until = "2026-12-32"', "not a valid date"),
+        ('mode = "audit"\naudit_until = "20261210"', "not a valid date"),
+        ('mode = "audit"\naudit_until = 14', "is a number"),
+    ):
+        with pytest.raises(Error) as caught:
+            policy(lines)
+        errors = getattr(caught.value, "errors", [caught.value])
+        assert any(words in f"{error} {error.right}" for error in errors), (lines, errors)
+
+
+def test_element_in_words() -> None:
+    now = int(time.time())
+    element = Element("inet niso", "audit_in4", "10.0.0.2", "", f"db {now} {now + 100}")
+    from niso.kernel.kinds.element import Edit
+
+    assert "10.0.0.2 timeout" in Edit("add", element).text()
+    assert Edit("delete", element).text() == "destroy element inet niso audit_in4 { 10.0.0.2 }"
