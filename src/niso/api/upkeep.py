@@ -31,6 +31,17 @@ class Repaired(NamedTuple):
     """number of steps taken; only without --sweep"""
 
 
+class Guarded(NamedTuple):
+    """Result of `Host.guard_firewalls` for one firewall."""
+
+    unit: str
+    """the firewall's unit"""
+    changed: bool
+    """false if nothing changed"""
+    path: str
+    """path of niso's drop-in"""
+
+
 class Swept(NamedTuple):
     """Result of `Host.sweep`."""
 
@@ -52,7 +63,16 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
     return tuple(Finding(item.problem, item.what, item.detail) for item in findings)
 
 
-def repair(session: Session, dry_run: bool) -> Repaired:
+def guard_firewalls(session: Session, on: bool) -> tuple[Guarded, ...]:
+    """Write or remove the drop-ins of firewalls: `Host.guard_firewalls`."""
+    from niso.commands import firewall_units
+
+    machine = session.machine_for_change(create=on)
+    change = firewall_units.enable if on else firewall_units.disable
+    return tuple(Guarded(*done) for done in change(machine, session.report))
+
+
+def repair(session: Session, dry_run: bool, kernel: bool) -> Repaired:
     """Repair differences: `Host.repair`."""
     from niso.api import handover
     from niso.base.report import Finished
@@ -60,8 +80,10 @@ def repair(session: Session, dry_run: bool) -> Repaired:
 
     machine = session.machine_for_change()
     if dry_run:
-        command.plan_repair(machine, session.report)
+        command.plan_repair(machine, session.report, kernel)
         return Repaired(0)
+    if kernel:
+        return Repaired(command.repair_network(machine, session.report))
     steps = command.repair_all(machine, session.report)
     session.report(Finished())
     if steps:
