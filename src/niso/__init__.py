@@ -72,7 +72,6 @@ if TYPE_CHECKING:
     from niso.api.top_views import ServiceLoad as ServiceLoad
     from niso.api.top_views import Top as Top
     from niso.api.upkeep import Finding as Finding
-    from niso.api.upkeep import Guarded as Guarded
     from niso.api.upkeep import Repaired as Repaired
     from niso.api.upkeep import Swept as Swept
     from niso.api.validation import Valid as Valid
@@ -122,7 +121,7 @@ _MODULES = {
     "api.service_results": "Executed Forwarded Marked Signalled Taken",
     "api.service_views": "AttachedTo Endpoint Process Service ServiceLine User",
     "api.top_views": "FlowLoad Load ServiceLoad Top",
-    "api.upkeep": "Finding Guarded Repaired Swept",
+    "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",
     "base.report": "Caution Completed CopyingPackage Event Expects Finished Healthy RemovingVolumes"

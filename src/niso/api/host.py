@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from niso.api.metric_views import Metric
     from niso.api.packets import Drops, Explanation, Pong, Stats
     from niso.api.policy_views import PolicyEffect, PolicyEntry
+    from niso.api.service_results import Marked
     from niso.api.session import Progress
     from niso.api.top_views import Top
-    from niso.api.upkeep import Finding, Guarded, Repaired, Swept
+    from niso.api.upkeep import Finding, Repaired, Swept
 
 
 def connect(
@@ -346,7 +347,7 @@ class Host:
         return upkeep.repair(self.session, dry_run, kernel)
 
     @guarded
-    def guard_firewalls(self, on: bool = True) -> tuple[Guarded, ...]:
+    def guard_firewalls(self, on: bool = True) -> tuple[Marked, ...]:
         """Let systemd repair niso's rules whenever it has loaded those of another firewall.
 
         With ``on`` false not any longer. Raises Error without systemd, Conflict.

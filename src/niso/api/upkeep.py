@@ -5,6 +5,7 @@ from __future__ import annotations
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from niso.api.service_results import Marked
     from niso.api.session import Session
 
 
@@ -31,17 +32,6 @@ class Repaired(NamedTuple):
     """number of steps taken; only without --sweep"""
 
 
-class Guarded(NamedTuple):
-    """Result of `Host.guard_firewalls` for one firewall."""
-
-    unit: str
-    """the firewall's unit"""
-    changed: bool
-    """false if nothing changed"""
-    path: str
-    """path of niso's drop-in"""
-
-
 class Swept(NamedTuple):
     """Result of `Host.sweep`."""
 
@@ -63,13 +53,14 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
     return tuple(Finding(item.problem, item.what, item.detail) for item in findings)
 
 
-def guard_firewalls(session: Session, on: bool) -> tuple[Guarded, ...]:
+def guard_firewalls(session: Session, on: bool) -> tuple[Marked, ...]:
     """Write or remove the drop-ins of firewalls: `Host.guard_firewalls`."""
+    from niso.api import service_results
     from niso.commands import firewall_units
 
     machine = session.machine_for_change(create=on)
     change = firewall_units.enable if on else firewall_units.disable
-    return tuple(Guarded(*done) for done in change(machine, session.report))
+    return tuple(service_results.Marked(*done) for done in change(machine, session.report))
 
 
 def repair(session: Session, dry_run: bool, kernel: bool) -> Repaired:

@@ -40,7 +40,7 @@ def _firewall(host: Host, args: Args, on: bool) -> int:
         return 0
     for each in done:
         state = ("enabled" if on else "disabled") if each.changed else "unchanged"
-        print(f"{each.unit}: {state}  {each.path}")
+        print(f"{each.service}: {state}  {each.unit}")
     return 0
 
 
