@@ -443,6 +443,48 @@ def test_stop_of_a_provider_takes_sharers_along_that_are_not_enabled(lab, machin
     assert machine.run("ls", "/run/netns").stdout == ""
 
 
+def test_rules_come_back_after_the_unit_of_a_firewall(lab, machine) -> None:
+    """Also while a service's unit waits for that of the firewall."""
+    policy = {"deny_from": ["192.0.2.3"]}
+    enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"], policy=policy)))
+    machine.path("/etc/nftables.conf").write_text("flush ruleset\ntable inet theirs { }\n")
+
+    def systemctl(word: str) -> bool:
+        """Whether niso's rules are there after systemd did this."""
+        machine.systemctl(word, "nftables", timeout=60)
+        tables = machine.run("nft", "list", "tables").stdout
+        assert ("inet theirs" in tables) == (word != "stop")
+        return "inet niso" in tables and "bridge niso" in tables
+
+    assert not systemctl("start"), "they are flushed"
+    lines = machine.niso("enable", "--firewall").stdout.splitlines()
+    paths = [line.split()[-1] for line in lines]
+    assert [line.split()[:2] for line in lines] == [
+        ["nftables.service:", "enabled"],
+        ["firewalld.service:", "enabled"],
+    ]
+    assert machine.niso("enable", "--firewall").stdout.count("unchanged") == 2
+    assert (
+        machine.run("systemd-analyze", "verify", "/usr/lib/systemd/system/nftables.service").stderr
+        == ""
+    )
+    for word in ("restart", "reload", "stop", "start"):
+        assert systemctl(word), word
+        assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
+        assert ask(lab, "192.0.2.1", 8080, "neighbour") == ""
+        assert machine.niso("net", "check").stdout.startswith("OK")
+    machine.run("kill", "-KILL", str(pids(machine)[0]))
+    lab.wait_for(lambda: machine.state("api") == FAILED, 10, "systemd sees that it has ended")
+    assert systemctl("restart") and machine.state("api") == FAILED
+    machine.niso("net", "repair")
+    assert machine.state("api") == RUNNING and is_followed(machine)
+    assert machine.niso("disable", "--firewall").stdout.count("disabled") == 2
+    assert not any(machine.path(path).parent.exists() for path in paths)
+    assert not systemctl("restart")
+    done = machine.niso("enable", "--firewall", "api", check=False)
+    assert done.returncode == 2 and "--firewall alone" in done.stderr
+
+
 @pytest.fixture
 def labs() -> Iterator[tuple[Lab, Lab]]:
     with Lab() as first, Lab() as second:

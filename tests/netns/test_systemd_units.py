@@ -1,4 +1,4 @@
-"""Give units of systemd networks of niso, by the files that docs/guide/systemd.md has."""
+"""Give units of systemd networks of niso: by ``--unit``, and by the file that docs/guide/systemd.md has."""
 
 from __future__ import annotations
 
@@ -38,20 +38,25 @@ def write(machine: Machine, path: str, text: str) -> None:
     file.write_text(text.replace("/usr/local/bin/niso", f"{sys.prefix}/bin/niso"))
 
 
+def rows(machine: Machine) -> dict[str, str]:
+    """Service -> its address."""
+    return {
+        row["service"]: "".join(row["address"][:1])
+        for row in json.loads(machine.niso("ps", "--json").stdout)
+    }
+
+
 @needs_systemd
 def test_units_have_networks_of_niso(lab: Lab) -> None:
-    files = dict(FILE.findall(GUIDE.read_text()))
-    assert len(files) == 4
     machine = Machine(lab)
-    for path, text in files.items():
-        write(machine, path, text)
+    ((path, text),) = FILE.findall(GUIDE.read_text())
+    write(machine, path, text)
     write(machine, "/etc/serve.py", SERVE)
     for name in ("web", "private"):
         write(machine, f"/{UNITS}/{name}.service", UNIT)
     machine.systemctl("daemon-reload")
     machine.niso("net", "create", "backend", "--subnet", "10.99.1.0/24")
-    services = [echo(lab, name, network=on("backend")) for name in ("api", "bad")]
-    machine.niso("activate", *services)
+    machine.niso("activate", *(echo(lab, name, network=on("backend")) for name in ("api", "bad")))
     machine.systemctl("start", "web", "private")
 
     def ask(source: str, address: str) -> str:
@@ -59,26 +64,78 @@ def test_units_have_networks_of_niso(lab: Lab) -> None:
         inside = ("nsenter", f"--net=/run/netns/niso-{source}")
         return str(machine.run(*inside, *words, input="", check=False).stdout)
 
-    def address(name: str) -> str:
-        rows = json.loads(machine.niso("ps", "--json").stdout)
-        return str(next(row for row in rows if row["service"] == name)["address"][0])
+    def from_client(port: str) -> str:
+        words = (BUSYBOX, "nc", "-w1", HOST, port)
+        return str(lab.client(*words, input="", check=False).stdout)
 
-    web, api, private = address("web"), address("api"), address("private")
+    def files() -> list[str]:
+        inside = ("find", f"/{UNITS}", "-name", "niso-net@*", "-o", "-path", "*/web.service.d*")
+        return sorted(machine.run(*inside).stdout.split())
+
+    attach = ("net", "attach", "web", "--new", "--unit", "web", "--network", "backend")
+    policy = ("--allow-from", "api 192.0.2.0/24")
+    # what cannot be leaves nothing
+    for words, reason in (
+        ((*attach[:-3], "nowhere"), "has no unit 'nowhere.service'"),
+        ((*attach[:-1], "backend,ip=10.98.0.9"), "10.98.0.9"),
+        ((*attach, "--id", "x"), "--unit sets --owner and --id"),
+        (("net", "attach", "web", "--pid", "1", "--unit", "web"), "--unit needs --new"),
+    ):
+        assert reason in machine.niso(*words, check=False).stderr
+    assert files() == [] and "web" not in rows(machine)
+    pid = machine.systemctl("show", "-P", "MainPID", "web").stdout
+    made = machine.niso(*attach, *policy, "-p", "8080:80")
+    assert made.stdout == "web: attached  10.99.1.5  8080→80\n"
+    assert "web.service is in this network only from its next start on" in made.stderr
+    assert machine.systemctl("show", "-P", "MainPID", "web").stdout == pid
+    assert from_client("8080") == "", "the unit still runs in the host's network"
+    machine.systemctl("restart", "web")
+    addresses = rows(machine)
+    web, api, private = (addresses[name] for name in ("web", "api", "private"))
     lab.wait_for(lambda: ask("api", web) == api, 5, "the unit's answer")
-    assert ask("bad", web) == ""
-    assert lab.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == CLIENT
+    assert ask("bad", web) == "" and from_client("8080") == CLIENT
     lab.wait_for(lambda: ask("api", private) == api, 5, "the other unit's answer")
     assert machine.niso("net", "check").stdout.startswith("OK")
+    checked = machine.run(
+        "systemd-analyze", "verify", *(f"/{UNITS}/{n}.service" for n in ("web", "niso-net@web"))
+    )
+    assert checked.stderr == ""
+    # the same again, another port without a restart, and another unit
+    assert machine.niso(*attach, *policy, "-p", "8080:80").stdout.startswith("web: unchanged")
+    pid = machine.systemctl("show", "-P", "MainPID", "web").stdout
+    machine.niso(*attach, *policy, "-p", "8081:80")
+    assert (from_client("8080"), from_client("8081")) == ("", CLIENT)
+    assert machine.systemctl("show", "-P", "MainPID", "web").stdout == pid
+    other = ("net", "attach", "second", "--new", "--unit", "web")
+    assert "web.service has a network already" in machine.niso(*other, check=False).stderr
+    assert len(files()) == 3
     # the process ends, and comes back into the same namespace
     machine.systemctl("kill", "--signal=KILL", "web")
     lab.wait_for(lambda: ask("api", web) == api, 5, "its answer after the restart")
-    assert address("web") == web and ask("bad", web) == ""
-    # another namespace of the same unit has the same address
-    machine.systemctl("restart", "private")
-    assert address("private") == private
-    lab.wait_for(lambda: ask("api", private) == api, 5, "its answer")
-    machine.systemctl("stop", "private", "niso-net@web")
-    rows = json.loads(machine.niso("ps", "--json").stdout)
-    assert [row["service"] for row in rows] == ["api", "bad"]
+    assert rows(machine)["web"] == web and ask("bad", web) == ""
+    # as after a reboot: the start of the unit brings its network
+    machine.systemctl("stop", "niso-net@web")
     assert machine.systemctl("is-active", "web", check=False).stdout == "inactive\n"
+    assert "web" not in rows(machine)
+    machine.systemctl("start", "web")
+    assert rows(machine)["web"] == web
+    lab.wait_for(lambda: from_client("8081") == CLIENT, 5, "its answer")
+    assert ask("bad", web) == ""
+    # another namespace of the other unit has the same address
+    machine.systemctl("restart", "private")
+    assert rows(machine)["private"] == private
+    lab.wait_for(lambda: ask("api", private) == api, 5, "its answer")
+    machine.systemctl("stop", "private")
+    # the unit runs on without a network, then in the host's
+    pid = machine.systemctl("show", "-P", "MainPID", "web").stdout
+    done = machine.niso("net", "detach", "web")
+    assert done.stdout == "web: detached\n" and "has no network now" in done.stderr
+    assert machine.systemctl("show", "-P", "MainPID", "web").stdout == pid
+    inside = ("nsenter", "-t", pid.strip(), "--net", "ip", "-br", "link")
+    assert machine.run(*inside).stdout.split()[0] == "lo"
+    assert machine.run(*inside).stdout.count("\n") == 1
+    assert files() == [] and sorted(rows(machine)) == ["api", "bad"]
+    assert machine.niso("net", "detach", "web").stdout == "web: not attached\n"
+    machine.systemctl("restart", "web")
+    lab.wait_for(lambda: from_client("80") == CLIENT, 5, "its answer in the host's network")
     assert machine.niso("net", "check").stdout.startswith("OK")

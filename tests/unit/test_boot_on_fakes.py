@@ -12,7 +12,9 @@ from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.report import Caution
 from niso.commands import boot
 from niso.commands.deactivate import deactivate
+from niso.runtime.units import unit_file
 
+API = unit_file("api")
 WEB = {"ports": ["8080:80"]}
 SHARE = {"mode": "share", "share": "api"}
 
@@ -28,6 +30,13 @@ def enabled(world: World) -> list[str]:
     return sorted(row.name for row in world.store.services() if row.enabled)
 
 
+def files(world: World) -> list[str]:
+    prefix, suffix = unit_file("\0").split("\0")
+    return sorted(
+        path.removeprefix(prefix).removesuffix(suffix) for path in world.processes.units.files
+    )
+
+
 def marks(marked: list[boot.Marked]) -> dict[str, bool]:
     return {one.service: one.changed for one in marked}
 
@@ -37,11 +46,11 @@ def test_enabled_service_comes_under_its_unit_and_disabled_one_runs_on(world: Wo
     deactivate(world.machine, ["db"])
     first, units = world.processes.status("api").pid, world.processes.units
     assert marks(boot.enable(world.machine, ["api", "db"])) == {"api": True, "db": True}
-    assert enabled(world) == sorted(units.enabled) == sorted(units.files) == ["api", "db"]
+    assert enabled(world) == sorted(units.enabled) == files(world) == ["api", "db"]
     assert units.active == {"api"}
     assert marks(boot.enable(world.machine, ["api", "db"])) == {"api": False, "db": False}
     assert marks(boot.disable(world.machine, ["api"])) == {"api": True}
-    assert enabled(world) == sorted(units.enabled) == sorted(units.files) == ["db"]
+    assert enabled(world) == sorted(units.enabled) == files(world) == ["db"]
     assert world.processes.status("api").pid == first
     assert marks(boot.disable(world.machine, ["api"])) == {"api": False}
     world.assert_whole()
@@ -63,22 +72,22 @@ def test_without_systemd_only_the_store_records_it(world: World) -> None:
 
 def test_unit_of_another_is_left_alone(world: World) -> None:
     world.activate(world.package("api"))
-    world.processes.units.files["api"] = "[Unit]\nDescription=theirs\n"
+    world.processes.units.files[API] = "[Unit]\nDescription=theirs\n"
     with pytest.raises(Conflict, match="already exists and was not made for this state folder"):
         boot.enable(world.machine, ["api"])
     assert enabled(world) == []
     boot.disable(world.machine, ["api"])
-    assert world.processes.units.files == {"api": "[Unit]\nDescription=theirs\n"}
+    assert world.processes.units.files == {API: "[Unit]\nDescription=theirs\n"}
 
 
 def test_changed_unit_is_written_again(world: World) -> None:
     world.activate(world.package("api"))
     boot.enable(world.machine, ["api"])
     units = world.processes.units
-    text = units.files["api"]
-    units.files["api"] += "# by hand\n"
+    text = units.files[API]
+    units.files[API] += "# by hand\n"
     assert marks(boot.enable(world.machine, ["api"])) == {"api": True}
-    assert units.files["api"] == units.known["api"] == text
+    assert units.files[API] == units.known[API] == text
 
 
 def test_sharer_is_enabled_only_with_its_provider(world: World) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from niso.api.metric_views import Metric
     from niso.api.packets import Drops, Explanation, Pong, Stats
     from niso.api.policy_views import PolicyEffect, PolicyEntry
+    from niso.api.service_results import Marked
     from niso.api.session import Progress
     from niso.api.top_views import Top
     from niso.api.upkeep import Finding, Repaired, Swept
@@ -343,11 +344,25 @@ class Host:
         return upkeep.check(self.session, None if name is None else text(name, "name"))
 
     @guarded
-    def repair(self, *, dry_run: bool = False) -> Repaired:
-        """Repair what `check` reports. Raises ErrorGroup, Error."""
+    def repair(self, *, dry_run: bool = False, kernel: bool = False) -> Repaired:
+        """Repair what `check` reports. Raises ErrorGroup, Error.
+
+        With ``kernel`` only the network: no process is started or stopped, nothing is forgotten,
+        and no interrupted change finished.
+        """
         from niso.api import upkeep
 
-        return upkeep.repair(self.session, dry_run)
+        return upkeep.repair(self.session, dry_run, kernel)
+
+    @guarded
+    def guard_firewalls(self, on: bool = True) -> tuple[Marked, ...]:
+        """Let systemd repair niso's rules whenever it has loaded those of another firewall.
+
+        With ``on`` false not any longer. Raises Error without systemd, Conflict.
+        """
+        from niso.api import upkeep
+
+        return upkeep.guard_firewalls(self.session, on)
 
     @guarded
     def sweep(self, *, dry_run: bool = False) -> Swept:

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from niso.api.session import Session
+    from niso.base.report import Report
     from niso.plan import records
     from niso.services.attachments import Request, Wish
+    from niso.services.machine import Machine
 
 _WISHES = {"interface": 1, "ip": 2, "mac": 1}
 """Key of a network -> how often it may be given."""
@@ -40,6 +42,7 @@ class AttachRequest(NamedTuple):
     log: bool = False
     owner: str = "cli"  # who looks after the namespace
     id: str = ""  # what the owner calls it
+    unit: str | None = None  # with new: a unit of systemd that is put into it by a drop-in
 
 
 class Attachment(NamedTuple):
@@ -76,18 +79,26 @@ class Attachments:
     def attach(self, request: AttachRequest) -> Attachment:
         """Give a network namespace niso's networks, ports and policy; no-op if it has them.
 
-        Raises UsageError, NotFound, Conflict, KernelError.
+        Raises UsageError, NotFound, Conflict, KernelError, and Error if systemd refuses the unit.
         """
         from niso.base.errors import InvalidInput, UsageError
         from niso.services import attachments
 
         self.session.require()
         try:
-            wanted = _request(request)
+            given = _complete(request)
+            wanted = _request(given)
         except InvalidInput as error:
             raise UsageError.of(error) from None
         machine = self.session.machine_for_change(create=True)
-        done = attachments.attach(machine, wanted, self.session.report)
+        if given.unit is not None:
+            from niso.commands import unit_network
+
+            done = unit_network.attach(
+                machine, wanted, given.unit, _words(given), self.session.report
+            )
+        else:
+            done = attachments.attach(machine, wanted, self.session.report)
         return Attachment(
             done.service,
             done.changed,
@@ -100,14 +111,13 @@ class Attachments:
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
         """Take namespaces off niso's networks and forget them; no-op for what is gone.
 
-        With ``id`` only if the attachment still has this id. Raises Conflict for a service.
+        With ``id`` only if the attachment still has this id. Without it, the files by which a unit
+        of systemd is in the namespace are removed too. Raises Conflict for a service.
         """
-        from niso.services import attachments
-
         wanted = texts(names, "names")
         machine = self.session.machine_for_change()
         return tuple(
-            Changed(name, attachments.detach(machine, name, id, self.session.report))
+            Changed(name, _detach(machine, name, id, self.session.report))
             for name in dict.fromkeys(wanted)
         )
 
@@ -142,6 +152,65 @@ class Attachments:
         return tuple(Changed(name, True) for name in gone)
 
 
+def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool:
+    from niso.services import attachments
+
+    if id is None:
+        from niso.commands import unit_network
+
+        unit = unit_network.unit_of(machine, name)
+        if unit is not None:
+            unit_network.detach(machine, name, unit, report)
+            return True
+    return attachments.detach(machine, name, id, report)
+
+
+def _complete(given: AttachRequest) -> AttachRequest:
+    """Return a request with lists of texts, and with the owner and id of its unit if it has one.
+
+    Raises UsageError, InvalidInput.
+    """
+    given = given._replace(
+        networks=texts(given.networks, "networks"),
+        ports=texts(given.ports, "ports"),
+        aliases=texts(given.aliases, "aliases"),
+        allow_from=_entries(given.allow_from, "allow_from"),
+        deny_from=texts(given.deny_from, "deny_from"),
+        egress_allow=_entries(given.egress_allow, "egress_allow"),
+        egress_deny=texts(given.egress_deny, "egress_deny"),
+    )
+    if given.unit is None:
+        return given
+    from niso.base.errors import UsageError
+    from niso.commands import unit_network
+
+    if not given.new:
+        raise UsageError("--unit needs --new", "niso makes the namespace of a unit", "--unit")
+    unit = unit_network.unit_name(text(given.unit, "unit"))
+    if (given.owner, given.id) != ("cli", ""):
+        raise UsageError("--unit sets --owner and --id", "leave these out", "--unit")
+    return given._replace(unit=unit, owner=unit_network.OWNER, id=unit)
+
+
+def _words(given: AttachRequest) -> list[str]:
+    """Return the arguments of the command that attaches the namespace of a unit."""
+    words = ["net", "attach", given.name, "--new", "--owner", given.owner, "--id", given.id]
+    for flag, values in (
+        ("--network", given.networks),
+        ("--port", given.ports),
+        ("--alias", given.aliases),
+    ):
+        words += [word for value in values for word in (flag, value)]
+    for flag, entries in (
+        ("--allow-from", given.allow_from),
+        ("--deny-from", given.deny_from or None),
+        ("--egress-allow", given.egress_allow),
+        ("--egress-deny", given.egress_deny or None),
+    ):
+        words += [flag, " ".join(entries)] if entries is not None else []
+    return [*words, "--log"] if given.log else words
+
+
 def _request(given: AttachRequest) -> Request:
     """Return the request of typed values. Raises UsageError, InvalidInput."""
     from niso.base.errors import UsageError
@@ -159,10 +228,10 @@ def _request(given: AttachRequest) -> Request:
     return Request(
         service_name(text(given.name, "NAME"), "NAME"),
         there,
-        tuple(map(_wish, texts(given.networks, "networks") or ["niso-default"])),
-        _ports(texts(given.ports, "ports")),
-        tuple(host_label(each, "--alias") for each in texts(given.aliases, "aliases")),
-        policy(given),
+        tuple(map(_wish, given.networks or ["niso-default"])),
+        _ports(given.ports),
+        tuple(host_label(each, "--alias") for each in given.aliases),
+        _policy(given),
         text(given.owner, "owner"),
         text(given.id, "id"),
     )
@@ -196,7 +265,7 @@ def _wish(written: str) -> Wish:
     )
 
 
-def _ports(written: list[str]) -> tuple[records.Port, ...]:
+def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
     """Return published ports. Raises InvalidInput."""
     if not written:
         return ()
@@ -205,14 +274,14 @@ def _ports(written: list[str]) -> tuple[records.Port, ...]:
     return distinct(tuple(parse_port(each, "--port") for each in written))
 
 
-def policy(given: AttachRequest) -> records.Policy:
-    """Return the policy of the four lists of entries. Raises InvalidInput, UsageError."""
+def _policy(given: AttachRequest) -> records.Policy:
+    """Return the policy of the four lists of entries. Raises InvalidInput."""
     from niso.plan.records import Policy
 
     lists = (
-        None if given.allow_from is None else texts(given.allow_from, "allow_from"),
+        _entries(given.allow_from, "allow_from"),
         texts(given.deny_from, "deny_from"),
-        None if given.egress_allow is None else texts(given.egress_allow, "egress_allow"),
+        _entries(given.egress_allow, "egress_allow"),
         texts(given.egress_deny, "egress_deny"),
     )
     if lists == (None, [], None, []) and not given.log:
@@ -220,3 +289,7 @@ def policy(given: AttachRequest) -> records.Policy:
     from niso.manifest.parse_policy import parse
 
     return parse(*lists, given.log)
+
+
+def _entries(values: Iterable[str] | None, what: str) -> list[str] | None:
+    return None if values is None else texts(values, what)

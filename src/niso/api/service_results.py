@@ -7,14 +7,14 @@ from niso.base.lite_typing import NamedTuple
 
 
 class Marked(NamedTuple):
-    """Result of `Services.enable` and `Services.disable` for one service."""
+    """Result of `Services.enable` and `disable` for one service, and of `Host.guard_firewalls`."""
 
     service: str
-    """the service's name"""
+    """the service's name; with --firewall, the unit of a firewall"""
     changed: bool
     """false if nothing changed"""
     unit: str | None
-    """path of the systemd unit"""
+    """path of the systemd unit; with --firewall, of the drop-in"""
 
 
 class Taken(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from niso.api.service_results import Marked
     from niso.api.session import Session
 
 
@@ -54,7 +55,17 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
     return tuple(Finding(item.problem, item.what, item.detail) for item in findings)
 
 
-def repair(session: Session, dry_run: bool) -> Repaired:
+def guard_firewalls(session: Session, on: bool) -> tuple[Marked, ...]:
+    """Write or remove the drop-ins of firewalls: `Host.guard_firewalls`."""
+    from niso.api import service_results
+    from niso.commands import firewall_units
+
+    machine = session.machine_for_change(create=on)
+    change = firewall_units.enable if on else firewall_units.disable
+    return tuple(service_results.Marked(*done) for done in change(machine, session.report))
+
+
+def repair(session: Session, dry_run: bool, kernel: bool) -> Repaired:
     """Repair differences: `Host.repair`."""
     from niso.api import handover
     from niso.base.report import Finished
@@ -62,8 +73,10 @@ def repair(session: Session, dry_run: bool) -> Repaired:
 
     machine = session.machine_for_change()
     if dry_run:
-        command.plan_repair(machine, session.report)
+        command.plan_repair(machine, session.report, kernel)
         return Repaired(0)
+    if kernel:
+        return Repaired(command.repair_network(machine, session.report))
     steps = command.repair_all(machine, session.report)
     session.report(Finished())
     if steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from niso.api.guard import duration
 from niso.api.host import Host, connect
-from niso.base.errors import ErrorGroup
+from niso.base.errors import ErrorGroup, UsageError
 from niso.cli import output
 from niso.cli.parse import Args
 from niso.cli.progress import Progress
@@ -15,6 +15,10 @@ def run(name: str, args: Args) -> int:
     host = connect()
     if name == "restore":
         return _restore(host, args)
+    if bool(args.names) == args.firewall:
+        raise UsageError("missing NAME, or --firewall alone", f"niso help {name}")
+    if args.firewall:
+        return _firewall(host, args, name == "enable")
     with Progress(args) as host.progress:
         change = host.services.enable if name == "enable" else host.services.disable
         marked = change(*args.names)
@@ -25,6 +29,18 @@ def run(name: str, args: Args) -> int:
     for mark in marked:
         state = f"{name}d" if mark.changed else f"{unchanged}, unchanged"
         print(f"{mark.service}: {state}{f'  {mark.unit}' if mark.unit else ''}")
+    return 0
+
+
+def _firewall(host: Host, args: Args, on: bool) -> int:
+    with Progress(args) as host.progress:
+        done = host.guard_firewalls(on)
+    if args.json:
+        output.as_json(done)
+        return 0
+    for each in done:
+        state = ("enabled" if on else "disabled") if each.changed else "unchanged"
+        print(f"{each.service}: {state}  {each.unit}")
     return 0
 
 

@@ -165,6 +165,7 @@ def _attach(host: Host, args: Args) -> int:
             log=args.log,
             owner=args.owner or "cli",
             id=args.id or "",
+            unit=args.unit,
         )
         done = host.attachments.attach(request)
     if args.json:
@@ -247,7 +248,7 @@ def _repair(host: Host, args: Args) -> int:
     if args.sweep:
         return _sweep(host, args)
     with Progress(args) as host.progress:
-        repaired = host.repair(dry_run=args.dry_run)
+        repaired = host.repair(dry_run=args.dry_run, kernel=args.kernel)
     if args.dry_run:
         return 0
     if args.json:

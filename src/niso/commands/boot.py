@@ -7,8 +7,6 @@ deactivate`` as a user would. Otherwise only the store records it, and the boot 
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable
 
 from niso.base import paths
@@ -18,6 +16,7 @@ from niso.base.locks import Lock
 from niso.base.report import Caution, ChangingUnit, Report, silent
 from niso.commands import activate, restart
 from niso.commands.activate import Outcome
+from niso.commands.unit_files import AFTER, command, environment, quoted
 from niso.reconcile.converge import repair
 from niso.runtime import unit
 from niso.runtime.units import WANTED_BY, Units, unit_file
@@ -40,19 +39,6 @@ _JOB = ("# the start lasts until the job has ended", "Type=oneshot", "RemainAfte
 _SPARE_S = 90
 """Time for niso itself (s), beside a service's own start or stop timeout."""
 
-# the first ones load their own rules at boot and may flush all others; the last ones switch
-# forwarding on, which they share with niso if they are first
-_AFTER = (
-    "network-online.target",
-    "nftables.service",
-    "netfilter-persistent.service",
-    "firewalld.service",
-    "ufw.service",
-    "docker.service",
-    "libvirtd.service",
-    "virtnetworkd.service",
-)
-
 
 class Marked(NamedTuple):
     """Report what `enable` or `disable` did to one service."""
@@ -74,13 +60,7 @@ def unit_text(
     ``provider`` is the service whose namespace it shares. The unit of a job stays active after its
     end, without a process.
     """
-    after = [*_AFTER, *([unit.name(provider)] if provider else [])]
-    niso = " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli"))
-    folders = {"NISO_STATE_DIR": paths.state_dir(), "NISO_RUN_DIR": paths.run_dir()}
-    usual = {"NISO_STATE_DIR": paths.STATE_DIR, "NISO_RUN_DIR": paths.RUN_DIR}
-    environment = {name: value for name, value in folders.items() if value != usual[name]}
-    if os.environ.get("NISO_POOL"):
-        environment["NISO_POOL"] = os.environ["NISO_POOL"]
+    after = ["network-online.target", *AFTER, *([unit.name(provider)] if provider else [])]
     return "\n".join(
         [
             _MARKS[0] + state_id,
@@ -95,9 +75,9 @@ def unit_text(
             "[Service]",
             *(_JOB if job else _SERVICE),
             "Restart=no",
-            *(f"Environment={quoted(f'{name}={value}')}" for name, value in environment.items()),
-            f"ExecStart=:{niso} activate {service}",
-            f"ExecStop=:{niso} deactivate {service}",
+            *environment(),
+            f"ExecStart={command('activate', service)}",
+            f"ExecStop={command('deactivate', service)}",
             "SuccessExitStatus=143",
             f"TimeoutStartSec={'infinity' if job else int(start.TIMEOUT_S) + _SPARE_S}",
             f"TimeoutStopSec={int(stop_timeout_s) + _SPARE_S}",
@@ -107,24 +87,6 @@ def unit_text(
             "",
         ]
     )
-
-
-def quoted(word: str) -> str:
-    """Quote a word for a unit file (systemd.syntax(7); systemd.unit(5), Specifiers).
-
-    A ``$`` stays: commands have the prefix ``:``, and elsewhere it has no meaning.
-    """
-    if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
-        return word
-    text = "".join(
-        f"\\x{byte:02x}"
-        if byte < 0x20 or byte >= 0x7F
-        else f"\\{chr(byte)}"
-        if chr(byte) in '"\\'
-        else chr(byte)
-        for byte in os.fsencode(word)
-    )
-    return f'"{text.replace("%", "%%")}"'
 
 
 def _is_marked(text: str, state_id: str = "") -> bool:
@@ -139,7 +101,7 @@ def _text_of(store: Store, row: ServiceRow) -> str:
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
     """Raise Conflict if a unit of the needed name belongs to another state folder or program."""
-    text = units.read(service)
+    text = units.read(unit_file(service))
     if text is not None and not _is_marked(text, store.state_id()):
         raise Conflict(
             f"{unit_file(service)} already exists and was not made for this state folder",
@@ -165,8 +127,8 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
     stale = []
     for row in rows:
         text = _text_of(store, row)
-        if units.read(row.name) != text:
-            units.write(row.name, text)
+        if units.read(unit_file(row.name)) != text:
+            units.write(unit_file(row.name), text)
             stale.append(row.name)
         elif not units.is_enabled(row.name):
             stale.append(row.name)
@@ -241,7 +203,7 @@ def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> li
         return []
     mine = []
     for name in names:
-        text = units.read(name)
+        text = units.read(unit_file(name))
         if text is None or not _is_marked(text):
             continue
         mine.append(name)

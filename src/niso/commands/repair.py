@@ -35,8 +35,11 @@ from niso.services.machine import Machine
 from niso.store.store import ALL, ServiceRow
 
 
-def plan_repair(machine: Machine, report: Report) -> None:
-    """Report the steps of `repair_all`, except recovery of interrupted changes. Changes nothing."""
+def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:
+    """Report the steps of `repair_all`, except recovery of interrupted changes. Changes nothing.
+
+    With ``network_only`` those of `repair_network`.
+    """
     store, kernel, processes, _ = machine
     lost = store_repair.find_defects(kernel, store)
     for defect in lost:
@@ -58,6 +61,8 @@ def plan_repair(machine: Machine, report: Report) -> None:
             and ({step.thing.key()[0], getattr(step.thing, "netns", "")} & back)
         ):
             report(step)
+    if network_only:
+        return
     for name in attachments.gone(kernel, store):
         report(Forgetting(name))
     for name in store.active_services():
@@ -82,8 +87,7 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
     store = machine.store
     errors: list[Error] = []
     with Lock():
-        done = _fill(machine, report)  # without it, the wanted state is unknown
-        done += _repair_rows(machine, report, errors)
+        done = _repair_store(machine, report, errors)
     done += _recover(machine, report, errors)
     with Lock():
         done += _repair_kernel(machine, report, errors)
@@ -95,9 +99,35 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
                 done += _repair_process(machine, name, report, errors)
     done += _recover(machine, report, errors)
     done += _stop_left_running(machine, report, errors)
+    _raise_all(errors)
+    return done
+
+
+def repair_network(machine: Machine, report: Report = silent) -> int:
+    """Repair the store and what the kernel has; leave processes and interrupted changes alone.
+
+    It needs nothing but niso's own lock, so it can run in a unit of systemd that services wait for.
+    Return the number of repairs. Raises as `repair_all`.
+    """
+    errors: list[Error] = []
+    with Lock():
+        done = _repair_store(machine, report, errors)
+        done += _repair_kernel(machine, report, errors)
+    _raise_all(errors)
+    return done
+
+
+def _raise_all(errors: list[Error]) -> None:
     if errors:
         raise ErrorGroup([one for error in errors for one in flatten(error)])
-    return done
+
+
+def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
+    """Repair the rows of the store; without it, the wanted state is unknown. Raises Error.
+
+    Failures of single services go to ``errors``. The caller holds the lock.
+    """
+    return _fill(machine, report) + _repair_rows(machine, report, errors)
 
 
 def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:

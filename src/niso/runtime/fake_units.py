@@ -6,11 +6,13 @@ of a unit says that it is ready. The unit file of an active unit cannot be remov
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.runtime import unit
+from niso.runtime.units import UNITS, unit_file
 
 if TYPE_CHECKING:
     from niso.runtime.fake_processes import FakeProcesses
@@ -23,22 +25,31 @@ class FakeUnits:
         self._processes = processes
         self.is_init = False
         self.caller: str | None = None  # the service in whose unit the command runs
-        self.files: dict[str, str] = {}
-        self.known: dict[str, str] = {}  # what systemd has read
+        self.files: dict[str, str] = {}  # path: text
+        self.known: dict[str, str] = {}  # what systemd has read of them
+        self.others: dict[str, bool] = {}  # units of others: whether they are active
         self.enabled: set[str] = set()
         self.active: set[str] = set()  # services whose process is in its unit
 
     def booted(self) -> bool:
         return self.is_init
 
-    # --- unit files ---
+    # --- files of units ---
 
-    def read(self, service: str) -> str | None:
-        return self.files.get(service)
+    def read(self, path: str) -> str | None:
+        return self.files.get(path)
 
-    def write(self, service: str, text: str) -> None:
-        self._processes.hit(f"write-unit {service}")
-        self.files[service] = text
+    def write(self, path: str, text: str) -> None:
+        self._processes.hit(f"write {path}")
+        self.files[path] = text
+
+    def delete(self, path: str) -> None:
+        self._processes.hit(f"delete {path}")
+        self.files.pop(path, None)
+
+    def reload(self) -> None:
+        self._processes.hit("reload-units")
+        self.known = dict(self.files)
 
     def is_enabled(self, service: str) -> bool:
         return service in self.enabled
@@ -55,9 +66,28 @@ class FakeUnits:
             if service in self.active:
                 raise Error(f"{unit.name(service)} is active")
             self.enabled.discard(service)
-            del self.files[service], self.known[service]
+            del self.files[unit_file(service)], self.known[unit_file(service)]
 
-    # --- running units ---
+    # --- units of others ---
+
+    def is_known(self, unit: str) -> bool:
+        return unit in self.others or os.path.join(UNITS, unit) in self.known
+
+    def is_active(self, unit: str) -> bool:
+        return self.others.get(unit, False)
+
+    def start_unit(self, unit: str) -> None:
+        self._processes.hit(f"start {unit}")
+        if not self.is_known(unit):
+            raise Error(f"systemctl start {unit}: it does not exist")
+        self.others[unit] = True
+
+    def stop_unit(self, unit: str) -> None:
+        self._processes.hit(f"stop {unit}")
+        if self.is_known(unit):
+            self.others[unit] = False
+
+    # --- running units of services ---
 
     def start(self, services: Iterable[str]) -> None:
         for service in services:
@@ -91,5 +121,5 @@ class FakeUnits:
 
     def _require(self, service: str, what: str) -> None:
         self._processes.hit(f"{what}-unit {service}")
-        if service not in self.known:
+        if unit_file(service) not in self.known:
             raise Error(f"systemctl {what} {unit.name(service)}: it does not exist")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable
@@ -21,22 +22,32 @@ class Systemd:
     def booted(self) -> bool:
         return unit.booted()
 
-    # --- unit files ---
+    # --- files of units ---
 
-    def read(self, service: str) -> str | None:
+    def read(self, path: str) -> str | None:
         try:
-            with open(unit_file(service), encoding="utf-8", errors="surrogateescape") as file:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 return file.read()
         except FileNotFoundError:
             return None
 
-    def write(self, service: str, text: str) -> None:
-        draft = f"{unit_file(service)}.new"
+    def write(self, path: str, text: str) -> None:
+        folder, draft = os.path.dirname(path), f"{path}.new"
+        os.makedirs(folder, 0o755, exist_ok=True)
         with open(draft, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
         files.sync(draft)
-        os.rename(draft, unit_file(service))
-        files.sync(UNITS)
+        os.rename(draft, path)
+        files.sync(folder)
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        with contextlib.suppress(OSError):  # others have files in it
+            os.rmdir(os.path.dirname(path))
+
+    def reload(self) -> None:
+        _systemctl("daemon-reload")
 
     def is_enabled(self, service: str) -> bool:
         return os.path.islink(os.path.join(UNITS, f"{WANTED_BY}.wants", unit.name(service)))
@@ -57,7 +68,22 @@ class Systemd:
         _systemctl("daemon-reload")
         _systemctl("reset-failed", *units, may_fail=True)
 
-    # --- running units ---
+    # --- units of others ---
+
+    def is_known(self, unit: str) -> bool:
+        shown = _systemctl("show", "--property=LoadState", "--value", "--", unit)
+        return shown.strip() == "loaded"
+
+    def is_active(self, unit: str) -> bool:
+        return _systemctl("is-active", "--", unit, may_fail=True).strip() == "active"
+
+    def start_unit(self, unit: str) -> None:
+        _systemctl("start", "--", unit)
+
+    def stop_unit(self, unit: str) -> None:
+        _systemctl("stop", "--", unit)
+
+    # --- running units of services ---
 
     def start(self, services: Iterable[str]) -> None:
         _systemctl("start", *map(unit.name, services))

@@ -31,13 +31,22 @@ class Units(Protocol):
     def booted(self) -> bool:
         """Return whether systemd is the init."""
 
-    # --- unit files ---
+    # --- files of units ---
 
-    def read(self, service: str) -> str | None:
-        """Return the text of a service's unit file; None if there is none."""
+    def read(self, path: str) -> str | None:
+        """Return the text of a unit file or drop-in; None if there is none."""
 
-    def write(self, service: str, text: str) -> None:
-        """Replace the unit file of a service; `enable` lets systemd read it. Raises OSError."""
+    def write(self, path: str, text: str) -> None:
+        """Replace a unit file or drop-in; `enable` and `reload` let systemd read it.
+
+        Raises OSError.
+        """
+
+    def delete(self, path: str) -> None:
+        """Delete a unit file or drop-in, and its folder if that is empty; no-op without one."""
+
+    def reload(self) -> None:
+        """Let systemd read all files of units again."""
 
     def is_enabled(self, service: str) -> bool:
         """Return whether systemd starts the unit at boot."""
@@ -48,7 +57,21 @@ class Units(Protocol):
     def remove(self, services: Iterable[str]) -> None:
         """Disable units and remove their files, once none is active; no-op without services."""
 
-    # --- running units ---
+    # --- units of others ---
+
+    def is_known(self, unit: str) -> bool:
+        """Return whether systemd has a file for a unit."""
+
+    def is_active(self, unit: str) -> bool:
+        """Return whether a unit is active."""
+
+    def start_unit(self, unit: str) -> None:
+        """Start a unit and wait for it; no-op if it is active."""
+
+    def stop_unit(self, unit: str) -> None:
+        """Stop a unit and wait for it; no-op if it is inactive."""
+
+    # --- running units of services ---
 
     def start(self, services: Iterable[str]) -> None:
         """Start the units of services and wait for them."""

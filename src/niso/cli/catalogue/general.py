@@ -8,18 +8,31 @@ COMMANDS = (
     Command(
         "enable",
         "start services at boot",
-        (Argument("names", "NAME", "a known service", "+", "disabled"),),
-        (VERBOSE, JSON),
+        (Argument("names", "NAME", "a known service", "*", "disabled"),),
+        (
+            Option(
+                "firewall",
+                ("--firewall",),
+                "instead restore niso's rules after nftables.service or firewalld.service",
+            ),
+            VERBOSE,
+            JSON,
+        ),
         "With systemd as init, each service gets a unit niso-NAME.service: systemctl status, stop, "
         "start and restart work, and journalctl -u niso-NAME shows the service's output. With "
-        "another init, run niso restore at boot.",
-        (("niso enable api", ""), ("niso enable db api", "")),
+        "another init, run niso restore at boot. --firewall adds niso net repair --kernel to each "
+        "start, reload and stop of a firewall that may flush all rules.",
+        (("niso enable api", ""), ("niso enable db api", ""), ("niso enable --firewall", "")),
     ),
     Command(
         "disable",
         "do not start services at boot",
-        (Argument("names", "NAME", "a known service", "+", "enabled"),),
-        (VERBOSE, JSON),
+        (Argument("names", "NAME", "a known service", "*", "enabled"),),
+        (
+            Option("firewall", ("--firewall",), "instead undo niso enable --firewall"),
+            VERBOSE,
+            JSON,
+        ),
         "Active services stay active.",
         (("niso disable api", ""),),
         aside=True,

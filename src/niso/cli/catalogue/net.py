@@ -145,17 +145,25 @@ GROUP = Group(
                     "WORD",
                 ),
                 Option("id", ("--id",), "what the owner calls it", "ID"),
+                Option(
+                    "unit",
+                    ("--unit",),
+                    "with --new: put this service unit of systemd into it, by a drop-in",
+                    "UNIT",
+                ),
                 VERBOSE,
                 JSON,
             ),
             "The namespace gets an interface on each network, addresses, routes, ports and policy "
             "as a service does. niso starts no process in it, and touches nothing else in it. "
             "Attach again to change something: only the difference is applied. The namespace is "
-            "known by its cookie, so a path that leads elsewhere later means that it is gone.",
+            "known by its cookie, so a path that leads elsewhere later means that it is gone. With "
+            "--unit, systemd attaches it before the unit starts, also after a reboot.",
             (
                 ("niso net attach box --pid 4711 --network backend", ""),
                 ("niso net attach box --netns /run/netns/blue --network backend,ip=10.99.1.9", ""),
                 ("niso net attach web --new -p 8081:80 --allow-from '10.0.0.0/8 api:80'", ""),
+                ("niso net attach web --new --unit web.service -p 8081:80", "a unit of systemd"),
             ),
             aside=True,
         ),
@@ -169,7 +177,9 @@ GROUP = Group(
                 JSON,
             ),
             "An attachment that is gone already is not an error. The namespace stays, unless niso "
-            "made it. The address is kept for the same owner and name until no other is free.",
+            "made it. The address is kept for the same owner and name until no other is free. "
+            "Without --id, the files of net attach --unit are removed too; the unit has the host's "
+            "network from its next start on.",
             (("niso net detach box", ""),),
             ends=True,
             aside=True,
@@ -464,7 +474,14 @@ GROUP = Group(
                     "sweep",
                     ("--sweep",),
                     "instead remove everything of niso from the kernel",
+                    group="way",
                     ends=True,
+                ),
+                Option(
+                    "kernel",
+                    ("--kernel",),
+                    "only the network: start and stop no process, finish no interrupted change",
+                    group="way",
                 ),
                 DRY_RUN,
                 VERBOSE,
@@ -475,6 +492,7 @@ GROUP = Group(
             (
                 ("niso net repair --dry-run", "show the steps"),
                 ("niso net repair", ""),
+                ("niso net repair --kernel", "after another firewall has loaded its rules"),
                 ("niso net repair --sweep", ""),
             ),
         ),

@@ -1,0 +1,98 @@
+"""Restore niso's rules whenever systemd has loaded those of another firewall.
+
+/etc/nftables.conf usually begins with ``flush ruleset``, which deletes niso's tables too. A drop-in
+for the firewall's unit runs ``niso net repair --kernel`` after its start, reload and stop. That
+waits for no service, whose unit may be waiting for the firewall's.
+"""
+
+from __future__ import annotations
+
+import os
+
+from niso.base.errors import Conflict, Error
+from niso.base.lite_typing import NamedTuple
+from niso.base.report import ChangingUnit, Report, silent
+from niso.commands.unit_files import command, environment
+from niso.runtime.units import UNITS
+from niso.services.machine import Machine
+
+_UNITS = ("nftables.service", "firewalld.service")
+_MARK = "# written by niso enable --firewall, removed by niso disable --firewall; state folder "
+
+
+class Guarded(NamedTuple):
+    """Report what was done to one firewall's unit."""
+
+    unit: str
+    changed: bool
+    path: str
+    """Path of niso's drop-in."""
+
+
+def _path(unit: str) -> str:
+    return os.path.join(UNITS, f"{unit}.d", "niso.conf")
+
+
+def _text(state_id: str) -> str:
+    """Return the drop-in (systemd.service(5)).
+
+    ``+`` runs the command outside of the unit's file system sandbox, where niso could not name
+    network namespaces. A failure (``-``) is not the firewall's.
+    """
+    repair = f"-+{command('net', 'repair', '--kernel')}"
+    return "\n".join(
+        [
+            _MARK + state_id,
+            "[Service]",
+            *environment(),
+            f"ExecStartPost={repair}",
+            f"ExecReload={repair}",
+            f"ExecStopPost={repair}",
+            "",
+        ]
+    )
+
+
+def enable(machine: Machine, report: Report = silent) -> list[Guarded]:
+    """Write the drop-ins, also for firewalls that are not installed yet.
+
+    Raises Error without systemd, Conflict if a file is not of this state folder.
+    """
+    units, state_id = machine.processes.units, machine.store.state_id()
+    if not units.booted():
+        raise Error(
+            "systemd did not boot this machine",
+            "let the script that loads the firewall run niso net repair --kernel",
+            "--firewall",
+        )
+    text = _text(state_id)
+    texts = {unit: units.read(_path(unit)) for unit in _UNITS}
+    for unit, now in texts.items():
+        if now is not None and not now.startswith(_MARK + state_id):
+            raise Conflict(
+                f"{_path(unit)} already exists and was not made for this state folder",
+                "move it away",
+            )
+    done = [Guarded(unit, texts[unit] != text, _path(unit)) for unit in _UNITS]
+    for each in done:
+        if each.changed:
+            report(ChangingUnit("write", each.path))
+            units.write(each.path, text)
+    if any(each.changed for each in done):
+        units.reload()
+    return done
+
+
+def disable(machine: Machine, report: Report = silent) -> list[Guarded]:
+    """Remove the drop-ins; no-op for what is missing or was not written for this state folder."""
+    units, state_id = machine.processes.units, machine.store.state_id()
+    done = []
+    for unit in _UNITS:
+        is_ours = (units.read(_path(unit)) or "").startswith(_MARK + state_id)
+        if is_ours:
+            report(ChangingUnit("remove", _path(unit)))
+            units.delete(_path(unit))
+        done.append(Guarded(unit, is_ours, _path(unit)))
+    if any(each.changed for each in done) and units.booted():
+        units.reload()
+    return done

@@ -1,0 +1,59 @@
+"""Write the parts that niso's unit files and drop-ins of systemd have in common."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from niso.base import paths
+
+AFTER = (
+    "nftables.service",
+    "netfilter-persistent.service",
+    "firewalld.service",
+    "ufw.service",
+    "docker.service",
+    "libvirtd.service",
+    "virtnetworkd.service",
+)
+"""What starts before niso's units at boot.
+
+The first ones load their own rules and may flush all others. The last ones switch forwarding on,
+which they share with niso if they are first.
+"""
+
+
+def command(*words: str) -> str:
+    """Return this niso with arguments as a command line of a unit file.
+
+    A prefix of the caller is followed by ``:``, so that ``$`` has no meaning (systemd.service(5)).
+    """
+    return ":" + " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli", *words))
+
+
+def environment() -> list[str]:
+    """Return ``Environment=`` lines for folders and a pool of networks that are not the default."""
+    folders = {"NISO_STATE_DIR": paths.state_dir(), "NISO_RUN_DIR": paths.run_dir()}
+    usual = {"NISO_STATE_DIR": paths.STATE_DIR, "NISO_RUN_DIR": paths.RUN_DIR}
+    variables = {name: value for name, value in folders.items() if value != usual[name]}
+    if os.environ.get("NISO_POOL"):
+        variables["NISO_POOL"] = os.environ["NISO_POOL"]
+    return [f"Environment={quoted(f'{name}={value}')}" for name, value in variables.items()]
+
+
+def quoted(word: str) -> str:
+    """Quote a word for a unit file (systemd.syntax(7); systemd.unit(5), Specifiers).
+
+    A ``$`` stays: commands have the prefix ``:``, and elsewhere it has no meaning.
+    """
+    if word and all(c.isascii() and (c.isalnum() or c in "/._-+=,@") for c in word):
+        return word
+    text = "".join(
+        f"\\x{byte:02x}"
+        if byte < 0x20 or byte >= 0x7F
+        else f"\\{chr(byte)}"
+        if chr(byte) in '"\\'
+        else chr(byte)
+        for byte in os.fsencode(word)
+    )
+    return f'"{text.replace("%", "%%")}"'
