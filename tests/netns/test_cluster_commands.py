@@ -19,6 +19,7 @@ import pytest
 from conftest import Process
 from etcd_world import BINARY, flags, provide
 from many_hosts import Host, underlay
+from test_cluster_hosts import REVOKE
 from test_json import conforms
 
 from niso.cli.reference.results import RESULTS
@@ -207,11 +208,6 @@ def test_cluster_in_an_etcd_with_users_and_a_prefix(hosts: list[Host]) -> None:
         assert agent.wait(40) == 0
 
 
-REVOKE = """\
-import sys
-from niso.cluster import config
-config.require().engine().revoke(int(sys.argv[1]))
-"""
 USERS = """\
 import json, ssl, time, urllib.request
 context = ssl.create_default_context(cafile="/tmp/tls/authority.pem")

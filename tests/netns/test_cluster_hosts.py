@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,12 @@ from conftest import Process
 from etcd_world import provide
 from many_hosts import SUBNETS, Host, underlay
 from services import ask, echo, on
+
+REVOKE = """\
+import sys
+from niso.cluster import config
+config.require().engine().revoke(int(sys.argv[1]))
+"""
 
 
 class Cluster:
@@ -93,3 +100,17 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(cluster
     assert ask(c.lab, db, 80, "niso-api") == f"db {api}"
     for host in (b, c):
         assert host.lab.niso("net", "check").stdout.startswith("OK"), host.name
+    # b leaves once it has no service there, and takes the network off
+    refused = b.lab.niso("cluster", "leave", check=False)
+    assert refused.returncode == 1 and "on networks of the cluster: db" in refused.stderr
+    b.lab.niso("remove", "db")
+    b.lab.niso("cluster", "leave")
+    assert cluster.agents["b"].wait(20) == 0
+    assert "backend" not in b.lab.niso("net", "list").stdout
+    assert b.lab.niso("net", "check").stdout.startswith("OK")
+    # c is lost for good: a gives up what it had
+    cluster.agents["c"].send_signal(signal.SIGKILL)
+    lease = c.lab.path("/run/niso/lease").read_text()
+    cluster.a.lab.run(sys.executable, "-c", REVOKE, lease)  # else it takes 10 s
+    done = cluster.a.lab.niso("cluster", "forget", "c")
+    assert done.stdout == "c: forgotten, with api, db, evil\n"

@@ -317,8 +317,6 @@ class Agent:
                         file.write(str(lease))
             except (Error, OSError):
                 pass  # the main thread says what is wrong
-            if not os.path.lexists(paths.cluster_dir()):
-                self._wake.set()  # the host has left
             self._over.wait(KEEP_S)
 
 
