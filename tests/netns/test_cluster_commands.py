@@ -1,6 +1,6 @@
 """Test niso cluster on several hosts with a real etcd: it is made, grows, loses hosts, and is left.
 
-Etcd's own certificates and members are looked at by its API with niso's client; no host has systemd.
+Hosts are labs without systemd, but for one.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ import hashlib
 import json
 import os
 import pty
+import shutil
 import signal
+import sys
 import tomllib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Process
+from conftest import Lab, Process
 from etcd_world import BINARY, flags, provide
+from machine import Machine, needs_systemd
 from many_hosts import Host, underlay
+from test_cluster_hosts import REVOKE
 from test_json import conforms
 
 from niso.cli.reference.results import RESULTS
@@ -138,6 +142,8 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     assert "is alive" in refused(a, "forget", "c")
     agents["c"].send_signal(signal.SIGKILL)
     end_etcd(c)
+    lease = c.lab.path("/run/niso/lease").read_text()
+    d.lab.run(sys.executable, "-c", REVOKE, lease)  # else it takes 10 s
     d.lab.wait_for(lambda: states(d)["c"] == "gone", 40, "c gone")
     assert "2 of 3 answer" in cluster(a, "status").stdout
     assert cluster(a, "forget", "c").stdout == "c: forgotten\n"
@@ -226,3 +232,48 @@ ask("auth/user/grant", user="niso", role="niso")
 ask("auth/user/grant", user="root", role="root")
 ask("auth/enable")
 """
+
+
+@needs_systemd
+def test_systemd_runs_etcd_as_its_user_and_the_agent(lab: Lab) -> None:
+    machine = Machine(lab)
+    (machine.disk / "etc/passwd").open("a").write("etcd:x:990:990::/:/usr/sbin/nologin\n")
+    lab.run("cp", "--remove-destination", shutil.which("etcd") or BINARY, "/usr/local/bin/etcd")
+    said = machine.niso("cluster", "init", "--name", "a", "--address", "192.0.2.1")
+    assert "member 1 of etcd" in said.stdout and "niso agent" not in said.stderr
+    pids = {}
+    for unit in ("etcd", "agent"):
+        assert machine.state(unit) == "active/running"
+        assert machine.systemctl("is-enabled", f"niso-{unit}").stdout == "enabled\n"
+        found = machine.run("systemd-analyze", "verify", f"/etc/systemd/system/niso-{unit}.service")
+        assert found.stderr == "", "systemd-analyze only warns"
+        pids[unit] = machine.show(unit, "MainPID")["MainPID"]
+    owners = ("/var/lib/niso-etcd/data", "/var/lib/niso-etcd/tls/host.key", f"/proc/{pids['etcd']}")
+    shown = machine.run("stat", "--format=%u:%g %a", *owners).stdout.split("\n")
+    assert shown[:2] == ["990:990 700", "990:990 400"] and shown[2].startswith("990:990")
+    assert "following cluster" in machine.journal("agent")
+    # who is killed comes back
+    machine.run("kill", "-KILL", *pids.values())
+    for unit, pid in pids.items():
+        lab.wait_for(
+            lambda unit=unit, pid=pid: (
+                machine.show(unit, "MainPID", "ActiveState")
+                not in ({"MainPID": pid, "ActiveState": "active"},)
+                and machine.state(unit) == "active/running"
+            ),
+            30,
+            unit,
+        )
+    status = json.loads(machine.niso("cluster", "status", "--json").stdout)
+    assert [host["state"] for host in status["hosts"]] == ["here"]
+    machine.niso("cluster", "leave")
+    for unit in ("etcd", "agent"):
+        assert machine.state(unit) == "inactive/dead"
+    assert not list((machine.disk / "etc/systemd/system").glob("niso-*.service"))
+    # one that somebody else has made is left alone, and nothing else changes
+    (machine.disk / "etc/systemd/system/niso-agent.service").write_text(
+        "[Service]\nExecStart=true\n"
+    )
+    refused = machine.niso("cluster", "init", "--name", "a", "--address", "192.0.2.1", check=False)
+    assert refused.returncode == 1 and "was not made for this state folder" in refused.stderr
+    assert not (machine.disk / "var/lib/niso/cluster").exists()

@@ -1,6 +1,6 @@
-"""Test three hosts with a real engine: commands, agents, kernels.
+"""Test three hosts with a real etcd: commands, agents, kernels.
 
-etcd runs on host a. Hosts b and c have the services.
+It runs on host a. Hosts b and c have the services.
 """
 
 from __future__ import annotations
@@ -13,40 +13,14 @@ from typing import Any
 
 import pytest
 from conftest import Process
-from etcd_world import BINARY, flags
+from etcd_world import provide
 from many_hosts import SUBNETS, Host, underlay
 from services import ask, echo, on
 
-from niso.cluster import certificates
-
-JOIN = """\
-import json, sys
+REVOKE = """\
+import sys
 from niso.cluster import config
-from niso.cluster.membership import Host, Membership
-from niso.store.store import Store
-what = json.loads(sys.argv[1])
-files = [f"/tmp/tls/{name}" for name in ("authority.pem", "host.pem", "host.key")]
-made = config.Config(what["name"], what["address"], config.Reach(("198.51.100.1:2379",), *files))
-store = Store.open()
-membership = Membership(made.engine())
-cluster = membership.cluster() or membership.make()
-membership.join(Host(what["name"], store.state_id(), what["address"], 1500, False))
-with store.transaction():
-    store.across.set_cluster(cluster.identity)
-config.save(made)
-"""
-AGENT = """\
-from niso.cluster import config
-from niso.cluster.agent import Agent, Me, boot_id
-from niso.commands.deactivate import deactivate
-from niso.services.machine import real
-from niso.store.store import Store
-store = Store.open()
-machine = real(store)
-made = config.require()
-me = Me(made.host, store.state_id(), store.cluster_id(), boot_id())
-end = lambda services: deactivate(machine, services)
-Agent(me, made.engine, end, lambda line: print(line, flush=True)).run(store, machine.kernel)
+config.require().engine().revoke(int(sys.argv[1]))
 """
 
 
@@ -55,29 +29,24 @@ class Cluster:
 
     def __init__(self, hosts: list[Host]) -> None:
         self.a, self.b, self.c = hosts
-        authority = self.a.lab.path("/tmp/tls")
-        for host in hosts:
-            folder = host.lab.path("/tmp/tls")
-            folder.mkdir()
-            if host is self.a:
-                certificates.make_authority(str(folder), "test")
-            certificates.issue(str(authority), str(folder), [host.address[4]])
-            copy = (authority / certificates.AUTHORITY).read_bytes()
-            (folder / certificates.AUTHORITY).write_bytes(copy)
-        self.engine = self.start_engine()
+        provide(self.a.lab)
+        self.a.lab.niso("cluster", "init", "--name", "a", "--address", self.a.address[4])
         for host in (self.b, self.c):
-            what = json.dumps({"name": host.name, "address": host.address[4]})
-            host.lab.run(sys.executable, "-c", JOIN, what)
+            invited = self.a.lab.niso("cluster", "invite", host.name, "--address", host.address[4])
+            host.lab.niso("cluster", "join", "-", "--no-member", input=invited.stdout)
         subnets = [word for cidr in SUBNETS.values() for word in ("--subnet", cidr)]
         self.b.lab.niso("net", "create", "backend", "--span", *subnets)
         self.agents = {host.name: self.start_agent(host) for host in (self.b, self.c)}
 
-    def start_engine(self) -> Process:
-        words = flags("a", "/tmp/etcd", "198.51.100.1:2379", "198.51.100.1:2380", "/tmp/tls")
-        return self.a.lab.popen(BINARY, *words, stdout=-3, stderr=-3)
+    def end_engine(self) -> None:
+        pid = self.a.lab.path("/run/niso/etcd.pid").read_text().strip()
+        self.a.lab.run("kill", "-KILL", pid)
+
+    def start_engine(self) -> None:
+        self.a.lab.popen("niso", "cluster", "etcd", stdout=-3, stderr=-3)
 
     def start_agent(self, host: Host) -> Process:
-        return host.lab.popen(sys.executable, "-c", AGENT)
+        return host.lab.popen("niso", "agent")
 
     def activate(self, host: Host, service: str, *options: str, **keys: Any) -> str:
         path = echo(host.lab, service, network=on("backend", **keys))
@@ -111,13 +80,13 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(cluster
     for host in (b, c):
         assert host.lab.niso("net", "check").stdout.startswith("OK"), host.name
     # the engine and an agent are killed: what runs goes on
-    cluster.engine.send_signal(signal.SIGKILL)
+    cluster.end_engine()
     cluster.agents["c"].send_signal(signal.SIGKILL)
     assert ask(c.lab, db, 80, "niso-api") == f"db {api}"
     b.lab.niso("restart", "db")
     c.lab.wait_for(lambda: ask(c.lab, db, 80, "niso-api") == f"db {api}", 20, "an answer of db")
     # they come back
-    cluster.engine = cluster.start_engine()
+    cluster.start_engine()
     cluster.agents["c"] = cluster.start_agent(c)
     # b is lost with its agent: its names go, and c takes its service, with the address
     cluster.agents["b"].send_signal(signal.SIGKILL)
@@ -131,3 +100,17 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(cluster
     assert ask(c.lab, db, 80, "niso-api") == f"db {api}"
     for host in (b, c):
         assert host.lab.niso("net", "check").stdout.startswith("OK"), host.name
+    # b leaves once it has no service there, and takes the network off
+    refused = b.lab.niso("cluster", "leave", check=False)
+    assert refused.returncode == 1 and "on networks of the cluster: db" in refused.stderr
+    b.lab.niso("remove", "db")
+    b.lab.niso("cluster", "leave")
+    assert cluster.agents["b"].wait(20) == 0
+    assert "backend" not in b.lab.niso("net", "list").stdout
+    assert b.lab.niso("net", "check").stdout.startswith("OK")
+    # c is lost for good: a gives up what it had
+    cluster.agents["c"].send_signal(signal.SIGKILL)
+    lease = c.lab.path("/run/niso/lease").read_text()
+    cluster.a.lab.run(sys.executable, "-c", REVOKE, lease)  # else it takes 10 s
+    done = cluster.a.lab.niso("cluster", "forget", "c")
+    assert done.stdout == "c: forgotten, with api, db, evil\n"

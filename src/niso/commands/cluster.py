@@ -17,7 +17,15 @@ from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, service_lock
 from niso.base.report import Report
-from niso.cluster import certificates, config, invitation, members, own_etcd
+from niso.cluster import (
+    certificates,
+    config,
+    invitation,
+    members,
+    mirror,
+    own_etcd,
+    wake,
+)
 from niso.cluster.config import Config, Member, Own, Reach
 from niso.cluster.etcd import Etcd
 from niso.cluster.invitation import Invitation
@@ -299,15 +307,13 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
                 f"services are on networks of the cluster: {', '.join(sorted(set(held)))}",
                 "the host can leave once they are removed, or on other networks",
             )
-        if spans:
-            raise Conflict(
-                f"networks span the cluster: {', '.join(spans)}",
-                "the host can leave once it does not have them",
-            )
         if store.cluster_id():
             _give_notice(machine, own, force, report)
+        for name in spans:
+            mirror.drop_network(store, machine.kernel, name, report)
         with Lock(), store.transaction():
             store.across.set_cluster("")
+        wake.agent()
         _clear(machine, report)
     return own
 

@@ -1,0 +1,197 @@
+"""Test niso cluster on fakes: a command that fails or is killed at any request leaves nothing, or is finished by the next."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_world import Killed, World
+
+from niso.base import paths
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError
+from niso.cluster import config, invitation
+from niso.cluster.agent import Agent
+from niso.cluster.config import Config
+from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.keys import Keys
+from niso.cluster.membership import Membership
+from niso.cluster.requests import NoAnswer
+from niso.commands import cluster, cluster_hosts
+
+HERE = "192.0.2.1"
+ETCD = cluster.Existing(("http://etcd1:2379",))
+
+
+class Engine(FakeEngine):
+    """An engine of which one request, counted from now, raises something before it is carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.raises = -1, NoAnswer("the cluster does not answer")  # type: Any
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def _answers(self, stale: bool = False) -> None:
+        if self.left == 0:
+            raise self.raises
+        self.left -= 1
+        super()._answers(stale)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    engine = Engine()
+    monkeypatch.setattr(Config, "engine", lambda own: engine)
+    return engine
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as world:
+        yield world
+
+
+def init(world: World, existing: cluster.Existing = ETCD, host: str = "a") -> cluster.Joined:
+    return cluster.init(world.machine, host, HERE, existing, lambda event: None)
+
+
+def is_clean(world: World) -> bool:
+    return world.store.cluster_id() == "" and not os.path.exists(paths.cluster_dir())
+
+
+@pytest.mark.parametrize("raises", [NoAnswer("no answer"), Killed()], ids=["fails", "killed"])
+def test_init_leave_and_join_fail_at_each_request(
+    world: World, engine: Engine, raises: Any
+) -> None:
+    def trying(what: Any, is_done: Any) -> None:
+        for count in range(30):
+            engine.left, engine.raises = count, raises
+            try:
+                what()
+            except (NoAnswer, Killed):
+                engine.left = -1
+                assert is_done() or is_clean(world) or what is leave
+                continue
+            engine.left = -1
+            assert count > 1 and is_done()
+            return
+        raise AssertionError("it never ends")
+
+    def leave() -> None:
+        cluster.leave(world.machine, False, lambda event: None)
+
+    trying(lambda: init(world), lambda: world.store.cluster_id() != "")
+    hosts = Membership(engine).hosts()
+    assert [(host.name, host.address, host.state_id) for host in hosts] == [
+        ("a", HERE, world.store.state_id())
+    ]
+    made = world.store.cluster_id()
+    with pytest.raises(Conflict, match=f"in cluster {made} already"):
+        init(world)
+    text = cluster.invite(world.machine, "b", "192.0.2.2", False).encode()
+    own = text.replace(b"192.0.2.2", HERE.encode())
+    trying(leave, lambda: is_clean(world))
+    assert Membership(engine).hosts() == []
+    joining = lambda: cluster.join(world.machine, own, None, lambda event: None)  # noqa: E731
+    trying(joining, lambda: world.store.cluster_id() == made)
+    assert config.require().host == "b"
+
+
+@pytest.mark.parametrize(
+    ("existing", "host", "address", "words"),
+    [
+        (ETCD, "A b", HERE, "--name"),
+        (ETCD, "a", "127.0.0.1", "no address of a host"),
+        (ETCD, "a", "192.0.2.77", "no address of this host"),
+        (cluster.Existing(("etcd1:2379",)), "a", HERE, "no URL of etcd"),
+        (cluster.Existing(("https://etcd1",)), "a", HERE, "https needs --cacert"),
+        (cluster.Existing(("http://e",), cacert="/c"), "a", HERE, "https needs --cacert"),
+        (cluster.Existing(("http://e/x",)), "a", HERE, "no URL of etcd"),
+        (ETCD._replace(prefix="niso"), "a", HERE, "no prefix of keys"),
+    ],
+)
+def test_wrong_input_of_init_changes_nothing(
+    world: World, engine: Engine, existing: cluster.Existing, host: str, address: str, words: str
+) -> None:
+    with pytest.raises((InvalidInput, UsageError)) as caught:
+        cluster.init(world.machine, host, address, existing, lambda event: None)
+    assert words in caught.value.message
+    assert is_clean(world) and engine.get("/").items == ()
+
+
+def test_invitation_is_read_as_it_was_written_and_a_wrong_one_shows_nothing_of_it() -> None:
+    made = invitation.Invitation(
+        "5f0c21aa",
+        config.Own("b", "2001:db8::2"),
+        config.Reach(("[2001:db8::1]:2379",), own=True),
+        invitation.Files("-----BEGIN\nü\n", "cert", "the key", "", "authority"),
+    )
+    text = invitation.text_of(made).encode()
+    assert invitation.parsed(text) == made
+    for wrong in (
+        b"",
+        b"\xff",
+        b"[[[",
+        text.replace(b"2001:db8::2", b"::1"),
+        text.replace(b"members", b"member"),
+        text.replace(b'"the key"', b"7"),
+        text + b"x" * invitation.MAX_BYTES,
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            invitation.parsed(wrong)
+        assert caught.value.message == "not an invitation of niso cluster"
+
+
+def test_lost_host_is_forgotten_and_lives_no_more(world: World, engine: Engine) -> None:
+    init(world)
+    keys = Keys()
+    membership = Membership(engine, keys)
+    membership.join(cluster.Host("b", "id-b", "192.0.2.2", 1500, False))
+    lease = engine.grant(10)
+    assert membership.live("b", "id-b", lease, "boot")
+    with pytest.raises(Conflict, match="b is alive"):
+        cluster_hosts.forget(world.machine, "b")
+    engine.revoke(lease)
+    with pytest.raises(Conflict, match="this host is a"):
+        cluster_hosts.forget(world.machine, "a")
+    assert cluster_hosts.forget(world.machine, "b") == []
+    with pytest.raises(NotFound):
+        cluster_hosts.forget(world.machine, "b")
+    for command in (cluster_hosts.add_member, cluster_hosts.remove_member):
+        with pytest.raises(Error, match="not niso's"):
+            command(world.machine, "", lambda event: None)
+
+
+def test_agent_runs_once_and_tells_the_cluster_of_its_host(
+    world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Error, match="in no cluster"):
+        cluster_hosts.follow(world.machine, print)
+    init(world)
+    said: list[str] = []
+    ran: list[str] = []
+    second = cluster_hosts.follow(world.machine, said.append)
+
+    def run(agent: Agent, store: object, kernel: object) -> None:
+        ran.append(agent.me.host)
+        agent.tend(engine)
+        with pytest.raises(Conflict, match="runs already"):
+            second.run()
+
+    monkeypatch.setattr(Agent, "run", run)
+    monkeypatch.setattr("niso.__version__", "9.9")
+    world.kernel.mtu = 1400
+    cluster_hosts.follow(world.machine, said.append).run()
+    assert ran == ["a"] and said == [f"following cluster {world.store.cluster_id()} as a"]
+    [host] = Membership(engine).hosts()
+    assert (host.mtu, host.version) == (1400, "9.9")
+    value = json.loads(engine.get(Keys().host("a"), one=True).items[0].value)
+    assert value["address"] == HERE
