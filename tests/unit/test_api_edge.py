@@ -174,7 +174,7 @@ def test_results_become_the_data_of_json() -> None:
     head = {"service": "api", "host": "[::]:80-81", "container": 8080}
     assert niso.plain(published) == {**head, **row, "from": ["this host"]}
     assert niso.plain((published._replace(from_=None),)) == [{**head, **row}]
-    stats = niso.Stats("api", 1, 2, 3, 4, 5, None, 7)
+    stats = niso.Stats("api", 1, 2, 3, 4, 5, None, 7, None, None)
     assert list(niso.plain(stats)) == [
         "service",
         *(f"{way}-{what}" for way in ("in", "out") for what in ("packets", "bytes", "drops")),

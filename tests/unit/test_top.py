@@ -31,7 +31,7 @@ def row(source: str, to: str, packets: int) -> Recorded:
 
 def look(at: float, memory: seen.Memory, *stats: Stats) -> Look:
     lines = tuple(
-        ServiceLine(name, "running", None, "bridge", (), (), 1.0, None, None)
+        ServiceLine(name, "running", None, "bridge", (), (), 1.0, None, None, None)
         for name in ("api", "db", "side")
     )
     networks = {"api": ("back",), "db": ("back",), "side": ()}
@@ -42,13 +42,13 @@ def test_rates_between_two_looks() -> None:
     before = look(
         10.0,
         seen.Memory((row(API, DB, 5), row(HOST, DB, 9)), (row(OUTSIDE, DB, 50),), ()),
-        Stats("db", 1, 1000, 3, 1, 500, 0, 0),
+        Stats("db", 1, 1000, 3, 1, 500, 0, 0, None, None),
     )
     now = look(
         12.0,
         seen.Memory((row(API, DB, 11), row(HOST, DB, 9)), (row(OUTSIDE, DB, 4),), ()),
-        Stats("db", 9, 3000, 7, 9, 100, 0, 0),  # sent: a new interface
-        Stats("api", 9, 900, None, 9, 900, None, 0),  # was not there before
+        Stats("db", 9, 3000, 7, 9, 100, 0, 0, None, None),  # sent: a new interface
+        Stats("api", 9, 900, None, 9, 900, None, 0, None, None),  # was not there before
     )
     load = top_views.between(WORLD, before, now)
     assert load.seconds == 2.0

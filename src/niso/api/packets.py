@@ -184,9 +184,9 @@ class Stats(NamedTuple):
     """packets dropped by its egress policy"""
     foreign: int | None
     """frames dropped for a foreign address or type"""
-    in_audits: int | None = None
+    in_audits: int | None
     """packets that its ingress policy would have dropped; null unless it is in audit"""
-    out_audits: int | None = None
+    out_audits: int | None
     """packets that its egress policy would have dropped; null unless it is in audit"""
 
 

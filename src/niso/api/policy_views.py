@@ -44,8 +44,7 @@ class PolicyEffect(NamedTuple):
     """What a change of policies means for the flows from one address to one port of another."""
 
     effect: str
-    """cut, pass, new (it was denied and would pass), or audit: it would be cut if the policy were
-    not in audit"""
+    """cut, pass, new: it was denied and would pass, or audit: it would be cut without the audit"""
     from_: FlowEnd
     """the end that began them"""
     to: FlowEnd

@@ -43,7 +43,7 @@ class ServiceLine(NamedTuple):
     """the command that died while it changed the service; null if none did"""
     ended_at: str | None
     """end time of the last process; null while one runs"""
-    audit_until: str | None = None
+    audit_until: str | None
     """end of the audit of its policy; null if the policy is not in audit"""
 
 
@@ -178,15 +178,19 @@ def lines(
     pending = _interrupted(store)
     audits = _audits(store)
     lines = [
-        _line(session, store, row, healths.get(row.name), pending.get(row.name))._replace(
-            audit_until=audits.get(row.name)
+        _line(
+            session,
+            store,
+            row,
+            healths.get(row.name),
+            (pending.get(row.name), audits.get(row.name)),
         )
         for row in known
     ]
     others = pending.keys() if wanted is None else wanted
     for name in others - {row.name for row in known}:
         lines.append(
-            ServiceLine(name, "inactive", None, None, (), (), None, pending.get(name), None)
+            ServiceLine(name, "inactive", None, None, (), (), None, pending.get(name), None, None)
         )
     return tuple(sorted(lines, key=lambda line: line.service))
 
@@ -211,8 +215,14 @@ def _interrupted(store: Store) -> dict[str, str]:
 
 
 def _line(
-    session: Session, store: Store, row: ServiceRow, health: Health | None, interrupted: str | None
+    session: Session,
+    store: Store,
+    row: ServiceRow,
+    health: Health | None,
+    notes: tuple[str | None, str | None],
 ) -> ServiceLine:
+    """Return the line of a service; ``notes`` are `interrupted` and `audit_until`."""
+    interrupted, audit_until = notes
     status, uptime, process = _status(session, store, row)
     address, ports = tuple[str, ...](), tuple[Port, ...]()
     if row.active:
@@ -229,6 +239,7 @@ def _line(
         uptime,
         interrupted,
         process.ended_at if process else None,
+        audit_until,
     )
 
 

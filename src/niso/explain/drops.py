@@ -37,8 +37,8 @@ class Stats(NamedTuple):
     out_bytes: int | None
     out_drops: int | None
     foreign: int | None
-    in_audits: int | None = None
-    out_audits: int | None = None
+    in_audits: int | None
+    out_audits: int | None
 
 
 class Drop(NamedTuple):
