@@ -6,20 +6,18 @@ be done without it, and the agent is left to the caller.
 
 from __future__ import annotations
 
-import sys
-
 from niso.base import paths
 from niso.base.errors import Conflict
 from niso.base.report import Caution, ChangingUnit, Report
 from niso.cluster import own_etcd
 from niso.cluster.config import Config
-from niso.commands.boot import quoted
+from niso.commands.unit_files import command, environment, quoted
 from niso.runtime.units import WANTED_BY, unit_file
 from niso.services.machine import Machine
 
 AGENT, ETCD = "agent", "etcd"
 _MARK = "# written by niso cluster, which also removes it; state folder "
-_WORDS = {AGENT: "agent", ETCD: "cluster etcd"}
+_WORDS = {AGENT: ("agent",), ETCD: ("cluster", "etcd")}
 _DESCRIPTIONS = {AGENT: "niso agent, which follows the cluster", ETCD: "etcd of niso's cluster"}
 # a member waits for the others, and nothing else waits for it
 _MORE = {
@@ -30,10 +28,6 @@ _MORE = {
 
 def unit_text(which: str, state_id: str) -> str:
     """Return the unit file of the agent or of etcd (systemd.service(5))."""
-    niso = " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli"))
-    folders = {"NISO_STATE_DIR": paths.state_dir(), "NISO_RUN_DIR": paths.run_dir()}
-    usual = {"NISO_STATE_DIR": paths.STATE_DIR, "NISO_RUN_DIR": paths.RUN_DIR}
-    environment = {name: value for name, value in folders.items() if value != usual[name]}
     return "\n".join(
         [
             f"{_MARK}{state_id}",
@@ -48,8 +42,8 @@ def unit_text(which: str, state_id: str) -> str:
             "Type=notify",
             "Restart=always",
             *_MORE[which],
-            *(f"Environment={quoted(f'{name}={value}')}" for name, value in environment.items()),
-            f"ExecStart=:{niso} {_WORDS[which]}",
+            *environment(),
+            f"ExecStart={command(*_WORDS[which])}",
             "",
             "[Install]",
             f"WantedBy={WANTED_BY}",
@@ -61,7 +55,7 @@ def unit_text(which: str, state_id: str) -> str:
 def require_free(machine: Machine, which: str) -> None:
     """Raise Conflict if a unit of that name belongs to another state folder or program."""
     units = machine.processes.units
-    text = units.read(which) if units.booted() else None
+    text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and not text.startswith(f"{_MARK}{machine.store.state_id()}"):
         raise Conflict(
             f"{unit_file(which)} already exists and was not made for this state folder",
@@ -94,7 +88,7 @@ def start_etcd(machine: Machine, config: Config, report: Report) -> None:
 def end(machine: Machine, which: str, report: Report) -> None:
     """Stop the agent or etcd, and have it not start at boot; no-op if it does not. Raises Error."""
     units = machine.processes.units
-    text = units.read(which) if units.booted() else None
+    text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and text.startswith(_MARK):
         units.stop([which])
         units.remove([which])
@@ -107,8 +101,8 @@ def _start_unit(machine: Machine, which: str, report: Report) -> None:
     units = machine.processes.units
     require_free(machine, which)
     text = unit_text(which, machine.store.state_id())
-    if units.read(which) != text:
-        units.write(which, text)
+    if units.read(unit_file(which)) != text:
+        units.write(unit_file(which), text)
         report(ChangingUnit("write", unit_file(which)))
     units.enable([which])
     units.start([which])
