@@ -14,7 +14,7 @@ from fake_world import Steps, World
 from niso.base import names
 from niso.base.errors import Conflict, Error
 from niso.base.report import Caution
-from niso.commands import boot
+from niso.commands import boot, names_timer
 from niso.commands.deactivate import deactivate, remove
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
@@ -360,23 +360,27 @@ def assert_no_wider(world: World) -> None:
 def test_timer_is_there_while_an_enabled_service_has_names(world: World, dns: Dns) -> None:
     units = world.processes.units
     units.is_init = True
+
+    def written() -> list[str]:
+        return sorted(path for path in units.files if "niso_refresh" in path)
+
     world.activate(world.package("web", network=to(API)), world.package("db"))
-    assert units.timer() is None
     boot.enable(world.machine, ["db"])
-    assert units.timer() is None
+    assert written() == []
     boot.enable(world.machine, ["web"])
-    assert units.timer_files is not None
-    timer, service = units.timer_files
-    assert "OnUnitActiveSec=60s" in timer and "net refresh" in service
+    assert len(written()) == 3 and units.is_active(names_timer.TIMER)
+    text = "".join(units.files[path] for path in written())
+    assert "OnUnitActiveSec=60s" in text and "net refresh" in text
+    assert "Wants=niso_refresh.timer" in text
     boot.disable(world.machine, ["db"])
-    assert units.timer() == timer
+    assert len(written()) == 3
     boot.disable(world.machine, ["web"])
-    assert units.timer() is None
+    assert written() == [] and not units.is_active(names_timer.TIMER)
     # another state folder's is left alone
-    units.timer_files = ("# somebody else's", "")
+    units.write("/etc/systemd/system/niso_refresh.timer", "# somebody else's")
     said: list[object] = []
     boot.enable(world.machine, ["web"], said.append)
-    assert units.timer_files == ("# somebody else's", "")
+    assert len(written()) == 1
     assert any(isinstance(event, Caution) for event in said)
 
 
