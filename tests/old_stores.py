@@ -191,7 +191,7 @@ def positions(database: sqlite3.Connection, service: str) -> str:
     """What version 3 noted of a service when a change of it began: rows as lists."""
     noted = {}
     for table in ROW_TABLES:
-        if table == "extra_host" or table.startswith("attached"):  # of later versions
+        if table == "extra_host" or table.startswith(("attached", "outside")):  # of later versions
             continue
         column = "name" if table == "service" else "service"
         rows = database.execute(f"SELECT * FROM {table} WHERE {column}=?", (service,))

@@ -23,6 +23,16 @@ HOST, OUTSIDE = "192.0.2.1", "192.0.2.2"
 IMAGE = int(ipaddress.IPv6Address("fd00::"))
 
 
+NAMES = {
+    "out.example": (
+        OUTSIDE,
+        str(ipaddress.IPv6Address(IMAGE + int(ipaddress.IPv4Address(OUTSIDE)))),
+    ),
+    "half.example": (OUTSIDE,),
+}
+"""Outside names, and what DNS answered. There is one more in policies, without an address."""
+
+
 def network(name: str, *cidrs: str, internal: bool = False) -> Network:
     subnets = []
     for cidr in cidrs:
@@ -53,6 +63,7 @@ def world(services: Iterable[Known], networks: Iterable[Network], host: Iterable
         {each.name: each for each in services},
         {each.name: each for each in networks},
         frozenset(host),
+        outside=NAMES,
     )
 
 
@@ -117,7 +128,8 @@ def swapped_world(world: World) -> World:
         )
         for name, each in world.networks.items()
     }
-    return World(services, networks, frozenset(map(swapped, world.host)))
+    outside = {name: tuple(map(swapped, each)) for name, each in world.outside.items()}
+    return World(services, networks, frozenset(map(swapped, world.host)), outside=outside)
 
 
 # --- drawn -----------------------------------------------------------------------------------------------------------
@@ -164,8 +176,14 @@ TEXTS = st.builds(str.__add__, st.sampled_from(_PEERS), st.sampled_from(_PORTS))
 _LISTS = st.lists(TEXTS, min_size=2, max_size=5) | st.lists(TEXTS, max_size=3)
 
 
+_OUT = st.builds(
+    str.__add__, st.sampled_from((*NAMES, *NAMES, "ghost.example")), st.sampled_from(_PORTS)
+)
+_EGRESS = _LISTS | st.lists(TEXTS | _OUT, min_size=1, max_size=5)
+
+
 _DENY = st.lists(st.sampled_from(_WIDE), max_size=1) | st.lists(TEXTS, max_size=2)
-_POLICIES = st.builds(policy, st.none() | _LISTS, _DENY, st.none() | _LISTS, _DENY)
+_POLICIES = st.builds(policy, st.none() | _LISTS, _DENY, st.none() | _EGRESS, _DENY)
 
 
 _HOSTS = st.lists(st.sampled_from((ANY, HOST, image(HOST))), unique=True, min_size=1, max_size=2)

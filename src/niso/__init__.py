@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from niso.api.learning import PolicyChange as PolicyChange
     from niso.api.metric_views import Metric as Metric
     from niso.api.metric_views import Sample as Sample
+    from niso.api.outside_views import OutsideName as OutsideName
     from niso.api.packets import Drop as Drop
     from niso.api.packets import Drops as Drops
     from niso.api.packets import Explanation as Explanation
@@ -119,6 +120,7 @@ _MODULES = {
     "api.compose_files": "ImportedStack Missing import_compose",
     "api.learning": "LearnedEntry LearnedPolicy PolicyChange",
     "api.metric_views": "Metric Sample",
+    "api.outside_views": "OutsideName",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
     "api.policy_views": "PolicyEffect PolicyEntry",
     "api.published": "Port",

@@ -24,6 +24,7 @@ c.execute("ALTER TABLE stack_member DROP COLUMN file")
 c.execute("ALTER TABLE network DROP COLUMN observe")
 c.execute("DROP TABLE extra_host")
 GONE = ("released", "attached_link", "attached", "span", "peer", "remote", "remote_name", "claim")
+GONE += ("outside_peer", "outside_name")
 for table in GONE:
     c.execute(f"DROP TABLE {table}")
 c.execute("PRAGMA user_version=3")

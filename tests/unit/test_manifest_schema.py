@@ -180,7 +180,7 @@ def test_valid_manifest_passes(key: str, value: object) -> None:
         ("network.extra_hosts", {"db": "gateway"}),
         ("network.extra_hosts", {"localhost": "10.0.0.1"}),
         ("network.policy", {"allow_from": "frontend"}),
-        ("network.policy.egress", {"allow": ["api.example.com"]}),
+        ("network.policy.egress", {"allow": ["*.example.com"]}),
     ],
 )
 def test_invalid_manifest_does_not_pass(key: str, value: object) -> None:

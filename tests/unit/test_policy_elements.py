@@ -33,6 +33,7 @@ def members(world: World) -> list[Member]:
         for each in world.services.values()
         for name in each.names
     ]
+    found += [Member("outside", name, each) for name, each in world.outside.items()]
     for name, each in world.networks.items():
         gateways = tuple(subnet.gateway for subnet in each.subnets)
         found.append(

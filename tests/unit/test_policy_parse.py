@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from niso.base.errors import ErrorGroup, InvalidInput
 from niso.manifest import build
 from niso.manifest import load as model
 from niso.manifest.json_schema import schema
-from niso.manifest.parse_policy import EXAMPLE, RIGHT, parse, parse_entry
+from niso.manifest.parse_policy import EXAMPLE, RIGHT, parse, parse_egress_allow, parse_entry
 from niso.plan.records import Entry, Peer, Policy
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "x"\n'
@@ -88,7 +89,8 @@ NETWORK = (
     ' | "network:backend"'
 )
 OUTSIDE = 'a service, an address or a prefix | "203.0.113.7:443"'
-NO_OUTSIDE = "names outside niso.local are not supported"
+NO_OUTSIDE = "names outside niso.local can only be in network.policy.egress.allow of a manifest"
+IS_SERVICE = "only NAME.niso.local is a name of a service"
 PORTS = "ports 1 to 65535"
 LOOPBACK = "services never see loopback addresses of others, and the host can always connect"
 BRACKETS = "it does not start with an IPv6 address or prefix in brackets"
@@ -115,9 +117,10 @@ REFUSED: list[tuple[str, str, str]] = [
     (".niso.local", '"" is not a valid service name', FORMS),
     ("api.example.com:443", NO_OUTSIDE, OUTSIDE),
     ("example.com", NO_OUTSIDE, OUTSIDE),
-    ("a.db.niso.local", NO_OUTSIDE, OUTSIDE),
+    ("1.example.com:443", NO_OUTSIDE, OUTSIDE),
+    ("a.db.niso.local", IS_SERVICE, FORMS),
     ("db.niso.local.", NO_OUTSIDE, OUTSIDE),
-    ("niso.local", NO_OUTSIDE, OUTSIDE),
+    ("niso.local", IS_SERVICE, FORMS),
     ("network:", '"" is not a valid network name', NETWORK),
     ("network:Back", '"Back" is not a valid network name', NETWORK),
     ("network:/tcp", '"" is not a valid network name', NETWORK),
@@ -298,11 +301,13 @@ TEXTS = st.one_of(
 
 
 @settings(deadline=None, max_examples=samples(100, 500))
-@given(TEXTS, st.booleans())
-def test_any_text_is_an_entry_or_an_error_that_is_safe_to_print(text: str, egress: bool) -> None:
+@given(TEXTS, st.booleans(), st.booleans())
+def test_any_text_is_an_entry_or_an_error_that_is_safe_to_print(
+    text: str, egress: bool, outside: bool
+) -> None:
     """What is taken keeps to its form, means the same when written anew, and passes the schema."""
     try:
-        entry = parse_entry(text, KEY, egress)
+        entry = parse_entry(text, KEY, egress, outside)
     except InvalidInput as error:
         assert error.message.isprintable()
         assert error.key == KEY
@@ -315,6 +320,7 @@ def test_any_text_is_an_entry_or_an_error_that_is_safe_to_print(text: str, egres
         "prefix": "[{}]" if ":" in entry.peer.name else "{}",
         "network": "network:{}",
         "service": "{}",
+        "outside": "{}",
     }
     ports = "" if (entry.first, entry.last) == (0, 65535) else f":{entry.first}-{entry.last}"
     again = (
@@ -322,11 +328,14 @@ def test_any_text_is_an_entry_or_an_error_that_is_safe_to_print(text: str, egres
         + ports
         + (f"/{entry.proto}" if entry.proto else "")
     )
-    assert parse_entry(again, KEY, egress)._replace(text=text) == entry
+    assert parse_entry(again, KEY, egress, outside)._replace(text=text) == entry
+    policy: dict[str, Any] = {"allow_from": [text], "egress": {"deny": [text]}}
+    if entry.peer.kind == "outside":
+        policy = {"egress": {"allow": [text]}}
     data = {
         "package": {"name": "api", "version": "1"},
         "binary": {"entrypoint": "x"},
-        "network": {"policy": {"allow_from": [text], "egress": {"deny": [text]}}},
+        "network": {"policy": policy},
     }
     assert VALIDATOR.is_valid(data)
 
@@ -337,7 +346,7 @@ def test_any_text_is_an_entry_or_an_error_that_is_safe_to_print(text: str, egres
         "host",
         "localhost:80",
         "Frontend",
-        "api.example.com",
+        "*.example.com",
         "frontend:0",
         "frontend:80/icmp",
         "[fd00::1",
@@ -349,6 +358,79 @@ def test_schema_refuses_what_it_can_see_is_wrong(text: str) -> None:
     data = {"package": {"name": "api", "version": "1"}, "binary": {"entrypoint": "x"}}
     for policy in ({"deny_from": [text]}, {"egress": {"allow": [text]}}):
         assert not VALIDATOR.is_valid({**data, "network": {"policy": policy}})
+
+
+# --- outside names -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "first", "last", "proto"),
+    [
+        ("api.example.com", "api.example.com", 0, 65535, ""),
+        ("api.example.com:443", "api.example.com", 443, 443, ""),
+        ("1.pool.ntp.org:123/udp", "1.pool.ntp.org", 123, 123, "udp"),
+        ("xn--bcher-kva.example/icmp", "xn--bcher-kva.example", 0, 65535, "icmp"),
+        ("network.example:80-90/tcp", "network.example", 80, 90, "tcp"),
+        ("host.example.com", "host.example.com", 0, 65535, ""),
+        ("nas.local:445", "nas.local", 445, 445, ""),
+        (f"{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 61}", None, 0, 65535, ""),
+    ],
+)
+def test_name_with_a_dot_is_an_outside_one(
+    text: str, name: str | None, first: int, last: int, proto: str
+) -> None:
+    key = "network.policy.egress.allow[0]"
+    entry = parse_egress_allow(text, key)
+    assert entry == Entry(key, text, Peer("outside", name or text), first, last, proto)
+    data = {"package": {"name": "api", "version": "1"}, "binary": {"entrypoint": "x"}}
+    for table, valid in (
+        ({"egress": {"allow": [text]}}, True),
+        ({"egress": {"deny": [text]}}, False),
+        ({"allow_from": [text]}, False),
+    ):
+        assert VALIDATOR.is_valid({**data, "network": {"policy": table}}) is valid
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("*.example.com:443", "a wildcard stands for names that cannot be listed"),
+        ("api.Example.com", "it is not in lower case"),
+        ("api.example.com.:443", "it ends with a dot"),
+        ("bücher.example", "it is not ASCII"),
+        ("a..example", "it is not a valid domain name"),
+        ("-a.example", "it is not a valid domain name"),
+        ("a_b.example", "it is not a valid domain name"),
+        ("api.example.123", "it is not a valid domain name"),
+        (f"{'a' * 64}.example", "it is not a valid domain name"),
+        (".".join(["a" * 62] * 5), "it is not a valid domain name"),
+        ("db.localhost:80", "it is a loopback address"),
+        ("a.db.niso.local", IS_SERVICE),
+        ("10.1.2.x", '"10.1.2.x" is not a valid IPv4 address'),
+        ("1.2.3.4.5", '"1.2.3.4.5" is not a valid IPv4 address'),
+        ("api.example.com:0", '"0" is not a valid port'),
+    ],
+)
+def test_outside_name_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        parse_egress_allow(text, "network.policy.egress.allow[0]")
+    assert reason in raised.value.message
+
+
+def test_outside_names_that_contradict_the_hosts_file_or_are_too_many(tmp_path: Path) -> None:
+    names = [f"a{number}.example" for number in range(33)]
+    found = errors(
+        tmp_path,
+        f"""
+        [network]
+        extra_hosts = {{ "a7.example" = "192.0.2.7" }}
+        [network.policy.egress]
+        allow = {names!r}
+        """,
+    )
+    assert set(found) == {"network.policy.egress.allow[7]", "network.policy.egress.allow"}
+    assert "network.extra_hosts" in found["network.policy.egress.allow[7]"]
+    assert "at most 32" in found["network.policy.egress.allow"]
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -477,7 +559,7 @@ def test_all_errors_of_a_policy_come_at_once_with_their_keys(tmp_path: Path) -> 
         allowfrom = []
         log = "yes"
         [network.policy.egress]
-        allow = ["fine:80", "api.example.com:443", "host"]
+        allow = ["fine:80", "*.example.com:443", "host"]
         deny = ["10.0.0.1/8"]
         log = true
         """,

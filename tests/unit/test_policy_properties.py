@@ -227,6 +227,8 @@ def names(entry: Entry, world: World, address: str, port: int | None, proto: str
             span.version == number.version and span[0] <= number <= span[-1]  # type: ignore[operator]
             for span in spans
         ) and address not in {s.gateway for s in subnets}
+    elif entry.peer.kind == "outside":
+        peer = address in world.outside.get(entry.peer.name, ())
     else:
         span = ipaddress.ip_network(entry.peer.name)
         peer = span.version == number.version and int(span[0]) <= int(number) <= int(span[-1])

@@ -490,6 +490,25 @@ def test_no_network_of_version_8_spans_hosts(version_8) -> None:
     assert (snapshot.wire, snapshot.remotes, snapshot.listed) == ((), (), ())
 
 
+# --- version 9 to 10: outside names ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def version_9(version_8) -> sqlite3.Connection:
+    """The same database as version 9 had it."""
+    for statement in schema.MIGRATIONS[9].split(";"):
+        version_8.execute(statement)
+    version_8.execute("PRAGMA user_version=9")
+    return version_8
+
+
+def test_no_policy_of_version_9_has_outside_names(version_9) -> None:
+    version_9.close()
+    store = Store.open()
+    assert not store.names_outside()
+    assert store.outside.named() == []
+
+
 # --- what every version must have ------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ class FlowEnd(NamedTuple):
     """One end of flows."""
 
     name: str
-    """the service, host, or the address"""
+    """the service, host, the outside name of a policy, or the address"""
     service: str | None
     """name of the service; null if the address is not a service's"""
     address: str

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from niso.api.host_stacks import Stacks
     from niso.api.learning import LearnedPolicy, PolicyChange
     from niso.api.metric_views import Metric
+    from niso.api.outside_views import OutsideName
     from niso.api.packets import Drops, Explanation, Pong, Stats
     from niso.api.policy_views import PolicyEffect, PolicyEntry
     from niso.api.service_results import Marked
@@ -330,6 +331,24 @@ class Host:
         start = None if since is None else moment(since, "--since")
         files = [path(each, "what") for each in what]
         return policy_views.effects(self.session, files, start)
+
+    @guarded
+    def refresh_names(self, *, force: bool = False) -> tuple[OutsideName, ...]:
+        """Ask DNS for the outside names of policies whose time has ended, and apply the answers.
+
+        ``force`` asks for all of them. The rules and the services' hosts files change together.
+        Return all names. Raises Error without dnspython, KernelError.
+        """
+        from niso.api import outside_views
+
+        return outside_views.refresh(self.session, force)
+
+    @guarded
+    def names_due(self) -> float:
+        """Return the seconds until `refresh_names` has something to ask for, at most 60."""
+        from niso.api import outside_views
+
+        return outside_views.next_due(self.session)
 
     # --- check and repair ------------------------------------------------------------------------
 

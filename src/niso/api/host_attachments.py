@@ -288,7 +288,8 @@ def _policy(given: AttachRequest) -> records.Policy:
         return Policy()
     from niso.manifest.parse_policy import parse
 
-    return parse(*lists, given.log)
+    # the hosts file of an attachment is its engine's, so names could not agree with the rules
+    return parse(*lists, given.log, outside=False)
 
 
 def _entries(values: Iterable[str] | None, what: str) -> list[str] | None:

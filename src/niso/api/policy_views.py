@@ -35,7 +35,7 @@ class PolicyEntry(NamedTuple):
     ago: float | None
     """seconds since then"""
     note: str
-    """how the entry could be narrower, or an empty string"""
+    """the addresses of an outside name, how the entry could be narrower, or an empty string"""
     audited: bool
     """whether it denies, and the policy is in audit: the packets pass"""
 
@@ -89,6 +89,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
     term = auditing.terms(store).get(service)
     in_audit = term is not None and term.lasts
     listed = {entry.key: entry.text for entry in policy.entries()}
+    outside = {e.key: e.peer.name for e in policy.entries() if e.peer.kind == "outside"}
     passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
     counts: dict[str, list[tuple[int, float | None, str]]] = {key: [] for key in listed}
     for key, entries in (
@@ -111,7 +112,8 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
         if unused_s is not None and (key not in listed or (ago is not None and ago < unused_s)):
             continue
         last = None if ago is None else when(time.time() - ago)
-        note = _narrower(listed.get(key), its)
+        note = ", ".join(store.outside.meant(outside[key])) if key in outside else ""
+        note = note or _narrower(listed.get(key), its)
         packets = sum(number for number, _, _ in its)
         text = listed.get(key)
         audited = in_audit and key not in passing

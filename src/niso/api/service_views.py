@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from niso.api.outside_views import OutsideName
     from niso.api.session import Session
     from niso.plan import records
     from niso.runtime.health import Health
@@ -166,6 +167,8 @@ class Service(NamedTuple):
     """time of the last activation"""
     attached: AttachedTo | None
     """null if niso starts its process"""
+    outside: tuple[OutsideName, ...]
+    """outside names in its policy"""
 
 
 def lines(
@@ -357,7 +360,16 @@ def everything(session: Session, store: Store, name: str) -> Service:
         created_at=time_text(row.created_at) or "",
         activated_at=time_text(row.activated_at),
         attached=None if attached is None else AttachedTo(*attached[1:5]),
+        outside=_outside(store, row.name),
     )
+
+
+def _outside(store: Store, service: str) -> tuple[OutsideName, ...]:
+    if not store.names_outside(service):
+        return ()
+    from niso.api import outside_views
+
+    return outside_views.described(store, store.outside.of(service))
 
 
 def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:

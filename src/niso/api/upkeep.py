@@ -52,6 +52,10 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
         session.caution(line, (hint,))
     for line, hint in check.policy_warnings(machine, name):
         session.caution(line, (hint,))
+    if machine.store.names_outside():
+        from niso.api import outside_views
+
+        outside_views.warn(session, name)
     return tuple(Finding(item.problem, item.what, item.detail) for item in findings)
 
 

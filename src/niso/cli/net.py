@@ -34,6 +34,10 @@ def run(name: str, args: Args) -> int:
         from niso.cli import learn, policy
 
         return learn.run(args) if action == "learn" else policy.run(action, args)
+    if action == "refresh":
+        from niso.cli import refresh
+
+        return refresh.run(args)
     return int(globals()[f"_{action}"](connect(), args))
 
 

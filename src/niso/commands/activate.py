@@ -74,6 +74,10 @@ def activate(
             return _plan_only(machine, followed, report, stack, held)
     ends = stack.leaving if stack else ()
     recover(machine, report, [*ends, *(target.name for target in targets)])
+    if any(target.spec.policy.outside_names() for target in targets):
+        from niso.services import refreshing
+
+        refreshing.prepare(machine, targets, report)
     locks, targets = _locked(store, targets, ends)
     every = [*ends, *(target.name for target in targets)]
     with locks:

@@ -14,7 +14,7 @@ from niso.base.errors import Conflict, Error, flatten
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import Caution, ChangingUnit, Report, silent
-from niso.commands import activate, restart
+from niso.commands import activate, names_timer, restart
 from niso.commands.activate import Outcome
 from niso.commands.unit_files import AFTER, command, environment, quoted
 from niso.reconcile.converge import repair
@@ -159,6 +159,7 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
             report(ChangingUnit("write", unit_file(name)))
         fresh.update(written)
         _start_units(units, (row for row in rows if row.active and not row.is_job))
+        names_timer.settle(machine, report)
     elif fresh:
         report(
             Caution(
@@ -211,6 +212,7 @@ def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> li
             units.give_back(name)
         report(ChangingUnit("remove", unit_file(name)))
     units.remove(mine)
+    names_timer.settle(machine, report)
     return mine
 
 
@@ -254,6 +256,7 @@ def settle(machine: Machine, names: Iterable[str]) -> None:
             _refuse_alone(store, row, ())
         _write_units(units, store, rows)
         _start_units(units, rows)
+        names_timer.settle(machine)
 
 
 def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:

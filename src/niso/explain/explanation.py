@@ -334,6 +334,8 @@ def _members(world: World, policy: Policy) -> list[Member]:
             cidrs = tuple(subnet.cidr for subnet in subnets)
             gateways = tuple(subnet.gateway for subnet in subnets)
             members.append(Member(kind, name, cidrs, gateways))
+        elif kind == "outside":
+            members.append(Member(kind, name, world.outside.get(name, ())))
         elif kind == "service":
             holder = next((known for known in world.services.values() if name in known.names), None)
             if holder is not None:

@@ -22,11 +22,12 @@ class End(NamedTuple):
     service: str = ""  # if the named service shares a network, its provider
     address: str = ""  # "" for a service and the host
     sharer: str = ""  # the named service, if it shares a network
+    outside: str = ""  # an outside name of a policy
 
     @property
     def name(self) -> str:
         """Return the name for messages."""
-        return self.sharer or self.service or self.address or HOST
+        return self.sharer or self.service or self.address or self.outside or HOST
 
 
 class Packet(NamedTuple):
@@ -79,9 +80,11 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
 def resolve_both(store: Store, source: str, destination: str) -> tuple[End, End]:
     """Return the ends of FROM and TO. A name of TO is first one on the networks of FROM.
 
-    Raises Error and UsageError as `resolve`.
+    TO may also be an outside name of a policy. Raises Error and UsageError as `resolve`.
     """
     from_ = resolve(store, source)
+    if "." in destination and store.names_outside() and destination in store.outside.named():
+        return from_, End(outside=destination)
     return from_, resolve(store, destination, from_.service or None)
 
 
@@ -185,6 +188,8 @@ def _destination(world: World, source: End, to: End, family: int) -> str | None:
     """Return the address of an end as the sender sees it, or None."""
     if to.address:
         return to.address
+    if to.outside:
+        return _of_family(world.outside.get(to.outside, ()), family)
     sender = world.services.get(source.service)
     if not to.service:
         if sender:  # to a service, the host is the gateway of its first network

@@ -52,18 +52,23 @@ _STATIC = (
 _ADDRESS = rf"{_OCTET}(?:\.{_OCTET}){{3}}|{_IPV6}"
 _DOMAIN = r"^[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*$"
 
+_SUFFIX = rf"(?::{_PORT}(?:-{_PORT})?(?:/(?:tcp|udp|sctp))?|/(?:tcp|udp|sctp|icmp))?"
 _PEERS = (
     # a service, a network, an IPv4 address or prefix, an IPv6 one in brackets
     r"(?:(?!(?:host|localhost)(?:[.:/]|$)|ip6-)[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.niso\.local)?"
     r"|network:(?!(?:default|none|host)(?:[:/]|$))[a-z][a-z0-9-]{0,62}"
     rf"|{_OCTET}(?:\.{_OCTET}){{3}}(?:/[0-9]{{1,2}})?"
-    r"|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{1,3})?\])"
-    # their suffix
-    rf"(?::{_PORT}(?:-{_PORT})?(?:/(?:tcp|udp|sctp))?|/(?:tcp|udp|sctp|icmp))?"
+    rf"|\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{{1,3}})?\]){_SUFFIX}"
     # an IPv6 address or prefix without brackets, and its suffix
     r"|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:/[0-9]{1,3})?(?:/(?:tcp|udp|sctp|icmp))?"
 )
 _PEER = f"^(?:{_PEERS})$"
+# a domain name of two labels or more, not below niso.local
+_OUTSIDE = (
+    r"(?!(?:[a-z0-9-]+\.)*(?:niso\.local|localhost)(?:[:/]|$))"
+    r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+)
+_PEER_OR_OUTSIDE = f"^(?:{_PEERS}|{_OUTSIDE}{_SUFFIX})$"
 _PEER_FORMS = (
     "Each is a service, network:NAME, an address or a prefix, optionally with :PORT or :PORT-PORT, "
     "and with /tcp, /udp, /sctp or /icmp."
@@ -178,8 +183,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         f"These peers may not connect, even if allow_from lists them. {_PEER_FORMS}",
     ),
     "Egress.allow": (
-        _PEER,
-        f"The service may connect only to these peers; if unset, to anyone. {_PEER_FORMS}",
+        _PEER_OR_OUTSIDE,
+        f"The service may connect only to these peers; if unset, to anyone. {_PEER_FORMS} A name "
+        "with a dot is an outside name: niso resolves it, and puts its addresses into the rules "
+        "and the service's /etc/hosts.",
     ),
     "Egress.deny": (
         _PEER,

@@ -3,13 +3,14 @@
 An entry is a peer, then optionally ``:PORT`` or ``:PORT-PORT``, then optionally ``/PROTO``:
 ``frontend:8080/tcp``. A peer is a service (name or hostname, with or without .niso.local),
 ``network:NAME``, an address or a prefix. An IPv6 address or prefix is in brackets if ports follow
-(RFC 3986, 3.2.2). `niso.plan.verdict` defines what an entry matches.
+(RFC 3986, 3.2.2). In ``egress.allow`` of a manifest it may also be an outside name: a domain name
+with a dot that is not below niso.local. `niso.plan.verdict` defines what an entry matches.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
 from niso.base.names import DOMAIN
@@ -21,6 +22,9 @@ ALL_PORTS = (0, 65535)
 """The ports of an entry without any: it also matches protocols that have no ports."""
 RIGHT = "PEER[:PORT[-PORT]][/tcp|udp|sctp|icmp], PEER a service, network:NAME, address or prefix"
 EXAMPLE = '"frontend:8080/tcp"'
+EGRESS_ALLOW = "network.policy.egress.allow"
+MOST_NAMES = 32
+"""The number of outside names that a policy may have."""
 
 DATE = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -29,7 +33,9 @@ DATE = (
 """The form of a date, or of a date and time, as a regular expression."""
 
 _NETWORK = "network:"
+_NOT_HERE = "names outside niso.local can only be in network.policy.egress.allow of a manifest"
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+_MAX_DOMAIN = 253  # characters (RFC 1035, 2.3.4, less the length of the first and last label)
 _OF_IPV4 = values.DIGITS | {"."}
 _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -41,25 +47,29 @@ def parse(
     egress_deny: Iterable[str],
     log: bool,
     parsed: Mapping[str, Entry] | None = None,
+    outside: bool = True,
 ) -> Policy:
     """Return the Policy of the four lists of a manifest; an allow list may be None.
 
-    ``parsed`` has the entries that are already parsed, by key. Raises InvalidInput for the first
-    wrong entry.
+    ``parsed`` has the entries that are already parsed, by key. ``outside`` says whether
+    ``egress_allow`` may have outside names. Raises InvalidInput for the first wrong entry.
     """
     known = parsed or {}
 
-    def entries(texts: Iterable[str], key: str, egress: bool) -> tuple[Entry, ...]:
+    def entries(
+        texts: Iterable[str], key: str, rule: Callable[[str, str], Entry]
+    ) -> tuple[Entry, ...]:
         items = ((f"{key}[{index}]", text) for index, text in enumerate(texts))
-        return tuple(known.get(path) or parse_entry(text, path, egress) for path, text in items)
+        return tuple(known.get(path) or rule(text, path) for path, text in items)
 
+    to = parse_egress_allow if outside else parse_egress
     return Policy(
-        None if allow_from is None else entries(allow_from, "network.policy.allow_from", False),
-        entries(deny_from, "network.policy.deny_from", False),
         None
-        if egress_allow is None
-        else entries(egress_allow, "network.policy.egress.allow", True),
-        entries(egress_deny, "network.policy.egress.deny", True),
+        if allow_from is None
+        else entries(allow_from, "network.policy.allow_from", parse_ingress),
+        entries(deny_from, "network.policy.deny_from", parse_ingress),
+        None if egress_allow is None else entries(egress_allow, EGRESS_ALLOW, to),
+        entries(egress_deny, "network.policy.egress.deny", parse_egress),
         log,
     )
 
@@ -82,18 +92,49 @@ def audit_end(text: str, key: str) -> int:
         raise values.wrong(key, text, "is not a valid date", right, "2026-12-10") from None
 
 
+def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:
+    """Yield an error for outside names that contradict extra_hosts, and for too many of them.
+
+    ``network`` is [network] as tomllib returned it; ``parsed`` has its entries, by key.
+    """
+    hosts = network.get("extra_hosts")
+    names: list[str] = []
+    for path, entry in parsed.items():
+        if not (isinstance(entry, Entry) and entry.peer.kind == "outside"):
+            continue
+        names += [entry.peer.name] if entry.peer.name not in names else []
+        if isinstance(hosts, dict) and entry.peer.name in hosts:
+            reason = "its name has another address in network.extra_hosts"
+            right = "the address, or remove it from network.extra_hosts"
+            yield _wrong(entry.text, path, reason, right, values.shown(hosts[entry.peer.name]))
+    if len(names) > MOST_NAMES:
+        reason = f"has {len(names)} names outside {DOMAIN}"
+        yield values.wrong(EGRESS_ALLOW, names, reason, f"at most {MOST_NAMES} of them")
+
+
 def parse_ingress(text: str, key: str) -> Entry:
     """Return the Entry of ``allow_from`` or ``deny_from``. Raises InvalidInput."""
     return parse_entry(text, key, False)
 
 
 def parse_egress(text: str, key: str) -> Entry:
-    """Return the Entry of ``egress.allow`` or ``egress.deny``. Raises InvalidInput."""
+    """Return the Entry of ``egress.deny``, or of a list without outside names.
+
+    Raises InvalidInput.
+    """
     return parse_entry(text, key, True)
 
 
-def parse_entry(text: str, key: str, egress: bool) -> Entry:
-    """Return the Entry of ``text``; ``egress`` is its direction. Raises InvalidInput."""
+def parse_egress_allow(text: str, key: str) -> Entry:
+    """Return the Entry of ``egress.allow``, which may be an outside name. Raises InvalidInput."""
+    return parse_entry(text, key, True, True)
+
+
+def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Entry:
+    """Return the Entry of ``text``; ``egress`` is its direction. Raises InvalidInput.
+
+    ``outside`` says whether it may be an outside name.
+    """
     peer, suffix = _split(text, key)
     ports, slash, proto = (
         suffix[1:].partition("/") if suffix.startswith(":") else ("", suffix, suffix[1:])
@@ -109,6 +150,8 @@ def parse_entry(text: str, key: str, egress: bool) -> Entry:
         raise _wrong(text, key, "ICMP has no ports", right)
     else:
         first, last = _range(ports, text, key)
+    if _is_domain(peer):
+        return Entry(key, text, _outside(peer, text, key, outside), first, last, proto)
     return Entry(key, text, _peer(peer, suffix, text, key, egress), first, last, proto)
 
 
@@ -161,6 +204,51 @@ def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
     return Peer("service", _service(peer, text, key, egress))
 
 
+def _is_domain(peer: str) -> bool:
+    """Return whether a peer has the form of a domain name: neither one label nor an address."""
+    if "." not in peer or ":" in peer or "/" in peer:
+        return False
+    if peer[0] in values.DIGITS:  # 10.1.2.x is a mistyped address, 1.example.com is none
+        return peer.rpartition(".")[2][:2].isalpha() and len(peer.rpartition(".")[2]) > 1
+    service = peer.removesuffix(f".{DOMAIN}")
+    return service == peer or "." in service
+
+
+def _outside(peer: str, text: str, key: str, allowed: bool) -> Peer:
+    """Return the Peer of a domain name (RFC 1123, 2.1; RFC 1035, 2.3.4). Raises InvalidInput."""
+    example = '"api.example.com:443"'
+    if peer == DOMAIN or peer.endswith(f".{DOMAIN}"):
+        reason = f"only NAME.{DOMAIN} is a name of a service"
+        raise _wrong(text, key, reason)
+    if not allowed:
+        right = "a service, an address or a prefix"
+        raise _wrong(text, key, _NOT_HERE, right, '"203.0.113.7:443"')
+    labels = peer.split(".")
+    if "*" in peer:
+        reason = "a wildcard stands for names that cannot be listed, so for no known addresses"
+        raise _wrong(text, key, reason, "each name, or a prefix", example)
+    if not peer.isascii():
+        raise _wrong(text, key, "it is not ASCII", "the form of DNS: xn--...", example)
+    if peer != peer.lower():
+        raise _wrong(text, key, "it is not in lower case", f'"{text.lower()}"')
+    if not labels[-1]:
+        right = f'"{text.replace(peer, peer[:-1], 1)}"' if len(labels) > 2 else RIGHT
+        raise _wrong(text, key, "it ends with a dot", right)
+    valid = all(
+        label
+        and len(label) <= values.MAX_NAME
+        and values.NAME_CHARACTERS.issuperset(label)
+        and not (label.startswith("-") or label.endswith("-"))
+        for label in labels
+    )
+    if not valid or len(peer) > _MAX_DOMAIN or labels[-1][0] not in values.LOWER:
+        right = "labels of a-z, 0-9 and -, with dots between them"
+        raise _wrong(text, key, "it is not a valid domain name", right, example)
+    if labels[-1] == "localhost":
+        raise _wrong(text, key, "it is a loopback address (RFC 6761, 6.3)", "remove it")
+    return Peer("outside", peer)
+
+
 def _network(name: str, text: str, key: str) -> str:
     if name == "default":
         reason = "the default network is called niso-default"
@@ -175,9 +263,6 @@ def _network(name: str, text: str, key: str) -> str:
 
 def _service(peer: str, text: str, key: str, egress: bool) -> str:
     name = peer.removesuffix(f".{DOMAIN}")
-    if "." in name or peer == DOMAIN:
-        reason = f"names outside {DOMAIN} are not supported"
-        raise _wrong(text, key, reason, "a service, an address or a prefix", '"203.0.113.7:443"')
     if name in ("host", "localhost"):
         if egress:
             reason = "the host is not a service"

@@ -17,12 +17,18 @@ from niso.base.names import DEFAULT_NETWORK
 from niso.manifest import (
     parse_addresses,
     parse_health,
+    parse_policy,
     parse_resources,
     parse_secrets,
     parse_volumes,
     values,
 )
-from niso.manifest.parse_policy import audit_end, parse_egress, parse_ingress
+from niso.manifest.parse_policy import (
+    audit_end,
+    parse_egress,
+    parse_egress_allow,
+    parse_ingress,
+)
 from niso.manifest.parse_ports import contradictions, parse_port
 from niso.plan.records import Port
 
@@ -57,7 +63,7 @@ ARRAY_RULES: dict[str, Callable[[str, str], object]] = {
     "network.dns_search": parse_addresses.domain,
     "network.policy.allow_from": parse_ingress,
     "network.policy.deny_from": parse_ingress,
-    "network.policy.egress.allow": parse_egress,
+    "network.policy.egress.allow": parse_egress_allow,
     "network.policy.egress.deny": parse_egress,
 }
 MORE_RULES: dict[str, Callable[[str, str], object]] = {
@@ -309,6 +315,7 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
     errors += _contradictions(
         [(path, text, parsed[path]) for path, text in known if path in parsed]
     )
+    errors += parse_policy.problems(network, parsed)
     errors += parse_resources.problems(_table(data, "isolation.resources"), parsed)
     volumes = _table(data, "volumes")
     errors += parse_volumes.problems(volumes, parsed)

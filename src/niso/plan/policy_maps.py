@@ -229,10 +229,14 @@ class _Meaning:
     def __init__(self, members: Iterable[Member]) -> None:
         self.addresses: dict[str, tuple[str, ...]] = {}
         self.names: dict[str, set[str]] = {}  # address -> names of the services that have it
+        self.outside: dict[str, tuple[str, ...]] = {}  # name -> its addresses
         self.networks: dict[str, Member] = {}
         for member in members:
             if member.kind == "network":
                 self.networks[member.name] = member
+                continue
+            if member.kind == "outside":
+                self.outside[member.name] = member.values
                 continue
             self.addresses[member.name] = member.values
             for value in member.values:
@@ -282,6 +286,8 @@ def _peers(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[s
         if entry.peer.kind == "service":
             addresses = meaning.addresses.get(entry.peer.name, ())
             named.update(a for a in addresses if policed.only is None or a in policed.only)
+        elif entry.peer.kind == "outside":
+            named.update(meaning.outside.get(entry.peer.name, ()))
     if policed.only is None:
         named.update(policed.addresses)
     return sorted(peer for peer in named if family_of(peer) == direction.family)
@@ -300,6 +306,8 @@ def _matches(entry: Entry, address: str, meaning: _Meaning) -> bool:
         return peer.name in meaning.names.get(address, ())
     if peer.kind == "prefix":
         return _within(address, (peer.name,))
+    if peer.kind == "outside":
+        return address in meaning.outside.get(peer.name, ())
     member = meaning.networks.get(peer.name)
     return member is not None and _within(address, member.values) and address not in member.gateways
 

@@ -92,8 +92,8 @@ class Port(NamedTuple):
 class Peer(NamedTuple):
     """A peer named by a policy entry."""
 
-    kind: str  # "service", "network" or "prefix"
-    name: str  # of a service or network; or a canonical prefix: "10.99.1.2/32", "fd00::/8"
+    kind: str  # "service", "network", "prefix" or "outside"
+    name: str  # its name; or a canonical prefix: "10.99.1.2/32", "fd00::/8"
 
 
 class Entry(NamedTuple):
@@ -146,9 +146,17 @@ class Policy(NamedTuple):
             *self.egress_deny,
         )
 
+    def outside_names(self) -> tuple[str, ...]:
+        """Return the domain names that entries name, each once. Only ``egress.allow`` has them."""
+        peers = (entry.peer for entry in self.egress_allow or ())
+        return tuple(dict.fromkeys(peer.name for peer in peers if peer.kind == "outside"))
+
 
 class Member(NamedTuple):
-    """The meaning of a name in policies: a service's addresses or a network's subnets."""
+    """The meaning of a name in policies: a service's addresses, a network's subnets.
+
+    Of an outside name these are the addresses by which the service may reach it.
+    """
 
     kind: str  # as in Peer
     name: str

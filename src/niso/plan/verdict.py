@@ -41,6 +41,8 @@ class World(NamedTuple):
     closed: frozenset[int] = frozenset()  # families that the host forwards for services only
     wires: frozenset[str] = frozenset()  # prefixes of the host's links
     pools: tuple[str, ...] = ()  # prefixes that subnets are taken from, also of former networks
+    outside: Mapping[str, tuple[str, ...]] = {}  # outside name -> addresses that services may reach
+    outside_ever: Mapping[str, tuple[str, ...]] = {}  # the same with its past addresses
 
 
 class Party(NamedTuple):
@@ -164,6 +166,8 @@ def matches(entry: Entry, world: World, address: str, port: int | None, proto: s
     if peer.kind == "network":
         network = world.networks.get(peer.name)
         return network is not None and holds(network, address) and address not in _gateways(network)
+    if peer.kind == "outside":
+        return address in world.outside.get(peer.name, ())
     holder = _holder(world, address)
     return holder is not None and peer.name in holder[0].names
 

@@ -67,6 +67,8 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
         flows = kernel.flows_of(addresses)
         if flows and known is None:
             known = read_world(kernel, store)
+            # what DNS no longer answers is not denied to connections that are open
+            known = known._replace(outside=known.outside_ever)
         denied = [flow for flow in flows if known is not None and not _allowed(known, flow)]
         if not denied:
             break

@@ -64,7 +64,10 @@ def read_world(kernel: Kernel, store: Store) -> World:
     closed = shut(dict(store.sysctls_before()), store.any_active(), store.any_active(6))
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     networks = {network.name: network for network in store.networks()}
-    return World(services, networks, host, closed, wires, pools)
+    named = store.outside.named() if store.names_outside() else []
+    outside = {name: store.outside.meant(name) for name in named}
+    ever = {name: store.outside.ever(name) for name in named}
+    return World(services, networks, host, closed, wires, pools, outside, ever)
 
 
 def _lasts(audit: Audit, now: float) -> bool:

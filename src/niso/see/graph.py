@@ -104,7 +104,10 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
             (False, receiver.policy.egress_deny, True),
         ):
             for entry in entries:
-                if entry.peer.kind == "prefix" and not _is_inside(world, entry.peer.name):
+                kind = entry.peer.kind
+                if kind == "outside" or (
+                    kind == "prefix" and not _is_inside(world, entry.peer.name)
+                ):
                     ends = (entry.peer.name, receiver.name)
                     source, target = ends if incoming else reversed(ends)
                     edges.append((source, target, _entry_text(entry), denied))

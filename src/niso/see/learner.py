@@ -64,6 +64,7 @@ def learn(
 
     ``network`` returns the name by which it means a network.
     """
+    world = world._replace(outside=world.outside_ever)
     known = world.services[service]
     others = [s for s in seen if s.source.service != s.destination.service]
     incoming = [

@@ -28,18 +28,20 @@ Key = tuple[str, str, str, int]
 class End(NamedTuple):
     """One end of flows. ``service`` is "" if the address is not one of a service.
 
-    ``gone``: it was one of a service that does not exist any more.
+    ``gone``: it was one of a service that does not exist any more. ``outside``: the name by which
+    policies know it.
     """
 
     service: str
     address: str
     is_host: bool = False
     gone: bool = False
+    outside: str = ""
 
     @property
     def name(self) -> str:
-        """Return the service, "host" or the address."""
-        return self.service or (HOST if self.is_host else self.address)
+        """Return the service, "host", the outside name or the address."""
+        return self.service or (HOST if self.is_host else self.outside or self.address)
 
 
 class Seen(NamedTuple):
@@ -178,6 +180,9 @@ class Ends:
         for known in world.services.values():
             for address in verdict.addresses_of(known):
                 self._known[address] = End(known.name, address)
+        for name, addresses in reversed(sorted(world.outside_ever.items())):
+            for address in addresses:
+                self._known[address] = End("", address, outside=name)
 
     def of(self, address: str) -> End:
         """Return the end with an address."""
@@ -203,6 +208,8 @@ def _seen(
     # a verdict depends on no other services, and looks through those that there are
     holders = {ends.of(source).service, ends.of(destination).service} - {""}
     world = world._replace(services={name: world.services[name] for name in holders})
+    if passes:  # at that time, the name had this address
+        world = world._replace(outside=world.outside_ever)
     egress, ingress = verdict.judge(world, source, destination, port, proto)
     refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
     reason: Reason | None

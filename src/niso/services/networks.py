@@ -202,6 +202,12 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
         for net, link in kernel.used_prefixes(names.alias(state_id))
     ]
     taken += besides
+    if store.names_outside():  # no service may have an address that policies allow by such a name
+        taken += [
+            (ipaddress.ip_network(address), f"the outside name {name!r}")
+            for name in store.outside.named()
+            for address in store.outside.meant(name)
+        ]
     nets = list(subnets)
     around = (
         ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False)

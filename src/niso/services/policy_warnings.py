@@ -30,7 +30,8 @@ def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[
         if name in terms:
             yield _audit(name, terms[name])
         yield from _unknown(store, name, policy)
-        if policy.egress_allow is not None or policy.egress_deny:
+        # one that names hosts outside has them in its hosts file
+        if (policy.egress_allow is not None or policy.egress_deny) and not policy.outside_names():
             yield from _without_dns(kernel, store, name)
 
 

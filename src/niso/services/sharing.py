@@ -39,7 +39,8 @@ def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) ->
         return home(store, provider, row.require_service(), None)
     if spec.mode == "host":
         return Home("", "", "")
-    shared = spec.networks and not spec.extra_hosts
+    apart = spec.extra_hosts or spec.policy.outside_names()
+    shared = spec.networks and not apart
     folder = names.hosts_folder(spec.networks) if shared else names.own_hosts_folder(service)
     return Home(
         paths.netns_path(service),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy, Service
 from niso.store.name_rows import NameRows
 from niso.store.sqlite import decoded, encoded
+
+if TYPE_CHECKING:
+    from niso.store.outside_rows import OutsideRows
 
 Name = tuple[str, str]
 """(kind, name) of a peer: "service" or "network"."""
@@ -70,6 +74,25 @@ class PolicyRows(NameRows):
             egress_deny=entries(policy.egress_deny, True),
         )
 
+    @property
+    def outside(self) -> OutsideRows:
+        """Return the queries for outside names."""
+        from niso.store.outside_rows import OutsideRows  # few stores have any
+
+        return OutsideRows(self._db)
+
+    def names_outside(self, service: str | None = None) -> bool:
+        """Return whether the policy of a service, or any, has outside names."""
+        query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
+        return self._db.execute(query, (service,)).fetchone() is not None
+
+    def _apart(self) -> list[str]:
+        """Return the services with a hosts file of their own, sorted."""
+        rows = self._db.execute(
+            "SELECT service FROM extra_host UNION SELECT service FROM outside_peer ORDER BY 1"
+        )
+        return [row[0] for row in rows]
+
     def _policed(self, services: Iterable[Service], names: Iterable[Name]) -> Iterator[Policed]:
         """Yield the policies of these active services, and of others that name one of ``names``.
 
@@ -131,7 +154,7 @@ class PolicyRows(NameRows):
         wanted: set[Name] = set()
         for policy in policed:
             for entry in policy.policy.entries():
-                if entry.peer.kind == "network" or (
+                if entry.peer.kind in ("network", "outside") or (
                     entry.peer.kind == "service" and policy.only is None
                 ):
                     wanted.add((entry.peer.kind, entry.peer.name))
@@ -161,6 +184,8 @@ class PolicyRows(NameRows):
 
         Both are empty if nothing is called so.
         """
+        if kind == "outside":
+            return self.outside.meant(name), ()
         if kind == "network":
             rows = self._db.execute(
                 "SELECT cidr, gateway FROM subnet WHERE network=? ORDER BY family", (name,)
@@ -186,7 +211,7 @@ class PolicyRows(NameRows):
 
     def set_policy(self, service: str, policy: Policy | None) -> None:
         """Replace a service's policy. Its endpoints must be up to date."""
-        for table in ("policy", "policy_peer", "policed"):
+        for table in ("policy", "policy_peer", "policed", "outside_peer"):
             self._db.execute(f"DELETE FROM {table} WHERE service=?", (service,))
         if policy is None:
             return
@@ -196,10 +221,14 @@ class PolicyRows(NameRows):
         peers = {
             (entry.peer.kind, entry.peer.name)
             for entry in policy.entries()
-            if entry.peer.kind != "prefix"
+            if entry.peer.kind in ("service", "network")
         }
         self._db.executemany(
             "INSERT INTO policy_peer VALUES (?, ?, ?)", [(service, *peer) for peer in sorted(peers)]
+        )
+        self._db.executemany(
+            "INSERT INTO outside_peer VALUES (?, ?)",
+            [(service, name) for name in policy.outside_names()],
         )
         self._db.execute(
             "INSERT INTO policed SELECT DISTINCT service, network FROM endpoint WHERE service=?",

@@ -32,6 +32,7 @@ ROW_TABLES = (
     "policy",
     "policy_peer",
     "policed",
+    "outside_peer",
     "attached",
     "attached_link",
     "stack_member",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.records import (
     ATTACHED_LIMITS,
@@ -226,9 +227,24 @@ class SnapshotRows(PortRows, PolicyRows):
                 names=self.names_there(name) if own else (),
                 mode=row[1],
                 limits=ATTACHED_LIMITS if row[1] == "attached" else _limits(row[2]),
-                extra_hosts=self.extra_hosts(name),
+                extra_hosts=self._hosts(name, endpoints),
                 outside=outside,
             )
+
+    def _hosts(
+        self, service: str, endpoints: dict[str, tuple[str, ...]]
+    ) -> tuple[tuple[str, str], ...]:
+        """Return (name, address) of what the hosts file of this service alone has.
+
+        That is what its manifest adds, and the outside names of its policy, with the addresses of
+        families that the service has.
+        """
+        extra = self.extra_hosts(service)
+        if not self.names_outside(service):
+            return extra
+        families = {family_of(address) for on in endpoints.values() for address in on}
+        outside = self.outside.hosts(service)
+        return (*extra, *(host for host in outside if family_of(host[1]) in families))
 
     def snapshot(self, scope: Scope) -> Snapshot:
         """Return the part of the store that ``scope`` needs, for `niso.plan.desired`."""
@@ -249,8 +265,7 @@ class SnapshotRows(PortRows, PolicyRows):
             )
         }
         lists.pop((), None)
-        rows = self._db.execute("SELECT DISTINCT service FROM extra_host")
-        apart = tuple(self._active(row[0] for row in rows.fetchall()))
+        apart = tuple(self._active(self._apart()))
         for service in apart:  # it reads a file of its own
             on = tuple(endpoint.network for endpoint in service.endpoints)
             lists[on] -= 1

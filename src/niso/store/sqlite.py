@@ -14,9 +14,9 @@ from niso.base.lite_typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 9
+VERSION = 10
 """Version of the tables; `niso.store.tables` has them and the migrations from older ones."""
-COLUMNS = 111
+COLUMNS = 115
 """Number of columns of all tables together, by which a store is recognised."""
 
 

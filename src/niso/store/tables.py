@@ -107,6 +107,15 @@ CREATE TABLE claim (
 ) STRICT;
 """
 
+_OUTSIDE = """CREATE TABLE outside_peer (
+    service TEXT NOT NULL REFERENCES service ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    PRIMARY KEY (service, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX outside_peer_name ON outside_peer (name);
+CREATE TABLE outside_name (name TEXT PRIMARY KEY, answer TEXT NOT NULL) STRICT;
+"""
+
 TABLES = (
     """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -201,6 +210,7 @@ CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
 """
     + _ATTACHED
     + _SPANS
+    + _OUTSIDE
 )
 
 MIGRATIONS: dict[int, str] = {
@@ -247,6 +257,8 @@ CREATE INDEX host_name_service ON host_name (service, position);
     8: _ATTACHED,
     # networks that span hosts, and what others have there; meta has the cluster
     9: _SPANS,
+    # outside names in policies, and what DNS answered
+    10: _OUTSIDE,
 }
 """Version -> the SQL that migrates a database of the version before.
 

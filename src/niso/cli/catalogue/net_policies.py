@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.cli.command import JSON, Argument, Command, Option
+from niso.cli.command import JSON, VERBOSE, Argument, Command, Option
 
 COMMANDS = (
     Command(
@@ -46,6 +46,29 @@ COMMANDS = (
             ("niso net learn api --egress --write", ""),
         ),
         (("1", "nothing was written, because the answer was no"),),
+    ),
+    Command(
+        "net refresh",
+        "resolve the outside names of policies again",
+        (),
+        (
+            Option("all", ("--all",), "also names whose time has not ended"),
+            Option(
+                "for_",
+                ("--for",),
+                "go on for this long, such as 24h, and ask whenever a name is due",
+                "TIME",
+            ),
+            VERBOSE,
+            JSON,
+        ),
+        "Asks the name servers of the host for the names in network.policy.egress.allow whose TTL "
+        "has ended, and puts the answers into the rules and the services' hosts files. Open "
+        "connections stay. niso activate asks too. niso enable has systemd call this every minute. "
+        "It needs dnspython (python3-dnspython, or niso[names] with pip).",
+        (("niso net refresh", ""), ("niso net refresh --all", "")),
+        (("1", "a name has no address"), ("130", "stopped with Ctrl-C")),
+        aside=True,
     ),
     Command(
         "net policy show",

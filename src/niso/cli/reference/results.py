@@ -157,6 +157,7 @@ RESULTS: dict[str, Result] = {
     ),
     "net trace": _object("captures", "Traced"),
     "net learn": _array("learning", "LearnedPolicy"),
+    "net refresh": _array("outside_views", "OutsideName"),
     "net policy show": _array("policy_views", "PolicyEntry"),
     "net policy test": _array("policy_views", "PolicyEffect"),
     "net log": Result("lines", fields("packets", "Drop")),

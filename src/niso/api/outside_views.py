@@ -1,0 +1,107 @@
+"""Show and refresh outside names: which addresses a domain name in policies stands for."""
+
+from __future__ import annotations
+
+import time
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from niso.api.session import Session
+    from niso.plan.answers import Outside
+    from niso.store.store import Store
+
+OVERDUE_S = 600.0
+"""After this long without an answer, `Host.check` warns."""
+
+
+class OutsideName(NamedTuple):
+    """A domain name outside niso.local in policies, and what it stands for."""
+
+    name: str
+    """the domain name"""
+    services: tuple[str, ...]
+    """strings: active services whose policies name it"""
+    addresses: tuple[str, ...]
+    """strings: its addresses, which the rules and the services' hosts files have"""
+    former: tuple[str, ...]
+    """strings: addresses that the rules still allow, for programs that looked it up before"""
+    asked_at: str | None
+    """time of the last question; null if there was none"""
+    until: str | None
+    """when the answer ends; null without addresses"""
+    problem: str | None
+    """what was wrong with the last answer"""
+
+
+def refresh(session: Session, force: bool) -> tuple[OutsideName, ...]:
+    """Ask for the names that are due: `Host.refresh_names`."""
+    from niso.base.report import Finished
+
+    machine = session.machine_for_change()
+    if machine.store.names_outside():
+        from niso.services import refreshing
+
+        refreshing.refresh(machine, report=session.report, force=force)
+    session.report(Finished())
+    return described(machine.store)
+
+
+def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:
+    """Return what is known of these names (default: of all in policies), sorted by name."""
+    if not store.names_outside():
+        return ()
+    rows = store.outside
+    wanted = rows.named() if names is None else sorted(names)
+    return tuple(_described(rows.answer(name), rows.naming([name])) for name in wanted)
+
+
+def _described(answer: Outside, services: list[str]) -> OutsideName:
+    from niso.api.service_views import time_text
+    from niso.plan.answers import FORMER, NOW
+
+    ends = [known.until for known in answer.addresses if known.state == NOW]
+    return OutsideName(
+        answer.name,
+        tuple(services),
+        answer.in_state(NOW),
+        answer.in_state(FORMER),
+        time_text(answer.asked_at or None),
+        time_text(min(ends, default=None)),
+        answer.problem or None,
+    )
+
+
+def next_due(session: Session) -> float:
+    """Return the seconds until a name is due, at most 60."""
+    store, now = session.store(), time.time()
+    answers = store.outside.answers() if store.names_outside() else []
+    return min([60.0, *(max(answer.due_at - now, 1.0) for answer in answers)])
+
+
+def warn(session: Session, name: str | None) -> None:
+    """Warn about names of active services, or of one, that have no address or are out of date."""
+    rows, now = session.store().outside, time.time()
+    for answer in map(rows.answer, rows.named(active=True)):
+        services = rows.naming([answer.name])
+        if name is not None and name not in services:
+            continue
+        by = f"{answer.name}, which {', '.join(services)} may connect to,"
+        ends = [known.until for known in answer.addresses if known.state == "now"]
+        if not ends:
+            reason = answer.problem or "it has not been asked for"
+            session.caution(f"{by} has no address: {reason}", ("niso net refresh asks again",))
+        elif min(ends) + OVERDUE_S < now:
+            since = time_since(now - min(ends))
+            reason = f": {answer.problem}" if answer.problem else ""
+            session.caution(
+                f"{by} has addresses whose time ended {since} ago{reason}",
+                ("niso net refresh asks again; niso enable SERVICE lets systemd do so",),
+            )
+
+
+def time_since(seconds: float) -> str:
+    """Return a period as minutes or hours."""
+    return f"{seconds / 3600:.0f}h" if seconds >= 7200 else f"{seconds / 60:.0f}m"

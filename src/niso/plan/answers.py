@@ -1,0 +1,174 @@
+"""Decide for which addresses an outside name stands, by the answers of DNS. Pure; no clock.
+
+An address is in one of three states. One that the last answer has is ``NOW``: the rules and the
+service's hosts file have it. One that the last answer no longer has is ``FORMER``: the rules still
+allow it, since a program may have looked it up just before. One that is ``PAST`` only tells which
+name an open connection was made to.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Container, Iterable
+
+from niso.base.addresses import family_of
+from niso.base.lite_typing import NamedTuple
+
+NOW, FORMER, PAST = "now", "former", "past"
+
+LEAST_TTL_S, MOST_TTL_S = 60.0, 86_400.0
+"""Bounds of a TTL. A shorter one would only make a name due before the timer's next run."""
+GRACE_S = 60.0
+"""How long the rules allow an address that an answer no longer has, at least."""
+RETRY_S = 30.0
+"""When a name without an address, or without an answer, is due again."""
+STALE_S = 86_400.0
+"""How long the last answer stands after its TTL if no name server answers (RFC 8767, 5)."""
+PAST_S = 7 * 86_400.0
+"""How long the name of a past address is known: as long as the rules remember flows."""
+MOST = 32
+"""The number of addresses of a family that are used, and of former and past ones."""
+
+_NOWHERE = (ipaddress.ip_network("0.0.0.0/8"), ipaddress.ip_network("255.255.255.255/32"))
+
+
+class Known(NamedTuple):
+    """An address of an outside name.
+
+    ``until``: the end of its TTL (NOW), when it leaves the rules (FORMER), since when (PAST).
+    """
+
+    address: str
+    state: str
+    until: float
+
+
+class Outside(NamedTuple):
+    """What is known of an outside name. Times are in seconds since 1970."""
+
+    name: str
+    asked_at: float = 0.0
+    due_at: float = 0.0  # when it should be asked for again
+    problem: str = ""  # of the last question; "" for none
+    settled: bool = True  # the kernel has these addresses
+    addresses: tuple[Known, ...] = ()  # sorted
+
+    def in_state(self, *states: str) -> tuple[str, ...]:
+        """Return the addresses in these states."""
+        return tuple(known.address for known in self.addresses if known.state in states)
+
+    def is_due(self, now: float) -> bool:
+        """Return whether it should be asked for; also if the clock went back."""
+        return not self.asked_at <= now < self.due_at
+
+
+class Heard(NamedTuple):
+    """The answer for one family. With ``silent``, there was none; ``problem`` says why."""
+
+    family: int
+    addresses: tuple[str, ...] = ()
+    ttl_s: float = 0.0
+    problem: str = ""
+    silent: bool = False
+
+
+def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Outside:
+    """Return what is known of a name after its questions, at ``now``."""
+    result: list[Known] = []
+    problems: list[str] = []
+    due = []
+    for answer in heard:
+        known = [each for each in before.addresses if family_of(each.address) == answer.family]
+        allowed = []
+        for address in dict.fromkeys(answer.addresses):
+            if reason := bars.reason(address):
+                problems.append(f"{address} is refused: {reason}")
+            else:
+                allowed.append(address)
+        if len(allowed) > MOST:
+            problems.append(f"of {len(allowed)} IPv{answer.family} addresses, {MOST} are used")
+        if answer.problem and answer.problem not in problems:
+            problems.append(answer.problem)
+        ttl_s = min(max(answer.ttl_s, LEAST_TTL_S), MOST_TTL_S)
+        due.append(now + (ttl_s if allowed else RETRY_S))
+        until = now + ttl_s
+        result += _family(known, None if answer.silent else allowed, until, bars, now)
+    in_use = [known for known in result if known.state == NOW]
+    if in_use and not any(answer.silent for answer in heard):
+        # a name with addresses of one family alone is no problem
+        problems = [text for text in problems if text not in {a.problem for a in heard}]
+        due = [known.until for known in in_use]
+    due += [known.until for known in result if known.state == FORMER]
+    return Outside(
+        before.name,
+        now,
+        min(due, default=now + RETRY_S),
+        "; ".join(problems),
+        False,
+        tuple(sorted(result, key=lambda known: _order(known.address))),
+    )
+
+
+def _family(
+    known: list[Known], answer: list[str] | None, until: float, bars: Bars, now: float
+) -> list[Known]:
+    """Return the addresses of one family; ``answer`` is None if there was none."""
+    used: dict[str, Known] = {}
+    if answer is not None:
+        had = {each.address for each in known if each.state == NOW}
+        # those that are in use stay in use, so that an answer of many changes little
+        chosen = sorted(answer, key=lambda address: (address not in had, _order(address)))[:MOST]
+        used = {address: Known(address, NOW, until) for address in chosen}
+    former, past = [], []
+    for each in known:
+        if each.address in used:
+            continue
+        state, end = each.state, each.until
+        if state == NOW and answer is not None:
+            state, end = FORMER, max(end, now + GRACE_S)
+        elif (state == NOW and now >= end + STALE_S) or (state == FORMER and now >= end):
+            state, end = PAST, now
+        if state != PAST and bars.reason(each.address):
+            state, end = PAST, now
+        if state == NOW:
+            used[each.address] = each
+        elif state == FORMER:
+            former.append(Known(each.address, FORMER, end))
+        elif now - end < PAST_S:
+            past.append(Known(each.address, PAST, end))
+    former.sort(key=lambda one: -one.until)
+    past += [Known(one.address, PAST, now) for one in former[MOST:]]
+    past.sort(key=lambda one: -one.until)
+    return [*used.values(), *former[:MOST], *past[:MOST]]
+
+
+def _order(address: str) -> tuple[int, int]:
+    return family_of(address), int(ipaddress.ip_address(address))
+
+
+class Bars:
+    """The addresses that no outside name may stand for, whatever DNS answers (DNS rebinding)."""
+
+    def __init__(self, host: Container[str], prefixes: Iterable[str]) -> None:
+        """Take the host's own addresses, and the prefixes of niso's networks."""
+        self._host = host
+        self._prefixes = [ipaddress.ip_network(prefix) for prefix in prefixes]
+
+    def reason(self, address: str) -> str:
+        """Return why an address is refused; "" if it is not."""
+        number = ipaddress.ip_address(address)
+        if isinstance(number, ipaddress.IPv6Address) and number.ipv4_mapped:
+            return "it is IPv4-mapped"
+        if number.is_loopback:
+            return "it is a loopback address"
+        if number.is_link_local:
+            return "it is a link-local address"
+        if number.is_multicast:
+            return "it is a multicast address"
+        if number.is_unspecified or any(number in prefix for prefix in _NOWHERE):
+            return "it is not the address of a machine"
+        if address in self._host:
+            return "it is the host's own address"
+        if any(number in prefix for prefix in self._prefixes):
+            return "it is in a network of niso"
+        return ""

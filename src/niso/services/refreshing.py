@@ -1,0 +1,124 @@
+"""Keep the addresses of outside names up to date: in the rules and hosts files, at the same time.
+
+Nothing runs in between: names are asked for at an activation, and by `niso net refresh`, which a
+timer calls.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.locks import Lock
+from niso.base.report import Caution, Report, silent
+from niso.plan.answers import FORMER, NOW, Bars, Outside, after
+from niso.plan.subnets import DEFAULT_POOL, unique_local
+from niso.reconcile.converge import converge, desired_now
+from niso.services import resolver
+from niso.services.concern import concerned
+from niso.services.machine import Machine
+
+if TYPE_CHECKING:
+    from niso.plan.answers import Heard
+    from niso.services.admit import Target
+    from niso.store.store import Store
+
+KEPT_S = 3600.0
+"""How long an answer is kept for a name that no policy has: its activation may be under way."""
+
+
+def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent) -> None:
+    """Ask for the outside names of services that are about to be activated.
+
+    A name without an address is only reported: what names it starts, and may not connect there
+    until a refresh knows better. So a machine that boots before its name servers is not stuck.
+    Raises Error without dnspython.
+    """
+    names = sorted({name for target in targets for name in target.spec.policy.outside_names()})
+    if not names:
+        return
+    resolver.require()
+    refresh(machine, names, report)
+    for name in names:
+        answer = machine.store.outside.answer(name)
+        if not answer.in_state(NOW):
+            report(Caution(f"{name}: {answer.problem}", ("niso net refresh asks again",)))
+        elif answer.problem:
+            report(Caution(f"{name}: {answer.problem}"))
+
+
+def refresh(
+    machine: Machine,
+    names: Iterable[str] | None = None,
+    report: Report = silent,
+    force: bool = False,
+) -> list[str]:
+    """Ask for the names that are due and apply the answers; return the names that changed.
+
+    ``names`` limits it to these (default: all that policies have). ``force`` asks for all of them.
+    Open connections stay, whatever DNS answers. Raises Error without dnspython, KernelError.
+    """
+    rows = machine.store.outside
+    now = time.time()
+    known = [rows.answer(name) for name in (rows.named() if names is None else names)]
+    due = [answer.name for answer in known if force or answer.is_due(now)]
+    unsettled = [answer.name for answer in known if not answer.settled]
+    if not (due or unsettled):
+        return []
+    heard = resolver.ask(due) if due else {}
+    with Lock():
+        return _apply(machine, heard, unsettled, now, report)
+
+
+def _apply(
+    machine: Machine,
+    heard: dict[str, tuple[Heard, ...]],
+    unsettled: Iterable[str],
+    now: float,
+    report: Report,
+) -> list[str]:
+    """Record answers and converge; the caller holds the lock.
+
+    The rows are committed first. If this process dies before the kernel has them, they are not
+    settled, and the next refresh takes out what an earlier answer may have left.
+    """
+    store, kernel = machine.store, machine.kernel
+    rows = store.outside
+    before = {name: rows.answer(name) for name in {*heard, *unsettled}}
+    services = rows.naming(before)
+    scope = concerned(store, services)
+    with store.transaction():
+        rows.put(_all_in_use(answer) for answer in before.values() if not answer.settled)
+        wanted_before = desired_now(kernel, store, scope)
+        bars = _bars(machine)
+        reached = [
+            after(before[name], heard[name], bars, now) if name in heard else before[name]
+            for name in sorted(before)
+        ]
+        rows.put(answer._replace(settled=False) for answer in reached)
+        rows.forget_others(now - KEPT_S)
+    if services:
+        converge(kernel, store, scope, wanted_before, report)
+    with store.transaction():
+        rows.put(answer._replace(settled=True) for answer in reached)
+    return [answer.name for answer in reached if _used(answer) != _used(before[answer.name])]
+
+
+def _used(answer: Outside) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return answer.in_state(NOW), answer.in_state(FORMER)
+
+
+def _all_in_use(answer: Outside) -> Outside:
+    """Return an answer with all known addresses in use: the kernel may have any of them."""
+    return answer._replace(addresses=tuple(known._replace(state=NOW) for known in answer.addresses))
+
+
+def _bars(machine: Machine) -> Bars:
+    """Return the addresses that no name may stand for. Raises KernelError."""
+    store: Store = machine.store
+    host = frozenset(address.partition("/")[0] for address in machine.kernel.host_addresses())
+    pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
+    subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
+    return Bars(host, (*pools, *subnets))

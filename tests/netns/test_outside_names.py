@@ -1,0 +1,278 @@
+"""Test outside names against a real DNS server (dnsmasq), and what services reach by them with packets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+
+import pytest
+from conftest import TESTS, Lab
+from machine import Machine, needs_systemd
+from services import ask, idle, inspect, refused
+
+BINARY = shutil.which("dnsmasq") or str(TESTS.parent / ".cache/dnsmasq/usr/sbin/dnsmasq")
+API, WWW, GONE = "api.example.com", "www.example.com", "gone.example.com"
+CLIENT4, CLIENT6 = "192.0.2.2", "2001:db8::2"
+OTHER4, OTHER6 = "192.0.2.3", "2001:db8::3"
+
+SERVE = """\
+import os, signal, socket, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+server = socket.create_server(("", 443), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
+print("ready", flush=True)
+while True:
+    connection, _ = server.accept()
+    if os.fork() == 0:
+        connection.sendall(sys.argv[1].encode() + b"\\n")
+        while data := connection.recv(99):
+            connection.sendall(data)
+        os._exit(0)
+    connection.close()
+"""
+LOOK = """\
+import json, socket, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = sorted({x[4][0] for x in socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM)})
+    except socket.gaierror:
+        found[name] = []
+print(json.dumps(found))
+"""
+PROBE = """\
+import json, select, socket, sys
+sockets = {}
+for to in sys.argv[1:]:
+    s = socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET)
+    s.setblocking(False)
+    s.connect_ex((to, 443))
+    sockets[s] = to
+found = {}
+while waiting := [s for s in sockets if sockets[s] not in found]:
+    ready = select.select(waiting, [], [], 0.5)[0]
+    if not ready:
+        break
+    for s in ready:
+        found[sockets[s]] = s.recv(99).decode().strip()
+print(json.dumps(found))
+"""
+KEEP = """\
+import socket, sys
+s = socket.create_connection(("api.example.com", 443), 5); print(s.recv(99).decode(), end="", flush=True)
+while line := sys.stdin.readline():
+    s.sendall(line.encode()); print(s.recv(99).decode(), end="", flush=True)
+"""
+AGE = """\
+import json, sqlite3, sys
+db = sqlite3.connect("/var/lib/niso/state.db")
+for name, text in db.execute("SELECT name, answer FROM outside_name").fetchall():
+    asked, due, problem, settled, addresses = json.loads(text)
+    s = float(sys.argv[1])
+    answer = [asked - s, due - s, problem, settled, [[a, state, until - s] for a, state, until in addresses]]
+    db.execute("UPDATE outside_name SET answer=? WHERE name=?", (json.dumps(answer), name))
+db.commit()
+"""
+"""Let time pass, as the store sees it."""
+
+
+class Dns:
+    """dnsmasq on the lab's loopback, for example.com alone."""
+
+    def __init__(self, lab: Lab) -> None:
+        if not os.access(BINARY, os.X_OK):
+            pytest.fail("dnsmasq is missing: ./dev test unpacks it", pytrace=False)
+        self.lab = lab
+        self.answers()
+        lab.run("sh", "-c", "echo nameserver 127.0.0.1 > /etc/resolv.conf")
+        self.process = lab.popen(
+            *(BINARY, "--keep-in-foreground", "--conf-file=/dev/null", "--user=root"),
+            *("--listen-address=127.0.0.1", "--bind-interfaces", "--no-resolv", "--no-hosts"),
+            *("--addn-hosts=/tmp/answers", "--local-ttl=300", "--local=/example.com/"),
+            *(f"--cname={WWW},{API},120", "--pid-file="),
+            stdout=-3,
+            stderr=-3,
+        )
+
+        def listens() -> bool:
+            return ":53 " in str(lab.run("ss", "-Hlnu").stdout)
+
+        lab.wait_for(listens, 10, "dnsmasq")
+
+    def answers(self, *addresses: str) -> None:
+        """Have the name stand for these addresses; for none it does not exist."""
+        self.lab.write("/tmp/answers", "".join(f"{each} {API}\n" for each in addresses))
+        if hasattr(self, "process"):
+            self.process.send_signal(signal.SIGHUP)
+
+
+@pytest.fixture
+def dns(lab: Lab) -> Iterator[Dns]:
+    made = Dns(lab)
+    yield made
+    made.process.kill()
+
+
+def serve(lab: Lab) -> None:
+    """Let client and neighbour answer with their name, on port 443 of both families."""
+    for name in ("client", "neighbour"):
+        server = lab.popen("/usr/bin/python3", "-ISuc", SERVE, name, netns=name)
+        assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+
+
+def look(lab: Lab, service: str, *names: str) -> dict[str, list[str]]:
+    """What a service resolves names to, as a program in it."""
+    done = lab.niso("exec", service, "--", "/usr/bin/python3", "-ISc", LOOK, *names)
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+def reached(lab: Lab, service: str) -> dict[str, str]:
+    """Who answers a service by each of these addresses."""
+    every = (CLIENT4, CLIENT6, OTHER4, OTHER6)
+    netns = f"niso-{service}"
+    done = lab.run("/usr/bin/python3", "-ISc", PROBE, *every, netns=netns)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def age(lab: Lab, seconds: int) -> None:
+    lab.run("/usr/bin/python3", "-ISc", AGE, str(seconds))
+
+
+def assert_whole(lab: Lab) -> None:
+    done = lab.niso("net", "check", check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def web(lab: Lab, name: str = "web", *more: str) -> str:
+    policy = {"egress": {"allow": [f"{API}:443", f"{WWW}:443", *more]}}
+    return idle(lab, name, network={"network": "back", "policy": policy})
+
+
+def test_service_reaches_what_its_name_stands_for_and_resolves_to_the_same(
+    lab: Lab, dns: Dns
+) -> None:
+    """Both families, a CNAME, a change under an open connection, a dead name server, no such name, rebinding."""
+    lab.niso("net", "create", "back", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
+    serve(lab)
+    dns.answers(CLIENT4, CLIENT6)
+    done = lab.niso("activate", web(lab))
+    assert "example.com" not in done.stderr
+    both = [CLIENT4, CLIENT6]
+    assert look(lab, "web", API, WWW) == {API: both, WWW: both}
+    assert reached(lab, "web") == dict.fromkeys(both, "client")
+    assert ask(lab, CLIENT4, 80, "niso-web") == ""
+    assert_whole(lab)
+    # who asks is told the name
+    explained = lab.niso("net", "explain", "web", f"{API}:443", "--prove").stdout
+    assert f'allowed by network.policy.egress.allow[0] of web ("{API}:443")' in explained
+    assert f"web (10.99.1.2) → {CLIENT4}:443/tcp: pass" in explained and "confirmed" in explained
+    shown = json.loads(lab.niso("net", "policy", "show", "web", "--json").stdout)
+    assert shown[0]["note"] == ", ".join(both) and shown[0]["packets"] > 0
+    row = inspect(lab, "web")["outside"][0]
+    assert (row["name"], row["addresses"], row["services"]) == (API, both, ["web"])
+    flows = json.loads(lab.niso("net", "flows", "web", "--json").stdout)
+    assert {flow["to"]["name"] for flow in flows if flow["verdict"] == "pass"} == {API}
+    # another answer: the service resolves to it at once, and who has looked before gets there too
+    kept = lab.popen(
+        *("niso", "exec", "-i", "web", "--", "/usr/bin/python3", "-ISuc", KEEP), stdin=-1
+    )
+    assert kept.stdout is not None and kept.stdin is not None
+    assert kept.stdout.readline() == b"client\n"
+    dns.answers(OTHER4)
+    age(lab, 200)
+    rows = json.loads(lab.niso("net", "refresh", "--json").stdout)
+    assert [row["addresses"] for row in rows] == [both, [OTHER4]]  # of a CNAME the shorter TTL
+    age(lab, 100)
+    lab.niso("net", "refresh")
+    assert look(lab, "web", API, WWW) == {API: [OTHER4], WWW: [OTHER4]}
+    assert set(reached(lab, "web")) == {*both, OTHER4}
+    age(lab, 60)
+    lab.niso("net", "refresh")
+    assert set(reached(lab, "web")) == {OTHER4}
+    kept.stdin.write(b"still\n")
+    kept.stdin.flush()
+    assert kept.stdout.readline() == b"still\n"
+    assert_whole(lab)
+    # and an activation that has nothing to do with it
+    lab.niso("activate", web(lab, "web", "192.0.2.99:1"))
+    kept.stdin.write(b"on\n")
+    kept.stdin.flush()
+    assert kept.stdout.readline() == b"on\n"
+    kept.stdin.close()
+    # answers that lead inwards
+    dns.answers(OTHER4, "10.99.1.1", "192.0.2.1", "127.0.0.1", "fd00:99:1::1", "::1")
+    done = lab.niso("net", "refresh", "--all")
+    assert "192.0.2.1 is refused: it is the host's own address" in done.stdout
+    assert look(lab, "web", API) == {API: [OTHER4]}
+    assert_whole(lab)
+    # no such name: it goes at its end
+    dns.answers()
+    done = lab.niso("net", "refresh", "--all", check=False)
+    assert done.returncode == 1 and "DNS has no such name" in done.stdout
+    assert look(lab, "web", API) == {API: []}
+    age(lab, 300)
+    lab.niso("net", "refresh", check=False)
+    assert reached(lab, "web") == {}
+    done = lab.niso("net", "check")
+    assert f"{API}, which web may connect to, has no address" in done.stderr
+    # a name server that does not answer takes nothing, and a service starts without it
+    dns.answers(CLIENT4)
+    lab.niso("net", "refresh", "--all")
+    dns.process.send_signal(signal.SIGSTOP)
+    age(lab, 3600)
+    done = lab.niso("activate", web(lab), web(lab, "late", GONE))
+    assert f"{GONE}: no name server answered" in done.stderr
+    assert look(lab, "late", API) == {API: [CLIENT4]}
+    assert reached(lab, "late") == {CLIENT4: "client"}
+    dns.process.send_signal(signal.SIGCONT)
+    assert_whole(lab)
+    lab.niso("remove", "web", "late")
+    assert not any(lab.path("/run/niso/hosts").iterdir())
+
+
+def test_names_are_refused_where_they_cannot_be_kept(lab: Lab) -> None:
+    wrong = {
+        "deny": {"egress": {"deny": [API]}},
+        "from": {"allow_from": [API]},
+        "wildcard": {"egress": {"allow": ["*.example.com"]}},
+    }
+    for name, policy in wrong.items():
+        said = refused(lab, "activate", idle(lab, name, network={"policy": policy}))
+        assert "example.com" in said and "hint" in said
+    said = refused(lab, "net", "attach", "pod", "--new", "--egress-allow", API, status=2)
+    assert "names outside niso.local" in said
+
+
+@needs_systemd
+def test_systemd_keeps_names_up_to_date_while_an_enabled_service_has_any(
+    lab: Lab, dns: Dns
+) -> None:
+    machine = Machine(lab)
+    machine.run("sh", "-c", "echo nameserver 127.0.0.1 > /etc/resolv.conf")
+    dns.answers(CLIENT4)
+    machine.niso("net", "create", "back", "--subnet", "10.99.1.0/24")
+    serve(lab)
+
+    def inside() -> dict[str, str]:
+        words = ("/usr/bin/python3", "-ISc", PROBE, CLIENT4, OTHER4)
+        found: dict[str, str] = json.loads(
+            machine.run("nsenter", "--net=/run/netns/niso-web", *words).stdout
+        )
+        return found
+
+    machine.niso("activate", web(lab))
+    machine.niso("enable", "web")
+    assert machine.systemctl("is-active", "niso_refresh.timer").stdout == "active\n"
+    assert inside() == {CLIENT4: "client"}
+    machine.run("/usr/bin/python3", "-ISc", AGE, "300")
+    dns.answers(OTHER4)
+    machine.systemctl("start", "niso_refresh.service")
+    assert inside() == {CLIENT4: "client", OTHER4: "neighbour"}
+    machine.niso("disable", "web")
+    shown = machine.systemctl("is-active", "niso_refresh.timer", check=False).stdout
+    assert shown == "inactive\n"
+    assert not machine.path("/etc/systemd/system/niso_refresh.service").exists()

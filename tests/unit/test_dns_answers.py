@@ -1,0 +1,394 @@
+"""Test outside names: what an answer becomes, and that rules and hosts files have it together, on fakes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_world import Steps, World
+
+from niso.base import names
+from niso.base.errors import Conflict, Error
+from niso.base.report import Caution
+from niso.commands import boot, names_timer
+from niso.commands.deactivate import deactivate, remove
+from niso.kernel.kinds.element import Element
+from niso.kernel.state import State
+from niso.plan.answers import FORMER, NOW, PAST, Bars, Heard, Known, Outside, after
+from niso.plan.policy_maps import PASSES, decides
+from niso.plan.verdict import decide
+from niso.reconcile import policy_flows
+from niso.reconcile.world import read_world
+from niso.services import refreshing, resolver
+from niso.store.store import ALL
+
+API, OTHER = "api.example.com", "other.example.com"
+ONE, TWO, THREE = "203.0.113.1", "203.0.113.2", "203.0.113.3"
+SIX = "2001:db8:9::1"
+FREE = Bars(frozenset(), ())
+
+
+# --- what an answer becomes ------------------------------------------------------------------------------------------
+
+
+def states(answer: Outside) -> dict[str, str]:
+    return {known.address: known.state for known in answer.addresses}
+
+
+def heard(*addresses: str, ttl_s: float = 300.0) -> tuple[Heard, ...]:
+    return (
+        Heard(4, tuple(a for a in addresses if ":" not in a), ttl_s),
+        Heard(6, tuple(a for a in addresses if ":" in a), ttl_s),
+    )
+
+
+NOBODY = tuple(Heard(family, problem="no name server answered", silent=True) for family in (4, 6))
+NOTHING = tuple(Heard(family, problem="DNS has no such name") for family in (4, 6))
+
+
+def test_address_goes_from_now_to_former_to_past_and_is_forgotten() -> None:
+    first = after(Outside(API), heard(ONE, SIX), FREE, 1000.0)
+    assert states(first) == {ONE: NOW, SIX: NOW}
+    assert first.due_at == 1300.0 and first.problem == ""
+    assert first.is_due(1300.0) and first.is_due(999.0) and not first.is_due(1299.0)
+    # one that the next answer lacks is allowed until its TTL ends, and for a minute at least
+    early = after(first, heard(TWO), FREE, 1100.0)
+    assert states(early) == {ONE: FORMER, TWO: NOW, SIX: FORMER}
+    assert early.due_at == 1300.0
+    late = after(first, heard(TWO), FREE, 1299.0)
+    assert {k.address: k.until for k in late.addresses if k.state == FORMER} == {
+        ONE: 1359.0,
+        SIX: 1359.0,
+    }
+    gone = after(late, heard(TWO), FREE, 1359.0)
+    assert states(gone) == {ONE: PAST, TWO: NOW, SIX: PAST}
+    back = after(gone, heard(ONE), FREE, 1700.0)
+    assert states(back)[ONE] == NOW
+    assert states(after(gone, heard(TWO), FREE, 1359.0 + 7 * 86400)) == {TWO: NOW}
+
+
+def test_silence_keeps_the_last_answer_for_a_day_and_no_such_name_does_not() -> None:
+    first = after(Outside(API), heard(ONE), FREE, 1000.0)
+    silent = after(first, NOBODY, FREE, 1300.0)
+    assert states(silent) == {ONE: NOW} and silent.due_at == 1330.0
+    assert silent.problem == "no name server answered"
+    assert states(after(silent, NOBODY, FREE, 1299.0 + 86400)) == {ONE: NOW}
+    assert states(after(silent, NOBODY, FREE, 1300.0 + 86400)) == {ONE: PAST}
+    nothing = after(first, NOTHING, FREE, 1300.0)
+    assert states(nothing) == {ONE: FORMER} and nothing.problem == "DNS has no such name"
+    # a silent question for one family takes nothing from either
+    both = after(Outside(API), heard(ONE, SIX), FREE, 1000.0)
+    half = after(both, (heard(TWO)[0], NOBODY[1]), FREE, 1300.0)
+    assert states(half) == {ONE: FORMER, TWO: NOW, SIX: NOW}
+    # an address of one family alone is no problem
+    single = (heard(ONE)[0], Heard(6, problem="DNS has no IPv6 address for it"))
+    assert after(Outside(API), single, FREE, 0.0).problem == ""
+
+
+def test_ttl_has_bounds_and_so_have_numbers_of_addresses() -> None:
+    assert after(Outside(API), heard(ONE, ttl_s=0), FREE, 0.0).due_at == 60.0
+    assert after(Outside(API), heard(ONE, ttl_s=1e9), FREE, 0.0).due_at == 86400.0
+    many = [f"203.0.113.{number}" for number in range(100)]
+    answer = after(Outside(API), heard(*many[50:], ttl_s=60), FREE, 0.0)
+    assert answer.in_state(NOW) == tuple(many[50:82])
+    assert answer.problem == "of 50 IPv4 addresses, 32 are used"
+    # those in use stay in use
+    later = after(answer, heard(*many, ttl_s=60), FREE, 60.0)
+    assert later.in_state(NOW) == answer.in_state(NOW)
+    # however an answer turns
+    for turn in range(30):
+        now = 120.0 + turn
+        addresses = [f"198.51.{turn}.{number}" for number in range(32)]
+        answer = after(answer, heard(*addresses, ttl_s=60), FREE, now)
+        assert len(answer.in_state(NOW)) == 32
+        assert len(answer.in_state(FORMER)) <= 32 and len(answer.in_state(PAST)) <= 32
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1", "a loopback address"),
+        ("::1", "a loopback address"),
+        ("::ffff:127.0.0.1", "IPv4-mapped"),
+        ("::ffff:203.0.113.1", "IPv4-mapped"),
+        ("169.254.169.254", "a link-local address"),
+        ("fe80::1", "a link-local address"),
+        ("0.0.0.0", "not the address of a machine"),
+        ("0.1.2.3", "not the address of a machine"),
+        ("::", "not the address of a machine"),
+        ("255.255.255.255", "not the address of a machine"),
+        ("224.0.0.1", "a multicast address"),
+        ("ff02::1", "a multicast address"),
+        ("192.0.2.1", "the host's own address"),
+        ("10.99.200.7", "in a network of niso"),
+        ("fd00:99:1::7", "in a network of niso"),
+    ],
+)
+def test_answer_never_leads_to_the_host_or_to_services(address: str, reason: str) -> None:
+    bars = Bars(frozenset({"192.0.2.1"}), ("10.99.0.0/16", "fd00:99:1::/64"))
+    answer = after(Outside(API), heard(address, ONE), bars, 0.0)
+    assert answer.in_state(NOW) == (ONE,)
+    assert reason in answer.problem and answer.problem.startswith(f"{address} is refused")
+    # and one that was used before goes at once
+    before = Outside(API, addresses=(Known(address, NOW, 1e6), Known(ONE, NOW, 1e6)))
+    for answers in (heard(ONE), NOBODY, heard(address, ONE)):
+        assert states(after(before, answers, bars, 0.0)) == {address: PAST, ONE: NOW}
+    assert all(not bars.reason(fine) for fine in (ONE, SIX, "192.168.1.5", "64:ff9b::7"))
+
+
+# --- rules and hosts files ---------------------------------------------------------------------------------------------
+
+
+class Dns:
+    """Answers for all names, a clock, and how often a name was asked for."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[Heard, ...]] = {}
+        self.asked: list[str] = []
+        self.now = 1_000_000.0
+        self.missing = False
+
+    def time(self) -> float:
+        return self.now
+
+    def ask(self, wanted: Any) -> dict[str, tuple[Heard, ...]]:
+        wanted = list(wanted)
+        self.asked += wanted
+        return {name: self.answers.get(name, NOTHING) for name in wanted}
+
+
+@pytest.fixture
+def dns(monkeypatch: pytest.MonkeyPatch) -> Dns:
+    made = Dns()
+    monkeypatch.setattr(resolver, "ask", made.ask)
+    monkeypatch.setattr(resolver, "require", lambda: None)
+    monkeypatch.setattr(refreshing, "time", SimpleNamespace(time=made.time))
+    made.answers[API] = heard(ONE, SIX)
+    return made
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        made.make("back", "10.99.1.0/24", "fd00:99:1::/64")
+        made.make("four", "10.99.2.0/24")
+        yield made
+
+
+def to(*entries: str, network: str = "back", **more: Any) -> dict[str, Any]:
+    return {"networks": [network], "policy": {"egress": {"allow": list(entries)}}, **more}
+
+
+def hosts(world: World, service: str = "web") -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for line in world.kernel.hosts[names.own_hosts_folder(service)]:
+        for name in line.names.split():
+            if name.endswith("example.com"):
+                found.setdefault(name, set()).add(line.address)
+    return found
+
+
+def reaches(world: World, service: str = "web", port: int = 443) -> set[str]:
+    """The outside addresses that the kernel lets a service reach, which the engine agrees to."""
+    snapshot = world.store.snapshot(ALL)
+    policed = next(one for one in snapshot.policed if one.service == service)
+    judged = read_world(world.kernel, world.store)
+    have = world.kernel.everything(State())[Element]
+    found = set()
+    for to in (ONE, TWO, THREE, SIX):
+        own = next((a for a in policed.addresses if (":" in a) == (":" in to)), None)
+        if own is None:
+            continue
+        element = decides(policed, snapshot.members, False, own, to, "tcp", port)
+        assert element is not None and element in have
+        assert (element.value == PASSES) is decide(judged, own, to, port, "tcp").egress.passes
+        found |= {to} if element.value == PASSES else set()
+    return found
+
+
+def test_rules_and_hosts_file_have_the_same_addresses(world: World, dns: Dns) -> None:
+    world.activate(
+        world.package("web", network=to(f"{API}:443")),
+        world.package("old", network=to(f"{API}:443", network="four")),
+        world.package("free", network={"networks": ["back"]}),
+    )
+    world.assert_whole()
+    assert hosts(world) == {API: {ONE, SIX}} and reaches(world) == {ONE, SIX}
+    assert hosts(world, "old") == {API: {ONE}} and reaches(world, "old") == {ONE}
+    assert reaches(world, port=80) == set()
+    shared = world.kernel.hosts[names.hosts_folder(("back",))]
+    assert not any(API in line.names for line in shared)
+    assert any("web.niso.local" in line.names for line in shared)
+    # nothing is asked for before its time, by whatever command
+    assert dns.asked == [API]
+    assert refreshing.refresh(world.machine) == []
+    world.activate(world.package("web", network=to(f"{API}:443")))
+    assert dns.asked == [API]
+    # at its end, the answer is another one: the old address passes for a minute, and is not found
+    dns.answers[API] = heard(TWO)
+    dns.now += 300
+    process = world.processes.status("web").pid
+    assert refreshing.refresh(world.machine) == [API]
+    world.assert_whole()
+    assert hosts(world) == hosts(world, "old") == {API: {TWO}}
+    assert reaches(world) == {ONE, SIX, TWO}
+    dns.now += 60
+    assert refreshing.refresh(world.machine) == [API]
+    world.assert_whole()
+    assert reaches(world) == {TWO} and world.processes.status("web").pid == process
+    # and the name goes with the policy
+    world.activate(world.package("web", network=to("203.0.113.3:443")))
+    world.assert_whole()
+    assert reaches(world) == {THREE} and names.own_hosts_folder("web") not in world.kernel.hosts
+    remove(world.machine, ["web", "old"])
+    dns.now += 7200
+    assert refreshing.refresh(world.machine) == []
+    world.assert_whole()
+
+
+def test_two_services_of_one_name_and_a_network_where_it_leads(world: World, dns: Dns) -> None:
+    """The same name is the same addresses everywhere, and never those of services."""
+    world.activate(world.package("web", network=to(API)))
+    dns.answers[API], dns.answers[OTHER] = heard(TWO), heard(ONE, "10.99.1.2")
+    dns.now += 400
+    said: list[object] = []
+    world.activate(world.package("api", network=to(API, OTHER)), report=said.append)
+    world.assert_whole()
+    assert hosts(world) == {API: {TWO}} and reaches(world) == {ONE, TWO, SIX}
+    assert hosts(world, "api") == {API: {TWO}, OTHER: {ONE}}
+    assert [e.text for e in said if isinstance(e, Caution)] == [
+        f"{OTHER}: 10.99.1.2 is refused: it is in a network of niso"
+    ]
+    with pytest.raises(Conflict) as caught:
+        world.make("odd", "203.0.113.0/30")
+    assert "203.0.113.1/32 of the outside name 'api.example.com'" in caught.value.message
+    world.make("odd", "203.0.113.4/30")
+
+
+def test_name_without_an_answer_starts_the_service_and_allows_nothing(
+    world: World, dns: Dns
+) -> None:
+    dns.answers[API] = NOBODY
+    said: list[object] = []
+    world.activate(world.package("web", network=to(API)), report=said.append)
+    assert Caution(f"{API}: no name server answered", ("niso net refresh asks again",)) in said
+    world.assert_whole()
+    assert hosts(world) == {} and reaches(world) == set()
+    dns.answers[API] = heard(ONE)
+    dns.now += 30
+    refreshing.refresh(world.machine)
+    world.assert_whole()
+    assert hosts(world) == {API: {ONE}} and reaches(world) == {ONE}
+    # a reboot while the name servers are away
+    deactivate(world.machine, ["web"])
+    dns.answers[API] = NOBODY
+    dns.now += 3600
+    world.activate(world.package("web", network=to(API)))
+    assert hosts(world) == {API: {ONE}} and reaches(world) == {ONE}
+
+
+def test_missing_library_is_an_error_before_anything_changes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "dns.resolver", None)
+    before = world.picture()
+    with pytest.raises(Error) as caught:
+        world.activate(world.package("web", network=to(API)))
+    assert "python3-dnspython" in str(caught.value.hint) and "niso[names]" in str(caught.value.hint)
+    assert world.picture() == before
+    world.activate(world.package("web", network=to("203.0.113.1")))
+
+
+def test_flow_to_an_address_that_dns_does_not_have_any_more_is_not_cut(
+    world: World, dns: Dns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.activate(world.package("web", network=to(API)))
+    cut: list[str] = []
+    monkeypatch.setattr(policy_flows, "cut", lambda *_: cut.append("cut"))
+    dns.answers[API] = heard(TWO)
+    for _ in range(3):
+        dns.now += 400
+        refreshing.refresh(world.machine)
+    assert reaches(world) == {TWO} and cut == []
+    monkeypatch.undo()
+    # what judges open flows knows that the name had the address
+    judged = read_world(world.kernel, world.store)
+    assert judged.outside[API] == (TWO,) and judged.outside_ever[API] == (ONE, TWO, SIX)
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_refresh_that_fails_or_is_killed_is_completed_by_the_next_and_never_wider(
+    world: World, dns: Dns, kills: bool
+) -> None:
+    dns.answers[API] = heard(ONE)
+    world.activate(world.package("web", network=to(API)))
+    dns.answers[API] = heard(TWO)
+    dns.now += 400
+    refreshing.refresh(world.machine)
+    for number in itertools.count(1):
+        # ONE leaves the rules, and THREE comes in the place of TWO; then the other way round
+        other, new = (THREE, TWO) if hosts(world) == {API: {THREE}} else (TWO, THREE)
+        dns.answers[API] = heard(new)
+        dns.now += 400
+        steps = Steps(world, number, kills)
+        done = steps.run(lambda: refreshing.refresh(world.machine))
+        if kills:
+            assert_no_wider(world)
+        refreshing.refresh(world.machine)
+        world.assert_whole()
+        assert hosts(world) == {API: {new}}
+        assert reaches(world) <= {new, other}
+        if done:
+            break
+    assert number > 3
+
+
+def assert_no_wider(world: World) -> None:
+    """The kernel allows no address that is not one of those that DNS answered within the last minutes."""
+    have = world.kernel.everything(State())[Element]
+    allowed = {
+        e.element.split(" . ")[1] for e in have if e.container == "out4_peer" and e.value == PASSES
+    }
+    own = {address for _, address in world.store.addresses("web")}
+    assert allowed - own <= {ONE, TWO, THREE}
+
+
+def test_timer_is_there_while_an_enabled_service_has_names(world: World, dns: Dns) -> None:
+    units = world.processes.units
+    units.is_init = True
+
+    def written() -> list[str]:
+        return sorted(path for path in units.files if "niso_refresh" in path)
+
+    world.activate(world.package("web", network=to(API)), world.package("db"))
+    boot.enable(world.machine, ["db"])
+    assert written() == []
+    boot.enable(world.machine, ["web"])
+    assert len(written()) == 3 and units.is_active(names_timer.TIMER)
+    text = "".join(units.files[path] for path in written())
+    assert "OnUnitActiveSec=60s" in text and "net refresh" in text
+    assert "Wants=niso_refresh.timer" in text
+    boot.disable(world.machine, ["db"])
+    assert len(written()) == 3
+    boot.disable(world.machine, ["web"])
+    assert written() == [] and not units.is_active(names_timer.TIMER)
+    # another state folder's is left alone
+    units.write("/etc/systemd/system/niso_refresh.timer", "# somebody else's")
+    said: list[object] = []
+    boot.enable(world.machine, ["web"], said.append)
+    assert len(written()) == 1
+    assert any(isinstance(event, Caution) for event in said)
+
+
+def test_damaged_answer_is_asked_for_again(world: World, dns: Dns) -> None:
+    world.activate(world.package("web", network=to(API)))
+    for text in ("", "[]", "[1, 2, 3, 4, [[5]]]", '[0, 0, "", true, [["x", "now", 1]]]'):
+        with world.store.transaction():
+            world.store._db.execute("UPDATE outside_name SET answer=?", (text,))
+        assert world.store.outside.answer(API) == Outside(API)
+    refreshing.refresh(world.machine)
+    assert hosts(world) == {API: {ONE, SIX}}
