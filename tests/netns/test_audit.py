@@ -164,7 +164,7 @@ def test_warnings_before_harm(lab: Lab) -> None:
     rules: dict[str, dict[str, Any]] = {
         "network": {"dns": ["192.0.2.53", "2001:db8::53"]},
         "network.policy": {"allow_from": ["fronted:80", "network:nowhere"]},
-        "network.policy.egress": {"allow": ["frontend"]},
+        "network.policy.egress": {"allow": ["frontend", "0.0.0.0/0:443"]},
     }
     done = lab.niso("activate", idle(lab, "db", **rules))
     for said in (
@@ -178,5 +178,8 @@ def test_warnings_before_harm(lab: Lab) -> None:
         assert "denies its name server 192.0.2.53" in said and "2001:db8::53" not in said
         assert 'add "192.0.2.53:53" to network.policy.egress.allow' in said
     rules["network.policy"]["allow_from"] = ["frontend:80"]
-    rules["network.policy.egress"]["allow"] = ["frontend", "192.0.2.53:53/udp"]
+    rules["network.policy.egress"]["allow"] = ["frontend", "192.0.2.53:53/udp", "0.0.0.0/0:443"]
+    assert lab.niso("activate", idle(lab, "db", **rules)).stderr == ""
+    # who may connect to services alone needs no name server
+    rules["network.policy.egress"]["allow"] = ["frontend"]
     assert lab.niso("activate", idle(lab, "db", **rules)).stderr == ""

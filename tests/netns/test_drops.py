@@ -87,7 +87,11 @@ def test_traffic_is_what_the_links_have_carried(world: Lab) -> None:
     before = stats(world)
     world.run("ping", "-c", "5", "-i", "0.01", "-s", "1000", "10.99.1.3", netns="niso-web")
     web, api = (
-        {key: value - before[name][key] for key, value in stats(world)[name].items()}
+        {
+            key: value - before[name][key]
+            for key, value in stats(world)[name].items()
+            if value is not None
+        }
         for name in ("web", "api")
     )
     # echo requests and replies of 1000 bytes with their headers, and what ARP may have had to ask

@@ -9,10 +9,14 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 
 from niso.base.addresses import bracketed, family_of
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.interface import Kernel
-from niso.plan.records import Policy
+from niso.plan.records import Entry, Policy
 from niso.services import auditing
 from niso.store.store import ServiceRow, Store, suggest
+
+if TYPE_CHECKING:
+    from niso.plan.verdict import World
 
 _DNS = 53
 
@@ -32,7 +36,7 @@ def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[
         yield from _unknown(store, name, policy)
         # one that names hosts outside has them in its hosts file
         if (policy.egress_allow is not None or policy.egress_deny) and not policy.outside_names():
-            yield from _without_dns(kernel, store, name)
+            yield from _without_dns(kernel, store, name, policy)
 
 
 def _audit(name: str, term: auditing.Term) -> Warning_:
@@ -63,8 +67,11 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
         yield f"{name}: {entry.key} ({entry.text!r}) matches nobody: {what}", hint
 
 
-def _without_dns(kernel: Kernel, store: Store, name: str) -> Iterator[Warning_]:
-    """Yield a warning for each name server that the egress rules of a service deny."""
+def _without_dns(kernel: Kernel, store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
+    """Yield a warning for each name server that the egress rules of a service deny.
+
+    One that may connect to services alone needs none: its hosts file has their names.
+    """
     from niso.plan import verdict
     from niso.reconcile.world import read_world
 
@@ -74,12 +81,14 @@ def _without_dns(kernel: Kernel, store: Store, name: str) -> Iterator[Warning_]:
     if not servers:
         return
     world = read_world(kernel, store)
+    allowed = policy.egress_allow
+    if allowed is not None and all(_is_inside(world, entry) for entry in allowed):
+        return
     for server in servers:
         reason, _ = verdict.judge(world, own[family_of(server)], server, _DNS, "udp")
         if reason.key and (reason.audits or not reason.passes):
             line = f'"{bracketed(server)}:{_DNS}"'
-            entries = (*(store.policy(name) or Policy()).egress_deny,)
-            denying = next((e for e in entries if e.key == reason.key), None)
+            denying = next((e for e in policy.egress_deny if e.key == reason.key), None)
             yield (
                 f"{name}: network.policy.egress denies its name server {server}: names outside"
                 " niso will not resolve",
@@ -87,6 +96,17 @@ def _without_dns(kernel: Kernel, store: Store, name: str) -> Iterator[Warning_]:
                 if denying
                 else f"add {line} to network.policy.egress.allow",
             )
+
+
+def _is_inside(world: World, entry: Entry) -> bool:
+    """Return whether an entry means services, or addresses of their networks."""
+    from niso.plan import verdict
+
+    if entry.peer.kind != "prefix":
+        return entry.peer.kind in ("service", "network")
+    prefix = ipaddress.ip_network(entry.peer.name)
+    network = verdict.network_of(world, str(prefix.network_address))
+    return network is not None and verdict.holds(network, str(prefix.broadcast_address))
 
 
 def _servers(row: ServiceRow | None) -> list[str]:
