@@ -26,6 +26,7 @@ COMMANDS = {
     "disable": ("boot", "general"),
     "restore": ("boot", "general"),
     "top": ("top", "general"),
+    "web": ("web", "general"),
     "metrics": ("metrics", "general"),
     "lab": ("meta", "general"),
     "check": ("meta", "general"),
