@@ -48,6 +48,14 @@ if TYPE_CHECKING:
     from niso.api.learning import LearnedEntry as LearnedEntry
     from niso.api.learning import LearnedPolicy as LearnedPolicy
     from niso.api.learning import PolicyChange as PolicyChange
+    from niso.api.map_views import Map as Map
+    from niso.api.map_views import MapChange as MapChange
+    from niso.api.map_views import MapEnd as MapEnd
+    from niso.api.map_views import MapFlow as MapFlow
+    from niso.api.map_views import MapNetwork as MapNetwork
+    from niso.api.map_views import MapPolicy as MapPolicy
+    from niso.api.map_views import MapService as MapService
+    from niso.api.map_views import MapState as MapState
     from niso.api.metric_views import Metric as Metric
     from niso.api.metric_views import Sample as Sample
     from niso.api.outside_views import OutsideName as OutsideName
@@ -119,6 +127,7 @@ _MODULES = {
     " RemovedNetwork Rules Subnet",
     "api.compose_files": "ImportedStack Missing import_compose",
     "api.learning": "LearnedEntry LearnedPolicy PolicyChange",
+    "api.map_views": "Map MapChange MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
     "api.metric_views": "Metric Sample",
     "api.outside_views": "OutsideName",
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",

@@ -28,6 +28,7 @@ ORDER = (
     "services",
     "commands",
     "engines",
+    "web",
     "api",
     "cli",
 )
@@ -36,6 +37,8 @@ ORDER = (
 CLI_MAY = {
     # makes a machine, where `niso.connect` is of one; is conmon's, with no user
     "cli.meta": {"niso.commands.lab.supervisor.run", "niso.runtime.on_exit"},
+    # what it serves needs no host
+    "cli.web": {"niso.web.page_server"},
     # the pages of the files that users write
     "cli.reference.toml_files": {"niso.manifest.json_schema", "niso.manifest.stack_file"},
 }
@@ -178,13 +181,14 @@ def test_no_two_modules_have_one_name() -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
 def test_module_needs_nothing_but_niso_and_the_standard_library(module) -> None:
-    """But PyYAML, tomlkit, dnspython, prometheus_client and Textual, each in the one module that needs it."""
+    """Six parts need PyYAML, tomlkit, dnspython, prometheus_client, Textual and Starlette, in one module each."""
     own = {
         "importers.yaml_file": {"yaml"},
         "manifest.toml_edit": {"tomlkit"},
         "services.resolver": {"dns"},
         "cli.metrics": {"prometheus_client"},
         "cli.top_screen": {"textual", "rich"},
+        "web.page_server": {"starlette", "uvicorn"},
     }
     may = {"niso"} | own.get(module, set())
     used = {name.partition(".")[0] for name in imports(MODULES[module])}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
     from niso.api.learning import LearnedPolicy, PolicyChange
+    from niso.api.map_views import Map
     from niso.api.metric_views import Metric
     from niso.api.outside_views import OutsideName
     from niso.api.packets import Drops, Explanation, Pong, Stats
@@ -166,6 +167,16 @@ class Host:
 
         name = None if service is None else text(service, "service")
         return top_views.top(self.session, name)
+
+    @guarded
+    def map(self) -> Map:
+        """Begin to look at services, networks and flows, as the map of ``niso web`` shows them.
+
+        Each ``read()`` of the result returns a `niso.MapState`.
+        """
+        from niso.api import map_views
+
+        return map_views.Map(self.session)
 
     @guarded
     def drops(self, service: str | None = None) -> Drops:

@@ -83,12 +83,12 @@ class Top:
     def __init__(self, session: Session, name: str | None) -> None:
         self.session = session
         self._name = name
-        self._before, _ = self._look()
+        self._before, _, _ = look(session)
 
     @guarded
     def read(self) -> Load:
         """Return what happened since the last call, or since the beginning."""
-        now, world = self._look()
+        now, world, _ = look(self.session)
         before, self._before = self._before, now
         load = between(world, before, now)
         if self._name is None:
@@ -102,19 +102,21 @@ class Top:
             tuple(f for f in load.flows if home in (f.from_.service, f.to.service)),
         )
 
-    def _look(self) -> tuple[Look, World]:
-        from niso.api import service_views
-        from niso.explain import drops
-        from niso.reconcile.world import read_world
-        from niso.see import seen
 
-        store, kernel = self.session.store(), self.session.kernel()
-        lines = service_views.lines(self.session, store)
-        networks = {row.name: row.networks for row in store.services()}
-        world = read_world(kernel, store)
-        memory = seen.remembered(kernel, world, with_open=False)
-        stats = {each.service: each for each in drops.stats(store)}
-        return Look(time.monotonic(), lines, networks, stats, counts(memory)), world
+def look(session: Session, with_open: bool = False) -> tuple[Look, World, Memory]:
+    """Read what `between` compares; with ``with_open`` open connections too."""
+    from niso.api import service_views
+    from niso.explain import drops
+    from niso.reconcile.world import read_world
+    from niso.see import seen
+
+    store, kernel = session.store(), session.kernel()
+    lines = service_views.lines(session, store)
+    networks = {row.name: row.networks for row in store.services()}
+    world = read_world(kernel, store)
+    memory = seen.remembered(kernel, world, with_open)
+    stats = {each.service: each for each in drops.stats(store)}
+    return Look(time.monotonic(), lines, networks, stats, counts(memory)), world, memory
 
 
 def top(session: Session, name: str | None) -> Top:
@@ -139,14 +141,14 @@ def between(world: World, before: Look, now: Look) -> Load:
     flows = []
     new: dict[str, int] = {}
     for (key, verdict), count in now.flows.items():
-        more = _more(before.flows.get((key, verdict), 0), count)
-        if not more:
+        grown = more(before.flows.get((key, verdict), 0), count)
+        if not grown:
             continue
         source, destination, proto, port = key
         from_, to = ends.of(source), ends.of(destination)
         for service in {from_.service, to.service} - {""}:
-            new[service] = new.get(service, 0) + more
-        rate = round(more / seconds, 3)
+            new[service] = new.get(service, 0) + grown
+        rate = round(grown / seconds, 3)
         flows.append(FlowLoad(end_of(from_), end_of(to), port, proto, verdict, rate))
     flows.sort(key=lambda f: (-f.new, f.from_.name, f.to.name, f.port, f.proto, f.verdict))
     services = []
@@ -169,7 +171,7 @@ def between(world: World, before: Look, now: Look) -> Load:
     return Load(round(seconds, 3), tuple(services), tuple(flows))
 
 
-def _more(before: int, now: int) -> int:
+def more(before: int, now: int) -> int:
     """Return by how much a counter grew; one that fell began again."""
     return now - before if now >= before else now
 
@@ -178,4 +180,4 @@ def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
     """Return bits per second; None without a counter, 0 of one that is new."""
     if now is None:
         return None
-    return 0.0 if before is None else round(8 * _more(before, now) / seconds, 1)
+    return 0.0 if before is None else round(8 * more(before, now) / seconds, 1)

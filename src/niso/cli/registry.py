@@ -28,6 +28,7 @@ COMMANDS = {
     "restore": ("boot", "general"),
     "agent": ("cluster", "general"),
     "top": ("top", "general"),
+    "web": ("web", "general"),
     "metrics": ("metrics", "general"),
     "lab": ("meta", "general"),
     "check": ("meta", "general"),

@@ -125,24 +125,36 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
     return Memory(tuple(passed), tuple(refused), tuple(opened), missed, tuple(audited))
 
 
-def joined(world: World, memory: Memory) -> list[Seen]:
-    """Return all flows with names and what decides on them, sorted by names and port. Pure."""
+def joined(
+    world: World, memory: Memory, judged: dict[tuple[Key, bool], Seen] | None = None
+) -> list[Seen]:
+    """Return all flows with names and what decides on them, sorted by names and port. Pure.
+
+    ``judged`` has the results of earlier calls with an equal world, and takes those of this one.
+    """
     counts: dict[Key, int] = {}
     for each in memory.opened:
         key = (each.source, each.destination, each.proto, each.port)
         counts[key] = counts.get(key, 0) + 1
     ends = Ends(world)
+    known = {} if judged is None else judged
+
+    def one(key: Key, passes: bool, new: int, ago: float | None, open_: int) -> Seen:
+        if (key, passes) not in known:
+            known[key, passes] = _seen(world, ends, key, passes)
+        return known[key, passes]._replace(new=new, ago=ago, open=open_)
+
     result = []
     audits = {_key(row) for row in memory.audited}
     for passes, rows in ((True, memory.passed), (False, memory.refused)):
         for row in rows:
             open_ = counts.pop(_key(row), 0) if passes else 0
-            seen = _seen(world, ends, _key(row), passes, row.packets, row.ago, open_)
+            seen = one(_key(row), passes, row.packets, row.ago, open_)
             was_audited = passes and seen.key in audits and not seen.agrees
             result.append(seen._replace(audited=seen.audited or was_audited))
     for key, count in counts.items():
         if ends.of(key[0]).service or ends.of(key[1]).service:
-            result.append(_seen(world, ends, key, True, 0, None, count))
+            result.append(one(key, True, 0, None, count))
     return sorted(
         result, key=lambda s: (s.source.name, s.destination.name, s.port, s.proto, s.passes, s.key)
     )
@@ -197,14 +209,13 @@ def _key(row: Recorded) -> Key:
     return row.source, row.destination, row.proto, row.port
 
 
-def _seen(
-    world: World, ends: Ends, key: Key, passes: bool, new: int, ago: float | None, open_: int
-) -> Seen:
+def _seen(world: World, ends: Ends, key: Key, passes: bool) -> Seen:
+    """Return a flow without its figures."""
     source, destination, proto, port = key
     both = ends.of(source), ends.of(destination)
     # only flows of services are recorded: one of two strangers was of one
     if any(end.gone for end in both) or not any(end.service or end.is_host for end in both):
-        return Seen(*both, proto, port, passes, None, None, True, new, ago, open_, gone=True)
+        return Seen(*both, proto, port, passes, None, None, True, 0, None, 0, gone=True)
     # a verdict depends on no other services, and looks through those that there are
     holders = {ends.of(source).service, ends.of(destination).service} - {""}
     world = world._replace(services={name: world.services[name] for name in holders})
@@ -213,25 +224,25 @@ def _seen(
     egress, ingress = verdict.judge(world, source, destination, port, proto)
     refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
     reason: Reason | None
-    published = None
+    by_port = None
     if passes:
         deciding = [each for each in (egress, ingress) if each.key]
         audit = next((each for each in deciding if each.audits), None)
         reason = refusing or audit or (deciding[-1] if deciding else None)
         agrees = refusing is None
         if not (ends.of(source).service or ends.of(source).is_host):
-            published = _published(world, ends.of(destination).service, proto, port)
+            by_port = published(world, ends.of(destination).service, proto, port)
     else:
         path = verdict.decide(world, source, destination, port, proto)
         reason = refusing or (None if path.passes else path.dropped_by)
         # what came by a published port looks like a flow to the service's own address here
         agrees = reason is not None
     audits = reason is not None and reason.audits
-    seen = Seen(*both, proto, port, passes, reason, published, agrees, new, ago, open_)
+    seen = Seen(*both, proto, port, passes, reason, by_port, agrees, 0, None, 0)
     return seen._replace(audited=audits)
 
 
-def _published(world: World, service: str, proto: str, port: int) -> Port | None:
+def published(world: World, service: str, proto: str, port: int) -> Port | None:
     """Return the published port that leads to a port of a service, or None."""
     known = world.services.get(service)
     for each in known.ports if known else ():

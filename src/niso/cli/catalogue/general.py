@@ -82,6 +82,28 @@ COMMANDS = (
         aside=True,
     ),
     Command(
+        "web",
+        "show services and their flows as a live map in a browser",
+        (),
+        (
+            Option("port", ("--port",), "port of 127.0.0.1", "PORT", "9500", number=True),
+            Option("socket", ("--socket",), "a Unix socket instead, for root alone", "PATH"),
+            Option("open", ("--open",), "open it in the browser of the user who called sudo"),
+            Option("seconds", ("--for",), "end after this time", "TIME"),
+        ),
+        "Prints the address of the map, with the token that it asks for. The map only shows: one "
+        "process looks as root, and another one without privileges, files or network serves the "
+        "page on 127.0.0.1. Both end with the command. Needs Starlette and uvicorn "
+        "(python3-starlette and python3-uvicorn, or niso[web] with pip).",
+        (
+            ("niso web", ""),
+            ("niso web --for 1h", ""),
+            ("niso web --socket /run/niso-web.sock", "ssh -L 9500:/run/niso-web.sock root@HOST"),
+        ),
+        (("130", "stopped with Ctrl-C"),),
+        aside=True,
+    ),
+    Command(
         "metrics",
         "print figures for Prometheus",
         (),

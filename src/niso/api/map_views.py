@@ -1,0 +1,294 @@
+"""Look at services, networks and flows as a map: `Host.map`."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from niso.api.guard import guarded
+from niso.api.published import Port
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from niso.api.session import Session
+    from niso.api.top_views import Look, ServiceLoad
+    from niso.plan.verdict import Known, World
+    from niso.see.map_flows import Joint
+    from niso.see.seen import Key, Seen
+    from niso.store.service_rows import ServiceRow
+    from niso.store.store import Store
+
+
+class MapPolicy(NamedTuple):
+    """The policy of a service, as written."""
+
+    allow_from: tuple[str, ...] | None
+    """strings: who may connect; null: everybody"""
+    deny_from: tuple[str, ...]
+    """strings: who may not"""
+    egress_allow: tuple[str, ...] | None
+    """strings: where it may connect; null: anywhere"""
+    egress_deny: tuple[str, ...]
+    """strings: where it may not"""
+
+
+class MapService(NamedTuple):
+    """A service on the map."""
+
+    service: str
+    """the service's name"""
+    status: str
+    """as for niso ps"""
+    health: str | None
+    """starting, healthy or unhealthy; null without a healthcheck"""
+    mode: str | None
+    """bridge, host, none, share or attached"""
+    stack: str | None
+    """the stack that it belongs to"""
+    shares: str | None
+    """whose network it shares, in mode share"""
+    networks: tuple[str, ...]
+    """strings: names of its networks"""
+    address: tuple[str, ...]
+    """addresses, one per network and family"""
+    ports: tuple[Port, ...]
+    """published ports, one per address family"""
+    uptime: float | None
+    """seconds since the process started; null if none runs"""
+    received: float | None
+    """bits per second; null if it has no interface of its own"""
+    sent: float | None
+    """the same"""
+    new: float | None
+    """new flows from and to it, and refused attempts, per second; null as above"""
+    denied_in: int | None
+    """packets that its ingress policy has dropped, in all; null if unknown"""
+    denied_out: int | None
+    """packets that its egress policy has dropped, in all; null if unknown"""
+    policy: MapPolicy | None
+    """null without a policy"""
+    file: str | None
+    """manifest of the last activation"""
+
+
+class MapNetwork(NamedTuple):
+    """A network on the map."""
+
+    network: str
+    """the network's name"""
+    subnets: tuple[str, ...]
+    """strings: its subnets"""
+    internal: bool
+    """whether nothing is forwarded out of it"""
+    observed: bool
+    """whether its flows are remembered"""
+
+
+class MapEnd(NamedTuple):
+    """One end of flows on the map."""
+
+    name: str
+    """the service, host, the address, or other machines"""
+    kind: str
+    """service, host, outside, others or gone"""
+
+
+class MapChange(NamedTuple):
+    """A line of a manifest that, with the others, would let a refused flow pass."""
+
+    service: str
+    """the service whose manifest it is"""
+    key: str
+    """key of the manifest"""
+    text: str
+    """the entry"""
+    adds: bool
+    """whether the entry is to be added; otherwise it is to be taken out"""
+
+
+class MapFlow(NamedTuple):
+    """The flows between two ends on one port, after DNAT."""
+
+    from_: MapEnd
+    """the end that begins them"""
+    to: MapEnd
+    """the other end"""
+    port: int
+    """port of the destination"""
+    proto: str
+    """tcp, udp or sctp"""
+    verdict: str
+    """pass or drop"""
+    published: int | None
+    """host port by which another machine came"""
+    words: str | None
+    """what decides, of the latest of them"""
+    agrees: bool
+    """whether the present configuration decides the same"""
+    new: int
+    """new flows within a week, or attempts that were dropped"""
+    rate: float
+    """the same per second since the look before"""
+    ago: float | None
+    """seconds since the last new one"""
+    open: int
+    """flows that are open now"""
+    changes: tuple[MapChange, ...]
+    """what would let a refused flow pass; empty if no line of a manifest does"""
+
+
+class MapState(NamedTuple):
+    """All services, networks and flows at one time."""
+
+    host: str
+    """the host's name"""
+    at: str
+    """time of the look"""
+    seconds: float
+    """time since the look before"""
+    services: tuple[MapService, ...]
+    """all known services, by name"""
+    networks: tuple[MapNetwork, ...]
+    """all networks, by name"""
+    flows: tuple[MapFlow, ...]
+    """all flows, by the names of their ends"""
+    not_shown: int
+    """flows that are not shown, because there are too many"""
+    missed: int
+    """new flows that the kernel has not remembered, because a set was full"""
+
+
+class Map:
+    """Looks at everything from call to call of `read`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._world: World | None = None
+        self._judged: dict[tuple[Key, bool], Seen] = {}
+        self._names: dict[tuple[str, str], str | None] = {}
+        self._version = -1
+        self._before: Look | None = None
+
+    @guarded
+    def read(self) -> MapState:
+        """Return the state of everything; rates are those since the last call."""
+        from niso.api import top_views
+        from niso.see import map_flows, seen
+
+        store = self.session.store()
+        now, world, memory = top_views.look(self.session, with_open=True)
+        before, self._before = self._before or now, now
+        if world != self._world or len(self._judged) > _MOST_JUDGED:
+            self._world, self._judged = world, {}
+        kept, left_out = map_flows.bounded(memory)
+        load = top_views.between(world, before, now)
+
+        def fresh(key: tuple[Key, bool], count: int) -> int:
+            return top_views.more(before.flows.get(key, 0), count) if before is not now else 0
+
+        rows = map_flows.joint(seen.joined(world, kept, self._judged), fresh)
+        known = {row.name: row for row in store.services()}
+        name = self._name_in(store)
+        return MapState(
+            os.uname().nodename,
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            load.seconds,
+            tuple(
+                _service(store, world, known.get(each.service), line, each)
+                for line, each in zip(now.lines, load.services, strict=True)
+            ),
+            tuple(
+                MapNetwork(n.name, tuple(s.cidr for s in n.subnets), n.internal, n.observe)
+                for _, n in sorted(world.networks.items())
+            ),
+            tuple(_flow(world, row, load.seconds or 1.0, name) for row in rows),
+            left_out,
+            memory.missed,
+        )
+
+    def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
+        """Return what finds the names that policies are written with, read once for each change."""
+        from niso.api.written_names import WrittenNames
+
+        version = store.changes()
+        if version != self._version:
+            self._version, self._names = version, {}
+
+        def name(owner: str, other: str) -> str | None:
+            if (owner, other) not in self._names:
+                self._names[owner, other] = WrittenNames(store, owner).service(other)
+            return self._names[owner, other]
+
+        return name
+
+
+_MOST_JUDGED = 50_000
+
+
+def _service(
+    store: Store, world: World, row: ServiceRow | None, line: Any, load: ServiceLoad
+) -> MapService:
+    return MapService(
+        load.service,
+        load.status,
+        load.health,
+        line.mode,
+        store.stack_of(load.service),
+        row.provider if row else None,
+        load.networks,
+        line.address,
+        line.ports,
+        line.uptime,
+        load.received,
+        load.sent,
+        load.new,
+        load.denied_in,
+        load.denied_out,
+        _policy(world.services.get(load.service)),
+        row.manifest_path or None if row else None,
+    )
+
+
+def _policy(known: Known | None) -> MapPolicy | None:
+    if known is None:
+        return None
+    own = known.policy
+    if not own.entries() and own.allow_from is None and own.egress_allow is None:
+        return None
+
+    def texts(entries: Any) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(entry.text for entry in entries))
+
+    return MapPolicy(
+        None if own.allow_from is None else texts(own.allow_from),
+        texts(own.deny_from),
+        None if own.egress_allow is None else texts(own.egress_allow),
+        texts(own.egress_deny),
+    )
+
+
+def _flow(
+    world: World, row: Joint, seconds: float, name: Callable[[str, str], str | None]
+) -> MapFlow:
+    from niso.see import allowing
+
+    last = row.last
+    changes = allowing.changes(world, last, name)
+    return MapFlow(
+        MapEnd(*row.source),
+        MapEnd(*row.target),
+        last.port,
+        last.proto,
+        "pass" if last.passes else "drop",
+        last.published.host_port if last.published else None,
+        last.reason.message if last.reason else None,
+        last.agrees,
+        row.new,
+        round(row.fresh / seconds, 3),
+        None if row.ago is None else round(row.ago, 1),
+        row.open,
+        tuple(MapChange(*change) for change in changes),
+    )

@@ -1,0 +1,253 @@
+"""Run niso web: this process looks, as root, and one without any privilege serves what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import signal
+import socket
+import stat
+import time
+from contextlib import suppress
+
+from niso.api.guard import duration
+from niso.api.host import Host, connect
+from niso.base.errors import Error, UsageError
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.signals import keep_only, signals_held
+from niso.cli import output
+from niso.cli.parse import Args
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EVERY_S = 2.0
+_SHARE = 4
+"""After a look that took long there is a pause of so many times that."""
+_TOKEN_BYTES = 24
+_END_S = 5.0
+"""How long the server has to end by itself."""
+LOCAL = "127.0.0.1"
+_READY = b"serving\n"
+
+
+def run(_: str, args: Args) -> int:
+    seconds = None if args.seconds is None else duration(args.seconds, "--for")
+    end = None if seconds is None else time.monotonic() + seconds
+    port = int(args.port)
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: must be 0 to 65535", "niso web --port 9500", "--port")
+    _require_libraries()
+    opener = None
+    try:
+        with _listening(args.socket, port) as listener, _Server(listener) as server:
+            if args.socket is None:
+                port = listener.getsockname()[1]
+            address = f"http://{LOCAL}:{port}/#token={server.token}"
+            listener.close()  # it is the server's alone from here on
+            with connect() as host:
+                look = _looks(host)
+                server.write(next(look))  # reports mistakes before the address
+                print(address, flush=True)
+                _say(args.socket, port)
+                if args.open:
+                    from niso.cli.web_opener import Opener
+
+                    opener = Opener(address)
+                _serve(look, server, end)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if opener is not None:
+            opener.close()
+    return 0
+
+
+def _require_libraries() -> None:
+    """Raise Error without the libraries, which the server alone loads."""
+    from importlib.util import find_spec
+
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        hint = "apt install python3-starlette python3-uvicorn, or install niso[web] with pip"
+        raise Error("starlette and uvicorn, which serve the page, are not installed", hint)
+
+
+def _say(path: str | None, port: int) -> None:
+    output.note("niso: the map of this host, which only shows; Ctrl-C ends it")
+    there = path or f"{LOCAL}:{port}"
+    user = "root@" if path else ""
+    output.note(f"  from another machine: ssh -L {port}:{there} {user}{os.uname().nodename}")
+
+
+def _serve(look: Iterator[bytes], server: _Server, end: float | None) -> None:
+    """Look again and again, until the time is over. Raises Error if the server has ended."""
+    began = time.monotonic()
+    while True:
+        took = time.monotonic() - began
+        wait = max(EVERY_S, _SHARE * took)
+        if end is not None:
+            wait = min(wait, end - time.monotonic())
+            if wait <= 0:
+                return
+        server.wait(wait)
+        began = time.monotonic()
+        server.write(next(look))
+
+
+def _looks(host: Host) -> Iterator[bytes]:
+    """Yield states as lines of JSON. The first one raises Error; later errors are told instead."""
+    from niso.api.as_json import plain
+
+    measured = host.map()
+    yield _line({"state": plain(measured.read())})
+    while True:
+        try:
+            yield _line({"state": plain(measured.read())})
+        except Error as error:
+            yield _line({"error": error.message, "hint": error.hint})
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+
+
+class _Server:
+    """The process that serves. A context manager, which ends it.
+
+    It is forked before this process opens the store, so nothing of it is in its memory.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.token = secrets.token_urlsafe(_TOKEN_BYTES)
+        theirs, self._pipe = os.pipe()
+        self._status, status = os.pipe()
+        with signals_held():
+            self._pid = os.fork()
+            if self._pid == 0:
+                _in_child(listener, theirs, status, self.token)
+            self._handle = os.pidfd_open(self._pid)
+            os.close(theirs)
+            os.close(status)
+        self._over = False
+
+    def __enter__(self) -> _Server:
+        """Wait until it serves. Raises Error."""
+        try:
+            said = os.read(self._status, len(_READY))
+            if said != _READY:
+                raise self._failure(said)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def write(self, line: bytes) -> None:
+        """Hand a state over. Raises Error if it has ended."""
+        view = memoryview(line)
+        try:
+            while view:
+                view = view[os.write(self._pipe, view) :]
+        except BrokenPipeError:
+            raise self._failure(b"") from None
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long. Raises Error if it ends before."""
+        if select.select([self._handle], [], [], seconds)[0]:
+            raise self._failure(b"")
+
+    def _failure(self, said: bytes) -> Error:
+        """Return why it has ended."""
+        while block := os.read(self._status, 4096):
+            said += block
+        if said:
+            message, _, hint = said.removeprefix(_READY).decode("utf-8", "replace").partition("\n")
+            if message:
+                return Error(message, hint or None)
+        _, status = os.waitpid(self._pid, 0)
+        self._over = True
+        code = os.waitstatus_to_exitcode(status)
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        return Error(f"the process that serves the page has ended: {how}", "niso web")
+
+    def __exit__(self, *_: object) -> None:
+        """End it: without a pipe it ends by itself. Kill it if it does not."""
+        os.close(self._pipe)
+        os.close(self._status)
+        if not self._over:
+            if not select.select([self._handle], [], [], _END_S)[0]:
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+        os.close(self._handle)
+
+
+def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
+    """Serve, and end this process. INT, TERM and HUP stay blocked: it ends with its pipe."""
+    code = 1
+    try:
+        keep_only((listener.fileno(), pipe, status))
+        for _ in range(3):  # 0, 1 and 2
+            os.open(os.devnull, os.O_RDWR)
+        from niso.web import page_server
+
+        page_server.serve(listener, pipe, status, token)
+        code = 0
+    except Error as error:
+        os.write(status, f"{error.message}\n{error.hint or ''}".encode())
+    except BaseException as error:  # whatever it is, nothing of this process goes on
+        os.write(status, f"cannot serve the page: {error}\n".encode(errors="replace"))
+    finally:
+        os._exit(code)
+
+
+# --- sockets -------------------------------------------------------------------------------------
+
+
+class _listening:
+    """Listen on a port of 127.0.0.1, or on a Unix socket for root alone. Raises Error."""
+
+    def __init__(self, path: str | None, port: int) -> None:
+        self._path = path
+        where = f"{LOCAL}:{port}" if path is None else path
+        self._socket = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX)
+        try:
+            if path is None:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._socket.bind((LOCAL, port))
+            else:
+                _remove_dead(path)
+                before = os.umask(0o177)
+                try:
+                    self._socket.bind(path)
+                finally:
+                    os.umask(before)
+            self._socket.listen(16)
+        except OSError as error:
+            self._socket.close()
+            reason = (error.strerror or str(error)).lower()
+            hint = "niso web --port 9501" if path is None else "choose another path"
+            flag = "--port" if path is None else "--socket"
+            raise UsageError(f"cannot listen on {where}: {reason}", hint, flag) from None
+
+    def __enter__(self) -> socket.socket:
+        return self._socket
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        if self._path is not None:
+            with suppress(OSError):
+                os.unlink(self._path)
+
+
+def _remove_dead(path: str) -> None:
+    """Remove the socket of a niso web that was killed: of root, and nobody listens."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)

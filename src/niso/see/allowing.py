@@ -1,0 +1,99 @@
+"""Find the manifest lines that would let a refused flow pass. Pure: nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from niso.base.addresses import bracketed, family_of
+from niso.base.lite_typing import NamedTuple
+from niso.plan import verdict
+from niso.plan.records import Entry, Peer, Policy
+from niso.plan.verdict import Reason, World
+from niso.see import seen as seer
+from niso.see.seen import End, Seen
+
+_MOST = 8
+"""Changes that are worth naming: a flow that needs more is forbidden on purpose."""
+Name = Callable[[str, str], str | None]
+"""Returns the name by which a service's policy (first) means a service, or None without one."""
+
+
+class Change(NamedTuple):
+    """An entry to add to the policy of a service, or one to take out."""
+
+    service: str
+    key: str
+    text: str
+    adds: bool
+
+
+def changes(world: World, seen: Seen, name: Name) -> tuple[Change, ...]:
+    """Return what would let a refused flow pass, for its own port and protocol alone.
+
+    It is empty if no manifest line helps: the path is closed, or an end does not exist any more.
+    """
+    if seen.passes or seen.gone:
+        return ()
+    found: list[Change] = []
+    ends = (seen.source.address, seen.destination.address)
+    while (refusing := _refusing(world, seen)) is not None:
+        change, entry = _change(refusing, seen, name)
+        policy = _changed(world.services[change.service].policy, change, entry)
+        if policy is None or len(found) == _MOST:
+            return ()
+        found.append(change)
+        known = world.services[change.service]._replace(policy=policy)
+        world = world._replace(services={**world.services, change.service: known})
+    by_port = not (seen.source.service or seen.source.is_host) and seer.published(
+        world, seen.destination.service, seen.proto, seen.port
+    )
+    # what came by a published port looks like a flow to the service's own address here
+    if not by_port and not verdict.decide(world, *ends, seen.port, seen.proto).passes:
+        return ()
+    return tuple(found)
+
+
+def _refusing(world: World, seen: Seen) -> Reason | None:
+    ends = (seen.source.address, seen.destination.address)
+    reasons = verdict.judge(world, *ends, seen.port, seen.proto)
+    return next((reason for reason in reasons if not reason.passes), None)
+
+
+def _change(refusing: Reason, seen: Seen, name: Name) -> tuple[Change, Entry | None]:
+    """Return the change that undoes one refusal, and the entry if one is added."""
+    key = refusing.key
+    if key.endswith("]"):
+        return Change(refusing.service, key, refusing.text, False), None
+    peer = seen.destination if key == "network.policy.egress.allow" else seen.source
+    who, called = _peer(peer, refusing.service, name)
+    text = f"{called}:{seen.port}/{seen.proto}"
+    entry = Entry(key, text, who, seen.port, seen.port, seen.proto)
+    return Change(refusing.service, key, text, True), entry
+
+
+def _peer(end: End, service: str, name: Name) -> tuple[Peer, str]:
+    called = name(service, end.service) if end.service else None
+    if called is not None:
+        return Peer("service", end.service), called
+    length = 32 if family_of(end.address) == 4 else 128
+    return Peer("prefix", f"{end.address}/{length}"), bracketed(end.address)
+
+
+def _changed(policy: Policy, change: Change, entry: Entry | None) -> Policy | None:
+    """Return the policy after a change; None if that is not one of its lists."""
+    key = change.key.partition("[")[0]
+
+    def after(own: str, entries: tuple[Entry, ...] | None) -> tuple[Entry, ...] | None:
+        if own != key:
+            return entries
+        kept = tuple(each for each in entries or () if each.key != change.key)
+        return kept if entry is None else (*(entries or ()), entry)
+
+    lists = (
+        after("network.policy.allow_from", policy.allow_from),
+        after("network.policy.deny_from", policy.deny_from) or (),
+        after("network.policy.egress.allow", policy.egress_allow),
+        after("network.policy.egress.deny", policy.egress_deny) or (),
+    )
+    changed = Policy(*lists, policy.log)
+    return None if changed == policy else changed

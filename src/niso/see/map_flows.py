@@ -1,0 +1,124 @@
+"""Join flows to what a map can show: by names, with a bounded number of other machines. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.see.seen import HOST, End, Memory, Seen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from niso.kernel.flows import Open
+    from niso.kernel.sensor import Recorded
+    from niso.see.seen import Key
+
+OTHERS = "other machines"
+MOST_OUTSIDE = 8
+"""Addresses outside that are shown by themselves, in each direction."""
+MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
+"""Recorded flows, refused ones and open ones that one look joins."""
+
+
+class Place(NamedTuple):
+    """An end of flows on the map. ``kind`` is service, host, outside, others or gone."""
+
+    name: str
+    kind: str
+
+
+class Joint(NamedTuple):
+    """The flows between two places on one port; ``last`` is the latest of them.
+
+    ``fresh`` are new flows since the look before. The other figures are as in `Seen`.
+    """
+
+    source: Place
+    target: Place
+    last: Seen
+    new: int
+    fresh: int
+    ago: float | None
+    open: int
+
+
+def bounded(memory: Memory) -> tuple[Memory, int]:
+    """Return the latest flows and the most frequent open ones, and how many are left out."""
+
+    def latest(rows: tuple[Recorded, ...], most: int) -> tuple[Recorded, ...]:
+        if len(rows) <= most:
+            return rows
+        return tuple(sorted(rows, key=lambda row: (row.ago, row[:4]))[:most])
+
+    counts: dict[tuple[str, str, str, int], int] = {}
+    for each in memory.opened:
+        key = (each.source, each.destination, each.proto, each.port)
+        counts[key] = counts.get(key, 0) + 1
+    opened: tuple[Open, ...] = memory.opened
+    if len(counts) > MOST_OPEN:
+        kept = set(sorted(counts, key=lambda key: (-counts[key], key))[:MOST_OPEN])
+        opened = tuple(
+            each
+            for each in opened
+            if (each.source, each.destination, each.proto, each.port) in kept
+        )
+    passed = latest(memory.passed, MOST_PASSED)
+    refused = latest(memory.refused, MOST_REFUSED)
+    left_out = len(memory.passed) - len(passed) + len(memory.refused) - len(refused)
+    left_out += max(len(counts) - MOST_OPEN, 0)
+    return memory._replace(passed=passed, refused=refused, opened=opened), left_out
+
+
+def joint(rows: Iterable[Seen], fresh: Callable[[tuple[Key, bool], int], int]) -> list[Joint]:
+    """Return flows by places and ports, sorted.
+
+    ``fresh`` returns how many of a count are new since the look before.
+    """
+    rows = list(rows)
+    sources = _shown(row.source for row in rows)
+    targets = _shown(row.destination for row in rows)
+    found: dict[tuple[Place, Place, int, str, bool], Joint] = {}
+    for row in rows:
+        source, target = _place(row.source, sources), _place(row.destination, targets)
+        if source == target:
+            continue  # a service that connects to itself
+        key = (source, target, row.port, row.proto, row.passes)
+        new = fresh((row.key, row.passes), row.new)
+        before = found.get(key)
+        if before is None:
+            found[key] = Joint(source, target, row, row.new, new, row.ago, row.open)
+            continue
+        is_later = (row.ago is not None) and (before.ago is None or row.ago < before.ago)
+        found[key] = Joint(
+            source,
+            target,
+            row if is_later else before.last,
+            before.new + row.new,
+            before.fresh + new,
+            row.ago if is_later else before.ago,
+            before.open + row.open,
+        )
+    return [found[key] for key in sorted(found)]
+
+
+def _shown(ends: Iterable[End]) -> Mapping[str, int]:
+    """Return the addresses outside that are shown: those with most rows."""
+    counts: dict[str, int] = {}
+    for end in ends:
+        if not (end.service or end.is_host or end.gone):
+            counts[end.address] = counts.get(end.address, 0) + 1
+    ranked = sorted(counts, key=lambda address: (-counts[address], address))
+    return {address: counts[address] for address in ranked[:MOST_OUTSIDE]}
+
+
+def _place(end: End, shown: Mapping[str, int]) -> Place:
+    if end.service:
+        return Place(end.service, "service")
+    if end.is_host:
+        return Place(HOST, "host")
+    if end.gone:
+        return Place(end.address, "gone")
+    if end.address in shown:
+        return Place(end.address, "outside")
+    return Place(OTHERS, "others")

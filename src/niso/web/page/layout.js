@@ -1,0 +1,282 @@
+// Place nodes: the host's wall with its doors at the left, networks as frames, other machines at
+// both sides. Pure, and the same for the same input.
+//
+// A network is a frame. Two networks with common services lie beside each other, and their frames
+// overlap where those are. A service on more networks than that is drawn in two of them at most.
+
+export const NODE = { width: 164, height: 74 };
+const DOOR = { width: 122, height: 42 };
+const OUTER = { width: 130, height: 46 };
+const GAP = { x: 114, y: 36 };
+const ROOM = { outer: 64, wall: 84 };
+const PADDING = { x: 22, top: 58, bottom: 26 };
+const WALL_TITLE = 50;
+const BETWEEN = 56;
+const MARGIN = 14;
+const SHIFT = 14;
+const SWEEPS = 6;
+
+/** Return {at, frames, wall, width, height}; `at` has x, y, width, height by the id of a node. */
+export function layout({ nodes, edges, networks }) {
+  const inner = nodes.filter((node) => node.kind === "service" || node.kind === "fold");
+  const doors = nodes.filter((node) => node.kind === "door" || node.kind === "host");
+  const links = linksOf(edges);
+  const { beside } = links;
+  const at = new Map();
+  const frames = [];
+  const left = 20 + OUTER.width + ROOM.outer;
+  const hasWall = doors.length > 0 || nodes.some((node) => node.kind === "client");
+  const start = hasWall ? left + DOOR.width + ROOM.wall : 20;
+  let y = 30;
+  let right = start;
+  for (const component of components(inner, networks, beside)) {
+    const size = placeComponent(component, links, at, frames, start, y);
+    y += size.height + BETWEEN;
+    right = Math.max(right, start + size.width);
+  }
+  const bottom = Math.max(y - BETWEEN, 200);
+  const wanted = (node) => mean((beside.get(node.id) ?? []).filter((id) => at.has(id)).map((id) => middle(at.get(id))));
+  const column = (list, x, size, gap) => {
+    const sorted = list.map((node) => ({ node, y: wanted(node) ?? bottom / 2 })).sort((a, b) => a.y - b.y || compare(a.node.id, b.node.id));
+    const ys = spread(sorted.map((each) => each.y), size.height + gap);
+    sorted.forEach(({ node }, i) => at.set(node.id, { x, y: ys[i] - size.height / 2, ...size }));
+  };
+  column(doors, left, DOOR, 20);
+  column(nodes.filter((node) => node.kind === "client"), 20, OUTER, 20);
+  column(nodes.filter((node) => node.kind === "server"), right + ROOM.wall, OUTER, 20);
+  const all = [...at.values(), ...frames];
+  const doorTop = Math.min(...doors.map((node) => at.get(node.id).y)) - WALL_TITLE;
+  const top = Math.min(30, doorTop, ...all.map((box) => box.y));
+  const low = Math.max(bottom, ...all.map((box) => box.y + box.height));
+  const wall = hasWall ? { x: left - 16, y: top, width: DOOR.width + 32, height: low - top + 14 } : null;
+  const boxes = wall ? [...all, wall] : all;
+  return {
+    at,
+    frames,
+    wall,
+    box: around(boxes),
+  };
+}
+
+/** Return a box around boxes, with a margin. */
+function around(boxes) {
+  const x = Math.min(0, ...boxes.map((box) => box.x)) - MARGIN;
+  const y = Math.min(0, ...boxes.map((box) => box.y)) - MARGIN;
+  const right = Math.max(400, ...boxes.map((box) => box.x + box.width)) + MARGIN;
+  const low = Math.max(200, ...boxes.map((box) => box.y + box.height)) + MARGIN;
+  return { x, y, width: right - x, height: low - y };
+}
+
+const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+const middle = (box) => box.y + box.height / 2;
+const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : undefined);
+
+/** Return who is joined with whom: `out` by the direction of flows, `beside` by both. */
+function linksOf(edges) {
+  const [out, beside] = [new Map(), new Map()];
+  const add = (map, from, to) => map.set(from, [...(map.get(from) ?? []), to]);
+  for (const { from, to } of edges) {
+    add(out, from, to);
+    add(beside, from, to);
+    add(beside, to, from);
+  }
+  return { out, beside };
+}
+
+/** Return the networks that share services, each with its cells in the order from left to right. */
+function components(nodes, networks, beside) {
+  const shared = new Map(); // two names -> how many services are on both
+  for (const node of nodes) {
+    node.networks.forEach((a, i) =>
+      node.networks.slice(i + 1).forEach((b) => {
+        const pair = [a, b].sort().join("\0");
+        shared.set(pair, (shared.get(pair) ?? 0) + 1);
+      }),
+    );
+  }
+  // the pairs with most services become neighbours: a path, without branches and circles
+  const links = new Map();
+  const root = new Map();
+  const find = (name) => (root.has(name) ? find(root.get(name)) : name);
+  for (const [pair] of [...shared].sort((a, b) => b[1] - a[1] || compare(a[0], b[0]))) {
+    const [a, b] = pair.split("\0");
+    if ((links.get(a) ?? []).length > 1 || (links.get(b) ?? []).length > 1 || find(a) === find(b)) continue;
+    links.set(a, [...(links.get(a) ?? []), b]);
+    links.set(b, [...(links.get(b) ?? []), a]);
+    root.set(find(a), find(b));
+  }
+  const names = [...new Set([...networks.map((network) => network.network), ...nodes.flatMap((node) => node.networks)])].sort();
+  const publishes = (name) => nodes.filter((node) => node.networks.includes(name) && (beside.get(node.id) ?? []).some((id) => id.startsWith("d "))).length;
+  const done = new Set();
+  const found = [];
+  for (const name of names) {
+    if (done.has(name)) continue;
+    const path = pathFrom(endOf(name, links), links);
+    path.forEach((each) => done.add(each));
+    if (publishes(path[0]) < publishes(path.at(-1))) path.reverse();
+    found.push({ path, cells: cellsOf(path, nodes), subnets: networks.filter((network) => path.includes(network.network)) });
+  }
+  const alone = nodes.filter((node) => node.networks.length === 0);
+  const weight = ({ path, cells }) => path.reduce((sum, name) => sum + publishes(name), 0) * 1000 + cells.flatMap((cell) => cell.nodes).length;
+  found.sort((a, b) => weight(b) - weight(a) || compare(a.path[0], b.path[0]));
+  if (alone.length) found.push({ path: [], cells: [{ on: [], nodes: alone }], subnets: [] });
+  return found;
+}
+
+function endOf(name, links) {
+  let before;
+  let here = name;
+  while ((links.get(here) ?? []).length > 1) {
+    const next = links.get(here).find((each) => each !== before);
+    before = here;
+    here = next;
+  }
+  return here;
+}
+
+function pathFrom(name, links) {
+  const path = [name];
+  for (;;) {
+    const next = (links.get(path.at(-1)) ?? []).find((each) => !path.includes(each));
+    if (next === undefined) return path;
+    path.push(next);
+  }
+}
+
+/** Return the cells of a path of networks: those of one network, and of two that are neighbours. */
+function cellsOf(path, nodes) {
+  const cells = path.flatMap((name, i) => [
+    { on: [name], nodes: [] },
+    ...(i + 1 < path.length ? [{ on: [name, path[i + 1]], nodes: [] }] : []),
+  ]);
+  for (const node of nodes) {
+    const home = cells.find((cell) => cell.on.length > 1 && cell.on.every((name) => node.networks.includes(name)));
+    const first = cells.find((cell) => cell.on.length === 1 && cell.on[0] === node.networks[0]);
+    (home ?? first)?.nodes.push(node);
+  }
+  return cells.filter((cell) => cell.nodes.length > 0 || cell.on.length === 1);
+}
+
+/** Place the nodes of some networks and their frames; return the size. */
+function placeComponent({ path, cells, subnets }, links, at, frames, x0, y0) {
+  const total = cells.reduce((sum, cell) => sum + cell.nodes.length, 0);
+  const most = Math.max(4, Math.min(14, Math.ceil(Math.sqrt(total * 1.4))));
+  const columns = cells.flatMap((cell) => columnsOf(cell, links, most, cells.length === 1).map((nodes) => ({ cell, nodes })));
+  order(columns, links.beside);
+  vertical(columns, links.beside);
+  let x = x0 + PADDING.x;
+  columns.forEach((column, i) => {
+    if (i > 0) x += NODE.width + GAP.x + (columns[i - 1].cell === column.cell ? 0 : PADDING.x);
+    column.x = x;
+  });
+  const overlap = path.length > 1 ? SHIFT : 0;
+  const low = y0 + PADDING.top + overlap;
+  const ys = columns.flatMap((column) => column.ys);
+  const top = ys.length ? Math.min(...ys) : 0;
+  const high = low + NODE.height + (ys.length ? Math.max(...ys) - top : 0);
+  for (const column of columns) {
+    column.nodes.forEach((node, i) => at.set(node.id, { x: column.x, y: low + column.ys[i] - top, ...NODE }));
+  }
+  path.forEach((name, i) => {
+    const own = columns.filter((column) => column.cell.on.includes(name));
+    const from = Math.min(...own.map((column) => column.x)) - PADDING.x;
+    const to = Math.max(...own.map((column) => column.x)) + NODE.width + PADDING.x;
+    const network = subnets.find((each) => each.network === name);
+    frames.push({
+      network: name,
+      subnets: network?.subnets ?? [],
+      internal: network?.internal ?? false,
+      title: own.find((column) => column.cell.on.length === 1).x - PADDING.x + 16,
+      x: from,
+      y: low - PADDING.top - (i % 2 ? overlap : 0), // so that the lines of two frames can be told apart
+      width: to - from,
+      height: high - low + PADDING.top + PADDING.bottom,
+    });
+  });
+  return { width: columns.at(-1).x + NODE.width + PADDING.x - x0, height: high + PADDING.bottom - y0 };
+}
+
+/** Return the columns of a cell: along the flows between its nodes, the idle ones in the shortest. */
+function columnsOf(cell, { beside, out }, most, isOnly) {
+  const own = new Map(cell.nodes.map((node) => [node.id, node]));
+  if (own.size === 0) return [[]];
+  const inside = (node) => (out.get(node.id) ?? []).filter((id) => own.has(id));
+  const rank = new Map();
+  const visiting = new Set();
+  const depth = (node) => {
+    if (rank.has(node.id)) return rank.get(node.id);
+    visiting.add(node.id);
+    let least = 0;
+    for (const id of inside(node)) if (!visiting.has(id)) least = Math.max(least, depth(own.get(id)) + 1);
+    visiting.delete(node.id);
+    rank.set(node.id, least);
+    return least;
+  };
+  const sorted = [...cell.nodes].sort((a, b) => compare(a.id, b.id));
+  sorted.forEach(depth);
+  // no more columns than make a square, or a map would be all width
+  const longest = Math.max(...rank.values());
+  const deepest = Math.min(longest, Math.max(1, Math.round(Math.sqrt(own.size))) - (isOnly ? 0 : 1));
+  for (const [id, value] of rank) rank.set(id, longest ? Math.round((value * deepest) / longest) : 0);
+  const columns = Array.from({ length: deepest + 1 }, () => []);
+  const idle = [];
+  for (const node of sorted) {
+    const alone = !(beside.get(node.id) ?? []).some((id) => own.has(id));
+    if (alone && deepest > 0) idle.push(node);
+    else columns[deepest - rank.get(node.id)].push(node);
+  }
+  for (const node of idle) columns.reduce((a, b) => (b.length < a.length ? b : a)).push(node);
+  return columns.flatMap((column) => {
+    const parts = Math.ceil(column.length / most);
+    const size = Math.ceil(column.length / parts);
+    return Array.from({ length: parts }, (_, i) => column.slice(i * size, (i + 1) * size));
+  });
+}
+
+/** Order the nodes of columns by those beside them in other columns. */
+function order(columns, beside) {
+  const place = new Map();
+  const note = () => columns.forEach((column) => column.nodes.forEach((node, i) => place.set(node.id, i - (column.nodes.length - 1) / 2)));
+  note();
+  for (let sweep = 0; sweep < SWEEPS; sweep++) {
+    for (const column of sweep % 2 ? [...columns].reverse() : columns) {
+      const own = new Set(column.nodes.map((node) => node.id));
+      const wanted = new Map(
+        column.nodes.map((node) => [node.id, mean((beside.get(node.id) ?? []).filter((id) => place.has(id) && !own.has(id)).map((id) => place.get(id))) ?? place.get(node.id)]),
+      );
+      column.nodes.sort((a, b) => wanted.get(a.id) - wanted.get(b.id) || compare(a.id, b.id));
+      note();
+    }
+  }
+}
+
+/** Set the middles of all nodes: near those beside them, in the order of their column. */
+function vertical(columns, beside) {
+  const step = NODE.height + GAP.y;
+  const y = new Map();
+  for (const column of columns) column.nodes.forEach((node, i) => y.set(node.id, (i - (column.nodes.length - 1) / 2) * step));
+  for (let sweep = 0; sweep < SWEEPS; sweep++) {
+    for (const column of sweep % 2 ? [...columns].reverse() : columns) {
+      const own = new Set(column.nodes.map((node) => node.id));
+      const wanted = column.nodes.map(
+        (node) => mean((beside.get(node.id) ?? []).filter((id) => y.has(id) && !own.has(id)).map((id) => y.get(id))) ?? y.get(node.id),
+      );
+      spread(wanted, step).forEach((value, i) => y.set(column.nodes[i].id, value));
+    }
+  }
+  for (const column of columns) column.ys = column.nodes.map((node) => y.get(node.id));
+}
+
+/** Return values near the wanted ones, in their order and at least `step` apart (least squares). */
+export function spread(wanted, step) {
+  const blocks = [];
+  wanted.forEach((value, i) => {
+    let block = { sum: value - i * step, size: 1 };
+    while (blocks.length && blocks.at(-1).sum / blocks.at(-1).size >= block.sum / block.size) {
+      const above = blocks.pop();
+      block = { sum: above.sum + block.sum, size: above.size + block.size };
+    }
+    blocks.push(block);
+  });
+  return blocks.flatMap((block) => Array(block.size).fill(block.sum / block.size)).map((value, i) => value + i * step);
+}

@@ -1,0 +1,61 @@
+// The connection to niso web. The token comes in the address's fragment, is kept for this tab and
+// this origin alone, and leaves the page in one header only.
+
+const KEY = "niso-token";
+const AGAIN_MS = [500, 1000, 2000, 4000];
+
+/** Take the token out of the address, so that it is in no history, and return it, or null. */
+function token() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given !== null) {
+    sessionStorage.setItem(KEY, given);
+    history.replaceState(null, "", location.pathname);
+  }
+  return sessionStorage.getItem(KEY);
+}
+
+const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Yield the parsed lines of a response. */
+async function* lines(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n");
+    rest = parts.pop();
+    for (const part of parts) yield JSON.parse(part);
+  }
+}
+
+/** Follow the states for ever. `on` has state(state), failed(message), lost(why) and refused(). */
+export async function follow(on) {
+  addEventListener("hashchange", token);
+  for (let failures = 0; ; failures++) {
+    let why = "lost";
+    try {
+      const response = await fetch("api/states.jsonl", {
+        headers: { Authorization: `Bearer ${token() ?? ""}` },
+        cache: "no-store",
+        credentials: "omit",
+      });
+      if (response.status === 403) {
+        why = "refused";
+      } else if (response.status === 503) {
+        why = "busy";
+      } else if (response.ok) {
+        for await (const line of lines(response)) {
+          failures = 0;
+          if (line.ended) why = "ended";
+          else if (line.error !== undefined) on.failed(line);
+          else on.state(line.state);
+        }
+      }
+    } catch {
+      // the server has gone; it is asked again below
+    }
+    on.lost(why);
+    await wait(AGAIN_MS[Math.min(failures, AGAIN_MS.length - 1)]);
+  }
+}

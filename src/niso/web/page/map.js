@@ -1,0 +1,213 @@
+// Draw a placed map as SVG.
+
+import { s } from "./dom.js";
+import { condition, conditionWords, portsOf } from "./model.js";
+import { routes } from "./routes.js";
+import { perSecond, rate, short } from "./words.js";
+
+const SHIELD = "M6 .500L11.500 2.600V6.200c0 3.300-2.400 5-5.500 6.100C2.900 11.200.500 9.500.500 6.200V2.600z";
+const MOST_LABELS = 40;
+const SPARK = { width: 36, height: 14 };
+const COLOURS = 6;
+
+/** Return the children of the picture.
+
+    `view` has selected (id or null), focused (id), history (by service) and the handler choose. */
+export function picture(map, placed, view) {
+  const lines = routes(map.edges, placed.at);
+  const colours = new Map([...placed.frames].map((frame) => frame.network).sort().map((name, i) => [name, i % COLOURS]));
+  const near = new Set([view.selected]);
+  for (const edge of map.edges) {
+    if (edge.from === view.selected) near.add(edge.to);
+    if (edge.to === view.selected) near.add(edge.from);
+  }
+  const isDim = (id) => view.selected !== null && !near.has(id);
+  const touches = (edge) => view.selected === null || edge.from === view.selected || edge.to === view.selected;
+  const drawn = map.edges.filter((edge) => lines.has(edge.id));
+  const sorted = [...drawn].sort((a, b) => loudness(a) - loudness(b));
+  const labelled = sorted.filter((edge) => edge.flows.length > 0 && touches(edge)).slice(-MOST_LABELS).reverse();
+  return [
+    definitions(),
+    placed.wall && wall(placed.wall),
+    s("g", { class: "frames" }, placed.frames.map((frame) => frameOf(frame, colours.get(frame.network)))),
+    s("g", { class: "edges" }, sorted.map((edge) => edgeOf(edge, lines.get(edge.id), touches(edge)))),
+    s("g", { class: "nodes" }, map.nodes.map((node) => nodeOf(node, placed.at.get(node.id), colours, view, isDim(node.id)))),
+    s("g", { class: "labels", "aria-hidden": "true" }, labelsOf(labelled, lines)),
+  ];
+}
+
+const loudness = (edge) => (edge.denied ? 1e9 : 0) + edge.rate * 1000 + edge.open + edge.flows.length / 1000;
+
+function definitions() {
+  const arrow = (id) =>
+    s("marker", { id, class: id, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto" }, s("path", { d: "M0 .500L8 4 0 7.500z" }));
+  return s("defs", {}, arrow("arrow"), arrow("arrow-live"));
+}
+
+function wall(box) {
+  return s(
+    "g",
+    { class: "wall" },
+    s("rect", { x: box.x, y: box.y, width: box.width, height: box.height, rx: 10 }),
+    s("text", { x: box.x + box.width / 2, y: box.y + 23, class: "title" }, "this host"),
+    s("text", { x: box.x + box.width / 2, y: box.y + 39, class: "note" }, "published ports"),
+  );
+}
+
+function frameOf(frame, colour) {
+  const notes = [...frame.subnets, ...(frame.internal ? ["internal"] : [])].join("  ");
+  return s(
+    "g",
+    { class: `frame c${colour}`, "data-key": frame.network },
+    s("rect", { x: frame.x, y: frame.y, width: frame.width, height: frame.height, rx: 12 }),
+    s("text", { x: frame.title, y: frame.y + 23, class: "title" }, short(frame.network, 24)),
+    s("text", { x: frame.title, y: frame.y + 39, class: "note" }, short(notes, 30)),
+    s("title", {}, `network ${frame.network} ${notes}`),
+  );
+}
+
+function edgeOf(edge, line, touches) {
+  const live = edge.rate > 0;
+  const kind = edge.denied ? "drop" : live ? "live" : edge.flows.length === 0 ? "idle" : "";
+  const width = edge.denied ? 1.6 : live ? 1.8 + Math.min(2.4, Math.log2(1 + edge.rate) / 2) : 1.2;
+  return s(
+    "g",
+    { class: `edge ${kind}${touches ? "" : " dim"}`, "data-key": edge.id },
+    s("path", { class: "hit", d: line.path }),
+    s("path", { class: "line", d: line.path, "stroke-width": width.toFixed(1), "marker-end": edge.denied ? null : live ? "url(#arrow-live)" : "url(#arrow)" }),
+    edge.denied && stop(line),
+    s("title", {}, titleOf(edge)),
+  );
+}
+
+function stop({ end, label }) {
+  const x = end.x + (label.anchor === "end" ? -8 : 8);
+  return s("g", { class: "stop" }, s("circle", { cx: x, cy: end.y, r: 5.5 }), s("path", { d: `M${x - 3.5} ${end.y + 3.500}L${x + 3.5} ${end.y - 3.5}` }));
+}
+
+function titleOf(edge) {
+  if (edge.flows.length === 0) return "published; no flow in this period";
+  return edge.flows
+    .slice(0, 12)
+    .map((flow) => `${flow.from.name} → ${flow.to.name}:${flow.port}/${flow.proto}${flow.verdict === "drop" ? " denied" : ""}  ${flow.new}×`)
+    .join("\n");
+}
+
+function wordsOf(edge) {
+  if (edge.denied) return `${portsOf(edge)} denied`;
+  const more = perSecond(edge.rate) || (edge.open ? `${edge.open} open` : "");
+  // a door has the port in its box
+  return edge.to.startsWith("d ") ? more : `${portsOf(edge)} ${more}`.trim();
+}
+
+/** Return the labels that fit beside each other, those of the loudest edges first. */
+function labelsOf(edges, lines) {
+  const taken = [];
+  const shown = [];
+  for (const edge of edges) {
+    const { label } = lines.get(edge.id);
+    const width = wordsOf(edge).length * 6.6;
+    const x = label.anchor === "end" ? label.x - width : label.x;
+    for (const y of label.ys) {
+      const box = { x, y: y - 10, right: x + width, bottom: y + 2 };
+      if (taken.some((other) => box.x < other.right && other.x < box.right && box.y < other.bottom && other.y < box.bottom)) continue;
+      taken.push(box);
+      shown.push(labelOf(edge, { ...label, y }));
+      break;
+    }
+  }
+  return shown;
+}
+
+function labelOf(edge, label) {
+  return s(
+    "text",
+    { x: label.x, y: label.y, "text-anchor": label.anchor, class: edge.denied ? "drop" : edge.rate > 0 ? "live" : "", "data-key": edge.id },
+    wordsOf(edge),
+  );
+}
+
+function nodeOf(node, box, colours, view, dim) {
+  const shape = { service: serviceOf, fold: foldOf }[node.kind] ?? placeOf;
+  const chosen = view.selected === node.id;
+  const state = node.kind === "service" ? condition(node.service) : node.kind === "fold" && node.bad ? "bad" : "";
+  return s(
+    "g",
+    {
+      class: `node ${node.kind} ${state}${chosen ? " chosen" : ""}${dim ? " dim" : ""}`,
+      "data-key": node.id,
+      transform: `translate(${box.x.toFixed(1)} ${box.y.toFixed(1)})`,
+      role: "button",
+      tabindex: view.focused === node.id ? 0 : -1,
+      "aria-label": spoken(node),
+      "aria-pressed": `${chosen}`,
+      onclick: () => view.choose(node.id),
+    },
+    s("rect", { class: "box", width: box.width, height: box.height, rx: node.kind === "client" || node.kind === "server" ? 20 : 8 }),
+    shape(node, box, colours, view),
+    s("title", {}, node.name),
+  );
+}
+
+function spoken(node) {
+  if (node.kind === "service") return `service ${node.name}, ${conditionWords(node.service)}, networks ${node.networks.join(", ") || "none"}`;
+  if (node.kind === "fold") return `${node.name}: ${node.lines.join(", ")}${node.refusals ? `, ${node.refusals} denied` : ""}; Enter unfolds`;
+  if (node.kind === "door") return `published port ${node.name}, ${node.words}`;
+  return `${node.name}, ${node.words}`;
+}
+
+function chips(networks, colours) {
+  return networks.map((name, i) => s("rect", { class: `chip c${colours.get(name) ?? 0}`, x: 12 + i * 22, y: -2.5, width: 18, height: 5, rx: 2.5 }, s("title", {}, name)));
+}
+
+function serviceOf(node, box, colours, view) {
+  const { service } = node;
+  const hasPolicy = service.policy !== null;
+  return [
+    chips(node.networks, colours),
+    mark(condition(service)),
+    s("text", { class: "name", x: 30, y: 24 }, short(node.name, hasPolicy ? 12 : 14)),
+    hasPolicy && s("path", { class: "shield", transform: `translate(${box.width - 22} 9)`, d: SHIELD }),
+    s("text", { class: "health", x: 12, y: 43 }, service.shares ? `in the network of ${short(service.shares, 8)}` : conditionWords(service)),
+    service.received !== null && s("text", { class: "rates", x: 12, y: 62 }, `↓ ${rate(service.received)}  ↑ ${rate(service.sent)}`),
+    spark(view.history.get(node.name) ?? [], box.width - SPARK.width - 10, 32),
+  ];
+}
+
+/** Return a mark whose form says the same as its colour. */
+function mark(state) {
+  const forms = {
+    good: s("circle", { cx: 18, cy: 19, r: 5 }),
+    plain: s("circle", { cx: 18, cy: 19, r: 4.5 }),
+    waiting: s("path", { d: "M18 13L24 19 18 25 12 19z" }),
+    bad: s("path", { d: "M18 13L24.500 24.500H11.500z" }),
+    off: s("path", { d: "M13 19H23" }),
+  };
+  return s("g", { class: "mark" }, forms[state]);
+}
+
+function spark(values, x, y) {
+  const most = Math.max(...values, 0);
+  if (values.length < 2 || most === 0) return null;
+  const step = SPARK.width / (Math.max(values.length, 20) - 1);
+  const start = x + SPARK.width - step * (values.length - 1);
+  const points = values.map((value, i) => `${(start + i * step).toFixed(1)} ${(y + SPARK.height - (value / most) * SPARK.height).toFixed(1)}`);
+  return s("path", { class: "spark", d: `M${points.join("L")}` });
+}
+
+function foldOf(node, box, colours) {
+  return [
+    chips(node.networks, colours),
+    s("path", { class: "stack", d: `M4 ${box.height + 3}H${box.width - 4}M8 ${box.height + 6}H${box.width - 8}` }),
+    s("text", { class: "name", x: 12, y: 24 }, short(node.name, 12)),
+    node.lines.map((words, i) => s("text", { class: "health", x: 12, y: 43 + i * 18 }, words)),
+    node.refusals > 0 && s("text", { class: "refusals", x: box.width - 10, y: 24 }, `${node.refusals} denied`),
+  ];
+}
+
+function placeOf(node, box) {
+  return [
+    s("text", { class: "name", x: box.width / 2, y: box.height / 2 - 2 }, short(node.name, 17)),
+    s("text", { class: "note", x: box.width / 2, y: box.height / 2 + 14 }, node.words),
+  ];
+}

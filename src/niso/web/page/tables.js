@@ -1,0 +1,211 @@
+// The same as tables, and the details beside them.
+
+import { h } from "./dom.js";
+import { ago, count, line, perSecond, period, rate, span, target } from "./words.js";
+
+const MOST_ROWS = 500;
+const MOST_CARDS = 30;
+
+const said = (flow) => (flow.verdict === "drop" ? "denied" : flow.agrees ? "passes" : "passed, now denied");
+const keyOf = (flow) => `${flow.from.kind} ${flow.from.name} ${flow.to.kind} ${flow.to.name} ${flow.port} ${flow.proto} ${flow.verdict}`;
+
+function table(caption, columns, rows, keys) {
+  return h(
+    "table",
+    {},
+    h("caption", {}, caption),
+    h("thead", {}, h("tr", {}, columns.map(([name, kind]) => h("th", { scope: "col", class: kind }, name)))),
+    h("tbody", {}, rows.map((cells, i) => h("tr", { "data-key": keys[i].key, class: keys[i].class }, cells.map((cell, column) => h(column === 0 ? "th" : "td", { scope: column === 0 ? "row" : null, class: columns[column][1] }, cell))))),
+  );
+}
+
+function cut(list) {
+  const more = list.length - MOST_ROWS;
+  return [list.slice(0, MOST_ROWS), more > 0 ? h("p", { class: "note" }, `${more} more; find a service to see fewer`) : null];
+}
+
+/** Return the tables of flows and services. */
+export function tables(state, flows, services, choose) {
+  const name = (end) => (end.kind === "service" ? h("button", { type: "button", class: "link", onclick: () => choose(`s ${end.name}`) }, end.name) : end.name);
+  const policies = policiesOf(state);
+  const [some, more] = cut(flows);
+  const [few, others] = cut(services);
+  return [
+    table(
+      `Flows (${flows.length})`,
+      [["From", "end"], ["To", "end"], ["Verdict"], ["New", "number"], ["In all", "number"], ["Open", "number"], ["Last", "number"], ["By"], ["What would allow it"]],
+      some.map((flow) => [
+        name(flow.from),
+        [name(flow.to), `:${flow.port}/${flow.proto}`],
+        said(flow),
+        perSecond(flow.rate),
+        `${flow.new}`,
+        flow.open ? `${flow.open}` : "",
+        ago(flow.ago),
+        [flow.published === null ? "" : `published ${flow.published}`, flow.words].filter(Boolean).join(", ") || "–",
+        flow.changes.map((change) => h("code", {}, `${change.service}: ${line(change, policies.get(change.service))}`)),
+      ]),
+      some.map((flow) => ({ key: keyOf(flow), class: flow.verdict })),
+    ),
+    more,
+    table(
+      `Services (${services.length})`,
+      [["Service"], ["Status"], ["Health"], ["In", "number"], ["Out", "number"], ["New", "number"], ["Denied in", "number"], ["Denied out", "number"], ["Networks"], ["Addresses"], ["Ports"]],
+      few.map((service) => [
+        name({ kind: "service", name: service.service }),
+        service.status,
+        service.health ?? "–",
+        rate(service.received),
+        rate(service.sent),
+        perSecond(service.new),
+        service.denied_in === null ? "–" : `${service.denied_in}`,
+        service.denied_out === null ? "–" : `${service.denied_out}`,
+        service.networks.join(", ") || "–",
+        service.address.join(", ") || "–",
+        ports(service).join(", ") || "–",
+      ]),
+      few.map((service) => ({ key: service.service, class: service.health === "unhealthy" ? "drop" : "" })),
+    ),
+    others,
+    state.not_shown + state.missed > 0 && h("p", { class: "note" }, `${count(state.not_shown + state.missed, "flow")} not shown: there are more than niso web shows, or than the kernel remembers.`),
+  ];
+}
+
+function ports(service) {
+  return [
+    ...new Set(
+      service.ports.map((each) => {
+        const wide = each.host_ip === "0.0.0.0" || each.host_ip === "::";
+        const host = wide ? "" : each.host_ip.includes(":") ? `[${each.host_ip}]:` : `${each.host_ip}:`;
+        return `${host}${span(each.host_port, each.range)}→${span(each.container_port, each.range)}${each.proto === "tcp" ? "" : `/${each.proto}`}`;
+      }),
+    ),
+  ];
+}
+
+/** Return a refused flow with the lines that would let it pass. */
+function card(flow, files, policies) {
+  return h(
+    "li",
+    { class: "card", "data-key": keyOf(flow) },
+    h("h3", {}, `${flow.from.name} → ${target(flow)}`),
+    h("p", {}, `denied ${flow.new}×, last ${ago(flow.ago)}: ${flow.words ?? "by a policy that has changed since"}`),
+    flow.changes.length
+      ? flow.changes.map((change) => [
+          h("pre", {}, h("code", {}, line(change, policies.get(change.service)))),
+          h("p", { class: "note" }, `in the policy of ${change.service}${files.get(change.service) ? `, ${files.get(change.service)}` : ""}; add it only if they should connect`),
+        ])
+      : h("p", { class: "note" }, "No line of a manifest would allow it."),
+  );
+}
+
+const policiesOf = (state) => new Map(state.services.map((service) => [service.service, service.policy]));
+const filesOf = (state) => new Map(state.services.map((service) => [service.service, service.file]));
+
+/** Return what is beside the map when nothing is chosen. */
+export function overview(state, flows) {
+  const refused = flows.filter((flow) => flow.verdict === "drop").sort((a, b) => b.rate - a.rate || (a.ago ?? 1e9) - (b.ago ?? 1e9));
+  const passing = flows.filter((flow) => flow.verdict === "pass").sort((a, b) => b.rate - a.rate || b.open - a.open || b.new - a.new);
+  return [
+    h("h2", {}, `Not allowed (${refused.length})`),
+    refused.length ? h("ul", { class: "cards" }, refused.slice(0, MOST_CARDS).map((flow) => card(flow, filesOf(state), policiesOf(state)))) : h("p", { class: "note" }, "Nothing was denied in this period."),
+    refused.length > MOST_CARDS && h("p", { class: "note" }, `${refused.length - MOST_CARDS} more in the table`),
+    h("h2", {}, `Flows (${passing.length})`),
+    brief(passing.slice(0, MOST_CARDS), (flow) => `${flow.from.name} → ${target(flow)}`),
+  ];
+}
+
+function brief(flows, name) {
+  if (flows.length === 0) return h("p", { class: "note" }, "None in this period.");
+  return h(
+    "table",
+    { class: "brief" },
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "flow"), h("th", { scope: "col", class: "number" }, "new"), h("th", { scope: "col", class: "number" }, "last"))),
+    h(
+      "tbody",
+      {},
+      flows.map((flow) =>
+        h(
+          "tr",
+          { "data-key": keyOf(flow), class: flow.verdict },
+          h("th", { scope: "row" }, name(flow), flow.verdict === "drop" ? " denied" : ""),
+          h("td", { class: "number" }, perSecond(flow.rate) || `${flow.new}×`),
+          h("td", { class: "number" }, flow.open ? `${flow.open} open` : ago(flow.ago)),
+        ),
+      ),
+    ),
+  );
+}
+
+/** Return the details of a chosen node. */
+export function details(state, flows, node, close) {
+  const head = h("div", { class: "head" }, h("h2", {}, node.name), h("button", { type: "button", class: "close", "aria-label": "Close", "aria-keyshortcuts": "Escape", onclick: close }, "×"));
+  if (node.kind !== "service") {
+    const ends = flows.filter((flow) => [flow.from, flow.to].some((end) => isOf(end, node)));
+    return [head, h("p", { class: "note" }, node.words ?? node.lines?.join(", ")), h("h2", {}, `Flows (${ends.length})`), brief(ends.slice(0, 200), (flow) => `${flow.from.name} → ${target(flow)}`)];
+  }
+  const { service } = node;
+  const own = flows.filter((flow) => [flow.from.name, flow.to.name].includes(service.service));
+  const refused = own.filter((flow) => flow.verdict === "drop");
+  const into = own.filter((flow) => flow.to.name === service.service && flow.verdict === "pass");
+  const out = own.filter((flow) => flow.from.name === service.service && flow.verdict === "pass");
+  const facts = [
+    ["status", service.status],
+    ["health", service.health ?? "no healthcheck"],
+    ["up for", service.uptime === null ? null : period(service.uptime)],
+    ["networks", service.networks.join(", ")],
+    ["network of", service.shares],
+    ["addresses", service.address.join(", ")],
+    ["ports", ports(service).join(", ")],
+    ["in, out", service.received === null ? null : `${rate(service.received)}, ${rate(service.sent)}`],
+    ["denied in, out", service.denied_in === null ? null : `${service.denied_in}, ${service.denied_out} packets`],
+    ["stack", service.stack],
+    ["manifest", service.file],
+  ].filter(([, value]) => value);
+  return [
+    head,
+    h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+    h("h2", {}, "Policy"),
+    policy(service.policy),
+    refused.length > 0 && [h("h2", {}, `Not allowed (${refused.length})`), h("ul", { class: "cards" }, refused.slice(0, MOST_CARDS).map((flow) => card(flow, filesOf(state), policiesOf(state))))],
+    h("h2", {}, `From others (${into.length})`),
+    brief(into.slice(0, 200), (flow) => `${flow.from.name} → :${flow.port}/${flow.proto}`),
+    h("h2", {}, `To others (${out.length})`),
+    brief(out.slice(0, 200), (flow) => `→ ${target(flow)}`),
+  ];
+}
+
+const isOf = (end, node) =>
+  node.kind === "fold" ? node.members.includes(end.name) : node.kind === "host" ? end.kind === "host" : end.kind !== "service" && end.name === node.name;
+
+function policy(own) {
+  if (own === null) return h("p", { class: "note" }, "None: whoever is on its networks may connect.");
+  const list = (entries) => (entries.length ? entries.map((entry) => h("code", {}, entry)) : "nobody");
+  return h(
+    "dl",
+    {},
+    h("dt", {}, "may connect"),
+    h("dd", {}, own.allow_from === null ? "everybody" : list(own.allow_from)),
+    own.deny_from.length > 0 && [h("dt", {}, "may not"), h("dd", {}, list(own.deny_from))],
+    h("dt", {}, "connects to"),
+    h("dd", {}, own.egress_allow === null ? "anywhere" : own.egress_allow.length ? list(own.egress_allow) : "nowhere"),
+    own.egress_deny.length > 0 && [h("dt", {}, "not to"), h("dd", {}, list(own.egress_deny))],
+  );
+}
+
+/** Return the figures of the first line. */
+export function figures(state, flows) {
+  const up = state.services.filter((service) => ["running", "attached", "completed"].includes(service.status)).length;
+  const bad = state.services.filter((service) => service.health === "unhealthy").length;
+  const refused = flows.filter((flow) => flow.verdict === "drop").length;
+  const bits = state.services.reduce((sum, service) => sum + (service.received ?? 0), 0);
+  const item = (number, words, kind) => h("li", { class: kind }, h("b", {}, `${number}`), ` ${words}`);
+  return [
+    item(up, `of ${count(state.services.length, "service")} up`),
+    bad > 0 && item(bad, "unhealthy", "bad"),
+    item(flows.length - refused, flows.length - refused === 1 ? "flow" : "flows"),
+    refused > 0 && item(refused, "denied", "bad"),
+    item(rate(bits), "to services"),
+  ].filter(Boolean);
+}
+

@@ -1,0 +1,317 @@
+"""Serve the map: files of the page, and states that come through a pipe. No root, no store.
+
+Whoever reads states needs the token. The page has it from the address's fragment, which browsers
+send to nobody, and keeps it for its own origin. It is no cookie, which browsers send to every port
+of a host. Nothing is changed by a request, and only GET is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from hmac import compare_digest
+
+from niso.base.errors import Error
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.web import confined
+
+try:
+    import uvicorn
+
+    # what the two would only import while they serve
+    import uvicorn.lifespan.off
+    import uvicorn.loops.asyncio
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse, Response, StreamingResponse
+    from starlette.routing import Route
+    import uvicorn.protocols.http.h11_impl  # isort: skip
+except ImportError:
+    hint = "apt install python3-starlette python3-uvicorn, or install niso[web] with pip"
+    raise Error("starlette and uvicorn, which serve the page, are not installed", hint) from None
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page")
+NAMES = ("127.0.0.1", "localhost", "[::1]")
+"""Host names of requests, with any port: an ssh tunnel can have another one. A page of another
+name whose address was changed to this machine's (DNS rebinding) sends its own name."""
+MOST_STREAMS = 8
+_MOST_CONNECTIONS = 32
+_LAST_WORDS_S = 1.0
+_BLOCK = 1 << 16
+ENDED = b'{"ended": true}\n'
+"""The last line of a stream: nobody looks any more."""
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class File(NamedTuple):
+    """A file of the page."""
+
+    body: bytes
+    type: str
+
+
+def files() -> dict[str, File]:
+    """Return the page's files by their address. Raises OSError."""
+    found = {}
+    for name in sorted(os.listdir(PAGE)):
+        kind = _TYPES.get(os.path.splitext(name)[1])
+        if kind is not None:
+            with open(os.path.join(PAGE, name), "rb") as file:
+                found["/" if name == "index.html" else f"/{name}"] = File(file.read(), kind)
+    return found
+
+
+class States:
+    """The last state, and whoever waits for the next one."""
+
+    def __init__(self) -> None:
+        self.last = b""
+        self.number = 0
+        self.over = False
+        self.streams = 0
+        self._changed = asyncio.Event()
+
+    def put(self, line: bytes) -> None:
+        """Replace the state."""
+        self.last = line
+        self.number += 1
+        self._wake()
+
+    def end(self) -> None:
+        """Tell everybody that there are no more."""
+        self.over = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Yield the state and each later one. A slow reader misses some."""
+        self.streams += 1
+        seen = 0
+        try:
+            while True:
+                if self.number > seen:
+                    seen = self.number
+                    yield self.last
+                elif self.over:
+                    yield ENDED
+                    return
+                else:
+                    await self._changed.wait()
+        finally:
+            self.streams -= 1
+
+
+def application(states: States, token: str, page: dict[str, File]) -> ASGIApp:
+    """Return the ASGI application."""
+
+    def allowed(request: Request) -> bool:
+        given = request.headers.get("authorization", "")
+        return compare_digest(given.encode(), f"Bearer {token}".encode())
+
+    async def state(request: Request) -> Response:
+        if not allowed(request):
+            return _refusal(403)
+        if not states.last:
+            return _refusal(503)
+        return Response(states.last, media_type="application/json")
+
+    async def stream(request: Request) -> Response:
+        if not allowed(request):
+            return _refusal(403)
+        if states.streams >= MOST_STREAMS:
+            return _refusal(503)
+        return StreamingResponse(states.stream(), media_type="application/x-ndjson")
+
+    async def file(request: Request) -> Response:
+        found = page[request.url.path]
+        return Response(found.body, media_type=found.type)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        return _refusal(getattr(error, "status_code", 404))
+
+    routes = [
+        Route("/api/state.json", state, methods=["GET"]),
+        Route("/api/states.jsonl", stream, methods=["GET"]),
+        *(Route(path, file, methods=["GET"]) for path in page),
+    ]
+    return _Guard(Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}))
+
+
+_WORDS = {
+    403: "the token is missing or wrong: open the address that niso web printed",
+    404: "there is nothing here",
+    405: "this page only shows: GET alone",
+    421: "this is for 127.0.0.1 and localhost alone",
+    503: "too many pages are open, or nothing has been seen yet",
+}
+
+
+def _refusal(status: int) -> Response:
+    return PlainTextResponse(f"{_WORDS.get(status, 'refused')}\n", status)
+
+
+class _Guard:
+    """Refuses requests of other names and other sites, and adds headers to every answer."""
+
+    def __init__(self, inner: ASGIApp) -> None:
+        self._inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request (ASGI)."""
+        if scope["type"] != "http":
+            return
+        status = refused(scope)
+        answer = _refusal(status) if status else self._inner
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *own]}
+            await send(message)
+
+        await answer(scope, receive, with_headers)
+
+
+def refused(scope: Scope) -> int:
+    """Return the status with which a request is refused before anything else; 0 if it is not."""
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in scope["headers"]:
+        values.setdefault(name, []).append(value)
+    hosts = values.get(b"host", [])
+    if len(hosts) != 1 or not _is_own(hosts[0].decode("latin-1")):
+        return 421
+    if scope["method"] != "GET":
+        return 405
+    # a link to the page is followed: it shows nothing without the token
+    is_link = values.get(b"sec-fetch-mode") == [b"navigate"] and values.get(b"sec-fetch-dest") == [
+        b"document"
+    ]
+    if is_link and scope["path"] == "/":
+        return 0
+    site = values.get(b"sec-fetch-site", [b"none"])
+    return 0 if site in ([b"none"], [b"same-origin"]) else 403
+
+
+def _is_own(host: str) -> bool:
+    """Return whether a Host header (RFC 9110, 7.2) names this machine's loopback."""
+    name, colon, port = host.rpartition(":")
+    if not colon or host.endswith("]"):
+        name, port = host, "80"
+    return name in NAMES and port.isascii() and port.isdigit()
+
+
+def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
+    """Serve until the pipe ends. Write a line to ``status`` once everything is in place.
+
+    Raises OSError if privileges cannot be given up: nothing has been served then.
+    """
+    page = files()
+    asyncio.run(_rehearse(page))
+    confined.confine()
+    asyncio.run(_serve(listener, pipe, status, token, page))
+
+
+async def _rehearse(page: dict[str, File]) -> None:
+    """Answer requests without a socket: this imports what the libraries only import on use."""
+    states = States()
+    states.put(b"{}\n")
+    states.end()
+    application_ = application(states, "", page)
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("never")
+
+    async def send(_: Message) -> None:
+        pass
+
+    for path in ("/", "/api/state.json", "/api/states.jsonl", "/unknown"):
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(b"host", b"localhost"), (b"authorization", b"Bearer ")],
+            "client": None,
+            "server": None,
+        }
+        await application_(scope, receive, send)
+
+
+async def _serve(
+    listener: socket.socket, pipe: int, status: int, token: str, page: dict[str, File]
+) -> None:
+    states = States()
+    config = uvicorn.Config(
+        application(states, token, page),
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    loop = asyncio.get_running_loop()
+    partial = bytearray()
+
+    def read() -> None:
+        try:
+            block = os.read(pipe, _BLOCK)
+        except BlockingIOError:
+            return
+        if not block:
+            loop.remove_reader(pipe)
+            states.end()
+            server.should_exit = True
+            # whatever a browser does
+            loop.call_later(_LAST_WORDS_S + 2, os._exit, 0)
+            return
+        partial.extend(block)
+        *lines, rest = bytes(partial).split(b"\n")
+        if lines:
+            states.put(lines[-1] + b"\n")
+            partial[:] = rest
+
+    os.set_blocking(pipe, False)
+    loop.add_reader(pipe, read)
+    os.write(status, b"serving\n")
+    await server.serve(sockets=[listener])
