@@ -187,7 +187,9 @@ class Map:
         load = top_views.between(world, before, now)
 
         def fresh(key: tuple[Key, bool], count: int) -> int:
-            return top_views.more(before.flows.get(key, 0), count) if before is not now else 0
+            flow, passes = key
+            earlier = before.flows.get((flow, "pass" if passes else "drop"), 0)
+            return top_views.more(earlier, count) if before is not now else 0
 
         rows = map_flows.joint(seen.joined(world, kept, self._judged), fresh)
         known = {row.name: row for row in store.services()}
