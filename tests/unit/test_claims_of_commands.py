@@ -245,6 +245,10 @@ def test_what_this_host_holds_by_its_own_record_starts_restarts_and_stops_withou
     assert host.held("api") is not None
     host.look()
     assert host.held("api") is None
+    address = host.claim("c", "web").networks["backend"][0]
+    assert address == "10.99.1.3", "it is free at once"
+    host.look(1)
+    assert ("web", "198.51.100.3") in host.claims()
     host.look(ORPHAN_S)
     assert host.record("api")
     deactivate(host.world.machine, ["db"])
