@@ -49,11 +49,15 @@ class Cluster:
         self.agents[name] = agent
 
     def kill_agent(self, name: str, by: str = "") -> None:
-        """Kill a host's agent; with another host's name, end the lease too, which takes 10 s else."""
+        """Kill a host's agent; with another host's name, end the lease too."""
         self.agents[name].send_signal(signal.SIGKILL)
         if by:
-            lease = self.hosts[name].lab.path("/run/niso/lease").read_text()
-            self.hosts[by].lab.run(sys.executable, "-c", REVOKE, lease)
+            self.end_lease(name, by)
+
+    def end_lease(self, name: str, by: str) -> None:
+        """Have another host end the lease of one, which would else take 10 s."""
+        lease = self.hosts[name].lab.path("/run/niso/lease").read_text()
+        self.hosts[by].lab.run(sys.executable, "-c", REVOKE, lease)
 
     def signal_etcd(self, name: str, number: int) -> None:
         lab = self.hosts[name].lab

@@ -5,6 +5,7 @@ The rows are those of the table in docs/guide/cluster.md.
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 
@@ -95,3 +96,59 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     assert one.niso("a", "cluster", "forget", "c").stdout == "c: forgotten, with api, db\n"
     one.niso("a", "net", "remove", "backend")
     one.check("a", "b")
+
+
+def test_members_fail_and_a_host_is_cut_off_and_comes_back(three: Cluster) -> None:
+    db, api = three.activate("b", "db"), three.activate("c", "api")
+    answers(three, "c", "api", db, f"db {api}")
+    # one member is killed, another time one is stopped: commands go on by the others
+    three.signal_etcd("a", signal.SIGKILL)
+    assert three.activate("a", "one") == "10.99.1.4"
+    three.start_etcd("a")
+    three.signal_etcd("b", signal.SIGSTOP)
+    assert three.activate("b", "two") == "10.99.1.5"
+    three.signal_etcd("b", signal.SIGCONT)
+    for name in "abc":
+        three.wait(name, lambda name=name: three.sees(name, "10.99.1.5", "two"), f"two on {name}")
+    # without most members nothing new is held, nobody is declared gone, and all that runs goes on
+    for name in "ab":
+        three.signal_etcd(name, signal.SIGKILL)
+    assert "does not answer" in three.refused("c", "activate", three.package("c", "new"))
+    assert three.status("c", "new") == ""
+    three.niso("c", "deactivate", "api")
+    three.niso("c", "activate", "api")
+    answers(three, "c", "api", db, f"db {api}")
+    assert three.sees("c", db, "db")
+    for name in "ab":
+        three.start_etcd(name)
+    three.wait("b", lambda: three.rows("b").get("api") == ("c", "up"), "api up again")
+    # b is cut off. It keeps its service, which c takes over; back on the wire, nobody hears it there
+    three.wire("b", "down")
+    three.end_lease("b", by="c")
+    three.wait("c", lambda: three.rows("c")["db"][1] == "host gone", "b gone")
+    assert three.activate("c", "db", "--take") == db
+    assert three.status("b", "db") == "running"
+    assert ask(three.hosts["b"].lab, db, 80, "niso-two") == "db 10.99.1.5"
+    three.kill_agent("b")
+    three.wire("b", "up")
+    answers(three, "c", "api", db, f"db {api}")
+    heard = dropped(three, "c")
+    assert ask(three.hosts["b"].lab, api, 80, "niso-db") == ""
+    assert dropped(three, "c") > heard
+    three.start_agent("b")
+    three.wait("b", lambda: three.status("b", "db") == "inactive", "db ended on b")
+    answers(three, "b", "two", db, "db 10.99.1.5")
+    three.check("a", "b", "c")
+
+
+def dropped(made: Cluster, name: str) -> int:
+    """Packets between the hosts that one has dropped since nobody has claimed their source."""
+    shown = made.hosts[name].lab.run("nft", "-j", "list", "table", "inet", "niso").stdout
+    rules = [each["rule"] for each in json.loads(shown)["nftables"] if "rule" in each]
+    return sum(
+        expression["counter"]["packets"]
+        for rule in rules
+        if rule["chain"] in ("wire", "claimed")
+        for expression in rule["expr"]
+        if "counter" in expression
+    )
