@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from cluster_hosts import REVOKE
 from conftest import Lab, Process
 from etcd_world import BINARY, flags, provide
 from machine import Machine, needs_systemd
 from many_hosts import Host, underlay
-from test_cluster_hosts import REVOKE
 from test_json import conforms
 
 from niso.cli.reference.results import RESULTS

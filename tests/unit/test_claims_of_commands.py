@@ -17,7 +17,7 @@ from niso.base.errors import Conflict, Error, InvalidInput
 from niso.cluster.agent import ORPHAN_S, Agent, Me
 from niso.cluster.claims import Claim, Claims, Wanted
 from niso.cluster.keys import decode
-from niso.cluster.membership import Spec
+from niso.cluster.membership import Host, Spec
 from niso.cluster.requests import NoAnswer
 from niso.commands import network
 from niso.commands.deactivate import deactivate, remove
@@ -184,15 +184,20 @@ def test_service_that_fails_to_start_goes_back_to_the_host_that_it_was_taken_fro
     host.world.assert_whole()
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
 def test_service_that_another_host_took_is_ended_and_its_address_is_free_for_others(
-    host: Hosted,
+    host: Hosted, forgotten: bool
 ) -> None:
     lose(host, ME)
     claims = Claims(host.engine, "a")
-    taken = claims.claim(Wanted("db", ("backend",), ("db",), {}, {}), take=True)
+    if forgotten:
+        assert host.membership.forget(ME) == ["db"]
+    taken = claims.claim(Wanted("db", ("backend",), ("db",), {}, {}), take=not forgotten)
     claims.publish("db", taken.mark, up=True)
     host.look()
-    assert host.said == ["taken over by other hosts, and ended here: db"]
+    assert host.said[0] == "taken over by other hosts, and ended here: db"
+    if forgotten:
+        host.membership.join(Host(ME, f"id-{ME}", "198.51.100.2", 1500, False))
     assert host.world.store.across.claim("db") is None
     host.release("a", "db")
     host.look()
@@ -240,6 +245,10 @@ def test_what_this_host_holds_by_its_own_record_starts_restarts_and_stops_withou
     assert host.held("api") is not None
     host.look()
     assert host.held("api") is None
+    address = host.claim("c", "web").networks["backend"][0]
+    assert address == "10.99.1.3", "it is free at once"
+    host.look(1)
+    assert ("web", "198.51.100.3") in host.claims()
     host.look(ORPHAN_S)
     assert host.record("api")
     deactivate(host.world.machine, ["db"])

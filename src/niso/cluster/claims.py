@@ -49,6 +49,7 @@ class Wanted(NamedTuple):
 class Claim(NamedTuple):
     """What a host holds for a service. ``revision`` is the modified revision of its key.
 
+    ``gen`` is higher than that of each claim before, so that the older one gives way.
     ``former`` is the host that it was taken from, until it is up on the new one.
     """
 
@@ -239,15 +240,19 @@ class Claims:
             conditions.append(Compare(self.keys.live(have.host)))
         networks: dict[str, tuple[str, ...]] = {}
         known: dict[str, Item] = {}
+        newest = 0
         for network in wanted.networks:
-            items = {item.key: item for item in self.engine.get(self.keys.network(network)).items}
+            answer = self.engine.get(self.keys.network(network))
+            newest = max(newest, answer.revision)
+            items = {item.key: item for item in answer.items}
             spec = items.get(self.keys.spec(network))
             if spec is None:
                 raise NotFound(f"no network {network!r} in the cluster", "niso net list")
             conditions.append(Compare(spec.key, spec.modified))
             known |= items
             networks[network] = self._addresses(wanted, have, network, items, raced)
-        gen = have.gen + 1 if have else 1
+        # a revision is higher than any former claim's, also of one that was given up
+        gen = have.gen + 1 if have else newest
         claim = Claim(wanted.service, self.host, gen, mark, networks, wanted.names, 0)
         same = ("host", "networks", "names")
         if have is not None and all(getattr(claim, f) == getattr(have, f) for f in same):

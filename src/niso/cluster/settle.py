@@ -31,9 +31,11 @@ def settle(store: Store, claims: Claims, service: str, final: bool = True) -> No
     if row is None or not on or not _is_wanted(row, record, have, mine):
         if have is not None and mine:
             claims.release(service, have.mark)
-        if final:
-            with store.transaction():
+        with store.transaction():
+            if final:
                 store.across.drop_claim(service)
+            elif record is not None:  # its addresses may be somebody else's from now on
+                store.across.set_claim(Claim(service, "", 0, {}))
         return
     if have is not None and not mine:
         return  # the agent ends it here, if it runs

@@ -299,7 +299,7 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
     store = machine.store
     own = config.require()
     with service_lock(LOCK, _LOCK_S):
-        held = [claim.service for claim in store.across.claims()]
+        held = [claim.service for claim in store.across.claims() if claim.addresses]
         spans = [network.name for network in store.networks() if network.span is not None]
         held += [service for name in spans for service, _ in store.members(name)]
         if held:

@@ -129,7 +129,11 @@ RESULTS: dict[str, Result] = {
     "deactivate": _array("host_services", "Done"),
     "restart": _array("host_services", "Done"),
     "remove": _array("host_services", "Done"),
-    "ps": _array("service_views", "ServiceLine"),
+    "ps": Result(
+        "array",
+        fields("service_views", "ServiceLine"),
+        "With --all-hosts the keys are service, host, status, address, and ports (strings).",
+    ),
     "check": _array("validation", "Valid"),
     "import": _object("compose_files", "ImportedStack"),
     "inspect": _object("service_views", "Service"),

@@ -1,0 +1,154 @@
+"""Test services of several hosts with real kernels and a real etcd: that they meet, move, and survive what can fail.
+
+The rows are those of the table in docs/guide/cluster.md.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+
+import pytest
+from cluster_hosts import Cluster, cluster
+from services import ask
+
+
+@pytest.fixture
+def one() -> Iterator[Cluster]:
+    """Three hosts; only a runs etcd."""
+    with cluster("a", "b", "c") as made:
+        yield made
+
+
+@pytest.fixture
+def three() -> Iterator[Cluster]:
+    """Three hosts, which all run etcd."""
+    with cluster("a", "b", "c", members=3) as made:
+        yield made
+
+
+def answers(made: Cluster, name: str, by: str, address: str, text: str) -> None:
+    """Wait until a service of a host is answered so by what has an address."""
+    lab = made.hosts[name].lab
+    made.wait(
+        name, lambda: ask(lab, address, 80, f"niso-{by}") == text, f"{by} to {address}: {text!r}"
+    )
+
+
+def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cluster) -> None:
+    c = one.hosts["c"].lab
+    db = one.activate("b", "db", policy={"allow_from": ["api:80"]})
+    api = one.activate("c", "api", ports=["8080:80"])
+    evil = one.activate("c", "evil")
+    assert [db, api, evil] == ["10.99.1.2", "10.99.1.3", "10.99.1.4"]
+    assert one.sees("c", db, "db"), "the network is new on c, and has what others have there"
+    one.wait("b", lambda: one.sees("b", evil, "evil"), "evil's name on b")
+    answers(one, "c", "api", db, f"db {api}")
+    assert ask(c, db, 80, "niso-evil") == ""
+    assert one.rows("b") == {"api": ("c", "up"), "db": ("b", "running"), "evil": ("c", "up")}
+    assert (
+        "api      c     up       10.99.1.3, fd00:99:1::3  8080:80"
+        in one.niso("b", "ps", "--all-hosts").stdout
+    )
+    assert "api is on c, which is alive" in one.refused("b", "activate", one.package("b", "api"))
+    one.check("b", "c")
+    # neither the cluster nor an agent answers: what runs goes on, and what is held starts and stops
+    one.signal_etcd("a", signal.SIGKILL)
+    one.kill_agent("c")
+    said = one.refused("b", "activate", one.package("b", "web"))
+    assert "the cluster does not answer (198.51.100.1:2379)" in said and "what runs goes on" in said
+    assert one.status("b", "web") == ""
+    one.niso("b", "restart", "db")
+    assert "other hosts do not know it yet" in one.niso("c", "deactivate", "evil").stderr
+    assert "evil starts by this host's own record" in one.niso("c", "activate", "evil").stderr
+    one.niso("c", "remove", "evil")
+    answers(one, "c", "api", db, f"db {api}")
+    # they come back: the agent says what could not be said
+    one.start_etcd("a")
+    one.start_agent("c")
+    one.wait("b", lambda: one.rows("b").keys() == {"api", "db"}, "evil given up")
+    assert one.activate("b", "web") == evil, "its address is free"
+    # b is lost with its agent: its names go, and c takes its service, with the address
+    one.kill_agent("b", by="c")
+    one.wait("c", lambda: not one.sees("c", db, "db"), "db's name gone on c")
+    assert one.rows("c")["db"] == ("b", "host gone")
+    said = one.refused("c", "activate", one.package("c", "db"))
+    assert "db is on b, which does not answer" in said and f"--take moves it here with {db}" in said
+    assert one.activate("c", "db", "--take") == db
+    answers(one, "c", "api", db, f"db {api}")
+    # b is back: nobody hears its db, and its agent ends it
+    assert one.status("b", "db") == "running"
+    one.start_agent("b")
+    one.wait("b", lambda: one.status("b", "db") == "inactive", "db ended on b")
+    answers(one, "b", "web", db, f"db {evil}")
+    one.check("b", "c")
+    # the cluster keeps the network for as long as anybody is on it
+    assert "is used by api on c, db on c, web on b" in one.refused("a", "net", "remove", "backend")
+    # b leaves once it has no service there, and the network goes from it
+    assert "on networks of the cluster: db, web" in one.refused("b", "cluster", "leave")
+    one.niso("b", "remove", "db", "web")
+    one.niso("b", "cluster", "leave")
+    assert one.agents["b"].wait(20) == 0
+    assert "backend" not in one.niso("b", "net", "list").stdout
+    # c is lost for good: a gives up what it had, and the network goes from all
+    one.kill_agent("c", by="a")
+    assert one.niso("a", "cluster", "forget", "c").stdout == "c: forgotten, with api, db\n"
+    one.niso("a", "net", "remove", "backend")
+    one.check("a", "b")
+
+
+def test_members_fail_and_a_host_is_cut_off_and_comes_back(three: Cluster) -> None:
+    db, api = three.activate("b", "db"), three.activate("c", "api")
+    answers(three, "c", "api", db, f"db {api}")
+    # one member is killed, another time one is stopped: commands go on by the others
+    three.signal_etcd("a", signal.SIGKILL)
+    assert three.activate("a", "one") == "10.99.1.4"
+    three.start_etcd("a")
+    three.signal_etcd("b", signal.SIGSTOP)
+    assert three.activate("b", "two") == "10.99.1.5"
+    three.signal_etcd("b", signal.SIGCONT)
+    for name in "abc":
+        three.wait(name, lambda name=name: three.sees(name, "10.99.1.5", "two"), f"two on {name}")
+    # without most members nothing new is held, nobody is declared gone, and all that runs goes on
+    for name in "ab":
+        three.signal_etcd(name, signal.SIGKILL)
+    assert "does not answer" in three.refused("c", "activate", three.package("c", "new"))
+    assert three.status("c", "new") == ""
+    three.niso("c", "deactivate", "api")
+    three.niso("c", "activate", "api")
+    answers(three, "c", "api", db, f"db {api}")
+    assert three.sees("c", db, "db")
+    for name in "ab":
+        three.start_etcd(name)
+    three.wait("b", lambda: three.rows("b").get("api") == ("c", "up"), "api up again")
+    # b is cut off. It keeps its service, which c takes over; back on the wire, nobody hears it there
+    three.wire("b", "down")
+    three.end_lease("b", by="c")
+    three.wait("c", lambda: three.rows("c")["db"][1] == "host gone", "b gone")
+    assert three.activate("c", "db", "--take") == db
+    assert three.status("b", "db") == "running"
+    assert ask(three.hosts["b"].lab, db, 80, "niso-two") == "db 10.99.1.5"
+    three.kill_agent("b")
+    three.wire("b", "up")
+    answers(three, "c", "api", db, f"db {api}")
+    heard = dropped(three, "c")
+    assert ask(three.hosts["b"].lab, api, 80, "niso-db") == ""
+    assert dropped(three, "c") > heard
+    three.start_agent("b")
+    three.wait("b", lambda: three.status("b", "db") == "inactive", "db ended on b")
+    answers(three, "b", "two", db, "db 10.99.1.5")
+    three.check("a", "b", "c")
+
+
+def dropped(made: Cluster, name: str) -> int:
+    """Packets between the hosts that one has dropped since nobody has claimed their source."""
+    shown = made.hosts[name].lab.run("nft", "-j", "list", "table", "inet", "niso").stdout
+    rules = [each["rule"] for each in json.loads(shown)["nftables"] if "rule" in each]
+    return sum(
+        expression["counter"]["packets"]
+        for rule in rules
+        if rule["chain"] in ("wire", "claimed")
+        for expression in rule["expr"]
+        if "counter" in expression
+    )
