@@ -161,6 +161,9 @@ def test_service_reaches_what_its_name_stands_for_and_resolves_to_the_same(
     dns.answers(CLIENT4, CLIENT6)
     done = lab.niso("activate", web(lab))
     assert "example.com" not in done.stderr
+    assert "nothing resolves the outside names of its policy again" in done.stderr
+    done = lab.niso("net", "refresh", "--for", "200ms")
+    assert f"{API}  {CLIENT4}, {CLIENT6}  " in done.stdout
     both = [CLIENT4, CLIENT6]
     assert look(lab, "web", API, WWW) == {API: both, WWW: both}
     assert reached(lab, "web") == dict.fromkeys(both, "client")

@@ -357,6 +357,14 @@ def assert_no_wider(world: World) -> None:
     assert allowed - own <= {ONE, TWO, THREE}
 
 
+def test_dry_run_asks_and_records_nothing(world: World, dns: Dns) -> None:
+    before, said = world.picture(), []
+    world.activate(world.package("web", network=to(API)), dry_run=True, report=said.append)
+    steps = "".join(event.describe() for event in said)
+    assert ONE in steps and SIX in steps
+    assert world.picture() == before and dns.asked == [API]
+
+
 def test_timer_is_there_while_an_enabled_service_has_names(world: World, dns: Dns) -> None:
     units = world.processes.units
     units.is_init = True

@@ -25,6 +25,7 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
     warn_of_limits(session, store, changed)
     warn_of_name_servers(session, changed)
     _warn_of_policies(session, machine, [outcome.service for outcome in outcomes])
+    _warn_of_names(session, store, changed)
     on = {network for service in changed for network, _ in store.addresses(service)}
     networks = [network for name in sorted(on) if (network := store.network(name))]
     if networks:
@@ -108,6 +109,25 @@ def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> N
 
         for line, hint in policy_warnings.warnings(machine.kernel, machine.store, names):
             session.caution(line, (hint,))
+
+
+def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
+    """Warn about services whose outside names nothing resolves again."""
+    if not store.names_outside():
+        return
+    from niso.runtime import unit
+
+    for name in names:
+        row = store.service(name)
+        if store.names_outside(name) and not (row and row.enabled and unit.booted()):
+            session.caution(
+                f"{name}: nothing resolves the outside names of its policy again",
+                (
+                    f"niso enable {name}"
+                    if unit.booted()
+                    else "call niso net refresh every minute, or run niso net refresh --for 24h",
+                ),
+            )
 
 
 def warn_of_name_servers(session: Session, names: list[str]) -> None:

@@ -31,6 +31,7 @@ from niso.services.targets import apart, still_so
 from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
+    from niso.plan.answers import Outside
     from niso.plan.verdict import World
     from niso.services import across
     from niso.services.stacks import Membership
@@ -69,8 +70,11 @@ def activate(
     if dry_run:
         followed = sharing.with_followers(store, targets, stack.leaving if stack else ())
         held = _held(machine, followed, stack, report, dry_run=True)
+        answers = _answers(machine, targets)
         with Lock(), store.transaction() as transaction:
             transaction.cancel()
+            if answers:
+                store.outside.put(answers)
             return _plan_only(machine, followed, report, stack, held)
     ends = stack.leaving if stack else ()
     recover(machine, report, [*ends, *(target.name for target in targets)])
@@ -379,11 +383,23 @@ def foreseen(
     store, kernel = machine.store, machine.kernel
     followed = sharing.with_followers(store, targets, stack.leaving if stack else ())
     held = _held(machine, followed, stack, silent, dry_run=True)
+    answers = _answers(machine, targets)
     with Lock(), store.transaction() as transaction:
         transaction.cancel()
         before = read_world(kernel, store)
+        if answers:
+            store.outside.put(answers)
         _plan_only(machine, followed, silent, stack, held)
         return before, read_world(kernel, store)
+
+
+def _answers(machine: Machine, targets: list[Target]) -> list[Outside]:
+    """Return what would be known of the outside names of services."""
+    if not any(target.spec.policy.outside_names() for target in targets):
+        return []
+    from niso.services import refreshing
+
+    return refreshing.look(machine, targets)
 
 
 def _plan_only(

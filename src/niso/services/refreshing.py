@@ -36,7 +36,7 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
     until a refresh knows better. So a machine that boots before its name servers is not stuck.
     Raises Error without dnspython.
     """
-    names = sorted({name for target in targets for name in target.spec.policy.outside_names()})
+    names = _names(targets)
     if not names:
         return
     resolver.require()
@@ -47,6 +47,24 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
             report(Caution(f"{name}: {answer.problem}", ("niso net refresh asks again",)))
         elif answer.problem:
             report(Caution(f"{name}: {answer.problem}"))
+
+
+def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
+    """Return what would be known of the outside names of services; nothing is recorded.
+
+    Raises Error without dnspython, KernelError.
+    """
+    names = _names(targets)
+    if not names:
+        return []
+    now, rows = time.time(), machine.store.outside
+    heard = resolver.ask([name for name in names if rows.answer(name).is_due(now)])
+    bars = _bars(machine)
+    return [after(rows.answer(name), answers, bars, now) for name, answers in heard.items()]
+
+
+def _names(targets: Iterable[Target]) -> list[str]:
+    return sorted({name for target in targets for name in target.spec.policy.outside_names()})
 
 
 def refresh(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 RESOLV_CONF = "/etc/resolv.conf"
-_SERVER_S, _QUESTION_S, _ALL_S = 2.0, 5.0, 15.0
+_SERVER_S, _QUESTION_S, _ALL_S = 1.5, 4.0, 15.0
 """The longest time (s) for one server, one question and all questions."""
 _AT_ONCE = 16
 _TYPES = {4: "A", 6: "AAAA"}
