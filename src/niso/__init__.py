@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from niso.api.host_cluster import ExistingEtcd as ExistingEtcd
     from niso.api.host_cluster import Membership as Membership
     from niso.api.host_networks import CreatedNetwork as CreatedNetwork
+    from niso.api.host_networks import HostName as HostName
+    from niso.api.host_networks import HostNames as HostNames
     from niso.api.host_networks import Network as Network
     from niso.api.host_networks import NetworkLine as NetworkLine
     from niso.api.host_networks import NetworkMember as NetworkMember
@@ -125,8 +127,8 @@ _MODULES = {
     "api.host": "Host connect",
     "api.host_attachments": "AttachRequest Attachment Changed",
     "api.host_cluster": "ClusterHost ClusterMember ClusterStatus ExistingEtcd Membership",
-    "api.host_networks": "CreatedNetwork Network NetworkLine NetworkMember PublishedPort"
-    " RemovedNetwork Rules Subnet",
+    "api.host_networks": "CreatedNetwork HostName HostNames Network NetworkLine NetworkMember"
+    " PublishedPort RemovedNetwork Rules Subnet",
     "api.compose_files": "ImportedStack Missing import_compose",
     "api.learning": "LearnedEntry LearnedPolicy PolicyChange",
     "api.map_views": "Map MapChange MapEnd MapFlow MapNetwork MapPolicy MapService MapState",

@@ -71,7 +71,7 @@ def names(words: str, current: str = "") -> list[str]:
         (
             "net",
             "",
-            "create list inspect remove attach detach gc apply ports rules ping explain stats flows graph capture learn refresh policy trace log check repair",
+            "create list inspect remove attach detach gc apply ports rules ping explain stats flows graph capture learn refresh policy trace log names check repair",
         ),
         ("net policy", "", "show test"),
         ("net policy show x", "-", "--unused --json --help"),

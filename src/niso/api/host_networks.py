@@ -111,6 +111,26 @@ class PublishedPort(NamedTuple):
         return ("from_",) if self.from_ is None else ()
 
 
+class HostName(NamedTuple):
+    """A name of a service for the host."""
+
+    name: str
+    """NAME.niso.local"""
+    address: str
+    """an IPv4 or IPv6 address"""
+
+
+class HostNames(NamedTuple):
+    """Result of `Networks.host_names`."""
+
+    on_host: bool
+    """whether the host's own /etc/hosts has the names"""
+    changed: bool
+    """false if nothing changed"""
+    names: tuple[HostName, ...]
+    """one for each name and address"""
+
+
 class Rules(NamedTuple):
     """niso's nftables tables in the kernel."""
 
@@ -258,6 +278,26 @@ class Networks:
             )
             for way, (service, port, row) in zip(ways, lines, strict=True)
         )
+
+    @guarded
+    def host_names(self, *, on_host: bool | None = None) -> HostNames:
+        """Return the names by which the host itself may know services.
+
+        ``on_host`` writes them to the host's own /etc/hosts from now on, or removes them. Raises
+        KernelError if that file cannot be replaced as a whole; then nothing has changed.
+        """
+        from niso.reconcile import host_names
+
+        if on_host is None:
+            store, changed = self.session.store(), False
+        else:
+            from niso.commands import known_names
+
+            machine = self.session.machine_for_change(create=on_host)
+            store, changed = machine.store, known_names.show(machine, on_host)
+        lines = (line.split() for line in host_names.wanted(store))
+        rows = tuple(HostName(name, address) for address, *called in lines for name in called)
+        return HostNames(store.host_knows(), changed, rows)
 
     @guarded
     def rules(self) -> Rules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from niso.api.host import Host, connect
 from niso.base.addresses import span
+from niso.base.errors import UsageError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import output
 from niso.cli.parse import Args
@@ -64,6 +65,21 @@ def _create(host: Host, args: Args) -> int:
         state = "created" if made.changed else "already exists, unchanged"
         spans = "" if network.vni is None else f"  VNI {network.vni}"
         print(f"{network.name}: {state}  {network.subnet}  {network.bridge}{spans}")
+    return 0
+
+
+def _names(host: Host, args: Args) -> int:
+    if args.host not in (None, "on", "off"):
+        raise UsageError(f"--host {args.host!r}: must be on or off", "niso net names --host on")
+    on = None if args.host is None else args.host == "on"
+    names = host.networks.host_names(on_host=on)
+    if args.json:
+        output.as_json(names)
+        return 0
+    state = "has these names" if names.on_host else "has no names of services"
+    print(f"/etc/hosts {state}{', unchanged' if on is not None and not names.changed else ''}")
+    if names.names and on is not False:
+        output.table(("NAME", "ADDRESS"), [tuple(row) for row in names.names])
     return 0
 
 

@@ -126,6 +126,7 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
             *_interrupted(store),
             *findings(want, have),
             *foreign_findings,
+            *_host_names(kernel, store),
             *_processes(machine, store.active_services()),
             *(
                 Finding("foreign", f"process of service {name!r}", NOT_ACTIVE)
@@ -140,6 +141,16 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
         *findings(want, kernel.read(want, alias(store.state_id()), strays=True)),
         *_processes(machine, active),
     ]
+
+
+def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
+    """Return a finding if the host's hosts file should know services, and knows others."""
+    if not store.host_knows():
+        return []
+    from niso.reconcile import host_names
+
+    detail = host_names.differs(kernel, store)
+    return [Finding("different", "names of services in /etc/hosts", detail)] if detail else []
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:

@@ -163,6 +163,10 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
     try:
         done = _name_again(machine, report)
         steps = repair(kernel, store, report)
+        if store.host_knows():
+            from niso.reconcile import host_names
+
+            done += host_names.settle(kernel, store, report)
     except Error as error:
         errors.append(error)
     if steps or errors:

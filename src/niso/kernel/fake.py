@@ -233,6 +233,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
 
     def clear_hosts(self) -> None:
         self.hosts.clear()
+        self.own_hosts.clear()
 
     def host_addresses(self) -> list[str]:
         return [*FakeHost.host_addresses(self), *self.addresses_in("", "")]

@@ -55,6 +55,8 @@ class FakeHost:
         self.made = 0  # number of namespaces and hosts folders created
         self.identities: dict[str, int] = {}  # by name: one that is made again is another
         self.inhabited: dict[int, tuple[int, str]] = {}  # pid -> its namespace, and that one's mark
+        self.own_hosts: dict[str, tuple[str, ...]] = {}  # mark -> lines of /etc/hosts
+        self.own_hosts_refuses = False
         self.own_addresses = {UPLINK_ADDRESS: UPLINK}  # address with its length -> link
         self.tracked: list[Tracked] = []
         self.policed: list[Flow] = []  # the same flows as policies see them
@@ -171,6 +173,18 @@ class FakeHost:
 
     def connections_in(self, name: str) -> list[Connection]:
         return list(self.connected.get(name, ()))
+
+    # --- the host's own hosts file ---
+
+    def host_names(self, mark: str) -> tuple[str, ...]:
+        return self.own_hosts.get(mark, ())
+
+    def write_host_names(self, mark: str, lines: Iterable[str], always: bool = False) -> bool:
+        before, now = self.host_names(mark), tuple(lines)
+        if self.own_hosts_refuses:
+            raise KernelError("/etc/hosts is a mount point, as in a container", "change it outside")
+        self.own_hosts[mark] = now
+        return before != now
 
     # --- links ---
 

@@ -116,7 +116,20 @@ class Kernel(Protocol):
         """
 
     def clear_hosts(self) -> None:
-        """Remove all hosts files of this run folder."""
+        """Remove all hosts files of this run folder, and niso's blocks in the host's own."""
+
+    def host_names(self, mark: str) -> tuple[str, ...]:
+        """Return the lines of niso's block with this mark in the host's own hosts file.
+
+        Raises KernelError if that is not a regular file.
+        """
+
+    def write_host_names(self, mark: str, lines: Iterable[str], always: bool = False) -> bool:
+        """Replace that block, or remove it without lines; return whether it changed.
+
+        With ``always`` the file is replaced even if nothing changes. Raises KernelError; then it is
+        as it was.
+        """
 
     # --- sysctls of the host ---
 

@@ -121,9 +121,25 @@ class Real:
         return outside.dead_names(marked)
 
     def clear_hosts(self) -> None:
+        import contextlib
         import shutil
 
+        from niso.base.errors import KernelError
+        from niso.kernel import etc_hosts
+
         shutil.rmtree(paths.hosts_root(), ignore_errors=True)
+        with contextlib.suppress(KernelError):
+            etc_hosts.clear()
+
+    def host_names(self, mark: str) -> tuple[str, ...]:
+        from niso.kernel import etc_hosts
+
+        return etc_hosts.lines(mark)
+
+    def write_host_names(self, mark: str, lines: Iterable[str], always: bool = False) -> bool:
+        from niso.kernel import etc_hosts
+
+        return etc_hosts.write(mark, lines, always)
 
     # --- sysctls of the host ---
 

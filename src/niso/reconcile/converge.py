@@ -103,6 +103,23 @@ def carry_out(
 
     ``known`` addresses (see `Kernel.write`) are not new.
     """
+    steps = _carried_out(kernel, store, planned, report, teardown, ending, known)
+    if store.host_knows():
+        from niso.reconcile import host_names
+
+        host_names.settle(kernel, store, report)
+    return steps
+
+
+def _carried_out(
+    kernel: Kernel,
+    store: Store,
+    planned: Plan,
+    report: Report,
+    teardown: bool,
+    ending: list[str] | None,
+    known: Container[tuple[str, str]] = (),
+) -> list[AnyStep]:
     steps = planned.steps
     if not steps:
         return []
@@ -123,7 +140,7 @@ def carry_out(
                     raise
                 # an element exists with another value; rules are written first, so nothing changed
                 again = plan(kernel, store, planned.scope, planned.before)
-                return carry_out(kernel, store, again, report)
+                return _carried_out(kernel, store, again, report, False, None)
         touched = touched.replace(Ruleset, want[Ruleset])
         taken = any(step.kind.is_transactional for step in steps)
         # in a namespace of others, only the addresses that are asked for are read

@@ -113,6 +113,17 @@ class SnapshotRows(PortRows, PolicyRows):
         """Delete the record of NAT rules; the caller holds a transaction."""
         self._db.execute("DELETE FROM meta WHERE key='nat_before'")
 
+    def host_knows(self) -> bool:
+        """Return whether the host's own hosts file shall have the names of services."""
+        query = "SELECT 1 FROM meta WHERE key='host_knows'"
+        return self._db.execute(query).fetchone() is not None
+
+    def set_host_knows(self, knows: bool) -> None:
+        """Record whether it shall; the caller holds a transaction."""
+        self._db.execute("DELETE FROM meta WHERE key='host_knows'")
+        if knows:
+            self._db.execute("INSERT INTO meta VALUES ('host_knows', '1')")
+
     def network(self, name: str) -> Network | None:
         """Return a network, or None."""
         networks = self._networks((name,))

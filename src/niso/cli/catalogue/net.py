@@ -453,6 +453,30 @@ GROUP = Group(
             aside=True,
         ),
         Command(
+            "net names",
+            "have the host itself know services by name",
+            (),
+            (
+                Option(
+                    "host",
+                    ("--host",),
+                    "write the names to the host's own /etc/hosts from now on, or remove them",
+                    "on|off",
+                ),
+                JSON,
+            ),
+            "Services know each other by name in any case. With --host on, niso keeps a block of "
+            "NAME.niso.local in /etc/hosts up to date, and removes it with the last service. The "
+            "rest of the file stays as it is. A file that is a mount point, a symbolic link or "
+            "immutable is refused.",
+            (
+                ("niso net names", ""),
+                ("niso net names --host on", ""),
+                ("niso net names --host off", ""),
+            ),
+            aside=True,
+        ),
+        Command(
             "net check",
             "compare the kernel with the configuration",
             (Argument("name", "NAME", "a service or network (default: everything)", "?", "known"),),

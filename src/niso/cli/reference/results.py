@@ -161,6 +161,7 @@ RESULTS: dict[str, Result] = {
     ),
     "net trace": _object("captures", "Traced"),
     "net learn": _array("learning", "LearnedPolicy"),
+    "net names": _object("host_networks", "HostNames"),
     "net refresh": _array("outside_views", "OutsideName"),
     "net policy show": _array("policy_views", "PolicyEntry"),
     "net policy test": _array("policy_views", "PolicyEffect"),

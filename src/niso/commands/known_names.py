@@ -1,0 +1,33 @@
+"""Have the host itself know the names of services, or no longer."""
+
+from __future__ import annotations
+
+from niso.base.errors import KernelError
+from niso.base.locks import Lock
+from niso.reconcile import host_names
+from niso.services.machine import Machine
+
+
+def show(machine: Machine, on: bool) -> bool:
+    """Write the names to the host's own hosts file from now on, or remove them.
+
+    Return whether anything changed. Raises KernelError; then nothing has changed.
+    """
+    store, kernel = machine.store, machine.kernel
+    with Lock():
+        was, mark = store.host_knows(), store.state_id()
+        if on and not was:  # what is recorded first is completed by the next command
+            with store.transaction():
+                store.set_host_knows(True)
+        try:
+            lines = host_names.wanted(store) if on else []
+            changed = kernel.write_host_names(mark, lines, always=on and not was)
+        except KernelError:
+            if on and not was:
+                with store.transaction():
+                    store.set_host_knows(False)
+            raise
+        if was and not on:
+            with store.transaction():
+                store.set_host_knows(False)
+        return changed or was != on
