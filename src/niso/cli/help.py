@@ -52,8 +52,13 @@ def group(of: Group) -> str:
     columns = width()
     short = {action: action.name.removeprefix(f"{of.name} ") for action in of.actions}
     lines = _list([(name, one.does) for one, name in short.items() if not one.aside], columns)
-    if asides := [name for one, name in short.items() if one.aside]:
-        lines += _wrapped(f"also: {', '.join(asides)}", columns)
+    asides: dict[str, list[str]] = {}  # first word -> second words
+    for name in (name for one, name in short.items() if one.aside):
+        first, _, second = name.partition(" ")
+        asides.setdefault(first, []).append(second)
+    if asides:
+        shown = (f"{first} {'|'.join(more)}".rstrip() for first, more in asides.items())
+        lines += _wrapped(f"also: {', '.join(shown)}", columns)
     example = next(action for action in of.actions if action.examples).name
     return (
         f"usage: niso {of.name} ACTION ...\n\n{_wrapped(sentence(of.does), columns)}\n"
