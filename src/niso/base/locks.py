@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from _thread import get_ident
-from contextlib import suppress
 from io import FileIO
 
 from niso.base import paths
@@ -54,9 +53,11 @@ def take(fd: int, service: str, at_most_s: float | None = None) -> bool:
     until = time.monotonic() + at_most_s
     while time.monotonic() < until:
         time.sleep(_PAUSE_S)
-        with suppress(BlockingIOError):
+        try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
+        except BlockingIOError:
+            continue
+        return True
     return False
 
 

@@ -16,7 +16,7 @@ import niso
 from niso.base import names
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.engines import aardvark, plugin
+from niso.engines import aardvark, plugin, protocol
 from niso.plan.records import Network, Port
 from niso.services import attachments
 from niso.services.attachments import Request, Wish
@@ -40,7 +40,7 @@ def main() -> None:
         answer, status = {"error": _message(error)}, 1
     except (OSError, RecursionError) as error:
         answer, status = {"error": f"niso: {error}"}, 1
-    except plugin.MALFORMED as error:
+    except protocol.MALFORMED as error:
         answer, status = {"error": f"niso: does not understand this call: {error!r}"}, 1
     if answer is not None:
         json.dump(answer, sys.stdout)
@@ -65,7 +65,7 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
             "this is a plugin for netavark", "create, setup NETNS, teardown NETNS or info"
         )
     try:
-        given = json.loads(plugin.read_stdin())
+        given = json.loads(protocol.read_stdin())
     except ValueError as error:
         raise InvalidInput(f"stdin is not JSON: {error}") from error
     if not isinstance(given, dict):

@@ -6,7 +6,6 @@ A plugin is a process that an engine waits for. It loads no manifest, and nothin
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Mapping
 
 from niso.base import paths
@@ -28,12 +27,6 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 40
 """Of an attachment in characters: longer ones are cut, and told apart by a digest."""
-_MOST_BYTES = 4 << 20
-"""Of what an engine may send. The annotations of a pod have at most 256 KiB."""
-
-
-MALFORMED = (TypeError, KeyError, ValueError, AttributeError)
-"""What a call raises that is not in the form of its protocol. Nothing has changed by then."""
 
 
 class _LateProcesses:
@@ -57,14 +50,6 @@ def machine() -> Machine:
 
         lost_store.refuse(kernel, processes)
     return Machine(Store.open(), kernel, processes)
-
-
-def read_stdin() -> bytes:
-    """Return what the engine sent. Raises InvalidInput if it is too long."""
-    data = sys.stdin.buffer.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise InvalidInput("stdin: the configuration is too long")
-    return data
 
 
 def label(text: str) -> str:

@@ -7,9 +7,9 @@ unreachable until they ask again. No packet socket is used: the kernel needs som
 
 from __future__ import annotations
 
-import socket
 import struct
 
+from niso.base import lite_socket as socket
 from niso.kernel import netns
 from niso.kernel.netlink import refused
 from niso.kernel.rtnl_sockets import Sockets
@@ -40,19 +40,20 @@ def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
     )
     message += bytes.fromhex(end.mac.replace(":", ""))
     try:
-        with (
-            netns.inside(name),
-            socket.socket(
+        with netns.inside(name):
+            raw = socket.socket(
                 socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6
-            ) as raw,
-        ):
-            for option, value in (
-                (_FREEBIND, 1),
-                (socket.IPV6_MULTICAST_HOPS, _HOPS),
-                (socket.IPV6_MULTICAST_LOOP, 0),
-            ):
-                raw.setsockopt(socket.IPPROTO_IPV6, option, value)
-            raw.bind((address, 0, 0, 0))
-            raw.sendto(message, (_ALL_NODES, 0, 0, end.index))
+            )
+            try:
+                for option, value in (
+                    (_FREEBIND, 1),
+                    (socket.IPV6_MULTICAST_HOPS, _HOPS),
+                    (socket.IPV6_MULTICAST_LOOP, 0),
+                ):
+                    raw.setsockopt(socket.IPPROTO_IPV6, option, value)
+                raw.bind((address, 0, 0, 0))
+                raw.sendto(message, (_ALL_NODES, 0, 0, end.index))
+            finally:
+                raw.close()
     except OSError as error:
         raise refused(what, error.errno or 0) from error

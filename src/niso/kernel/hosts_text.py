@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 from bisect import insort
 
+from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.names import DOMAIN
 

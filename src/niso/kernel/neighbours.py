@@ -8,10 +8,10 @@ one of the second kind for each service's MAC, and all three for each service of
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 import sys
 
+from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink

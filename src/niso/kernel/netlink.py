@@ -8,14 +8,13 @@ error; a partial answer is never returned.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import socket
 import struct
 from collections.abc import Callable, Iterator
 
 from niso.base import failpoint
+from niso.base import lite_socket as socket
 from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
@@ -48,7 +47,7 @@ _KIND_MASK = 0x3FFF
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 _BUFFER = 1 << 17  # bytes; the kernel packs dumps into at most 32 KiB
 _DUMP_TRIES = 10
-_TRUNCATED = int(socket.MSG_TRUNC)  # as an enum it costs 5 µs per message
+_TRUNCATED = socket.MSG_TRUNC
 _MOST_ERRNO = 4095  # MAX_ERRNO, linux/err.h
 _OWN = "/proc/thread-self/ns/net"
 
@@ -234,10 +233,12 @@ class Netlink:
         packet = b"".join(packets)
         try:
             failpoint.hit(what)
-            with contextlib.suppress(PermissionError):
+            try:
                 self._socket.setsockopt(
                     socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(packet) + _BUFFER
                 )
+            except PermissionError:
+                pass
             self._socket.sendto(packet, (0, 0))
             while True:
                 for reply in self._receive():

@@ -8,15 +8,13 @@ process exits at once, since everything after that would change the wrong host.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import socket
 import sys
-from contextlib import suppress
 from fcntl import ioctl
 
 from niso.base import failpoint, paths
+from niso.base import lite_socket as socket
 from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.netlink import refused
@@ -30,8 +28,6 @@ _MNT_DETACH = 2
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _OWN = "/proc/thread-self/ns/net"
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def create(name: str, *, alias: str = "") -> None:
@@ -65,7 +61,10 @@ def make(name: str, *, alias: str = "") -> Rtnl:
             if rtnl is not None:
                 rtnl.close()
             # an interrupt may have come after the mount
-            _libc.umount2(path.encode(), _MNT_DETACH)
+            try:
+                _call("umount2", path.encode(), _MNT_DETACH, path=path)
+            except OSError:
+                pass
             os.unlink(path)
             raise
         return rtnl
@@ -117,11 +116,11 @@ def delete(name: str) -> None:
     what = f"delete network namespace '{name}'"
     try:
         failpoint.hit(what)
-        if _libc.umount2(path.encode(), _MNT_DETACH) and ctypes.get_errno() not in (
-            errno.EINVAL,
-            errno.ENOENT,
-        ):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+        try:
+            _call("umount2", path.encode(), _MNT_DETACH, path=path)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOENT):
+                raise
         os.unlink(path)
     except FileNotFoundError:
         return
@@ -251,8 +250,11 @@ def _cookie(fd: int, name: str) -> int:
 def own_cookie() -> int:
     """Return the cookie of the caller's namespace. Raises KernelError."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        any_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
             value = any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        finally:
+            any_socket.close()
     except OSError as error:
         raise refused("read the cookie of a network namespace", error.errno or 0) from error
     return int.from_bytes(value, sys.byteorder)
@@ -323,10 +325,13 @@ def link(name: str, path: str) -> None:
         raise refused(what, errno.EEXIST)
     draft = os.path.join(paths.NETNS_DIR, f".{name}")
     try:
-        _make_directory()
+        # a symlink needs no shared mount
+        os.makedirs(paths.NETNS_DIR, 0o755, exist_ok=True)
         failpoint.hit(what)
-        with suppress(FileNotFoundError):
+        try:
             os.unlink(draft)  # of a command that was killed
+        except FileNotFoundError:
+            pass
         os.symlink(path, draft)
         os.rename(draft, there)
     except OSError as error:
@@ -355,9 +360,21 @@ def inside(name: str) -> Elsewhere:
     return Elsewhere(name)
 
 
+def at(name: str) -> Elsewhere | Here:
+    """As `inside`; "" is the caller's own namespace."""
+    return Elsewhere(name) if name else Here()
+
+
 def unnamed() -> Elsewhere:
     """Run the ``with`` block in a new namespace, which ends with the last reference to it."""
     return Elsewhere(None)
+
+
+class Here:
+    """A context in the caller's own network namespace."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Elsewhere:
@@ -423,8 +440,15 @@ def _path(name: str) -> str:
 
 
 def _mount(source: str, target: str, flags: int) -> None:
-    if _libc.mount(source.encode(), target.encode(), b"none", flags, None):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), target)
+    _call("mount", source.encode(), target.encode(), b"none", flags, None, path=target)
+
+
+def _call(function: str, *arguments: object, path: str) -> None:
+    """Call a function of the C library. Raises OSError with the path."""
+    import ctypes  # an attachment needs no mount
+
+    if getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
 
 
 def _make_directory() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-
+from niso.base import lite_socket as socket
 from niso.kernel import nft_wire
 from niso.kernel.netlink import attribute, attributes, nested, string, text
 

@@ -77,7 +77,7 @@ class Probe:
         self._watched: tuple[socket.socket, int] | None = None
         what = f"send from {source}"
         try:
-            with netns.inside(namespace) if namespace else contextlib.nullcontext():
+            with netns.at(namespace):
                 self._socket = self._open()
             if watched is not None:
                 with netns.inside(watched[0]):

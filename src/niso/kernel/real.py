@@ -8,7 +8,7 @@ from niso.base import paths
 from niso.base.errors import Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
-from niso.kernel import host_facts, netns, reading, sysctl, writing
+from niso.kernel import netns, reading, sysctl, writing
 from niso.kernel.interface import Foreign
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.rtnl_sockets import Sockets
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from niso.kernel.flows import Flow, Tracked
     from niso.kernel.foreign_chains import Foreign as ForeignChains
+    from niso.kernel.host_facts import Network
     from niso.kernel.kinds.kind import AnyStep
     from niso.kernel.kinds.routing_rule import RoutingRule
     from niso.kernel.neighbours import Table
@@ -233,22 +234,32 @@ class Real:
         with self:
             return [each.address for each in self._sockets.here().addresses()]
 
-    def used_prefixes(self, except_alias: str) -> list[tuple[host_facts.Network, str]]:
+    def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
+        from niso.kernel import host_facts
+
         return host_facts.used_prefixes(except_alias)
 
     def default_mtu(self) -> int:
+        from niso.kernel import host_facts
+
         return host_facts.default_mtu()
 
     def mtu_of(self, address: str) -> int | None:
         return host_facts.mtu_of(address)
 
     def lacks_ipv6(self) -> str | None:
+        from niso.kernel import host_facts
+
         return host_facts.lacks_ipv6()
 
     def receiving6(self) -> list[str]:
+        from niso.kernel import host_facts
+
         return host_facts.receiving6()
 
     def not_forwarding(self) -> dict[str, set[str]]:
+        from niso.kernel import host_facts
+
         return host_facts.not_forwarding()
 
     def neighbour_tables(self) -> list[Table]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import socket
 from collections.abc import Callable, Collection, Iterator
 
+from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.errors import KernelError
 from niso.base.lite_typing import NamedTuple

@@ -29,7 +29,7 @@ from niso.kernel.kinds.setting import FORWARDING, ON, Sysctl
 from niso.kernel.kinds.veth import Veth
 from niso.kernel.kinds.vxlan import Vxlan
 from niso.kernel.state import State
-from niso.plan import nft, policy_maps
+from niso.plan import nft
 from niso.plan.records import HOST_GATEWAY, Network, Port, Remote, Service, Snapshot, Span
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
@@ -62,6 +62,8 @@ def _shared(snapshot: Snapshot) -> Iterator[Thing]:
         yield Ruleset(nft_tables.DIGEST)
         yield from owner(snapshot.state_id)
     yield from map(nft.wire, snapshot.wire)
+    if snapshot.policed:
+        from niso.plan import policy_maps  # most attachments have no policy
     for policed in snapshot.policed:
         yield from policy_maps.elements(policed, snapshot.members)
     for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):

@@ -11,12 +11,15 @@ import ipaddress
 from collections.abc import Callable, Iterable
 
 from niso.base.addresses import family_of
-from niso.kernel.flows import Tracked
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.interface import Kernel
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
 from niso.plan.records import Port
+
+if TYPE_CHECKING:
+    from niso.kernel.flows import Tracked
 
 _PASSES = 8
 

@@ -24,7 +24,7 @@ from niso.plan.records import Policy, Port
 from niso.plan.service_spec import Published, ServiceSpec
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
-from niso.services import journal, withdraw
+from niso.services import journal
 from niso.services.admit import Target, forget_former, record, release, scope_of
 from niso.services.machine import Machine
 from niso.store.attached_rows import Attached, Link, wishes
@@ -89,7 +89,7 @@ def attach(machine: Machine, request: Request, report: Report = silent) -> Done:
     store, kernel = machine.store, machine.kernel
     if store.intents():
         journal.recover(machine, report, [request.name])
-    with journal.locked(store, [request.name]):
+    with journal.locked_one(store, request.name):
         request, found = _located(kernel, request)
         before, row = store.attachments.get(request.name), store.service(request.name)
         if found is not None:
@@ -402,7 +402,7 @@ def detach(machine: Machine, name: str, id: str | None = None, report: Report = 
         journal.recover(machine, report, [name])
     if store.service(name) is None:
         return False
-    with journal.locked(store, [name]):
+    with journal.locked_one(store, name):
         row, attached = store.service(name), store.attachments.get(name)
         if row is None or (id is not None and (attached is None or attached.id != id)):
             return False
@@ -418,6 +418,8 @@ def detach(machine: Machine, name: str, id: str | None = None, report: Report = 
 
 def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
     """Withdraw an attachment and delete its rows; the caller holds its lock."""
+    from niso.services import withdraw
+
     store = machine.store
     with Lock(), store.transaction():
         store.begin_intent(row.name, "remove", time.time())

@@ -11,14 +11,17 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import EndingRestart, NotStarted, Recovered, Report, Unfinished, silent
 from niso.services.machine import Machine
 from niso.store.store import Intent, Store
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
 
 
 def end_restart(machine: Machine, services: list[str], report: Report) -> None:
@@ -53,6 +56,8 @@ def recover(
     intents = store.intents()
     if not intents:
         return 0
+    from contextlib import ExitStack
+
     from niso.services.pending import command_of
     from niso.services.undo import in_order, undo
 
@@ -137,11 +142,28 @@ def locked(store: Store, services: list[str]) -> ExitStack:
 
     On exit, the lock files of unknown services are removed.
     """
+    from contextlib import ExitStack
+
     with ExitStack() as locks:
         for name in sorted(set(services)):
-            locks.enter_context(service_lock(name))
-            locks.callback(_remove_lock, store, name)
+            locks.enter_context(locked_one(store, name))
         return locks.pop_all()
+
+
+class locked_one:
+    """Hold the lock of one service. On exit, its file is removed if the service is unknown."""
+
+    def __init__(self, store: Store, service: str) -> None:
+        self._store, self._service, self._lock = store, service, service_lock(service)
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            _remove_lock(self._store, self._service)
+        finally:
+            self._lock.__exit__()
 
 
 def _remove_lock(store: Store, name: str) -> None:

@@ -6,11 +6,12 @@ import json
 
 from niso.base import convert
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.plan.process_spec import ProcessSpec
 from niso.plan.service_spec import ServiceSpec
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from niso.plan.process_spec import ProcessSpec
 
 _decoded: dict[tuple[type, str], Any] = {}
 """Cache of decoded texts, since a command reads the same row many times. None if damaged."""
@@ -32,7 +33,7 @@ def encode_process(spec: ProcessSpec) -> str:
     Bytes of resolv.conf that are not UTF-8 are surrogates.
     """
     text = json.dumps(convert.plain(spec))
-    _decoded[ProcessSpec, text] = spec
+    _decoded[type(spec), text] = spec
     return text
 
 
@@ -43,6 +44,8 @@ def service(text: str) -> ServiceSpec | None:
 
 def process(text: str) -> ProcessSpec | None:
     """Return the ProcessSpec that `encode_process` wrote; None if the text is damaged."""
+    from niso.plan.process_spec import ProcessSpec
+
     return _decode(text, ProcessSpec)
 
 

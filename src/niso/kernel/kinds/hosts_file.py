@@ -146,7 +146,6 @@ def _is_sound(folder: str, text: str) -> bool:
 
 def _edit(step: HostsEdit) -> None:
     import errno
-    from contextlib import suppress
 
     from niso.base import failpoint, files
     from niso.base.errors import KernelError
@@ -176,8 +175,10 @@ def _edit(step: HostsEdit) -> None:
         failpoint.hit(f"rename {path}")
         files.rename(temporary, path)
     except BaseException as error:
-        with suppress(FileNotFoundError):  # it could not be created
+        try:
             os.unlink(temporary)
+        except FileNotFoundError:  # it could not be created
+            pass
         if step.create and not os.path.exists(path):
             os.rmdir(folder)
         if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:

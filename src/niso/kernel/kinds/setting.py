@@ -147,14 +147,12 @@ class _Sysctls(Kind[Sysctl]):
     # --- reading and writing ---
 
     def read(self, space: Space, things: Collection[Sysctl]) -> Iterable[Sysctl]:
-        from contextlib import nullcontext
-
         from niso.kernel import netns
 
         without = _links_without_ipv6(space)
         if not things and not without:
             return ()
-        with netns.inside(space.name) if space.name else nullcontext():
+        with netns.at(space.name):
             present = _present(things)
             present |= _switched_off(space.name, without)
             if not space.name and space.reading.strays:
@@ -166,12 +164,10 @@ class _Sysctls(Kind[Sysctl]):
         return step.thing.netns
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
-        from contextlib import nullcontext
-
         from niso.kernel import netns, sysctl
 
         name = steps[0].thing.netns
-        with netns.inside(name) if name else nullcontext():
+        with netns.at(name):
             sysctl.write_all((step.thing.name, step.thing.value) for step in steps)
 
 

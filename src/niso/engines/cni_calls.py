@@ -1,0 +1,383 @@
+"""Carry out the calls of a CNI runtime: ADD, DEL, CHECK, GC and STATUS (`niso.engines.cni`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from niso.base import names
+from niso.base.errors import Error, InvalidInput
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.engines import plugin
+from niso.engines.cni import VERSIONS, WRONG_CONFIG, WRONG_VARIABLE, Failure
+from niso.plan.records import Network, Policy, Port
+from niso.services import attachments
+from niso.services.attachments import Request, Wish
+from niso.services.machine import Machine
+from niso.store.attached_rows import Link
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from typing import Any
+
+OWNER = "cni"
+_SINCE_0_4, _SINCE_1_1 = VERSIONS[2:], VERSIONS[4:]
+_TRY_AGAIN, _NOT_USABLE, _DIFFERENT = 11, 50, 101
+_KEYS = {
+    "cniVersion",
+    "name",
+    "type",
+    "network",
+    "subnets",
+    "internal",
+    "ipv6",
+    "mtu",
+    "policy",
+    "names",
+    "capabilities",
+    "runtimeConfig",
+    "args",
+    "dns",
+    "prevResult",
+    "ipMasq",
+    "disableCheck",
+    "disableGC",
+    "cni.dev/valid-attachments",
+    "cni.dev/attachments",
+}
+_ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
+_PREFIX = "niso.io/"
+_ID = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+class Call(NamedTuple):
+    """One call of the engine, checked."""
+
+    version: str
+    config: Mapping[str, Any]
+    network: str
+    container: str
+    netns: str
+    interface: str
+    args: Mapping[str, str]
+
+
+def answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Carry out a command and return what is printed. Raises Failure, Error."""
+    commands = {"ADD": _add, "DEL": _delete, "CHECK": _check, "GC": _gc, "STATUS": _status}
+    return commands[command](_call(command, version, config))
+
+
+def _call(command: str, version: str, config: dict[str, Any]) -> Call:
+    """Return the checked variables and configuration. Raises Failure, InvalidInput."""
+    from niso.manifest.values import network_name
+
+    container, interface = (os.environ.get(f"CNI_{n}", "") for n in ("CONTAINERID", "IFNAME"))
+    netns = os.environ.get("CNI_NETNS", "")
+    if command in ("ADD", "DEL", "CHECK"):
+        if not container or not container[0].isalnum() or not _ID.issuperset(container):
+            raise Failure(WRONG_VARIABLE, f"CNI_CONTAINERID {container!r} is not valid")
+        if not interface:
+            raise Failure(WRONG_VARIABLE, "CNI_IFNAME is missing")
+        try:
+            attachments.interface_name(interface)
+        except InvalidInput as error:
+            raise Failure(WRONG_VARIABLE, f"CNI_IFNAME: {error.message}") from error
+    if command in ("ADD", "CHECK") and not netns:
+        raise Failure(WRONG_VARIABLE, "CNI_NETNS is missing")
+    if command == "CHECK" and version not in _SINCE_0_4:
+        raise Failure(WRONG_VARIABLE, f"version {version} has no CHECK")
+    if command in ("GC", "STATUS") and version not in _SINCE_1_1:
+        raise Failure(WRONG_VARIABLE, f"version {version} has no {command}")
+    if command != "DEL":  # a changed configuration must not keep anything from being deleted
+        _check_config(config)
+    name = config.get("network", config.get("name"))
+    if not isinstance(name, str):
+        raise Failure(WRONG_CONFIG, "the configuration has no name")
+    return Call(
+        version, config, network_name(name, "network"), container, netns, interface, _args()
+    )
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Raise Failure if niso would not do what the configuration says."""
+    if "ipam" in config:
+        raise Failure(WRONG_CONFIG, "ipam: niso leases addresses itself", "remove the key")
+    if unknown := sorted(config.keys() - _KEYS):
+        raise Failure(WRONG_CONFIG, f"{unknown[0]}: unknown key", f"known: {sorted(_KEYS)}")
+    kinds: dict[str, type] = {"internal": bool, "ipv6": bool, "mtu": int, "policy": dict}
+    for key, kind in {**kinds, "runtimeConfig": dict, "names": str, "subnets": list}.items():
+        if key in config and not isinstance(config[key], kind):
+            raise Failure(WRONG_CONFIG, f"{key} has the wrong type")
+    if config.get("policy", {}).keys() - set(plugin.POLICY_KEYS):
+        known = ", ".join(plugin.POLICY_KEYS)
+        raise Failure(WRONG_CONFIG, f"policy: only {known} are known keys")
+    if not all(isinstance(each, str) for each in config.get("subnets", ())):
+        raise Failure(WRONG_CONFIG, "subnets is not a list of texts")
+
+
+def _args() -> dict[str, str]:
+    """Return the pairs of CNI_ARGS: ``K8S_POD_NAME=web;IP=10.99.1.9``."""
+    pairs = (each.partition("=") for each in os.environ.get("CNI_ARGS", "").split(";"))
+    return {key: value for key, equals, value in pairs if equals}
+
+
+# --- ADD --------------------------------------------------------------------------------------
+
+
+def _add(call: Call) -> dict[str, Any]:
+    if "prevResult" in call.config:
+        raise Failure(WRONG_CONFIG, "niso must be the first plugin of its list")
+    runtime = _folded(call.config.get("runtimeConfig", {}))
+    if runtime.get("bandwidth"):
+        reason = "bandwidth: niso has no limits of bandwidth"
+        raise Failure(WRONG_CONFIG, reason, "remove the capability, or add the plugin bandwidth")
+    machine = plugin.machine()
+    store = machine.store
+    if store.network(call.network) is None:
+        _create_network(machine, call)
+    known = store.attachments.all(OWNER, call.container)
+    there = machine.kernel.cookie_at(call.netns)
+    same = next((each for each in known if there and each.cookie == there), None)
+    if same is not None:
+        name = same.service
+    elif known:
+        name = known[0].service
+    else:
+        name = plugin.free_name(machine, _given(call), call.container)
+    request = _request(call, runtime, name)
+    if same is not None:
+        request = plugin.joined(store, request)
+    done = attachments.attach(machine, request)
+    return _result(store, call, done.service)
+
+
+def _folded(value: Any) -> dict[str, Any]:
+    """Return an object with keys in lower case, at all depths: containerd writes HostPort."""
+
+    def fold(inner: Any) -> Any:
+        if isinstance(inner, dict):
+            return {str(key).lower(): fold(item) for key, item in inner.items()}
+        return [fold(item) for item in inner] if isinstance(inner, list) else inner
+
+    folded = fold(value)
+    return folded if isinstance(folded, dict) else {}
+
+
+def _create_network(machine: Machine, call: Call) -> None:
+    """Create the network of the configuration. Raises Error."""
+    from niso.commands import network
+    from niso.services.networks import NetworkRequest
+
+    config = call.config
+    request = NetworkRequest(
+        call.network,
+        tuple(config.get("subnets", ())),
+        ipv6=config.get("ipv6", False),
+        internal=config.get("internal", False),
+        mtu=config.get("mtu") or None,
+    )
+    network.create(machine, request)
+
+
+def _given(call: Call) -> str:
+    """Return what the engine's user calls the container: the name of a pod, or the id."""
+    pod, space = (call.args.get(f"K8S_POD_{word}", "") for word in ("NAME", "NAMESPACE"))
+    if not pod:
+        return call.container
+    form = str(call.config.get("names", "{pod}-{namespace}"))
+    return form.replace("{pod}", pod).replace("{namespace}", space)
+
+
+def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
+    """Return the attachment of a container to the network of the configuration.
+
+    Raises Failure, InvalidInput.
+    """
+    notes = runtime.get(_ANNOTATIONS) or {}
+    own = {
+        key.removeprefix(_PREFIX): str(value)
+        for key, value in (notes.items() if isinstance(notes, dict) else ())
+        if key.startswith(_PREFIX)
+    }
+    ips = [*(runtime.get("ips") or ()), call.args.get("IP", ""), own.get("ip", "")]
+    mac = str(runtime.get("mac") or call.args.get("MAC", ""))
+    said = runtime.get("aliases") or ()
+    listed = [*(said.get(call.network, ()) if isinstance(said, dict) else said)]
+    listed += own.get("aliases", "").replace(",", " ").split()
+    labels = {"pod_namespace": call.args.get("K8S_POD_NAMESPACE", "")}
+    wish = Wish(
+        call.network,
+        call.interface,
+        tuple(dict.fromkeys(_address(str(ip)) for ip in ips if ip)),
+        attachments.mac(mac) if mac else "",
+    )
+    return Request(
+        name,
+        call.netns,
+        (wish,),
+        tuple(dict.fromkeys(_ports(runtime.get("portmappings") or ()))),
+        plugin.aliases(listed, name),
+        owner=OWNER,
+        id=call.container,
+        given=_given(call),
+        labels=tuple((key, value) for key, value in labels.items() if value),
+        policies=((call.network, _policy(call, own)),),
+    )
+
+
+def _address(text: str) -> str:
+    from ipaddress import ip_address
+
+    from niso.manifest.parse_addresses import static_address
+
+    return str(ip_address(static_address(text.partition("/")[0], "ips")))
+
+
+def _ports(mappings: Any) -> Iterator[Port]:
+    for one in mappings if isinstance(mappings, list) else ():
+        try:
+            host, inner = int(one.get("hostport", 0)), int(one.get("containerport", 0))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise Failure(WRONG_CONFIG, "portMappings: a port is not a number") from error
+        if host:  # 0: not published
+            ip, proto = str(one.get("hostip") or ""), str(one.get("protocol") or "tcp")
+            yield plugin.port(ip, host, inner, proto)
+
+
+def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
+    """Return the policy that configuration, annotations and CNI_ARGS allow together."""
+    from niso.services.policies import combined
+
+    noted = {key.replace("-", "_"): value for key, value in notes.items()}
+    args = {
+        key.removeprefix("NISO_").lower(): value
+        for key, value in call.args.items()
+        if key.startswith("NISO_")
+    }
+    if unknown := sorted(args.keys() - set(plugin.POLICY_KEYS)):
+        raise Failure(WRONG_CONFIG, f"CNI_ARGS: NISO_{unknown[0].upper()} is unknown")
+    if unknown := sorted(noted.keys() - {*plugin.POLICY_KEYS, "aliases", "ip"}):
+        wrong = unknown[0].replace("_", "-")
+        raise Failure(WRONG_CONFIG, f"annotation {_PREFIX}{wrong} is unknown")
+    return combined(
+        plugin.policy({key: given[key] for key in plugin.POLICY_KEYS if key in given}, where)
+        for given, where in (
+            (call.config.get("policy", {}), "policy."),
+            (noted, _PREFIX),
+            (args, "NISO_"),
+        )
+    )
+
+
+def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
+    """Return the result of ADD, of the attachment's link on the network."""
+    network, row = store.require_network(call.network), store.service(name)
+    link = next(x for x in store.attachments.links(name) if x.network == call.network)
+    own = [address for on, address in store.addresses(name) if on == call.network]
+    inner = {
+        "name": link.interface,
+        "mac": link.mac or names.mac(name, call.network, store.state_id()),
+        "sandbox": call.netns,
+    }
+    assert row is not None
+    interfaces: list[dict[str, Any]] = [
+        {"name": network.bridge, "mac": _bridge_mac(store, network)},
+        {"name": names.veth(name, call.network, row.generation)},
+        inner,
+    ]
+    if call.version in _SINCE_1_1:
+        for interface in interfaces:
+            interface["mtu"] = network.mtu
+    ips: list[dict[str, Any]] = []
+    for subnet, address in zip(network.subnets, own, strict=True):
+        length = subnet.cidr.rpartition("/")[2]
+        ips.append(
+            {"address": f"{address}/{length}", "gateway": subnet.gateway, "interface": 2}
+            | ({"version": str(subnet.family)} if call.version < "1" else {})
+        )
+    return {
+        "cniVersion": call.version,
+        "interfaces": interfaces,
+        "ips": ips,
+        "routes": [
+            {"dst": "0.0.0.0/0" if subnet.family == 4 else "::/0", "gw": subnet.gateway}
+            for subnet in network.subnets
+            if link.routes
+        ],
+        "dns": call.config.get("dns", {}),
+    }
+
+
+def _bridge_mac(store: Store, network: Network) -> str:
+    return names.mac("", network.bridge, names.alias(store.state_id()))
+
+
+# --- DEL, GC ------------------------------------------------------------------------------------
+
+
+def _delete(call: Call) -> None:
+    machine = plugin.machine()
+    for attached in machine.store.attachments.all(OWNER, call.container):
+        plugin.take_off(machine, attached, lambda link: link.interface == call.interface)
+
+
+def _gc(call: Call) -> None:
+    """Detach what the engine does not know any longer, of this network."""
+    valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
+    if not isinstance(valid, list) or not all(isinstance(each, dict) for each in valid):
+        raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
+    known = {(each.get("containerID"), each.get("ifname")) for each in valid}
+    machine = plugin.machine()
+    for attached in machine.store.attachments.all(OWNER):
+
+        def goes(link: Link, id: str = attached.id) -> bool:
+            return link.network == call.network and (id, link.interface) not in known
+
+        plugin.take_off(machine, attached, goes)
+
+
+# --- CHECK, STATUS ------------------------------------------------------------------------------
+
+
+def _check(call: Call) -> None:
+    from niso.commands import check
+
+    machine = plugin.machine()
+    store = machine.store
+    for attached in store.attachments.all(OWNER, call.container):
+        links = store.attachments.links(attached.service)
+        if any(x.network == call.network and x.interface == call.interface for x in links):
+            findings = [finding.text() for finding in check.check(machine, attached.service)]
+            previous = call.config.get("prevResult", {}).get("ips", ())
+            had = {str(each.get("address", "")).partition("/")[0] for each in previous}
+            lost = sorted(had - {address for _, address in store.addresses(attached.service)})
+            findings += [f"missing: address {address}" for address in lost if address]
+            if machine.kernel.cookie_at(call.netns) != attached.cookie:
+                findings.append(f"different: {call.netns} is another network namespace")
+            if findings:
+                raise Failure(_DIFFERENT, findings[0], "\n".join(findings))
+            return
+    raise Failure(_DIFFERENT, f"{call.container} is not on network {call.network}")
+
+
+def _status(call: Call) -> None:
+    """Raise Failure if an ADD could not succeed."""
+    from niso.kernel.libnftables import Nft
+    from niso.plan import subnets
+
+    try:
+        machine = plugin.machine()
+        with Nft():
+            pass
+    except (Error, OSError) as error:
+        raise Failure(_NOT_USABLE, f"niso is not usable: {error}") from error
+    network = machine.store.network(call.network)
+    for subnet in network.subnets if network is not None else ():
+        import ipaddress
+
+        prefix = ipaddress.ip_network(subnet.cidr)
+        gateway = int(ipaddress.ip_address(subnet.gateway)) - int(prefix.network_address)
+        used = machine.store.used_numbers(call.network, subnet.family)
+        if subnets.first_free(prefix, gateway, used) is None:
+            raise Failure(_NOT_USABLE, f"network {call.network} ({prefix}) has no free address")

@@ -1,0 +1,22 @@
+"""Read what an engine sends to its plugin."""
+
+from __future__ import annotations
+
+import sys
+
+from niso.base.errors import InvalidInput
+
+_MOST_BYTES = 4 << 20
+"""Of what an engine may send. The annotations of a pod have at most 256 KiB."""
+
+
+MALFORMED = (TypeError, KeyError, ValueError, AttributeError)
+"""What a call raises that is not in the form of its protocol. Nothing has changed by then."""
+
+
+def read_stdin() -> bytes:
+    """Return what the engine sent. Raises InvalidInput if it is too long."""
+    data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise InvalidInput("stdin: the configuration is too long")
+    return data
