@@ -53,6 +53,13 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     )
     assert "api is on c, which is alive" in one.refused("b", "activate", one.package("b", "api"))
     one.check("b", "c")
+    explained = {name: one.explain("c", name, "db:80") for name in ("api", "evil")}
+    assert [explained[name]["verdict"] for name in explained] == ["pass", "drop"]
+    assert explained["evil"]["ingress"]["key"] == "network.policy.allow_from"
+    assert "api and db (on b) are both on network backend" in explained["api"]["path"]["words"]
+    assert "(on c)" in one.explain("b", "api", "db:80")["path"]["words"]
+    assert "db" in one.niso("b", "net", "ping", "db", "api").stdout
+    assert "db is on b" in one.refused("c", "net", "explain", "api", "db:80", "--prove")
     # neither the cluster nor an agent answers: what runs goes on, and what is held starts and stops
     one.signal_etcd("a", signal.SIGKILL)
     one.kill_agent("c")

@@ -1,4 +1,4 @@
-"""Read the services of all hosts of the cluster, for ps --all-hosts."""
+"""Read what the cluster has of services of other hosts, for ps --all-hosts and explanations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from niso.api.session import Session
+    from niso.plan.records import Entry, Policy
+    from niso.plan.verdict import Known, World
     from niso.services.machine import Machine
+    from niso.store.store import Store
 
 
 class ClusterLine(NamedTuple):
@@ -64,3 +67,88 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
         for line in service_views.lines(session, store)
     ]
     return tuple(sorted(found))
+
+
+def world(session: Session, here: World, *addresses: str, proves: bool = False) -> World:
+    """Return the services and networks with the policies of those of other hosts at addresses.
+
+    Raises Error without an answer of the cluster, or if a test packet is asked for.
+    """
+    found = [
+        known
+        for known in here.services.values()
+        if known.host
+        and any(a in endpoint.addresses for endpoint in known.endpoints for a in addresses)
+    ]
+    if not found:
+        return here
+    from niso.base.errors import Error
+    from niso.cluster.claims import Claims
+    from niso.services import span_networks
+
+    if proves:
+        raise Error(
+            f"{found[0].name} is on {found[0].host}: a test packet is followed within one host",
+            "niso net ping sends one there",
+            "--prove",
+            names_key=False,
+        )
+    store = session.store()
+    joined = span_networks.require_joined(session.machine())
+    engine = joined.engine()
+    try:
+        claims = Claims(engine, joined.host, joined.keys)
+        held = {known.name: claims.held(known.name) for known in found}
+    finally:
+        engine.close()
+    services = dict(here.services)
+    for known in found:
+        claim = held[known.name]
+        if claim is not None and claim.policy:
+            policy = _resolved(store, here, known, _policy(claim.policy, known))
+            services[known.name] = known._replace(policy=policy)
+    return here._replace(services=services)
+
+
+def _policy(text: str, known: Known) -> Policy:
+    """Return the policy of a service of another host. Raises Error if it cannot be read."""
+    from niso.base.errors import Error
+    from niso.store.policy_rows import policy_of
+    from niso.store.sqlite import decoded
+
+    try:
+        return policy_of(decoded(text))
+    except (ValueError, TypeError, LookupError):
+        raise Error(
+            f"the policy of {known.name} on {known.host} is not one that this niso knows",
+            f"ask on {known.host}",
+        ) from None
+
+
+def _resolved(store: Store, here: World, known: Known, policy: Policy) -> Policy:
+    """Return a policy of another host with services for its names, as they are on its networks."""
+    on = {endpoint.network for endpoint in known.endpoints}
+
+    def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        return tuple(
+            entry._replace(peer=entry.peer._replace(name=meant(entry.peer.name)))
+            if entry.peer.kind == "service"
+            else entry
+            for entry in some
+        )
+
+    def meant(name: str) -> str:
+        called = {*store.holders(name), *store.holders_elsewhere(name)}
+        beside = [
+            each.name
+            for each in here.services.values()
+            if each.name in called and on & {endpoint.network for endpoint in each.endpoints}
+        ]
+        return beside[0] if len(beside) == 1 else name
+
+    return policy._replace(
+        allow_from=None if policy.allow_from is None else entries(policy.allow_from),
+        deny_from=entries(policy.deny_from),
+        egress_allow=None if policy.egress_allow is None else entries(policy.egress_allow),
+        egress_deny=entries(policy.egress_deny),
+    )

@@ -300,6 +300,12 @@ def explain(
     from_, to = question.resolve_both(store, source, who)
     world = read_world(kernel, store)
     packet = question.Packet(*question.ends(world, from_, to, family), port, proto)
+    if store.cluster_id():
+        from niso.api import cluster_views
+
+        world = cluster_views.world(
+            session, world, packet.source, packet.destination, proves=proves
+        )
     closed = kernel.not_forwarding()
     explained = explanation.explain(store, world, packet, closed)
     if proves:

@@ -63,6 +63,7 @@ class Claim(NamedTuple):
     former: str = ""
     ports: tuple[str, ...] = ()  # published ones, for people
     up: bool = False  # as last published, for people
+    policy: str = ""  # JSON, as the store has it, for explanations; "" for none
 
     def keys(self, keys: Keys) -> set[str]:
         """Return the keys of its addresses and names."""
@@ -72,6 +73,13 @@ class Claim(NamedTuple):
     def address_keys(self, keys: Keys) -> set[str]:
         """Return the keys of its addresses."""
         return {keys.address(net, a) for net, some in self.networks.items() for a in some}
+
+
+class About(NamedTuple):
+    """What other hosts show of a service, and nothing depends on."""
+
+    ports: tuple[str, ...]
+    policy: str
 
 
 class Claims:
@@ -140,8 +148,8 @@ class Claims:
             return have
         return planned[0]
 
-    def publish(self, service: str, mark: str, up: bool, ports: Sequence[str] = ()) -> bool:
-        """Say that a service is up, or down, to all who resolve its names.
+    def publish(self, service: str, mark: str, up: bool, about: About | None = None) -> bool:
+        """Say that a service is up, or down, to all who resolve its names; and more about it.
 
         Returns whether this host still holds it by that mark. Nothing is written that is so.
         """
@@ -149,7 +157,9 @@ class Claims:
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
             key = self.keys.service(service)
             value = decode(items[key].value, key)
-            more: dict[str, Any] = {"up": up, **({"ports": list(ports)} if up else {})}
+            more: dict[str, Any] = {"up": up}
+            if about is not None:
+                more |= {"ports": list(about.ports), "policy": about.policy}
             if up:
                 value.pop("former", None)
             values = {key: value | more}
@@ -370,6 +380,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
             str(value["former"]["host"]) if "former" in value else "",
             tuple(map(str, value.get("ports", ()))),
             bool(value.get("up")),
+            str(value.get("policy", "")),
         )
     except (LookupError, TypeError, ValueError, AttributeError):
         raise Error(

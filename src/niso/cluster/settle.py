@@ -7,8 +7,9 @@ not say: whoever comes next, a command or the agent, says it.
 from __future__ import annotations
 
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.cluster.claims import Wanted
+from niso.cluster.claims import About, Wanted
 from niso.store.span_rows import Claim
+from niso.store.sqlite import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +46,7 @@ def settle(store: Store, claims: Claims, service: str, final: bool = True) -> No
     if record != recorded(have):
         with store.transaction():
             store.across.set_claim(recorded(have))
-    claims.publish(service, have.mark, row.active, ports(store, service))
+    claims.publish(service, have.mark, row.active, about(store, service))
 
 
 def recorded(claim: Held) -> Claim:
@@ -53,9 +54,13 @@ def recorded(claim: Held) -> Claim:
     return Claim(claim.service, claim.mark, claim.gen, claim.networks)
 
 
-def ports(store: Store, service: str) -> tuple[str, ...]:
-    """Return the published ports of a service, for people on other hosts."""
-    return tuple(port.text for _, port in store.ports(service))
+def about(store: Store, service: str) -> About:
+    """Return what people on other hosts see of a service."""
+    policy = store.policy(service)
+    return About(
+        tuple(port.text for _, port in store.ports(service)),
+        "" if policy is None else encoded(policy),
+    )
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:

@@ -178,7 +178,7 @@ def _path(
             spoofed = _static(nft_tables.BRIDGE, "from_port", "not its own address")
             # IPv6 sends nothing: no neighbour solicitation has a source that the link does not have
             return spoofed, spoofed if family == 4 else (), ()
-        objects.append(_port_element(store, sender.name, by.name, packet.source, family))
+        objects.append(_port_element(store, sender, by, packet.source, family))
     elif not sender and not is_host(world, packet.source) and network_of(world, packet.source):
         spoofed = _static(
             nft_tables.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
@@ -261,14 +261,21 @@ def _object(element: Element) -> Object:
     return Object(element.table, element.container, text)
 
 
-def _port_element(store: Store, service: str, network: str, address: str, family: int) -> Object:
-    """Return the set element that lets a service send with its address from its bridge port."""
-    row = store.service(service)
-    host_end = names.veth(service, network, row.generation if row else 0)
-    mac = names.mac(service, network, store.state_id())
+def _port_element(
+    store: Store, sender: Known, network: Network, address: str, family: int
+) -> Object:
+    """Return the set element that lets a service send with its address from its bridge port.
+
+    The port of a service of another host is the network's VXLAN device.
+    """
+    service, row = sender.name, store.service(sender.name)
+    port = names.veth(service, network.name, row.generation if row else 0)
+    port = names.vxlan(network.name) if sender.host else port
+    owner = network.span.cluster if network.span is not None else store.state_id()
+    mac = names.mac(service, network.name, owner)
     return next(
         _object(element)
-        for element in nft.endpoint(service, host_end, mac, [(address, "")])
+        for element in nft.endpoint(service, port, mac, [(address, "")])
         if element.container == f"sources{family}"
     )
 
@@ -300,7 +307,7 @@ def _policy_objects(
     world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged
 ) -> _Rules:
     """Return the element that leads a packet to a service's policy, and the one that decides."""
-    if known is None or not known.active:
+    if known is None or not known.active or known.host:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)
     deciding = rules.decides(policed, _members(world, known.policy), ingress, own, peer, *packet)

@@ -63,7 +63,11 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
             hint = "niso net explain accepts host and addresses"
             raise UsageError(f"{name!r} is not a service", hint)
         row = store.service(end.service)
-        if row is None or not row.active:
+        if row is None and end is receiver:
+            continue  # it is on another host
+        if row is None:
+            raise Error(f"{end.name} is on another host", "ping from there")
+        if not row.active:
             raise Error(f"{end.name} is not active", f"niso activate {end.name}")
     from_, to = sender.service, receiver.service
     world = read_world(kernel, store)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 
 from niso.base.addresses import family_of
-from niso.base.errors import Error, UsageError
+from niso.base.errors import Error, NotFound, UsageError
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import probe
 from niso.plan.verdict import PORTED, World, holds
-from niso.store.store import Store
+from niso.store.store import Store, bare_name
 
 PROTOCOLS = (*PORTED, "icmp")
 HOST = "host"
@@ -103,7 +103,7 @@ def resolve(store: Store, text: str, asker: str | None = None) -> End:
     except ValueError:
         if ":" in text or "/" in text or text.replace(".", "").isdigit():
             raise UsageError(f"{text!r} is not a valid address", TARGET) from None
-        return _end(store, store.resolve(text, asker))
+        return _end(store, _named(store, text, asker))
     if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
         raise UsageError(
             f"{text!r}: IPv4-mapped addresses and zones are not supported",
@@ -115,6 +115,17 @@ def resolve(store: Store, text: str, asker: str | None = None) -> End:
             "use an address, or host",
         )
     return End(address=str(address))
+
+
+def _named(store: Store, text: str, asker: str | None) -> str:
+    """Return the service of a name, on this host or else on another one. Raises Error."""
+    try:
+        return store.resolve(text, asker)
+    except NotFound:
+        elsewhere = store.holders_elsewhere(bare_name(text))
+        if len(elsewhere) != 1:
+            raise
+        return elsewhere[0]
 
 
 def _end(store: Store, service: str) -> End:

@@ -30,6 +30,7 @@ class Known(NamedTuple):
     active: bool = True
     sharers: tuple[tuple[Port, str], ...] = ()  # owner of each port that is not its own
     audits: bool = False  # its policy denies nothing at present
+    host: str = ""  # the other host that it is on
 
 
 class World(NamedTuple):
@@ -341,13 +342,19 @@ def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _P
             f"{known.name} can be reached from outside the host only by its published ports"
         )
     if network == entered:
-        return packet.accept(f"{sender.name} and {known.name} are both on network {network}")
+        return packet.accept(
+            f"{_on_host(sender)} and {_on_host(known)} are both on network {network}"
+        )
     if world.networks[entered].internal:
         return packet.drop(_stays(entered))
     return packet.drop(
         f"networks {entered} and {network} are isolated from each other:"
         " only published ports can be reached across"
     )
+
+
+def _on_host(known: Known) -> str:
+    return f"{known.name} (on {known.host})" if known.host else known.name
 
 
 def _outwards(world: World, packet: _Packet, to: _Address) -> _Path:

@@ -49,7 +49,10 @@ def read_world(kernel: Kernel, store: Store) -> World:
             ),
             audits=policy.audit is not None and _lasts(policy.audit, now),
         )
-    for remote in store.others():  # of other hosts, which enforce their policies themselves
+    others = store.others()
+    hosts = store.across.peers() if others else {}
+    by_address = {address: host for host, (_, address, _) in hosts.items()}
+    for remote in others:  # of other hosts, which enforce their policies themselves
         services[remote.name] = Known(
             name=remote.name,
             names=(remote.name,),
@@ -57,6 +60,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
             policy=Policy(),
             ports=(),
             active=True,
+            host=by_address.get(remote.host, remote.host),
         )
     own = kernel.host_addresses()
     host = frozenset(address.partition("/")[0] for address in own)

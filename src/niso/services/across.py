@@ -17,7 +17,7 @@ from niso.cluster import mirror, wake
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.membership import Membership
 from niso.cluster.requests import NoAnswer
-from niso.cluster.settle import ports, recorded, settle
+from niso.cluster.settle import about, recorded, settle
 from niso.services import span_networks
 from niso.services.machine import Machine
 from niso.store.span_rows import Claim
@@ -136,7 +136,7 @@ class Held:
         store = self._machine.store
         for name, claim in self._held.items() if not self._is_silent else ():
             try:
-                held = self._claims.publish(name, claim.mark, True, ports(store, name))
+                held = self._claims.publish(name, claim.mark, True, about(store, name))
             except NoAnswer as error:
                 report(Caution(f"other hosts do not know yet that {name} is up", (_LATER,)))
                 report(Caution(error.message))
