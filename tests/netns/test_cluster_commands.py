@@ -160,9 +160,20 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     assert again.wait(30) == 0
     assert not os.path.exists(c.lab.path("/var/lib/niso-etcd"))
     assert "not a member" in cluster(c, "join", "-", input=invite(a, c)).stdout
+    # most members are lost for good, and a goes on alone with what it has; b comes back
+    assert "most members of etcd answer" in refused(a, "member", "alone")
+    end_etcd(b)
+    end_etcd(d)
+    assert "does not answer" in refused(a, "forget", "x")
+    assert "what runs goes on" in refused(a, "status")
+    assert cluster(a, "member", "alone").stdout == "this host has the only member of etcd\n"
+    assert list(states(a)) == ["a", "b", "c", "d"]
+    assert "etcd has 1" in cluster(b, "member", "remove").stdout
+    assert "etcd has 2" in cluster(b, "member", "add").stdout
+    assert "etcd has 2" in cluster(d, "member", "remove").stdout
     # members and hosts go one by one
     assert "b is alive: run it on b" in refused(a, "member", "remove", "b").replace("\n  hint", "")
-    assert "etcd has 2" in cluster(b, "member", "remove").stdout
+    assert "etcd has 1" in cluster(b, "member", "remove").stdout
     for host in (b, c, d, a):
         cluster(host, "leave")
         assert not os.path.exists(host.lab.path("/var/lib/niso/cluster")), host.name

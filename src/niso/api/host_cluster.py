@@ -189,6 +189,16 @@ class Clusters:
         return cluster_hosts.remove_member(machine, text(host, "HOST"), self.session.report)
 
     @guarded
+    def be_only_member(self) -> None:
+        """Go on with this host's member of etcd alone, after most were lost for good.
+
+        Raises Conflict if most answer, Error.
+        """
+        from niso.commands import cluster_hosts
+
+        cluster_hosts.be_only_member(self.session.machine_for_change(), self.session.report)
+
+    @guarded
     def backup(self, file: str | os.PathLike[str]) -> int:
         """Write etcd's data to a file for root alone; return its size in bytes. Raises Error."""
         from niso.commands import cluster_hosts
@@ -204,7 +214,7 @@ class Clusters:
         if seen.problem is not None:
             self.session.caution(
                 seen.problem.message,
-                ("what runs goes on; hosts are listed as this one knew them last",),
+                (seen.problem.hint or "", "hosts are listed as this one knew them last"),
             )
         return _status(seen)
 

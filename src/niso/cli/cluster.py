@@ -136,6 +136,13 @@ def _member_remove(host: Host, args: Args) -> int:
     return 0
 
 
+def _member_alone(host: Host, args: Args) -> int:
+    with output.LateProgress(args) as host.progress:
+        host.cluster.be_only_member()
+    print("this host has the only member of etcd")
+    return 0
+
+
 def _members(count: int) -> str:
     lost = (count - 1) // 2
     return f"etcd has {count}, and survives the loss of {lost or 'none'}"

@@ -11,8 +11,6 @@ import os
 import pwd
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 from niso.base import files, paths
@@ -119,8 +117,8 @@ def prepare(config: Config) -> pwd.struct_passwd | None:
     return user
 
 
-def execute(config: Config) -> NoReturn:
-    """Become etcd. Raises Error if this host has no member, or etcd is not installed."""
+def execute(config: Config, *more: str) -> NoReturn:
+    """Become etcd, with further options. Raises Error if this host has no member, or no etcd."""
     if config.member is None:
         raise Error("this host runs no member of etcd", "niso cluster status lists the members")
     etcd = program()
@@ -133,25 +131,31 @@ def execute(config: Config) -> NoReturn:
         os.setuid(user.pw_uid)
     kept = ("PATH", "NOTIFY_SOCKET", "GOMAXPROCS")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
-    os.execve(etcd, [etcd, *words(config)], environment)
+    os.execve(etcd, [etcd, *words(config), *more], environment)
 
 
-def start(config: Config) -> None:
-    """Start etcd in the background, for a host that systemd did not boot. Raises Error.
+def start(config: Config, *more: str) -> None:
+    """Start etcd in the background, with further options. Raises Error, OSError.
 
     It goes on after this process. Nothing starts it again.
     """
     prepare(config)
-    with open(log(), "ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "niso.cli", "cluster", "etcd"],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            execute(config, *more)
+        except (Error, OSError) as error:
+            os.write(2, f"{error}\n".encode())
+        finally:
+            os._exit(1)
+    os.close(output)
     until = time.monotonic() + _START_S
-    while process.poll() is None and time.monotonic() < until and pid() is None:
+    while pid() is None and time.monotonic() < until and not os.waitpid(child, os.WNOHANG)[0]:
         time.sleep(_PAUSE_S)
 
 
@@ -177,6 +181,18 @@ def stop() -> None:
         while number is not None and pid() == number and time.monotonic() < until:
             time.sleep(_PAUSE_S)
         number = pid()
+
+
+def be_alone(config: Config) -> None:
+    """Have etcd forget all members but this host's, which does not run, and keep its data.
+
+    Raises Error.
+    """
+    start(config, "--force-new-cluster")
+    try:
+        wait(config)
+    finally:
+        stop()
 
 
 def forget() -> None:

@@ -10,10 +10,11 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import service_lock
 from niso.base.report import Report
-from niso.cluster import config, members
+from niso.cluster import config, members, own_etcd
 from niso.cluster.agent import Agent, Me, boot_id
 from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import NoAnswer
+from niso.commands import cluster_units as units
 from niso.commands.cluster import LOCK, become_member, end_member, require_member
 from niso.commands.deactivate import deactivate
 from niso.runtime import unit
@@ -41,6 +42,10 @@ class Status(NamedTuple):
     problem: Error | None  # why nothing answers
 
 
+class _Other(Error):
+    """The engine has another cluster, or none."""
+
+
 def status(machine: Machine) -> Status:
     """Return the state of the cluster, as this host sees it. Raises Error."""
     own = require_member(machine)
@@ -48,12 +53,19 @@ def status(machine: Machine) -> Status:
     try:
         with own.engine() as engine:
             membership = Membership(engine, own.keys)
+            found = membership.cluster()
+            if found is None or found.identity != store.cluster_id():
+                has = f"has cluster {found.identity}" if found else "has no cluster"
+                raise _Other(
+                    f"etcd {has}, and this host is in {store.cluster_id()}",
+                    "its data may be lost: the guide says how to restore a backup",
+                )
             hosts = tuple(membership.hosts())
             claims = tuple(membership.services())
             known = _members(own, engine)
-            problem = None
-    except NoAnswer as error:
-        problem = error
+            problem: Error | None = None
+    except (NoAnswer, _Other) as error:
+        problem = error if isinstance(error, _Other) else Error(error.reason, "what runs goes on")
         hosts = tuple(
             Host(name, state_id, address, 0, live)
             for name, (state_id, address, live) in sorted(store.across.peers().items())
@@ -133,6 +145,31 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
             raise Conflict(f"{host} is alive", f"run it on {host}, where it also ends etcd")
         members.remove(engine, member)
     return _count(own)
+
+
+def be_only_member(machine: Machine, report: Report) -> None:
+    """Go on with this host's member alone, and what it has, after most were lost for good.
+
+    Raises Conflict if most answer, Error.
+    """
+    own = _require_own_etcd(machine)
+    if own.member is None:
+        raise Error("this host runs no member of etcd", "run it on one that does")
+    with service_lock(LOCK):
+        try:
+            _count(own)
+        except NoAnswer:
+            pass
+        else:
+            raise Conflict(
+                "most members of etcd answer", "niso cluster member remove HOST drops a lost one"
+            )
+        place = own_etcd.client_place(own.address)
+        own = own._replace(etcd=own.etcd._replace(members=(place,)))
+        units.pause_etcd(machine)
+        own_etcd.be_alone(own)
+        config.save(own)
+        units.start_etcd(machine, own, report)
 
 
 def backup(machine: Machine, path: str) -> int:

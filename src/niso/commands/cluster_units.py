@@ -85,6 +85,13 @@ def start_etcd(machine: Machine, config: Config, report: Report) -> None:
     own_etcd.wait(config)
 
 
+def pause_etcd(machine: Machine) -> None:
+    """Stop this host's member until `start_etcd`. Raises Error."""
+    if machine.processes.units.booted():
+        machine.processes.units.stop([ETCD])
+    own_etcd.stop()
+
+
 def end(machine: Machine, which: str, report: Report) -> None:
     """Stop the agent or etcd, and have it not start at boot; no-op if it does not. Raises Error."""
     units = machine.processes.units

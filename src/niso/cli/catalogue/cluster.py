@@ -22,6 +22,18 @@ _MEMBER_REMOVE = Command(
     (("niso cluster member remove", ""), ("niso cluster member remove c", "c is lost")),
     ends=True,
 )
+_MEMBER_ALONE = Command(
+    "cluster member alone",
+    "go on with this host's member, after most were lost for good",
+    (),
+    (VERBOSE,),
+    "Without most members of etcd, nothing can be claimed. This one then forgets the others, and "
+    "keeps what it knows: all but changes of the last moment. Members that still run must not: two "
+    "halves that both go on would give out the same addresses. On a host that was a member, niso "
+    "cluster member remove and then add make it one again.",
+    (("niso cluster member alone", ""),),
+    aside=True,
+)
 
 GROUP = Group(
     "cluster",
@@ -134,6 +146,7 @@ GROUP = Group(
         ),
         _MEMBER_ADD,
         _MEMBER_REMOVE,
+        _MEMBER_ALONE,
         Command(
             "cluster backup",
             "write etcd's data to a file",
