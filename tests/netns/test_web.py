@@ -195,6 +195,7 @@ def state_of(names: list[str], networks: list[str]) -> dict[str, Any]:
                 "egress_allow": None,
                 "egress_deny": [],
             },
+            "audit_until": None,
             "file": name,
         }
         for i, name in enumerate(names)
