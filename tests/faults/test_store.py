@@ -114,6 +114,7 @@ COMMANDS = {
     "net trace": ("net trace a b:80",),
     "top": ("top -n 1",),
     "metrics": ("metrics",),
+    "web": ("web --port 0 --for 1s",),
     "net check": ("net check", "net check a"),
     "net repair": ("net repair", "net repair --dry-run"),
 }

@@ -21,7 +21,7 @@ HERE = "/tmp/here"
 LAB = next(line for line, _ in find("lab", "").examples if "--" in line)  # type: ignore[union-attr]
 ENDS = ("deactivate", "remove", "net repair", "stack down")
 """After these the world is made again."""
-FOLLOWS = (" -f ", "net log", "niso lab", "net capture", "net trace")
+FOLLOWS = (" -f ", "niso web", "net log", "niso lab", "net capture", "net trace")
 """What goes on until somebody ends it."""
 JUDGES = {"net explain": {0, 1}, "net policy test": {0, 2}}
 """Where others than 0 are answers: here nobody has sent anything."""

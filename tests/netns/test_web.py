@@ -12,6 +12,9 @@ import pytest
 from chromium import Chromium, is_installed
 from conftest import Lab, Process
 from services import ask, echo, idle, on
+from test_json import conforms
+
+from niso.cli.reference.results import MAP
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -93,6 +96,10 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
     assert web.curl("api/state.json", *bearer, "-H", "Sec-Fetch-Site: cross-site") == "403"
     assert web.curl("api/state.json", *bearer, "-d", "x") == "405"
     assert web.curl("../../etc/passwd", *bearer) == "404"
+
+    state = json.loads(lab.run("curl", "-sS", *bearer, f"{web.url}api/state.json").stdout)["state"]
+    conforms(state, MAP.fields, "state")
+    assert [each["service"] for each in state["services"]] == ["db"]
 
     # the port is taken, and other mistakes
     for wrong in (
@@ -188,6 +195,7 @@ def state_of(names: list[str], networks: list[str]) -> dict[str, Any]:
                 "egress_allow": None,
                 "egress_deny": [],
             },
+            "audit_until": None,
             "file": name,
         }
         for i, name in enumerate(names)

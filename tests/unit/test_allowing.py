@@ -111,6 +111,18 @@ def test_lines(db, guest, ends, expected) -> None:
     assert [(c.key.removeprefix("network.policy."), c.text, c.adds) for c in changes] == expected
 
 
+def test_what_an_audit_lets_pass_has_the_lines_too() -> None:
+    there = made({"allow_from": []}, {})
+    audited = there.services["db"]._replace(audits=True)
+    there = there._replace(services={**there.services, "db": audited})
+    row = Recorded(GUEST, DB, "tcp", 80, 3, 60, 1.0)
+    (flow,) = seen.joined(there, seen.Memory((row,), (), (), 0, (row,)))
+    assert flow.verdict == seen.AUDIT
+    (change,) = allowing.changes(there, flow, lambda owner, other: other)
+    assert change.text == "guest:80/tcp"
+    assert [each.last.verdict for each in map_flows.joint([flow], lambda row: 1)] == [seen.AUDIT]
+
+
 def test_a_service_without_a_name_of_its_own_is_written_by_address() -> None:
     there = made({"allow_from": []}, {})
     flow = refused(there, GUEST, DB)
@@ -126,7 +138,7 @@ def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:
     rows.append(Recorded(clients[3], DB, "tcp", 81, 2, 60, 5.0))  # with most rows
     memory, left_out = map_flows.bounded(seen.Memory(tuple(rows), (), ()))
     assert left_out == 0
-    flows = map_flows.joint(seen.joined(there, memory), lambda key, count: 1)
+    flows = map_flows.joint(seen.joined(there, memory), lambda row: 1)
     names = {flow.source.name for flow in flows}
     assert len(names) == map_flows.MOST_OUTSIDE + 1 and {clients[3], map_flows.OTHERS} <= names
     others = next(flow for flow in flows if flow.source.kind == "others")

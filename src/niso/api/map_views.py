@@ -70,6 +70,8 @@ class MapService(NamedTuple):
     """packets that its egress policy has dropped, in all; null if unknown"""
     policy: MapPolicy | None
     """null without a policy"""
+    audit_until: str | None
+    """end of the audit of its policy; null if the policy is not in audit"""
     file: str | None
     """manifest of the last activation"""
 
@@ -97,7 +99,7 @@ class MapEnd(NamedTuple):
 
 
 class MapChange(NamedTuple):
-    """A line of a manifest that, with the others, would let a refused flow pass."""
+    """A line of a manifest that, with the others, would let a denied flow pass."""
 
     service: str
     """the service whose manifest it is"""
@@ -121,7 +123,7 @@ class MapFlow(NamedTuple):
     proto: str
     """tcp, udp or sctp"""
     verdict: str
-    """pass or drop"""
+    """pass, drop, or audit: it passed because a policy that denies it was in audit"""
     published: int | None
     """host port by which another machine came"""
     words: str | None
@@ -137,7 +139,7 @@ class MapFlow(NamedTuple):
     open: int
     """flows that are open now"""
     changes: tuple[MapChange, ...]
-    """what would let a refused flow pass; empty if no line of a manifest does"""
+    """what would let a denied flow pass, and an audited one; empty if no line of a manifest does"""
 
 
 class MapState(NamedTuple):
@@ -186,10 +188,13 @@ class Map:
         kept, left_out = map_flows.bounded(memory)
         load = top_views.between(world, before, now)
 
-        def fresh(key: tuple[Key, bool], count: int) -> int:
-            flow, passes = key
-            earlier = before.flows.get((flow, "pass" if passes else "drop"), 0)
-            return top_views.more(earlier, count) if before is not now else 0
+        def fresh(row: Seen) -> int:
+            if before is now:
+                return 0
+            verdicts = (seen.PASS, seen.AUDIT) if row.passes else (seen.DROP,)
+            return top_views.more(
+                sum(before.flows.get((row.key, each), 0) for each in verdicts), row.new
+            )
 
         rows = map_flows.joint(seen.joined(world, kept, self._judged), fresh)
         known = {row.name: row for row in store.services()}
@@ -250,6 +255,7 @@ def _service(
         load.denied_in,
         load.denied_out,
         _policy(world.services.get(load.service)),
+        line.audit_until,
         row.manifest_path or None if row else None,
     )
 
@@ -258,7 +264,7 @@ def _policy(known: Known | None) -> MapPolicy | None:
     if known is None:
         return None
     own = known.policy
-    if not own.entries() and own.allow_from is None and own.egress_allow is None:
+    if own.is_empty:
         return None
 
     def texts(entries: Any) -> tuple[str, ...]:
@@ -284,7 +290,7 @@ def _flow(
         MapEnd(*row.target),
         last.port,
         last.proto,
-        "pass" if last.passes else "drop",
+        last.verdict,
         last.published.host_port if last.published else None,
         last.reason.message if last.reason else None,
         last.agrees,

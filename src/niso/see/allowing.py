@@ -1,4 +1,4 @@
-"""Find the manifest lines that would let a refused flow pass. Pure: nothing is changed."""
+"""Find the manifest lines that would let a denied flow pass. Pure: nothing is changed."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ class Change(NamedTuple):
 
 
 def changes(world: World, seen: Seen, name: Name) -> tuple[Change, ...]:
-    """Return what would let a refused flow pass, for its own port and protocol alone.
+    """Return what would let a denied flow pass, for its own port and protocol alone.
 
-    It is empty if no manifest line helps: the path is closed, or an end does not exist any more.
+    So it does for one that only passes because a policy is in audit. It is empty if no manifest
+    line helps: the path is closed, or an end does not exist any more.
     """
-    if seen.passes or seen.gone:
+    if (seen.passes and not seen.audited) or seen.gone:
         return ()
     found: list[Change] = []
     ends = (seen.source.address, seen.destination.address)
@@ -56,7 +57,7 @@ def changes(world: World, seen: Seen, name: Name) -> tuple[Change, ...]:
 def _refusing(world: World, seen: Seen) -> Reason | None:
     ends = (seen.source.address, seen.destination.address)
     reasons = verdict.judge(world, *ends, seen.port, seen.proto)
-    return next((reason for reason in reasons if not reason.passes), None)
+    return next((reason for reason in reasons if not reason.passes or reason.audits), None)
 
 
 def _change(refusing: Reason, seen: Seen, name: Name) -> tuple[Change, Entry | None]:
@@ -89,11 +90,10 @@ def _changed(policy: Policy, change: Change, entry: Entry | None) -> Policy | No
         kept = tuple(each for each in entries or () if each.key != change.key)
         return kept if entry is None else (*(entries or ()), entry)
 
-    lists = (
-        after("network.policy.allow_from", policy.allow_from),
-        after("network.policy.deny_from", policy.deny_from) or (),
-        after("network.policy.egress.allow", policy.egress_allow),
-        after("network.policy.egress.deny", policy.egress_deny) or (),
+    changed = policy._replace(
+        allow_from=after("network.policy.allow_from", policy.allow_from),
+        deny_from=after("network.policy.deny_from", policy.deny_from) or (),
+        egress_allow=after("network.policy.egress.allow", policy.egress_allow),
+        egress_deny=after("network.policy.egress.deny", policy.egress_deny) or (),
     )
-    changed = Policy(*lists, policy.log)
     return None if changed == policy else changed

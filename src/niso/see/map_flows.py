@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from niso.kernel.flows import Open
     from niso.kernel.sensor import Recorded
-    from niso.see.seen import Key
 
 OTHERS = "other machines"
 MOST_OUTSIDE = 8
@@ -70,21 +69,21 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
     return memory._replace(passed=passed, refused=refused, opened=opened), left_out
 
 
-def joint(rows: Iterable[Seen], fresh: Callable[[tuple[Key, bool], int], int]) -> list[Joint]:
+def joint(rows: Iterable[Seen], fresh: Callable[[Seen], int]) -> list[Joint]:
     """Return flows by places and ports, sorted.
 
-    ``fresh`` returns how many of a count are new since the look before.
+    ``fresh`` returns how many of them are new since the look before.
     """
     rows = list(rows)
     sources = _shown(row.source for row in rows)
     targets = _shown(row.destination for row in rows)
-    found: dict[tuple[Place, Place, int, str, bool], Joint] = {}
+    found: dict[tuple[Place, Place, int, str, str], Joint] = {}
     for row in rows:
         source, target = _place(row.source, sources), _place(row.destination, targets)
         if source == target:
             continue  # a service that connects to itself
-        key = (source, target, row.port, row.proto, row.passes)
-        new = fresh((row.key, row.passes), row.new)
+        key = (source, target, row.port, row.proto, row.verdict)
+        new = fresh(row)
         before = found.get(key)
         if before is None:
             found[key] = Joint(source, target, row, row.new, new, row.ago, row.open)
@@ -103,13 +102,13 @@ def joint(rows: Iterable[Seen], fresh: Callable[[tuple[Key, bool], int], int]) -
 
 
 def _shown(ends: Iterable[End]) -> Mapping[str, int]:
-    """Return the addresses outside that are shown: those with most rows."""
+    """Return the names and addresses outside that are shown: those with most rows."""
     counts: dict[str, int] = {}
     for end in ends:
         if not (end.service or end.is_host or end.gone):
-            counts[end.address] = counts.get(end.address, 0) + 1
-    ranked = sorted(counts, key=lambda address: (-counts[address], address))
-    return {address: counts[address] for address in ranked[:MOST_OUTSIDE]}
+            counts[end.name] = counts.get(end.name, 0) + 1
+    ranked = sorted(counts, key=lambda name: (-counts[name], name))
+    return {name: counts[name] for name in ranked[:MOST_OUTSIDE]}
 
 
 def _place(end: End, shown: Mapping[str, int]) -> Place:
@@ -119,6 +118,6 @@ def _place(end: End, shown: Mapping[str, int]) -> Place:
         return Place(HOST, "host")
     if end.gone:
         return Place(end.address, "gone")
-    if end.address in shown:
-        return Place(end.address, "outside")
+    if end.name in shown:
+        return Place(end.name, "outside")
     return Place(OTHERS, "others")

@@ -182,6 +182,13 @@ RESULTS: dict[str, Result] = {
     "restore": _array("host_services", "Outcome"),
 }
 
+MAP = Result(
+    "object",
+    fields("map_views", "MapState"),
+    "This is `state` of `/api/state.json` and of each line of `/api/states.jsonl`, which niso web "
+    "serves. It has no `--json`.",
+)
+
 
 def page_blocks() -> Iterator[Block]:
     """Return the contents of docs/reference/json.md."""
@@ -201,7 +208,7 @@ def page_blocks() -> Iterator[Block]:
             ("error.key: string or null", "path of a manifest key, such as network.ports[1]"),
         )
     )
-    for name, result in RESULTS.items():
+    for name, result in {**RESULTS, "web": MAP}.items():
         yield Heading(f"niso {name}")
         yield Text(
             {

@@ -8,6 +8,7 @@ import { mapOf, recent } from "./model.js";
 import { details, figures, overview, tables } from "./tables.js";
 
 const HISTORY = 60;
+const VERDICTS = ["drop", "audit", "pass"];
 const LEAST_WIDTH = 300;
 
 const $ = (id) => document.getElementById(id);
@@ -37,7 +38,7 @@ function draw() {
   if (!map.nodes.some((node) => node.id === page.selected)) page.selected = null;
   if (!map.nodes.some((node) => node.id === page.focused)) page.focused = map.nodes[0]?.id ?? null;
   const named = (flow) => wanted === "" || flow.from.name.includes(wanted) || flow.to.name.includes(wanted);
-  const listed = flows.filter(named).sort((a, b) => (a.verdict < b.verdict ? -1 : a.verdict > b.verdict ? 1 : 0));
+  const listed = flows.filter(named).sort((a, b) => VERDICTS.indexOf(a.verdict) - VERDICTS.indexOf(b.verdict));
   const services = state.services.filter((service) => service.service.includes(wanted));
   document.title = `niso ${state.host}`;
   become($("host"), [document.createTextNode(`network of ${state.host}`)]);

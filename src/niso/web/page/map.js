@@ -36,12 +36,12 @@ export function picture(map, placed, view) {
   ];
 }
 
-const loudness = (edge) => (edge.denied ? 1e9 : 0) + edge.rate * 1000 + edge.open + edge.flows.length / 1000;
+const loudness = (edge) => (edge.denied ? 1e9 : edge.audited ? 1e8 : 0) + edge.rate * 1000 + edge.open + edge.flows.length / 1000;
 
 function definitions() {
   const arrow = (id) =>
     s("marker", { id, class: id, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto" }, s("path", { d: "M0 .500L8 4 0 7.500z" }));
-  return s("defs", {}, arrow("arrow"), arrow("arrow-live"));
+  return s("defs", {}, ["arrow", "arrow-live", "arrow-audit"].map(arrow));
 }
 
 function wall(box) {
@@ -68,13 +68,13 @@ function frameOf(frame, colour) {
 
 function edgeOf(edge, line, touches) {
   const live = edge.rate > 0;
-  const kind = edge.denied ? "drop" : live ? "live" : edge.flows.length === 0 ? "idle" : "";
-  const width = edge.denied ? 1.6 : live ? 1.8 + Math.min(2.4, Math.log2(1 + edge.rate) / 2) : 1.2;
+  const kind = edge.denied ? "drop" : edge.audited ? "audit" : live ? "live" : edge.flows.length === 0 ? "idle" : "";
+  const width = edge.denied || edge.audited ? 1.6 : live ? 1.8 + Math.min(2.4, Math.log2(1 + edge.rate) / 2) : 1.2;
   return s(
     "g",
     { class: `edge ${kind}${touches ? "" : " dim"}`, "data-key": edge.id },
     s("path", { class: "hit", d: line.path }),
-    s("path", { class: "line", d: line.path, "stroke-width": width.toFixed(1), "marker-end": edge.denied ? null : live ? "url(#arrow-live)" : "url(#arrow)" }),
+    s("path", { class: "line", d: line.path, "stroke-width": width.toFixed(1), "marker-end": edge.denied ? null : edge.audited ? "url(#arrow-audit)" : live ? "url(#arrow-live)" : "url(#arrow)" }),
     edge.denied && stop(line),
     s("title", {}, titleOf(edge)),
   );
@@ -89,12 +89,13 @@ function titleOf(edge) {
   if (edge.flows.length === 0) return "published; no flow in this period";
   return edge.flows
     .slice(0, 12)
-    .map((flow) => `${flow.from.name} → ${flow.to.name}:${flow.port}/${flow.proto}${flow.verdict === "drop" ? " denied" : ""}  ${flow.new}×`)
+    .map((flow) => `${flow.from.name} → ${flow.to.name}:${flow.port}/${flow.proto}${{ drop: " denied", audit: " would be denied" }[flow.verdict] ?? ""}  ${flow.new}×`)
     .join("\n");
 }
 
 function wordsOf(edge) {
   if (edge.denied) return `${portsOf(edge)} denied`;
+  if (edge.audited) return `${portsOf(edge)} audit`;
   const more = perSecond(edge.rate) || (edge.open ? `${edge.open} open` : "");
   // a door has the port in its box
   return edge.to.startsWith("d ") ? more : `${portsOf(edge)} ${more}`.trim();
@@ -122,7 +123,7 @@ function labelsOf(edges, lines) {
 function labelOf(edge, label) {
   return s(
     "text",
-    { x: label.x, y: label.y, "text-anchor": label.anchor, class: edge.denied ? "drop" : edge.rate > 0 ? "live" : "", "data-key": edge.id },
+    { x: label.x, y: label.y, "text-anchor": label.anchor, class: edge.denied ? "drop" : edge.audited ? "audit" : edge.rate > 0 ? "live" : "", "data-key": edge.id },
     wordsOf(edge),
   );
 }
@@ -167,7 +168,7 @@ function serviceOf(node, box, colours, view) {
     chips(node.networks, colours),
     mark(condition(service)),
     s("text", { class: "name", x: 30, y: 24 }, short(node.name, hasPolicy ? 12 : 14)),
-    hasPolicy && s("path", { class: "shield", transform: `translate(${box.width - 22} 9)`, d: SHIELD }),
+    hasPolicy && s("path", { class: `shield${service.audit_until ? " audit" : ""}`, transform: `translate(${box.width - 22} 9)`, d: SHIELD }),
     s("text", { class: "health", x: 12, y: 43 }, service.shares ? `in the network of ${short(service.shares, 8)}` : conditionWords(service)),
     service.received !== null && s("text", { class: "rates", x: 12, y: 62 }, `↓ ${rate(service.received)}  ↑ ${rate(service.sent)}`),
     spark(view.history.get(node.name) ?? [], box.width - SPARK.width - 10, 32),

@@ -28,7 +28,7 @@ export function conditionWords(service) {
 export function recent(flows, period, onlyDenied) {
   return flows.filter(
     (flow) =>
-      (flow.verdict === "drop" || !onlyDenied) && (flow.open > 0 || (flow.ago !== null && flow.ago <= period)),
+      (flow.verdict !== "pass" || !onlyDenied) && (flow.open > 0 || (flow.ago !== null && flow.ago <= period)),
   );
 }
 
@@ -87,7 +87,7 @@ export function mapOf(state, flows, { wanted = "", unfolded = new Set() } = {}) 
   const join = (from, to, flow) => {
     if (from === to) return;
     const id = `${from}|${to}|${flow.verdict}`;
-    const edge = edges.get(id) ?? { id, from, to, denied: flow.verdict === "drop", flows: [], rate: 0, open: 0 };
+    const edge = edges.get(id) ?? { id, from, to, denied: flow.verdict === "drop", audited: flow.verdict === "audit", flows: [], rate: 0, open: 0 };
     edge.flows.push(flow);
     edge.rate += flow.rate;
     edge.open += flow.open;

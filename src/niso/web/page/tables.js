@@ -6,7 +6,7 @@ import { ago, count, line, perSecond, period, rate, span, target } from "./words
 const MOST_ROWS = 500;
 const MOST_CARDS = 30;
 
-const said = (flow) => (flow.verdict === "drop" ? "denied" : flow.agrees ? "passes" : "passed, now denied");
+const said = (flow) => ({ drop: "denied", audit: "would be denied" })[flow.verdict] ?? (flow.agrees ? "passes" : "passed, now denied");
 const keyOf = (flow) => `${flow.from.kind} ${flow.from.name} ${flow.to.kind} ${flow.to.name} ${flow.port} ${flow.proto} ${flow.verdict}`;
 
 function table(caption, columns, rows, keys) {
@@ -83,13 +83,14 @@ function ports(service) {
   ];
 }
 
-/** Return a refused flow with the lines that would let it pass. */
+/** Return a denied flow with the lines that would let it pass. */
 function card(flow, files, policies) {
+  const words = flow.verdict === "audit" ? "passes, would be denied" : `denied ${flow.new}×`;
   return h(
     "li",
-    { class: "card", "data-key": keyOf(flow) },
+    { class: `card ${flow.verdict}`, "data-key": keyOf(flow) },
     h("h3", {}, `${flow.from.name} → ${target(flow)}`),
-    h("p", {}, `denied ${flow.new}×, last ${ago(flow.ago)}: ${flow.words ?? "by a policy that has changed since"}`),
+    h("p", {}, `${words}, last ${ago(flow.ago)}: ${flow.words ?? "by a policy that has changed since"}`),
     flow.changes.length
       ? flow.changes.map((change) => [
           h("pre", {}, h("code", {}, line(change, policies.get(change.service)))),
@@ -99,17 +100,28 @@ function card(flow, files, policies) {
   );
 }
 
+/** Return the denied flows of some, and those that an audit lets pass, each as a list with its title. */
+function denied(state, flows) {
+  const [files, policies] = [filesOf(state), policiesOf(state)];
+  return [["drop", "Not allowed"], ["audit", "In audit: would be denied"]].map(([verdict, title]) => {
+    const own = flows.filter((flow) => flow.verdict === verdict).sort((a, b) => b.rate - a.rate || (a.ago ?? 1e9) - (b.ago ?? 1e9));
+    return own.length > 0 && [
+      h("h2", {}, `${title} (${own.length})`),
+      h("ul", { class: "cards" }, own.slice(0, MOST_CARDS).map((flow) => card(flow, files, policies))),
+      own.length > MOST_CARDS && h("p", { class: "note" }, `${own.length - MOST_CARDS} more in the table`),
+    ];
+  });
+}
+
 const policiesOf = (state) => new Map(state.services.map((service) => [service.service, service.policy]));
 const filesOf = (state) => new Map(state.services.map((service) => [service.service, service.file]));
 
 /** Return what is beside the map when nothing is chosen. */
 export function overview(state, flows) {
-  const refused = flows.filter((flow) => flow.verdict === "drop").sort((a, b) => b.rate - a.rate || (a.ago ?? 1e9) - (b.ago ?? 1e9));
   const passing = flows.filter((flow) => flow.verdict === "pass").sort((a, b) => b.rate - a.rate || b.open - a.open || b.new - a.new);
   return [
-    h("h2", {}, `Not allowed (${refused.length})`),
-    refused.length ? h("ul", { class: "cards" }, refused.slice(0, MOST_CARDS).map((flow) => card(flow, filesOf(state), policiesOf(state)))) : h("p", { class: "note" }, "Nothing was denied in this period."),
-    refused.length > MOST_CARDS && h("p", { class: "note" }, `${refused.length - MOST_CARDS} more in the table`),
+    denied(state, flows),
+    passing.length === flows.length && [h("h2", {}, "Not allowed (0)"), h("p", { class: "note" }, "Nothing was denied in this period.")],
     h("h2", {}, `Flows (${passing.length})`),
     brief(passing.slice(0, MOST_CARDS), (flow) => `${flow.from.name} → ${target(flow)}`),
   ];
@@ -146,9 +158,8 @@ export function details(state, flows, node, close) {
   }
   const { service } = node;
   const own = flows.filter((flow) => [flow.from.name, flow.to.name].includes(service.service));
-  const refused = own.filter((flow) => flow.verdict === "drop");
-  const into = own.filter((flow) => flow.to.name === service.service && flow.verdict === "pass");
-  const out = own.filter((flow) => flow.from.name === service.service && flow.verdict === "pass");
+  const into = own.filter((flow) => flow.to.name === service.service && flow.verdict !== "drop");
+  const out = own.filter((flow) => flow.from.name === service.service && flow.verdict !== "drop");
   const facts = [
     ["status", service.status],
     ["health", service.health ?? "no healthcheck"],
@@ -160,6 +171,7 @@ export function details(state, flows, node, close) {
     ["in, out", service.received === null ? null : `${rate(service.received)}, ${rate(service.sent)}`],
     ["denied in, out", service.denied_in === null ? null : `${service.denied_in}, ${service.denied_out} packets`],
     ["stack", service.stack],
+    ["audit until", service.audit_until],
     ["manifest", service.file],
   ].filter(([, value]) => value);
   return [
@@ -167,7 +179,7 @@ export function details(state, flows, node, close) {
     h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
     h("h2", {}, "Policy"),
     policy(service.policy),
-    refused.length > 0 && [h("h2", {}, `Not allowed (${refused.length})`), h("ul", { class: "cards" }, refused.slice(0, MOST_CARDS).map((flow) => card(flow, filesOf(state), policiesOf(state))))],
+    denied(state, own),
     h("h2", {}, `From others (${into.length})`),
     brief(into.slice(0, 200), (flow) => `${flow.from.name} → :${flow.port}/${flow.proto}`),
     h("h2", {}, `To others (${out.length})`),
@@ -198,6 +210,7 @@ export function figures(state, flows) {
   const up = state.services.filter((service) => ["running", "attached", "completed"].includes(service.status)).length;
   const bad = state.services.filter((service) => service.health === "unhealthy").length;
   const refused = flows.filter((flow) => flow.verdict === "drop").length;
+  const audited = flows.filter((flow) => flow.verdict === "audit").length;
   const bits = state.services.reduce((sum, service) => sum + (service.received ?? 0), 0);
   const item = (number, words, kind) => h("li", { class: kind }, h("b", {}, `${number}`), ` ${words}`);
   return [
@@ -205,7 +218,8 @@ export function figures(state, flows) {
     bad > 0 && item(bad, "unhealthy", "bad"),
     item(flows.length - refused, flows.length - refused === 1 ? "flow" : "flows"),
     refused > 0 && item(refused, "denied", "bad"),
-    item(rate(bits), "to services"),
+    audited > 0 && item(audited, "in audit", "waiting"),
+    item(rate(bits), ""),
   ].filter(Boolean);
 }
 
