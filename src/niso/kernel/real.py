@@ -245,6 +245,8 @@ class Real:
         return host_facts.default_mtu()
 
     def mtu_of(self, address: str) -> int | None:
+        from niso.kernel import host_facts
+
         return host_facts.mtu_of(address)
 
     def lacks_ipv6(self) -> str | None:
