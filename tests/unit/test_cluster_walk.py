@@ -12,6 +12,7 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import decode
 from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import NoAnswer
-from niso.commands import network
+from niso.commands import network, repair
 from niso.commands.activate import activate
 from niso.commands.deactivate import deactivate, remove
 from niso.plan.policy_maps import PASSES
@@ -145,7 +146,7 @@ class Walk:
         known = [row.name for row in node.world.store.services()]
         if what == 3 or not known:
             self.done.append(f"{node.name}: network front")
-            return lambda: self.network(node)
+            return partial(self.network, node)
         some = [draw.choice(known)]
         self.done.append(f"{node.name}: {'deactivate' if what == 1 else 'remove'} {some}")
         return (lambda: deactivate(machine, some)) if what == 1 else (lambda: remove(machine, some))
@@ -192,6 +193,10 @@ class Walk:
             self.done.append(f"    {error}")
             if steps.is_dead:
                 node.world.reopen()
+        if steps.has_broken and isinstance(command, partial):
+            repair.repair_all(
+                node.world.machine
+            )  # the network is known, its bridge is not complete
         if self.draw.random() < 0.7:
             journal.recover(node.world.machine)
 
@@ -244,7 +249,7 @@ class Walk:
                 holder = store.lease_holder(own)
                 if peer in heard and holder is not None and store.intent(holder) is None:
                     policy = store.policy(holder)
-                    assert policy is not None
+                    assert policy is not None and own != peer, f"{node.name}: {e}"
                     [entry] = policy.allow_from or ()
                     assert heard[peer] == entry.peer.name, f"{node.name}: {e}"
 

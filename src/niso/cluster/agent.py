@@ -112,9 +112,7 @@ class Agent:
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
             self.end(lost)
-            with store.transaction():
-                for service in lost:
-                    store.across.drop_claim(service)
+            mirror.drop_claims(store, kernel, lost)
         if not member:  # others gave up what it had, and it may be somebody's by now
             self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
             return []

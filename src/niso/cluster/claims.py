@@ -64,11 +64,12 @@ class Claim(NamedTuple):
     ports: tuple[str, ...] = ()  # published ones, for people
     up: bool = False  # as last published, for people
     policy: str = ""  # JSON, as the store has it, for explanations; "" for none
+    kept: tuple[str, ...] = ()  # keys of former addresses and names, until it is published
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the keys of its addresses and names."""
+        """Return the keys of its addresses and names, also of those that it keeps for a while."""
         names = {keys.name(net, name) for net in self.networks for name in self.names}
-        return names | self.address_keys(keys)
+        return {*names, *self.address_keys(keys), *self.kept}
 
     def address_keys(self, keys: Keys) -> set[str]:
         """Return the keys of its addresses."""
@@ -104,11 +105,13 @@ class Claims:
 
     # --- changing -------------------------------------------------------------
 
-    def claim(self, wanted: Wanted, take: bool = False) -> Claim:
+    def claim(self, wanted: Wanted, take: bool = False, keep: bool = False) -> Claim:
         """Hold what is wanted: by a new claim, by a changed one, or unchanged.
 
-        With ``take`` from another host, if that has been lost. Raises Conflict if another host or
-        service has it, and NotFound for an unknown network.
+        With ``keep``, what is not wanted any more is held until it is published: as long as this
+        host uses an address, and may have to go back to it, nobody else gets it. With ``take`` from
+        another host, if that has been lost. Raises Conflict if another host or service has it, and
+        NotFound for an unknown network.
         """
         mark = os.urandom(16).hex()
         problem: NoAnswer | None = None
@@ -120,7 +123,7 @@ class Claims:
                     return have  # the request without an answer was carried out
                 if have is not None and have.host != self.host:
                     self._require_lost(have, take)
-                planned = self._planned(wanted, have, mark, raced)
+                planned = self._planned(wanted, have, mark, raced, keep)
                 if planned is None:
                     assert have is not None
                     return have
@@ -142,7 +145,7 @@ class Claims:
         have = self.held(wanted.service)
         if have is not None and have.host != self.host:
             self._require_lost(have, take)
-        planned = self._planned(wanted, have, "", False)
+        planned = self._planned(wanted, have, "", False, False)
         if planned is None:
             assert have is not None
             return have
@@ -162,6 +165,7 @@ class Claims:
                 more |= {"ports": list(about.ports), "policy": about.policy}
             if up:
                 value.pop("former", None)
+            value["kept"] = []
             values = {key: value | more}
             for network, addresses in claim.networks.items():
                 for address in addresses:
@@ -170,7 +174,9 @@ class Claims:
                     values[key] = value | _address(claim, up)
             texts = {key: encode(value) for key, value in values.items()}
             have = {key: items[key].value for key in texts.keys() & items.keys()}
-            return [Put(key, text) for key, text in texts.items()] if texts != have else []
+            gone = [Delete(key) for key in claim.kept]
+            same = texts == have and not gone
+            return [] if same else [*(Put(key, text) for key, text in texts.items()), *gone]
 
         return self._changed(service, mark, change, gives_up=False)
 
@@ -242,7 +248,7 @@ class Claims:
             )
 
     def _planned(
-        self, wanted: Wanted, have: Claim | None, mark: str, raced: bool
+        self, wanted: Wanted, have: Claim | None, mark: str, raced: bool, keep: bool
     ) -> tuple[Claim, Txn] | None:
         """Return the claim that is wanted and the transaction for it; None if it is held."""
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
@@ -269,6 +275,8 @@ class Claims:
             return None
         self._require_free(claim, known)
         old = have.keys(self.keys) if have else set()
+        if keep and have is not None and have.host == self.host:
+            claim = claim._replace(kept=tuple(sorted(old - claim.keys(self.keys))))
         new = claim.keys(self.keys)
         if len(new | old) > MOST_KEYS:
             raise Error(f"{wanted.service} has too many names and networks for one claim")
@@ -279,6 +287,7 @@ class Claims:
             "gen": gen,
             "claim": mark,
             "networks": networks,
+            "kept": list(claim.kept),
         }
         if have is not None and have.host != self.host:
             held = have.address_keys(self.keys) & known.keys()
@@ -381,6 +390,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
             tuple(map(str, value.get("ports", ()))),
             bool(value.get("up")),
             str(value.get("policy", "")),
+            tuple(map(str, value.get("kept", ()))),
         )
     except (LookupError, TypeError, ValueError, AttributeError):
         raise Error(

@@ -30,6 +30,9 @@ class Known(NamedTuple):
     names: tuple[str, ...]
 
 
+NOTHING = Known((), ())
+
+
 class Seen(NamedTuple):
     """What the engine has: hosts, and services by name, those of this host too."""
 
@@ -60,7 +63,7 @@ def seen(hosts: Iterable[Host], networks: dict[str, Iterable[Item]], keys: Keys)
                 int(value.get("gen", 0)),
                 bool(value.get("up")),
             )
-            have = services.get(name, Known((), ()))
+            have = services.get(name, NOTHING)
             names = tuple(map(str, value.get("names", ())))
             services[name] = Known((*have.addresses, row), names or have.names)
     return Seen(
@@ -120,7 +123,7 @@ def fenced(store: Store, now: Seen, own: str) -> list[str]:
     """Return the services that this host has a claim of, and another host has a newer one of."""
     lost = []
     for claim in store.across.claims():
-        known = now.services.get(claim.service, Known((), ()))
+        known = now.services.get(claim.service, NOTHING)
         if claim.addresses and any(a.host != own and a.gen > claim.gen for a in known.addresses):
             lost.append(claim.service)
     return lost
@@ -156,19 +159,31 @@ def _apply(
             for address in known.addresses
         )
     }
-    if not changed and not differ:
-        return set()
-    scope = scope_of(store, changed, wanted)
-    gone = gone_addresses(store, changed, wanted)
+    if changed or differ:
+        turn = {name: peers.get(name) for name in differ}
+        _change(store, kernel, {name: wanted.get(name, NOTHING) for name in changed}, turn, report)
+    return changed
+
+
+def _change(
+    store: Store,
+    kernel: Kernel,
+    changed: dict[str, Known],
+    peers: dict[str, tuple[str, str, bool] | None],
+    report: Report,
+) -> None:
+    """Write rows and kernel of services and hosts that change, in one transaction."""
+    spans = store.across
+    scope = scope_of(store, changed, changed)
+    gone = _gone(store, changed)
     with store.transaction():
         before = desired_now(kernel, store, scope)
-        for name in differ:
-            if name in peers:
-                spans.set_peer(name, *peers[name])
+        for host, row in peers.items():
+            if row is not None:
+                spans.set_peer(host, *row)
             else:
-                spans.drop_peer(name)
-        for name in changed:
-            known = wanted.get(name, Known((), ()))
+                spans.drop_peer(host)
+        for name, known in changed.items():
             spans.set_service(name, known.addresses, known.names)
         converge(kernel, store, scope, before, report)
         after = desired_now(kernel, store, scope)
@@ -178,7 +193,21 @@ def _apply(
         if policy_flows.narrows(before, after):
             naming = {service for each in scope.names for service in store.naming(*each)}
             policy_flows.cut(kernel, store, sorted(naming))
-    return changed
+
+
+def make_way(
+    store: Store,
+    kernel: Kernel,
+    services: Collection[str],
+    addresses: Collection[tuple[str, str]],
+    report: Report = silent,
+) -> None:
+    """Have services of others, and (network, address) of others, go: this host has them now.
+
+    The mirror may be behind. The caller holds niso's lock, and no transaction. Raises KernelError.
+    """
+    if changed := _without(_present(store), services, addresses):
+        _change(store, kernel, changed, {}, report)
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> Scope:
@@ -205,6 +234,25 @@ def scope_on(store: Store, networks: Collection[str]) -> Scope:
     return Scope((), tuple(sorted(networks)), names=tuple(sorted(names)), remotes=tuple(remotes))
 
 
+def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
+    """Forget the claims of services that others have now, and have ended here.
+
+    Policies do not take their addresses for theirs any more. The caller does not hold niso's lock.
+    Raises KernelError.
+    """
+    with Lock():
+        called = {name for service in services for name in (service, *store.names(service))}
+        scope = Scope((), (), names=tuple(sorted(("service", name) for name in called)))
+        with store.transaction():
+            before = desired_now(kernel, store, scope)
+            for service in services:
+                store.across.drop_claim(service)
+            converge(kernel, store, scope, before, teardown=True)
+            if policy_flows.narrows(before, desired_now(kernel, store, scope)):
+                naming = {one for each in scope.names for one in store.naming(*each)}
+                policy_flows.cut(kernel, store, sorted(naming))
+
+
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
     """Remove a network that the cluster has removed; return whether no service here is on it.
 
@@ -221,14 +269,14 @@ def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silen
     return True
 
 
-def gone_addresses(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> set[str]:
-    """Return the addresses that services of other hosts have, and would not have as ``wanted``."""
-    present, none = _present(store), Known((), ())
+def _gone(store: Store, changed: dict[str, Known]) -> set[str]:
+    """Return the addresses that services of other hosts have, and lose by a change."""
+    present = _present(store)
     return {
         address.address
-        for name in changed
-        for address in present.get(name, none).addresses
-        if all(a.address != address.address for a in wanted.get(name, none).addresses)
+        for name, known in changed.items()
+        for address in present.get(name, NOTHING).addresses
+        if all(other.address != address.address for other in known.addresses)
     }
 
 
@@ -249,7 +297,7 @@ def turned(
     for name, known in now.services.items():
         rows = [a for a in known.addresses if a.host != own]
         if rows:
-            before = present.get(name, Known((), ())).addresses
+            before = present.get(name, NOTHING).addresses
             kept = [a for a in before if a.network not in now.networks]
             changed[name] = Known(tuple(sorted({*kept, *rows})), known.names)
     return changed | _without(present | changed, services, addresses)
@@ -277,7 +325,7 @@ def _without(
     for name, known in some.items():
         rows = tuple(a for a in known.addresses if (a.network, a.address) not in addresses)
         if name in services:
-            changed[name] = Known((), ())
+            changed[name] = NOTHING
         elif rows != known.addresses:
             changed[name] = Known(rows, known.names)
     return changed

@@ -92,8 +92,9 @@ def activate(
             held = _held(machine, targets, stack, report)
             leaving = _stopped(machine, targets, copies, stack, report, held)
             with Lock():
+                if held is not None:
+                    held.make_way(report)
                 scope = _scope(store, targets, leaving, stack, held)
-                gone = set() if held is None else held.gone()
                 with store.transaction():
                     before = desired_now(kernel, store, scope)
                     known = {
@@ -114,7 +115,7 @@ def activate(
                 steps = carry_out(kernel, store, planned, report, known=known)
                 reached = desired_now(kernel, store, scope)
                 if reached != before:
-                    _end_flows(machine, before, reached, changes, leaving, gone)
+                    _end_flows(machine, before, reached, changes, leaving)
             start.run(machine.processes, changes, timeout_s, report, after, meanwhile)
             if held is not None:
                 held.publish(report)
@@ -156,18 +157,11 @@ def _end_flows(
     reached: State,
     changes: list[Change],
     leaving: list[ServiceRow],
-    gone: set[str],
 ) -> None:
-    """End the flows that a change has withdrawn: of addresses, ports and policies.
-
-    Services of other hosts had the addresses ``gone``.
-    """
+    """End the flows that a change has withdrawn: of addresses, ports and policies."""
     from niso.reconcile import nat_flows, policy_flows
 
     store, kernel = machine.store, machine.kernel
-    if gone:
-        kernel.flush_addresses(gone)
-        kernel.forget_flows(gone)
     nat_flows.flush_gone_addresses(kernel, before, reached)
     nat_flows.flush_changed_ports(kernel, before, reached)
     if policy_flows.narrows(before, reached):

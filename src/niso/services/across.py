@@ -63,7 +63,7 @@ class Held:
         errors: list[Error] = []
         for name, (target, asked) in wanted.items():
             try:
-                self._held[name] = recorded(self._claims.claim(asked, target.take))
+                self._held[name] = recorded(self._claims.claim(asked, target.take, keep=True))
             except NoAnswer as error:
                 record = known[name]
                 if record is None:
@@ -102,8 +102,16 @@ class Held:
 
     # --- under niso's lock ----------------------------------------------------
 
+    def make_way(self, report: Report) -> None:
+        """Have services of others go whose names or addresses are this host's now.
+
+        The caller is in no transaction.
+        """
+        machine = self._machine
+        mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
+
     def scope(self) -> Scope:
-        """Return what it concerns that services of others make way, and networks arrive."""
+        """Return what it concerns that networks arrive, and that services of others made way."""
         changed = self._turned()
         return mirror.scope_of(self._machine.store, changed, changed)
 
@@ -118,16 +126,13 @@ class Held:
         for claim in self._held.values():
             store.across.set_claim(claim)
 
-    def gone(self) -> set[str]:
-        """Return the addresses that services of others had, and services of this host have now."""
-        changed = self._turned()
-        return mirror.gone_addresses(self._machine.store, changed, changed)
-
     def _turned(self) -> dict[str, mirror.Known]:
-        claims = self._held.values()
-        held = {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
         seen, own = self._arriving.seen, self._joined.host
-        return mirror.turned(self._machine.store, seen, own, self._held.keys(), held)
+        return mirror.turned(self._machine.store, seen, own, self._held, self._addresses())
+
+    def _addresses(self) -> set[tuple[str, str]]:
+        claims = self._held.values()
+        return {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
 
     # --- at the end -----------------------------------------------------------
 

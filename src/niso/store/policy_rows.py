@@ -16,6 +16,9 @@ Name = tuple[str, str]
 """(kind, name) of a peer: "service" or "network"."""
 
 
+_ELSEWHERE = "SELECT address FROM remote WHERE service=? ORDER BY network, family"
+
+
 class PolicyRows(NameRows):
     """The queries of the store for policies."""
 
@@ -195,9 +198,7 @@ class PolicyRows(NameRows):
             "SELECT name, provider, active FROM service WHERE name=?", (name,)
         ).fetchone()
         if holder is None:
-            rows = self._db.execute(
-                "SELECT address FROM remote WHERE service=? ORDER BY network, family", (name,)
-            ).fetchall()
+            rows = self._db.execute(_ELSEWHERE, (name,)).fetchall()
             return tuple(row[0] for row in rows), ()
         service, provider, active = holder
         # an inactive service keeps its leases; a sharer has its provider's only while it is active
@@ -205,6 +206,8 @@ class PolicyRows(NameRows):
         rows = self._db.execute(
             "SELECT address FROM lease WHERE service=? ORDER BY network, family", (home,)
         ).fetchall()
+        if not rows and not active:  # it may have been moved to another host
+            rows = self._db.execute(_ELSEWHERE, (name,)).fetchall()
         return tuple(row[0] for row in rows), ()
 
     # --- writing; inside a transaction ------------------------------------------------------------

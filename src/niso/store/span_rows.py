@@ -188,8 +188,15 @@ class Spans:
         self._db.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", row)
 
     def drop_claim(self, service: str) -> None:
-        """Delete the record of a claim; no-op if there is none."""
+        """Delete the record of a claim; no-op if there is none.
+
+        The service loses its addresses with it: they may be another one's from now on.
+        """
         self._db.execute("DELETE FROM claim WHERE service=?", (service,))
+        self._db.execute(
+            "DELETE FROM lease WHERE service=? AND network IN (SELECT network FROM span)",
+            (service,),
+        )
 
 
 def _claim(row: tuple[str, str, int, str]) -> Claim:
