@@ -145,7 +145,8 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     lease = c.lab.path("/run/niso/lease").read_text()
     d.lab.run(sys.executable, "-c", REVOKE, lease)  # else it takes 10 s
     d.lab.wait_for(lambda: states(d)["c"] == "gone", 40, "c gone")
-    assert "2 of 3 answer" in cluster(a, "status").stdout
+    shown = cluster(a, "status").stdout
+    assert "2 of 3 answer" in shown and "gone for " in shown
     assert cluster(a, "forget", "c").stdout == "c: forgotten\n"
     assert "lacks the key" in refused(d, "member", "add")
     renewed = str(cluster(a, "invite", "d", "--renew").stdout)
@@ -164,8 +165,6 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     assert "most members of etcd answer" in refused(a, "member", "alone")
     end_etcd(b)
     end_etcd(d)
-    assert "does not answer" in refused(a, "forget", "x")
-    assert "what runs goes on" in refused(a, "status")
     assert cluster(a, "member", "alone").stdout == "this host has the only member of etcd\n"
     assert list(states(a)) == ["a", "b", "c", "d"]
     assert "etcd has 1" in cluster(b, "member", "remove").stdout

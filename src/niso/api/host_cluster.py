@@ -66,6 +66,8 @@ class ClusterHost(NamedTuple):
     """its address between the hosts"""
     state: str
     """here, alive or gone"""
+    gone_s: float | None
+    """seconds since it was seen gone; null if it is not, or nothing has seen it"""
     networks: tuple[str, ...]
     """strings: the networks of its services"""
     services: int
@@ -291,4 +293,6 @@ def _host(host: Host, seen: Status) -> ClusterHost:
     networks = sorted({network for claim in held for network in claim.networks})
     here = host.name == seen.own.host
     state = "here" if here else "alive" if host.alive else "gone"
-    return ClusterHost(host.name, host.address, state, tuple(networks), len(held), host.version)
+    gone_s = seen.gone_s.get(host.name) if state == "gone" else None
+    where = (host.name, host.address, state, gone_s)
+    return ClusterHost(*where, tuple(networks), len(held), host.version)

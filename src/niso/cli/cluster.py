@@ -14,7 +14,13 @@ from niso.cli import output
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
-    from niso.api.host_cluster import ClusterMember, ClusterStatus, ExistingEtcd, Membership
+    from niso.api.host_cluster import (
+        ClusterHost,
+        ClusterMember,
+        ClusterStatus,
+        ExistingEtcd,
+        Membership,
+    )
 
 COLUMNS = ("HOST", "ADDRESS", "STATE", "ETCD", "NETWORKS", "SERVICES", "NISO")
 _MOST_BYTES = 1 << 20
@@ -187,7 +193,7 @@ def _status(host: Host, args: Args) -> int:
             (
                 each.name,
                 each.address,
-                each.state,
+                _state(each),
                 members.get(each.name, "-"),
                 ", ".join(each.networks) or "-",
                 str(each.services) if seen.answers else "-",
@@ -203,6 +209,10 @@ def _status(host: Host, args: Args) -> int:
             f"niso activate NAME --take moves one here"
         )
     return 0 if seen.answers else 1
+
+
+def _state(host: ClusterHost) -> str:
+    return host.state if host.gone_s is None else f"gone for {output.duration(host.gone_s)}"
 
 
 def _headline(seen: ClusterStatus) -> str:

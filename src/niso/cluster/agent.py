@@ -17,7 +17,7 @@ from niso.base import paths
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Busy, remove_locks, service_lock
-from niso.cluster import mirror, wake
+from niso.cluster import gone, mirror, wake
 from niso.cluster.claims import Claims
 from niso.cluster.keys import Keys, decode
 from niso.cluster.membership import Host, Membership
@@ -117,6 +117,8 @@ class Agent:
             self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
             return []
         changed = mirror.follow(store, kernel, now, self.me.host)
+        with contextlib.suppress(OSError):  # only `niso cluster status` shows it
+            gone.note((host.name for host in hosts if not host.alive), now_s)
         self._said = "" if self._doubt_since is None else self._said
         return changed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import niso
 from niso.base import files, paths
@@ -10,7 +11,7 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import service_lock
 from niso.base.report import Report
-from niso.cluster import config, members, own_etcd
+from niso.cluster import config, gone, members, own_etcd
 from niso.cluster.agent import Agent, Me, boot_id
 from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import NoAnswer
@@ -39,6 +40,7 @@ class Status(NamedTuple):
     members: tuple[tuple[members.EtcdMember, members.EtcdState | None], ...]
     hosts: tuple[Host, ...]
     claims: tuple[Claim, ...]
+    gone_s: dict[str, float]  # for how long hosts have been gone, if the agent has seen it
     problem: Error | None  # why nothing answers
 
 
@@ -73,7 +75,9 @@ def status(machine: Machine) -> Status:
         claims = ()
         known = _members(own, None)
     asked = tuple((each, members.state(own.access(), each.client)) for each in known)
-    return Status(own, store.cluster_id(), asked, hosts, claims, problem)
+    now = time.monotonic()
+    ages = {host: now - seen_s for host, seen_s in gone.since().items()}
+    return Status(own, store.cluster_id(), asked, hosts, claims, ages, problem)
 
 
 def _members(own: Config, engine: Etcd | None) -> list[members.EtcdMember]:
@@ -94,14 +98,14 @@ def forget(machine: Machine, host: str) -> list[str]:
     with own.engine() as engine:
         member = _member(engine, host) if own.etcd.own else None
         try:
-            gone = Membership(engine, own.keys).forget(host)
+            left = Membership(engine, own.keys).forget(host)
         except NotFound:
             if member is None:
                 raise
-            gone = []  # an interrupted command has done that part
+            left = []  # an interrupted command has done that part
         if member is not None:
             members.remove(engine, member)
-    return gone
+    return left
 
 
 def add_member(machine: Machine, host: str, report: Report) -> int:
