@@ -244,7 +244,7 @@ function notice(words) {
 
 /** Say so if nothing has come for long: what looks may have been stopped. */
 function watch() {
-  if ($("live").className === "good" && Date.now() - page.cameAt > SILENCE_MS) say(`as of ${clock()}`, "bad");
+  if ($("live").className === "good" && Date.now() - page.cameAt > Math.max(SILENCE_MS, 3000 * page.state.seconds)) say(`as of ${clock()}`, "bad");
 }
 
 const clock = () => page.seenAt?.toLocaleTimeString() ?? "never";
