@@ -26,9 +26,9 @@ NOBODY = "65534"
 class Web:
     """A niso web that serves."""
 
-    def __init__(self, lab: Lab, *options: str) -> None:
+    def __init__(self, lab: Lab, *options: str, env: dict[str, str | None] | None = None) -> None:
         self.lab = lab
-        self.process: Process = lab.popen("niso", "web", *options)
+        self.process: Process = lab.popen("niso", "web", *options, env=env)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = ADDRESS.fullmatch(line)
@@ -137,6 +137,22 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
     assert web.process.wait(10) == 130 and not web.lives()
     assert "Traceback" not in web.said()
     assert lab.run("test", "-e", path, check=False).returncode == 1
+    # the browser of who called sudo gets a file of its own, and nobody the token
+    lab.write(
+        "/tmp/bin/xdg-open", '#!/bin/sh\nstat -c "%a %u" "$1" | cat - "$1" > /tmp/opened\n', 0o755
+    )
+    lab.run("install", "-d", "-o", NOBODY, "/run/user/65534")
+    sudo = {"SUDO_UID": NOBODY, "PATH": f"/tmp/bin:{lab.environment['PATH']}"}
+    web = Web(lab, "--port", "0", "--open", env=sudo)
+    opened = lab.wait_for(
+        lambda: lab.run("cat", "/tmp/opened", check=False).stdout, 10, "the browser"
+    )
+    assert opened.startswith("600 65534\n") and web.address in opened
+    assert web.token not in lab.run("sh", "-c", "cat /proc/[0-9]*/cmdline").stdout
+    web.process.send_signal(signal.SIGTERM)
+    assert web.process.wait(10) == 130
+    assert lab.run("ls", "/run/user/65534").stdout == ""
+
     web = Web(lab, "--port", "0", "--for", "1s")
     assert web.process.wait(10) == 0 and not web.lives()
     assert listeners(lab) == before

@@ -25,10 +25,13 @@ class Opener:
         sudo = os.environ.get("SUDO_UID", "")
         uid = int(sudo) if sudo.isascii() and sudo.isdigit() else 0
         folder = f"/run/user/{uid}"
-        if uid == 0 or not os.path.isdir(folder):
+        try:
+            user = pwd.getpwuid(uid)
+        except (KeyError, OverflowError):
+            user = None
+        if uid == 0 or user is None or not os.path.isdir(folder):
             hint = "run it with sudo from a desktop session, or open the address yourself"
             raise UsageError("--open: no user's session is known", hint, "--open")
-        user = pwd.getpwuid(uid)
         self._path = f"{folder}/niso-web-{secrets.token_hex(8)}.html"
         fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:

@@ -8,6 +8,7 @@ import { mapOf, recent } from "./model.js";
 import { details, figures, overview, tables } from "./tables.js";
 
 const HISTORY = 60;
+const SILENCE_MS = 15000;
 const VERDICTS = ["drop", "audit", "pass"];
 const LEAST_WIDTH = 300;
 
@@ -15,6 +16,7 @@ const $ = (id) => document.getElementById(id);
 const page = {
   state: null,
   seenAt: null,
+  cameAt: 0,
   selected: null,
   focused: null,
   unfolded: new Set(),
@@ -240,6 +242,11 @@ function notice(words) {
   become($("notice"), words ? [document.createTextNode(words)] : []);
 }
 
+/** Say so if nothing has come for long: what looks may have been stopped. */
+function watch() {
+  if ($("live").className === "good" && Date.now() - page.cameAt > Math.max(SILENCE_MS, 3000 * page.state.seconds)) say(`as of ${clock()}`, "bad");
+}
+
 const clock = () => page.seenAt?.toLocaleTimeString() ?? "never";
 const LOST = {
   refused: "This is not the address of the niso web that runs now. Open the one that it printed.",
@@ -253,6 +260,7 @@ follow({
     const isFirst = page.state === null;
     page.state = state;
     page.seenAt = new Date(state.at);
+    page.cameAt = Date.now();
     // the first look has no rates
     for (const each of state.seconds > 0 ? state.services : []) {
       const past = page.history.get(each.service) ?? [];
@@ -291,4 +299,5 @@ $("arrange").addEventListener("click", () => {
   draw();
 });
 addEventListener("keydown", keys);
+setInterval(watch, 1000);
 pan();
