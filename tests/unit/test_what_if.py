@@ -81,6 +81,64 @@ def test_address_that_moves_and_port_that_goes() -> None:
     assert shown(before, gone, row(API))[0][0] == "cut"
 
 
+def test_path_of_services_that_move() -> None:
+    edge, inner = network("edge", "10.99.2.0/24"), network("inner", "10.99.3.0/24", internal=True)
+    rules = policy(["api:80", "0.0.0.0/0:80"])
+
+    def moved(db: dict[str, list[str]], api: dict[str, list[str]], *ports: Port) -> World:
+        services = [known("db", db, rules, *ports), known("api", api)]
+        return world(services, [BACK, edge, inner], [HOST])
+
+    both = {"back": [API], "edge": ["10.99.2.3"]}
+    before = moved({"back": [DB]}, both, PUBLISHED)
+    allowed = "network.policy.allow_from[0]"
+    # to another network that they share, and to one that they do not
+    there = moved({"edge": ["10.99.2.2"]}, both)
+    assert shown(before, there, row(API)) == [("pass", "api", allowed)]
+    apart = moved({"inner": ["10.99.3.2"]}, both, PUBLISHED)
+    assert shown(before, apart, row(API)) == [("cut", "api", "db has no address for it any more")]
+    # a published port leads to the first network, whichever it is
+    assert [e[:2] for e in shown(before, apart, row(OUTSIDE))] == [("pass", OUTSIDE)]
+    # services of two networks talk by published ports
+    crossing = moved({"back": [DB]}, {"edge": ["10.99.2.3"]}, PUBLISHED)
+    by_port = row("10.99.2.3")
+    assert shown(crossing, crossing, by_port) == [("pass", "api", allowed)]
+    closed = moved({"back": [DB]}, {"edge": ["10.99.2.3"]})
+    assert shown(crossing, closed, by_port) == [("cut", "api", "port 80 is no longer published")]
+    # out of an internal network
+    outwards = Recorded(DB, OUTSIDE, "tcp", 443, 1, 60, 1.0)
+    assert shown(before, there, outwards) == [("pass", "db", "")]
+    assert shown(before, apart, outwards) == [
+        ("cut", "db", "network inner is internal: it reaches only the host and its own services")
+    ]
+
+
+def test_what_an_audit_would_cut() -> None:
+    """It is no cut, and neither is what an audit lets pass already."""
+    enforced = there(policy(["web"]))
+    audited = enforced._replace(
+        services={
+            **enforced.services,
+            "db": enforced.services["db"]._replace(audits=True),
+        }
+    )
+    key = "network.policy.allow_from"
+    before = there(policy())
+    assert shown(before, audited, row(API), row(WEB)) == [
+        ("audit", "api", key),
+        ("pass", "web", f"{key}[0]"),
+    ]
+    assert shown(audited, enforced, row(API)) == [("cut", "api", key)]
+    assert shown(enforced, audited, refused=(row(API),)) == [("new", "api", key)]
+    (seen,) = flows.joined(audited, flows.Memory((row(API),), (), ()))
+    assert (seen.verdict, seen.agrees) == ("audit", True)
+    # what was audited, and would be denied now
+    (seen,) = flows.joined(enforced, flows.Memory((row(API),), (), (), 0, (row(API),)))
+    assert (seen.verdict, seen.agrees) == ("audit", False)
+    (seen,) = flows.joined(before, flows.Memory((row(API),), (), (), 0, (row(API),)))
+    assert (seen.verdict, seen.agrees) == ("pass", True)
+
+
 @settings(max_examples=samples(25, 1000), deadline=None)
 @given(worlds(), st.data())
 def test_effect_is_the_verdict_after_the_change(drawn: World, data: st.DataObject) -> None:

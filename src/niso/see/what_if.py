@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.plan import verdict
-from niso.plan.records import Port
 from niso.plan.verdict import Reason, World
 from niso.see.seen import End, Seen
 
@@ -55,46 +54,97 @@ def _was_denied(seen: Seen) -> bool:
 
 def _reason(before: World, after: World, seen: Seen) -> Reason | None:
     """Return what decides on a flow after the change, or None if no policy is about it."""
-    ends = [_address(before, after, end) for end in (seen.source, seen.destination)]
-    for end, address in zip((seen.source, seen.destination), ends, strict=True):
-        if address is None:
-            return Reason(False, f"{end.service} has no address on this network any more")
-    source, destination = (address or "" for address in ends)
-    if _publishes(before, seen, seen.published) and not _publishes(after, seen, seen.published):
-        port = seen.published.host_port if seen.published else 0
-        return Reason(False, f"port {port} is no longer published", seen.destination.service)
+    port = seen.published
+    by_port = port is not None or _crosses(before, seen)
+    if by_port and _publishes(before, seen) and not _publishes(after, seen):
+        number = port.host_port if port else seen.port
+        return Reason(False, f"port {number} is no longer published", seen.destination.service)
+    source, destination = (_address(before, after, e) for e in (seen.source, seen.destination))
+    if source is None or destination is None:
+        moved = _moved(after, seen, by_port)
+        if moved is None:
+            end = seen.source if source is None else seen.destination
+            return Reason(False, f"{end.service} has no address for it any more")
+        source, destination = moved
+        if not by_port:
+            path = verdict.decide(after, source, destination, seen.port, seen.proto).path
+            if not path.passes:
+                return path
     judged = verdict.judge(after, source, destination, seen.port, seen.proto)
     refusing = next((reason for reason in judged if not reason.passes), None)
     refusing = refusing or next((reason for reason in judged if reason.audits), None)
     return refusing or next((reason for reason in reversed(judged) if reason.key), None)
 
 
+def _network(world: World, end: End) -> str:
+    """Return the network that a service has an address on; "" for other ends."""
+    if not end.service:
+        return ""
+    endpoints = world.services[end.service].endpoints
+    return next((e.network for e in endpoints if end.address in e.addresses), "")
+
+
+def _crosses(before: World, seen: Seen) -> bool:
+    """Return whether services of two networks talk, which only published ports let them do."""
+    networks = [_network(before, end) for end in (seen.source, seen.destination)]
+    return "" not in networks and networks[0] != networks[1]
+
+
 def _address(before: World, after: World, end: End) -> str | None:
     """Return the address that an end has after the change, on the same network; None without."""
     if not end.service:
         return end.address
-    network = next(
-        (e.network for e in before.services[end.service].endpoints if end.address in e.addresses),
-        "",
-    )
-    known = after.services.get(end.service)
-    for endpoint in known.endpoints if known and known.active else ():
-        if endpoint.network == network:
-            for address in endpoint.addresses:
-                if family_of(address) == family_of(end.address):
-                    return address
+    return _on(after, end, _network(before, end))
+
+
+def _on(after: World, end: End, network: str) -> str | None:
+    """Return the address of a service on a network, of the family that an end has."""
+    for on, address in _addresses(after, end):
+        if on == network:
+            return address
     return None
 
 
-def _publishes(world: World, seen: Seen, port: Port | None) -> bool:
-    """Return whether another machine can come by the port that it used."""
-    if port is None:
-        return False
-    family = family_of(seen.source.address)
+def _addresses(after: World, end: End) -> list[tuple[str, str]]:
+    """Return (network, address) of an active service, in its order, of the family of an end."""
+    known = after.services.get(end.service)
+    family = family_of(end.address)
+    return [
+        (endpoint.network, address)
+        for endpoint in (known.endpoints if known and known.active else ())
+        for address in endpoint.addresses
+        if family_of(address) == family
+    ]
+
+
+def _moved(after: World, seen: Seen, by_port: bool) -> tuple[str, str] | None:
+    """Return the addresses by which a flow can go on where an end has left its network.
+
+    Services go by a network that they share, all others and published ports by the first one of the
+    service. None if there is none.
+    """
+    source, destination = seen.source, seen.destination
+    if source.service and destination.service and not by_port:
+        for network, address in _addresses(after, destination):
+            from_ = _on(after, source, network)
+            if from_ is not None:
+                return from_, address
+        return None
+    ends = []
+    for end in (source, destination):
+        its = [address for _, address in _addresses(after, end)] if end.service else [end.address]
+        ends.append(next(iter(its), None))
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+
+
+def _publishes(world: World, seen: Seen) -> bool:
+    """Return whether a port leads to this one of the service: the one that was used, if known."""
+    used, family = seen.published, family_of(seen.source.address)
+    known = world.services.get(seen.destination.service)
     return any(
-        each.proto == port.proto
-        and each.host_port <= port.host_port <= each.last
-        and each.container_port + port.host_port - each.host_port == seen.port
+        each.proto == seen.proto
+        and each.container_port <= seen.port < each.container_port + each.count
         and family in each.families
-        for each in world.services[seen.destination.service].ports
+        and (used is None or used.host_port == each.host_port + seen.port - each.container_port)
+        for each in (known.ports if known else ())
     )
