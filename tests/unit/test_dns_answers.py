@@ -240,10 +240,18 @@ def test_rules_and_hosts_file_have_the_same_addresses(world: World, dns: Dns) ->
     assert refreshing.refresh(world.machine) == [API]
     world.assert_whole()
     assert reaches(world) == {TWO} and world.processes.status("web").pid == process
-    # and the name goes with the policy
+    # and the name goes with the policy, while the process runs on
     world.activate(world.package("web", network=to("203.0.113.3:443")))
     world.assert_whole()
     assert reaches(world) == {THREE} and names.own_hosts_folder("web") not in world.kernel.hosts
+    world.activate(world.package("web", network=to(API)))
+    world.assert_whole()
+    assert hosts(world) == {API: {TWO}} and world.processes.status("web").pid == process
+    # who shares the namespace has the policy, and sees the same hosts file
+    world.activate(world.package("side", network={"mode": "share", "share": "web"}))
+    spec = world.processes.spec("side")
+    assert spec is not None and spec.hosts_folder.endswith(names.own_hosts_folder("web"))
+    remove(world.machine, ["side"])
     remove(world.machine, ["web", "old"])
     dns.now += 7200
     assert refreshing.refresh(world.machine) == []

@@ -13,6 +13,8 @@ from niso.cli.parse import Args
 if TYPE_CHECKING:
     from niso.api.outside_views import OutsideName
 
+_WITHOUT = 3
+"""The exit status if a name has no address: an error has 1."""
 COLUMNS = ("NAME", "ADDRESSES", "UNTIL", "SERVICES", "PROBLEM")
 
 
@@ -36,7 +38,7 @@ def _refresh(host: Host, args: Args) -> int:
         output.table(COLUMNS, [_row(name) for name in names])
     else:
         print("no policy has an outside name")
-    return int(any(not name.addresses for name in names if name.services))
+    return _WITHOUT if any(not name.addresses for name in names if name.services) else 0
 
 
 def _loop(host: Host, args: Args, end: float) -> int:

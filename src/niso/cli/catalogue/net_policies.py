@@ -67,7 +67,7 @@ COMMANDS = (
         "connections stay. niso activate asks too. niso enable has systemd call this every minute. "
         "It needs dnspython (python3-dnspython, or niso[names] with pip).",
         (("niso net refresh", ""), ("niso net refresh --all", "")),
-        (("1", "a name has no address"), ("130", "stopped with Ctrl-C")),
+        (("3", "a name has no address"), ("130", "stopped with Ctrl-C")),
         aside=True,
     ),
     Command(
