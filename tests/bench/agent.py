@@ -17,6 +17,7 @@ WORLDS = {
     "docker": ("engine_worlds", "Docker"),
     "docker-proxy": ("engine_worlds", "DockerWithProxy"),
     "podman": ("engine_worlds", "Podman"),
+    "podman-niso": ("engine_worlds", "PodmanOnNiso"),
     "policies": ("bridge_worlds", "Policies"),
     "switched": ("bridge_worlds", "Switched"),
     "tracked": ("bridge_worlds", "Tracked"),

@@ -40,7 +40,7 @@ CHAPTERS: dict[str, Callable[[bool, frozenset[str]], Found]] = {
         chapter_policies.QUICK if quick else chapter_policies.FULL, without
     ),
 }
-PEERS = ("batch", "netavark", "cni", "podman", "docker", "docker-proxy")
+PEERS = ("batch", "netavark", "cni", "podman", "podman-niso", "docker", "docker-proxy")
 
 
 def main() -> int:

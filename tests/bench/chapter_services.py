@@ -16,11 +16,13 @@ LABS = {
     "netavark": "netavark",
     "cni": "cni",
     "podman": "podman",
+    "podman-niso": "podman-niso",
     "docker": "docker",
 }
 SEVERAL_ROUNDS = 3
 LEAST_S = 10  # what is left must be as much for another size to be begun
 WHOLE = {"niso": "niso-whole", "podman": "podman", "docker": "docker"}
+STARTS = {**WHOLE, "podman-niso": "podman-niso"}
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ def _network(
 def _whole(
     chapter: Chapter, labs: dict[str, Lab], at: dict[str, int], size: int, sizes: Sizes
 ) -> None:
-    here = {who: labs[kind] for who, kind in WHOLE.items() if kind in labs}
+    here = {who: labs[kind] for who, kind in STARTS.items() if kind in labs}
     cases: dict[str, Case] = {who: partial(lab.call, "whole") for who, lab in here.items()}
-    beside = {who: at[WHOLE[who]] for who in here}
+    beside = {who: at[STARTS[who]] for who in here}
     chapter.in_turn(f"whole at {size:,}", cases, beside, size, sizes.rounds, sizes.rounds_s)
 
 

@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import time
 
 from worlds import SPARE, Mapping, World, ports_of, run, timed
@@ -173,7 +174,7 @@ class Podman(Engine):
         pathlib.Path("/tmp/podman/containers.conf").write_text(
             f'[containers]\nlog_driver = "k8s-file"\n{profile}'
             'default_sysctls = ["net.ipv4.ping_group_range=0 0"]\n'
-            '[network]\nnetwork_backend = "netavark"\nfirewall_driver = "nftables"\nnetwork_config_dir = "/tmp/podman/networks"\n'
+            f'[network]\nnetwork_backend = "netavark"\nfirewall_driver = "nftables"\nnetwork_config_dir = "/tmp/podman/networks"\n{self.networks()}'
             '[engine]\nruntime = "crun"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\ntmp_dir = "/run/podman/libpod"\n'
             f'helper_binaries_dir = ["{peers}/netavark/usr/lib/podman"]\n'
         )
@@ -187,6 +188,10 @@ class Podman(Engine):
             each for each in ("overlay", "vfs") if self._runs_with(each, each == "vfs")
         )
 
+    def networks(self) -> str:
+        """What else is in ``[network]`` of containers.conf."""
+        return ""
+
     def _runs_with(self, storage: str, last: bool) -> bool:
         pathlib.Path("/tmp/podman/storage.conf").write_text(
             f'[storage]\ndriver = "{storage}"\ngraphroot = "/tmp/podman/{storage}"\nrunroot = "/run/podman/{storage}"\n'
@@ -199,3 +204,21 @@ class Podman(Engine):
                 raise
             return False
         return True
+
+
+class PodmanOnNiso(Podman):
+    """podman with a network of niso instead of netavark's bridge; neither has a name server."""
+
+    def __init__(self, flows: str) -> None:
+        super().__init__(flows)
+        create = ("network", "create", "-d", "niso", "--disable-dns", "--subnet", "10.99.0.0/16")
+        run(self.PROGRAM, *create, "bench")
+
+    def networks(self) -> str:
+        plugins = pathlib.Path("/tmp/podman/plugins")
+        plugins.mkdir()
+        (plugins / "niso").symlink_to(f"{sys.prefix}/bin/niso-netavark")
+        return f'netavark_plugin_dirs = ["{plugins}"]\n'
+
+    def start(self, name: str, mappings: list[Mapping], *more: str) -> None:
+        super().start(name, mappings, "--network", "bench", *more)

@@ -17,6 +17,7 @@ NAMES = {
     "netavark": "netavark",
     "cni": "CNI plugins",
     "podman": "podman",
+    "podman-niso": "podman on a network of niso",
     "docker": "docker",
     # only in the list of what was not measured
     "niso-whole": "niso, whole services",
@@ -293,12 +294,13 @@ def _services(found: Found, drawn: set[str]) -> list[str]:
         *_picture("whole", "Start and removal of one service, by number of services", drawn),
     ]
     for what, commands in (
-        ("start", ("`niso activate`", "`podman run -d -p`", "`docker run -d -p`")),
-        ("remove", ("`niso remove`", "`podman rm -f`", "`docker rm -f`")),
+        ("start", ("`niso activate`", "`podman run -d -p`", "the same on a network of niso")),
+        ("remove", ("`niso remove`", "`podman rm -f`", "the same on a network of niso")),
     ):
+        parties = ("niso", "podman", "podman-niso", "docker")
+        docker = f"`docker {'run -d -p' if what == 'start' else 'rm -f'}`"
         rows = tuple(
-            (what, who, name)
-            for who, name in zip(("niso", "podman", "docker"), commands, strict=True)
+            (what, who, name) for who, name in zip(parties, (*commands, docker), strict=True)
         )
         lines += _table(
             found,
@@ -321,7 +323,8 @@ def _services(found: Found, drawn: set[str]) -> list[str]:
         _prose(
             "Every service is busybox' `sleep` with one published port. niso and podman use crun and conmon, docker"
             " uses runc and containerd. podman and docker use overlayfs and kill the process at once"
-            " (`podman rm --time 0`). niso sends TERM."
+            " (`podman rm --time 0`). niso sends TERM. podman is on netavark's bridge, and on a network of niso"
+            " by its plugin: neither has a name server."
         ),
         "",
         "## Memory of the processes",

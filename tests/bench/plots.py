@@ -27,6 +27,7 @@ STYLES: dict[str, tuple[str, str]] = {
     "netavark": ("#3b6fb6", "s"),
     "cni": ("#7a4fb0", "D"),
     "podman": ("#2f9e73", "^"),
+    "podman-niso": ("#7fc6a4", "^"),
     "docker": ("#1b9ad6", "v"),
 }
 WORDS = {name: words.replace("`", "") for name, words in NAMES.items()}
@@ -178,6 +179,7 @@ def whole(found: Found) -> Figure | None:
         lines = [
             (what, "niso", "niso activate / remove"),
             (what, "podman", "podman run -d -p / rm -f"),
+            (what, "podman-niso", "the same on a network of niso"),
         ]
         lines.append((what, "docker", "docker run -d -p / rm -f"))
         words = f"one service with its process, {title}"

@@ -11,7 +11,7 @@ import chapter_services
 import page
 from driver import Chapter
 
-PEERS = frozenset({"batch", "netavark", "cni", "podman", "docker"})
+PEERS = frozenset({"batch", "netavark", "cni", "podman", "podman-niso", "docker"})
 SMALL = chapter_services.Sizes(seconds=120, sizes=(2,), grow_s=(60,), rounds=1, rounds_s=1, many=2)
 
 
