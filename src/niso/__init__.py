@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from niso.api.compose_files import ImportedStack as ImportedStack
     from niso.api.compose_files import Missing as Missing
     from niso.api.compose_files import import_compose as import_compose
+    from niso.api.event_views import Events as Events
+    from niso.api.event_views import Happened as Happened
     from niso.api.flow_views import Flow as Flow
     from niso.api.flow_views import FlowEnd as FlowEnd
     from niso.api.flow_views import Flows as Flows
@@ -123,6 +125,7 @@ _MODULES = {
     "api.validation": "Valid manifest_schema stack_schema validate",
     "api.captures": "Capture Stage Traced",
     "api.cluster_views": "ClusterLine",
+    "api.event_views": "Events Happened",
     "api.flow_views": "Flow FlowEnd Flows",
     "api.host": "Host connect",
     "api.host_attachments": "AttachRequest Attachment Changed",

@@ -113,6 +113,7 @@ COMMANDS = {
     "net policy test": ("net policy test /tmp/a",),
     "net trace": ("net trace a b:80",),
     "top": ("top -n 1",),
+    "events": ("events --since 1h --for 1s",),
     "metrics": ("metrics",),
     "web": ("web --port 0 --for 1s",),
     "net check": ("net check", "net check a"),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from niso.api.captures import Capture, Traced
+    from niso.api.event_views import Events
     from niso.api.flow_views import Flow, Flows
     from niso.api.host_attachments import Attachments
     from niso.api.host_cluster import Clusters
@@ -167,6 +168,21 @@ class Host:
 
         name = None if service is None else text(service, "service")
         return top_views.top(self.session, name)
+
+    @guarded
+    def events(self, service: str | None = None, *, since: str | None = None) -> Events:
+        """Follow what happens to services and networks, one service or all.
+
+        Use it in a ``with`` block; it is an endless iterator of `niso.Happened`. With ``since`` (a
+        time of RFC 3339 or a period such as ``2h``) its ``past()`` has what is known of that time.
+        Raises NotFound, UsageError, KernelError.
+        """
+        from niso.api import event_views
+        from niso.api.guard import moment
+
+        name = None if service is None else text(service, "service")
+        start = None if since is None else moment(since, "--since")
+        return event_views.follow(self.session, name, start)
 
     @guarded
     def map(self) -> Map:

@@ -28,6 +28,7 @@ COMMANDS = {
     "restore": ("boot", "general"),
     "agent": ("cluster", "general"),
     "top": ("top", "general"),
+    "events": ("events", "general"),
     "web": ("web", "general"),
     "metrics": ("metrics", "general"),
     "lab": ("meta", "general"),

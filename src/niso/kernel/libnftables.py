@@ -17,7 +17,7 @@ from niso.base import failpoint
 from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel import nft_audit, nft_elements, nft_values
-from niso.kernel.netlink import MALFORMED, refused
+from niso.kernel.netlink import MALFORMED, named, refused
 
 if TYPE_CHECKING:
     from typing import Any, Self
@@ -90,7 +90,9 @@ class Nft:
             failpoint.hit(what)
         except OSError as error:
             raise refused(what, error.errno or 0) from error
-        if self._nft.nft_run_cmd_from_buffer(self._context, text.encode()):
+        with named():
+            failed = self._nft.nft_run_cmd_from_buffer(self._context, text.encode())
+        if failed:
             errors = self._errors()
             # nft reports the kernel's errors at the first line of a buffer, but correctly in a file
             raise self._error(self._dry_run(text) or errors, text)

@@ -51,6 +51,11 @@ _TRUNCATED = socket.MSG_TRUNC
 _MOST_ERRNO = 4095  # MAX_ERRNO, linux/err.h
 _OWN = "/proc/thread-self/ns/net"
 
+OWN_THREAD = "niso"
+"""What the names of niso's programs begin with: niso, niso-cni, niso-netavark."""
+
+_THREAD_NAME = "/proc/thread-self/comm"
+
 MALFORMED = (struct.error, LookupError, ValueError, OverflowError)
 """Exceptions from parsing an answer that the kernel would not send."""
 
@@ -89,6 +94,46 @@ def refused(what: str, number: int, message: str = "") -> KernelError:
         reason = f"{reason} ({message})" if reason else message
     hint = "run it as root (sudo niso ...)" if number in (errno.EPERM, errno.EACCES) else None
     return KernelError(f"cannot {what}: {reason}", hint, number)
+
+
+class named:
+    """Let the calling thread be named niso inside the block.
+
+    The kernel says the name of the thread that commits a transaction of nftables
+    (NFTA_GEN_PROC_NAME). So `niso events` knows those of a Python program that uses niso.
+    """
+
+    def __enter__(self) -> None:
+        self._before = _thread_name()
+        if not self._before.startswith(OWN_THREAD.encode()):
+            _rename_thread(OWN_THREAD.encode())
+
+    def __exit__(self, *_: object) -> None:
+        if not self._before.startswith(OWN_THREAD.encode()):
+            _rename_thread(self._before)
+
+
+def _thread_name() -> bytes:
+    """Return the calling thread's name (proc_pid_comm(5)); niso's if that is unknown."""
+    try:
+        fd = os.open(_THREAD_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # without /proc: then nothing is renamed
+        return OWN_THREAD.encode()
+    try:
+        return os.read(fd, 64).rstrip(b"\n")
+    finally:
+        os.close(fd)
+
+
+def _rename_thread(name: bytes) -> None:
+    try:
+        fd = os.open(_THREAD_NAME, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        os.write(fd, name)
+    finally:
+        os.close(fd)
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -239,7 +284,8 @@ class Netlink:
                 )
             except PermissionError:
                 pass
-            self._socket.sendto(packet, (0, 0))
+            with named():
+                self._socket.sendto(packet, (0, 0))
             while True:
                 for reply in self._receive():
                     if reply.kind != _NLMSG_ERROR or reply.sequence < start:

@@ -82,6 +82,32 @@ COMMANDS = (
         aside=True,
     ),
     Command(
+        "events",
+        "show what happens to services and networks, as it happens",
+        (Argument("name", "NAME", "only this service", "?", "service"),),
+        (
+            Option(
+                "since",
+                ("--since",),
+                "begin with what is known since a time (2026-03-01T12:00:00Z) or period (2h)",
+                "WHEN",
+            ),
+            Option("seconds", ("--for",), "end after this time", "TIME"),
+            Option("json", ("--json",), "print one JSON object per event"),
+        ),
+        "Each line has the time, the service or network, what happened and details. What a command "
+        "does at once is one line. Changes of niso's nftables tables by other programs are shown "
+        "as foreign, with the program and its PID. Health is as niso ps last probed it. "
+        "Nothing is recorded: --since shows what niso knows of the present run of each service.",
+        (
+            ("niso events --for 10s", ""),
+            ("niso events api --since 1h --for 1s", "of the last hour, and one second more"),
+            ("niso events --for 1s --json", ""),
+        ),
+        (("130", "stopped with Ctrl-C"),),
+        aside=True,
+    ),
+    Command(
         "web",
         "show services and their flows as a live map in a browser",
         (),

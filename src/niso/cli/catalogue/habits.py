@@ -63,7 +63,6 @@ HABITS = (
     Habit(("cp",), "niso exec NAME -- cat FILE", "or mount a host folder as a volume"),
     Habit(("port",), "niso net ports", "--exposed shows from where each is reachable"),
     Habit(("stats",), "niso net stats", "network counters only"),
-    Habit(("events",), "niso net log", "what policies with log = true drop"),
     Habit(("expose",), "niso port-forward NAME 8081:80", "no restart"),
     Habit(
         ("up", "compose up", "compose start", "compose create", "stack start", "stack deploy"),

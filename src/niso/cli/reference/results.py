@@ -176,6 +176,7 @@ RESULTS: dict[str, Result] = {
     "cluster init": _object("host_cluster", "Membership"),
     "cluster join": _object("host_cluster", "Membership"),
     "cluster status": _object("host_cluster", "ClusterStatus"),
+    "events": Result("lines", fields("event_views", "Happened")),
     "top": Result("lines", fields("top_views", "Load")),
     "enable": _array("host_services", "Marked"),
     "disable": _array("host_services", "Marked"),

@@ -1,0 +1,250 @@
+"""Test what `niso events` says between two looks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+
+import pytest
+
+from niso.api import event_views
+from niso.kernel import netlink, watches
+from niso.kernel.watches import TableChange
+from niso.see.happened import Look, Shown, between, past
+
+OFF = Shown(False, False)
+UP = Shown(
+    True,
+    False,
+    activated_at=10.0,
+    state="running",
+    started_at=11.0,
+    restart="on-failure",
+    addresses=("10.99.0.2",),
+    ports=("8080→80",),
+)
+BOX = Shown(True, True, activated_at=10.0, state="attached", addresses=("10.99.0.3",))
+
+
+def said(old: Shown | None, new: Shown | None) -> list[tuple[str, str]]:
+    looks = [Look({} if shown is None else {"a": shown}, {}) for shown in (old, new)]
+    assert between(looks[1], looks[1], 99.0) == []
+    changes = between(looks[0], looks[1], 99.0)
+    assert [change.at for change in changes] == sorted(change.at for change in changes)
+    assert all(change.service == "a" for change in changes)
+    return [(change.what, change.detail) for change in changes]
+
+
+CASES = {
+    "first activation": (None, UP, [("activated", "10.99.0.2, 8080→80")]),
+    "again": (OFF, UP, [("activated", "10.99.0.2, 8080→80")]),
+    "known, not active": (None, OFF, []),
+    "changed manifest": (
+        UP,
+        UP._replace(activated_at=20.0, started_at=21.0, ports=("9000→80",)),
+        [("activated", "10.99.0.2, 9000→80")],
+    ),
+    "changed while it runs": (
+        UP,
+        UP._replace(activated_at=20.0, ports=()),
+        [("activated", "10.99.0.2")],
+    ),
+    "ended at once": (
+        None,
+        UP._replace(state="exited", exit_code=3, restart="no", ended_at=12.0),
+        [("activated", "10.99.0.2, 8080→80"), ("exited (3)", "restart: no")],
+    ),
+    "deactivated": (UP, OFF, [("deactivated", "")]),
+    "removed while active": (UP, None, [("deactivated", "")]),
+    "removed": (OFF, None, [("removed", "")]),
+    "killed, waits": (
+        UP,
+        UP._replace(state="restarting", exit_code=137, ended_at=12.0),
+        [("exited (137)", "restart: on-failure")],
+    ),
+    "waited": (
+        UP._replace(state="restarting", exit_code=137, ended_at=12.0),
+        UP._replace(started_at=13.0, restarts=1, exit_code=137),
+        [("restarted", "restart 1 since its activation")],
+    ),
+    "killed and restarted between two looks": (
+        UP,
+        UP._replace(started_at=13.0, restarts=1, exit_code=1),
+        [
+            ("exited (1)", "restart: on-failure"),
+            ("restarted", "restart 1 since its activation"),
+        ],
+    ),
+    "niso restart": (UP, UP._replace(started_at=13.0), [("restarted", "")]),
+    "gives up": (
+        UP._replace(state="restarting", exit_code=1),
+        UP._replace(state="failed", exit_code=1, error="no such file"),
+        [("failed", "no such file")],
+    ),
+    "lost files": (UP, UP._replace(state="none"), [("failed", "no process: niso net check a")]),
+    "job": (
+        UP._replace(job=True),
+        UP._replace(job=True, state="exited", exit_code=0),
+        [("completed", "")],
+    ),
+    "port-forward": (
+        UP,
+        UP._replace(forwards=("81→82",)),
+        [("published", "81→82 (port-forward)")],
+    ),
+    "no more": (
+        UP._replace(forwards=("81→82",)),
+        UP,
+        [("unpublished", "81→82 (port-forward)")],
+    ),
+    "first probe": (UP, UP._replace(health="starting", failure="refused"), []),
+    "ill": (
+        UP._replace(health="healthy"),
+        UP._replace(health="unhealthy", failure="tcp 80: connection refused", probed_at=20.0),
+        [("unhealthy", "tcp 80: connection refused")],
+    ),
+    "well": (UP._replace(health="unhealthy"), UP._replace(health="healthy"), [("healthy", "")]),
+    "attached": (None, BOX, [("attached", "10.99.0.3")]),
+    "gone": (
+        BOX,
+        BOX._replace(state="gone"),
+        [("gone", "its network namespace has ended")],
+    ),
+    "detached": (BOX, None, [("detached", "")]),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "lines"), CASES.values(), ids=CASES)
+def test_each_change_is_one_line(old, new, lines) -> None:
+    assert said(old, new) == lines
+
+
+def test_a_network_is_made_before_its_services_and_removed_after_them() -> None:
+    empty, full = Look({}, {}), Look({"a": UP}, {"back": ("10.99.0.0/24", "fd00::/64")})
+    made = between(empty, full, 99.0)
+    assert [(c.network, c.service, c.what) for c in made] == [
+        ("back", "", "network created"),
+        ("", "a", "activated"),
+    ]
+    assert made[0].detail == "10.99.0.0/24, fd00::/64"
+    assert [c.what for c in between(full, empty, 99.0)] == ["deactivated", "network removed"]
+
+
+def test_the_past_is_what_is_still_known() -> None:
+    ended = UP._replace(state="exited", exit_code=0, ended_at=30.0, restarts=2, started_at=20.0)
+    known = Look({"a": ended, "b": OFF, "c": UP._replace(health="unhealthy", probed_at=25.0)}, {})
+    assert [(c.at, c.service, c.what) for c in past(known, 10.5)] == [
+        (20.0, "a", "restarted"),
+        (25.0, "c", "unhealthy"),
+        (30.0, "a", "exited (0)"),
+    ]
+    assert [c.what for c in past(known, 0.0)][:2] == ["activated", "activated"]
+
+
+def test_transactions_of_one_foreign_process_are_one_line_and_own_ones_none() -> None:
+    inet, both = ("inet niso",), ("inet niso", "bridge niso")
+    tables = [
+        TableChange(inet, "niso", 1),
+        TableChange(inet, "nft", 2),
+        TableChange(both, "nft", 2),
+        TableChange(inet, "niso-cni", 3),
+    ]
+    (line,) = event_views._foreign(tables, 5.0)
+    assert (line.what, line.program, line.pid) == ("foreign", "nft", 2)
+    words = "inet niso and bridge niso changed by nft (pid 2): niso net check"
+    assert line.detail == words
+    (lost,) = event_views._foreign(None, 5.0)
+    assert lost.what == "lost" and lost.detail.endswith("niso net check")
+
+
+class _Tables(watches.Tables):
+    """Tables that reads prepared messages."""
+
+    def __init__(self, *messages: tuple[int, bytes]) -> None:
+        self._touched = []
+        self.messages = list(messages)
+
+    def received(self):
+        return self.messages
+
+
+def test_a_transaction_is_of_the_process_that_the_kernel_names() -> None:
+    def message(kind: int, family: int, *attributes: bytes) -> tuple[int, bytes]:
+        return 0x0A00 | kind, struct.pack("!BBH", family, 0, 1) + b"".join(attributes)
+
+    def table(name: str) -> bytes:
+        return netlink.text(1, name)
+
+    end = netlink.attribute(2, struct.pack(">I", 7)) + netlink.text(3, "nft")
+    tables = _Tables(
+        message(12, 1, table("niso")),
+        message(12, 7, table("niso")),
+        message(15, 0, end),
+        message(12, 1, table("docker")),
+        message(12, 2, table("niso")),  # the table of family ip is another one
+        message(15, 0, end),
+        message(14, 7, table("niso")),
+        message(15, 0, end),
+    )
+    assert tables.read() == [
+        TableChange(("inet niso", "bridge niso"), "nft", 7),
+        TableChange(("bridge niso",), "nft", 7),
+    ]
+
+
+def test_transactions_that_the_kernel_had_to_skip_are_said(monkeypatch) -> None:
+    answers = [OSError(errno.ENOBUFS, "no buffer"), BlockingIOError()]
+
+    def receive(self):
+        raise answers.pop(0)
+
+    monkeypatch.setattr(netlink.Netlink, "_receive", receive)
+    tables = watches.Tables()
+    try:
+        assert tables.read() is None
+    finally:
+        tables.close()
+
+
+def test_a_thread_has_nisos_name_only_inside_the_block() -> None:
+    names = []
+
+    def look() -> None:
+        netlink._rename_thread(b"app")
+        for name in (b"app", b"niso-cni"):
+            netlink._rename_thread(name)
+            with netlink.named():
+                names.append(netlink._thread_name())
+            names.append(netlink._thread_name())
+
+    main = netlink._thread_name()
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert names == [b"niso", b"app", b"niso-cni", b"niso-cni"]
+    assert netlink._thread_name() == main
+
+
+def test_folders_that_are_made_and_lost_are_noticed(tmp_path) -> None:
+    above, folder = tmp_path / "run", tmp_path / "run" / "niso"
+    folders = watches.Folders()
+    try:
+        folders.watch([str(folder)])  # neither exists: the folder above is watched
+        assert not folders.read()
+        folder.mkdir(parents=True)
+        assert folders.read()
+        folders.watch([str(folder)])
+        (folder / "state.db-shm").write_bytes(b"")
+        assert not folders.read()
+        (folder / "state.db-wal").write_bytes(b"")
+        assert folders.read()
+        os.unlink(folder / "state.db-shm")
+        os.unlink(folder / "state.db-wal")
+        folders.read()
+        folder.rmdir()
+        above.rmdir()
+        assert folders.read()
+    finally:
+        folders.close()
