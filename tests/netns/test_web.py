@@ -129,7 +129,7 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
     assert web.curl("api/state.json", *bearer, "--unix-socket", path) == "403"  # an old token
     assert web.curl("", "--unix-socket", path) == "200"
     second = lab.niso("web", "--socket", path, check=False)
-    assert second.returncode == 2 and "in use" in second.stderr
+    assert second.returncode == 1 and "in use" in second.stderr
     web.kill(web.process.pid)
     lab.wait_for(lambda: not web.lives(), 10, "the end of the server")
     web = Web(lab, "--socket", path)  # in the place of the dead one

@@ -146,7 +146,7 @@ class Attachments:
 
         ids = None if valid is None else texts(valid, "valid")
         if ids is not None and owner is None:
-            raise UsageError("--valid needs --owner", "ids are those of one owner", "--valid")
+            raise UsageError("needs --owner", "ids are those of one owner", "--valid")
         machine = self.session.machine_for_change()
         gone = attachments.collect(machine, owner, ids, self.session.report)
         return tuple(Changed(name, True) for name in gone)
@@ -185,10 +185,10 @@ def _complete(given: AttachRequest) -> AttachRequest:
     from niso.commands import unit_network
 
     if not given.new:
-        raise UsageError("--unit needs --new", "niso makes the namespace of a unit", "--unit")
+        raise UsageError("needs --new", "niso makes the namespace of a unit", "--unit")
     unit = unit_network.unit_name(text(given.unit, "unit"))
     if (given.owner, given.id) != ("cli", ""):
-        raise UsageError("--unit sets --owner and --id", "leave these out", "--unit")
+        raise UsageError("sets --owner and --id", "leave these out", "--unit")
     return given._replace(unit=unit, owner=unit_network.OWNER, id=unit)
 
 
@@ -223,7 +223,7 @@ def _request(given: AttachRequest) -> Request:
         )
     pid = given.pid
     if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 1):
-        raise UsageError(f"--pid {pid!r}: must be the id of a process", None, "--pid")
+        raise UsageError("must be the id of a process", None, "--pid", value=repr(pid))
     there = "" if given.new else f"/proc/{pid}/ns/net" if pid else path(given.netns, "netns")
     return Request(
         service_name(text(given.name, "NAME"), "NAME"),

@@ -42,7 +42,7 @@ def metrics(session: Session, flows: int) -> tuple[Metric, ...]:
     from niso.base.errors import UsageError
 
     if flows < 0:
-        raise UsageError(f"--flows {flows}: must be 0 or more", "--flows 200", "--flows")
+        raise UsageError("must be 0 or more", "--flows 200", "--flows", value=str(flows))
     store = session.store()
     return (
         *_of_services(session, store),

@@ -191,7 +191,7 @@ def address_of(where: str) -> tuple[str, int]:
         valid = valid and right
     if not valid or (not host and ":" in where):
         hint = "9500, 192.0.2.1:9500 or [::1]:9500"
-        raise UsageError(f"--listen {where!r}: must be [ADDR:]PORT", hint, "--listen")
+        raise UsageError("must be [ADDR:]PORT", hint, "--listen", value=repr(where))
     return bare or _LOCAL, int(port)
 
 
@@ -202,7 +202,7 @@ def _answer_stdin(flows: int) -> int:
         connection = socket.socket(fileno=os.dup(0))
     except OSError:
         hint = "systemd.socket(5) with Accept=yes, and StandardInput=socket in the service"
-        raise UsageError("--inetd: stdin is not a socket", hint, "--inetd") from None
+        raise UsageError("needs a socket as stdin", hint, "--inetd") from None
     server: Any = None  # a handler needs none
     with connection:
         try:

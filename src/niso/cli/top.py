@@ -25,7 +25,7 @@ FLOW_COLUMNS = ("FROM", "TO", "NEW/s", "VERDICT")
 
 def run(_: str, args: Args) -> int:
     if args.count is not None and args.count < 1:
-        raise UsageError(f"-n {args.count}: must be 1 or more", "niso top -n 1", "-n")
+        raise UsageError("must be 1 or more", "niso top -n 1", "-n", value=str(args.count))
     if args.count is None and not args.json and output.is_terminal() and os.isatty(0):
         from niso.cli import top_screen
 

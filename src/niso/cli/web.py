@@ -38,7 +38,7 @@ def run(_: str, args: Args) -> int:
     end = None if seconds is None else time.monotonic() + seconds
     port = int(args.port)
     if not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: must be 0 to 65535", "niso web --port 9500", "--port")
+        raise UsageError("must be 0 to 65535", "niso web --port 9500", "--port", value=str(port))
     _require_libraries()
     opener = None
     try:
@@ -227,8 +227,7 @@ class _listening:
             self._socket.close()
             reason = (error.strerror or str(error)).lower()
             hint = "niso web --port 9501" if path is None else "choose another path"
-            flag = "--port" if path is None else "--socket"
-            raise UsageError(f"cannot listen on {where}: {reason}", hint, flag) from None
+            raise Error(f"cannot listen on {where}: {reason}", hint) from None
 
     def __enter__(self) -> socket.socket:
         return self._socket

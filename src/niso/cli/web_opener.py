@@ -30,8 +30,8 @@ class Opener:
         except (KeyError, OverflowError):
             user = None
         if uid == 0 or user is None or not os.path.isdir(folder):
-            hint = "run it with sudo from a desktop session, or open the address yourself"
-            raise UsageError("--open: no user's session is known", hint, "--open")
+            hint = "run it from a desktop session, or open the address yourself"
+            raise UsageError("needs the session of a user who calls sudo", hint, "--open")
         self._path = f"{folder}/niso-web-{secrets.token_hex(8)}.html"
         fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
@@ -63,7 +63,7 @@ class Opener:
         except OSError:
             self.close()
             hint = "apt install xdg-utils, or open the address yourself"
-            raise UsageError("--open: xdg-open is not installed", hint, "--open") from None
+            raise UsageError("needs xdg-open, which is not installed", hint, "--open") from None
 
     def close(self) -> None:
         """Remove the file."""

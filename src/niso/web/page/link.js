@@ -4,7 +4,7 @@
 const KEY = "niso-token";
 const AGAIN_MS = [500, 1000, 2000, 4000];
 
-/** Take the token out of the address, so that it is in no history, and return it, or null. */
+/** Take the token out of the address bar, and return it, or null. */
 function token() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (given !== null) {
