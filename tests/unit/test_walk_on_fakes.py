@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +20,15 @@ from samples import samples
 from niso.base.errors import Error
 from niso.commands import network, port_forward, repair, restart
 from niso.commands.deactivate import deactivate, remove
+from niso.plan.answers import Heard
 from niso.plan.records import Port
-from niso.services import journal
+from niso.services import journal, refreshing, resolver
 from niso.services.networks import NetworkRequest
 
 SERVICES = ("api", "db", "log", "web")
 NETWORKS = ("front", "back", "side")
+OUTSIDE = ("a.example", "b.example")
+ADDRESSES = ("203.0.113.1", "203.0.113.2", "2001:db8:9::1")
 STEPS = 25
 
 
@@ -34,6 +38,22 @@ class Walk:
     def __init__(self, world: World, seed: int) -> None:
         self.world, self.draw = world, random.Random(seed)
         self.done: list[str] = []
+        self.now = 1e6
+
+    def ask(self, names: list[str]) -> dict[str, tuple[Heard, ...]]:
+        """Answer for outside names, or not."""
+        return {name: (self.heard(4), self.heard(6)) for name in names}
+
+    def heard(self, family: int) -> Heard:
+        kind = self.draw.randrange(5)
+        if kind == 0:
+            return Heard(family, problem="no name server answered", silent=True)
+        known = [address for address in ADDRESSES if (":" in address) == (family == 6)]
+        return Heard(family, tuple(self.draw.sample(known, min(kind - 1, len(known)))), 60.0)
+
+    def refresh(self) -> None:
+        self.now += self.draw.choice((10, 100, 1000, 1e6))
+        refreshing.refresh(self.world.machine)
 
     def manifest(self, name: str) -> str:
         """Write a manifest of a service; it changes one part or all."""
@@ -52,7 +72,9 @@ class Walk:
         more: dict[str, Any] = {}
         if mode == "bridge" and draw.random() < 0.4:
             peer = draw.choice((*SERVICES, f"network:{draw.choice(NETWORKS)}"))
-            more["policy"] = {draw.choice(("allow_from", "deny_from")): [peer]}
+            table["policy"] = {draw.choice(("allow_from", "deny_from")): [peer]}
+        elif mode == "bridge" and draw.random() < 0.4:
+            table["policy"] = {"egress": {"allow": draw.sample(OUTSIDE, draw.choice((1, 2)))}}
         if draw.random() < 0.3:
             more["environment"] = {"LEVEL": draw.choice("ab")}
         self.done.append(f"{name}: {table} {more}")
@@ -68,10 +90,13 @@ class Walk:
         held = draw.choice(forwards) if forwards else (name, port)
         replace = draw.random() < 0.5
         on = draw.choice(NETWORKS)
-        what = draw.choices(range(8), (8, 2, 3, 2, 4, 2, 1, 1))[0]
+        what = draw.choices(range(9), (8, 2, 3, 2, 4, 2, 1, 1, 3))[0]
         if what == 0:
             manifests = [self.manifest(each) for each in some]
             return lambda: self.world.activate(*manifests)
+        if what == 8:
+            self.done.append("refresh")
+            return self.refresh
         if what == 7:
             self.done.append(f"network {on}")
             return partial(self.network, on)
@@ -114,13 +139,19 @@ class Walk:
                 self.world.machine
             )  # the network is known, its bridge is not complete
         journal.recover(self.world.machine)
+        refreshing.refresh(self.world.machine)  # as the timer does
         self.world.assert_whole()
 
 
 @pytest.mark.parametrize("seed", range(samples(12, 1000)))
-def test_what_a_command_plans_is_all_that_it_changes(tmp_path: Path, seed: int) -> None:
+def test_what_a_command_plans_is_all_that_it_changes(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with World(tmp_path) as world:
         walk = Walk(world, seed)
+        monkeypatch.setattr(resolver, "ask", walk.ask)
+        monkeypatch.setattr(resolver, "require", lambda: None)
+        monkeypatch.setattr(refreshing, "time", SimpleNamespace(time=lambda: walk.now))
         for _ in range(STEPS):
             try:
                 walk.step()

@@ -19,18 +19,26 @@ def refuse_unless(so: bool, number: int, what: object) -> None:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Return whether two keys of an interval set overlap.
+    """Return whether two keys of an interval set overlap: whether all of their fields do."""
+    pairs = zip(map(_ends, one.split(" . ")), map(_ends, other.split(" . ")), strict=True)
+    return all(low <= high_ and low_ <= high for (low, high), (low_, high_) in pairs)
 
-    They are prefixes, or concatenations whose last field is a range of ports.
-    """
-    *start, last = one.split(" . ")
-    *start_, last_ = other.split(" . ")
-    if "/" in last:
-        return start == start_ and ipaddress.ip_network(last).overlaps(ipaddress.ip_network(last_))
-    low, high, low_, high_ = (
-        int(part) for text in (last, last_) for part in (text.split("-") * 2)[:2]
-    )
-    return start == start_ and low <= high_ and low_ <= high
+
+def _ends(field: str) -> tuple[int, int]:
+    """Return the ends of a prefix, of a range of addresses or ports, or of any other value."""
+    if "/" in field:
+        network = ipaddress.ip_network(field)
+        return int(network[0]), int(network[-1])
+    low, _, high = field.partition("-")
+    try:
+        return _number(low), _number(high or low)
+    except ValueError:  # a name: of a protocol, of a link
+        name = int.from_bytes(field.encode())
+        return name, name
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else int(ipaddress.ip_address(text))
 
 
 class FakeTables:
