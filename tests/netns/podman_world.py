@@ -41,6 +41,16 @@ helper_binaries_dir = ["{PEERS}/netavark/usr/lib/podman"]
 }
 AARDVARK = PEERS / "aardvark-dns/usr/lib/podman/aardvark-dns"
 SECCOMP = PEERS / "golang-github-containers-common/usr/share/containers/seccomp.json"
+_PATH = f"{PEERS}/podman/usr/bin:{sys.prefix}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+WITH_PODMAN = (
+    "env",
+    "HOME=/tmp/podman/home",
+    "CONTAINERS_CONF=/tmp/podman/containers.conf",
+    "CONTAINERS_STORAGE_CONF=/tmp/podman/storage.conf",
+    "PODMAN_IGNORE_CGROUPSV1_WARNING=1",
+    f"PATH={_PATH}",
+)
+"""The start of a command that runs podman."""
 
 
 class Podman:
@@ -68,15 +78,7 @@ class Podman:
 
     def __call__(self, *words: str, **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run podman."""
-        env = {
-            "HOME": "/tmp/podman/home",
-            "CONTAINERS_CONF": "/tmp/podman/containers.conf",
-            "CONTAINERS_STORAGE_CONF": "/tmp/podman/storage.conf",
-            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
-            "PATH": f"{PEERS}/podman/usr/bin:{sys.prefix}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        }
-        words = ("env", *(f"{key}={value}" for key, value in env.items()), "podman", *words)
-        return self.lab.run(*words, **options)
+        return self.lab.run(*WITH_PODMAN, "podman", *words, **options)
 
     def run(self, name: str, *options: str) -> None:
         """Start a container that serves its own name at port 80."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import Lab
-from podman_world import AARDVARK, Podman, needs_podman
+from podman_world import AARDVARK, IMAGE, PEERS, WITH_PODMAN, Podman, needs_podman
+from samples import LONG
 from services import BUSYBOX, HOST, echo, on, ps
 
 
@@ -118,3 +120,79 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     servers = ("pgrep", "-x", "aardvark-dns")
     lab.wait_for(lambda: lab.run(*servers, check=False).returncode, 5, "the end of the server")
     lab.niso("net", "check")
+
+
+SOCKET = "/run/podman.sock"
+PYTHON = ":".join(
+    f"{PEERS}/{package}/usr/lib/python3/dist-packages"
+    for package in ("podman-compose", "python3-dotenv")
+)
+COMPOSE = {
+    "podman-compose": (
+        f"PYTHONPATH={PYTHON}",
+        "/usr/bin/python3",
+        f"{PEERS}/podman-compose/usr/bin/podman-compose",
+    ),
+    "docker-compose": (
+        f"DOCKER_HOST=unix://{SOCKET}",
+        f"{PEERS}/docker-compose/usr/libexec/docker/cli-plugins/docker-compose",
+    ),
+}
+SERVE = "echo {0} > /index.html; exec /bin/busybox httpd -f -p 80 -h /"
+
+
+FRONT = {"deny_from": "192.0.2.3"}
+
+
+def shop(external: bool) -> str:
+    """A compose file, in JSON: two networks, one with a policy; external ones have it already."""
+
+    def service(name: str, **keys: object) -> dict[str, object]:
+        command = ["/bin/busybox", "sh", "-c", SERVE.format(name)]
+        return {"image": f"localhost/{IMAGE}", "command": command, **keys}
+
+    networks: dict[str, dict[str, object]] = {
+        "front": {"driver": "niso", "driver_opts": FRONT},
+        "back": {"driver": "niso", "internal": True},
+    }
+    if external:
+        networks = {name: {"external": True, "name": f"of_{name}"} for name in networks}
+    web = service("web", ports=["8080:80"], networks=["front", "back"])
+    db = service("db", networks={"back": {"aliases": ["store"]}})
+    return json.dumps({"services": {"web": web, "db": db}, "networks": networks})
+
+
+@needs_podman
+@pytest.mark.skipif(not LONG, reason="part of ./dev test-long")
+def test_compose_files_with_networks_of_niso(lab: Lab) -> None:
+    """By podman-compose, and by docker-compose through Podman's socket, which drops options of networks."""
+    podman = Podman(lab)
+    service = lab.popen(*WITH_PODMAN, "podman", "system", "service", "-t0", f"unix://{SOCKET}")
+    lab.wait_for(lambda: lab.path(SOCKET).exists(), 10, "Podman's socket")
+
+    def get(who: str) -> str:
+        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{HOST}:8080/index.html")
+        return str(getattr(lab, who)(*words, check=False).stdout).strip()
+
+    create = ("network", "create", "-d", "niso")
+    podman(*create, *(f"--opt={key}={value}" for key, value in FRONT.items()), "of_front")
+    podman(*create, "--internal", "of_back")
+    for name, words in COMPOSE.items():
+        compose = (*WITH_PODMAN, *words)
+        lab.write("/tmp/shop/compose.yaml", shop(external=name == "docker-compose"))
+        lab.run(*compose, "up", "-d", cwd="/tmp/shop")
+        assert (get("client"), get("neighbour")) == ("web", "")
+        names = podman("ps", "--format", "{{.Names}}").stdout.split()
+        web = next(name for name in names if "web" in name)
+        if AARDVARK.exists():
+            assert [podman.get(web, name) for name in ("db", "store")] == ["db", "db"]
+        assert podman.get(next(name for name in names if "db" in name), HOST) == "", "internal"
+        lab.niso("net", "check")
+        lab.run(*compose, "down", "-t", "0", cwd="/tmp/shop")
+        assert lab.niso("ps", "--json").stdout.strip() == "[]"
+        assert get("client") == ""
+    service.kill()
+    service.wait(5)
+    known = [row["name"] for row in json.loads(lab.niso("net", "list", "--json").stdout)]
+    families = sorted(name.rpartition("-")[0] for name in known)
+    assert families == ["of-back", "of-front", "shop-back", "shop-front"]

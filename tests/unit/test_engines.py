@@ -114,6 +114,25 @@ def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
 POD = {"CONTAINERID": "c1", "NETNS": NETNS, "IFNAME": "eth0"}
 
 
+def test_network_that_niso_calls_by_another_name(world: World, run: Run) -> None:
+    for name, known in (("shop_back", "shop-back-"), ("Shop", "hop-"), ("shop-back", "shop-back")):
+        named = {key: value for key, value in NETWORK.items() if key != "subnets"} | {"name": name}
+        status, made = run(netavark.main, named, "create")
+        assert status == 0 and made["name"] == name
+        setup = SETUP | {"network": made, "container_id": name, "container_name": name}
+        assert run(netavark.main, setup, "setup", NETNS)[0] == 0
+        (attached,) = world.store.attachments.all("podman", name)
+        (link,) = world.store.attachments.links(attached.service)
+        assert link.network.startswith(known)
+        assert run(netavark.main, setup, "teardown", NETNS) == (0, None)
+        assert world.store.attachments.all("podman", name) == []
+    for name in ("none", "default", ""):
+        named = NETWORK | {"name": name}
+        assert run(netavark.main, named, "create")[0] == 1
+        setup = SETUP | {"network": named}
+        assert run(netavark.main, setup, "teardown", NETNS) == (0, None)
+
+
 def test_podman_creates_sets_up_and_tears_down(world: World, run: Run) -> None:
     status, made = run(netavark.main, NETWORK, "create")
     assert status == 0

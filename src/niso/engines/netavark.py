@@ -146,10 +146,20 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
 
 
 def _network_name(given: Mapping[str, Any]) -> str:
-    """Return niso's name of a network. Raises InvalidInput if it cannot have the same."""
+    """Return niso's name of a network: its own, or for ``shop_back`` a similar one.
+
+    Raises InvalidInput for a name that means something else to niso, like ``none``.
+    """
     from niso.manifest.values import network_name
 
-    return network_name(str(given.get("name", "")), "network name")
+    name = str(given.get("name", ""))
+    try:
+        return network_name(name, "network name")
+    except InvalidInput:
+        similar = plugin.label(name)
+        if similar == name or not name:
+            raise
+        return similar
 
 
 def _checked(given: Any, known: tuple[str, ...], what: str) -> dict[str, str]:
@@ -249,7 +259,10 @@ def _port(given: Mapping[str, Any]) -> Port:
 
 def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
     """Take a container off a network; no-op if it is not on it."""
-    network = str(given["network"].get("name", ""))
+    try:
+        network = _network_name(given["network"])
+    except InvalidInput:
+        return  # no container is on it
     for attached in machine.store.attachments.all(OWNER, str(given["container_id"])):
         plugin.take_off(machine, attached, lambda link: link.network == network)
     if machine.store.network(network) is not None:
