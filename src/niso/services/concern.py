@@ -23,8 +23,10 @@ def concerned(
     These are the services that share a namespace with them, those that have one of their names on
     another network (`NameRows.shadows`), the networks of all of them, and those whose bridges are
     set up for their ports, even if they have left them. ``networks`` and ``names`` are added: where
-    a service will be, and which names of policies change their meaning.
+    a service will be, and which names of policies change their meaning. Services of other hosts
+    that have one of the names are in it too.
     """
+    names = list(names)
     everyone = store.with_companions(services)
     if others := store.shadows(everyone, networks):
         everyone = store.with_companions({*everyone, *others})
@@ -32,7 +34,18 @@ def concerned(
     for name in everyone:
         if (row := store.service(name)) is not None:
             on.update(row.networks)
-    return Scope(everyone, tuple(sorted(on)), names=tuple(sorted(set(names))))
+    remotes = _shadowed(store, everyone, names) if store.cluster_id() else ()
+    return Scope(everyone, tuple(sorted(on)), names=tuple(sorted(set(names))), remotes=remotes)
+
+
+def _shadowed(store: Store, services: Iterable[str], names: Iterable[Name]) -> tuple[str, ...]:
+    """Return the services of other hosts with a name of these services, or one of ``names``.
+
+    A hosts file has a name once, of its first network.
+    """
+    called = {name for service in services for name in store.names(service)}
+    called |= {name for kind, name in names if kind == "service"}
+    return tuple(sorted({other for name in called for other in store.holders_elsewhere(name)}))
 
 
 def with_remotes(store: Store, scope: Scope) -> Scope:

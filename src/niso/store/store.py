@@ -279,10 +279,14 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return str(row[0]) if row else None
 
     def members(self, network: str) -> list[tuple[str, bool]]:
-        """Return (service, active) of the known services on a network, ordered by address."""
+        """Return (service, active) of the known services on a network, ordered by address.
+
+        One that another host has taken over has none.
+        """
         rows = self._db.execute(
-            "SELECT s.name, s.active FROM lease l JOIN service s ON s.name=l.service"
-            " WHERE l.network=? GROUP BY s.name ORDER BY MIN(l.family), MIN(l.number)",
+            "SELECT s.name, s.active FROM endpoint e JOIN service s ON s.name=e.service"
+            " LEFT JOIN lease l ON l.service=e.service AND l.network=e.network"
+            " WHERE e.network=? GROUP BY s.name ORDER BY MIN(l.family), MIN(l.number)",
             (network,),
         )
         return [(row[0], bool(row[1])) for row in rows]

@@ -1,0 +1,315 @@
+"""Random commands on hosts of a cluster in memory, with hosts cut off, lost answers, failures and kills.
+
+After each step, whatever its outcome: no address is two services', in the cluster or for any
+kernel, and no kernel hears a service at an address that a policy takes for another one's. In the
+end all hosts agree: each has what its store says, the cluster has what the stores say, and each
+mirror what the cluster has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster_world import KEYS, SUBNETS, Joined
+from fake_world import Steps, World
+
+from niso.base import names
+from niso.base.errors import Error
+from niso.cluster import mirror
+from niso.cluster.agent import ORPHAN_S, Agent, Me
+from niso.cluster.claims import claim_of
+from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.keys import decode
+from niso.cluster.membership import Host, Membership
+from niso.cluster.requests import NoAnswer
+from niso.commands import network, repair
+from niso.commands.activate import activate
+from niso.commands.deactivate import deactivate, remove
+from niso.plan.policy_maps import PASSES
+from niso.services import journal, targets
+from niso.services.networks import NetworkRequest
+
+HOSTS = ("a", "b", "c")
+SERVICES = ("api", "db", "evil", "web")
+
+
+class Link:
+    """A host's connection to the cluster, which can be cut."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.cut = engine, False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.cut and name != "close":
+            raise NoAnswer("the cluster does not answer")
+        return getattr(self.engine, name)
+
+
+class Node:
+    """One host: ``with node:`` makes its folders those of this process."""
+
+    def __init__(self, name: str, number: int, folder: Path, engine: Any) -> None:
+        self.name, self.link = name, Link(engine)
+        self.run = str(folder / name / "run")
+        self.address = f"198.51.100.{number}"
+        self.lease = 0
+        self.folder = folder / name
+        self.folder.mkdir()
+        os.environ["NISO_RUN_DIR"] = self.run
+        self.world = World(self.folder)
+        self.world.__enter__()
+        self.state = os.environ["NISO_STATE_DIR"]
+        membership = Membership(engine)
+        cluster = membership.cluster() or membership.make()
+        store = self.world.store
+        membership.join(Host(name, store.state_id(), self.address, 1500, False))
+        with store.transaction():
+            store.across.set_cluster(cluster.identity)
+        joined = Joined(name, self.address, self.link)  # type: ignore[arg-type]
+        self.world.machine = self.world.machine._replace(joined=lambda: joined)
+        me = Me(name, store.state_id(), cluster.identity, "boot")
+        self.agent = Agent(me, lambda: self.link, self.end, lambda line: None)  # type: ignore[arg-type,return-value]
+
+    def __enter__(self) -> Node:
+        os.environ["NISO_RUN_DIR"], os.environ["NISO_STATE_DIR"] = self.run, self.state
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def end(self, services: list[str]) -> None:
+        deactivate(self.world.machine, services)
+
+    def keep(self) -> None:
+        with contextlib.suppress(NoAnswer):
+            self.lease = self.agent.keep(self.link, self.lease)  # type: ignore[arg-type]
+
+    def look(self, now_s: float) -> None:
+        world = self.world
+        with self, contextlib.suppress(NoAnswer):
+            self.agent.look(world.store, world.kernel, self.link, now_s)  # type: ignore[arg-type]
+
+
+class Walk:
+    """Some hosts, with an engine that all share: one in memory, or a real one, which goes its own ways."""
+
+    def __init__(
+        self, folder: Path, seed: int, engine: Any = None, hosts: tuple[str, ...] = HOSTS
+    ) -> None:
+        self.fake = FakeEngine() if engine is None else None
+        self.engine = engine or self.fake
+        self.draw = random.Random(seed)
+        self.nodes = [Node(n, HOSTS.index(n) + 1, folder, self.engine) for n in hosts]
+        self.done: list[str] = []
+        self.now_s = 0.0
+        for node in self.nodes if self.fake is None else self.nodes[:1]:
+            with node:
+                request = NetworkRequest("backend", SUBNETS, span=True)
+                network.create(node.world.machine, request)
+        for node in self.nodes:
+            node.keep()
+
+    def close(self) -> None:
+        for node in self.nodes:
+            with node:
+                node.world._stored._before = node.state
+                node.world.__exit__(None, None, None)
+
+    def activation(self, node: Node) -> Callable[[], object]:
+        draw, service = self.draw, self.draw.choice(SERVICES)
+        table: dict[str, Any] = {
+            "networks": draw.choice((["backend"], ["backend"], ["front"], ["front", "backend"]))
+        }
+        if draw.random() < 0.2 and table["networks"] == ["backend"]:
+            table["ip"] = f"10.99.1.{draw.randrange(2, 7)}"
+        if draw.random() < 0.3:
+            table["aliases"] = [draw.choice(("x", "y"))]
+        if draw.random() < 0.5:
+            table["policy"] = {"allow_from": [draw.choice(SERVICES)]}
+        take = draw.random() < 0.4
+        self.done.append(f"{node.name}: activate {service} {table} {'--take' * take}")
+        path = node.world.package(service, network=table)
+
+        def command() -> object:
+            found = targets.find_targets(node.world.store, [path])
+            return activate(node.world.machine, [t._replace(take=take) for t in found], 5.0)
+
+        return command
+
+    def command(self, node: Node) -> Callable[[], object]:
+        draw, machine = self.draw, node.world.machine
+        what = draw.choices(range(4), (8, 2, 3, 1))[0]
+        if what == 0:
+            return self.activation(node)
+        known = [row.name for row in node.world.store.services()]
+        if what == 3 or not known:
+            self.done.append(f"{node.name}: network front")
+            return partial(self.network, node)
+        some = [draw.choice(known)]
+        self.done.append(f"{node.name}: {'deactivate' if what == 1 else 'remove'} {some}")
+        return (lambda: deactivate(machine, some)) if what == 1 else (lambda: remove(machine, some))
+
+    def network(self, node: Node) -> None:
+        machine = node.world.machine
+        if node.world.store.network("front") is None:
+            network.create(machine, NetworkRequest("front", ("10.99.7.0/29",), span=True))
+        else:
+            network.remove(machine, ["front"])
+
+    def step(self) -> None:
+        node, what = self.draw.choice(self.nodes), self.draw.random()
+        if what < 0.5:
+            with node:
+                self.run(node)
+        elif what < 0.8:
+            self.now_s += 10
+            self.done.append(f"{node.name}: look")
+            node.look(self.now_s)
+        elif what < 0.88:
+            node.link.cut = not node.link.cut
+            self.done.append(f"{node.name}: {'cut' if node.link.cut else 'healed'}")
+        elif self.fake is None:
+            node.keep()
+        elif what < 0.95:
+            self.done.append("12 s pass")
+            for _ in range(2):
+                for each in self.nodes:
+                    each.keep()
+                self.fake.advance(6)
+        else:
+            self.fake.lose.append(self.draw.choice(("there", "back")))
+            self.done.append(f"an answer is lost: {self.fake.lose[-1]}")
+
+    def run(self, node: Node) -> None:
+        command = self.command(node)
+        breaks = self.draw.random() < 0.3
+        steps = Steps(
+            node.world, self.draw.randrange(1, 40) if breaks else 0, self.draw.random() < 0.5
+        )
+        self.done.append(f"    step {steps.number}, kill {steps.kills}")
+        try:
+            steps.run(command)
+        except Error as error:
+            self.done.append(f"    {error}")
+            if steps.is_dead:
+                node.world.reopen()
+        if steps.has_broken and isinstance(command, partial):
+            repair.repair_all(
+                node.world.machine
+            )  # the network is known, its bridge is not complete
+        if self.draw.random() < 0.7:
+            journal.recover(node.world.machine)
+
+    # --- what is always so ---
+
+    def require_safe(self) -> None:
+        with contextlib.suppress(NoAnswer):
+            self.require_unique()
+        for node in self.nodes:
+            with node:
+                self.require_heard(node)
+
+    def require_unique(self) -> None:
+        """Each address and name is that of the claim which has it."""
+        items = {item.key: item for item in self.engine.get(KEYS.prefix).items}
+        held: set[str] = set()
+        for key, item in items.items():
+            if key.startswith(KEYS.services):
+                claim = claim_of(item, KEYS)
+                own = claim.keys(KEYS)
+                assert not own & held
+                held |= own
+                for each in own:
+                    assert decode(items[each].value, each)["service"] == claim.service
+                for each in claim.address_keys(KEYS):
+                    value = decode(items[each].value, each)
+                    assert (value["host"], value["gen"]) == (claim.host, claim.gen)
+        below = f"{KEYS.prefix}net/"
+        found = {key for key in items if key.startswith(below) and not key.endswith("/spec")}
+        assert found == held
+
+    def require_heard(self, node: Node) -> None:
+        """Nobody is heard at an address that a policy of this host takes for another service's."""
+        store, elements = node.world.store, node.world.kernel.elements.values()
+        heard: dict[str, str] = {}
+        for e in elements:
+            if e.container == "vx44":
+                address = ".".join(map(str, int(e.element.split(" . ")[3]).to_bytes(4)))
+                assert address not in heard, "two services"
+                heard[address] = e.comment
+        macs = {
+            str(int(names.mac(service, on, store.cluster_id()).replace(":", ""), 16)): service
+            for service in SERVICES
+            for on in ("backend", "front")
+        }
+        for e in elements:
+            if e.container == "vx44":
+                assert macs[e.element.split(" . ")[2]] == e.comment
+            if e.container == "in4_peer" and e.value == PASSES:
+                own, peer = e.element.split(" . ")[:2]
+                holder = store.lease_holder(own)
+                if peer in heard and holder is not None and store.intent(holder) is None:
+                    policy = store.policy(holder)
+                    assert policy is not None and own != peer, f"{node.name}: {e}"
+                    [entry] = policy.allow_from or ()
+                    assert heard[peer] == entry.peer.name, f"{node.name}: {e}"
+
+    # --- the end ---
+
+    def heal(self) -> None:
+        if self.fake is not None:
+            self.fake.lose.clear()
+        for node in self.nodes:
+            node.link.cut = False
+            node.keep()
+            with node:
+                journal.recover(node.world.machine)
+
+    def look(self) -> None:
+        """Let the agents look, later than any claim is kept for nothing."""
+        self.now_s += ORPHAN_S + 1
+        for node in self.nodes:
+            node.look(self.now_s)
+            self.require_safe()
+
+    def require_agreed(self) -> None:
+        items = self.engine.get(KEYS.services).items
+        claims = {claim.service: claim for claim in (claim_of(item, KEYS) for item in items)}
+        hosts = Membership(self.engine).hosts()
+        for node in self.nodes:
+            with node:
+                store = node.world.store
+                node.world.assert_whole()
+                spans = [n.name for n in store.networks() if n.span is not None]
+                held = {r.service: r for r in store.across.claims()}
+                own = {name: claim for name, claim in claims.items() if claim.host == node.name}
+                assert held.keys() == own.keys(), node.name
+                for name, claim in own.items():
+                    row = store.service(name)
+                    assert row is not None and (claim.mark, claim.gen) == held[name][1:3]
+                    leased = dict.fromkeys(claim.networks, ())
+                    for on, address in store.addresses(name):
+                        leased[on] = (*leased.get(on, ()), address)
+                    assert {on: leased[on] for on in claim.networks} == claim.networks
+                    assert {*claim.names} == {*store.names(name)}
+                for row in store.services():
+                    if row.active and any(on in spans for on in row.networks):
+                        assert row.name in own, f"{row.name} runs on {node.name} without a claim"
+                found = {on: self.engine.get(KEYS.addresses(on)).items for on in spans}
+                seen = mirror.seen(hosts, dict(found), KEYS).services
+                others = {
+                    name: known.addresses
+                    for name, known in seen.items()
+                    if all(a.host != node.name for a in known.addresses)
+                }
+                assert store.across.addresses() == others
+                for name, known in seen.items():
+                    if name in own:
+                        row = store.service(name)
+                        assert row and {a.up for a in known.addresses} == {row.active}
