@@ -52,7 +52,9 @@ class Walk:
         more: dict[str, Any] = {}
         if mode == "bridge" and draw.random() < 0.4:
             peer = draw.choice((*SERVICES, f"network:{draw.choice(NETWORKS)}"))
-            more["policy"] = {draw.choice(("allow_from", "deny_from")): [peer]}
+            more["network.policy"] = {draw.choice(("allow_from", "deny_from")): [peer]}
+            if draw.random() < 0.3:
+                more["network.policy"]["mode"] = "audit"
         if draw.random() < 0.3:
             more["environment"] = {"LEVEL": draw.choice("ab")}
         self.done.append(f"{name}: {table} {more}")

@@ -8,8 +8,12 @@ import os
 import time
 
 from niso.base.errors import KernelError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel import nft_audit, nft_sets, nft_tables
 from niso.kernel.kinds.element import Edit, Element, NftTransaction
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def refuse_unless(so: bool, number: int, what: object) -> None:
@@ -19,18 +23,28 @@ def refuse_unless(so: bool, number: int, what: object) -> None:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Return whether two keys of an interval set overlap.
-
-    They are prefixes, or concatenations whose last field is a range of ports.
-    """
-    *start, last = one.split(" . ")
-    *start_, last_ = other.split(" . ")
-    if "/" in last:
-        return start == start_ and ipaddress.ip_network(last).overlaps(ipaddress.ip_network(last_))
-    low, high, low_, high_ = (
-        int(part) for text in (last, last_) for part in (text.split("-") * 2)[:2]
+    """Return whether two keys of an interval set overlap: all of their fields do."""
+    return all(
+        low <= high_ and low_ <= high
+        for (low, high), (low_, high_) in zip(
+            map(_ends, one.split(" . ")), map(_ends, other.split(" . ")), strict=True
+        )
     )
-    return start == start_ and low <= high_ and low_ <= high
+
+
+def _ends(field: str) -> tuple[Any, Any]:
+    """Return the first and last value of a field: a prefix, a range, or one value."""
+    if field.startswith('"'):
+        return field, field
+    if "/" in field:
+        network = ipaddress.ip_network(field)
+        return int(network[0]), int(network[-1])
+    low, _, high = field.partition("-")
+    if low.isdigit():
+        return int(low), int(high or low)
+    if "." in low or ":" in low:
+        return int(ipaddress.ip_address(low)), int(ipaddress.ip_address(high or low))
+    return field, field
 
 
 class FakeTables:
