@@ -116,6 +116,8 @@ COMMANDS = {
     "events": ("events --since 1h --for 1s",),
     "metrics": ("metrics",),
     "web": ("web --port 0 --for 1s",),
+    "net refresh": ("net refresh",),
+    "net names": ("net names",),
     "net check": ("net check", "net check a"),
     "net repair": ("net repair", "net repair --dry-run"),
 }

@@ -73,6 +73,8 @@ class Walk:
         if mode == "bridge" and draw.random() < 0.4:
             peer = draw.choice((*SERVICES, f"network:{draw.choice(NETWORKS)}"))
             table["policy"] = {draw.choice(("allow_from", "deny_from")): [peer]}
+            if draw.random() < 0.3:
+                table["policy"]["mode"] = "audit"
         elif mode == "bridge" and draw.random() < 0.4:
             table["policy"] = {"egress": {"allow": draw.sample(OUTSIDE, draw.choice((1, 2)))}}
         if draw.random() < 0.3:

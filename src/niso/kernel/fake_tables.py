@@ -8,8 +8,12 @@ import os
 import time
 
 from niso.base.errors import KernelError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel import nft_audit, nft_sets, nft_tables
 from niso.kernel.kinds.element import Edit, Element, NftTransaction
+
+if TYPE_CHECKING:
+    pass
 
 
 def refuse_unless(so: bool, number: int, what: object) -> None:

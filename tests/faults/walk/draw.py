@@ -277,6 +277,7 @@ class Draw:
             values["networks"], values["ip"] = self._networks(), ""
         elif what == "policy":
             values["policy"] = self._policy(old.name)
+            values["audit"] = self.chance.random() < 0.2
         elif what == "names":
             aliases = self.chance.choice(((), (self.chance.choice(ALIASES),)))
             values |= {"hostname": self.chance.choice(("", f"{old.name}-h")), "aliases": aliases}

@@ -115,6 +115,7 @@ class Manifest:
     ip: str = ""
     share: str = ""
     policy: Policy = Policy()
+    audit: bool = False
     health: bool = False
     level: int = 0
     below: str = ""
@@ -156,6 +157,7 @@ class Manifest:
             entries = getattr(self.policy, field.name)
             if entries or (entries is not None and "allow" in field.name):
                 words.append(f"{field.name}=[{' '.join(entry.text for entry in entries)}]")
+        words += ["audit"] if self.audit else []
         words += ["health"] if self.health else []
         words += [f"level {self.level}"] if self.level else []
         return f"{self.place}: {' '.join(words)}"
@@ -194,8 +196,9 @@ class Manifest:
                 for key, entries in some.items()
                 if entries is not None
             }
-            if lists:
-                lines += [f"[{table}]", *_keys(lists)]
+            mode = ['mode = "audit"'] if self.audit and table == "network.policy" else []
+            if lists or mode:
+                lines += [f"[{table}]", *_keys(lists), *mode]
         return "\n".join(lines) + "\n"
 
 

@@ -176,14 +176,16 @@ def _listener(world: World, home: str, port: int) -> str:
 
 def enters(world: World, home: str, source: str, port: int, proto: str) -> bool:
     """Whether the ingress policy of a service lets ``source`` (an address) in."""
-    policy = world.services[home].manifest.policy
-    return _passes(world, home, (policy.allow_from, policy.deny_from), source, port, proto)
+    manifest = world.services[home].manifest
+    side = manifest.policy.allow_from, manifest.policy.deny_from
+    return manifest.audit or _passes(world, home, side, source, port, proto)
 
 
 def leaves(world: World, home: str, target: str, port: int, proto: str) -> bool:
     """Whether the egress policy of a service lets it connect to ``target`` (an address)."""
-    policy = world.services[home].manifest.policy
-    return _passes(world, home, (policy.egress_allow, policy.egress_deny), target, port, proto)
+    manifest = world.services[home].manifest
+    side = manifest.policy.egress_allow, manifest.policy.egress_deny
+    return manifest.audit or _passes(world, home, side, target, port, proto)
 
 
 def _passes(
