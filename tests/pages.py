@@ -30,6 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 NOT_RUN = {
     "./dev demo": "installs Debian packages on the machine; it is itself a lab",
+    "./dev demo-cluster": "the same, with three labs",
     "./dev setup": "installs Debian packages on the machine",
     "./dev examples": "installs Debian packages on the machine; what starts the tests has done it",
     "./dev test": "the run that this is part of",
