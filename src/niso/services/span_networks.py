@@ -12,7 +12,8 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import Caution
 from niso.cluster import mirror
-from niso.cluster.membership import Cluster, Membership, Spec
+from niso.cluster.index import Spec
+from niso.cluster.membership import Cluster, Membership
 from niso.plan.records import Network, Span, Subnet
 from niso.services import networks
 from niso.services.machine import Machine
