@@ -100,7 +100,7 @@ def test_claim_outside_the_network_or_of_a_wrong_name_is_ignored_and_named(
         line for line in cluster.lines() if "bad" in line or "localhost" in line.split()[1:]
     ]
     assert len(said) == 1 and said[0].startswith("without a valid value, and ignored: ")
-    assert all(KEYS.address("backend", address) in said[0] for address in wrong)
+    assert all(KEYS.address("backend", address) in said[0] for address in wrong | outside)
 
 
 def test_any_damage_of_any_value_is_ignored_or_an_error_with_its_key(cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ lost is made up for by the next look, and what is absent is gone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
@@ -43,8 +43,16 @@ class Seen(NamedTuple):
     wrong: tuple[str, ...] = ()  # keys without a valid value, which are as absent
 
 
-def seen(hosts: Iterable[Host], networks: dict[str, Iterable[Item]], keys: Keys) -> Seen:
-    """Return what the items below ``net/NETWORK/a/`` of some networks say. Raises Error."""
+def seen(
+    hosts: Iterable[Host],
+    networks: dict[str, Iterable[Item]],
+    keys: Keys,
+    subnets: Mapping[str, tuple[str, ...]] | None = None,
+) -> Seen:
+    """Return what the items below ``net/NETWORK/a/`` of some networks say. Raises Error.
+
+    ``subnets`` are those (CIDR) of each network, in which its addresses have to be.
+    """
     services: dict[str, Known] = {}
     wrong: list[str] = []
     for network, items in sorted(networks.items()):
@@ -60,6 +68,7 @@ def seen(hosts: Iterable[Host], networks: dict[str, Iterable[Item]], keys: Keys)
             host, gen, names = (value.get(each, 0) for each in ("host", "gen", "names"))
             if not (
                 checked.is_address(address)
+                and (subnets is None or checked.is_inside(address, subnets.get(network, ())))
                 and checked.is_name(name)
                 and checked.is_name(str(host))
                 and checked.is_number(gen)
@@ -92,20 +101,9 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = s
     KernelError and Error: nothing is recorded then, and the next call does the same again.
     """
     with Lock():
-        subnets = {
-            network.name: tuple(subnet.cidr for subnet in network.subnets)
-            for network in store.networks()
-            if network.span is not None
-        }
-        spans = set(subnets)
+        spans = {network.name for network in store.networks() if network.span is not None}
         wanted = {
-            name: known._replace(
-                addresses=tuple(
-                    a
-                    for a in known.addresses
-                    if a.network in spans and checked.is_inside(a.address, subnets[a.network])
-                )
-            )
+            name: known._replace(addresses=tuple(a for a in known.addresses if a.network in spans))
             for name, known in now.services.items()
             if any(a.network in spans for a in known.addresses)
             and all(address.host != own for address in known.addresses)
