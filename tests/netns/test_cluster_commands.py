@@ -93,6 +93,10 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     assert "not an invitation" in refused(b, "join", "-", input=text.replace("[host]", "[hos]"))
     assert not os.path.exists(b.lab.path("/var/lib/niso/cluster"))
     assert "is no address of this host" in refused(c, "join", "-", input=text)
+    b.lab.run("rm", "-f", "/usr/local/bin/etcd")
+    assert "etcd is not installed" in refused(b, "join", "-", input=text)
+    assert not os.path.exists(b.lab.path("/var/lib/niso/cluster"))
+    provide(b.lab)
     said = cluster(b, "join", "-", input=text)
     assert "joined as b, member 2 of etcd; one more makes it survive the loss of 1" in said.stdout
     said = cluster(c, "join", "-", input=invite(b, c))
@@ -167,6 +171,7 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     end_etcd(d)
     assert cluster(a, "member", "alone").stdout == "this host has the only member of etcd\n"
     assert list(states(a)) == ["a", "b", "c", "d"]
+    assert "the only member of etcd" in refused(a, "leave")
     assert "etcd has 1" in cluster(b, "member", "remove").stdout
     assert "etcd has 2" in cluster(b, "member", "add").stdout
     assert "etcd has 2" in cluster(d, "member", "remove").stdout
@@ -249,7 +254,7 @@ def test_systemd_runs_etcd_as_its_user_and_the_agent(lab: Lab) -> None:
     machine = Machine(lab)
     (machine.disk / "etc/passwd").open("a").write("etcd:x:990:990::/:/usr/sbin/nologin\n")
     lab.run("cp", "--remove-destination", shutil.which("etcd") or BINARY, "/usr/local/bin/etcd")
-    said = machine.niso("cluster", "init", "--name", "a", "--address", "192.0.2.1")
+    said = machine.niso("cluster", "init", "--name", "a", "--address", "2001:db8::1")
     assert "member 1 of etcd" in said.stdout and "niso agent" not in said.stderr
     pids = {}
     for unit in ("etcd", "agent"):
@@ -284,6 +289,8 @@ def test_systemd_runs_etcd_as_its_user_and_the_agent(lab: Lab) -> None:
     (machine.disk / "etc/systemd/system/niso-agent.service").write_text(
         "[Service]\nExecStart=true\n"
     )
-    refused = machine.niso("cluster", "init", "--name", "a", "--address", "192.0.2.1", check=False)
+    refused = machine.niso(
+        "cluster", "init", "--name", "a", "--address", "2001:db8::1", check=False
+    )
     assert refused.returncode == 1 and "was not made for this state folder" in refused.stderr
     assert not (machine.disk / "var/lib/niso/cluster").exists()

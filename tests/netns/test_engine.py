@@ -17,8 +17,9 @@ from samples import samples
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.etcd import Access, Etcd
 from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.index import Spec
 from niso.cluster.keys import Keys
-from niso.cluster.membership import Membership, Spec
+from niso.cluster.membership import Membership
 from niso.cluster.requests import (
     Batch,
     Compacted,

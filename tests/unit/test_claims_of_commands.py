@@ -16,8 +16,9 @@ from fake_world import Steps, World
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.cluster.agent import ORPHAN_S, Agent, Me
 from niso.cluster.claims import Claim, Claims, Wanted
+from niso.cluster.index import Spec
 from niso.cluster.keys import decode
-from niso.cluster.membership import Host, Spec
+from niso.cluster.membership import Host
 from niso.cluster.requests import NoAnswer
 from niso.commands import network
 from niso.commands.deactivate import deactivate, remove

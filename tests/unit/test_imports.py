@@ -207,6 +207,7 @@ def test_text_of_a_manifest_is_parsed_in_manifest_alone(module) -> None:
                 "store.written_rows": {"build"},
                 "cluster.config": {"toml", "validate", "values"},
                 "cluster.invitation": {"values"},
+                "cluster.checked": {"values"},
             }.get(module, set())
         )
 

@@ -19,7 +19,8 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Busy, remove_locks, service_lock
 from niso.cluster import gone, mirror, wake
 from niso.cluster.claims import Claims
-from niso.cluster.keys import Keys, decode
+from niso.cluster.index import index_of
+from niso.cluster.keys import Keys
 from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import Compacted, NoAnswer, Refused
 from niso.cluster.settle import settle
@@ -82,6 +83,7 @@ class Agent:
         self._doubt_since: float | None = None
         self._orphans: dict[str, float] = {}  # service -> since when its claim is not as recorded
         self._said = ""
+        self._wrong: tuple[str, ...] = ()
 
     # --- one look -------------------------------------------------------------
 
@@ -104,7 +106,11 @@ class Agent:
         member = any((h.name, h.state_id) == (self.me.host, self.me.state_id) for h in hosts)
         spans = self._spans(store, kernel, engine, member)
         items = {name: engine.get(self.keys.addresses(name)).items for name in spans}
-        now = mirror.seen(hosts, dict(items), self.keys)
+        subnets = {n.name: tuple(each.cidr for each in n.subnets) for n in store.networks()}
+        now = mirror.seen(hosts, dict(items), self.keys, subnets)
+        if now.wrong and now.wrong != self._wrong:
+            self.log(f"without a valid value, and ignored: {', '.join(now.wrong[:10])}")
+        self._wrong = now.wrong
         if member:
             self._own(store, engine, now, now_s)
             now = self._guarded(store, now, now_s)
@@ -129,7 +135,7 @@ class Agent:
             return list(here)
         # read after the rows: a command makes a network in the cluster first
         items = engine.get(self.keys.nets, one=True).items if here else ()
-        index = decode(items[0].value, self.keys.nets) if items else {}
+        index = index_of(items[0]) if items else {}
         kept = []
         for name, vni in here.items():
             if index.get(name, {}).get("vni") == vni:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Sequence
 
 from niso.base.errors import Error
 
 DAYS = 3650
+_EARLIER_S = 86400
+"""Certificates are valid from yesterday on: clocks of hosts differ."""
 AUTHORITY, CERTIFICATE, KEY = "authority.pem", "host.pem", "host.key"
 AUTHORITY_KEY = "authority.key"
 _CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
@@ -43,7 +46,7 @@ def make_authority(folder: str, cluster: str) -> None:
     Raises Error.
     """
     _run(
-        *("req", "-x509", *_CURVE, "-days", str(DAYS), "-config", "/dev/stdin"),
+        *("req", "-x509", *_CURVE, *_period(), "-config", "/dev/stdin"),
         *("-subj", f"/O=niso/CN=cluster {cluster}"),
         *("-keyout", os.path.join(folder, AUTHORITY_KEY)),
         *("-out", os.path.join(folder, AUTHORITY)),
@@ -61,7 +64,7 @@ def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
     _run(*("req", "-new", *_CURVE, "-subj", "/", "-keyout", key, "-out", request))
     try:
         _run(
-            *("x509", "-req", "-in", request, "-days", str(DAYS)),
+            *("x509", "-req", "-in", request, *_period()),
             *("-CA", os.path.join(authority, AUTHORITY)),
             *("-CAkey", os.path.join(authority, AUTHORITY_KEY)),
             *("-extfile", "/dev/stdin", "-extensions", "host"),
@@ -70,6 +73,14 @@ def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
         )
     finally:
         os.unlink(request)
+
+
+def _period() -> tuple[str, ...]:
+    """Return openssl's options for the time in which a certificate is valid (UTC)."""
+    now = time.time()
+    ends = (now - _EARLIER_S, now + DAYS * 86400)
+    start, end = (time.strftime("%Y%m%d%H%M%SZ", time.gmtime(each)) for each in ends)
+    return "-not_before", start, "-not_after", end
 
 
 def _run(*words: str, text: str = "") -> None:

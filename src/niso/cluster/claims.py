@@ -15,7 +15,9 @@ from collections.abc import Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster.keys import Keys, decode, encode
+from niso.cluster import checked
+from niso.cluster.index import spec_of
+from niso.cluster.keys import Keys, decode, encode, invalid
 from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
 from niso.plan import subnets
 
@@ -331,22 +333,22 @@ class Claims:
         That is the requested one, the held one, the preferred one if it is free, or a free one.
         """
         prefix = self.keys.addresses(network)
-        spec = decode(items[self.keys.spec(network)].value, network)
+        spec = spec_of(network, items[self.keys.spec(network)])
         holders = {
             key.removeprefix(prefix): decode(item.value, key).get("service")
             for key, item in items.items()
             if key.startswith(prefix)
         }
         chosen = []
-        for subnet in spec["subnets"]:
-            net = ipaddress.ip_network(subnet["cidr"])
+        for cidr, gateway in spec.subnets:
+            net = ipaddress.ip_network(cidr)
 
             def inside(addresses: Sequence[str], net: subnets.Network = net) -> list[str]:
                 return [text for text in addresses if ipaddress.ip_address(text) in net]
 
             requested = inside(wanted.requested.get(network, ()))
             for text in requested:  # others would be led to it, if it were the gateway's
-                require_usable(net, subnet["gateway"], text)
+                require_usable(net, gateway, text)
             held = inside(have.networks.get(network, ())) if have else []
             preferred = [
                 text
@@ -355,7 +357,7 @@ class Claims:
             ]
             found = (*requested, *held, *([] if raced else preferred))
             if not found:
-                found = (_free(net, subnet["gateway"], holders, raced, network),)
+                found = (_free(net, gateway, holders, raced, network),)
             chosen.append(found[0])
         return tuple(chosen)
 
@@ -378,6 +380,10 @@ def claim_of(item: Item, keys: Keys) -> Claim:
     value = decode(item.value, item.key)
     try:
         networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
+        if not all(checked.is_address(each) for some in networks.values() for each in some):
+            raise ValueError
+        if not checked.is_number(value["gen"]):
+            raise ValueError
         return Claim(
             item.key.removeprefix(keys.services),
             str(value["host"]),
@@ -393,10 +399,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
             tuple(map(str, value.get("kept", ()))),
         )
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise Error(
-            f"the cluster's key {item.key} has no valid value",
-            "another program may have written it: etcdctl get shows it",
-        ) from None
+        raise invalid(item.key) from None
 
 
 def require_usable(net: subnets.Network, gateway: str, text: str) -> None:
@@ -425,7 +428,8 @@ def _free(
     Raises Conflict if it is full.
     """
     base = int(net.network_address)
-    here = [address for address in map(ipaddress.ip_address, taken) if address in net]
+    known = map(ipaddress.ip_address, filter(checked.is_address, taken))
+    here = [address for address in known if address in net]
     used = sorted(int(address) - base for address in here)
     own = int(ipaddress.ip_address(gateway)) - base
     free: list[int] = []

@@ -72,8 +72,13 @@ def decode(text: str, key: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise Error(
-            f"the cluster's key {key} has no valid value",
-            "another program may have written it: etcdctl get shows it",
-        )
+        raise invalid(key)
     return value
+
+
+def invalid(key: str) -> Error:
+    """Return the error for a key with a value that niso cannot have written."""
+    return Error(
+        f"the cluster's key {key} has no valid value",
+        "another program may have written it: etcdctl get shows it",
+    )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import os
 
-from niso.base.errors import Conflict, NotFound
+from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster import checked
 from niso.cluster.claims import TRIES, Claim, claim_of
-from niso.cluster.keys import Keys, decode, encode
+from niso.cluster.index import Spec, index_of, spec_of, valid
+from niso.cluster.keys import Keys, decode, encode, invalid
 from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 PORT = 4799
 """UDP. 4789 is Docker's, whose packets the wire's rules would drop."""
 FIRST_VNI = 4097
+PROTO = 1
+"""The version of the keys. A host that does not know that of its cluster changes nothing."""
 _MOST_VNI = (1 << 24) - 1
 
 
@@ -30,16 +34,6 @@ class Host(NamedTuple):
     mtu: int  # bytes, of the link with that address
     alive: bool
     version: str = ""  # of niso, when it joined or its agent started last
-
-
-class Spec(NamedTuple):
-    """A network as the cluster has it. ``subnets`` are pairs of CIDR and gateway."""
-
-    name: str
-    vni: int
-    mtu: int
-    subnets: tuple[tuple[str, str], ...]
-    internal: bool = False
 
 
 class Cluster(NamedTuple):
@@ -62,13 +56,18 @@ class Membership:
         items = self.engine.get(self.keys.cluster, one=True).items
         if not items:
             return None
-        value = decode(items[0].value, self.keys.cluster)
+        value = valid(decode(items[0].value, self.keys.cluster), self.keys.cluster, "id", "port")
+        if value.get("proto", PROTO) != PROTO:
+            raise Error(
+                f"the cluster's keys are of version {value['proto']}, and this niso has {PROTO}",
+                "upgrade niso on this host",
+            )
         return Cluster(str(value["id"]), int(value["port"]))
 
     def make(self, port: int = PORT) -> Cluster:
         """Make the cluster. Raises Conflict if the engine has one."""
         made = Cluster(os.urandom(4).hex(), port)
-        put = Put(self.keys.cluster, encode({"id": made.identity, "port": port, "proto": 1}))
+        put = Put(self.keys.cluster, encode({"id": made.identity, "port": port, "proto": PROTO}))
 
         def txn() -> Txn:
             have = self.cluster()
@@ -94,8 +93,10 @@ class Membership:
         ]
 
     def _host(self, item: Item, alive: bool) -> Host:
-        value = decode(item.value, item.key)
+        value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
         name = item.key.removeprefix(self.keys.hosts)
+        if not (checked.is_name(name) and checked.is_address(str(value["address"]))):
+            raise invalid(item.key)
         version = str(value.get("niso", ""))
         return Host(
             name, str(value["id"]), str(value["address"]), int(value["mtu"]), alive, version
@@ -198,7 +199,7 @@ class Membership:
     def networks(self) -> list[Spec]:
         """Return all networks, sorted by name."""
         items = self.engine.get(self.keys.nets, one=True).items
-        names = sorted(decode(items[0].value, self.keys.nets)) if items else []
+        names = sorted(index_of(items[0])) if items else []
         return [spec for name in names if (spec := self.network(name)) is not None]
 
     def network(self, name: str) -> Spec | None:
@@ -214,7 +215,7 @@ class Membership:
 
         def txn() -> Txn:
             item = self._item(self.keys.nets)
-            index = decode(item.value, self.keys.nets) if item else {}
+            index = index_of(item) if item else {}
             _require_apart(spec, index)
             taken = {int(each["vni"]) for each in index.values()}
             vni = next(n for n in range(FIRST_VNI, _MOST_VNI) if n not in taken)
@@ -249,7 +250,7 @@ class Membership:
 
         def txn() -> Txn:
             item = self._item(self.keys.nets)
-            index = decode(item.value, self.keys.nets) if item else {}
+            index = index_of(item) if item else {}
             if item is None or name not in index:
                 raise NotFound(f"no network {name!r} in the cluster", "niso net list")
             used = self.engine.keys(self.keys.addresses(name))
@@ -301,13 +302,6 @@ class Membership:
     def _delete(self, key: str, txn: Txn) -> None:
         """Carry out a transaction that deletes a key among others."""
         self._settle(lambda: txn, lambda: self._item(key) is None)
-
-
-def spec_of(name: str, item: Item) -> Spec:
-    """Return the network in the value of a spec key. Raises Error if it is malformed."""
-    value = decode(item.value, item.key)
-    subnets = tuple((str(each["cidr"]), str(each["gateway"])) for each in value["subnets"])
-    return Spec(name, int(value["vni"]), int(value["mtu"]), subnets, bool(value.get("internal")))
 
 
 def _value(spec: Spec) -> dict[str, Any]:

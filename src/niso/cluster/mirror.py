@@ -6,11 +6,12 @@ lost is made up for by the next look, and what is absent is gone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
+from niso.cluster import checked
 from niso.cluster.keys import Keys, decode
 from niso.reconcile import policy_flows
 from niso.reconcile.converge import converge, desired_now
@@ -39,11 +40,21 @@ class Seen(NamedTuple):
     hosts: tuple[Host, ...]
     services: dict[str, Known]
     networks: frozenset[str]  # that were looked at
+    wrong: tuple[str, ...] = ()  # keys without a valid value, which are as absent
 
 
-def seen(hosts: Iterable[Host], networks: dict[str, Iterable[Item]], keys: Keys) -> Seen:
-    """Return what the items below ``net/NETWORK/a/`` of some networks say. Raises Error."""
+def seen(
+    hosts: Iterable[Host],
+    networks: dict[str, Iterable[Item]],
+    keys: Keys,
+    subnets: Mapping[str, tuple[str, ...]] | None = None,
+) -> Seen:
+    """Return what the items below ``net/NETWORK/a/`` of some networks say. Raises Error.
+
+    ``subnets`` are those (CIDR) of each network, in which its addresses have to be.
+    """
     services: dict[str, Known] = {}
+    wrong: list[str] = []
     for network, items in sorted(networks.items()):
         prefix = keys.addresses(network)
         for item in items:
@@ -54,17 +65,21 @@ def seen(hosts: Iterable[Host], networks: dict[str, Iterable[Item]], keys: Keys)
             if not name:
                 continue
             family = 6 if ":" in address else 4
-            row = Address(
-                network,
-                family,
-                address,
-                name,
-                str(value.get("host", "")),
-                int(value.get("gen", 0)),
-                bool(value.get("up")),
-            )
+            host, gen, names = (value.get(each, 0) for each in ("host", "gen", "names"))
+            if not (
+                checked.is_address(address)
+                and (subnets is None or checked.is_inside(address, subnets.get(network, ())))
+                and checked.is_name(name)
+                and checked.is_name(str(host))
+                and checked.is_number(gen)
+                and isinstance(names, list)
+                and all(checked.is_name(str(each)) for each in names)
+            ):
+                wrong.append(item.key)
+                continue
+            row = Address(network, family, address, name, str(host), gen, bool(value.get("up")))
             have = services.get(name, NOTHING)
-            names = tuple(map(str, value.get("names", ())))
+            names = tuple(map(str, names))
             services[name] = Known((*have.addresses, row), names or have.names)
     return Seen(
         tuple(hosts),
@@ -73,6 +88,7 @@ def seen(hosts: Iterable[Host], networks: dict[str, Iterable[Item]], keys: Keys)
             for name, known in services.items()
         },
         frozenset(networks),
+        tuple(wrong),
     )
 
 

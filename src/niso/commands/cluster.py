@@ -198,7 +198,7 @@ def join(machine: Machine, text: bytes, member: bool | None, report: Report) -> 
                 count = _voting(engine) if own.etcd.own else 0
                 member = count < MOST_MEMBERS if member is None and own.etcd.own else bool(member)
                 if member:
-                    own_etcd.program()
+                    _require_etcd()
                     units.require_free(machine, units.ETCD)
                 else:
                     _drop_authority_key()
@@ -324,6 +324,11 @@ def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> 
         with own.engine() as engine:
             membership = Membership(engine, own.keys)
             alone = all(host.name == own.host for host in membership.hosts())
+            if own.member is not None and not alone and _voting(engine) < 2:
+                raise Conflict(
+                    "this host runs the only member of etcd",
+                    "niso cluster member add on another host makes a second one",
+                )
             membership.leave(own.host, machine.store.state_id())
             if own.member is not None and not alone:
                 end_member(machine, own, engine, report)
@@ -381,6 +386,15 @@ def _clear(machine: Machine, report: Report) -> None:
     units.end(machine, units.ETCD, report)
     own_etcd.forget()
     shutil.rmtree(paths.cluster_dir(), ignore_errors=True)
+
+
+def _require_etcd() -> None:
+    """Raise Error if etcd is not installed; a host can also join without it."""
+    try:
+        own_etcd.program()
+    except Error as error:
+        error.hint = f"{error.hint}; with --no-member it is not needed"
+        raise
 
 
 def _drop_authority_key() -> None:

@@ -12,7 +12,8 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import Caution
 from niso.cluster import mirror
-from niso.cluster.membership import Cluster, Membership, Spec
+from niso.cluster.index import Spec
+from niso.cluster.membership import Cluster, Membership
 from niso.plan.records import Network, Span, Subnet
 from niso.services import networks
 from niso.services.machine import Machine
@@ -123,7 +124,8 @@ def arriving(
                 f"raise the MTU of that link to {spec.mtu + _header(joined)}",
             )
     items = {s.name: engine.get(joined.keys.addresses(s.name)).items for s in specs}
-    seen = mirror.seen(hosts, dict(items), joined.keys)
+    subnets = {spec.name: tuple(cidr for cidr, _ in spec.subnets) for spec in specs}
+    seen = mirror.seen(hosts, dict(items), joined.keys, subnets)
     return Arriving(joined, cluster.port, tuple(specs), seen)
 
 

@@ -1,0 +1,46 @@
+"""Check values of the cluster before they reach the store and the kernel.
+
+Other hosts are trusted to claim what is free, not to be without faults. In an etcd that others use
+too, anybody may have written a key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+
+from niso.base.errors import InvalidInput
+from niso.manifest import values
+
+_KEPT = 1 << 16
+
+
+@lru_cache(_KEPT)
+def is_address(text: str) -> bool:
+    """Return whether a text is one IP address in its usual form, without a zone."""
+    try:
+        return str(ipaddress.ip_address(text)) == text and "%" not in text
+    except ValueError:
+        return False
+
+
+@lru_cache(_KEPT)
+def is_name(text: str) -> bool:
+    """Return whether a text may be the name of a service or of a host."""
+    try:
+        values.host_label(text, "")
+    except InvalidInput:
+        return False
+    return True
+
+
+def is_number(value: object, most: int = 1 << 53) -> bool:
+    """Return whether a value is a whole number from 1 to less than ``most``."""
+    return type(value) is int and 0 < value < most
+
+
+@lru_cache(_KEPT)
+def is_inside(address: str, cidrs: tuple[str, ...]) -> bool:
+    """Return whether an address is in one of these subnets."""
+    number = ipaddress.ip_address(address)
+    return any(number in ipaddress.ip_network(cidr) for cidr in cidrs)

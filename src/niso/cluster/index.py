@@ -1,0 +1,62 @@
+"""Read networks and hosts from the values of the cluster's keys, and check them."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster import checked
+from niso.cluster.keys import decode, invalid
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.cluster.requests import Item
+
+
+class Spec(NamedTuple):
+    """A network as the cluster has it. ``subnets`` are pairs of CIDR and gateway."""
+
+    name: str
+    vni: int
+    mtu: int
+    subnets: tuple[tuple[str, str], ...]
+    internal: bool = False
+
+
+_MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
+
+
+def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
+    """Return the value of a key. Raises Error if it lacks a field, or a number is none."""
+    for name in needed:
+        if name not in value or (name in _MOST and not checked.is_number(value[name], _MOST[name])):
+            raise invalid(key)
+    return value
+
+
+def index_of(item: Item) -> dict[str, dict[str, Any]]:
+    """Return {NETWORK: {vni, subnets}}, the index of all networks. Raises Error."""
+    index = decode(item.value, item.key)
+    for value in index.values():
+        subnets = value.get("subnets") if isinstance(value, dict) else None
+        if not isinstance(subnets, list) or not checked.is_number(value.get("vni"), _MOST["vni"]):
+            raise invalid(item.key)
+        try:
+            list(map(ipaddress.ip_network, subnets))
+        except (TypeError, ValueError):
+            raise invalid(item.key) from None
+    return index
+
+
+def spec_of(name: str, item: Item) -> Spec:
+    """Return the network in the value of a spec key. Raises Error if it is malformed."""
+    value = valid(decode(item.value, item.key), item.key, "subnets", "vni", "mtu")
+    try:
+        subnets = tuple((str(each["cidr"]), str(each["gateway"])) for each in value["subnets"])
+        for cidr, gateway in subnets:
+            if ipaddress.ip_address(gateway) not in ipaddress.ip_network(cidr):
+                raise invalid(item.key)
+    except (LookupError, TypeError, ValueError):
+        raise invalid(item.key) from None
+    return Spec(name, int(value["vni"]), int(value["mtu"]), subnets, bool(value.get("internal")))
