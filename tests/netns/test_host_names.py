@@ -64,8 +64,22 @@ def test_file_that_cannot_be_replaced_is_left_alone_and_stops_no_service(lab: La
     lab.run("sh", "-c", "mv /etc/hosts /etc/real; ln -s real /etc/hosts")
     assert "is a symbolic link to real" in refused(lab, "net", "names", "--host", "on")
     lab.run("sh", "-c", "rm /etc/hosts; mv /etc/real /etc/hosts")
+    if lab.run("chattr", "+i", "/etc/hosts", check=False).returncode == 0:
+        assert "immutable" in refused(lab, "net", "names", "--host", "on")
+        lab.run("chattr", "-i", "/etc/hosts")
     assert refused(lab, "net", "names", "--host", "yes", status=2)
     assert json.loads(lab.niso("net", "names", "--json").stdout)["on_host"] is False
+    # killed anywhere, it is done or completed by the next command that changes something
+    original = lab.path("/etc/hosts").read_bytes()
+    lab.niso("activate", idle(lab, "early"))
+    for point in ("1", "2"):
+        kill = {"NISO_FAILPOINT": point}
+        assert lab.niso("net", "names", "--host", "on", env=kill, check=False).returncode != 0
+        assert lab.path("/etc/hosts").read_bytes() == original
+    lab.niso("net", "repair")
+    assert resolved(lab, "early.niso.local")
+    lab.niso("remove", "early")
+    assert lab.path("/etc/hosts").read_bytes() == original
     # later, it only warns
     lab.niso("net", "names", "--host", "on")
     lab.run("mount", "--bind", "/tmp/mine", "/etc/hosts")

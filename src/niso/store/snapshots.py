@@ -203,6 +203,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
         They have all of their ports, or only those in ``ports``.
         """
+        any_named = self.names_outside()
         for name in names:
             row = self._db.execute(
                 "SELECT generation, mode, CASE WHEN json_valid(manifest)"
@@ -238,7 +239,7 @@ class SnapshotRows(PortRows, PolicyRows):
                 names=self.names_there(name) if own else (),
                 mode=row[1],
                 limits=ATTACHED_LIMITS if row[1] == "attached" else _limits(row[2]),
-                extra_hosts=self._hosts(name, endpoints),
+                extra_hosts=self._hosts(name, endpoints) if any_named else self.extra_hosts(name),
                 outside=outside,
             )
 
