@@ -92,6 +92,16 @@ def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
         ),
         _metric(
             GAUGE,
+            "service_completed",
+            "1 if the job has exited with status 0; absent for services.",
+            (
+                Sample(of(row.name), int(lines[row.name].status == "completed"))
+                for row in rows
+                if row.is_job
+            ),
+        ),
+        _metric(
+            GAUGE,
             "service_enabled",
             "1 if the service starts at boot.",
             (Sample(of(row.name), int(row.enabled)) for row in rows),
