@@ -141,13 +141,15 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
     from niso.explain import drops
     from niso.kernel import link_counters
 
-    links = link_counters.of_links()
-    there = [
-        ({"service": row.name, "network": network}, links[end])
+    ends = {
+        names.veth(row.name, network, row.generation): (row.name, network)
         for row in store.services()
         if row.active
         for network in row.networks
-        if (end := names.veth(row.name, network, row.generation)) in links
+    }
+    there = [
+        ({"service": ends[end][0], "network": ends[end][1]}, traffic)
+        for end, traffic in link_counters.of_links(ends).items()
     ]
     stats = drops.stats(store)
     dropped = [
