@@ -116,7 +116,7 @@ READERS: dict[str, Callable[[list[bytes]], Any]] = {
     "addresses": lambda said: of(rtnetlink.Rtnl, said).addresses(),
     "routes": lambda said: of(rtnetlink.Rtnl, said).routes(),
     "traffic": lambda said: of(netlink.Netlink, said).dump(
-        "list links", 18, b"", link_counters._parse
+        "read counters", 94, b"", link_counters._parse
     ),
     "listeners": lambda said: of(netlink.Netlink, said).dump(
         "list sockets", 20, b"", sockdiag._parse

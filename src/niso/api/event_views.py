@@ -29,6 +29,8 @@ _QUIET_S = 0.1
 """What happens within this time is one change."""
 _LONGEST_S = 1.0
 """Events are returned after this time although more of them come."""
+_SHARE = 4
+"""After a look there is a pause of so many times what it took, which grows with the services."""
 
 
 class Happened(NamedTuple):
@@ -70,6 +72,7 @@ class Events:
         except BaseException:
             self.close()
             raise
+        self._free_at = time.monotonic()
         self._past = [] if since is None else happened.past(self._look, since)
 
     def __enter__(self) -> Self:
@@ -94,14 +97,16 @@ class Events:
     def read(self) -> tuple[Happened, ...]:
         """Wait for a change and return what happened; empty if it was nothing to say.
 
-        Takes 0.1 s after the last change, and at most some 1 s.
+        Takes 0.1 s after the last change, and at most some 1 s and the pause after the last look.
         """
         self._watches.wait(None)
+        time.sleep(max(0.0, self._free_at - time.monotonic()))
         changed, tables = self._folded()
         if not changed:
             return ()
-        now = time.time()
+        now, began = time.time(), time.monotonic()
         before, self._look = self._look, look(self.session, self._look)
+        self._free_at = time.monotonic() + _SHARE * (time.monotonic() - began)
         changes = happened.between(before, self._look, now)
         return self._described([*changes, *_foreign(tables, now)])
 

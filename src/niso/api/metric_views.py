@@ -92,6 +92,16 @@ def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
         ),
         _metric(
             GAUGE,
+            "service_completed",
+            "1 if the job has exited with status 0; absent for services.",
+            (
+                Sample(of(row.name), int(lines[row.name].status == "completed"))
+                for row in rows
+                if row.is_job
+            ),
+        ),
+        _metric(
+            GAUGE,
             "service_enabled",
             "1 if the service starts at boot.",
             (Sample(of(row.name), int(row.enabled)) for row in rows),
@@ -131,13 +141,15 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
     from niso.explain import drops
     from niso.kernel import link_counters
 
-    links = link_counters.of_links()
-    there = [
-        ({"service": row.name, "network": network}, links[end])
+    ends = {
+        names.veth(row.name, network, row.generation): (row.name, network)
         for row in store.services()
         if row.active
         for network in row.networks
-        if (end := names.veth(row.name, network, row.generation)) in links
+    }
+    there = [
+        ({"service": ends[end][0], "network": ends[end][1]}, traffic)
+        for end, traffic in link_counters.of_links(ends).items()
     ]
     stats = drops.stats(store)
     dropped = [

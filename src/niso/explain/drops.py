@@ -62,15 +62,18 @@ def stats(store: Store) -> list[Stats]:
     rows = [row for row in store.services() if row.active]
     if not rows:
         return []
-    links = link_counters.of_links()
+    ends = {
+        row.name: [names.veth(row.name, network, row.generation) for network in row.networks]
+        for row in rows
+    }
+    links = link_counters.of_links(end for service in ends.values() for end in service)
     drops, audits = _policy_drops()
     with Nft() as kernel:
         foreign = _foreign(kernel)
     result = []
     for row in rows:
-        ends = [names.veth(row.name, network, row.generation) for network in row.networks]
-        counters = [links[end] for end in ends if end in links]
-        complete = ends and len(counters) == len(ends)
+        counters = [links[end] for end in ends[row.name] if end in links]
+        complete = ends[row.name] and len(counters) == len(ends[row.name])
         sums = [sum(counter[i] for counter in counters) if complete else None for i in range(4)]
         # the host's end receives what the service sends
         out_packets, out_bytes, in_packets, in_bytes = sums
@@ -87,7 +90,7 @@ def stats(store: Store) -> list[Stats]:
                 out_packets,
                 out_bytes,
                 out_drops,
-                None if foreign is None else sum(foreign.get(end, 0) for end in ends),
+                None if foreign is None else sum(foreign.get(end, 0) for end in ends[row.name]),
                 audits.get(("in", row.name)),
                 audits.get(("out", row.name)),
             )

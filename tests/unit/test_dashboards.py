@@ -1,0 +1,77 @@
+"""Test that the dashboard and the alert rules use metrics and labels that exist."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import pytest
+
+DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
+EVERYWHERE = {"instance"}
+"""Labels that Prometheus adds."""
+SELECTOR = re.compile(r"(niso_\w+)(?:\{([^}]*)\})?")
+GROUPED = re.compile(r"\b(?:by|on) \(([^)]*)\)")
+
+
+def documented() -> dict[str, set[str]]:
+    """The labels of each metric, from the guide's table, which tests/netns holds to be true."""
+    labels = {}
+    for line in (DOCS / "guide/metrics.md").read_text().splitlines():
+        if not line.startswith("| `niso_"):
+            continue
+        names, _, last = (cell.strip() for cell in line.strip("|").split("|"))
+        words = re.sub(r"\([^)]*\)", "", last).partition(";")[0]
+        for name in re.findall(r"`(niso_\w+)`", names):
+            labels[name] = set(re.findall(r"\w+", words))
+    return labels
+
+
+def queries() -> list[str]:
+    """Every expression of both files."""
+    dashboard = json.loads((DOCS / "metrics/grafana.json").read_text())
+    every = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    every += [variable["definition"] for variable in dashboard["templating"]["list"][1:]]
+    rules = (DOCS / "metrics/alerts.yml").read_text()
+    blocks = re.findall(r"expr: (?:\|\n((?: {10}.*\n)+)|(.*)\n)", rules)
+    assert len(blocks) == rules.count("- alert:")
+    every += [block or line for block, line in blocks]
+    return every
+
+
+@pytest.mark.parametrize("query", queries())
+def test_query_names_metrics_and_labels_that_exist(query: str) -> None:
+    known = documented()
+    used = SELECTOR.findall(query)
+    assert used
+    labels: set[str] = set()
+    for name, selector in used:
+        assert name in known, query
+        chosen = set(re.findall(r"(\w+)=", selector))
+        assert chosen <= known[name] | EVERYWHERE, (query, name)
+        labels |= known[name]
+    for words in GROUPED.findall(query):
+        assert set(words.split(", ")) <= labels | EVERYWHERE, query
+
+
+def test_the_dashboard_shows_each_state_and_the_table_is_read() -> None:
+    known, used = documented(), {name for query in queries() for name, _ in SELECTOR.findall(query)}
+    assert len(known) > 20
+    assert known["niso_flow_connections"] >= {"source", "destination", "verdict"}
+    assert known["niso_policy_audit"] == {"service"}
+    # what nobody would look at or be woken by
+    ids = {
+        "niso_service_enabled",
+        "niso_service_info",
+        "niso_service_start_time_seconds",
+        "niso_network_receive_packets_total",
+        "niso_network_transmit_packets_total",
+        "niso_policy_rule_last_match_seconds",
+        "niso_seen_full_total",
+    }
+    assert known.keys() - used == ids
+    dashboard = json.loads((DOCS / "metrics/grafana.json").read_text())
+    numbers = [panel["id"] for panel in dashboard["panels"]]
+    assert len(numbers) == len(set(numbers))
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in dashboard["panels"])
