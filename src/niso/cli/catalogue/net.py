@@ -304,7 +304,8 @@ GROUP = Group(
             "its links. IN-DROPS and OUT-DROPS are packets dropped by the service's own "
             "ingress and egress policy since the policy last changed; drops by the other "
             "side's policy are counted there. FOREIGN counts frames dropped because the service "
-            "sent them with an address or type that it does not own.",
+            "sent them with an address or type that it does not own. IN-AUDITS and OUT-AUDITS are "
+            "packets that a policy in audit would have dropped; they are shown while there is one.",
             (("niso net stats", ""),),
         ),
         Command(
