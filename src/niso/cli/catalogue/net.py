@@ -482,7 +482,9 @@ GROUP = Group(
             "compare the kernel with the configuration",
             (Argument("name", "NAME", "a service or network (default: everything)", "?", "known"),),
             (JSON,),
-            "Each line names one object that is missing, foreign or different. Nothing is changed.",
+            "Each line names one object that is missing, foreign or different. Nothing is changed. "
+            "Policies that are in audit, that name nobody, or that deny a service its name server "
+            "are warnings.",
             (("niso net check", ""), ("niso net check api", "")),
             (
                 ("0", "the kernel matches the configuration"),
