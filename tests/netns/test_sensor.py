@@ -71,7 +71,7 @@ def test_flows_of_a_former_holder_are_not_those_of_the_next(world: Lab) -> None:
 
 def test_full_set_drops_nothing_and_says_what_it_missed(world: Lab) -> None:
     answer(world, "192.0.2.1", 8080, "client")
-    for name in (nft_sensor.ENTERED, nft_sensor.REFUSED):
+    for name in (nft_sensor.ENTERED, nft_sensor.REFUSED, nft_sensor.AUDITED):
         keys = [
             f"10.{i >> 8}.{i & 255}.1 . 10.0.0.1 . tcp . 1" for i in range(nft_sensor.SIZES[name])
         ]
@@ -84,7 +84,13 @@ def test_full_set_drops_nothing_and_says_what_it_missed(world: Lab) -> None:
     assert ask(world, "10.99.1.2", 80, "niso-api") == "", "a full set does not let it pass"
     after = missed(world)
     assert after[nft_sensor.ENTERED] == 1 and after[nft_sensor.REFUSED] >= 1
-    assert after[nft_sensor.SEEN] == after[nft_sensor.SWITCHED] == 0
+    assert after[nft_sensor.SEEN] == after[nft_sensor.SWITCHED] == after[nft_sensor.AUDITED] == 0
+    # nor does that of audits
+    network = on("backend", ports=["8080:80"])
+    rules = {"network.policy": {"deny_from": ["api"], "mode": "audit"}}
+    world.niso("activate", echo(world, "db", network=network, **rules))
+    answer(world, "10.99.1.2", 80, "niso-api")
+    assert missed(world)[nft_sensor.AUDITED] >= 1
 
 
 def test_packets_of_niso_itself_are_left_out(world: Lab) -> None:

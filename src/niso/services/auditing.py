@@ -17,7 +17,8 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     """Return a policy in audit with its end, given the service's policy before.
 
     An audit that is written as before keeps its end: nothing but a change of the manifest prolongs
-    it. Raises InvalidInput if it would last too long.
+    it. Raises InvalidInput if a new one would last too long, or has ended: its author did not mean
+    to cut anything.
     """
     audit = policy.audit
     assert audit is not None
@@ -26,6 +27,12 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
         return policy._replace(audit=held)
     since = int(now)
     until = audit.until or since + nft_audit.MOST_S
+    if until <= since:
+        raise InvalidInput(
+            f"{_KEY} = {audit.text} has passed",
+            'a later date; mode = "enforce" is the policy without an audit',
+            _KEY,
+        )
     if until > since + nft_audit.MOST_S:
         raise InvalidInput(
             f"{_KEY} = {audit.text} is more than {nft_audit.MOST_S // 86_400} days ahead",

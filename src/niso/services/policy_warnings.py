@@ -27,6 +27,7 @@ Warning_ = tuple[str, str]
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[Warning_]:
     """Yield a warning for each problem of the policies of these services. Raises KernelError."""
     terms = auditing.terms(store)
+    world: World | None = None  # read once, and only if a policy needs it
     for name in services:
         policy = store.policy(name)
         if policy is None:
@@ -36,7 +37,13 @@ def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[
         yield from _unknown(store, name, policy)
         # one that names hosts outside has them in its hosts file
         if (policy.egress_allow is not None or policy.egress_deny) and not policy.outside_names():
-            yield from _without_dns(kernel, store, name, policy)
+            servers = _servers(store.service(name))
+            if servers and world is None:
+                from niso.reconcile.world import read_world
+
+                world = read_world(kernel, store)
+            if servers and world is not None:
+                yield from _without_dns(store, world, name, policy, servers)
 
 
 def _audit(name: str, term: auditing.Term) -> Warning_:
@@ -67,24 +74,20 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
         yield f"{name}: {entry.key} ({entry.text!r}) matches nobody: {what}", hint
 
 
-def _without_dns(kernel: Kernel, store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
+def _without_dns(
+    store: Store, world: World, name: str, policy: Policy, servers: Iterable[str]
+) -> Iterator[Warning_]:
     """Yield a warning for each name server that the egress rules of a service deny.
 
     One that may connect to services alone needs none: its hosts file has their names.
     """
     from niso.plan import verdict
-    from niso.reconcile.world import read_world
 
-    row = store.service(name)
     own = {family_of(address): address for _, address in reversed(store.addresses(name))}
-    servers = [each for each in _servers(row) if family_of(each) in own]
-    if not servers:
-        return
-    world = read_world(kernel, store)
     allowed = policy.egress_allow
     if allowed is not None and all(_is_inside(world, entry) for entry in allowed):
         return
-    for server in servers:
+    for server in (each for each in servers if family_of(each) in own):
         reason, _ = verdict.judge(world, own[family_of(server)], server, _DNS, "udp")
         if reason.key and (reason.audits or not reason.passes):
             line = f'"{bracketed(server)}:{_DNS}"'

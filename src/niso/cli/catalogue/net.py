@@ -304,7 +304,8 @@ GROUP = Group(
             "its links. IN-DROPS and OUT-DROPS are packets dropped by the service's own "
             "ingress and egress policy since the policy last changed; drops by the other "
             "side's policy are counted there. FOREIGN counts frames dropped because the service "
-            "sent them with an address or type that it does not own.",
+            "sent them with an address or type that it does not own. IN-AUDITS and OUT-AUDITS are "
+            "packets that a policy in audit would have dropped; they are shown while there is one.",
             (("niso net stats", ""),),
         ),
         Command(
@@ -481,7 +482,9 @@ GROUP = Group(
             "compare the kernel with the configuration",
             (Argument("name", "NAME", "a service or network (default: everything)", "?", "known"),),
             (JSON,),
-            "Each line names one object that is missing, foreign or different. Nothing is changed.",
+            "Each line names one object that is missing, foreign or different. Nothing is changed. "
+            "Policies that are in audit, that name nobody, or that deny a service its name server "
+            "are warnings.",
             (("niso net check", ""), ("niso net check api", "")),
             (
                 ("0", "the kernel matches the configuration"),

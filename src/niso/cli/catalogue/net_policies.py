@@ -111,8 +111,9 @@ COMMANDS = (
             JSON,
         ),
         "Judges the flows of the last week, and those that are open, as the rules would after "
-        "niso activate or stack up. Nothing changes. cut: it passes and would not. new: it was "
-        "denied and would pass. A port that is no longer published cuts too.",
+        "niso activate or stack up. Nothing changes. cut: it passes and would not. audit: it would "
+        "be cut, but the policy is in audit. new: it was denied and would pass. A port that is no "
+        "longer published cuts too, and a network that is left.",
         (("niso net policy test ./postgres", ""),),
         (
             ("0", "nothing would be cut"),

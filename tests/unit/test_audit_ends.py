@@ -80,6 +80,8 @@ def test_end_is_fixed_when_the_audit_begins() -> None:
     )
     with pytest.raises(InvalidInput, match="more than 14 days ahead"):
         auditing.begun(dated, None, NOW - 30 * DAY)
+    with pytest.raises(InvalidInput, match="has passed"):
+        auditing.begun(dated, first, NOW + 30 * DAY)
 
 
 def audits(world: World) -> set[tuple[str, str]]:
