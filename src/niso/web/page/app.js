@@ -45,7 +45,8 @@ function draw() {
   document.title = `niso ${state.host}`;
   become($("host"), [document.createTextNode(`network of ${state.host}`)]);
   become($("figures"), figures(state, flows));
-  const view = { selected: page.selected ?? only(map, wanted), focused: page.focused, history: page.history, choose };
+  const chosen = page.selected === null ? found(map, wanted) : new Set([page.selected]);
+  const view = { selected: page.selected, chosen, focused: page.focused, history: page.history, choose };
   become($("picture"), picture(map, page.placed, view).filter(Boolean));
   look();
   become($("tables"), tables(state, listed, services, choose).flat().filter(Boolean));
@@ -54,11 +55,9 @@ function draw() {
   page.map = map;
 }
 
-/** Return the one service that is searched for, so that the rest is dimmed. */
-function only(map, wanted) {
-  if (wanted === "") return null;
-  const found = map.nodes.filter((node) => node.kind === "service" && node.name.includes(wanted));
-  return found.length === 1 ? found[0].id : null;
+/** Return the nodes that are searched for, so that the others are dimmed; none if all are. */
+function found(map, wanted) {
+  return new Set(wanted === "" ? [] : map.nodes.filter((node) => node.name.includes(wanted)).map((node) => node.id));
 }
 
 /** Place the nodes. A node stays where it is until others come or go, or until it is asked for. */

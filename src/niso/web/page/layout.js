@@ -13,6 +13,7 @@ const PADDING = { x: 22, top: 58, bottom: 26 };
 const WALL_TITLE = 50;
 const BETWEEN = 56;
 const MARGIN = 14;
+const LEAST = { width: 800, height: 400 };
 const SHIFT = 14;
 const SWEEPS = 6;
 
@@ -58,13 +59,15 @@ export function layout({ nodes, edges, networks }) {
   };
 }
 
-/** Return a box around boxes, with a margin. */
+/** Return a box around boxes, with a margin; few are not shown larger than this. */
 function around(boxes) {
-  const x = Math.min(0, ...boxes.map((box) => box.x)) - MARGIN;
-  const y = Math.min(0, ...boxes.map((box) => box.y)) - MARGIN;
-  const right = Math.max(400, ...boxes.map((box) => box.x + box.width)) + MARGIN;
-  const low = Math.max(200, ...boxes.map((box) => box.y + box.height)) + MARGIN;
-  return { x, y, width: right - x, height: low - y };
+  const x = Math.min(...boxes.map((box) => box.x)) - MARGIN;
+  const y = Math.min(...boxes.map((box) => box.y)) - MARGIN;
+  const width = Math.max(...boxes.map((box) => box.x + box.width)) + MARGIN - x;
+  const height = Math.max(...boxes.map((box) => box.y + box.height)) + MARGIN - y;
+  if (boxes.length === 0) return { x: -LEAST.width / 2, y: -LEAST.height / 2, ...LEAST };
+  const [wide, high] = [Math.max(width, LEAST.width), Math.max(height, LEAST.height)];
+  return { x: x - (wide - width) / 2, y: y - (high - height) / 2, width: wide, height: high };
 }
 
 const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
