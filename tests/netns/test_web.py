@@ -303,7 +303,10 @@ def test_the_page_in_chromium(lab: Lab) -> None:
     for letter in "gues":
         browser.press(letter)
     assert browser.ask("document.activeElement.id") == "find"
+    dim = "[...document.querySelectorAll('.node.dim')].map(n => n.dataset.key).sort()"
+    assert browser.ask(dim) == ["d *:8080", "o client 192.0.2.2", "s api"]
     browser.press("Escape")
+    assert browser.ask(dim) == []
     browser.ask("document.querySelector('[data-key=\"s guest\"]').focus()")
     browser.press("ArrowRight")
     chosen = browser.ask("document.activeElement.dataset.key")

@@ -193,7 +193,7 @@ class Map:
                 return 0
             verdicts = (seen.PASS, seen.AUDIT) if row.passes else (seen.DROP,)
             return top_views.more(
-                sum(before.flows.get((row.key, each), 0) for each in verdicts), row.new
+                sum(before.flows.get((row.key, verdict), 0) for verdict in verdicts), row.new
             )
 
         rows = map_flows.joint(seen.joined(world, kept, self._judged), fresh)
@@ -204,8 +204,8 @@ class Map:
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             load.seconds,
             tuple(
-                _service(store, world, known.get(each.service), line, each)
-                for line, each in zip(now.lines, load.services, strict=True)
+                _service(store, world, known.get(rates.service), line, rates)
+                for line, rates in zip(now.lines, load.services, strict=True)
             ),
             tuple(
                 MapNetwork(n.name, tuple(s.cidr for s in n.subnets), n.internal, n.observe)

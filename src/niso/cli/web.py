@@ -242,8 +242,8 @@ class _listening:
 def _remove_dead(path: str) -> None:
     """Remove the socket of a niso web that was killed: of root, and nobody listens."""
     with suppress(FileNotFoundError):
-        found = os.lstat(path)
-        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+        info = os.lstat(path)
+        if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
             return
         with socket.socket(socket.AF_UNIX) as probe:
             try:

@@ -35,14 +35,14 @@ def changes(world: World, seen: Seen, name: Name) -> tuple[Change, ...]:
     """
     if (seen.passes and not seen.audited) or seen.gone:
         return ()
-    found: list[Change] = []
+    needed: list[Change] = []
     ends = (seen.source.address, seen.destination.address)
     while (refusing := _refusing(world, seen)) is not None:
         change, entry = _change(refusing, seen, name)
         policy = _changed(world.services[change.service].policy, change, entry)
-        if policy is None or len(found) == _MOST:
+        if policy is None or len(needed) == _MOST:
             return ()
-        found.append(change)
+        needed.append(change)
         known = world.services[change.service]._replace(policy=policy)
         world = world._replace(services={**world.services, change.service: known})
     by_port = not (seen.source.service or seen.source.is_host) and seer.published(
@@ -51,7 +51,7 @@ def changes(world: World, seen: Seen, name: Name) -> tuple[Change, ...]:
     # what came by a published port looks like a flow to the service's own address here
     if not by_port and not verdict.decide(world, *ends, seen.port, seen.proto).passes:
         return ()
-    return tuple(found)
+    return tuple(needed)
 
 
 def _refusing(world: World, seen: Seen) -> Reason | None:
@@ -87,7 +87,7 @@ def _changed(policy: Policy, change: Change, entry: Entry | None) -> Policy | No
     def after(own: str, entries: tuple[Entry, ...] | None) -> tuple[Entry, ...] | None:
         if own != key:
             return entries
-        kept = tuple(each for each in entries or () if each.key != change.key)
+        kept = tuple(one for one in entries or () if one.key != change.key)
         return kept if entry is None else (*(entries or ()), entry)
 
     changed = policy._replace(

@@ -51,16 +51,16 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
         return tuple(sorted(rows, key=lambda row: (row.ago, row[:4]))[:most])
 
     counts: dict[tuple[str, str, str, int], int] = {}
-    for each in memory.opened:
-        key = (each.source, each.destination, each.proto, each.port)
+    for flow in memory.opened:
+        key = (flow.source, flow.destination, flow.proto, flow.port)
         counts[key] = counts.get(key, 0) + 1
     opened: tuple[Open, ...] = memory.opened
     if len(counts) > MOST_OPEN:
         kept = set(sorted(counts, key=lambda key: (-counts[key], key))[:MOST_OPEN])
         opened = tuple(
-            each
-            for each in opened
-            if (each.source, each.destination, each.proto, each.port) in kept
+            flow
+            for flow in opened
+            if (flow.source, flow.destination, flow.proto, flow.port) in kept
         )
     passed = latest(memory.passed, MOST_PASSED)
     refused = latest(memory.refused, MOST_REFUSED)
@@ -77,19 +77,19 @@ def joint(rows: Iterable[Seen], fresh: Callable[[Seen], int]) -> list[Joint]:
     rows = list(rows)
     sources = _shown(row.source for row in rows)
     targets = _shown(row.destination for row in rows)
-    found: dict[tuple[Place, Place, int, str, str], Joint] = {}
+    joints: dict[tuple[Place, Place, int, str, str], Joint] = {}
     for row in rows:
         source, target = _place(row.source, sources), _place(row.destination, targets)
         if source == target:
             continue  # a service that connects to itself
         key = (source, target, row.port, row.proto, row.verdict)
         new = fresh(row)
-        before = found.get(key)
+        before = joints.get(key)
         if before is None:
-            found[key] = Joint(source, target, row, row.new, new, row.ago, row.open)
+            joints[key] = Joint(source, target, row, row.new, new, row.ago, row.open)
             continue
         is_later = (row.ago is not None) and (before.ago is None or row.ago < before.ago)
-        found[key] = Joint(
+        joints[key] = Joint(
             source,
             target,
             row if is_later else before.last,
@@ -98,7 +98,7 @@ def joint(rows: Iterable[Seen], fresh: Callable[[Seen], int]) -> list[Joint]:
             row.ago if is_later else before.ago,
             before.open + row.open,
         )
-    return [found[key] for key in sorted(found)]
+    return [joints[key] for key in sorted(joints)]
 
 
 def _shown(ends: Iterable[End]) -> Mapping[str, int]:

@@ -77,13 +77,13 @@ class File(NamedTuple):
 
 def files() -> dict[str, File]:
     """Return the page's files by their address. Raises OSError."""
-    found = {}
+    page = {}
     for name in sorted(os.listdir(PAGE)):
         kind = _TYPES.get(os.path.splitext(name)[1])
         if kind is not None:
             with open(os.path.join(PAGE, name), "rb") as file:
-                found["/" if name == "index.html" else f"/{name}"] = File(file.read(), kind)
-    return found
+                page["/" if name == "index.html" else f"/{name}"] = File(file.read(), kind)
+    return page
 
 
 class States:
@@ -151,8 +151,8 @@ def application(states: States, token: str, page: dict[str, File]) -> ASGIApp:
         return StreamingResponse(states.stream(), media_type="application/x-ndjson")
 
     async def file(request: Request) -> Response:
-        found = page[request.url.path]
-        return Response(found.body, media_type=found.type)
+        wanted = page[request.url.path]
+        return Response(wanted.body, media_type=wanted.type)
 
     async def unknown(request: Request, error: Exception) -> Response:
         return _refusal(getattr(error, "status_code", 404))
@@ -306,10 +306,10 @@ async def _serve(
             loop.call_later(_LAST_WORDS_S + 2, os._exit, 0)
             return
         partial.extend(block)
-        *lines, rest = bytes(partial).split(b"\n")
+        *lines, begun = bytes(partial).split(b"\n")
         if lines:
             states.put(lines[-1] + b"\n")
-            partial[:] = rest
+            partial[:] = begun
 
     os.set_blocking(pipe, False)
     loop.add_reader(pipe, read)

@@ -45,20 +45,19 @@ function draw() {
   document.title = `niso ${state.host}`;
   become($("host"), [document.createTextNode(`network of ${state.host}`)]);
   become($("figures"), figures(state, flows));
-  const view = { selected: page.selected ?? only(map, wanted), focused: page.focused, history: page.history, choose };
+  const chosen = page.selected === null ? searchedFor(map, wanted) : new Set([page.selected]);
+  const view = { selected: page.selected, chosen, focused: page.focused, history: page.history, choose };
   become($("picture"), picture(map, page.placed, view).filter(Boolean));
   look();
   become($("tables"), tables(state, listed, services, choose).flat().filter(Boolean));
-  const node = map.nodes.find((each) => each.id === page.selected);
+  const node = map.nodes.find((one) => one.id === page.selected);
   become($("side"), (node ? details(state, flows, node, () => choose(null)) : overview(state, listed)).flat(9).filter(Boolean));
   page.map = map;
 }
 
-/** Return the one service that is searched for, so that the rest is dimmed. */
-function only(map, wanted) {
-  if (wanted === "") return null;
-  const found = map.nodes.filter((node) => node.kind === "service" && node.name.includes(wanted));
-  return found.length === 1 ? found[0].id : null;
+/** Return the nodes that are searched for, so that the others are dimmed; none if all are. */
+function searchedFor(map, wanted) {
+  return new Set(wanted === "" ? [] : map.nodes.filter((node) => node.name.includes(wanted)).map((node) => node.id));
 }
 
 /** Place the nodes. A node stays where it is until others come or go, or until it is asked for. */
@@ -78,7 +77,7 @@ function place(map, anyway = false) {
 
 function look() {
   const box = page.box ?? page.placed.box;
-  $("picture").setAttribute("viewBox", [box.x, box.y, box.width, box.height].map((each) => each.toFixed(1)).join(" "));
+  $("picture").setAttribute("viewBox", [box.x, box.y, box.width, box.height].map((one) => one.toFixed(1)).join(" "));
 }
 
 function zoom(factor, at) {
@@ -262,12 +261,12 @@ follow({
     page.seenAt = new Date(state.at);
     page.cameAt = Date.now();
     // the first look has no rates
-    for (const each of state.seconds > 0 ? state.services : []) {
-      const past = page.history.get(each.service) ?? [];
-      past.push((each.received ?? 0) + (each.sent ?? 0));
-      page.history.set(each.service, past.slice(-HISTORY));
+    for (const one of state.seconds > 0 ? state.services : []) {
+      const past = page.history.get(one.service) ?? [];
+      past.push((one.received ?? 0) + (one.sent ?? 0));
+      page.history.set(one.service, past.slice(-HISTORY));
     }
-    for (const name of page.history.keys()) if (!state.services.some((each) => each.service === name)) page.history.delete(name);
+    for (const name of page.history.keys()) if (!state.services.some((one) => one.service === name)) page.history.delete(name);
     say("live", "good");
     notice("");
     draw();

@@ -13,6 +13,7 @@ const PADDING = { x: 22, top: 58, bottom: 26 };
 const WALL_TITLE = 50;
 const BETWEEN = 56;
 const MARGIN = 14;
+const LEAST = { width: 800, height: 400 };
 const SHIFT = 14;
 const SWEEPS = 6;
 
@@ -38,7 +39,7 @@ export function layout({ nodes, edges, networks }) {
   const wanted = (node) => mean((beside.get(node.id) ?? []).filter((id) => at.has(id)).map((id) => middle(at.get(id))));
   const column = (list, x, size, gap) => {
     const sorted = list.map((node) => ({ node, y: wanted(node) ?? bottom / 2 })).sort((a, b) => a.y - b.y || compare(a.node.id, b.node.id));
-    const ys = spread(sorted.map((each) => each.y), size.height + gap);
+    const ys = spread(sorted.map((one) => one.y), size.height + gap);
     sorted.forEach(({ node }, i) => at.set(node.id, { x, y: ys[i] - size.height / 2, ...size }));
   };
   column(doors, left, DOOR, 20);
@@ -58,13 +59,15 @@ export function layout({ nodes, edges, networks }) {
   };
 }
 
-/** Return a box around boxes, with a margin. */
+/** Return a box around boxes, with a margin; few are not shown larger than this. */
 function around(boxes) {
-  const x = Math.min(0, ...boxes.map((box) => box.x)) - MARGIN;
-  const y = Math.min(0, ...boxes.map((box) => box.y)) - MARGIN;
-  const right = Math.max(400, ...boxes.map((box) => box.x + box.width)) + MARGIN;
-  const low = Math.max(200, ...boxes.map((box) => box.y + box.height)) + MARGIN;
-  return { x, y, width: right - x, height: low - y };
+  const x = Math.min(...boxes.map((box) => box.x)) - MARGIN;
+  const y = Math.min(...boxes.map((box) => box.y)) - MARGIN;
+  const width = Math.max(...boxes.map((box) => box.x + box.width)) + MARGIN - x;
+  const height = Math.max(...boxes.map((box) => box.y + box.height)) + MARGIN - y;
+  if (boxes.length === 0) return { x: -LEAST.width / 2, y: -LEAST.height / 2, ...LEAST };
+  const [wide, high] = [Math.max(width, LEAST.width), Math.max(height, LEAST.height)];
+  return { x: x - (wide - width) / 2, y: y - (high - height) / 2, width: wide, height: high };
 }
 
 const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
@@ -108,26 +111,26 @@ function components(nodes, networks, beside) {
   const names = [...new Set([...networks.map((network) => network.network), ...nodes.flatMap((node) => node.networks)])].sort();
   const publishes = (name) => nodes.filter((node) => node.networks.includes(name) && (beside.get(node.id) ?? []).some((id) => id.startsWith("d "))).length;
   const done = new Set();
-  const found = [];
+  const result = [];
   for (const name of names) {
     if (done.has(name)) continue;
     const path = pathFrom(endOf(name, links), links);
-    path.forEach((each) => done.add(each));
+    path.forEach((one) => done.add(one));
     if (publishes(path[0]) < publishes(path.at(-1))) path.reverse();
-    found.push({ path, cells: cellsOf(path, nodes), subnets: networks.filter((network) => path.includes(network.network)) });
+    result.push({ path, cells: cellsOf(path, nodes), subnets: networks.filter((network) => path.includes(network.network)) });
   }
   const alone = nodes.filter((node) => node.networks.length === 0);
   const weight = ({ path, cells }) => path.reduce((sum, name) => sum + publishes(name), 0) * 1000 + cells.flatMap((cell) => cell.nodes).length;
-  found.sort((a, b) => weight(b) - weight(a) || compare(a.path[0], b.path[0]));
-  if (alone.length) found.push({ path: [], cells: [{ on: [], nodes: alone }], subnets: [] });
-  return found;
+  result.sort((a, b) => weight(b) - weight(a) || compare(a.path[0], b.path[0]));
+  if (alone.length) result.push({ path: [], cells: [{ on: [], nodes: alone }], subnets: [] });
+  return result;
 }
 
 function endOf(name, links) {
   let before;
   let here = name;
   while ((links.get(here) ?? []).length > 1) {
-    const next = links.get(here).find((each) => each !== before);
+    const next = links.get(here).find((one) => one !== before);
     before = here;
     here = next;
   }
@@ -137,7 +140,7 @@ function endOf(name, links) {
 function pathFrom(name, links) {
   const path = [name];
   for (;;) {
-    const next = (links.get(path.at(-1)) ?? []).find((each) => !path.includes(each));
+    const next = (links.get(path.at(-1)) ?? []).find((one) => !path.includes(one));
     if (next === undefined) return path;
     path.push(next);
   }
@@ -181,7 +184,7 @@ function placeComponent({ path, cells, subnets }, links, at, frames, x0, y0) {
     const own = columns.filter((column) => column.cell.on.includes(name));
     const from = Math.min(...own.map((column) => column.x)) - PADDING.x;
     const to = Math.max(...own.map((column) => column.x)) + NODE.width + PADDING.x;
-    const network = subnets.find((each) => each.network === name);
+    const network = subnets.find((one) => one.network === name);
     frames.push({
       network: name,
       subnets: network?.subnets ?? [],

@@ -19,12 +19,12 @@ const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 /** Yield the parsed lines of a response. */
 async function* lines(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let partial = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
-    const parts = (rest + value).split("\n");
-    rest = parts.pop();
+    const parts = (partial + value).split("\n");
+    partial = parts.pop();
     for (const part of parts) yield JSON.parse(part);
   }
 }

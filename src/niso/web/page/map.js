@@ -12,22 +12,25 @@ const COLOURS = 6;
 
 /** Return the children of the picture.
 
-    `view` has selected (id or null), focused (id), history (by service) and the handler choose. */
+    `view` has selected (id or null), chosen (ids; the rest is dimmed if there are any), focused (id),
+    history (by service) and the handler choose. */
 export function picture(map, placed, view) {
   const lines = routes(map.edges, placed.at);
   const colours = new Map([...placed.frames].map((frame) => frame.network).sort().map((name, i) => [name, i % COLOURS]));
-  const near = new Set([view.selected]);
+  const { chosen } = view;
+  const near = new Set(chosen);
   for (const edge of map.edges) {
-    if (edge.from === view.selected) near.add(edge.to);
-    if (edge.to === view.selected) near.add(edge.from);
+    if (chosen.has(edge.from)) near.add(edge.to);
+    if (chosen.has(edge.to)) near.add(edge.from);
   }
-  const isDim = (id) => view.selected !== null && !near.has(id);
-  const touches = (edge) => view.selected === null || edge.from === view.selected || edge.to === view.selected;
+  const isDim = (id) => chosen.size > 0 && !near.has(id);
+  const touches = (edge) => chosen.size === 0 || chosen.has(edge.from) || chosen.has(edge.to);
   const drawn = map.edges.filter((edge) => lines.has(edge.id));
   const sorted = [...drawn].sort((a, b) => loudness(a) - loudness(b));
   const labelled = sorted.filter((edge) => edge.flows.length > 0 && touches(edge)).slice(-MOST_LABELS).reverse();
   return [
     definitions(),
+    map.nodes.length === 0 && s("text", { x: 0, y: 0, "text-anchor": "middle" }, "There are no services yet."),
     placed.wall && wall(placed.wall),
     s("g", { class: "frames" }, placed.frames.map((frame) => frameOf(frame, colours.get(frame.network)))),
     s("g", { class: "edges" }, sorted.map((edge) => edgeOf(edge, lines.get(edge.id), touches(edge)))),

@@ -128,10 +128,10 @@ function addDoors(state, ids, nodes) {
   for (const service of state.services) {
     if (service.status === "inactive") continue;
     const target = ids.get(service.service);
-    for (const each of service.ports) {
-      const door = target.startsWith("g ") ? { id: `d ${target}`, words: "published" } : doorTo(each);
+    for (const published of service.ports) {
+      const door = target.startsWith("g ") ? { id: `d ${target}`, words: "published ports" } : doorTo(published);
       const known = nodes.get(door.id) ?? { kind: "door", networks: [], target, ports: [], ...door };
-      known.ports.push(each);
+      known.ports.push(published);
       if (target.startsWith("g ")) known.name = count(known.ports.length, "port");
       nodes.set(door.id, known);
     }
@@ -139,17 +139,17 @@ function addDoors(state, ids, nodes) {
 }
 
 /** Return the door of a published port; that of all IPv4 and of all IPv6 addresses is one. */
-function doorTo(each) {
-  const isWide = each.host_ip === "0.0.0.0" || each.host_ip === "::";
-  const isLocal = each.host_ip.startsWith("127.") || each.host_ip === "::1";
-  const host = isWide ? "*" : each.host_ip.includes(":") ? `[${each.host_ip}]` : each.host_ip;
-  const name = `${host}:${span(each.host_port, each.range)}${each.proto === "tcp" ? "" : `/${each.proto}`}`;
+function doorTo(published) {
+  const isWide = published.host_ip === "0.0.0.0" || published.host_ip === "::";
+  const isLocal = published.host_ip.startsWith("127.") || published.host_ip === "::1";
+  const host = isWide ? "*" : published.host_ip.includes(":") ? `[${published.host_ip}]` : published.host_ip;
+  const name = `${host}:${span(published.host_port, published.range)}${published.proto === "tcp" ? "" : `/${published.proto}`}`;
   return { id: `d ${name}`, name, words: isLocal ? "this host only" : isWide ? "every address" : "this address" };
 }
 
 function doorOf(nodes, flow, target) {
-  const leads = (each) =>
-    each.proto === flow.proto && each.host_port <= flow.published && flow.published < each.host_port + (each.range ?? 1);
+  const leads = (one) =>
+    one.proto === flow.proto && one.host_port <= flow.published && flow.published < one.host_port + (one.range ?? 1);
   for (const node of nodes.values()) if (node.kind === "door" && node.target === target && node.ports.some(leads)) return node;
 }
 

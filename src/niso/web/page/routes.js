@@ -50,11 +50,11 @@ function portsOf(edges, at) {
   const ports = new Map();
   for (const list of bySide.values()) {
     list.sort((a, b) => a.y - b.y || a.x - b.x || (a.key < b.key ? -1 : 1));
-    list.forEach((each, i) => {
-      const box = at.get(each.id);
+    list.forEach((one, i) => {
+      const box = at.get(one.id);
       const room = Math.min(box.height - 16, list.length * 25);
       const y = middle(box) - room / 2 + (room / list.length) * (i + 0.5);
-      ports.set(each.key, { x: each.side === "right" ? box.x + box.width : box.x, y, side: each.side });
+      ports.set(one.key, { x: one.side === "right" ? box.x + box.width : box.x, y, side: one.side });
     });
   }
   return ports;
@@ -95,8 +95,8 @@ function free(column, wanted, used) {
   let y = wanted;
   if (blocked) {
     const edges = column.boxes.flatMap((box) => [box.y - CLEAR - 2, box.y + box.height + CLEAR + 2]);
-    const open = edges.filter((each) => !column.boxes.some((box) => box.y - CLEAR < each && each < box.y + box.height + CLEAR));
-    y = open.reduce((best, each) => (Math.abs(each - wanted) < Math.abs(best - wanted) ? each : best), open[0] ?? wanted);
+    const open = edges.filter((one) => !column.boxes.some((box) => box.y - CLEAR < one && one < box.y + box.height + CLEAR));
+    y = open.reduce((best, one) => (Math.abs(one - wanted) < Math.abs(best - wanted) ? one : best), open[0] ?? wanted);
   }
   const key = `${column.x}|${Math.round(y / APART)}`;
   const times = used.get(key) ?? 0;

@@ -74,10 +74,10 @@ export function tables(state, flows, services, choose) {
 function ports(service) {
   return [
     ...new Set(
-      service.ports.map((each) => {
-        const wide = each.host_ip === "0.0.0.0" || each.host_ip === "::";
-        const host = wide ? "" : each.host_ip.includes(":") ? `[${each.host_ip}]:` : `${each.host_ip}:`;
-        return `${host}${span(each.host_port, each.range)}→${span(each.container_port, each.range)}${each.proto === "tcp" ? "" : `/${each.proto}`}`;
+      service.ports.map((one) => {
+        const wide = one.host_ip === "0.0.0.0" || one.host_ip === "::";
+        const host = wide ? "" : one.host_ip.includes(":") ? `[${one.host_ip}]:` : `${one.host_ip}:`;
+        return `${host}${span(one.host_port, one.range)}→${span(one.container_port, one.range)}${one.proto === "tcp" ? "" : `/${one.proto}`}`;
       }),
     ),
   ];
