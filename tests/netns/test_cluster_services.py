@@ -59,6 +59,7 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     assert "api and db (on b) are both on network backend" in explained["api"]["path"]["words"]
     assert "(on c)" in one.explain("b", "api", "db:80")["path"]["words"]
     assert "db" in one.niso("b", "net", "ping", "db", "api").stdout
+    assert "allows ports but no ICMP" in one.refused("c", "net", "ping", "api", "db")
     assert "db is on b" in one.refused("c", "net", "explain", "api", "db:80", "--prove")
     # neither the cluster nor an agent answers: what runs goes on, and what is held starts and stops
     one.signal_etcd("a", signal.SIGKILL)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from niso.explain import drops as follower
     from niso.explain import explanation as engine
     from niso.explain import prove as prover
-    from niso.plan.verdict import Reason
+    from niso.plan.verdict import Reason, World
     from niso.store.store import Store
 
 
@@ -271,7 +271,19 @@ def ping(session: Session, source: str, destination: str) -> Pong:
     from niso.explain import prove, question  # after the event, which covers the import
 
     store = session.store()
-    packet, took = prove.ping(session.kernel(), store, source, destination)
+
+    def wider(world: World, packet: question.Packet) -> World:
+        from niso.api import cluster_views
+        from niso.base.errors import Error
+
+        try:
+            return cluster_views.world(session, world, packet.source, packet.destination)
+        except Error as error:  # then the reason may be a policy there
+            session.caution(error.message)
+            return world
+
+    known = {"wider": wider} if store.cluster_id() else {}
+    packet, took = prove.ping(session.kernel(), store, source, destination, **known)
     from_, to = question.resolve_both(store, source, destination)
     return Pong(
         Participant(from_.name, packet.source),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from niso.base import names
 from niso.base.errors import Error, KernelError, UsageError
@@ -52,9 +53,16 @@ class Proof(NamedTuple):
 # --- ping --------------------------------------------------------------------------------------
 
 
-def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[Packet, float]:
+def ping(
+    kernel: Kernel,
+    store: Store,
+    source: str,
+    destination: str,
+    wider: Callable[[World, Packet], World] = lambda world, packet: world,
+) -> tuple[Packet, float]:
     """Send an echo request from one service to another. Return the packet and its seconds.
 
+    ``wider`` adds what other hosts know, which can be the reason for no reply.
     Raises Error with the reason if there is no reply, UsageError if an end is not a service.
     """
     sender, receiver = resolve_both(store, source, destination)
@@ -90,16 +98,18 @@ def ping(kernel: Kernel, store: Store, source: str, destination: str) -> tuple[P
             "add one to network.networks of a manifest, or publish a port",
         )
     packet = Packet(*ends(world, sender, receiver), None, "icmp")
-    verdict = decide(world, *packet)
     took = probe.echo(names.netns(from_), packet.source, packet.destination, PATIENCE_S)
     if took is not None:
         return packet, took
     where = f"{sender.name} ({packet.source}) to {receiver.name} ({packet.destination})"
+    world = wider(world, packet)
+    verdict = decide(world, *packet)
     reason = verdict.dropped_by
     if reason is None:
+        host = world.services[to].host
         raise Error(
             f"{where}: no reply within {PATIENCE_S:g}s, although no rule of niso forbids it",
-            f"niso net check {to}",
+            f"niso net check {to}{f' on {host}' if host else ''}",
         )
     without = _without_icmp(world, verdict, reason)
     message = (
