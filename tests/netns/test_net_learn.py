@@ -64,7 +64,17 @@ def test_learn_write_activate(lab: Lab) -> None:
     assert '+  "api:80/tcp",' in done.stdout and "niso activate" in done.stderr
     after = lab.path(path).read_text()
     assert after.startswith("# the database\n") and "# end\n" in after
-    assert lab.niso("net", "learn", "db", "--write", "--yes").stdout == "unchanged\n"
+    done = lab.niso("net", "learn", "db", "--write", "--yes")
+    assert (done.stdout, "not active yet" in done.stderr) == ("unchanged\n", False)
+    # a list that is not active yet is not known to be wider: it is replaced, and that is said
+    lab.path(path).write_text(after.replace('"api:80/tcp"', '"mute"'))
+    done = lab.niso("net", "learn", "db", "--write", "--yes")
+    assert "network.policy.allow_from is not active yet" in done.stderr
+    assert lab.path(path).read_text() == after
+    lab.path(path).write_text(f"{after}[network]\n")
+    done = lab.niso("net", "learn", "db", "--write", "--yes", check=False)
+    assert done.returncode == 1 and "[network] is there twice" in done.stderr, done.stderr
+    lab.path(path).write_text(after)
     lab.niso("activate", db)
     # what was seen passes, from now on too
     kept.stdin.write(b"still\n")
@@ -218,6 +228,9 @@ def test_policy_show_and_test(lab: Lab) -> None:
         ["pass", "api", "db:80/tcp", "2", "-", "t", 'db allow_from[0] "api"'],
         ["2 flows that exist would be cut"],
     ]
+    # the folder, and not the service of that name as it is
+    in_it = lab.niso("net", "policy", "test", "db", cwd=os.path.dirname(db), check=False)
+    assert (in_it.returncode, cells(in_it.stdout)) == (1, cells(tested.stdout))
     dry = lab.niso("activate", db, "--dry-run").stdout.splitlines()
     assert cells("\n".join(dry[-5:])) == [
         *cells(tested.stdout)[:3],

@@ -152,11 +152,11 @@ def test_dates_of_a_manifest(world: World, tmp_path: Path) -> None:
         ("mode = true", "audit"),
         ("audit_until = 2026-12-10", "the policy is enforced"),
         ('mode = "enforce"\naudit_until = 2026-12-10', "the policy is enforced"),
-        ('mode = "audit"\naudit_until = 08:00:00', "a date or time"),
+        ('mode = "audit"\naudit_until = 08:00:00', "must be a date, or a date and time"),
         ('mode = "audit"\naudit_until = "never"', "not a valid date"),
         ('mode = "audit"\naudit_until = "2026-12-32"', "not a valid date"),
         ('mode = "audit"\naudit_until = "20261210"', "not a valid date"),
-        ('mode = "audit"\naudit_until = 14', "is a number"),
+        ('mode = "audit"\naudit_until = 14', "must be a date, or a date and time"),
     ):
         with pytest.raises(Error) as caught:
             policy(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from policy_worlds import (
 )
 from samples import samples
 
+from niso.api import learning
+from niso.api.learning import PolicyChange
 from niso.api.written_names import WrittenNames
-from niso.base.errors import InvalidInput
+from niso.base.errors import Conflict, Error, InvalidInput
 from niso.kernel.flows import Open
 from niso.kernel.sensor import Recorded
 from niso.manifest.toml_edit import Item, with_list
@@ -278,6 +281,32 @@ def test_what_cannot_be_changed_is_refused() -> None:
     pytest.importorskip("tomlkit")
     with pytest.raises(InvalidInput, match="cannot be changed"):
         with_list('network = "x"\n', OWN, "allow_from", ITEMS)
+
+
+def test_all_files_are_written_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / name / "manifest.toml" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("x = 1\n")
+    first, second = (PolicyChange(str(file), (), "x = 1\n", "x = 2\n", "") for file in files)
+    with pytest.raises(Conflict, match="changed meanwhile"):
+        learning.write([first, second._replace(before="x = 0\n")])
+    files[1].write_text("x = 1\n[x]\n")
+    with pytest.raises(InvalidInput, match="line 2"):
+        learning.write([first, second])
+    files[1].write_text("x = 1\n")
+
+    def busy(draft: str, path: str) -> None:
+        raise OSError(16, "busy", draft)
+
+    with monkeypatch.context() as patch, pytest.raises(Error) as caught:
+        patch.setattr("os.rename", busy)
+        learning.write([first, second])
+    assert str(caught.value).startswith(f"{files[0]}: cannot be written") and caught.value.hint
+    assert [file.read_text() for file in files] == ["x = 1\n"] * 2
+    learning.write([first, second])
+    assert [file.read_text() for file in files] == ["x = 2\n"] * 2
+    assert all(os.listdir(file.parent) == ["manifest.toml"] for file in files)
 
 
 def test_name_is_written_only_if_it_means_the_service_alone(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def learn(
 def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
     """Return the files that would change: `Host.learned_changes`."""
     from niso.manifest import toml_edit
+    from niso.plan.records import Policy
 
     store = session.store()
     before: dict[str, str] = {}
@@ -155,16 +156,25 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
         if place.file not in after:
             before[place.file] = after[place.file] = _read(place.file)
         found.setdefault(place.file, []).append(row)
-        lists = [(place.path, "allow_from", policy.allow_from)]
+        active = store.policy(policy.service) or Policy()
+        lists = [(place.path, "allow_from", policy.allow_from, active.allow_from)]
         if policy.egress is not None:
-            lists.append(((*place.path, "egress"), "allow", policy.egress))
-        for path, key, entries in lists:
+            path = (*place.path, "egress")
+            lists.append((path, "allow", policy.egress, active.egress_allow))
+        for path, key, entries, applied in lists:
+            old = after[place.file]
             try:
-                items = _items(entries)
-                after[place.file] = toml_edit.with_list(after[place.file], path, key, items)
+                new = after[place.file] = toml_edit.with_list(old, path, key, _items(entries))
             except InvalidInput as error:
                 error.file, error.service = place.file, policy.service
                 raise
+            written = toml_edit.list_at(old, path, key)
+            if new != old and written not in (None, [entry.text for entry in applied or ()]):
+                where = ".".join(str(part) for part in (*path, key) if isinstance(part, str))
+                session.caution(
+                    f"{place.file}: {where} is not active yet, and what is learned replaces it",
+                    [f"{_apply(store, place.file, [row])} first, and niso net learn narrows it"],
+                )
     return tuple(
         PolicyChange(
             file,
@@ -179,26 +189,39 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
 
 
 def write(changes: Iterable[PolicyChange]) -> None:
-    """Write files: `Host.write_policies`."""
+    """Write files: `Host.write_policies`. All drafts are on the disk before a file is replaced."""
+    drafts: dict[str, str] = {}
+    path = ""
+    try:
+        for change in changes:
+            path = os.path.realpath(change.file)
+            if _read(path) != change.before:
+                raise Conflict("it was changed meanwhile", "learn again", file=path)
+            _draft(path, change.after, drafts)
+        for path in list(drafts):
+            os.rename(drafts[path], path)
+            del drafts[path]
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        hint = "niso net learn without --write prints the policy"
+        raise Error(f"cannot be written: {reason}", hint, file=path) from error
+    finally:
+        for draft in drafts.values():
+            os.unlink(draft)
+
+
+def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
+    """Write the new text of a file beside it, and add it to the drafts. Raises OSError."""
     import tempfile
 
-    for change in changes:
-        path = os.path.realpath(change.file)
-        if _read(path) != change.before:
-            raise Conflict("it was changed meanwhile", "learn again", file=path)
-        status = os.stat(path)
-        fd, draft = tempfile.mkstemp(prefix=".niso-policy-", dir=os.path.dirname(path))
-        try:
-            with open(fd, "w", encoding="utf-8", newline="") as file:
-                os.fchown(fd, status.st_uid, status.st_gid)
-                os.fchmod(fd, status.st_mode & 0o7777)
-                file.write(change.after)
-                file.flush()
-                os.fsync(fd)
-            os.rename(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
+    status = os.stat(path)
+    fd, drafts[path] = tempfile.mkstemp(prefix=".niso-policy-", dir=os.path.dirname(path))
+    with open(fd, "w", encoding="utf-8", newline="") as file:
+        os.fchown(fd, status.st_uid, status.st_gid)
+        os.fchmod(fd, status.st_mode & 0o7777)
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
 
 
 # --- places --------------------------------------------------------------------------------------
@@ -260,14 +283,14 @@ def _require_own(
 
 
 def _read(path: str) -> str:
-    """Return the text of a file of the user. Raises Error."""
+    """Return the text of a TOML file of the user. Raises Error; InvalidInput if it is not valid."""
     from niso.api.guard import callers
     from niso.manifest import toml
 
     try:
-        return toml.content(path, os.path.basename(path), callers()).decode()
-    except UnicodeDecodeError:
-        raise InvalidInput("is not UTF-8", file=path) from None
+        content = toml.content(path, os.path.basename(path), callers())
+        toml.parse(content)
+        return content.decode()
     except Error as error:
         error.file = path
         raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from niso.api.host import Host, connect
 from niso.base.addresses import bracketed
 from niso.base.lite_typing import TYPE_CHECKING
@@ -44,7 +46,9 @@ def _entry(entry: PolicyEntry) -> tuple[str, ...]:
 
 
 def _test(host: Host, args: Args) -> int:
-    effects = host.policy_effects(args.path, since=args.since)
+    # the name of a service would mean its manifest on record, which cuts nothing
+    path = os.path.join(os.curdir, args.path)
+    effects = host.policy_effects(path, since=args.since)
     if args.json:
         output.as_json(effects)
     else:

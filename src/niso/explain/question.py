@@ -85,7 +85,12 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[End, End]
     from_ = resolve(store, source)
     if "." in destination and store.names_outside() and destination in store.outside.named():
         return from_, End(outside=destination)
-    return from_, resolve(store, destination, from_.service or None)
+    try:
+        return from_, resolve(store, destination, from_.service or None)
+    except NotFound as error:
+        if "." in bare_name(destination):
+            error.hint = "an outside name is known if a policy has it; else use an address"
+        raise
 
 
 def resolve(store: Store, text: str, asker: str | None = None) -> End:

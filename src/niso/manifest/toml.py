@@ -19,7 +19,7 @@ def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str
     does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML or not theirs.
     """
     try:
-        return _parse(content(path, name, owners))
+        return parse(content(path, name, owners))
     except Error as error:
         error.file = values.escaped(path)
         raise
@@ -105,7 +105,8 @@ def _open_plain(path: str, flags: int) -> int:
         os.close(folder)
 
 
-def _parse(content: bytes) -> dict[str, object]:
+def parse(content: bytes) -> dict[str, object]:
+    """Return the data of a TOML text. Raises InvalidInput with the position of what is wrong."""
     import tomllib
 
     try:

@@ -58,6 +58,17 @@ def with_list(text: str, path: Path, key: str, items: Iterable[Item]) -> str:
     return result
 
 
+def list_at(text: str, path: Path, key: str) -> object:
+    """Return the value of ``key`` in the table at ``path`` of a valid TOML text; None without."""
+    value: Any = tomllib.loads(text)
+    try:
+        for name in (*path, key):
+            value = value[name]
+    except (LookupError, TypeError):
+        return None
+    return value
+
+
 def _edited(tomlkit: Any, text: str, path: Path, key: str, items: Sequence[Item]) -> str:
     document = tomlkit.parse(text)
     table: Any = document

@@ -144,7 +144,8 @@ def _walk(value: Any, may_be: Kind, key: str) -> Iterator[InvalidInput]:
         yield values.wrong(key, value, "is not a valid value", _allowed(may_be))
     elif form not in may_be:
         reason = f"is {_FORMS.get(form, 'a date or time')}"
-        right = f"must be {_allowed(may_be)}"
+        date = key.endswith(".audit_until")  # in quotes or not
+        right = f"must be {'a date, or a date and time' if date else _allowed(may_be)}"
         yield values.wrong(key, value, reason, right, _example(value, may_be, key))
     elif form is list:
         for index, item in enumerate(value):

@@ -29,7 +29,8 @@ PAST_S = 7 * 86_400.0
 MOST = 32
 """The number of addresses of a family that are used, and of former and past ones."""
 
-_NOWHERE = (ipaddress.ip_network("0.0.0.0/8"), ipaddress.ip_network("255.255.255.255/32"))
+_NOWHERE = tuple(map(ipaddress.ip_network, ("0.0.0.0/8", "255.255.255.255/32", "::/96")))
+"""The last are the IPv4-compatible addresses, which nobody has any more (RFC 4291, 2.5.5.1)."""
 
 
 class Known(NamedTuple):
@@ -54,8 +55,10 @@ class Outside(NamedTuple):
     addresses: tuple[Known, ...] = ()  # sorted
 
     def in_state(self, *states: str) -> tuple[str, ...]:
-        """Return the addresses in these states."""
-        return tuple(known.address for known in self.addresses if known.state in states)
+        """Return the addresses in these states, in the order of the states."""
+        return tuple(
+            known.address for state in states for known in self.addresses if known.state == state
+        )
 
     def is_due(self, now: float) -> bool:
         """Return whether it should be asked for; also if the clock went back."""

@@ -35,9 +35,10 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
         )
     if until > since + nft_audit.MOST_S:
         raise InvalidInput(
-            f"{_KEY} = {audit.text} is more than {nft_audit.MOST_S // 86_400} days ahead",
-            f"at most {time_text(since + nft_audit.MOST_S)}",
+            f"is more than {nft_audit.MOST_S // 86_400} days ahead",
+            f"the latest is {time_text(since + nft_audit.MOST_S)}",
             _KEY,
+            value=audit.text,
         )
     return policy._replace(audit=Audit(audit.text, since, until))
 
