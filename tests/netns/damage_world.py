@@ -29,7 +29,13 @@ class World:
         lab.niso(
             "activate",
             echo(
-                lab, "api", network={"networks": ["backend", "extra"], "ports": ["8080:80", ":81"]}
+                lab,
+                "api",
+                network={
+                    "networks": ["backend", "extra"],
+                    "ports": ["8080:80", ":81"],
+                    "bandwidth": {"in": "1G", "out": "1G"},
+                },
             ),
             echo(lab, "peer", network=on("backend", ports=["9090:80"])),
         )

@@ -31,6 +31,7 @@ class Damage(NamedTuple):
 
 
 API = r"veth niapi-\S+ to niso-api eth0"
+SHAPED = "^bandwidth of niso-api eth0$"
 API1 = r"veth niapi-\S+ to niso-api eth1"
 OWN_MAC = "mac=$(ip -n niso-api -br link show eth0 | awk '{print $3}');"
 FIXED = "lladdr 02:00:00:00:00:01"
@@ -66,6 +67,8 @@ NO_CASE = {
     "Neighbour missing": "none is wanted",
     "HostsLeftover missing": "none is wanted",
     "Vxlan.alias": "as of a bridge",
+    "Shaper.netns": "of the pair, which is a finding of its own",
+    "Shaper.peer": "the same",
 }
 
 OF_SPANS = {
@@ -463,6 +466,30 @@ DAMAGES: dict[str, Damage] = {
         # a bridge that never had another MTU follows the least of its ports (linux/net/bridge/br_if.c)
         lambda w: w.ip(f"link set {w.port} mtu 1280"),
         [("different", API), ("different", r"^bridge niso-backend$")],
+    ),
+    "bandwidth unlimited": Damage(
+        ("Shaper missing",),
+        lambda w: w.sh(
+            'tc qdisc del dev "$1" root; tc -n niso-api qdisc del dev eth0 root', w.port
+        ),
+        [("missing", SHAPED)],
+    ),
+    "bandwidth out unlimited": Damage(
+        ("Shaper.outward",),
+        lambda w: w.run("tc", "-n", "niso-api", "qdisc", "del", "dev", "eth0", "root"),
+        [("different", SHAPED)],
+    ),
+    "bandwidth in changed, with another queue": Damage(
+        ("Shaper.inward", "Shaper.drift"),
+        lambda w: w.sh('tc qdisc replace dev "$1" root tbf rate 2gbit burst 1mb limit 3mb', w.port),
+        [("different", SHAPED)],
+    ),
+    "bandwidth of who has no limit": Damage(
+        ("Shaper foreign",),
+        lambda w: w.sh(
+            "tc -n niso-peer qdisc add dev eth0 root tbf rate 1gbit burst 1mb limit 3mb"
+        ),
+        [("foreign", "^bandwidth of niso-peer eth0$")],
     ),
     "mtu inside": Damage(
         ("Veth.mtu",), lambda w: w.ip("-n niso-api link set eth0 mtu 1280"), [("different", API)]

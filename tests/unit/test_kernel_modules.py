@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from niso.base.errors import KernelError
-from niso.kernel import modules, sysctl
+from niso.kernel import modules, qdiscs, sysctl
 
 NAMES = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")
 
@@ -53,3 +54,13 @@ def test_module_that_cannot_be_loaded_is_an_error_that_says_what_will_not_work(
         KernelError, match="cannot load the kernel module br_netfilter: services of one network"
     ):
         modules.load_bridge_netfilter()
+
+
+def test_kernel_without_the_queue_for_bandwidth_says_so() -> None:
+    class Refusing:
+        def transact(self, *messages: object) -> None:
+            raise KernelError("limit the rate: no such file", errno=errno.ENOENT)
+
+    with pytest.raises(KernelError, match="cannot limit bandwidth") as error:
+        qdiscs.set_rate(Refusing(), 7, 8000)  # type: ignore[arg-type]
+    assert "sch_tbf" in str(error.value.hint)

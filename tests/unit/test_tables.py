@@ -254,7 +254,7 @@ SMALLEST = (
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M",'
     '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":0}},'
     '"healthcheck":null,"volumes":{},"secrets":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
-    '"hostname":null,"aliases":[],"ip":null,"extra_hosts":{},"dns":null,"dns_search":null,"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]},"mode":"enforce","audit_until":null}}}'
+    '"hostname":null,"aliases":[],"ip":null,"extra_hosts":{},"dns":null,"dns_search":null,"bandwidth":{},"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]},"mode":"enforce","audit_until":null}}}'
 )
 FULL: dict[str, Any] = {
     "package": {"name": "api", "version": "1.0.0", "rootfs": "rootfs"},
@@ -299,7 +299,7 @@ FULLEST = (
     '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M"},'
     '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},"secrets":{},'
     '"network":{"mode":"bridge","share":null,"network":"niso-default","networks":["a","b"],"ports":["80:80"],"hostname":null,'
-    '"aliases":["web"],"ip":{"a":"10.99.1.10"},"extra_hosts":{},"dns":null,"dns_search":null,'
+    '"aliases":["web"],"ip":{"a":"10.99.1.10"},"extra_hosts":{},"dns":null,"dns_search":null,"bandwidth":{},'
     '"policy":{"allow_from":[],"deny_from":[],"log":true,"egress":{"allow":["db:5432"],"deny":["10.0.0.0/8"]},"mode":"enforce","audit_until":null}}}'
 )
 
@@ -322,7 +322,7 @@ STORED = (
     + SMALLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":0,"arp":100},'
-    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{},"apart":[]}'
+    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{},"bandwidth":{},"apart":[]}'
 )
 STORED_FULL = (
     '{"name":"api","rootfs":"rootfs","entrypoint":"bin/api","args":["--port","8080",""],"working_dir":"/srv",'
@@ -341,7 +341,7 @@ STORED_FULL = (
     + FULLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","folder":null,"timeout_s":null,'
     '"limits":{"new_flows":1000,"fragments":40,"arp":100},'
-    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{},"apart":[]}'
+    '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{},"bandwidth":{},"apart":[]}'
 )
 
 

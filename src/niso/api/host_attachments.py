@@ -8,7 +8,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from niso.api.session import Session
     from niso.base.report import Report
@@ -40,6 +40,7 @@ class AttachRequest(NamedTuple):
     egress_allow: Iterable[str] | None = None
     egress_deny: Iterable[str] = ()
     log: bool = False
+    bandwidth: Mapping[str, str] = {}  # "in" and "out", as in a manifest: 100M is bits per second
     owner: str = "cli"  # who looks after the namespace
     id: str = ""  # what the owner calls it
     unit: str | None = None  # with new: a unit of systemd that is put into it by a drop-in
@@ -208,6 +209,9 @@ def _words(given: AttachRequest) -> list[str]:
         ("--egress-deny", given.egress_deny or None),
     ):
         words += [flag, " ".join(entries)] if entries is not None else []
+    if given.bandwidth:
+        both = ",".join(f"{way}={rated}" for way, rated in given.bandwidth.items())
+        words += ["--bandwidth", both]
     return [*words, "--log"] if given.log else words
 
 
@@ -234,6 +238,7 @@ def _request(given: AttachRequest) -> Request:
         _policy(given),
         text(given.owner, "owner"),
         text(given.id, "id"),
+        bandwidth=_bandwidth(given.bandwidth),
     )
 
 
@@ -263,6 +268,19 @@ def _wish(written: str) -> Wish:
         tuple(str(ip_address(static_address(ip, "--network"))) for ip in given["ip"]),
         "".join(map(mac, given["mac"])),
     )
+
+
+def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
+    """Return the limits in bytes per second. Raises InvalidInput."""
+    if not written:
+        return ()
+    from niso.base.errors import InvalidInput
+    from niso.manifest.parse_resources import WAYS, rate
+
+    for way in written:
+        if way not in WAYS:
+            raise InvalidInput(f"{way!r} is not a direction", "in=RATE,out=RATE", "--bandwidth")
+    return tuple(sorted((way, rate(rated, "--bandwidth")) for way, rated in written.items()))
 
 
 def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:

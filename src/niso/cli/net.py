@@ -183,6 +183,7 @@ def _attach(host: Host, args: Args) -> int:
             egress_allow=_entries(args.egress_allow),
             egress_deny=_entries(args.egress_deny) or (),
             log=args.log,
+            bandwidth=_pairs(args.bandwidth or ""),
             owner=args.owner or "cli",
             id=args.id or "",
             unit=args.unit,
@@ -195,6 +196,12 @@ def _attach(host: Host, args: Args) -> int:
         ports = ", ".join(output.ports_text(done.ports))
         print(f"{done.service}: {state}  {', '.join(done.address)}{f'  {ports}' if ports else ''}")
     return 0
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Return the keys and values of ``in=100M,out=20M``."""
+    pairs = (word.partition("=") for word in text.split(",") if word)
+    return {key: value for key, _, value in pairs}
 
 
 def _entries(text: str | None) -> list[str] | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 OWNER = "cni"
+_WAYS = {"in": "ingress", "out": "egress"}
 _SINCE_0_4, _SINCE_1_1 = VERSIONS[2:], VERSIONS[4:]
 _TRY_AGAIN, _NOT_USABLE, _DIFFERENT = 11, 50, 101
 _KEYS = {
@@ -129,9 +130,6 @@ def _add(call: Call) -> dict[str, Any]:
     if "prevResult" in call.config:
         raise Failure(WRONG_CONFIG, "niso must be the first plugin of its list")
     runtime = _folded(call.config.get("runtimeConfig", {}))
-    if runtime.get("bandwidth"):
-        reason = "bandwidth: niso has no limits of bandwidth"
-        raise Failure(WRONG_CONFIG, reason, "remove the capability, or add the plugin bandwidth")
     machine = plugin.machine()
     store = machine.store
     if store.network(call.network) is None:
@@ -222,7 +220,23 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
         id=call.container,
         given=_given(call),
         labels=tuple((key, value) for key, value in labels.items() if value),
+        bandwidth=_bandwidth(runtime.get("bandwidth")),
         policies=((call.network, _policy(call, own)),),
+    )
+
+
+def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
+    """Return the limits of the capability ``bandwidth``, which are in bits per second; 0: none.
+
+    Bursts are left out: niso's follow from the rate. Raises InvalidInput.
+    """
+    rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
+    if not any(rates.values()):
+        return ()
+    from niso.manifest.parse_resources import rate_of_bits
+
+    return tuple(
+        (way, rate_of_bits(int(rate), "bandwidth", rate)) for way, rate in rates.items() if rate
     )
 
 

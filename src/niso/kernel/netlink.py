@@ -27,6 +27,7 @@ NETFILTER = 12  # NETLINK_NETFILTER
 
 REQUEST = 0x1
 ACK = 0x4
+ECHO = 0x8
 DUMP = 0x300
 REPLACE = 0x100
 EXCL = 0x200
@@ -298,19 +299,21 @@ class Netlink:
         except OSError as error:
             raise refused(what, error.errno or 0) from error
 
-    def get_one(self, what: str, kind: int, body: bytes, absent: tuple[int, ...]) -> bytes | None:
+    def get_one(
+        self, what: str, kind: int, body: bytes, absent: tuple[int, ...], flags: int = 0
+    ) -> bytes | None:
         """Return the body of the answer; None if the kernel answers with an errno in ``absent``."""
-        return self.get_all(what, kind, [body], absent)[0]
+        return self.get_all(what, kind, [body], absent, flags)[0]
 
     def get_all(
-        self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...]
+        self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...], flags: int = 0
     ) -> list[bytes | None]:
         """As `get_one` for each of ``bodies``, in one sendmsg.
 
         All answers together must fit the socket's buffer.
         """
         first = self._sequence + 1
-        packet = b"".join(self._pack(kind, 0, body) for body in bodies)
+        packet = b"".join(self._pack(kind, flags, body) for body in bodies)
         asked = range(first, self._sequence + 1)
         answers: dict[int, bytes | None] = {}
         try:

@@ -124,6 +124,10 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         limits=Limits(limits.new_flows_limit, fragments, limits.arp_limit),
         addresses6=addresses[6],
         extra_hosts=_extra_hosts(network.extra_hosts),
+        bandwidth={
+            way: read(parse_resources.rate, text, f"network.bandwidth.{way}")
+            for way, text in network.bandwidth.items()
+        },
         dns=network.dns,
         dns_search=network.dns_search,
         secrets={name: secret.file for name, secret in manifest.secrets.items()},

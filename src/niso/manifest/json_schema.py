@@ -207,6 +207,11 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Names that only this service's /etc/hosts has, each with an address. host-gateway is the "
         "host, as host.niso.local.",
     ),
+    "Network.bandwidth": (
+        r"^[1-9][0-9]{0,8}[KMG]$",
+        "Limits of what the service receives (in) and sends (out) on each network, in bits per "
+        "second: 64K to 100G, in powers of 1000.",
+    ),
     "Network.dns": (
         f"^(?:{_ADDRESS})$",
         "Addresses of name servers, at most three. If unset, those of the host.",
@@ -290,6 +295,7 @@ def schema() -> dict[str, Any]:
         "pattern": r"^(?!(?:localhost|host\.niso\.local)$|ip6-)[a-z0-9_-]{1,63}"
         r"(?:\.[a-z0-9_-]{1,63})*$"
     }
+    network["properties"]["bandwidth"]["propertyNames"] = {"enum": list(parse_resources.WAYS)}
     tables["Isolation"]["properties"]["capabilities"]["items"] = {"enum": list(values.CAPABILITIES)}
     limits = tables["Resources"]["properties"]["pids_limit"]
     limits |= {"minimum": parse_resources.MIN_PIDS, "maximum": parse_resources.MAX_PIDS}

@@ -98,6 +98,7 @@ class Network(NamedTuple):
     extra_hosts: dict[str, str] = {}  # noqa: RUF012
     dns: tuple[str, ...] | None = None
     dns_search: tuple[str, ...] | None = None
+    bandwidth: dict[str, str] = {}  # noqa: RUF012
     policy: Policy = Policy()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
@@ -31,6 +31,9 @@ host keeps them for 30 s, in 4 MiB (net.ipv4.ipfrag_time, ipfrag_high_thresh): 1
 SENDS_PARTS = frozenset(("NET_RAW", "NET_ADMIN", "SYS_ADMIN"))
 """The capabilities for that."""
 MAX_RATE = 1_000_000
+WAYS = ("in", "out")
+_RATE_UNITS = {"K": 1000, "M": 10**6, "G": 10**9}
+MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9
 RATES = ("new_flows_limit", "arp_limit", "fragments_limit")
 
 
@@ -40,6 +43,43 @@ def memory_max(text: str, key: str) -> int:
     if not MIN_MEMORY <= size <= MAX_MEMORY:
         raise values.wrong(key, text, "is out of range", "1M to 1000000000G", '"512M"')
     return size
+
+
+def rate(text: str, key: str) -> int:
+    """Return the bytes per second of ``100M``, in bits per second (powers of 1000).
+
+    Raises InvalidInput.
+    """
+    unit = _RATE_UNITS.get(text[-1:])
+    digits = text[:-1]
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else 0
+    if unit is None or not number or digits[0] == "0":
+        right = "a whole number above 0 with unit K, M or G: bits per second"
+        raise values.wrong(key, text, "is not a valid rate", right, '"100M"')
+    return rate_of_bits(number * unit, key, text)
+
+
+def rate_of_bits(bits: int, key: str, written: object) -> int:
+    """Return the bytes per second of a number of bits. Raises InvalidInput if out of range."""
+    if not MIN_RATE <= bits <= MAX_BANDWIDTH:
+        raise values.wrong(key, written, "is out of range", "64K to 100G bits per second", '"100M"')
+    return bits // 8
+
+
+def ways(network: Mapping[str, object], parsed: dict[str, Any]) -> Iterator[InvalidInput]:
+    """Yield an error for each wrong rate of network.bandwidth; valid ones go to ``parsed``."""
+    from niso.manifest.validate import join
+
+    table = network.get("bandwidth")
+    for way, text in table.items() if isinstance(table, dict) else ():
+        path = join("network.bandwidth", way)
+        if way not in WAYS:
+            yield values.wrong(path, way, "is an unknown direction", "in or out")
+        elif isinstance(text, str):
+            try:
+                parsed[path] = rate(text, path)
+            except InvalidInput as error:
+                yield error
 
 
 def cpu_max(text: str, key: str) -> int:

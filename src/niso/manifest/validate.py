@@ -83,6 +83,7 @@ _OF_A_BRIDGE = (
     "extra_hosts",
     "dns",
     "dns_search",
+    "bandwidth",
     "policy",
 )
 WITHOUT = {
@@ -309,6 +310,7 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
         parse(values.argument, text, path)
     network = _table(data, "network")
     errors += parse_addresses.problems(network, parsed)
+    errors += parse_resources.ways(network, parsed)
     ports = network.get("ports")
     known = list(texts(ports if isinstance(ports, list) else None, "network.ports"))
     for path, text in known:

@@ -26,6 +26,7 @@ from niso.kernel.kinds.route import Route
 from niso.kernel.kinds.routing_rule import RoutingRule
 from niso.kernel.kinds.ruleset import Ruleset, owner
 from niso.kernel.kinds.setting import FORWARDING, ON, Sysctl
+from niso.kernel.kinds.shaper import Shaper
 from niso.kernel.kinds.veth import Veth
 from niso.kernel.kinds.vxlan import Vxlan
 from niso.kernel.state import State
@@ -143,6 +144,8 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             yield from _link_sysctls(netns, inner, network)
         link = (network.mtu, network.bridge, service.publishes, alias)
         yield Veth(host_end, netns, inner, mac, *link)
+        if any(service.bandwidth):
+            yield Shaper(host_end, netns, inner, *service.bandwidth)
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             own.append((address, subnet.gateway))
             length = subnet.cidr.rpartition("/")[2]

@@ -230,6 +230,7 @@ class Service(NamedTuple):
     publishes: bool = False  # it has ports, in scope or not, or a sharer of its namespace has
     mode: str = "bridge"  # or host, none, share, attached: share has its provider's endpoints
     limits: Limits = LIMITS
+    bandwidth: tuple[int, int] = (0, 0)  # bytes per second in and out, on each network; 0: no limit
     extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
     outside: tuple[str, int] | None = None  # path and cookie of a namespace that others made
 

@@ -90,6 +90,7 @@ class ServiceSpec(NamedTuple):
     dns: tuple[str, ...] | None = None  # None: the host's name servers
     dns_search: tuple[str, ...] | None = None  # None: the host's
     secrets: Mapping[str, str] = {}  # name to an absolute path of the host
+    bandwidth: Mapping[str, int] = {}  # "in" and "out", bytes per second; missing: no limit
     apart: tuple[str, ...] = ()
     """Files that are not part of the package: of variables, and secrets of its stack; absolute."""
 

@@ -61,6 +61,7 @@ class Request(NamedTuple):
     id: str = ""
     given: str = ""  # "": the name
     labels: tuple[tuple[str, str], ...] = ()  # what the owner says of it: (pod_namespace, shop)
+    bandwidth: tuple[tuple[str, int], ...] = ()  # "in" and "out", bytes per second
     policies: tuple[tuple[str, Policy], ...] = ()
     """(network, policy): what must allow a packet too while it is on this network."""
 
@@ -270,6 +271,7 @@ def _target(
         ports=tuple(Published(port, f"--port {port.text}") for port in request.ports),
         policy=_whole_policy(request),
         manifest={},
+        bandwidth=dict(request.bandwidth),
     )
     attached = Attached(
         request.name,
@@ -331,6 +333,7 @@ def current(store: Store, name: str) -> Request | None:
         attached.id,
         attached.given,
         tuple(sorted(asked["labels"].items())),
+        tuple(sorted(spec.bandwidth.items())),
         tuple((on, policy_of(policy)) for on, policy in sorted(asked.get("policies", {}).items())),
     )
 

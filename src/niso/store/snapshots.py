@@ -207,7 +207,8 @@ class SnapshotRows(PortRows, PolicyRows):
         for name in names:
             row = self._db.execute(
                 "SELECT generation, mode, CASE WHEN json_valid(manifest)"
-                " THEN json_extract(manifest, '$.limits') END"
+                " THEN json_extract(manifest, '$.limits') END, CASE WHEN json_valid(manifest)"
+                " THEN json_extract(manifest, '$.bandwidth') END"
                 " FROM service WHERE name=? AND active=1",
                 (name,),
             ).fetchone()
@@ -239,6 +240,7 @@ class SnapshotRows(PortRows, PolicyRows):
                 names=self.names_there(name) if own else (),
                 mode=row[1],
                 limits=ATTACHED_LIMITS if row[1] == "attached" else _limits(row[2]),
+                bandwidth=_bandwidth(row[3]),
                 extra_hosts=self._hosts(name, endpoints) if any_named else self.extra_hosts(name),
                 outside=outside,
             )
@@ -348,6 +350,16 @@ def _limits(text: object) -> Limits:
     except (TypeError, ValueError):
         return LIMITS
     return limits if all(type(rate) is int and rate >= 0 for rate in limits) else LIMITS
+
+
+def _bandwidth(text: object) -> tuple[int, int]:
+    """Return the bandwidth of a record; no limits if an older niso wrote it or it is damaged."""
+    try:
+        rates = decoded(text)  # type: ignore[arg-type]
+        both = (rates.get("in", 0), rates.get("out", 0))
+    except (TypeError, ValueError, AttributeError):
+        return (0, 0)
+    return both if all(type(rate) is int and rate >= 0 for rate in both) else (0, 0)
 
 
 def marks(values: Iterable[object]) -> str:

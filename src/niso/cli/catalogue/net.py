@@ -139,6 +139,12 @@ GROUP = Group(
                 Option("egress_deny", ("--egress-deny",), "the same, of egress.deny", "ENTRIES"),
                 Option("log", ("--log",), "log what the policy drops"),
                 Option(
+                    "bandwidth",
+                    ("--bandwidth",),
+                    "limits on each network, in bits per second",
+                    "in=RATE,out=RATE",
+                ),
+                Option(
                     "owner",
                     ("--owner",),
                     "who looks after the namespace (default: cli)",

@@ -25,6 +25,7 @@ NAMES = (
     "fdb",
     "peer",
     "veth",
+    "shaper",
     "address",
     "route",
     "attached",
