@@ -130,6 +130,33 @@ def test_claim_follows_the_manifest_and_its_addresses(host: Hosted) -> None:
     host.world.assert_whole()
 
 
+def test_former_address_is_held_until_the_service_is_up_with_another(host: Hosted) -> None:
+    def package(number: int) -> str:
+        network = {"networks": ["backend"], "ip": f"10.99.1.{number}"}
+        return host.world.package("api", network=network, environment={"N": str(number)})
+
+    host.activate(package(9))
+    seen = []
+
+    def fails(what: str) -> bool:
+        seen.append(host.engine.get(KEYS.address("backend", "10.99.1.9"), one=True).items)
+        return what.startswith("start")
+
+    host.world.processes.fail = fails
+    with pytest.raises(Error):
+        host.activate(package(8))
+    host.world.processes.fail = lambda what: False
+    assert seen and all(seen)
+    held = host.held("api")
+    assert held and held.networks["backend"][0] == "10.99.1.9" and held.kept == ()
+    assert host.record("api") and host.up("api")
+    assert host.engine.get(KEYS.address("backend", "10.99.1.8"), one=True).items == ()
+    host.activate(package(8))
+    assert host.engine.get(KEYS.address("backend", "10.99.1.9"), one=True).items == ()
+    assert host.record("api") and host.up("api")
+    host.world.assert_whole()
+
+
 def test_what_another_host_has_is_refused(host: Hosted) -> None:
     other = host.claim("c", "web", "shop")
     before = host.world.picture()
@@ -185,15 +212,19 @@ def test_service_that_fails_to_start_goes_back_to_the_host_that_it_was_taken_fro
     host.world.assert_whole()
 
 
-@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize("how", ["taken", "forgotten", "taken to a network of others"])
 def test_service_that_another_host_took_is_ended_and_its_address_is_free_for_others(
-    host: Hosted, forgotten: bool
+    host: Hosted, how: str
 ) -> None:
+    forgotten, on = how == "forgotten", "backend"
     lose(host, ME)
     claims = Claims(host.engine, "a")
     if forgotten:
         assert host.membership.forget(ME) == ["db"]
-    taken = claims.claim(Wanted("db", ("backend",), ("db",), {}, {}), take=not forgotten)
+    if "network" in how:
+        on = "front"
+        host.membership.create_network(Spec(on, 0, 1430, (("10.99.7.0/24", "10.99.7.1"),)))
+    taken = claims.claim(Wanted("db", (on,), ("db",), {}, {}), take=not forgotten)
     claims.publish("db", taken.mark, up=True)
     host.look()
     assert host.said[0] == "taken over by other hosts, and ended here: db"
