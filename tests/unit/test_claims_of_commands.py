@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cluster_world import KEYS, ME, Cluster
 from fake_world import Steps, World
+from samples import samples
 
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.cluster.agent import ORPHAN_S, Agent, Me
@@ -257,6 +258,11 @@ def test_without_an_answer_nothing_new_starts_and_nothing_has_changed(host: Host
     host.engine.down = False
     host.look(0)
     host.look(ORPHAN_S)
+    machine = host.world.machine
+    host.world.machine = machine._replace(joined=lambda: None)
+    with pytest.raises(Conflict, match=r"'api' has claimed no address of 10\.99\.1\.0/24"):
+        host.activate(host.package("api"))
+    host.world.machine = machine
     assert host.world.picture() == before
     assert host.held("api") is None
 
@@ -312,10 +318,11 @@ def test_killed_or_failing_anywhere_is_made_good_by_the_next_command_and_the_age
 ) -> None:
     """At each step of an activation: afterwards cluster, store and kernel agree, and all is as before or done."""
     world, path = host.world, host.package("api", aliases=["shop"])
+    stride = samples(3, 1)
     for kills in (False, True):
-        number = 0
+        number = -kills
         while True:
-            number += 1
+            number += stride
             steps = Steps(world, number, kills)
             done = steps.run(lambda: host.activate(path))
             if kills and not done:
@@ -330,7 +337,7 @@ def test_killed_or_failing_anywhere_is_made_good_by_the_next_command_and_the_age
                 assert host.up("api")
                 remove(world.machine, ["api"])
                 break
-        assert number > 8
+        assert number > 20
 
 
 def test_network_appears_with_the_first_service_and_goes_with_the_last(host: Hosted) -> None:
@@ -376,6 +383,12 @@ def create(host: Hosted, name: str, *subnets: str, **more: Any) -> Any:
 
 def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None:
     world = host.world
+    before, revision = world.picture(), host.engine.get(KEYS.prefix).revision
+    tried = network.create(
+        world.machine, NetworkRequest("front", ("10.99.7.0/24",), span=True), dry_run=True
+    )
+    assert tried is not None and tried.span is not None and tried.span.vni == 4098
+    assert (world.picture(), host.engine.get(KEYS.prefix).revision) == (before, revision)
     made = create(host, "front", "10.99.7.0/24")
     assert made.span.vni == 4098 and made.mtu == 1450, "of 1500, without the header of VXLAN"
     spec = host.membership.network("front")
