@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cluster_world import KEYS, ME, Cluster
 from fake_world import Steps, World
+from samples import samples
 
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.cluster.agent import ORPHAN_S, Agent, Me
@@ -130,6 +131,33 @@ def test_claim_follows_the_manifest_and_its_addresses(host: Hosted) -> None:
     host.world.assert_whole()
 
 
+def test_former_address_is_held_until_the_service_is_up_with_another(host: Hosted) -> None:
+    def package(number: int) -> str:
+        network = {"networks": ["backend"], "ip": f"10.99.1.{number}"}
+        return host.world.package("api", network=network, environment={"N": str(number)})
+
+    host.activate(package(9))
+    seen = []
+
+    def fails(what: str) -> bool:
+        seen.append(host.engine.get(KEYS.address("backend", "10.99.1.9"), one=True).items)
+        return what.startswith("start")
+
+    host.world.processes.fail = fails
+    with pytest.raises(Error):
+        host.activate(package(8))
+    host.world.processes.fail = lambda what: False
+    assert seen and all(seen)
+    held = host.held("api")
+    assert held and held.networks["backend"][0] == "10.99.1.9" and held.kept == ()
+    assert host.record("api") and host.up("api")
+    assert host.engine.get(KEYS.address("backend", "10.99.1.8"), one=True).items == ()
+    host.activate(package(8))
+    assert host.engine.get(KEYS.address("backend", "10.99.1.9"), one=True).items == ()
+    assert host.record("api") and host.up("api")
+    host.world.assert_whole()
+
+
 def test_what_another_host_has_is_refused(host: Hosted) -> None:
     other = host.claim("c", "web", "shop")
     before = host.world.picture()
@@ -185,15 +213,19 @@ def test_service_that_fails_to_start_goes_back_to_the_host_that_it_was_taken_fro
     host.world.assert_whole()
 
 
-@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize("how", ["taken", "forgotten", "taken to a network of others"])
 def test_service_that_another_host_took_is_ended_and_its_address_is_free_for_others(
-    host: Hosted, forgotten: bool
+    host: Hosted, how: str
 ) -> None:
+    forgotten, on = how == "forgotten", "backend"
     lose(host, ME)
     claims = Claims(host.engine, "a")
     if forgotten:
         assert host.membership.forget(ME) == ["db"]
-    taken = claims.claim(Wanted("db", ("backend",), ("db",), {}, {}), take=not forgotten)
+    if "network" in how:
+        on = "front"
+        host.membership.create_network(Spec(on, 0, 1430, (("10.99.7.0/24", "10.99.7.1"),)))
+    taken = claims.claim(Wanted("db", (on,), ("db",), {}, {}), take=not forgotten)
     claims.publish("db", taken.mark, up=True)
     host.look()
     assert host.said[0] == "taken over by other hosts, and ended here: db"
@@ -226,6 +258,11 @@ def test_without_an_answer_nothing_new_starts_and_nothing_has_changed(host: Host
     host.engine.down = False
     host.look(0)
     host.look(ORPHAN_S)
+    machine = host.world.machine
+    host.world.machine = machine._replace(joined=lambda: None)
+    with pytest.raises(Conflict, match=r"'api' has claimed no address of 10\.99\.1\.0/24"):
+        host.activate(host.package("api"))
+    host.world.machine = machine
     assert host.world.picture() == before
     assert host.held("api") is None
 
@@ -281,10 +318,11 @@ def test_killed_or_failing_anywhere_is_made_good_by_the_next_command_and_the_age
 ) -> None:
     """At each step of an activation: afterwards cluster, store and kernel agree, and all is as before or done."""
     world, path = host.world, host.package("api", aliases=["shop"])
+    stride = samples(3, 1)
     for kills in (False, True):
-        number = 0
+        number = -kills
         while True:
-            number += 1
+            number += stride
             steps = Steps(world, number, kills)
             done = steps.run(lambda: host.activate(path))
             if kills and not done:
@@ -299,7 +337,7 @@ def test_killed_or_failing_anywhere_is_made_good_by_the_next_command_and_the_age
                 assert host.up("api")
                 remove(world.machine, ["api"])
                 break
-        assert number > 8
+        assert number > 20
 
 
 def test_network_appears_with_the_first_service_and_goes_with_the_last(host: Hosted) -> None:
@@ -345,6 +383,12 @@ def create(host: Hosted, name: str, *subnets: str, **more: Any) -> Any:
 
 def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None:
     world = host.world
+    before, revision = world.picture(), host.engine.get(KEYS.prefix).revision
+    tried = network.create(
+        world.machine, NetworkRequest("front", ("10.99.7.0/24",), span=True), dry_run=True
+    )
+    assert tried is not None and tried.span is not None and tried.span.vni == 4098
+    assert (world.picture(), host.engine.get(KEYS.prefix).revision) == (before, revision)
     made = create(host, "front", "10.99.7.0/24")
     assert made.span.vni == 4098 and made.mtu == 1450, "of 1500, without the header of VXLAN"
     spec = host.membership.network("front")

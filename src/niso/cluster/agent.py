@@ -111,10 +111,10 @@ class Agent:
         if now.wrong and now.wrong != self._wrong:
             self.log(f"without a valid value, and ignored: {', '.join(now.wrong[:10])}")
         self._wrong = now.wrong
-        if member:
-            self._own(store, engine, now, now_s)
-            now = self._guarded(store, now, now_s)
         lost = self._still(store, engine, mirror.fenced(store, now, self.me.host))
+        if member:
+            lost = sorted({*lost, *self._own(store, engine, now, now_s)})
+            now = self._guarded(store, now, now_s)
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
             self.end(lost)
@@ -147,11 +147,12 @@ class Agent:
                 self._say(f"the cluster does not have network {name}, which has services here")
         return kept
 
-    def _own(self, store: Store, engine: Engine, now: mirror.Seen, now_s: float) -> None:
+    def _own(self, store: Store, engine: Engine, now: mirror.Seen, now_s: float) -> list[str]:
         """Bring the cluster what this host's services are: there, up, down, or removed.
 
-        A service that a command is changing is left to it.
+        A service that a command is changing is left to it. Return those that other hosts have.
         """
+        lost = []
         claims = Claims(engine, self.me.host, self.keys)
         records = store.across.claims()
         self._orphans = {
@@ -168,7 +169,8 @@ class Agent:
                 with service_lock(record.service, 0):
                     if store.intent(record.service) is None:
                         final = now_s - since >= ORPHAN_S
-                        settle(store, claims, record.service, final)
+                        if not settle(store, claims, record.service, final):
+                            lost.append(record.service)
                     if store.service(record.service) is None:
                         remove_locks(record.service)
             except (NoAnswer, Refused):
@@ -177,6 +179,7 @@ class Agent:
                 continue
             except Error as error:  # a clash: the other one has it, and this host is fenced by it
                 self._say(error.message)
+        return lost
 
     def _still(self, store: Store, engine: Engine, lost: list[str]) -> list[str]:
         """Return those that another host has now too: a command may have taken one meanwhile."""

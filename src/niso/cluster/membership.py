@@ -24,7 +24,7 @@ PORT = 4799
 FIRST_VNI = 4097
 PROTO = 1
 """The version of the keys. A host that does not know that of its cluster changes nothing."""
-_MOST_VNI = (1 << 24) - 1
+MOST_VNI = (1 << 24) - 1
 
 
 class Host(NamedTuple):
@@ -218,7 +218,7 @@ class Membership:
             index = index_of(item) if item else {}
             _require_apart(spec, index)
             taken = {int(each["vni"]) for each in index.values()}
-            vni = next(n for n in range(FIRST_VNI, _MOST_VNI) if n not in taken)
+            vni = next(n for n in range(FIRST_VNI, MOST_VNI) if n not in taken)
             made[:] = [spec._replace(vni=vni)]
             index[spec.name] = {"vni": vni, "subnets": [cidr for cidr, _ in spec.subnets]}
             return Txn(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from niso.store.store import ServiceRow, Store
 
 
-def settle(store: Store, claims: Claims, service: str, final: bool = True) -> None:
-    """Make the cluster's claim of a service as its rows are.
+def settle(store: Store, claims: Claims, service: str, final: bool = True) -> bool:
+    """Make the cluster's claim of a service as its rows are; return False if another host has it.
 
     The caller holds the service's lock, and no change of it is in progress. Without ``final``, the
     record of a claim for nothing stays: a request for it may still be on its way.
@@ -37,9 +37,9 @@ def settle(store: Store, claims: Claims, service: str, final: bool = True) -> No
                 store.across.drop_claim(service)
             elif record is not None:  # its addresses may be somebody else's from now on
                 store.across.set_claim(Claim(service, "", 0, {}))
-        return
-    if have is not None and not mine:
-        return  # the agent ends it here, if it runs
+        return True
+    if have is not None and not mine:  # an older one is from a backup of the cluster's data
+        return record is not None and record.gen >= have.gen
     wanted = wanted_by_rows(store, row, on)
     if have is None or (have.networks, have.names) != (wanted.requested, wanted.names):
         have = claims.claim(wanted)
@@ -47,6 +47,7 @@ def settle(store: Store, claims: Claims, service: str, final: bool = True) -> No
         with store.transaction():
             store.across.set_claim(recorded(have))
     claims.publish(service, have.mark, row.active, about(store, service))
+    return True
 
 
 def recorded(claim: Held) -> Claim:

@@ -13,7 +13,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import Caution
 from niso.cluster import mirror
 from niso.cluster.index import Spec
-from niso.cluster.membership import Cluster, Membership
+from niso.cluster.membership import FIRST_VNI, MOST_VNI, Cluster, Membership
 from niso.plan.records import Network, Span, Subnet
 from niso.services import networks
 from niso.services.machine import Machine
@@ -160,7 +160,9 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool = False) ->
             networks.require_same(_network(spec, joined, cluster), request, "in the cluster ")
         else:
             spec = _planned(machine, request, membership, joined, present)
-            spec = membership.create_network(spec) if made else spec
+            taken = {each.vni for each in membership.networks()}
+            free = next(vni for vni in range(FIRST_VNI, MOST_VNI) if vni not in taken)
+            spec = membership.create_network(spec) if made else spec._replace(vni=free)
         return Proposed(
             request_of(spec, request.observe),
             arriving(store, joined, engine, cluster, [spec]),

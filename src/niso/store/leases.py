@@ -79,6 +79,12 @@ def _lease_claimed(
         store.drop_lease(service, network, net.version)
         number = int(ipaddress.ip_address(address)) - int(net.network_address)
         store.across.drop_stale_lease(service, address)
+        holder = store.lease_holder(address)
+        if holder is not None and holder != service:
+            raise Conflict(
+                f"{address} is still used by {holder!r}, which another host has taken over",
+                "the agent of this host ends it: niso cluster status",
+            )
         store.add_lease(service, network, net.version, number, address, static=False)
 
 

@@ -106,7 +106,7 @@ GROUP = Group(
             (Argument("names", "NAME", "a network", "+", "network"),),
             (DRY_RUN, VERBOSE, JSON),
             "Fails if a known service, active or not, uses one of the networks; the error "
-            "names the services.",
+            "names the services. A network that spans hosts is removed from all of them.",
             (("niso net remove backend", ""),),
             ends=True,
         ),
