@@ -169,6 +169,11 @@ def test_stack_that_has_its_services_itself(lab: Lab) -> None:
     assert refused(lab) == set()
     send(lab, "niso-shop-web", CLIENT, 54)
     assert refused(lab) == {("shop-web", CLIENT, 54, "udp")}
+    # a stack.toml that is not valid does not say what it has
+    lab.write("/tmp/shop/stack.toml", f"{written}x = [\n")
+    done = lab.niso("net", "learn", "shop-db", "--write", "--yes", check=False)
+    assert done.returncode == 1 and "/tmp/shop/stack.toml: line " in done.stderr, done.stderr
+    lab.write("/tmp/shop/stack.toml", written)
     # a watch ends early with Ctrl-C, and shows what was new meanwhile
     watcher = lab.popen("niso", "net", "learn", "shop-db", "--for", "1h")
     assert watcher.stderr is not None and b"Ctrl-C ends it" in watcher.stderr.readline()

@@ -16,6 +16,7 @@ from niso.base.errors import Conflict, Error
 from niso.base.report import Caution
 from niso.commands import boot, names_timer
 from niso.commands.deactivate import deactivate, remove
+from niso.explain import question
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
 from niso.plan.answers import FORMER, NOW, PAST, Bars, Heard, Known, Outside, after
@@ -279,6 +280,30 @@ def test_two_services_of_one_name_and_a_network_where_it_leads(world: World, dns
     world.make("odd", "203.0.113.4/30")
 
 
+def test_names_that_hang_take_turns_and_are_said_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("dns.resolver")
+    slow = [f"h{number}.example.com" for number in range(9)]
+    monkeypatch.setattr(resolver, "RESOLV_CONF", str(tmp_path / "resolv.conf"))
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    monkeypatch.setattr(resolver, "_AT_ONCE", 1)
+    asked: list[str] = []
+
+    def one(_dns: object, _resolver: object, name: str, family: int, _end: float) -> Heard:
+        asked.append(name)
+        return Heard(family, problem="no name server answered", silent=True)
+
+    monkeypatch.setattr(resolver, "_one", one)
+    for _ in range(9):
+        assert [h.family for h in resolver.ask(slow)[slow[0]]] == [4, 6]
+    assert len(set(asked[:: 2 * len(slow)])) > 1, "who is asked first"
+    said: list[object] = []
+    world.activate(world.package("web", network=to(*slow)), report=said.append)
+    text = f"{', '.join(slow)}: no name server answered"
+    assert Caution(text, ("niso net refresh asks again",)) in said
+
+
 def test_name_without_an_answer_starts_the_service_and_allows_nothing(
     world: World, dns: Dns
 ) -> None:
@@ -288,6 +313,12 @@ def test_name_without_an_answer_starts_the_service_and_allows_nothing(
     assert Caution(f"{API}: no name server answered", ("niso net refresh asks again",)) in said
     world.assert_whole()
     assert hosts(world) == {} and reaches(world) == set()
+    both = question.resolve_both(world.store, "web", API)
+    with pytest.raises(Error, match=f"{API} has no address"):
+        question.ends(read_world(world.kernel, world.store), *both)
+    with pytest.raises(Error) as caught:
+        question.resolve_both(world.store, "web", "other.example.com")
+    assert "if a policy has it" in str(caught.value.hint)
     dns.answers[API] = heard(ONE)
     dns.now += 30
     refreshing.refresh(world.machine)

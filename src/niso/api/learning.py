@@ -148,6 +148,10 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
         row = store.service(policy.service)
         if row is None:
             raise Conflict(f"{policy.service!r} was removed meanwhile", "learn again")
+        stack = store.stack_of(row.name)
+        for file in store.stack_files(stack) if stack else ():
+            if os.path.isfile(file):
+                _read(file)  # one that is not valid does not say what it has
         place = _place(store, row)
         if not place.file:
             hint = "niso net learn without --write prints it"

@@ -84,22 +84,30 @@ def next_due(session: Session) -> float:
 def warn(session: Session, name: str | None) -> None:
     """Warn about names of active services, or of one, that have no address or are out of date."""
     rows, now = session.store().outside, time.time()
+    unknown: dict[tuple[str, str], list[str]] = {}  # by (services, reason)
     for answer in map(rows.answer, rows.named(active=True)):
         services = rows.naming([answer.name])
         if name is not None and name not in services:
             continue
-        by = f"{answer.name}, which {', '.join(services)} may connect to,"
+        by = ", ".join(services)
         ends = [known.until for known in answer.addresses if known.state == "now"]
         if not ends:
             reason = answer.problem or "it has not been asked for"
-            session.caution(f"{by} has no address: {reason}", ("niso net refresh asks again",))
+            unknown.setdefault((by, reason), []).append(answer.name)
         elif min(ends) + OVERDUE_S < now:
             since = time_since(now - min(ends))
             reason = f": {answer.problem}" if answer.problem else ""
             session.caution(
-                f"{by} has addresses whose time ended {since} ago{reason}",
+                f"{answer.name}, which {by} may connect to, has addresses whose time ended"
+                f" {since} ago{reason}",
                 ("niso net refresh asks again; niso enable SERVICE lets systemd do so",),
             )
+    for (by, reason), names in unknown.items():
+        has = "has" if len(names) == 1 else "have"
+        session.caution(
+            f"{', '.join(names)}, which {by} may connect to, {has} no address: {reason}",
+            ("niso net refresh asks again",),
+        )
 
 
 def time_since(seconds: float) -> str:

@@ -194,6 +194,8 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
     kind = f"IPv{families[0]}" if len(families) == 1 else "IPv4 or IPv6"
     if source.service and not world.services[source.service].endpoints:
         raise Error(f"{source.service} has no network", f"niso inspect {source.service}")
+    if destination.outside and not world.outside.get(destination.outside):
+        raise Error(f"{destination.outside} has no address", "niso net refresh says why")
     raise Error(
         f"{source.name} cannot send an {kind} packet to {destination.name}: "
         "no addresses of the same family have a route between them"

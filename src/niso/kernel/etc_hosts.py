@@ -81,7 +81,8 @@ def _read() -> tuple[bytes, os.stat_result]:
             raise _unusable("is not a regular file with one name", "niso leaves it alone")
         return files.read(PATH) or b"", status
     except OSError as error:
-        raise _unusable(str(error.strerror), "niso changes only a file that is there") from error
+        reason = f"cannot be read: {str(error.strerror).lower()}"
+        raise _unusable(reason, "niso changes only a file that exists") from error
 
 
 def _replace(text: bytes, status: os.stat_result) -> bool:

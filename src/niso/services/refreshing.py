@@ -41,12 +41,15 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
         return
     resolver.require()
     refresh(machine, names, report)
+    unknown: dict[str, list[str]] = {}
     for name in names:
         answer = machine.store.outside.answer(name)
         if not answer.in_state(NOW):
-            report(Caution(f"{name}: {answer.problem}", ("niso net refresh asks again",)))
+            unknown.setdefault(answer.problem, []).append(name)
         elif answer.problem:
             report(Caution(f"{name}: {answer.problem}"))
+    for problem, some in unknown.items():
+        report(Caution(f"{', '.join(some)}: {problem}", ("niso net refresh asks again",)))
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:

@@ -40,8 +40,12 @@ def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
 
     Takes at most `_ALL_S`, and a little more for questions that have begun.
     """
+    import random  # dnspython loads it too
+
     dns = require()
-    questions = [(name, family) for name in names for family in _TYPES]
+    order = list(names)
+    random.shuffle(order)  # names that hang must not take the time of the same others each time
+    questions = [(name, family) for name in order for family in _TYPES]
     try:
         resolver = dns.resolver.Resolver(filename=RESOLV_CONF)
     except (dns.exception.DNSException, ValueError):  # the latter of a name server's address
