@@ -98,7 +98,7 @@ def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Ou
         result += _family(known, None if answer.silent else allowed, until, bars, now)
     in_use = [known for known in result if known.state == NOW]
     if in_use and not any(answer.silent for answer in heard):
-        # a name with addresses of one family alone is no problem
+        # a name with addresses of one family alone is not a problem
         problems = [text for text in problems if text not in {a.problem for a in heard}]
         due = [known.until for known in in_use]
     due += [known.until for known in result if known.state == FORMER]
