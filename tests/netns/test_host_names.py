@@ -37,6 +37,7 @@ def test_host_knows_services_while_it_shall(lab: Lab) -> None:
     lab.niso("deactivate", "web", "side")
     assert resolved(lab, "web.niso.local") == ""
     lab.niso("deactivate", "api")
+    assert "will have the names" in lab.niso("net", "names").stdout
     # of the block nothing is left with the last service, and it comes with the next one
     assert hosts.read_bytes() == before + b"192.0.2.9 nas\n"
     lab.niso("activate", "api")

@@ -91,6 +91,18 @@ def test_silence_keeps_the_last_answer_for_a_day_and_no_such_name_does_not() -> 
     assert after(Outside(API), single, FREE, 0.0).problem == ""
 
 
+def test_clock_that_was_ahead_prolongs_nothing() -> None:
+    """As at a boot with a wrong clock, which is set after the names were resolved."""
+    ahead = after(Outside(API), heard(ONE, TWO), FREE, 1e9)
+    ahead = after(ahead, heard(ONE), FREE, 1e9 + 1)
+    assert states(ahead) == {ONE: NOW, TWO: FORMER} and ahead.is_due(1000.0)
+    for answers, state in ((heard(ONE), NOW), (heard(SIX), FORMER), (NOBODY, NOW)):
+        back = after(ahead, answers, FREE, 1000.0)
+        assert states(back)[ONE] == state
+        gone = after(back, NOBODY, FREE, 1000.0 + 2 * 86400)
+        assert states(gone) == {a: PAST for a in states(back)}, answers
+
+
 def test_ttl_has_bounds_and_so_have_numbers_of_addresses() -> None:
     assert after(Outside(API), heard(ONE, ttl_s=0), FREE, 0.0).due_at == 60.0
     assert after(Outside(API), heard(ONE, ttl_s=1e9), FREE, 0.0).due_at == 86400.0

@@ -301,10 +301,12 @@ def _read(path: str) -> str:
 
 
 def _apply(store: Store, file: str, rows: Sequence[ServiceRow]) -> str:
-    stack = store.stack_of(rows[0].name)
+    import shlex
+
+    stack, folder = store.stack_of(rows[0].name), shlex.quote(os.path.dirname(file))
     if stack and file in store.stack_files(stack):
-        return f"niso stack up {os.path.dirname(file)}"
-    return f"niso activate {os.path.dirname(file)}"
+        return f"niso stack up {folder}"
+    return f"niso activate {folder}"
 
 
 # --- results -------------------------------------------------------------------------------------

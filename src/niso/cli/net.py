@@ -76,7 +76,8 @@ def _names(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(names)
         return 0
-    state = "has these names" if names.on_host else "has no names of services"
+    having = "has these names" if names.names else "will have the names of active services"
+    state = having if names.on_host else "has no names of services"
     print(f"/etc/hosts {state}{', unchanged' if on is not None and not names.changed else ''}")
     if names.names and on is not False:
         output.table(("NAME", "ADDRESS"), [tuple(row) for row in names.names])

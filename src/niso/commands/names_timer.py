@@ -70,7 +70,7 @@ def texts(state_id: str) -> dict[str, str]:
         "Type=oneshot",
         *environment(),
         f"ExecStart={command('net', 'refresh')}",
-        "# a name without an address is no failure of the unit",
+        "# a name without an address is not a failure of the unit",
         "SuccessExitStatus=3",
         "# the journal has errors alone",
         "StandardOutput=null",

@@ -98,7 +98,7 @@ def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Ou
         result += _family(known, None if answer.silent else allowed, until, bars, now)
     in_use = [known for known in result if known.state == NOW]
     if in_use and not any(answer.silent for answer in heard):
-        # a name with addresses of one family alone is no problem
+        # a name with addresses of one family alone is not a problem
         problems = [text for text in problems if text not in {a.problem for a in heard}]
         due = [known.until for known in in_use]
     due += [known.until for known in result if known.state == FORMER]
@@ -126,7 +126,8 @@ def _family(
     for each in known:
         if each.address in used:
             continue
-        state, end = each.state, each.until
+        # later ends are of a clock that was ahead
+        state, end = each.state, min(each.until, now + MOST_TTL_S)
         if state == NOW and answer is not None:
             state, end = FORMER, max(end, now + GRACE_S)
         elif (state == NOW and now >= end + STALE_S) or (state == FORMER and now >= end):
@@ -134,7 +135,7 @@ def _family(
         if state != PAST and bars.reason(each.address):
             state, end = PAST, now
         if state == NOW:
-            used[each.address] = each
+            used[each.address] = each._replace(until=end)
         elif state == FORMER:
             former.append(Known(each.address, FORMER, end))
         elif now - end < PAST_S:

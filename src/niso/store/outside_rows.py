@@ -1,7 +1,7 @@
 """Rows of outside names: which policies name them, and what DNS answered.
 
 An answer is kept for all services at once, so that the same name is the same addresses everywhere.
-It is no part of a service, and an undo leaves it.
+It is not part of a service, and an undo leaves it.
 """
 
 from __future__ import annotations
