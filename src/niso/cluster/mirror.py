@@ -6,8 +6,9 @@ lost is made up for by the next look, and what is absent is gone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
@@ -48,12 +49,16 @@ def seen(
     hosts: Iterable[Host],
     networks: dict[str, Iterable[Item]],
     keys: Keys,
-    subnets: Mapping[str, tuple[str, ...]] | None = None,
+    subnets: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    own: str = "",
 ) -> Seen:
-    """Return what the items below ``net/NETWORK/a/`` of some networks say. Raises Error.
+    """Return what the items below ``net/NETWORK/a/`` of some networks say.
 
-    ``subnets`` are those (CIDR) of each network, in which its addresses have to be.
+    ``subnets`` are those of each network, as (CIDR, gateway): its addresses have to be such as a
+    service can have there. ``own`` is this host's name: other hosts have to be reachable by it.
     """
+    hosts = tuple(hosts)
+    strange = _unreachable(hosts, own)
     services: dict[str, Known] = {}
     wrong: list[str] = []
     for network, items in sorted(networks.items()):
@@ -61,7 +66,11 @@ def seen(
         for item in items:
             if not item.key.startswith(prefix):
                 continue
-            value = decode(item.value, item.key)
+            try:
+                value = decode(item.value, item.key)
+            except Error:
+                wrong.append(item.key)
+                continue
             name, address = str(value.get("service", "")), item.key.removeprefix(prefix)
             if not name:
                 continue
@@ -69,9 +78,10 @@ def seen(
             host, gen, names = (value.get(each, 0) for each in ("host", "gen", "names"))
             if not (
                 checked.is_address(address)
-                and (subnets is None or checked.is_inside(address, subnets.get(network, ())))
+                and (subnets is None or checked.is_usable(address, (*subnets.get(network, ()),)))
                 and checked.is_name(name)
                 and checked.is_name(str(host))
+                and host not in strange
                 and checked.is_number(gen)
                 and isinstance(names, list)
                 and all(checked.is_name(str(each)) for each in names)
@@ -83,7 +93,7 @@ def seen(
             names = tuple(map(str, names))
             services[name] = Known((*have.addresses, row), names or have.names)
     return Seen(
-        tuple(hosts),
+        hosts,
         {
             name: Known(tuple(sorted(known.addresses)), known.names)
             for name, known in services.items()
@@ -91,6 +101,23 @@ def seen(
         frozenset(networks),
         tuple(wrong),
     )
+
+
+def _unreachable(hosts: Sequence[Host], own: str) -> set[str]:
+    """Return the hosts whose address cannot be that of another host on the wire of ``own``.
+
+    It is no address of one host, of another family, or also that of this host.
+    """
+    here = next((host.address for host in hosts if host.name == own), "")
+    return {
+        host.name
+        for host in hosts
+        if host.name != own
+        and (
+            not checked.is_host_address(host.address)
+            or (here and (host.address == here or (":" in host.address) != (":" in here)))
+        )
+    }
 
 
 def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = silent) -> list[str]:
