@@ -85,11 +85,24 @@ def test_claim_outside_the_network_or_of_a_wrong_name_is_ignored_and_named(
         "10.99.1.10": value | {"names": ["x\n1.2.3.4 y"]},
         "10.99.1.11": value | {"host": "../a"},
         "10.99.1.12": value | {"gen": "9"},
+        "10.99.1.13": value | {"host": "own"},
+        "10.99.1.14": value | {"host": "many"},
+        "10.99.1.15": value | {"host": "six"},
+        "10.99.1.0": value,
+        "10.99.1.1": value,
+        "10.99.1.255": value,
+        "fd00:1::1": value,
     }
     outside = {"8.8.8.8": value, "fd00:2::8": value | {"service": "bad6", "names": ["bad6"]}}
+    for host, place in (("own", "198.51.100.2"), ("many", "224.0.0.1"), ("six", "2001:db8::6")):
+        put = Put(KEYS.host(host), encode({"id": host, "address": place, "mtu": 1500}))
+        assert cluster.engine.commit(Txn((), (put,))).done
     for address, each in (wrong | outside).items():
         put = Put(KEYS.address("backend", address), encode(each))
         assert cluster.engine.commit(Txn((), (put,))).done
+    wrong["10.99.1.16"] = value
+    put = Put(KEYS.address("backend", "10.99.1.16"), "no JSON")
+    assert cluster.engine.commit(Txn((), (put,))).done
     said: list[str] = []
     looking = agent(cluster, said)
     for _ in range(2):

@@ -131,3 +131,36 @@ def test_address_that_another_service_has_now_never_meets_the_old_policy(cluster
     assert not cluster.allowed() and not breach(cluster)
     assert address in kernel.forgotten, "its flows have ended"
     cluster.world.assert_whole()
+
+
+def test_change_that_the_kernel_broke_off_leaves_nothing_of_what_has_gone_since(
+    cluster: Cluster,
+) -> None:
+    """A service is claimed, its host is told in part, and another has its address by then."""
+    kernel = cluster.world.kernel
+    for number in range(1, 40):
+        address = cluster.claim("a", "api").networks["backend"][0]
+        passed = 0
+
+        def step(_: object, number: int = number) -> int:
+            nonlocal passed
+            passed += 1
+            return errno.ENOMEM if passed == number else 0
+
+        kernel.fail = step
+        try:
+            cluster.follow()
+        except KernelError:
+            pass
+        else:
+            break
+        kernel.fail = lambda step: 0
+        cluster.release("a", "api")
+        cluster.claim("c", "evil", address=address)
+        cluster.follow()
+        assert cluster.claims() == {("evil", "198.51.100.3")}, number
+        cluster.world.assert_whole()
+        cluster.release("c", "evil")
+        cluster.follow()
+        assert not cluster.claims()
+    assert number > 4

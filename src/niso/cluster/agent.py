@@ -106,10 +106,10 @@ class Agent:
         member = any((h.name, h.state_id) == (self.me.host, self.me.state_id) for h in hosts)
         spans = self._spans(store, kernel, engine, member)
         items = {name: engine.get(self.keys.addresses(name)).items for name in spans}
-        subnets = {n.name: tuple(each.cidr for each in n.subnets) for n in store.networks()}
-        now = mirror.seen(hosts, dict(items), self.keys, subnets)
+        subnets = {n.name: tuple((s.cidr, s.gateway) for s in n.subnets) for n in store.networks()}
+        now = mirror.seen(hosts, dict(items), self.keys, subnets, self.me.host)
         if now.wrong and now.wrong != self._wrong:
-            self.log(f"without a valid value, and ignored: {', '.join(now.wrong[:10])}")
+            self.log(f"without a valid value, and ignored: {', '.join(now.wrong[:20])}")
         self._wrong = now.wrong
         lost = self._still(store, engine, mirror.fenced(store, now, self.me.host))
         if member:

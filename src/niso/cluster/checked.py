@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from niso.base.errors import InvalidInput
 from niso.manifest import values
+from niso.plan import subnets
 
 _KEPT = 1 << 16
 
@@ -40,7 +41,29 @@ def is_number(value: object, most: int = 1 << 53) -> bool:
 
 
 @lru_cache(_KEPT)
-def is_inside(address: str, cidrs: tuple[str, ...]) -> bool:
-    """Return whether an address is in one of these subnets."""
+def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
+    """Return whether a service can have an address in one of these subnets (CIDR, gateway)."""
     number = ipaddress.ip_address(address)
-    return any(number in ipaddress.ip_network(cidr) for cidr in cidrs)
+    for cidr, gateway in networks:
+        net = ipaddress.ip_network(cidr)
+        if number in net:
+            base = int(net.network_address)
+            own = int(ipaddress.ip_address(gateway)) - base
+            return subnets.refusal(net, own, int(number) - base) is None
+    return False
+
+
+@lru_cache(_KEPT)
+def is_host_address(text: str) -> bool:
+    """Return whether a text is an address by which hosts can reach another one."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text and not (
+        address.is_unspecified
+        or address.is_loopback
+        or address.is_multicast
+        or address.is_link_local
+        or text == "255.255.255.255"
+    )

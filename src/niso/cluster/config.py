@@ -12,6 +12,7 @@ import os
 from niso.base import convert, files, paths
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster import checked
 from niso.cluster.etcd import Access, Etcd
 from niso.cluster.keys import PREFIX, Keys
 from niso.manifest import toml, values
@@ -152,25 +153,14 @@ def host_name(text: str, key: str) -> str:
 
 def ip_address(text: str, key: str) -> str:
     """Return an address that hosts can have, in its usual form. Raises InvalidInput."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        address = None
-    if (
-        address is None
-        or address.is_unspecified
-        or address.is_loopback
-        or address.is_multicast
-        or address.is_link_local
-        or "%" in text
-    ):
+    if not checked.is_host_address(text):
         raise InvalidInput(
             "is no address of a host",
             "use the one by which the other hosts reach it",
             key,
             value=values.shown(text),
         )
-    return str(address)
+    return str(ipaddress.ip_address(text))
 
 
 def endpoint(text: str, key: str) -> str:

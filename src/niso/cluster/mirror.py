@@ -6,8 +6,9 @@ lost is made up for by the next look, and what is absent is gone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
@@ -15,13 +16,14 @@ from niso.cluster import checked
 from niso.cluster.keys import Keys, decode
 from niso.reconcile import policy_flows
 from niso.reconcile.converge import converge, desired_now
-from niso.store.span_rows import Address
+from niso.store.span_rows import Address, Attempt
 from niso.store.store import Scope, Store
 
 if TYPE_CHECKING:
     from niso.cluster.membership import Host
     from niso.cluster.requests import Item
     from niso.kernel.interface import Kernel
+    from niso.store.span_rows import Spans
 
 
 class Known(NamedTuple):
@@ -47,12 +49,16 @@ def seen(
     hosts: Iterable[Host],
     networks: dict[str, Iterable[Item]],
     keys: Keys,
-    subnets: Mapping[str, tuple[str, ...]] | None = None,
+    subnets: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    own: str = "",
 ) -> Seen:
-    """Return what the items below ``net/NETWORK/a/`` of some networks say. Raises Error.
+    """Return what the items below ``net/NETWORK/a/`` of some networks say.
 
-    ``subnets`` are those (CIDR) of each network, in which its addresses have to be.
+    ``subnets`` are those of each network, as (CIDR, gateway): its addresses have to be such as a
+    service can have there. ``own`` is this host's name: other hosts have to be reachable by it.
     """
+    hosts = tuple(hosts)
+    strange = _unreachable(hosts, own)
     services: dict[str, Known] = {}
     wrong: list[str] = []
     for network, items in sorted(networks.items()):
@@ -60,7 +66,11 @@ def seen(
         for item in items:
             if not item.key.startswith(prefix):
                 continue
-            value = decode(item.value, item.key)
+            try:
+                value = decode(item.value, item.key)
+            except Error:
+                wrong.append(item.key)
+                continue
             name, address = str(value.get("service", "")), item.key.removeprefix(prefix)
             if not name:
                 continue
@@ -68,9 +78,10 @@ def seen(
             host, gen, names = (value.get(each, 0) for each in ("host", "gen", "names"))
             if not (
                 checked.is_address(address)
-                and (subnets is None or checked.is_inside(address, subnets.get(network, ())))
+                and (subnets is None or checked.is_usable(address, (*subnets.get(network, ()),)))
                 and checked.is_name(name)
                 and checked.is_name(str(host))
+                and host not in strange
                 and checked.is_number(gen)
                 and isinstance(names, list)
                 and all(checked.is_name(str(each)) for each in names)
@@ -82,7 +93,7 @@ def seen(
             names = tuple(map(str, names))
             services[name] = Known((*have.addresses, row), names or have.names)
     return Seen(
-        tuple(hosts),
+        hosts,
         {
             name: Known(tuple(sorted(known.addresses)), known.names)
             for name, known in services.items()
@@ -90,6 +101,23 @@ def seen(
         frozenset(networks),
         tuple(wrong),
     )
+
+
+def _unreachable(hosts: Sequence[Host], own: str) -> set[str]:
+    """Return the hosts whose address cannot be that of another host on the wire of ``own``.
+
+    It is no address of one host, of another family, or also that of this host.
+    """
+    here = next((host.address for host in hosts if host.name == own), "")
+    return {
+        host.name
+        for host in hosts
+        if host.name != own
+        and (
+            not checked.is_host_address(host.address)
+            or (here and (host.address == here or (":" in host.address) != (":" in here)))
+        )
+    }
 
 
 def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = silent) -> list[str]:
@@ -101,6 +129,7 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = s
     KernelError and Error: nothing is recorded then, and the next call does the same again.
     """
     with Lock():
+        _go_back(store, kernel, report)
         spans = {network.name for network in store.networks() if network.span is not None}
         wanted = {
             name: known._replace(addresses=tuple(a for a in known.addresses if a.network in spans))
@@ -188,19 +217,18 @@ def _change(
     peers: dict[str, tuple[str, str, bool] | None],
     report: Report,
 ) -> None:
-    """Write rows and kernel of services and hosts that change, in one transaction."""
+    """Write rows and kernel of services and hosts that change, in one transaction.
+
+    What is being made is on record before, or else nothing would know of it after a failure.
+    """
     spans = store.across
+    with store.transaction():
+        spans.set_attempt(Attempt(changed, peers))
     scope = scope_of(store, changed, changed)
     gone = _gone(store, changed)
     with store.transaction():
         before = desired_now(kernel, store, scope)
-        for host, row in peers.items():
-            if row is not None:
-                spans.set_peer(host, *row)
-            else:
-                spans.drop_peer(host)
-        for name, known in changed.items():
-            spans.set_service(name, known.addresses, known.names)
+        _write(spans, changed, peers)
         converge(kernel, store, scope, before, report)
         after = desired_now(kernel, store, scope)
         if gone:  # who has the address next is not in the middle of somebody's connection
@@ -209,6 +237,50 @@ def _change(
         if policy_flows.narrows(before, after):
             naming = {service for each in scope.names for service in store.naming(*each)}
             policy_flows.cut(kernel, store, sorted(naming))
+        spans.set_attempt(None)
+
+
+def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
+    """Have the kernel be as the rows say after a change that was broken off; no-op if none was.
+
+    What it was making may not be wanted any more, and would be heard for ever.
+    """
+    spans = store.across
+    attempt = spans.attempt()
+    if attempt is None:
+        return
+    here = {network.name for network in store.networks() if network.span is not None}
+    made = {
+        name: Known(tuple(a for a in known[0] if a.network in here), known[1])
+        for name, known in attempt.services.items()
+    }
+    rows, hosts = _present(store), spans.peers()
+    scope = scope_of(store, made, made)
+    with store.transaction():
+        _write(spans, made, attempt.peers)
+        before = desired_now(kernel, store, scope)
+        _write(
+            spans,
+            {name: rows.get(name, NOTHING) for name in made},
+            {host: hosts.get(host) for host in attempt.peers},
+        )
+        converge(kernel, store, scope, before, report)
+        spans.set_attempt(None)
+
+
+def _write(
+    spans: Spans,
+    services: Mapping[str, tuple[tuple[Address, ...], tuple[str, ...]]],
+    peers: Mapping[str, tuple[str, str, bool] | None],
+) -> None:
+    """Write rows of services and hosts; without an address, or None, they are forgotten."""
+    for host, row in peers.items():
+        if row is not None:
+            spans.set_peer(host, *row)
+        else:
+            spans.drop_peer(host)
+    for name, (addresses, names) in services.items():
+        spans.set_service(name, addresses, names)
 
 
 def make_way(
@@ -222,6 +294,7 @@ def make_way(
 
     The mirror may be behind. The caller holds niso's lock, and no transaction. Raises KernelError.
     """
+    _go_back(store, kernel, report)
     if changed := _without(_present(store), services, addresses):
         _change(store, kernel, changed, {}, report)
 
@@ -277,6 +350,7 @@ def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silen
     with Lock():
         if store.members(name) or store.held_by(name):
             return False
+        _go_back(store, kernel, report)
         scope = scope_on(store, [name])
         with store.transaction():
             before = desired_now(kernel, store, scope)

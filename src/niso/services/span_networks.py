@@ -124,8 +124,8 @@ def arriving(
                 f"raise the MTU of that link to {spec.mtu + _header(joined)}",
             )
     items = {s.name: engine.get(joined.keys.addresses(s.name)).items for s in specs}
-    subnets = {spec.name: tuple(cidr for cidr, _ in spec.subnets) for spec in specs}
-    seen = mirror.seen(hosts, dict(items), joined.keys, subnets)
+    subnets = {spec.name: spec.subnets for spec in specs}
+    seen = mirror.seen(hosts, dict(items), joined.keys, subnets, joined.host)
     return Arriving(joined, cluster.port, tuple(specs), seen)
 
 

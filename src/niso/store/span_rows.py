@@ -7,7 +7,7 @@ such a network load this module.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from niso.base.lite_typing import NamedTuple
 from niso.plan.records import Endpoint, Remote
@@ -42,6 +42,17 @@ class Claim(NamedTuple):
     mark: str
     gen: int
     addresses: dict[str, tuple[str, ...]]  # by network
+
+
+class Attempt(NamedTuple):
+    """A change of the mirror while the kernel is being changed: what is to be.
+
+    ``services`` are addresses and names by service of other hosts, ``peers`` are (state id,
+    address, lives) by host, None for one that goes.
+    """
+
+    services: Mapping[str, tuple[tuple[Address, ...], tuple[str, ...]]]
+    peers: Mapping[str, tuple[str, str, bool] | None]
 
 
 class Spans:
@@ -116,6 +127,20 @@ class Spans:
         spans = {row[0] for row in rows}
         return [network for network in networks if network in spans]
 
+    def attempt(self) -> Attempt | None:
+        """Return the change of the mirror that was broken off, or None."""
+        row = self._db.execute("SELECT value FROM meta WHERE key='attempt'").fetchone()
+        if row is None:
+            return None
+        services, peers = decoded(row[0])
+        return Attempt(
+            {
+                name: (tuple(Address(*each) for each in addresses), tuple(names))
+                for name, (addresses, names) in services.items()
+            },
+            {host: tuple(each) if each else None for host, each in peers.items()},
+        )
+
     def on(self, networks: Collection[str]) -> list[str]:
         """Return the services of other hosts on these networks, sorted."""
         marks = ", ".join("?" for _ in networks)
@@ -135,9 +160,17 @@ class Spans:
             row = (encoded({"id": identity}),)
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('cluster', ?)", row)
             return
-        self._db.execute("DELETE FROM meta WHERE key='cluster'")
+        self._db.execute("DELETE FROM meta WHERE key IN ('cluster', 'attempt')")
         for table in ("remote_name", "remote", "peer", "claim"):
             self._db.execute(f"DELETE FROM {table}")
+
+    def set_attempt(self, attempt: Attempt | None) -> None:
+        """Record the change of the mirror that begins, or with None that it is done."""
+        if attempt is None:
+            self._db.execute("DELETE FROM meta WHERE key='attempt'")
+            return
+        row = (encoded([dict(attempt.services), dict(attempt.peers)]),)
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('attempt', ?)", row)
 
     def set_span(self, network: str, vni: int, port: int, local: str) -> None:
         """Record that a network spans hosts."""
