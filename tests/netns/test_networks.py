@@ -68,6 +68,7 @@ def test_list_and_inspect_show_what_the_seed_shows(lab: Lab) -> None:
         "name": "backend",
         "subnet": "10.99.1.0/24",
         "services": 2,
+        "vni": None,
     }
     assert lab.niso("net", "inspect", "backend").stdout == (
         "Name: backend\nSubnet: 10.99.1.0/24\nBridge: niso-backend\nServices:\n"

@@ -154,15 +154,17 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool = False) ->
     try:
         membership = Membership(engine, joined.keys)
         cluster = require_own(store, membership)
-        spec = membership.network(name)
-        made = spec is None and not dry_run
-        if spec is not None:
-            networks.require_same(_network(spec, joined, cluster), request, "in the cluster ")
-        else:
-            spec = _planned(machine, request, membership, joined, present)
-            taken = {each.vni for each in membership.networks()}
-            free = next(vni for vni in range(FIRST_VNI, MOST_VNI) if vni not in taken)
-            spec = membership.create_network(spec) if made else spec._replace(vni=free)
+        spec, made = membership.network(name), False
+        if spec is None:
+            try:
+                spec = _planned(machine, request, membership, joined, present)
+                if not dry_run:
+                    spec, made = membership.create_network(spec), True
+            except Conflict:
+                spec = membership.network(name)  # another host has just made it
+                if spec is None:
+                    raise
+        networks.require_same(_network(spec, joined, cluster), request, "in the cluster ")
         return Proposed(
             request_of(spec, request.observe),
             arriving(store, joined, engine, cluster, [spec]),
@@ -219,7 +221,9 @@ def _planned(
             besides=besides,
         )
     pairs = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)
-    return Spec(request.name, 0, network.mtu, pairs, network.internal)
+    taken = {spec.vni for spec in membership.networks()}
+    free = next(vni for vni in range(FIRST_VNI, MOST_VNI) if vni not in taken)
+    return Spec(request.name, free, network.mtu, pairs, network.internal)
 
 
 def _header(joined: Joined) -> int:
