@@ -239,6 +239,24 @@ def test_service_that_another_host_took_is_ended_and_its_address_is_free_for_oth
     host.world.assert_whole()
 
 
+def test_policy_means_a_service_where_it_is_now_and_not_its_former_address(host: Hosted) -> None:
+    host.activate(host.package("web", policy={"allow_from": ["db"]}))
+    assert host.allowed() == {"10.99.1.2"}
+    lose(host, ME)
+    claims = Claims(host.engine, "a")
+    other = claims.claim(
+        Wanted("db", ("backend",), ("db",), {"backend": ("10.99.1.9",)}, {}), take=True
+    )
+    claims.publish("db", other.mark, up=True)
+    host.look()
+    assert host.world.store.service("db") and host.allowed() == {"10.99.1.9"}
+    host.release("a", "db")
+    host.claim("c", "evil", address="10.99.1.2")
+    host.look()
+    assert ("evil", "198.51.100.3") in host.claims() and host.allowed() == set()
+    host.world.assert_whole()
+
+
 def test_address_that_somebody_else_just_had_is_his_no_more(host: Hosted) -> None:
     """The mirror is behind: web has gone, and its address is this host's now."""
     address = host.claim("c", "web").networks["backend"][0]
