@@ -385,7 +385,9 @@ def claim_of(item: Item, keys: Keys) -> Claim:
         if not checked.is_number(value["gen"]):
             raise ValueError
         former = [value["former"]["host"]] if "former" in value else []
-        if not all(checked.is_name(str(each)) for each in (value["host"], *former, *value["names"])):
+        if not all(
+            checked.is_name(str(each)) for each in (value["host"], *former, *value["names"])
+        ):
             raise ValueError
         return Claim(
             item.key.removeprefix(keys.services),
