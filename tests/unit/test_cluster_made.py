@@ -16,6 +16,7 @@ from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError
 from niso.cluster import config, invitation
 from niso.cluster.agent import Agent
 from niso.cluster.config import Config
+from niso.cluster.etcd import Etcd
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import Keys
 from niso.cluster.membership import Membership
@@ -142,6 +143,7 @@ def test_invitation_is_read_as_it_was_written_and_a_wrong_one_shows_nothing_of_i
         b"[[[",
         text.replace(b"2001:db8::2", b"::1"),
         text.replace(b"members", b"member"),
+        text.replace(b"5f0c21aa", b"5f0c\\n"),
         text.replace(b'"the key"', b"7"),
         text + b"x" * invitation.MAX_BYTES,
     ):
@@ -195,3 +197,17 @@ def test_agent_runs_once_and_tells_the_cluster_of_its_host(
     assert (host.mtu, host.version) == (1400, "9.9")
     value = json.loads(engine.get(Keys().host("a"), one=True).items[0].value)
     assert value["address"] == HERE
+
+
+def test_renewal_takes_no_files_that_do_not_work(
+    world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init(world)
+    with pytest.raises(Conflict, match=r"of another family than .* of host a"):
+        cluster.invite(world.machine, "b", "2001:db8::2", False)
+    text = cluster.invite(world.machine, "a", "", True)
+    monkeypatch.setattr(Config, "engine", lambda own: Etcd(own.access()))
+    bad = text.replace("[files]\n", '[files]\ncacert = "junk"\ncert = "junk"\nkey = "junk"\n')
+    with pytest.raises(InvalidInput, match="files of the invitation do not work"):
+        cluster.join(world.machine, bad.encode(), None, lambda event: None)
+    assert os.listdir(paths.cluster_dir()) == ["cluster.toml"]

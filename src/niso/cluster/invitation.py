@@ -13,6 +13,8 @@ from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.cluster import certificates, config
 from niso.cluster.config import Config, Own, Reach
+from niso.cluster.membership import Membership
+from niso.cluster.requests import NoAnswer
 from niso.manifest import values
 
 MAX_BYTES = 64 * 1024
@@ -70,6 +72,8 @@ def parsed(text: bytes) -> Invitation:
         if len(text) > MAX_BYTES:
             raise ValueError
         invitation = convert.convert(tomllib.loads(text.decode()), Invitation)
+        if not (invitation.cluster.isascii() and invitation.cluster.isalnum()):
+            raise ValueError
         config.host_name(invitation.host.name, "host.name")
         config.ip_address(invitation.host.address, "host.address")
         for member in invitation.etcd.members:
@@ -113,8 +117,11 @@ def issued(own: Config, address: str) -> Files:
     return Files(authority, cert, private, "", _content(key))
 
 
-def keep(made: Files) -> None:
-    """Write files into the folder of cluster.toml, each as a whole. Raises OSError."""
+def keep(made: Files, folder: str = "") -> None:
+    """Write files into a folder, by default that of cluster.toml, each as a whole.
+
+    Raises OSError.
+    """
     named = {
         certificates.AUTHORITY: made.cacert,
         certificates.CERTIFICATE: made.cert,
@@ -122,12 +129,37 @@ def keep(made: Files) -> None:
         certificates.AUTHORITY_KEY: made.authority_key,
         _USER: made.user,
     }
-    folder = paths.cluster_dir()
+    folder = folder or paths.cluster_dir()
     os.makedirs(folder, 0o700, exist_ok=True)
     for name, text in named.items():
         if text:
             files.replace(os.path.join(folder, name), text.encode(), 0o600)
     files.sync(folder)
+
+
+def require_valid(invited: Invitation, own: Config) -> None:
+    """Ask the cluster of this host with the files of an invitation, before they replace others.
+
+    Raises InvalidInput if they are not of that cluster, NoAnswer.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir=paths.cluster_dir(), prefix="new-") as folder:
+        keep(invited.files, folder)
+        new = invited.config().etcd
+        chosen = (new.cacert, new.cert, new.key, new.user_file)
+        cacert, cert, key, user = (os.path.join(folder, each) if each else "" for each in chosen)
+        reach = Reach(own.etcd.members, cacert, cert, key, user, own.etcd.prefix, own.etcd.own)
+        try:
+            with own._replace(etcd=reach).engine() as engine:
+                cluster = Membership(engine, own.keys).cluster()
+        except NoAnswer:
+            raise
+        except Error as error:
+            reason = f"the files of the invitation do not work: {error.message}"
+            raise InvalidInput(reason, _NOT_ONE) from None
+        if cluster is None or cluster.identity != invited.cluster:
+            raise InvalidInput(f"the invitation does not lead to cluster {invited.cluster}")
 
 
 def _content(path: str) -> str:

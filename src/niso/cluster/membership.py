@@ -120,6 +120,7 @@ class Membership:
                     raise Conflict(
                         f"{host.address} is the address of host {other.name}", "choose another one"
                     )
+                require_family(host.address, other.address, other.name)
             item = self._item(key)
             before = decode(item.value, key) if item else {}
             here = Compare(key, item.modified if item else 0)
@@ -302,6 +303,15 @@ class Membership:
     def _delete(self, key: str, txn: Txn) -> None:
         """Carry out a transaction that deletes a key among others."""
         self._settle(lambda: txn, lambda: self._item(key) is None)
+
+
+def require_family(address: str, other: str, host: str) -> None:
+    """Raise Conflict if the kernels of two hosts cannot send to each other's address."""
+    if (":" in address) != (":" in other):
+        raise Conflict(
+            f"{address} is of another family than {other} of host {host}",
+            "all hosts of a cluster have IPv4 addresses, or all have IPv6 addresses",
+        )
 
 
 def _value(spec: Spec) -> dict[str, Any]:

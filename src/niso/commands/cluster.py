@@ -29,7 +29,7 @@ from niso.cluster import (
 from niso.cluster.config import Config, Member, Own, Reach
 from niso.cluster.etcd import Etcd
 from niso.cluster.invitation import Invitation
-from niso.cluster.membership import Cluster, Host, Membership
+from niso.cluster.membership import Cluster, Host, Membership, require_family
 from niso.cluster.requests import NoAnswer
 from niso.commands import cluster_units as units
 from niso.services.machine import Machine
@@ -158,6 +158,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool) -> str:
         address = config.ip_address(address, "--address")
         if any(each.address == address and each.name != host for each in known.values()):
             raise Conflict(f"{address} is the address of another host", "choose its own one")
+        require_family(address, own.address, own.host)
         places = own.etcd.members
         if own.etcd.own:
             places = members.endpoints(members.members(engine)) or places
@@ -233,6 +234,7 @@ def _renew(machine: Machine, invited: Invitation, member: bool | None, report: R
             f" {invited.host.address}",
             "a host with another address leaves the cluster and joins it again",
         )
+    invitation.require_valid(invited, own)
     invitation.keep(invited.files)
     if own.member is not None:
         own_etcd.prepare(own)
