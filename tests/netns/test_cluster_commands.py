@@ -182,6 +182,8 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
         cluster(host, "leave")
         assert not os.path.exists(host.lab.path("/var/lib/niso/cluster")), host.name
         assert not os.path.exists(host.lab.path("/var/lib/niso-etcd")), host.name
+        left = {"etcd.pid", "gone", "agent.wake"} & {*os.listdir(host.lab.path("/run/niso"))}
+        assert not left, host.name
         assert host is a or host.name not in states(a)
     for name in ("a", "b", "d"):
         assert agents[name].wait(40) == 0

@@ -137,6 +137,17 @@ def test_lease_is_kept_or_granted_and_only_for_a_member(host: Hosted) -> None:
     assert "not a host of the cluster" in host.said[-1]
 
 
+def test_host_that_left_and_joined_again_lives_by_the_lease_that_is_left(host: Hosted) -> None:
+    cluster, engine, live = host.cluster, host.cluster.engine, KEYS.live(ME)
+    lease = host.agent.keep(engine, 0)
+    cluster.engine.commit(Txn((), (Delete(live),)))
+    again = Agent(host.agent.me, lambda: engine, lambda names: None, host.said.append)
+    assert again.keep(engine, lease) == lease
+    assert engine.get(live, one=True).items
+    engine.advance(TTL_S + 1)
+    assert not engine.get(live, one=True).items
+
+
 def test_running_agent_sees_what_changes(host: Hosted) -> None:
     cluster = host.cluster
 

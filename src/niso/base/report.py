@@ -124,6 +124,13 @@ class CopyingPackage(NamedTuple):
         return f"copy package {self.folder}"
 
 
+class AskingCluster(NamedTuple):
+    """The cluster is asked for what a command needs, or told what it has done."""
+
+    def describe(self) -> str:
+        return "waiting for the cluster to answer"
+
+
 class ShowingHosts(NamedTuple):
     """A hosts file is mounted in a running service: that of ``folder``, or its own again."""
 

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 
 from niso.base.report import (
+    AskingCluster,
     Caution,
     CopyingPackage,
     Event,
@@ -47,6 +48,7 @@ SLOW = (
     WaitingForLock,
     WaitingForHealth,
     WaitingForPacket,
+    AskingCluster,
 )
 """Events that can take long; most others are kernel steps, which are many and fast."""
 
@@ -89,7 +91,7 @@ class Progress:
             warn(event.text, event.hints)
         elif isinstance(event, Recovered | Unfinished | NotStarted):
             warn(event.describe())
-        elif isinstance(event, WaitingForLock):  # with --dry-run too
+        elif isinstance(event, WaitingForLock | AskingCluster):  # with --dry-run too
             self._notify(event)
         else:
             self._show(event)

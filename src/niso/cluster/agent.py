@@ -82,6 +82,7 @@ class Agent:
         self._watched: dict[str, threading.Thread] = {}
         self._doubt_since: float | None = None
         self._orphans: dict[str, float] = {}  # service -> since when its claim is not as recorded
+        self._lives = 0  # the lease by which this host is known to live
         self._said = ""
         self._wrong: tuple[str, ...] = ()
 
@@ -229,11 +230,17 @@ class Agent:
         return now._replace(hosts=tuple(hosts))
 
     def keep(self, engine: Engine, lease: int) -> int:
-        """Keep this host's lease; return it, or a new one. Raises NoAnswer, Refused, Error."""
-        if lease and engine.keep(lease):
+        """Keep this host's lease; return it, or a new one. Raises NoAnswer, Refused, Error.
+
+        One that another process has left says nothing before it is that of this host's key: the
+        host may have left since, and joined again.
+        """
+        if not (lease and engine.keep(lease)):
+            lease = engine.grant(TTL_S)
+        elif lease == self._lives:
             return lease
-        lease = engine.grant(TTL_S)
         if Membership(engine, self.keys).live(self.me.host, self.me.state_id, lease, self.me.boot):
+            self._lives = lease
             return lease
         engine.revoke(lease)
         self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")

@@ -6,6 +6,7 @@ that is removed by the next one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -382,12 +383,19 @@ def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
         store.across.set_cluster(cluster.identity)
 
 
+_OF_THE_RUN = ("lease", "gone", "agent.wake", "etcd.pid")
+"""What the agent and etcd leave in the run folder."""
+
+
 def _clear(machine: Machine, report: Report) -> None:
     """Remove all of a cluster that this host is not in. No-op if there is nothing."""
     units.end(machine, units.AGENT, report)
     units.end(machine, units.ETCD, report)
     own_etcd.forget()
     shutil.rmtree(paths.cluster_dir(), ignore_errors=True)
+    for name in _OF_THE_RUN:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(paths.run_dir(), name))
 
 
 def _require_etcd() -> None:

@@ -12,7 +12,7 @@ from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.names import DEFAULT_NETWORK
-from niso.base.report import Caution, Report
+from niso.base.report import AskingCluster, Caution, Report
 from niso.cluster import mirror, wake
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.membership import Membership
@@ -178,6 +178,7 @@ def prepare(
         _own_record(store, target, _wanted(store, target, spans)) for target in targets
     )
     engine = joined.engine(brief)
+    report(AskingCluster())
     try:
         arriving = _arriving(store, joined, engine, unknown, brief)
         spans += [spec.name for spec in arriving.specs]
@@ -211,6 +212,7 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
         return
     engine = joined.engine(brief=True)
     claims = Claims(engine, joined.host, joined.keys)
+    report(AskingCluster())
     try:
         for name in told:
             try:
