@@ -87,11 +87,19 @@ def test_packets_of_a_service_with_names(lab: Lab, tmp_path: Path) -> None:
     assert [kind for kind, _ in blocks(lab.path("/tmp/db.pcapng").read_bytes())][-1] == "packet"
     timed = lab.niso("net", "capture", "db", "--for", "300ms", "-w", "/tmp/no.pcapng", env=PATH)
     assert timed.returncode == 0
-    # its end, also by kill -9, leaves nothing
+    # what exists is kept if nothing is captured
+    lab.path("/tmp/db.pcapng").write_bytes(b"precious")
+    for words in (["nobody"], ["db", "--filter", "no such"]):
+        assert lab.niso(
+            "net", "capture", *words, "-w", "/tmp/db.pcapng", env=PATH, check=False
+        ).returncode
+    assert lab.path("/tmp/db.pcapng").read_bytes() == b"precious"
+    # its end, also by kill -9, leaves nothing, although no packet comes
     killed = lab.popen("niso", "net", "capture", "db", env=PATH)
     lab.wait_for(lambda: "tcpdump" in lab.run("ps", "-eo", "comm").stdout, 10, "tcpdump")
     killed.kill()
     killed.wait(10)
+    lab.wait_for(lambda: "tcpdump" not in lab.run("ps", "-eo", "comm").stdout, 5, "no tcpdump")
     assert lab.run("sh", "-c", "ls /run/netns /run/niso; cat /proc/self/mounts").stdout == before
     for wrong in (
         ["nobody"],

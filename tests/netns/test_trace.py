@@ -10,12 +10,14 @@ from services import ask, echo, idle, on
 FOREIGN = "table ip docker { chain FORWARD { type filter hook forward priority 5; ip protocol tcp counter accept; }; }"
 
 
-def traced(lab: Lab, netns: str | None, source: str, to: str, *words: str) -> tuple[int, str]:
+def traced(
+    lab: Lab, netns: str | None, source: str, to: str, *words: str, by: str = "10.99.1.2"
+) -> tuple[int, str]:
     """What it prints of a connection from a namespace to ``to``, and its exit status."""
     running = lab.popen("niso", "net", "trace", source, to, "--for", "20s", *words)
     lab.wait_for(lambda: "niso_live_" in lab.run("nft", "list", "tables").stdout, 10, "its tables")
     address, _, port = to.rpartition(":")
-    address = {"db": "10.99.1.2"}.get(address, address)
+    address = {"db": by}.get(address, address)
     while running.poll() is None:
         ask(lab, address, int(port), netns)
     out, _ = running.communicate()
@@ -51,6 +53,8 @@ def test_way_of_a_packet_with_the_reason_of_each_chain(lab: Lab) -> None:
     # nothing came, and nothing stays, also after kill -9
     none = lab.niso("net", "trace", "api", "db:81", "--for", "200ms", check=False)
     assert none.returncode == 1 and "no new connection" in none.stderr
+    none = lab.niso("net", "trace", "api", "db", "--for", "200ms", check=False)
+    assert none.returncode == 1 and "or ping from api to db within" in none.stderr
     killed = lab.popen("niso", "net", "trace", "api", "db:80")
     lab.wait_for(lambda: "niso_live_" in lab.run("nft", "list", "tables").stdout, 10, "its tables")
     assert lab.niso("net", "check", check=False).stdout.count("niso_live") == 0
@@ -62,3 +66,17 @@ def test_way_of_a_packet_with_the_reason_of_each_chain(lab: Lab) -> None:
     for wrong in (["nobody", "db:80"], ["api", "db:x"], ["api", "db:80", "--for", "soon"]):
         done = lab.niso("net", "trace", *wrong, check=False)
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+
+
+def test_a_name_with_two_families_is_followed_in_both(lab: Lab) -> None:
+    """A program prefers IPv6 where a name has both."""
+    lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:9::/64")
+    policy = {"network.policy": {"allow_from": ["10.99.1.0/24"]}}
+    lab.niso("activate", echo(lab, "db", network=on("backend"), **policy))
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    for address, passes in (("fd00:9::2", False), ("10.99.1.2", True)):
+        status, text = traced(lab, "niso-api", "api", "db:80", "--json", by=address)
+        found = json.loads(text)
+        assert (found["destination"], found["passes"], status) == (address, passes, not passes)
+        words = "not listed in" if address == "fd00:9::2" else "allowed by"
+        assert any(words in stage["words"] for stage in found["stages"]), found

@@ -7,7 +7,7 @@ from policy_worlds import HOST, OUTSIDE, known, network, policy, world, worlds
 from samples import samples
 
 from niso.api import flow_views
-from niso.cli.see import _by
+from niso.cli.see import _by, _cells, _merged
 from niso.kernel.flows import Open
 from niso.kernel.sensor import Recorded
 from niso.plan import verdict
@@ -89,6 +89,24 @@ def test_what_the_present_policy_would_decide_otherwise_is_said() -> None:
         ("web", "db", 80): (True, "network.policy.egress.allow", False),
         ("api", "db", 80): (False, "", False),
     }
+
+
+def test_both_families_are_one_line() -> None:
+    dual = world(
+        [
+            known("db", {"back": [DB, "fd00:99:1::2"]}),
+            known("api", {"back": [API, "fd00:99:1::3"]}),
+        ],
+        [BACK],
+        [HOST],
+    )
+    rows = (row(API, DB, packets=2, ago=70), row("fd00:99:1::3", "fd00:99:1::2", packets=3))
+    joined = flows.joined(dual, memory(*rows, refused=(row(API, DB),)))
+    found = [flow_views._flow(each) for each in joined]
+    assert [_cells(flow)[:6] for flow in _merged(found)] == [
+        ("api", "db:80/tcp", "1", "-", "5s ago", "drop"),
+        ("api", "db:80/tcp", "5", "-", "5s ago", "pass"),
+    ]
 
 
 def test_client_of_a_published_port() -> None:

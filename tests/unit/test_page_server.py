@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 from itertools import pairwise
 
@@ -170,6 +172,38 @@ def test_streams_have_the_last_state_and_an_end_and_are_few() -> None:
         for status, _, body in await asyncio.gather(*readers):
             assert status == 200 and body == b"4\n6\n" + page_server.ENDED
         assert states.streams == 0
+
+    asyncio.run(run())
+
+
+def test_a_connection_that_asks_nothing_is_ended_and_a_stream_is_not(monkeypatch) -> None:
+    """Otherwise 32 of them, of any user of the host, keep everybody from the page."""
+    monkeypatch.setattr(page_server, "_IDLE_S", 0.2)
+
+    async def run() -> None:
+        (pipe, feed), (said, status) = os.pipe(), os.pipe()
+        listener = socket.create_server(("127.0.0.1", 0))
+        serving = asyncio.create_task(
+            page_server._serve(listener, pipe, status, TOKEN, page_server.files())
+        )
+        ends = listener.getsockname()
+        try:
+            os.write(feed, STATE)
+            ask = f"GET /api/states.jsonl HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+            quiet, slow, stream = [await asyncio.open_connection(*ends) for _ in range(3)]
+            slow[1].write(ask.encode())
+            stream[1].write(f"{ask}\r\n".encode())
+            assert await asyncio.wait_for(quiet[0].read(), 5) == b""
+            assert await asyncio.wait_for(slow[0].read(), 5) == b""
+            await asyncio.wait_for(stream[0].readuntil(STATE), 5)
+            await asyncio.sleep(0.6)  # three times the limit
+            os.write(feed, b'{"state": 2}\n')
+            await asyncio.wait_for(stream[0].readuntil(b'{"state": 2}\n'), 5)
+        finally:
+            os.close(feed)
+            await asyncio.wait_for(serving, 5)
+        for fd in (pipe, said, status):
+            os.close(fd)
 
     asyncio.run(run())
 

@@ -75,7 +75,7 @@ def capture(
     port = None
     if peer is not None:
         who, port, _ = question.parse_target(peer)
-        other = question.resolve(store, who)
+        other = question.resolve(store, who, known.name)
         if other.service:
             addresses = verdict.addresses_of(world.services[other.service])
         elif other.address:
@@ -106,16 +106,20 @@ def trace(
 
     store = session.store()
     who, port, proto = question.parse_target(destination)
-    from_, to = question.resolve(store, source), question.resolve(store, who)
+    from_ = question.resolve(store, source)
+    to = question.resolve(store, who, from_.service or None)
     world = read_world(session.kernel(), store)
-    ends = question.ends(world, from_, to)
-    verdict = decide(world, *ends, port, proto)
-    with Trace(Packet(*ends, port, proto, not any_)) as tracing:
-        session.report(WaitingForPacket(destination, answer=False))
+    # a program that has both addresses of a name chooses
+    pairs = question.ends_by_family(world, from_, to)
+    packets = [Packet(*pair, port, proto, not any_) for pair in pairs.values()]
+    with Trace(packets) as tracing:
+        session.report(WaitingForPacket(destination, "real"))
         steps = tracing.first(seconds)
     if not steps:
         return None
-    found = way.stages(steps, verdict)
+    family = next((s.version for s in steps if s.version in pairs), next(iter(pairs)))
+    ends = pairs[family]
+    found = way.stages(steps, decide(world, *ends, port, proto))
     port_ = next((s.source_port for s in steps if s.source_port is not None), None)
     return Traced(
         ends[0],

@@ -267,7 +267,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
     """Send an echo request and wait for the reply: `Host.ping`."""
     from niso.base.report import WaitingForPacket
 
-    session.report(WaitingForPacket(destination, answer=True))
+    session.report(WaitingForPacket(destination, "reply"))
     from niso.explain import prove, question  # after the event, which covers the import
 
     store = session.store()
@@ -303,7 +303,7 @@ def explain(
     if family not in (None, 4, 6):
         raise UsageError(f"family {family!r}: must be 4 or 6", None, "family")
     if proves:
-        session.report(WaitingForPacket(destination, answer=False))
+        session.report(WaitingForPacket(destination, "test"))
     from niso.explain import explanation, prove, question
     from niso.reconcile.world import read_world
 

@@ -202,13 +202,16 @@ class WaitingForHealth(NamedTuple):
 
 
 class WaitingForPacket(NamedTuple):
-    """A packet was sent ``to`` a service: waits for the reply, or for its verdict."""
+    """Waits for a packet ``to`` a service, or for the reply from it.
+
+    ``kind``: "reply", "test" for niso's own packet, or "real" for one that others send.
+    """
 
     to: str
-    answer: bool
+    kind: str
 
     def describe(self) -> str:
-        what = "a reply from" if self.answer else "a test packet to"
+        what = {"reply": "a reply from", "test": "a test packet to"}.get(self.kind, "a packet to")
         return f"waiting for {what} {self.to}"
 
 

@@ -13,6 +13,7 @@ from niso.cli import output
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import IO, NoReturn
 
     from niso.api.captures import Capture, Traced
@@ -38,8 +39,24 @@ def _flows(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(rows)
     else:
-        output.table(COLUMNS, [_cells(flow) for flow in rows])
+        output.table(COLUMNS, [_cells(flow) for flow in _merged(rows)])
     return 0
+
+
+def _merged(flows: Iterable[Flow]) -> list[Flow]:
+    """Return one flow for those that differ in addresses alone, such as IPv4 and IPv6."""
+    merged: dict[tuple[str, ...], Flow] = {}
+    for flow in flows:
+        key = (flow.from_.name, _to(flow), flow.verdict, _by(flow))
+        known = merged.setdefault(key, flow)
+        if known is not flow:
+            ages = [ago for ago in (known.ago, flow.ago) if ago is not None]
+            merged[key] = known._replace(
+                new=known.new + flow.new,
+                open=known.open + flow.open,
+                ago=min(ages, default=None),
+            )
+    return list(merged.values())
 
 
 def _graph(host: Host, args: Args) -> int:
@@ -74,8 +91,14 @@ def _capture(host: Host, args: Args) -> int:
         raise UsageError("a capture is not for a terminal", "-w FILE, or a pipe", "-w")
     as_text = args.write is None
     with contextlib.ExitStack() as stack:
+        running = host.capture(
+            args.name, args.peer, filter=args.filter, count=args.count, lines=as_text
+        )
+        capture = stack.enter_context(running)
         file = sys.stdout.buffer
         if args.write not in (None, "-"):
+            # the head of the file: what exists is replaced once tcpdump has taken the filter
+            first = capture.read()
             try:
                 file = stack.enter_context(open(args.write, "wb"))
             except OSError as error:
@@ -83,10 +106,9 @@ def _capture(host: Host, args: Args) -> int:
                 raise UsageError(
                     f"cannot write {args.write}: {reason}", "choose another file", "-w"
                 ) from None
-        running = host.capture(
-            args.name, args.peer, filter=args.filter, count=args.count, lines=as_text
-        )
-        capture = stack.enter_context(running)
+            if not first:
+                return 0
+            file.write(first)
         return _copy(capture, file, seconds, as_text)
 
 
@@ -138,7 +160,7 @@ def _trace(host: Host, args: Args) -> int:
     except KeyboardInterrupt:
         return 130
     if traced is None:
-        which = "packet" if args.any else "new connection or datagram"
+        which = "packet" if args.any else "new connection, datagram or ping"
         raise Error(
             f"no {which} from {args.source} to {args.destination} within {args.seconds}",
             f"niso net explain {args.source} {args.destination} --prove sends one",

@@ -226,7 +226,7 @@ class _listening:
         except OSError as error:
             self._socket.close()
             reason = (error.strerror or str(error)).lower()
-            hint = "niso web --port 9501" if path is None else "choose another path"
+            hint = "niso web --port 0 takes a free port" if path is None else "choose another path"
             raise Error(f"cannot listen on {where}: {reason}", hint) from None
 
     def __enter__(self) -> socket.socket:

@@ -187,10 +187,9 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
             )
     families = [number for number in (4, 6) if family in (None, number) and given <= {number}]
     for number in families:
-        to = _destination(world, source, destination, number)
-        from_ = to and _source(world, source, to, number)
-        if to and from_:
-            return from_, to
+        pair = _ends(world, source, destination, number)
+        if pair is not None:
+            return pair
     kind = f"IPv{families[0]}" if len(families) == 1 else "IPv4 or IPv6"
     if source.service and not world.services[source.service].endpoints:
         raise Error(f"{source.service} has no network", f"niso inspect {source.service}")
@@ -200,6 +199,23 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
         f"{source.name} cannot send an {kind} packet to {destination.name}: "
         "no addresses of the same family have a route between them"
     )
+
+
+def ends_by_family(world: World, source: End, destination: End) -> dict[int, tuple[str, str]]:
+    """Return `ends` for each family in which there are some; raises as that does."""
+    first = ends(world, source, destination)
+    pairs = {family_of(first[1]): first}
+    if not (source.address or destination.address):
+        pair = _ends(world, source, destination, 6)
+        if pair is not None:
+            pairs[6] = pair
+    return pairs
+
+
+def _ends(world: World, source: End, to: End, family: int) -> tuple[str, str] | None:
+    address = _destination(world, source, to, family)
+    own = address and _source(world, source, address, family)
+    return (own, address) if own and address else None
 
 
 def _destination(world: World, source: End, to: End, family: int) -> str | None:

@@ -19,6 +19,7 @@ from niso.kernel.libnftables import Nft
 from niso.kernel.netlink import attributes, refused, string, understood
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Self
 
 PREFIX = "niso_live_"
@@ -27,7 +28,7 @@ PREFIX = "niso_live_"
 _TRACE = 0x0A11  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE
 _GROUP, _SOL_NETLINK, _ADD_MEMBERSHIP = 9, 270, 1  # NFNLGRP_NFTRACE
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
-_TRANSPORT, _POLICY = 9, 16
+_NETWORK, _TRANSPORT, _POLICY = 8, 9, 16
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _KINDS = {1: "policy", 2: "return", 3: "rule"}  # NFT_TRACETYPE_*
 _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
@@ -50,6 +51,8 @@ class Step(NamedTuple):
     verdict: str
     rule: str
     source_port: int | None
+    version: int | None
+    """of IP; None where the kernel did not repeat the packet's headers"""
 
 
 class Packet(NamedTuple):
@@ -65,14 +68,14 @@ class Packet(NamedTuple):
 class Trace(netlink.Netlink):
     """The ways of packets, from its creation on. A context manager. Raises KernelError."""
 
-    def __init__(self, packet: Packet) -> None:
+    def __init__(self, packets: Iterable[Packet]) -> None:
         super().__init__(netlink.NETFILTER)
         self._nft = Nft()
         try:
             self._rules = self._read_rules()
             self._socket.bind((0, 0))  # the kernel sends nothing to port 0, its own
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
-            self._nft.run(_tables(packet))
+            self._nft.run(_tables(packets))
         except OSError as error:
             self.close()
             raise refused("follow packets", error.errno or 0) from error
@@ -115,7 +118,7 @@ class Trace(netlink.Netlink):
         verdict = attributes(fields.get(_VERDICT, b""))
         code = fields.get(_POLICY, verdict.get(_VERDICT_CODE, struct.pack(">i", -1)))
         word = _VERDICTS.get(struct.unpack(">i", code)[0], "queue")
-        transport = fields.get(_TRANSPORT, b"")
+        network, transport = fields.get(_NETWORK, b""), fields.get(_TRANSPORT, b"")
         chain = string(fields[_CHAIN])
         return Step(
             int.from_bytes(fields[_ID], "big"),
@@ -125,6 +128,7 @@ class Trace(netlink.Netlink):
             f"{word} {string(verdict.get(_VERDICT_CHAIN, b''))}".strip(),
             self._rules.get((table, chain, handle), "") if handle else "",
             int.from_bytes(transport[:2], "big") if len(transport) >= 4 else None,
+            network[0] >> 4 if network else None,
         )
 
     def _read_rules(self) -> dict[tuple[str, str, int], str]:
@@ -141,8 +145,8 @@ class Trace(netlink.Netlink):
         return rules
 
 
-def _tables(packet: Packet) -> str:
-    """Return the tables that mark one packet a second."""
+def _rule(packet: Packet) -> str:
+    """Return the rule that marks one packet a second."""
     word = "ip6" if family_of(packet.destination) == 6 else "ip"
     match = f"{word} saddr {packet.source} {word} daddr {packet.destination}"
     if packet.port is not None:
@@ -151,7 +155,12 @@ def _tables(packet: Packet) -> str:
             match += " tcp flags & (syn | ack) == syn"
     else:
         match += f" meta l4proto {'ipv6-icmp' if word == 'ip6' else 'icmp'}"
-    rule = f"{match} limit rate 1/second burst 1 packets meta nftrace set 1"
+    return f"{match} limit rate 1/second burst 1 packets meta nftrace set 1"
+
+
+def _tables(packets: Iterable[Packet]) -> str:
+    """Return the tables that mark these packets."""
+    rules = "; ".join(map(_rule, packets))
     name = f"{PREFIX}{os.getpid()}"
     chains = {
         "inet": ("prerouting", "output"),
@@ -160,7 +169,8 @@ def _tables(packet: Packet) -> str:
     return "\n".join(
         f"table {family} {name} {{ flags owner;"
         + "".join(
-            f" chain {hook} {{ type filter hook {hook} priority -450; {rule}; }};" for hook in hooks
+            f" chain {hook} {{ type filter hook {hook} priority -450; {rules}; }};"
+            for hook in hooks
         )
         + " }"
         for family, hooks in chains.items()

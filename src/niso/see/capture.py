@@ -2,7 +2,9 @@
 
 tcpdump runs in the service's network namespace, and in a mount namespace of its own where
 /etc/hosts has the services and nothing asks DNS. Nothing is put into the service, and both
-namespaces end with tcpdump.
+namespaces end with tcpdump. A process watches the caller, and ends tcpdump when that was killed:
+without packets tcpdump would not notice. The kernel's signal at a parent's death (PR_SET_PDEATHSIG)
+is cleared when tcpdump changes its user, prctl(2).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from niso.base import paths
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.signals import heed_signals, keep_only, signals_held
 from niso.kernel import netns
 from niso.see.pcapng import Converter
 
@@ -66,14 +69,20 @@ class Capture:
         self._converter = None if text else Converter(names)
         self._filters = bool(filter_)
         self._said = b""
-        self._pid = 0
+        self._pid = self._watcher = 0
         self._out, out = os.pipe2(os.O_CLOEXEC)
         self._err, err = os.pipe2(os.O_CLOEXEC)
         try:
-            with netns.inside(namespace):
-                self._pid = os.fork()
-                if not self._pid:
-                    _become([*argv, "--", *([filter_] if filter_ else [])], names, out, err)
+            with signals_held():
+                with netns.inside(namespace):
+                    self._pid = os.fork()
+                    if not self._pid:
+                        heed_signals()
+                        _become([*argv, "--", *([filter_] if filter_ else [])], names, out, err)
+                self._watcher = _watch(self._pid)
+        except BaseException:
+            self.close()
+            raise
         finally:
             os.close(out)
             os.close(err)
@@ -120,6 +129,9 @@ class Capture:
                 os.kill(self._pid, signal.SIGTERM)
             os.waitpid(self._pid, 0)
             self._pid = 0
+        if self._watcher:  # it has ended with tcpdump
+            os.waitpid(self._watcher, 0)
+            self._watcher = 0
         for fd in (self._out, self._err):
             if fd >= 0:
                 os.close(fd)
@@ -137,6 +149,27 @@ class Capture:
                 f"tcpdump: {lines[-1].removeprefix('tcpdump: ')}",
                 "pcap-filter(7) describes expressions" if self._filters else None,
             )
+
+
+def _watch(pid: int) -> int:
+    """Fork a process that ends a child of this one when this one has died; it ends with it."""
+    own, child = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
+    try:
+        watcher = os.fork()
+        if watcher:
+            return watcher
+        try:
+            keep_only((own, child))
+            poll = select.poll()
+            poll.register(own, select.POLLIN)
+            poll.register(child, select.POLLIN)
+            if child not in dict(poll.poll()):
+                signal.pidfd_send_signal(child, signal.SIGTERM)
+        finally:
+            os._exit(0)
+    finally:
+        os.close(own)
+        os.close(child)
 
 
 def _become(argv: list[str], names: Mapping[str, str], out: int, err: int) -> None:

@@ -24,7 +24,7 @@ try:
     from starlette.applications import Starlette
     from starlette.responses import PlainTextResponse, Response, StreamingResponse
     from starlette.routing import Route
-    import uvicorn.protocols.http.h11_impl  # isort: skip
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError:
     hint = "apt install python3-starlette python3-uvicorn, or install niso[web] with pip"
     raise Error("starlette and uvicorn, which serve the page, are not installed", hint) from None
@@ -42,6 +42,8 @@ NAMES = ("127.0.0.1", "localhost", "[::1]")
 name whose address was changed to this machine's (DNS rebinding) sends its own name."""
 MOST_STREAMS = 8
 _MOST_CONNECTIONS = 32
+_IDLE_S = 10.0
+"""How long a connection may have no complete request."""
 _LAST_WORDS_S = 1.0
 _BLOCK = 1 << 16
 ENDED = b'{"ended": true}\n'
@@ -228,6 +230,29 @@ def _is_own(host: str) -> bool:
     return name in NAMES and port.isascii() and port.isdigit()
 
 
+class _Impatient(H11Protocol):
+    """Ends a connection that sends no complete request in time: others wait for its place.
+
+    uvicorn has a limit only between a whole answer and the first byte after it.
+    """
+
+    _last: object = None
+    """The request of the look before; None if there was none."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to look (asyncio.Protocol)."""
+        super().connection_made(transport)
+        self.loop.call_later(_IDLE_S, self._look)
+
+    def _look(self) -> None:
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and self.cycle is self._last:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self._last = self.cycle
+            self.loop.call_later(_IDLE_S, self._look)
+
+
 def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
     """Serve until the pipe ends. Write a line to ``status`` once everything is in place.
 
@@ -278,7 +303,7 @@ async def _serve(
     config = uvicorn.Config(
         application(states, token, page),
         loop="asyncio",
-        http="h11",
+        http=_Impatient,
         ws="none",
         lifespan="off",
         interface="asgi3",

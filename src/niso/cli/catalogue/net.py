@@ -431,7 +431,8 @@ GROUP = Group(
                 Option("any", ("--any",), "any packet, also of an open connection"),
                 JSON,
             ),
-            "Waits for the next packet from FROM to TO; of TCP for a new connection. Shows each "
+            "Waits for the next packet from FROM to TO, by IPv4 or IPv6; of TCP for a new "
+            "connection, without :PORT for one of ICMP. Shows each "
             "chain that decided something, also those of other programs. niso net explain follows "
             "a packet without sending one, and with --prove sends one itself. Nothing is left in "
             "the kernel, even if the command is killed.",
