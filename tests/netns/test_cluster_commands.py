@@ -161,6 +161,7 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     assert again.stdout
     lines = [again.stdout.readline() for _ in range(2)]
     assert b"c is not a host of the cluster" in lines[1] or b"does not answer" in lines[1]
+    assert "c is not a host of the cluster any more" in cluster(c, "status", check=False).stderr
     cluster(c, "leave")
     assert again.wait(30) == 0
     assert not os.path.exists(c.lab.path("/var/lib/niso-etcd"))

@@ -63,6 +63,12 @@ def status(machine: Machine) -> Status:
                     "its data may be lost: the guide says how to restore a backup",
                 )
             hosts = tuple(membership.hosts())
+            me = (own.host, store.state_id())
+            if me not in {(host.name, host.state_id) for host in hosts}:
+                raise _Other(
+                    f"{own.host} is not a host of the cluster any more: others have forgotten it",
+                    "niso cluster leave; then it can be invited again",
+                )
             claims = tuple(membership.services())
             known = _members(own, engine)
             problem: Error | None = None
