@@ -97,7 +97,7 @@ def _serve(look: Iterator[bytes], server: _Server, end: float | None) -> None:
 
 
 def _looks(host: Host) -> Iterator[bytes]:
-    """Yield states as lines of JSON. The first one raises Error; later errors are told instead."""
+    """Yield states as lines of JSON. The first one raises Error; later errors are lines too."""
     from niso.api.as_json import plain
 
     measured = host.map()
