@@ -172,7 +172,8 @@ class Soak:
 
     def _check(self, when: str) -> None:
         ran = niso("net", "check")
-        if ran.status or ran.said != "OK: the kernel matches the configuration":
+        # a policy may name a service that is removed at the moment: a warning
+        if ran.status or ran.said.partition("\n")[0] != "OK: the kernel matches the configuration":
             self._fail(f"niso net check {when}: exit status {ran.status}: {ran.said[:500]}")
 
     def _fail(self, what: str) -> None:
