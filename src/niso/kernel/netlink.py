@@ -310,7 +310,8 @@ class Netlink:
     ) -> list[bytes | None]:
         """As `get_one` for each of ``bodies``, in one sendmsg.
 
-        All answers together must fit the socket's buffer.
+        All answers together must fit the socket's buffer. With ACK in ``flags``, a request that is
+        acknowledged without an answer has None.
         """
         first = self._sequence + 1
         packet = b"".join(self._pack(kind, flags, body) for body in bodies)
@@ -318,16 +319,21 @@ class Netlink:
         answers: dict[int, bytes | None] = {}
         try:
             self._socket.sendto(packet, (0, 0))
-            while len(answers) < len(bodies):
+            ended: set[int] = set()
+            while len(ended) < len(bodies):
                 for reply in self._receive():
                     if reply.sequence not in asked:
                         continue
-                    answers[reply.sequence] = reply.body
-                    if reply.kind == _NLMSG_ERROR:
-                        number, text = _result(reply, 20)
-                        if number not in absent:
-                            raise refused(what, number, text)
-                        answers[reply.sequence] = None
+                    if reply.kind != _NLMSG_ERROR:
+                        answers[reply.sequence] = reply.body
+                        if not flags & ACK:
+                            ended.add(reply.sequence)
+                        continue
+                    number, text = _result(reply, 20)
+                    if number and number not in absent:
+                        raise refused(what, number, text)
+                    answers.setdefault(reply.sequence, None)
+                    ended.add(reply.sequence)
         except OSError as error:
             raise refused(what, error.errno or 0) from error
         return [answers[sequence] for sequence in asked]

@@ -9,10 +9,13 @@ import errno
 import struct
 
 from niso.base.errors import KernelError
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, text, u32
 from niso.kernel.rtnetlink import Rtnl
+
+if TYPE_CHECKING:
+    from niso.kernel.rtnl_records import Link
 
 TBF = "tbf"
 _NEWQDISC, _DELQDISC, _GETQDISC = 36, 37, 38
@@ -48,12 +51,15 @@ def limit(rate: int) -> int:
     return rate // 20 + burst(rate)
 
 
-def root(rtnl: Rtnl, link_index: int) -> Qdisc | None:
-    """Return the root queueing discipline of a link, or None. Raises KernelError."""
-    what = f"read the qdisc of link {link_index}"
-    body = _tcmsg.pack(0, link_index, 0, _ROOT, 0)
-    # the answer is a notification, which the kernel sends to who asks for an echo
-    answer = rtnl.get_one(what, _GETQDISC, body, _NONE, netlink.ECHO)
+def limit_of(rtnl: Rtnl, link: Link) -> Qdisc | None:
+    """Return the root queueing discipline of a link if it is tbf, else None. Raises KernelError."""
+    if link.qdisc != TBF:
+        return None
+    what = f"read the qdisc of link {link.index}"
+    body = _tcmsg.pack(0, link.index, 0, _ROOT, 0)
+    # The answer is a notification, which the kernel sends to who asks for an echo, and of none that
+    # is built in, as noop of a link that is down. The acknowledgement comes in any case.
+    answer = rtnl.get_one(what, _GETQDISC, body, _NONE, netlink.ECHO | netlink.ACK)
     return None if answer is None else netlink.understood(what, _parse, answer)
 
 

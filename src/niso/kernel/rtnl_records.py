@@ -15,6 +15,7 @@ from niso.kernel.netlink import attribute, attributes, nested, text
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS = 18, 20
+_IFLA_QDISC = 6
 _IFLA_OPERSTATE, _IFLA_LINK_NETNSID = 16, 37
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 BR_NF_CALL_IPTABLES, BR_NF_CALL_IP6TABLES = 36, 37
@@ -39,7 +40,7 @@ class Link(NamedTuple):
     veth's other end, 0 for none) and ``peer_netnsid`` that end's namespace, -1 for this one.
     ``hairpin`` is of a bridge port, ``call_iptables`` and ``call_ip6tables`` of a bridge. ``drift``
     names non-default settings of a bridge or port (`niso.kernel.bridge_flags`). ``data`` is the
-    IFLA_INFO_DATA of a VXLAN device.
+    IFLA_INFO_DATA of a VXLAN device. ``qdisc`` is the kind of its root queueing discipline.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -57,6 +58,7 @@ class Link(NamedTuple):
     call_ip6tables: bool
     drift: str = ""
     data: bytes = b""
+    qdisc: str = ""
 
 
 class LinkAddress(NamedTuple):
@@ -154,6 +156,7 @@ def parse_link(body: bytes) -> Link:
         call_ip6tables=own.get(BR_NF_CALL_IP6TABLES, b"\0") != b"\0",
         drift=drift,
         data=info.get(INFO_DATA, b"") if kind == "vxlan" else b"",
+        qdisc=netlink.string(fields.get(_IFLA_QDISC, b"")),
     )
 
 

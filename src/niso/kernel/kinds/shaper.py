@@ -70,7 +70,7 @@ class _Shapers(Kind[Shaper]):
             near, far = host.own_link(name), space.link(peer)
             if near is None or far is None:
                 continue
-            ends = (qdiscs.root(host.rtnl, near.index), qdiscs.root(space.rtnl, far.index))
+            ends = (qdiscs.limit_of(host.rtnl, near), qdiscs.limit_of(space.rtnl, far))
             rates = [_rate(end) for end in ends]
             if any(rates):
                 yield Shaper(name, netns, peer, rates[0], rates[1], _drift(ends))
