@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from niso.manifest import parse_policy as model
+from niso.plan.known_world import Known, World
 from niso.plan.records import ANY, ANY4, ANY6, Endpoint, Entry, Network, Policy, Port, Subnet
-from niso.plan.verdict import Known, World
 
 NOTHING = Policy()
 HOST, OUTSIDE = "192.0.2.1", "192.0.2.2"

@@ -44,10 +44,7 @@ if TYPE_CHECKING:
     from niso.api.host_networks import RemovedNetwork as RemovedNetwork
     from niso.api.host_networks import Rules as Rules
     from niso.api.host_networks import Subnet as Subnet
-    from niso.api.host_services import Done as Done
-    from niso.api.host_services import Outcome as Outcome
     from niso.api.host_services import Package as Package
-    from niso.api.host_services import Restored as Restored
     from niso.api.host_stacks import StackDown as StackDown
     from niso.api.host_stacks import StackUp as StackUp
     from niso.api.learning import LearnedEntry as LearnedEntry
@@ -63,6 +60,9 @@ if TYPE_CHECKING:
     from niso.api.map_views import MapState as MapState
     from niso.api.metric_views import Metric as Metric
     from niso.api.metric_views import Sample as Sample
+    from niso.api.outcomes import Done as Done
+    from niso.api.outcomes import Outcome as Outcome
+    from niso.api.outcomes import Restored as Restored
     from niso.api.outside_views import OutsideName as OutsideName
     from niso.api.packets import Drop as Drop
     from niso.api.packets import Drops as Drops
@@ -140,7 +140,8 @@ _MODULES = {
     "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
     "api.policy_views": "PolicyEffect PolicyEntry",
     "api.published": "Port",
-    "api.host_services": "Done Outcome Package Restored",
+    "api.host_services": "Package",
+    "api.outcomes": "Done Outcome Restored",
     "api.host_stacks": "StackDown StackUp",
     "api.service_results": "Executed Forwarded Marked Signalled Taken",
     "api.service_views": "AttachedTo Endpoint Process Service ServiceLine User",

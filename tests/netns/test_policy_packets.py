@@ -25,8 +25,9 @@ from wire import Wire
 from niso.kernel import sensor
 from niso.manifest import parse_policy as model
 from niso.plan import verdict as policy
+from niso.plan.known_world import World
 from niso.plan.records import Policy
-from niso.plan.verdict import Verdict, World
+from niso.plan.verdict import Verdict
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 SEED = os.environ.get("NISO_TEST_SEED")

@@ -10,8 +10,8 @@ from samples import samples
 
 from niso.kernel.sensor import Recorded
 from niso.plan import verdict
+from niso.plan.known_world import World
 from niso.plan.records import Port
-from niso.plan.verdict import World
 from niso.see import allowing, map_flows, seen
 from niso.see.allowing import Change
 

@@ -10,7 +10,7 @@ from niso.api import flow_views
 from niso.cli.see import _by, _cells, _merged
 from niso.kernel.flows import Open
 from niso.kernel.sensor import Recorded
-from niso.plan import verdict
+from niso.plan import known_world, verdict
 from niso.plan.records import Port
 from niso.see import seen as flows
 
@@ -148,7 +148,7 @@ def test_changes_are_counted_from_look_to_look() -> None:
 @given(worlds())
 def test_a_verdict_needs_only_the_two_ends(drawn) -> None:
     """The engine gets a world of the two services alone; with all of them it says the same."""
-    addresses = [a for each in drawn.services.values() for a in verdict.addresses_of(each)]
+    addresses = [a for each in drawn.services.values() for a in known_world.addresses_of(each)]
     pairs = [(a, b) for a in (*addresses, OUTSIDE) for b in addresses if (":" in a) == (":" in b)]
     rows = [row(a, b, 80) for a, b in pairs[:40]]
     for seen in flows.joined(drawn, memory(*rows)):

@@ -31,9 +31,9 @@ from niso.base.errors import Conflict, Error, InvalidInput
 from niso.kernel.flows import Open
 from niso.kernel.sensor import Recorded
 from niso.manifest.toml_edit import Item, with_list
-from niso.plan import verdict
+from niso.plan import known_world, verdict
+from niso.plan.known_world import World
 from niso.plan.records import Policy, Port
-from niso.plan.verdict import World
 from niso.see import seen as flows
 from niso.see.learner import Learned, Line, learn
 
@@ -172,7 +172,7 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
     drawn: World, data: st.DataObject
 ) -> None:
     """And of what services send, nothing that was not seen, but by entries for everybody or of before."""
-    leased = [a for each in drawn.services.values() for a in verdict.addresses_of(each)]
+    leased = [a for each in drawn.services.values() for a in known_world.addresses_of(each)]
     peers = [*leased, OUTSIDE, image(OUTSIDE), "198.51.100.7"]
     pairs = [(a, b) for a in peers for b in leased if (":" in a) == (":" in b)]
     keys = [(a, b, port, proto) for a, b in pairs for port in (80, 81) for proto in ("tcp", "udp")]
@@ -208,8 +208,8 @@ def test_policy_allows_what_was_seen_and_nothing_that_was_denied(
                 assert (*ends, port, proto) in by_name
 
 
-def _of(on: World, address: str) -> verdict.Known | None:
-    return next((s for s in on.services.values() if address in verdict.addresses_of(s)), None)
+def _of(on: World, address: str) -> known_world.Known | None:
+    return next((s for s in on.services.values() if address in known_world.addresses_of(s)), None)
 
 
 # --- into a manifest -------------------------------------------------------------------------------------------------

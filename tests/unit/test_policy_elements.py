@@ -12,8 +12,9 @@ from samples import samples
 from niso.kernel import nft_audit, nft_tables
 from niso.kernel.kinds.element import Element
 from niso.plan import policy_maps as rules
+from niso.plan.known_world import Known, World
 from niso.plan.records import Audit, Member, Policed
-from niso.plan.verdict import Known, World, judge
+from niso.plan.verdict import judge
 
 properties = settings(
     deadline=None,

@@ -9,8 +9,8 @@ from niso.base.errors import Error, NotFound, UsageError
 from niso.explain import explanation, question
 from niso.explain.question import End, Packet
 from niso.kernel import nft_sets, nft_tables, probe
+from niso.plan.known_world import World
 from niso.plan.records import Port
-from niso.plan.verdict import World
 from niso.store.store import Store
 
 NETWORKS = [

@@ -14,9 +14,9 @@ from samples import samples
 
 from niso.commands import activate
 from niso.kernel.sensor import Recorded
-from niso.plan import verdict
+from niso.plan import known_world, verdict
+from niso.plan.known_world import World
 from niso.plan.records import Policy, Port
-from niso.plan.verdict import World
 from niso.reconcile.world import read_world
 from niso.see import seen as flows
 from niso.see.what_if import Effect, effects
@@ -147,7 +147,7 @@ def test_effect_is_the_verdict_after_the_change(drawn: World, data: st.DataObjec
     after = drawn._replace(
         services={n: k._replace(policy=other.services[n].policy) for n, k in drawn.services.items()}
     )
-    leased = [a for k in drawn.services.values() if k.active for a in verdict.addresses_of(k)]
+    leased = [a for k in drawn.services.values() if k.active for a in known_world.addresses_of(k)]
     keys = [(a, b) for a in (*leased, OUTSIDE) for b in leased if (":" in a) == (":" in b)]
     rows = [
         Recorded(a, b, p, n, 1, 60, 1.0)

@@ -58,7 +58,7 @@ def capture(
     from niso.base import names
     from niso.base.errors import Conflict, UsageError
     from niso.explain import question
-    from niso.plan import verdict
+    from niso.plan import known_world
     from niso.reconcile.world import read_world
 
     store = session.store()
@@ -77,7 +77,7 @@ def capture(
         who, port, _ = question.parse_target(peer)
         other = question.resolve(store, who, known.name)
         if other.service:
-            addresses = verdict.addresses_of(world.services[other.service])
+            addresses = known_world.addresses_of(world.services[other.service])
         elif other.address:
             addresses = (other.address,)
         else:  # the host, as services see it
@@ -86,7 +86,7 @@ def capture(
     named = {
         address: each.name
         for each in world.services.values()
-        for address in verdict.addresses_of(each)
+        for address in known_world.addresses_of(each)
     }
     named |= {s.gateway: "host" for n in world.networks.values() for s in n.subnets}
     filter_ = expression(dict.fromkeys(addresses), port, more)

@@ -6,8 +6,8 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from niso.api.session import Session
+    from niso.plan.known_world import Known, World
     from niso.plan.records import Entry, Policy
-    from niso.plan.verdict import Known, World
     from niso.services.machine import Machine
     from niso.store.store import Store
 

@@ -16,6 +16,7 @@ from niso.api.guard import (
     texts,
     user_of,
 )
+from niso.api.outcomes import Done, Outcome, Restored
 from niso.api.published import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from niso.api.service_results import Executed, Forwarded, Marked, Signalled
     from niso.api.service_views import Service, ServiceLine
     from niso.api.session import Session
-    from niso.base.errors import Error
     from niso.commands import activate as activation
     from niso.commands import boot
     from niso.plan import records
@@ -44,37 +44,6 @@ class Package(NamedTuple):
 
     manifest: Mapping[str, Any]
     folder: str | os.PathLike[str]
-
-
-class Outcome(NamedTuple):
-    """Result of an activation for one service."""
-
-    service: str
-    """the service's name"""
-    changed: bool
-    """false if it was already active and nothing changed"""
-    address: tuple[str, ...]
-    """addresses, one per network and family; can be empty"""
-    ports: tuple[Port, ...]
-    """published ports, one per address family"""
-    completed: bool
-    """true for a job, which has run and exited with status 0"""
-
-
-class Done(NamedTuple):
-    """Result of a command for one service."""
-
-    service: str
-    """the service's name"""
-    changed: bool
-    """false if nothing changed"""
-
-
-class Restored(NamedTuple):
-    """Result of `Services.restore`; services start even if others fail."""
-
-    outcomes: tuple[Outcome, ...]
-    errors: tuple[Error, ...]
 
 
 class Name(NamedTuple):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from niso.api.guard import LEAST_TIMEOUT_S, callers, guarded, line_count, moment, path, seconds
-from niso.api.host_services import Done, Outcome, described
+from niso.api.host_services import described
+from niso.api.outcomes import Done, Outcome
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:

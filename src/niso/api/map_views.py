@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from niso.api.session import Session
     from niso.api.top_views import Look, ServiceLoad
-    from niso.plan.verdict import Known, World
+    from niso.plan.known_world import Known, World
     from niso.see.map_flows import Joint
     from niso.see.seen import Key, Seen
     from niso.store.service_rows import ServiceRow

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from niso.explain import drops as follower
     from niso.explain import explanation as engine
     from niso.explain import prove as prover
-    from niso.plan.verdict import Reason, World
+    from niso.plan.known_world import World
+    from niso.plan.verdict import Reason
     from niso.store.store import Store
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from niso.api.flow_views import FlowEnd
     from niso.api.session import Session
-    from niso.plan.verdict import World
+    from niso.plan.known_world import World
     from niso.see.seen import Seen
     from niso.see.what_if import Effect
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from niso.api.service_views import ServiceLine
     from niso.api.session import Session
     from niso.explain.drops import Stats
-    from niso.plan.verdict import World
+    from niso.plan.known_world import World
     from niso.see.seen import Key, Memory
 
 

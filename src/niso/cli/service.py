@@ -11,7 +11,7 @@ from niso.cli.parse import Args
 from niso.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from niso.api.host_services import Done, Outcome
+    from niso.api.outcomes import Done, Outcome
 
 
 def run(name: str, args: Args) -> int:

@@ -32,7 +32,7 @@ from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
     from niso.plan.answers import Outside
-    from niso.plan.verdict import World
+    from niso.plan.known_world import World
     from niso.services import across
     from niso.services.stacks import Membership
 

@@ -25,7 +25,7 @@ from niso.services.stacks import Membership
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.plan.verdict import World
+    from niso.plan.known_world import World
 
 
 class Up(NamedTuple):

@@ -12,8 +12,8 @@ from niso.kernel.libnftables import Nft
 from niso.kernel.nflog import Logged, Nflog
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.plan import verdict
+from niso.plan.known_world import World
 from niso.plan.policy_maps import PASSES
-from niso.plan.verdict import World
 from niso.reconcile.world import read_world
 from niso.store.store import Store
 

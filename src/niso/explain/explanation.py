@@ -18,18 +18,9 @@ from niso.kernel import nft_audit, nft_sets, nft_tables, probe
 from niso.kernel.kinds.element import Element
 from niso.plan import nft
 from niso.plan import policy_maps as rules
+from niso.plan.known_world import Known, World, addresses_of, holds, is_host, network_of
 from niso.plan.records import Member, Network, Policed, Policy
-from niso.plan.verdict import (
-    Known,
-    Reason,
-    Verdict,
-    World,
-    addresses_of,
-    decide,
-    holds,
-    is_host,
-    network_of,
-)
+from niso.plan.verdict import Reason, Verdict, decide
 from niso.store.store import Store
 
 

@@ -14,8 +14,9 @@ from niso.kernel import probe
 from niso.kernel.interface import Kernel
 from niso.kernel.libnftables import Nft
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
+from niso.plan.known_world import World, is_host
 from niso.plan.records import Entry
-from niso.plan.verdict import Reason, Verdict, World, decide, is_host, matches
+from niso.plan.verdict import Reason, Verdict, decide, matches
 from niso.reconcile.world import read_world
 from niso.store.store import Store
 

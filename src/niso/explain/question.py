@@ -8,7 +8,8 @@ from niso.base.addresses import family_of
 from niso.base.errors import Error, NotFound, UsageError
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import probe
-from niso.plan.verdict import PORTED, World, holds
+from niso.plan.known_world import World, holds
+from niso.plan.verdict import PORTED
 from niso.store.store import Store, bare_name
 
 PROTOCOLS = (*PORTED, "icmp")

@@ -9,41 +9,27 @@ evaluated: replies, and ICMP errors about them, pass with their flow.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
 
 from niso.base.addresses import bracketed, family_of
 from niso.base.lite_typing import NamedTuple
-from niso.plan.records import WIDE, Endpoint, Entry, Network, Policy, Port
+from niso.plan.known_world import (
+    Address,
+    Holder,
+    Known,
+    World,
+    addresses_of,
+    gateways,
+    holder_of,
+    holds,
+    is_broadcast,
+    is_host,
+    is_link_local6,
+    network_of,
+    within,
+)
+from niso.plan.records import WIDE, Entry
 
 PORTED = ("tcp", "udp", "sctp")
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-class Known(NamedTuple):
-    """A known service, active or not: a policy that names it means its leases."""
-
-    name: str
-    names: tuple[str, ...]  # its name and those of its sharers, which policies are resolved to
-    endpoints: tuple[Endpoint, ...]
-    policy: Policy = Policy()
-    ports: tuple[Port, ...] = ()  # published: each with its host port
-    active: bool = True
-    sharers: tuple[tuple[Port, str], ...] = ()  # owner of each port that is not its own
-    audits: bool = False  # its policy denies nothing at present
-    host: str = ""  # the other host that it is on
-
-
-class World(NamedTuple):
-    """Everything that a verdict depends on. Addresses are text in their canonical form."""
-
-    services: Mapping[str, Known]
-    networks: Mapping[str, Network]
-    host: frozenset[str] = frozenset()  # the host's addresses, except 127.0.0.0/8, ::1 and gateways
-    closed: frozenset[int] = frozenset()  # families that the host forwards for services only
-    wires: frozenset[str] = frozenset()  # prefixes of the host's links
-    pools: tuple[str, ...] = ()  # prefixes that subnets are taken from, also of former networks
-    outside: Mapping[str, tuple[str, ...]] = {}  # outside name -> addresses that services may reach
-    outside_ever: Mapping[str, tuple[str, ...]] = {}  # the same with its past addresses
 
 
 class Party(NamedTuple):
@@ -110,9 +96,9 @@ def decide(world: World, source: str, destination: str, port: int | None, proto:
     if (port is not None) != (proto in PORTED):
         raise ValueError(f"{proto} with port {port}")
     source, destination = str(ipaddress.ip_address(source)), str(ipaddress.ip_address(destination))
-    sender = _holder(world, source)
+    sender = holder_of(world, source)
     path = _path(world, source, destination, port, proto)
-    receiver = _holder(world, path.address)
+    receiver = holder_of(world, path.address)
     if path.itself:
         assert sender
         receiver = sender
@@ -139,7 +125,7 @@ def judge(
     The path is not evaluated. A service may always reach itself, even if NAT changes its source
     address to that of its gateway.
     """
-    sender, receiver = _holder(world, source), _holder(world, destination)
+    sender, receiver = holder_of(world, source), holder_of(world, destination)
     if sender is not None and receiver is not None and sender[0].name == receiver[0].name:
         free = Reason(True, f"{sender[0].name} may always reach itself")
         return free, free
@@ -163,23 +149,20 @@ def matches(entry: Entry, world: World, address: str, port: int | None, proto: s
         return False
     peer = entry.peer
     if peer.kind == "prefix":
-        return _within(ipaddress.ip_address(address), peer.name)
+        return within(ipaddress.ip_address(address), peer.name)
     if peer.kind == "network":
         network = world.networks.get(peer.name)
-        return network is not None and holds(network, address) and address not in _gateways(network)
+        return network is not None and holds(network, address) and address not in gateways(network)
     if peer.kind == "outside":
         return address in world.outside.get(peer.name, ())
-    holder = _holder(world, address)
+    holder = holder_of(world, address)
     return holder is not None and peer.name in holder[0].names
 
 
 # --- the two policies ----------------------------------------------------------------------------
 
-_Holder = tuple[Known, str]
-"""The service that has an address, and the network that the address is on."""
 
-
-def _egress(world: World, sender: _Holder | None, source: str, path: _Path, proto: str) -> Reason:
+def _egress(world: World, sender: Holder | None, source: str, path: _Path, proto: str) -> Reason:
     if sender is None:
         return Reason(True, f"{_who(world, source)} has no niso policy")
     policy = sender[0].policy
@@ -187,9 +170,7 @@ def _egress(world: World, sender: _Holder | None, source: str, path: _Path, prot
     return _audited(sender[0], _judge(world, side, path.address, path.port, proto))
 
 
-def _ingress(
-    world: World, receiver: _Holder | None, source: str, path: _Path, proto: str
-) -> Reason:
+def _ingress(world: World, receiver: Holder | None, source: str, path: _Path, proto: str) -> Reason:
     if receiver is None:
         return Reason(True, f"{_who(world, path.address)} has no niso policy")
     if is_host(world, source):
@@ -270,7 +251,7 @@ class _Packet(NamedTuple):
 def _path(world: World, source: str, destination: str, port: int | None, proto: str) -> _Path:
     """Return where a packet goes if no policy forbids it, and the reason why it passes or not."""
     to = ipaddress.ip_address(destination)
-    holder, from_host = _holder(world, source), is_host(world, source)
+    holder, from_host = holder_of(world, source), is_host(world, source)
     sender, entered = holder or (None, "")
     packet = _Packet(source, destination, port, proto, sender, entered, from_host)
     if ipaddress.ip_address(source).version != to.version:
@@ -283,7 +264,7 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
         return packet.drop(f"no service has the address {source}")
     if to.is_loopback and not from_host:
         return packet.drop("the host's loopback addresses can only be reached from the host")
-    if _is_broadcast(world, to):
+    if is_broadcast(world, to):
         if from_host:
             return packet.accept("the host can reach every service")
         return packet.drop("broadcast and multicast do not reach services")
@@ -301,7 +282,7 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
             return packet.accept(own + unpublished)
         return _to_published(world, packet, port_of)
 
-    receiver = _holder(world, destination)
+    receiver = holder_of(world, destination)
     if receiver:
         return _to_service(world, packet, *receiver)
     if network_of(world, destination) is not None:
@@ -309,7 +290,7 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
     return _outwards(world, packet, to)
 
 
-def _at_sender(world: World, packet: _Packet, known: Known, to: _Address) -> _Path | None:
+def _at_sender(world: World, packet: _Packet, known: Known, to: Address) -> _Path | None:
     """Return where a service's packet ends before it reaches the bridge; None if it gets there."""
     source, destination, entered = packet.source, packet.destination, packet.entered
     if not known.active:
@@ -319,7 +300,7 @@ def _at_sender(world: World, packet: _Packet, known: Known, to: _Address) -> _Pa
         message = "own address" if own else "own loopback address"
         accepted = packet.accept(f"{destination} is {known.name}'s {message}")
         return accepted._replace(itself=True)
-    by = entered if _is_link_local6(to) else _leaves_by(world, known, to)
+    by = entered if is_link_local6(to) else _leaves_by(world, known, to)
     if by is None:
         return packet.drop(f"{known.name} has no IPv{to.version} route out of its networks")
     if by != entered:
@@ -357,18 +338,18 @@ def _on_host(known: Known) -> str:
     return f"{known.name} (on {known.host})" if known.host else known.name
 
 
-def _outwards(world: World, packet: _Packet, to: _Address) -> _Path:
+def _outwards(world: World, packet: _Packet, to: Address) -> _Path:
     """Return the path of a packet to an address outside the host and all niso networks."""
     if not packet.sender:
         both = (ipaddress.ip_address(packet.source), to)
-        on_a_wire = any(all(_within(end, prefix) for end in both) for prefix in world.wires)
+        on_a_wire = any(all(within(end, prefix) for end in both) for prefix in world.wires)
         if to.version in world.closed and not (packet.from_host or on_a_wire):
             return packet.drop(
                 f"the host forwards IPv{to.version} for services only:"
                 " it did not forward before niso"
             )
         return packet.accept("no service is involved")
-    if _is_link_local6(to):
+    if is_link_local6(to):
         return packet.drop(
             "services have no link-local addresses, and the host does not route them"
         )
@@ -408,7 +389,7 @@ def _at(address: str, port: int | None) -> str:
 
 
 def _published(
-    world: World, to: _Address, port: int | None, proto: str, entered: str
+    world: World, to: Address, port: int | None, proto: str, entered: str
 ) -> _Published | None:
     """Return the target of a published port of a host's address.
 
@@ -451,7 +432,7 @@ def _target(known: Known, family: int, entered: str) -> tuple[str, str] | None:
     return None
 
 
-def _leaves_by(world: World, known: Known, to: _Address) -> str | None:
+def _leaves_by(world: World, known: Known, to: Address) -> str | None:
     """Return the network through which a service reaches an address; None if it has no route.
 
     It is the network that contains the address, else its first, which has the default route.
@@ -462,80 +443,3 @@ def _leaves_by(world: World, known: Known, to: _Address) -> str | None:
     first = known.endpoints[0].network
     families = {subnet.family for subnet in world.networks[first].subnets}
     return first if to.version in families else None
-
-
-# --- addresses -----------------------------------------------------------------------------------
-
-
-def _holder(world: World, address: str) -> _Holder | None:
-    for known in world.services.values():
-        for endpoint in known.endpoints:
-            if address in endpoint.addresses:
-                return known, endpoint.network
-    return None
-
-
-def addresses_of(known: Known) -> tuple[str, ...]:
-    """Return all leases of a service."""
-    return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
-
-
-def is_host(world: World, address: str) -> bool:
-    """Return whether an address is the host's.
-
-    127.0.0.0/8 and ::1 are; callers first handle a service that sends to its own loopback.
-    """
-    if address in world.host or any(
-        address in _gateways(network) for network in world.networks.values()
-    ):
-        return True
-    return ipaddress.ip_address(address).is_loopback
-
-
-def _gateways(network: Network) -> tuple[str, ...]:
-    return tuple(subnet.gateway for subnet in network.subnets)
-
-
-def network_of(world: World, address: str) -> Network | None:
-    """Return the network whose subnets contain the address, in use or not."""
-    return next((network for network in world.networks.values() if holds(network, address)), None)
-
-
-def is_for_services(world: World, address: str) -> bool:
-    """Return whether only services get such an address: it is in a network, or was in one.
-
-    Former networks are recognised by the prefixes that subnets are taken from.
-    """
-    number = ipaddress.ip_address(address)
-    in_pool = any(_within(number, prefix) for prefix in world.pools)
-    return in_pool or network_of(world, address) is not None
-
-
-def holds(network: Network, address: str) -> bool:
-    """Return whether a subnet of the network contains the address."""
-    number = ipaddress.ip_address(address)
-    return any(_within(number, subnet.cidr) for subnet in network.subnets)
-
-
-def _within(address: _Address, prefix: str) -> bool:
-    """Return whether a prefix contains an address; never across families (see ipaddress)."""
-    return address in ipaddress.ip_network(prefix)
-
-
-def _is_link_local6(address: _Address) -> bool:
-    return address.version == 6 and address.is_link_local
-
-
-def _is_broadcast(world: World, to: _Address) -> bool:
-    """Return whether an address is multicast, or the broadcast of a niso network or of any link.
-
-    See RFC 919 and RFC 1112.
-    """
-    if to.is_multicast or str(to) == "255.255.255.255":
-        return True
-    cidrs = (
-        s.cidr for network in world.networks.values() for s in network.subnets if s.family == 4
-    )
-    return to.version == 4 and any(
-        to == ipaddress.IPv4Network(cidr).broadcast_address for cidr in cidrs
-    )

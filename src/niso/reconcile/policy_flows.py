@@ -17,7 +17,7 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.kernel.flows import Flow
     from niso.kernel.sockdiag import Connection
-    from niso.plan.verdict import World
+    from niso.plan.known_world import World
 
 _BRIDGED = {
     False: "net/bridge/bridge-nf-call-iptables",

@@ -13,7 +13,7 @@ from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.store.store import Store
 
 if TYPE_CHECKING:
-    from niso.plan.verdict import World
+    from niso.plan.known_world import World
 
 
 def read_world(kernel: Kernel, store: Store) -> World:
@@ -22,7 +22,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
     Raises KernelError.
     """
     from niso.plan.desired import shut
-    from niso.plan.verdict import Known, World
+    from niso.plan.known_world import Known, World
 
     services = {}
     now = time.time()

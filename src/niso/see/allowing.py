@@ -7,8 +7,9 @@ from collections.abc import Callable
 from niso.base.addresses import bracketed, family_of
 from niso.base.lite_typing import NamedTuple
 from niso.plan import verdict
+from niso.plan.known_world import World
 from niso.plan.records import Entry, Peer, Policy
-from niso.plan.verdict import Reason, World
+from niso.plan.verdict import Reason
 from niso.see import seen as seer
 from niso.see.seen import End, Seen
 

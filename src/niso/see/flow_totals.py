@@ -6,7 +6,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.see.seen import Ends
 
 if TYPE_CHECKING:
-    from niso.plan.verdict import World
+    from niso.plan.known_world import World
     from niso.see.seen import Memory
 
 OUTSIDE = "outside"

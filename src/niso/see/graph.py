@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from niso.base.lite_typing import NamedTuple
-from niso.plan import verdict
+from niso.plan import known_world, verdict
+from niso.plan.known_world import Known, World
 from niso.plan.records import Entry
-from niso.plan.verdict import Known, World
 from niso.see.seen import HOST, Seen
 
 OUTSIDE = "outside"
@@ -174,7 +174,7 @@ def _graph(
     groups: dict[tuple[str, ...], list[Node]] = {}
     for name, own in ids.items():
         known = world.services[name]
-        addresses = verdict.addresses_of(known) if with_addresses else ()
+        addresses = known_world.addresses_of(known) if with_addresses else ()
         lines = (name, *addresses, *(() if known.active else ("inactive",)))
         on = tuple(endpoint.network for endpoint in known.endpoints)
         groups.setdefault(on, []).append(Node(own, lines))

@@ -14,9 +14,9 @@ from itertools import pairwise
 
 from niso.base.addresses import bracketed, family_of
 from niso.base.lite_typing import NamedTuple
-from niso.plan import verdict
+from niso.plan import known_world, verdict
+from niso.plan.known_world import Known, World
 from niso.plan.records import Entry
-from niso.plan.verdict import Known, World
 from niso.see.seen import Seen
 
 MOST_OUTSIDE = 8
@@ -202,7 +202,7 @@ class _Learner:
 
     def _published(self, proto: str, port: int) -> set[int]:
         """Return the families for which a port of the service is published to other machines."""
-        own = {family_of(address) for address in verdict.addresses_of(self._known)}
+        own = {family_of(address) for address in known_world.addresses_of(self._known)}
         families: set[int] = set()
         for each in self._known.ports:
             inside = each.container_port <= port < each.container_port + each.count

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from niso.base import names
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import nft_sensor
-from niso.plan import verdict
+from niso.plan import known_world, verdict
+from niso.plan.known_world import World
 from niso.plan.records import Port
-from niso.plan.verdict import Reason, World
+from niso.plan.verdict import Reason
 
 if TYPE_CHECKING:
     from niso.kernel.flows import Open
@@ -190,7 +191,7 @@ class Ends:
         self._world = world
         self._known: dict[str, End] = {}
         for known in world.services.values():
-            for address in verdict.addresses_of(known):
+            for address in known_world.addresses_of(known):
                 self._known[address] = End(known.name, address)
         for name, addresses in reversed(sorted(world.outside_ever.items())):
             for address in addresses:
@@ -199,8 +200,8 @@ class Ends:
     def of(self, address: str) -> End:
         """Return the end with an address."""
         if address not in self._known:
-            is_host = verdict.is_host(self._world, address)
-            gone = not is_host and verdict.is_for_services(self._world, address)
+            is_host = known_world.is_host(self._world, address)
+            gone = not is_host and known_world.is_for_services(self._world, address)
             self._known[address] = End("", address, is_host, gone)
         return self._known[address]
 

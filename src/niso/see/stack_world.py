@@ -6,8 +6,8 @@ import ipaddress
 
 from niso.base import names
 from niso.manifest.stack_file import Stack
+from niso.plan.known_world import Known, World
 from niso.plan.records import Endpoint, Network, Subnet
-from niso.plan.verdict import Known, World
 
 _POOL = "10.99.{}.0/24"
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.plan import verdict
-from niso.plan.verdict import Reason, World
+from niso.plan.known_world import World
+from niso.plan.verdict import Reason
 from niso.see.seen import End, Seen
 
 CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"

@@ -16,7 +16,7 @@ from niso.services import auditing
 from niso.store.store import ServiceRow, Store, suggest
 
 if TYPE_CHECKING:
-    from niso.plan.verdict import World
+    from niso.plan.known_world import World
 
 _DNS = 53
 
@@ -103,13 +103,13 @@ def _without_dns(
 
 def _is_inside(world: World, entry: Entry) -> bool:
     """Return whether an entry means services, or addresses of their networks."""
-    from niso.plan import verdict
+    from niso.plan import known_world
 
     if entry.peer.kind != "prefix":
         return entry.peer.kind in ("service", "network")
     prefix = ipaddress.ip_network(entry.peer.name)
-    network = verdict.network_of(world, str(prefix.network_address))
-    return network is not None and verdict.holds(network, str(prefix.broadcast_address))
+    network = known_world.network_of(world, str(prefix.network_address))
+    return network is not None and known_world.holds(network, str(prefix.broadcast_address))
 
 
 def _servers(row: ServiceRow | None) -> list[str]:

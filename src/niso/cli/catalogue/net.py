@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.cli.catalogue import net_policies
+from niso.cli.catalogue import net_attachments, net_policies
 from niso.cli.command import DRY_RUN, JSON, VERBOSE, Argument, Command, Group, Option
 
 GROUP = Group(
@@ -110,118 +110,7 @@ GROUP = Group(
             (("niso net remove backend", ""),),
             ends=True,
         ),
-        Command(
-            "net attach",
-            "give a network namespace that others made a network",
-            (Argument("name", "NAME", "what services and policies call it", "", "nothing"),),
-            (
-                Option("netns", ("--netns",), "the file of the namespace", "PATH"),
-                Option("pid", ("--pid",), "the namespace of this process", "N", number=True),
-                Option("new", ("--new",), "make a namespace, /run/netns/niso-NAME"),
-                Option(
-                    "network",
-                    ("--network",),
-                    "a network, optionally with ,interface=NAME ,ip=ADDRESS ,mac=ADDRESS "
-                    "(default: niso-default)",
-                    "NETWORK",
-                    many=True,
-                ),
-                Option("port", ("-p", "--port"), "publish a port", "PORT", many=True),
-                Option("alias", ("--alias",), "a further name", "NAME", many=True),
-                Option(
-                    "allow_from",
-                    ("--allow-from",),
-                    "entries of a policy, separated by blanks or commas",
-                    "ENTRIES",
-                ),
-                Option("deny_from", ("--deny-from",), "the same, of deny_from", "ENTRIES"),
-                Option("egress_allow", ("--egress-allow",), "the same, of egress.allow", "ENTRIES"),
-                Option("egress_deny", ("--egress-deny",), "the same, of egress.deny", "ENTRIES"),
-                Option("log", ("--log",), "log what the policy drops"),
-                Option(
-                    "bandwidth",
-                    ("--bandwidth",),
-                    "limits on each network, in bits per second",
-                    "in=RATE,out=RATE",
-                ),
-                Option(
-                    "owner",
-                    ("--owner",),
-                    "who looks after the namespace (default: cli)",
-                    "WORD",
-                ),
-                Option("id", ("--id",), "what the owner calls it", "ID"),
-                Option(
-                    "unit",
-                    ("--unit",),
-                    "with --new: put this service unit of systemd into it, by a drop-in",
-                    "UNIT",
-                ),
-                VERBOSE,
-                JSON,
-            ),
-            "The namespace gets an interface on each network, addresses, routes, ports and policy "
-            "as a service does. niso starts no process in it, and touches nothing else in it. "
-            "Attach again to change something: only the difference is applied. The namespace is "
-            "known by its cookie, so a path that leads elsewhere later means that it is gone. With "
-            "--unit, systemd attaches it before the unit starts, also after a reboot.",
-            (
-                ("niso net attach box --pid 4711 --network backend", ""),
-                ("niso net attach box --netns /run/netns/blue --network backend,ip=10.99.1.9", ""),
-                ("niso net attach web --new -p 8081:80 --allow-from '10.0.0.0/8 api:80'", ""),
-                ("niso net attach web --new --unit web.service -p 8081:80", "a unit of systemd"),
-            ),
-            aside=True,
-        ),
-        Command(
-            "net detach",
-            "take attached namespaces off niso's networks",
-            (Argument("names", "NAME", "an attachment", "+", "service"),),
-            (
-                Option("id", ("--id",), "only if the attachment still has this id", "ID"),
-                VERBOSE,
-                JSON,
-            ),
-            "An attachment that is gone already is not an error. The namespace stays, unless niso "
-            "made it. The address is kept for the same owner and name until no other is free. "
-            "Without --id, the files of net attach --unit are removed too; the unit has the host's "
-            "network from its next start on.",
-            (("niso net detach box", ""),),
-            ends=True,
-            aside=True,
-        ),
-        Command(
-            "net gc",
-            "detach what has ended",
-            (),
-            (
-                Option("owner", ("--owner",), "only attachments of this owner", "WORD"),
-                Option(
-                    "valid",
-                    ("--valid",),
-                    "ids that the owner still has, separated by blanks: its others go too",
-                    "IDS",
-                ),
-                VERBOSE,
-                JSON,
-            ),
-            "An attachment has ended when its namespace has: with its last process, or by a "
-            "reboot.",
-            (("niso net gc", ""), ("niso net gc --owner podman --valid 'b186d057f65e'", "")),
-            ends=True,
-            aside=True,
-        ),
-        Command(
-            "net apply",
-            "apply /etc/niso/policies to attachments",
-            (),
-            (VERBOSE, JSON),
-            "The policies of the files there must allow a packet as well as the attachment's own. "
-            "They are read whenever something is attached; after an edit, this applies them to "
-            "what is attached already.",
-            (("niso net apply", ""),),
-            aside=True,
-        ),
+        *net_attachments.COMMANDS,
         Command(
             "net ports",
             "list published ports",

@@ -125,10 +125,10 @@ def _object(module: str, name: str) -> Result:
 
 
 RESULTS: dict[str, Result] = {
-    "activate": _array("host_services", "Outcome"),
-    "deactivate": _array("host_services", "Done"),
-    "restart": _array("host_services", "Done"),
-    "remove": _array("host_services", "Done"),
+    "activate": _array("outcomes", "Outcome"),
+    "deactivate": _array("outcomes", "Done"),
+    "restart": _array("outcomes", "Done"),
+    "remove": _array("outcomes", "Done"),
     "ps": Result(
         "array",
         fields("service_views", "ServiceLine"),
@@ -169,10 +169,10 @@ RESULTS: dict[str, Result] = {
     "net check": _array("upkeep", "Finding"),
     "net repair": Result("object", (*fields("upkeep", "Repaired"), *fields("upkeep", "Swept"))),
     "stack up": _object("host_stacks", "StackUp"),
-    "stack down": _array("host_services", "Done"),
+    "stack down": _array("outcomes", "Done"),
     "stack status": _array("service_views", "ServiceLine"),
     "stack ps": _array("service_views", "ServiceLine"),
-    "stack restart": _array("host_services", "Done"),
+    "stack restart": _array("outcomes", "Done"),
     "cluster init": _object("host_cluster", "Membership"),
     "cluster join": _object("host_cluster", "Membership"),
     "cluster status": _object("host_cluster", "ClusterStatus"),
@@ -180,7 +180,7 @@ RESULTS: dict[str, Result] = {
     "top": Result("lines", fields("top_views", "Load")),
     "enable": _array("host_services", "Marked"),
     "disable": _array("host_services", "Marked"),
-    "restore": _array("host_services", "Outcome"),
+    "restore": _array("outcomes", "Outcome"),
 }
 
 MAP = Result(

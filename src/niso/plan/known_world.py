@@ -1,0 +1,118 @@
+"""Describe who has which address: services, networks, the host. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+
+from niso.base.lite_typing import NamedTuple
+from niso.plan.records import Endpoint, Network, Policy, Port
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Known(NamedTuple):
+    """A known service, active or not: a policy that names it means its leases."""
+
+    name: str
+    names: tuple[str, ...]  # its name and those of its sharers, which policies are resolved to
+    endpoints: tuple[Endpoint, ...]
+    policy: Policy = Policy()
+    ports: tuple[Port, ...] = ()  # published: each with its host port
+    active: bool = True
+    sharers: tuple[tuple[Port, str], ...] = ()  # owner of each port that is not its own
+    audits: bool = False  # its policy denies nothing at present
+    host: str = ""  # the other host that it is on
+
+
+class World(NamedTuple):
+    """Everything that a verdict depends on. Addresses are text in their canonical form."""
+
+    services: Mapping[str, Known]
+    networks: Mapping[str, Network]
+    host: frozenset[str] = frozenset()  # the host's addresses, except 127.0.0.0/8, ::1 and gateways
+    closed: frozenset[int] = frozenset()  # families that the host forwards for services only
+    wires: frozenset[str] = frozenset()  # prefixes of the host's links
+    pools: tuple[str, ...] = ()  # prefixes that subnets are taken from, also of former networks
+    outside: Mapping[str, tuple[str, ...]] = {}  # outside name -> addresses that services may reach
+    outside_ever: Mapping[str, tuple[str, ...]] = {}  # the same with its past addresses
+
+
+Holder = tuple[Known, str]
+"""The service that has an address, and the network that the address is on."""
+
+
+def holder_of(world: World, address: str) -> Holder | None:
+    """Return the service that has an address, or None."""
+    for known in world.services.values():
+        for endpoint in known.endpoints:
+            if address in endpoint.addresses:
+                return known, endpoint.network
+    return None
+
+
+def addresses_of(known: Known) -> tuple[str, ...]:
+    """Return all leases of a service."""
+    return tuple(address for endpoint in known.endpoints for address in endpoint.addresses)
+
+
+def is_host(world: World, address: str) -> bool:
+    """Return whether an address is the host's.
+
+    127.0.0.0/8 and ::1 are; callers first handle a service that sends to its own loopback.
+    """
+    if address in world.host or any(
+        address in gateways(network) for network in world.networks.values()
+    ):
+        return True
+    return ipaddress.ip_address(address).is_loopback
+
+
+def gateways(network: Network) -> tuple[str, ...]:
+    """Return the addresses of the network's bridge."""
+    return tuple(subnet.gateway for subnet in network.subnets)
+
+
+def network_of(world: World, address: str) -> Network | None:
+    """Return the network whose subnets contain the address, in use or not."""
+    return next((network for network in world.networks.values() if holds(network, address)), None)
+
+
+def is_for_services(world: World, address: str) -> bool:
+    """Return whether only services get such an address: it is in a network, or was in one.
+
+    Former networks are recognised by the prefixes that subnets are taken from.
+    """
+    number = ipaddress.ip_address(address)
+    in_pool = any(within(number, prefix) for prefix in world.pools)
+    return in_pool or network_of(world, address) is not None
+
+
+def holds(network: Network, address: str) -> bool:
+    """Return whether a subnet of the network contains the address."""
+    number = ipaddress.ip_address(address)
+    return any(within(number, subnet.cidr) for subnet in network.subnets)
+
+
+def within(address: Address, prefix: str) -> bool:
+    """Return whether a prefix contains an address; never across families (see ipaddress)."""
+    return address in ipaddress.ip_network(prefix)
+
+
+def is_link_local6(address: Address) -> bool:
+    return address.version == 6 and address.is_link_local
+
+
+def is_broadcast(world: World, to: Address) -> bool:
+    """Return whether an address is multicast, or the broadcast of a niso network or of any link.
+
+    See RFC 919 and RFC 1112.
+    """
+    if to.is_multicast or str(to) == "255.255.255.255":
+        return True
+    cidrs = (
+        s.cidr for network in world.networks.values() for s in network.subnets if s.family == 4
+    )
+    return to.version == 4 and any(
+        to == ipaddress.IPv4Network(cidr).broadcast_address for cidr in cidrs
+    )
