@@ -48,6 +48,7 @@ PURE_MAY = {
     "": {"__future__", "typing", "collections.abc"},
     "plan.subnets": {"ipaddress"},
     "plan.answers": {"ipaddress"},
+    "plan.known_world": {"ipaddress"},
     "plan.verdict": {"ipaddress"},
     "plan.nft": {"ipaddress", "re"},
     "plan.policy_maps": {
@@ -352,6 +353,7 @@ def loaded(*arguments: str) -> set[str]:
                 "niso.api.host_networks",
                 "niso.cli.net",
                 "niso.cli.catalogue.net",
+                "niso.cli.catalogue.net_attachments",
                 "niso.cli.catalogue.net_policies",
             },
         ),
@@ -362,6 +364,7 @@ def loaded(*arguments: str) -> set[str]:
                 "niso.api.published",
                 "niso.cli.net",
                 "niso.cli.catalogue.net",
+                "niso.cli.catalogue.net_attachments",
                 "niso.cli.catalogue.net_policies",
             },
         ),
@@ -369,6 +372,7 @@ def loaded(*arguments: str) -> set[str]:
             "ps",
             {
                 "niso.api.host_services",
+                "niso.api.outcomes",
                 "niso.api.published",
                 "niso.api.service_views",
                 "niso.cli.inspect",
@@ -415,10 +419,12 @@ def test_completion_of_names_loads_the_words_of_one_command_and_the_store() -> N
     ours = {name for name in found if name.partition(".")[0] == "niso"}
     own = {
         "niso.api.host_services",
+        "niso.api.outcomes",
         "niso.api.published",
         "niso.cli.complete",
         "niso.cli.catalogue.general",
         "niso.cli.catalogue.net",
+        "niso.cli.catalogue.net_attachments",
         "niso.cli.catalogue.net_policies",
     }
     assert ours == COMMON - {"niso.cli.output"} | own
