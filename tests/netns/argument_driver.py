@@ -232,7 +232,7 @@ def called(arguments: list[str]) -> tuple[int, str, str]:
 def every_line_is_answered(arguments: list[str]) -> None:
     # what no argv can hold, and what never ends by itself
     arguments = [each.replace("\0", "") for each in arguments]
-    if arguments[:1] == ["lab"] or arguments[:2] == ["net", "log"]:
+    if arguments[:1] in (["lab"], ["events"], ["web"], ["top"]) or arguments[:2] == ["net", "log"]:
         return
     if arguments[:1] == ["logs"]:
         arguments = [each for each in arguments if not each.startswith(("-f", "-tf", "--follow"))]
