@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kernel.kinds.kind import Kind, Step, link_place
+from niso.kernel.kinds.kind import Kind, Step, link_place, netns_place
 from niso.kernel.kinds.veth import Veth
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class _Shapers(Kind[Shaper]):
         return thing.netns
 
     def lies_in(self, thing: Shaper) -> tuple[str, ...]:
-        return (link_place(thing.netns, thing.peer),)
+        return (netns_place(thing.netns), link_place(thing.netns, thing.peer))
 
     def describe(self, step: Step[Shaper]) -> str:
         shaper, was = step.thing, step.was
