@@ -36,7 +36,8 @@ class Web:
         self.url, self.port, self.token = (part.decode() for part in found.groups())
         self.address = line.decode().strip()
         children = lab.run("cat", f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        (self.server,) = map(int, children.stdout.split())
+        # of --open, the browser is a second child
+        self.server = int(children.stdout.split()[0])
 
     def curl(self, path: str, *options: str) -> str:
         words = ("-sS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "--path-as-is")
