@@ -6,7 +6,9 @@ Address plan: the lab's host is 192.0.2.1 and 2001:db8::1 on uplink0; ``client``
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -83,11 +85,11 @@ class LabEnded(Exception):
 
 
 class Process:
-    """A command that runs in a lab; much like subprocess.Popen. ``pid`` is its number inside the lab."""
+    """A command that an agent has started; much like subprocess.Popen. ``pid`` is its number where the agent is."""
 
     def __init__(
         self,
-        lab: Lab,
+        agent: Agent,
         argv: tuple[str, ...],
         status: socket.socket,
         files: list[IO[bytes] | None],
@@ -96,7 +98,7 @@ class Process:
         self.args = argv
         self.stdin, self.stdout, self.stderr = files
         self.returncode: int | None = None
-        self._lab = lab
+        self._agent = agent
         self._status = status
         self._text = text
         self.pid = int(self._receive(START_SECONDS).removeprefix("pid "))
@@ -123,7 +125,7 @@ class Process:
 
     def send_signal(self, number: int) -> None:
         """To the command and all of its process group."""
-        self._lab._request({"kill": self.pid, "signal": number}, [])
+        self._agent.request({"kill": self.pid, "signal": number}, [])
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -165,38 +167,114 @@ class Process:
         return outputs[0], outputs[1]
 
 
-class Lab:
+class Agent:
+    """Starts commands; `lab_agent` says how. ``environment`` is theirs."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self._control, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def request(self, request: dict[str, Any], fds: list[int]) -> None:
+        socket.send_fds(self._control, [json.dumps(request).encode()], fds)
+
+    def popen(
+        self,
+        *argv: str,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+        env: dict[str, str | None] | None = None,
+        cwd: str = "/tmp",
+        netns: str | None = None,
+        tty: bool = False,
+        text: bool = True,
+        inside: bool = False,
+    ) -> Process:
+        """Start a command, in a session of its own.
+
+        The three descriptors are PIPE, DEVNULL, STDOUT (stderr only) or open ones, as for subprocess. ``env`` is laid over
+        `environment`; None takes a variable away. ``netns`` names one below /run/netns. With ``tty`` stdin, the end of a
+        pty, becomes its controlling terminal. ``text`` says what `Process.communicate` gives. ``inside``: see
+        `lab_agent`.
+        """
+        merged = self.environment | (env or {})
+        passed: list[int] = []
+        files: list[IO[bytes] | None] = [None, None, None]
+        with contextlib.ExitStack() as ours:
+            for which, wanted in enumerate((stdin, stdout, stderr)):
+                if wanted == subprocess.PIPE:
+                    ends = os.pipe()
+                    far, near = ends if which == 0 else ends[::-1]
+                    files[which] = os.fdopen(
+                        near, "wb" if which == 0 else "rb", buffering=0 if which == 0 else -1
+                    )
+                    ours.callback(os.close, far)
+                elif wanted == subprocess.DEVNULL:
+                    far = os.open(os.devnull, os.O_RDWR)
+                    ours.callback(os.close, far)
+                else:
+                    far = passed[1] if wanted == subprocess.STDOUT else wanted
+                passed.append(far)
+            status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                request = {
+                    "argv": argv,
+                    "env": {key: value for key, value in merged.items() if value is not None},
+                    "cwd": cwd,
+                    "netns": netns,
+                    "tty": tty,
+                    "inside": inside,
+                }
+                self.request(request, [*passed, theirs.fileno()])
+        return Process(self, argv, status, files, text)
+
+
+class _Starter(Agent):
+    """Starts the labs of this process."""
+
+    def __init__(self) -> None:
+        super().__init__(dict(os.environ))
+        with self._far:
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-I", str(TESTS / "lab_agent.py")],
+                stdin=self._far,
+                start_new_session=True,
+            )
+        atexit.register(self._end)
+        self._control.settimeout(START_SECONDS)
+        assert self._control.recv(100) == b"ready"
+
+    def _end(self) -> None:
+        self._control.close()
+        self._process.wait(10)
+
+
+_starter = functools.cache(_Starter)
+
+
+class Lab(Agent):
     """A lab that lives for one ``with`` block (or test), at most `DEADLINE_SECONDS`; commands run inside it."""
 
     def __init__(self, deadline_seconds: int = DEADLINE_SECONDS) -> None:
         self._deadline_seconds = deadline_seconds
+        own = os.path.join(sys.prefix, "bin")
         environment = {
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("NISO_", "PYTEST_"))
         }
-        own = os.path.join(sys.prefix, "bin")
         environment["PATH"] = f"{own}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        environment["LC_ALL"] = "C.UTF-8"
-        self.environment = environment | {"NISO_LAB": "1"}
+        super().__init__(environment | {"LC_ALL": "C.UTF-8", "NISO_LAB": "1"})
 
     def __enter__(self) -> Lab:
-        self._control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        agent = [
-            sys.executable,
-            "-S",
-            "-E",
-            str(TESTS / "lab_agent.py"),
-            str(self._deadline_seconds),
-        ]
-        with far:
-            self.outer = subprocess.Popen(
-                [sys.executable, "-m", "niso.commands.lab", "--", *agent],
-                stdin=far,
+        with self._far as far:
+            self.outer = _starter().popen(
+                *("lab", str(self._deadline_seconds)),
+                stdin=far.fileno(),
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
+                cwd="/",
+                inside=True,
             )
         try:
             self.pid = self._hello()
@@ -237,57 +315,6 @@ class Lab:
             assert self.outer.stderr
             self.outer.stderr.close()
 
-    def _request(self, request: dict[str, Any], fds: list[int]) -> None:
-        socket.send_fds(self._control, [json.dumps(request).encode()], fds)
-
-    def popen(
-        self,
-        *argv: str,
-        stdin: int = subprocess.DEVNULL,
-        stdout: int = subprocess.PIPE,
-        stderr: int = subprocess.PIPE,
-        env: dict[str, str | None] | None = None,
-        cwd: str = "/tmp",
-        netns: str | None = None,
-        tty: bool = False,
-        text: bool = True,
-    ) -> Process:
-        """Start a command in the lab, in a session of its own.
-
-        The three descriptors are PIPE, DEVNULL, STDOUT (stderr only) or open ones, as for subprocess. ``env`` is laid over
-        `environment`; None takes a variable away. ``netns`` names one below /run/netns. With ``tty`` stdin, the end of a
-        pty, becomes its controlling terminal. ``text`` says what `Process.communicate` gives.
-        """
-        merged = self.environment | (env or {})
-        passed: list[int] = []
-        files: list[IO[bytes] | None] = [None, None, None]
-        with contextlib.ExitStack() as ours:
-            for which, wanted in enumerate((stdin, stdout, stderr)):
-                if wanted == subprocess.PIPE:
-                    ends = os.pipe()
-                    far, near = ends if which == 0 else ends[::-1]
-                    files[which] = os.fdopen(
-                        near, "wb" if which == 0 else "rb", buffering=0 if which == 0 else -1
-                    )
-                    ours.callback(os.close, far)
-                elif wanted == subprocess.DEVNULL:
-                    far = os.open(os.devnull, os.O_RDWR)
-                    ours.callback(os.close, far)
-                else:
-                    far = passed[1] if wanted == subprocess.STDOUT else wanted
-                passed.append(far)
-            status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                request = {
-                    "argv": argv,
-                    "env": {key: value for key, value in merged.items() if value is not None},
-                    "cwd": cwd,
-                    "netns": netns,
-                    "tty": tty,
-                }
-                self._request(request, [*passed, theirs.fileno()])
-        return Process(self, argv, status, files, text)
-
     def run(
         self,
         *argv: str,
@@ -298,10 +325,13 @@ class Lab:
         netns: str | None = None,
         cwd: str = "/tmp",
         text: bool = True,
+        inside: bool = False,
     ) -> subprocess.CompletedProcess[Any]:
         """Run a command in the lab to its end. With ``check`` a status other than 0 fails the test with its output."""
         stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
-        process = self.popen(*argv, stdin=stdin, env=env, netns=netns, cwd=cwd, text=text)
+        process = self.popen(
+            *argv, stdin=stdin, env=env, netns=netns, cwd=cwd, text=text, inside=inside
+        )
         try:
             out, err = process.communicate(input, timeout)
         except subprocess.TimeoutExpired as error:
@@ -324,7 +354,13 @@ class Lab:
             return "(and that could not be looked at either)"
 
     def niso(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
-        return self.run("niso", *argv, **options)
+        """Run a command of niso to its end, inside a child of the agent (`lab_agent`).
+
+        ``run("niso", ...)`` and ``popen("niso", ...)`` start Python.
+        """
+        at_start = ("LC_", "LANG", "PYTHON")  # variables that Python reads when it starts
+        inside = not any(name.startswith(at_start) for name in options.get("env") or {})
+        return self.run("niso", *argv, inside=inside, **options)
 
     def client(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[Any]:
         return self.run(*argv, netns="client", **options)

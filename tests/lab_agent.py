@@ -1,25 +1,80 @@
-"""Run as the command of a test's lab, and start what the test asks for (see `conftest.Lab`).
+"""Start what the tests ask for (see `conftest.Agent`): outside, the labs; in each lab, its commands.
 
-fd 0 is a SOCK_SEQPACKET socket. A request is JSON: ``{"argv", "env", "cwd", "netns", "tty"}`` with four descriptors (stdin,
-stdout, stderr, and a socket that gets ``pid N`` and at the end ``exit N``), or ``{"kill": pid, "signal": number}``. Started
-from here a command is in all of the lab's namespaces and cgroups, which a test process could not enter without leaving its own.
+fd 0 is a SOCK_SEQPACKET socket. A request is JSON: ``{"argv", "env", "cwd", "netns", "tty", "inside"}`` with four descriptors
+(stdin, stdout, stderr, and a socket that gets ``pid N`` and at the end ``exit N``), or ``{"kill": pid, "signal": number}``.
+Started from a lab's agent a command is in all of the lab's namespaces and cgroups, which a test process could not enter without
+leaving its own.
+
+``inside``: argv is a command of niso, or a lab, which runs in a child of this process from its first line on, as ``bin/niso``
+calls it. What most commands import is imported by the first agent, once: Python's start and imports are two thirds of a short
+command's time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
+import gc
+import importlib
 import json
 import os
 import select
 import signal
+import site
 import socket
+import struct
 import sys
 import termios
+import traceback
+
+LOADED = (
+    "api.handover",
+    "api.host_networks",
+    "api.host_services",
+    "api.service_views",
+    "cli.catalogue.net",
+    "cli.catalogue.net_attachments",
+    "cli.catalogue.net_policies",
+    "cli.catalogue.service",
+    "cli.inspect",
+    "cli.net",
+    "cli.service",
+    "commands.lab.__main__",
+    "commands.activate",
+    "commands.check",
+    "commands.deactivate",
+    "commands.repair",
+    "commands.restart",
+    "commands.store_repair",
+    "explain.exposure",
+    "explain.foreign_firewalls",
+    "kernel.conntrack",
+    "kernel.host_facts",
+    "kernel.neighbours",
+    "kernel.nft_compare",
+    "kernel.qdiscs",
+    "kernel.real",
+    "kernel.sensor",
+    "kernel.sockdiag",
+    "manifest.load",
+    "manifest.validate",
+    "reconcile.world",
+    "runtime.idle",
+    "runtime.launch",
+    "runtime.oci",
+    "runtime.real_processes",
+    "services.networks",
+    "services.process_record",
+    "services.stop",
+    "services.withdraw",
+)
+"""Modules of niso that its commands find loaded. What a command needs beside them it imports itself."""
 
 
 def serve(deadline_seconds: int) -> None:
     signal.alarm(deadline_seconds)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     control = socket.socket(fileno=os.dup(0))
     os.set_inheritable(control.fileno(), False)
     null = os.open("/dev/null", os.O_RDWR)
@@ -72,6 +127,79 @@ def reap(children: dict[int, socket.socket]) -> None:
         children.pop(pid).close()
 
 
+def load() -> None:
+    """Import what commands of niso need; none of it is run in this process."""
+    site.main()  # its packages, which this process was started without
+    for name in LOADED:
+        importlib.import_module(f"niso.{name}")
+    gc.collect()
+    gc.freeze()  # else a collection in a child would copy all of it
+
+
+def run_niso(arguments: list[str], environment: dict[str, str]) -> None:
+    """Be ``niso ARGUMENTS``, in a process just forked: what is not inherited by execve(2) goes."""
+    from niso.base import failpoint
+    from niso.cli.main import main
+
+    os.closerange(3, 1 << 20)
+    failpoint._spec = None  # read when the lab was made, from another environment
+    with open("/proc/self/comm", "w") as comm:
+        comm.write("niso")
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [os.path.join(sys.prefix, "bin", "niso"), *arguments]
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+        signal.signal(number, signal.SIG_IGN)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def run_lab(arguments: list[str], environment: dict[str, str]) -> None:
+    """Make a lab whose command is a fork of this process, in place of a program."""
+    from niso.commands.lab.__main__ import main
+
+    os.closerange(3, 1 << 20)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python does
+    execute = os.execvpe
+
+    def serve_instead(*_: object) -> None:
+        os.execvpe = execute
+        os.closerange(3, 1 << 20)
+        drop_capabilities()
+        serve(int(arguments[0]))
+        os._exit(0)
+
+    os.execvpe = serve_instead
+    os._exit(main(["--", "agent"]))
+
+
+INSIDE = {"niso": run_niso, "lab": run_lab}
+_PR_CAPBSET_READ, _CAPABILITY_VERSION_3 = 23, 0x20080522
+
+
+def drop_capabilities() -> None:
+    """Drop those that the bounding set lacks, as execve(2) does (capabilities(7))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    sets = ctypes.create_string_buffer(24)  # effective, permitted, inheritable; twice
+    kept = sum(1 << n for n in range(64) if libc.prctl(_PR_CAPBSET_READ, n, 0, 0, 0) == 1)
+    low, high = kept & 0xFFFFFFFF, kept >> 32
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    masks = (low, low, low, high, high, high)
+    held = (a & b for a, b in zip(struct.unpack("=6I", sets.raw), masks, strict=True))
+    if libc.capset(header, struct.pack("=6I", *held)):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
 def start(request: dict, fds: list[int]) -> None:
     try:
         signal.set_wakeup_fd(-1)
@@ -86,6 +214,8 @@ def start(request: dict, fds: list[int]) -> None:
         if request["netns"]:
             os.setns(os.open(f"/run/netns/{request['netns']}", os.O_RDONLY), os.CLONE_NEWNET)
         os.chdir(request["cwd"])
+        if request["inside"]:
+            INSIDE[request["argv"][0]](request["argv"][1:], request["env"])
         os.execvpe(request["argv"][0], request["argv"], request["env"])
     except OSError as error:
         os.write(2, f"{request['argv'][0]}: {error}\n".encode())
@@ -94,4 +224,5 @@ def start(request: dict, fds: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    load()
+    serve(0)

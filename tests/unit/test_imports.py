@@ -432,7 +432,7 @@ def test_completion_of_names_loads_the_words_of_one_command_and_the_store() -> N
 
 
 def test_modules_that_tests_load_early_exist() -> None:
-    from quick_niso import LOADED
+    from lab_agent import LOADED
 
     assert set(LOADED) <= set(MODULES)
 

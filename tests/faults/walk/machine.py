@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from typing import Any
 
 from conftest import Lab
-from quick_niso import Quick
 from wire import Wire
 
 from walk.parts import CLIENT_PORT, FOLDER, HOST, Command
@@ -60,8 +59,6 @@ class Machine:
         lab = self._parts.enter_context(Lab(self._seconds))
         self.lab = lab
         self.wire = self._parts.enter_context(Wire(lab))
-        self._quick = Quick(lab)
-        self._parts.callback(self._quick.end)
         observer = str(HERE / "observer.py")
         self._observer = lab.popen(sys.executable, "-ISB", observer, stdin=subprocess.PIPE)
         agent = str(HERE / "agent.py")
@@ -112,8 +109,9 @@ class Machine:
             self.lab.write(f"{FOLDER}/{command.stack.name}/stack.toml", command.stack.toml)
 
     def quick(self, *words: str) -> Ended:
-        """Run a command that only reads, or repairs, without Python's start."""
-        return Ended(*self._quick.niso(*words))
+        """Run a command that only reads, or repairs."""
+        done = self.lab.niso(*words, check=False)
+        return Ended(done.returncode, done.stdout, done.stderr)
 
     def run(self, *commands: Command, how: str = "") -> list[Ended]:
         """Run commands at the same time, the first disturbed as `Step.how` says."""
@@ -124,7 +122,7 @@ class Machine:
             env["NISO_FAILPOINT"] = f"{number}:{errno or 'kill'}"
         processes = []
         for command in commands:
-            processes.append(self.lab.popen("niso", *command.words, env=env))
+            processes.append(self.lab.popen("niso", *command.words, env=env, inside=True))
             env = {}
         first = processes[0]
         for number in SIGNALS.get(kind, ()):
