@@ -34,39 +34,53 @@ def elements(listing):
             if kind in thing and "elem" in thing[kind]:
                 thing[kind]["elem"].sort(key=json.dumps)
     return listing
-def sysctls(prefix):
+def sysctls():
     found = {}
-    code = r'''
-import json, os
-found = {}
-for top in ("/proc/sys/net/ipv4", "/proc/sys/net/ipv6", "/proc/sys/net/bridge"):
-    for folder, _, files in os.walk(top):
-        for name in files:
-            path = os.path.join(folder, name)
-            if name in ("flush", "stat_refresh", "tcp_fastopen_key", "stable_secret", "ip_local_reserved_ports"):
-                continue
-            try:
-                found[path[14:]] = open(path).read().strip()
-            except OSError:
-                pass
-print(json.dumps(found))
-'''
-    found = json.loads(run(*prefix, "python3", "-IS", "-c", code))
-    return {k: v for k, v in found.items() if "neigh" not in k and "route/" not in k}
+    for top in ("ipv4", "ipv6", "bridge"):
+        for folder, folders, files in os.walk(f"/proc/sys/net/{top}"):
+            folders[:] = [each for each in folders if each not in ("neigh", "route")]
+            for name in files:
+                if name in ("flush", "stat_refresh", "tcp_fastopen_key", "stable_secret", "ip_local_reserved_ports"):
+                    continue
+                path = f"{folder}/{name}"
+                try:
+                    fd = os.open(path, os.O_RDONLY)
+                except OSError:
+                    continue
+                try:
+                    found[path[14:]] = os.read(fd, 4096).decode().strip()
+                except OSError:
+                    pass
+                finally:
+                    os.close(fd)
+    return found
+def listed(ip, *commands):
+    # what ip says to each command
+    text = subprocess.run([*ip, "-j", "-d", "-batch", "-"], check=True, capture_output=True, text=True,
+                          input="\n".join(commands)).stdout
+    answers, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        answer, end = decoder.raw_decode(text)
+        answers.append(sorted((still(each) for each in answer), key=json.dumps))
+        text = text[end:]
+    return dict(zip(commands, answers, strict=True))
 found = {}
 names = sorted(name for name in os.listdir("/run/netns") if name not in ("client", "neighbour"))  # other machines
 found["namespaces"] = names
+home = os.open("/proc/self/ns/net", os.O_RDONLY)
 for name in ["", *names]:
-    inside = ["ip", "netns", "exec", name] if name else []
-    own = ["-n", name] if name else []
-    view = {}
-    for what in (["link"], ["address"], ["route", "show", "table", "all"], ["-6", "route", "show", "table", "all"], ["rule"], ["-6", "rule"]):
-        out = run("ip", *own, "-j", "-d", *what)
-        things = sorted((still(each) for each in json.loads(out or "[]")), key=json.dumps)
-        view[" ".join(what)] = {each["ifname"]: each for each in things} if what[0] in ("link", "address") else things
-    view["rules"] = elements(still([each for each in json.loads(run(*inside, "nft", "-j", "list", "ruleset"))["nftables"] if "metainfo" not in each]))
-    view["sysctls"] = sysctls(inside)
+    if name:
+        there = os.open(f"/run/netns/{name}", os.O_RDONLY)
+        os.setns(there, os.CLONE_NEWNET)
+        os.close(there)
+    view = listed(["ip"], "link", "address", "route show table all", "rule")
+    view["-6 rule"] = listed(["ip", "-6"], "rule")["rule"]
+    for command in ("link", "address"):
+        view[command] = {each["ifname"]: each for each in view[command]}
+    view["rules"] = elements(still([each for each in json.loads(run("nft", "-j", "list", "ruleset"))["nftables"] if "metainfo" not in each]))
+    view["sysctls"] = sysctls()
     found[f"in {name or 'the host'}"] = view
+    os.setns(home, os.CLONE_NEWNET)
 found["mounts"] = sorted(" ".join(line.split()[:3]) for line in open("/proc/self/mounts"))
 found["cgroups"] = sorted(folder for folder, _, _ in os.walk("/sys/fs/cgroup"))
 processes = []
@@ -119,7 +133,7 @@ _FOLDERS |= {"/var/lib/niso/logs", "/var/lib/niso/packages"}
 
 def take(lab: Lab) -> Snapshot:
     """Links, addresses, routes, rules and sysctls of every namespace of the host; mounts, cgroups, processes, files and the store."""
-    found: Snapshot = json.loads(lab.run("python3", "-c", _SCRIPT).stdout)
+    found: Snapshot = json.loads(lab.run("python3", "-ISc", _SCRIPT).stdout)
     files = found["files"].items()
     found["files"] = {
         path: value for path, value in files if path not in _FOLDERS and not path.startswith(_STAYS)
