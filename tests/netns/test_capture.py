@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Lab
-from services import answer, ask, echo, idle, on
+from services import BUSYBOX, answer, ask, echo, idle, on
 
 from niso.see import capture, pcapng
 
@@ -34,16 +36,22 @@ def test_pcap_that_comes_in_pieces_becomes_pcapng_with_names() -> None:
     pcap = struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262144, 276)
     for at, packet in enumerate(packets):
         pcap += struct.pack("=IIII", 1_700_000_000 + at, 5, len(packet), 99) + packet
-    converter = pcapng.Converter({"10.99.1.2": "db", "fd00::2": "db"})
+    names = {"10.99.1.2": "db", "fd00::2": "db"}
+    file = pcapng.File(names, lambda time: "why" if time % 2 else "", most=3)
+    converter, other = pcapng.Converter(file, "db"), pcapng.Converter(file, "api")
     whole = b"".join(converter.feed(pcap[i : i + 1]) for i in range(len(pcap)))
-    assert whole == pcapng.Converter({"10.99.1.2": "db", "fd00::2": "db"}).feed(pcap)
+    whole += other.feed(pcap)
     found = blocks(whole)
-    assert [kind for kind, _ in found] == ["section", "names", "interface", "packet", "packet"]
-    assert found[1][1].count(b"db\0") == 2
-    _, high, low, kept, length = struct.unpack_from("=IIIII", found[3][1])
-    assert (high << 32 | low, kept, length) == (1_700_000_000_000_005, 5, 99)
+    kinds = [kind for kind, _ in found]
+    # a second interface, and the file takes three packets
+    assert kinds == ["section", "names", *["interface", "packet", "packet"], "interface", "packet"]
+    assert file.is_full and found[1][1].count(b"db\0") == 2
+    assert b"db" in found[2][1] and b"api" in found[5][1]
+    number, high, low, kept, length = struct.unpack_from("=IIIII", found[3][1])
+    assert (number, high << 32 | low, kept, length) == (0, 1_700_000_000_000_005, 5, 99)
+    assert b"why" in found[3][1] and struct.unpack_from("=I", found[6][1]) == (1,)
     with pytest.raises(ValueError):
-        pcapng.Converter({}).feed(b"x" * 24)
+        pcapng.Converter(file, "x").feed(b"x" * 24)
 
 
 def test_expression_of_a_peer() -> None:
@@ -74,7 +82,15 @@ def test_packets_of_a_service_with_names(lab: Lab, tmp_path: Path) -> None:
     text = during("db", "api:80", "-c", "3").decode()
     assert len(text.splitlines()) == 3 and "api." in text and "db." in text
     assert "more" not in text
-    assert b" > " in during("api", "-c", "2", "--filter", "tcp port 80")
+    both = lab.popen("niso", "net", "capture", "api", "db", "--", "tcp", "port 80", env=PATH)
+    assert both.stdout is not None
+    text = ""
+    while not ("\napi " in text and "\ndb " in text):
+        answer(lab, db, 80, "niso-api")
+        if select.select([both.stdout], [], [], 0)[0]:
+            text += os.read(both.stdout.fileno(), 1 << 20).decode()
+    both.send_signal(signal.SIGINT)
+    assert both.wait(10) == 130 and "\n\n" not in text
     data = during("db", "-c", "8", "-w", "-")
     kinds = [kind for kind, _ in blocks(data)]
     assert kinds[:3] == ["section", "names", "interface"] and kinds.count("packet") == 8
@@ -89,7 +105,7 @@ def test_packets_of_a_service_with_names(lab: Lab, tmp_path: Path) -> None:
     assert timed.returncode == 0
     # what exists is kept if nothing is captured
     lab.path("/tmp/db.pcapng").write_bytes(b"precious")
-    for words in (["nobody"], ["db", "--filter", "no such"]):
+    for words in (["nobody"], ["db", "api", "--", "no such"]):
         assert lab.niso(
             "net", "capture", *words, "-w", "/tmp/db.pcapng", env=PATH, check=False
         ).returncode
@@ -103,7 +119,9 @@ def test_packets_of_a_service_with_names(lab: Lab, tmp_path: Path) -> None:
     assert lab.run("sh", "-c", "ls /run/netns /run/niso; cat /proc/self/mounts").stdout == before
     for wrong in (
         ["nobody"],
-        ["db", "--filter", "no such"],
+        ["db", "db:x"],
+        ["db", "nobody:1"],
+        ["db", "--", "no such"],
         ["db", "-c", "0"],
         ["db", "-w", "/gone/x"],
     ):
@@ -118,3 +136,59 @@ def test_without_tcpdump_the_error_says_what_to_install(lab: Lab) -> None:
         "net", "capture", "db", env={"PATH": str(Path(sys.executable).parent)}, check=False
     )
     assert done.returncode == 1 and "apt install tcpdump" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("tcpdump"), reason="tcpdump is not installed")
+def test_dropped_packets_have_the_reason_also_of_other_programs(lab: Lab) -> None:
+    lab.niso("net", "create", "backend", "--subnet", "10.99.1.0/24", "--subnet", "fd00:9::/64")
+    policy = {"network.policy": {"allow_from": ["api:80", "192.0.2.3"]}}
+    lab.niso("activate", echo(lab, "db", network=on("backend", ports=["8080:80"]), **policy))
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    lab.niso("activate", idle(lab, "bad", network=on("backend")))
+    lab.run(
+        "nft",
+        "table inet wall { chain f { type filter hook forward priority 5; tcp dport 443 drop; }; }",
+    )
+    lab.run("ip", "-n", "client", "route", "add", "10.99.1.0/24", "via", "192.0.2.1")
+    before = lab.run("nft", "-s", "list", "tables").stdout
+
+    def during(*words: str, asks: list[tuple[str, int, str]]) -> bytes:
+        running = lab.popen("niso", "net", "capture", *words, "--drops", env=PATH)
+        lab.wait_for(lambda: "_drops" in lab.run("nft", "list", "tables").stdout, 10, "tables")
+        while running.poll() is None:
+            for address, port, netns in asks:
+                argv = ("timeout", "0.05", BUSYBOX, "nc", address, str(port))
+                lab.run(*argv, input="", netns=netns, check=False)
+        assert running.stdout is not None
+        assert running.wait(10) == 0, running.communicate()
+        assert lab.run("nft", "-s", "list", "tables").stdout == before
+        return running.stdout.read()
+
+    asks = [("10.99.1.2", 80, "niso-bad"), ("fd00:9::2", 80, "niso-bad")]
+    asks += [("10.99.1.2", 80, "niso-api"), ("192.0.2.1", 8080, "client")]
+    asks += [("192.0.2.3", 443, "niso-db"), ("10.99.1.2", 80, "client")]
+    lines = during("db", "-c", "12", asks=asks).decode().splitlines()
+    denied = "not listed in network.policy.allow_from of db"
+    direct = "not published: to a subnet of niso from outside"
+    told = {(line.split(" ")[2].rpartition(".")[0], line.rpartition("  (")[2]) for line in lines}
+    # what passes is not shown
+    assert told == {
+        ("bad", f"{denied})"),
+        ("192.0.2.2", f"{denied})"),
+        ("192.0.2.2", f"{direct})"),
+        ("db", "inet wall f: tcp dport 443 drop)"),
+    }
+    assert any(" IP6 bad." in line for line in lines)
+    data = during("bad", "db:80", "-c", "2", "-w", "-", asks=asks[:1])
+    found = blocks(data)
+    assert [kind for kind, _ in found][-2:] == ["packet", "packet"]
+    assert denied.encode() in found[-1][1]
+    # IPv4 and TCP headers of 20 bytes each, of a packet with options
+    assert struct.unpack_from("=II", found[-1][1], 12) == (40, 60)
+    # nothing is left after kill -9
+    killed = lab.popen("niso", "net", "capture", "db", "--drops", env=PATH)
+    lab.wait_for(lambda: "tcpdump" in lab.run("ps", "-eo", "comm").stdout, 10, "tcpdump")
+    killed.kill()
+    killed.wait(10)
+    lab.wait_for(lambda: "tcpdump" not in lab.run("ps", "-eo", "comm").stdout, 5, "no tcpdump")
+    assert lab.run("nft", "-s", "list", "tables").stdout == before

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.see.capture import Capture, expression
+from niso.see.capture import Capture
 
-__all__ = ["Capture", "Stage", "Traced", "capture", "trace"]
+__all__ = ["Capture", "Stage", "Traced", "Wanted", "capture", "trace"]
 
 
 class Stage(NamedTuple):
@@ -44,53 +44,88 @@ class Traced(NamedTuple):
 
 if TYPE_CHECKING:
     from niso.api.session import Session
+    from niso.plan.known_world import Known
+    from niso.see.capture import Format
 
 
-def capture(
-    session: Session,
-    service: str,
-    peer: str | None,
-    more: str,
-    count: int | None,
-    text: bool,
-) -> Capture:
+class Wanted(NamedTuple):
+    """What `Host.capture` is asked for."""
+
+    services: tuple[str, ...]
+    peer: str | None
+    filter: str
+    most: int | None
+    text: bool
+    drops: bool
+
+
+def capture(session: Session, wanted: Wanted) -> Capture:
     """Start a capture: `Host.capture`."""
     from niso.base import names
     from niso.base.errors import Conflict, UsageError
     from niso.explain import question
     from niso.plan import known_world
     from niso.reconcile.world import read_world
+    from niso.see.capture import Format, expression
 
+    if wanted.most is not None and wanted.most < 1:
+        raise UsageError(f"{wanted.most}: must be 1 or more", None, "-c")
     store = session.store()
-    end = question.resolve(store, service)
     world = read_world(session.kernel(), store)
-    known = world.services.get(end.service)
-    if known is None:
-        raise UsageError(f"{service!r} is not a service", "niso ps lists the services", "NAME")
-    if not known.active:
-        raise Conflict(f"{known.name} is not active", f"niso activate {known.name}")
-    if count is not None and count < 1:
-        raise UsageError(f"{count}: must be 1 or more", None, "-c")
+    known: dict[str, Known] = {}
+    for service in wanted.services:
+        end = question.resolve(store, service)
+        if end.service not in world.services:
+            raise UsageError(f"{service!r} is not a service", "niso ps lists the services", "NAME")
+        known[end.service] = world.services[end.service]
+    for each in known.values():
+        if each.host:
+            raise Conflict(f"{each.name} runs on host {each.host}", "niso net capture there")
+        if not each.active:
+            raise Conflict(f"{each.name} is not active", f"niso activate {each.name}")
     addresses: tuple[str, ...] = ()
     port = None
-    if peer is not None:
-        who, port, _ = question.parse_target(peer)
-        other = question.resolve(store, who, known.name)
+    gateways = [s.gateway for n in world.networks.values() for s in n.subnets]
+    if wanted.peer is not None:
+        who, port, _ = question.parse_target(wanted.peer)
+        other = question.resolve(store, who, next(iter(known)))
         if other.service:
             addresses = known_world.addresses_of(world.services[other.service])
         elif other.address:
             addresses = (other.address,)
         else:  # the host, as services see it
-            gateways = (s.gateway for n in world.networks.values() for s in n.subnets)
             addresses = (*sorted(gateways), *sorted(world.host))
     named = {
         address: each.name
         for each in world.services.values()
         for address in known_world.addresses_of(each)
     }
-    named |= {s.gateway: "host" for n in world.networks.values() for s in n.subnets}
-    filter_ = expression(dict.fromkeys(addresses), port, more)
-    return Capture(names.netns(known.name), named, filter_, count, text)
+    named |= dict.fromkeys(gateways, "host")
+    filter_ = expression(dict.fromkeys(addresses), port, wanted.filter)
+    form = Format(named, filter_, wanted.most, wanted.text)
+    if wanted.drops:
+        return _drops(session, known, form)
+    return Capture({name: names.netns(name) for name in known}, form)
+
+
+def _drops(session: Session, known: dict[str, Known], form: Format) -> Capture:
+    from niso.base import names
+    from niso.explain.dropping import Dropping
+    from niso.kernel.nft_drops import Drops
+    from niso.plan import known_world
+    from niso.see.capture import DropCapture
+
+    store = session.store()
+    ends = [
+        names.veth(row.name, network, row.generation)
+        for row in store.services()
+        if row.name in known
+        for network in row.networks
+    ]
+    addresses = [a for each in known.values() for a in known_world.addresses_of(each)]
+    bridges = [names.bridge(row.name) for row in store.networks()]
+    drops = Drops(addresses, ends, bridges)
+    return DropCapture(drops, Dropping(session.kernel(), store).words, form)
 
 
 def trace(
@@ -99,7 +134,7 @@ def trace(
     """Wait for a packet and follow it: `Host.trace`."""
     from niso.base.report import WaitingForPacket
     from niso.explain import question
-    from niso.kernel.nft_trace import Packet, Trace
+    from niso.kernel.nft_trace import Packet, Trace, marking
     from niso.plan.verdict import decide
     from niso.reconcile.world import read_world
     from niso.see import way
@@ -112,7 +147,7 @@ def trace(
     # a program that has both addresses of a name chooses
     pairs = question.ends_by_family(world, from_, to)
     packets = [Packet(*pair, port, proto, not any_) for pair in pairs.values()]
-    with Trace(packets) as tracing:
+    with Trace(marking(packets)) as tracing:
         session.report(WaitingForPacket(destination, "real"))
         steps = tracing.first(seconds)
     if not steps:

@@ -259,26 +259,29 @@ class Host:
     def capture(
         self,
         service: str,
+        *others: str,
         peer: str | None = None,
-        *,
         filter: str | None = None,
         count: int | None = None,
         lines: bool = False,
+        drops: bool = False,
     ) -> Capture:
-        """Capture a service's packets with tcpdump, in its network namespace.
+        """Capture the packets of services with tcpdump, in their network namespaces.
 
         ``peer`` is another service or an address, optionally with a port (``db:5432``).
-        ``filter`` is an expression of pcap-filter(7). It ends after ``count`` packets. Use it in
+        ``filter`` is an expression of pcap-filter(7). It ends after ``count`` packets. With
+        ``drops`` it captures the headers of packets that nftables drops, with the reason. Use it in
         a ``with`` block: ``read()`` returns bytes of a pcapng file with the services' names, or of
         text with ``lines``, and b"" at the end; ``stop()`` ends it. Raises Error without tcpdump,
         UsageError, Conflict, NotFound.
         """
         from niso.api import captures
 
-        whose = text(service, "service")
+        whose = tuple(text(each, "service") for each in (service, *others))
         who = None if peer is None else text(peer, "peer")
         more = "" if filter is None else text(filter, "filter")
-        return captures.capture(self.session, whose, who, more, count, lines)
+        wanted = captures.Wanted(whose, who, more, count, lines, drops)
+        return captures.capture(self.session, wanted)
 
     @guarded
     def trace(

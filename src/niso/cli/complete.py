@@ -134,12 +134,13 @@ def _of_command(command: Command, words: list[str], current: str) -> Candidates:
     value_of: Option | None = None
     ended = False
     single = sum(argument.times != "..." for argument in command.arguments)
+    repeats = any(argument.times in ("*", "+") for argument in command.arguments)
     for word in words:
         if value_of is not None:
             value_of = None
         elif ended or not word.startswith("-"):
             placed.append(word)
-            ended = ended or len(placed) > single
+            ended = ended or (len(placed) > single and not repeats)
         elif word == "--":
             ended = True
         elif word in flags:
@@ -150,6 +151,8 @@ def _of_command(command: Command, words: list[str], current: str) -> Candidates:
     if current.startswith("-") and not ended:
         return _options(command, given)
     result: Candidates = []
+    if repeats and ended and command.arguments[-1].times == "...":
+        return result
     left = len(placed)
     for argument in command.arguments:
         if argument.times in ("", "?") and left:

@@ -53,10 +53,12 @@ def parse(command: Command, words: list[str]) -> Args:
     remaining: list[str] = []
     single = sum(argument.times != "..." for argument in command.arguments)
     takes_remaining = single < len(command.arguments)
+    repeats = any(argument.times in ("*", "+") for argument in command.arguments)
     left = list(words)
     while left:
-        ends = left[0] == "--" or not _is_option(left[0])
-        if takes_remaining and len(placed) == single and ends:
+        # after a number of arguments that is not fixed, -- alone begins the remaining words
+        ends = left[0] == "--" or not (repeats or _is_option(left[0]))
+        if takes_remaining and (repeats or len(placed) == single) and ends:
             remaining = left[1:] if left[0] == "--" else left
             break
         word = left.pop(0)

@@ -89,10 +89,17 @@ def _capture(host: Host, args: Args) -> int:
     seconds = None if args.seconds is None else duration(args.seconds, "--for")
     if args.write == "-" and output.is_terminal():
         raise UsageError("a capture is not for a terminal", "-w FILE, or a pipe", "-w")
-    as_text = args.write is None
+    services, peer = args.names, None
+    if len(services) > 1 and _is_peer(services[-1]):
+        *services, peer = services
     with contextlib.ExitStack() as stack:
         running = host.capture(
-            args.name, args.peer, filter=args.filter, count=args.count, lines=as_text
+            *services,
+            peer=peer,
+            filter=" ".join(args.filter),
+            count=args.count,
+            lines=args.write is None,
+            drops=args.drops,
         )
         capture = stack.enter_context(running)
         file = sys.stdout.buffer
@@ -109,7 +116,12 @@ def _capture(host: Host, args: Args) -> int:
             if not first:
                 return 0
             file.write(first)
-        return _copy(capture, file, seconds, as_text)
+        return _copy(capture, file, seconds, args.write is None)
+
+
+def _is_peer(word: str) -> bool:
+    """Return whether a word is no name of a service alone: ``db:80``, ``host``, an address."""
+    return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 
 def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: bool) -> int:
@@ -121,7 +133,7 @@ def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: boo
     poll = select.poll()
     poll.register(capture, select.POLLIN)
     poll.register(file, 0)  # reports a closed pipe even while nothing is written
-    status, rest = 0, b""
+    status = 0
     while True:
         try:
             left = None if end is None else max(0.0, end - time.monotonic()) * 1000
@@ -132,19 +144,20 @@ def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: boo
                 end = None
                 capture.stop()
                 continue
-            data = capture.read()
+            data = capture.read_ready()
         except KeyboardInterrupt:
             if status:
                 raise
             status = 130
             capture.stop()
             continue
+        if data is None:
+            continue
         if not data:
             return status
         if as_text:
-            *lines, rest = (rest + data).split(b"\n")
-            text = "".join(output.escaped(line.decode("utf-8", "replace")) + "\n" for line in lines)
-            data = text.encode()
+            lines = data.decode("utf-8", "replace").splitlines()
+            data = "".join(output.escaped(line) + "\n" for line in lines).encode()
         file.write(data)
         file.flush()
 

@@ -6,6 +6,7 @@ them, also if this process is killed.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
@@ -41,7 +42,8 @@ class Step(NamedTuple):
     """What happened to a packet in one chain: a rule matched, or the chain's policy decided.
 
     ``table`` is "inet niso", ``verdict`` "accept", "goto refuse" and the like, ``rule`` the rule's
-    text, "" for a policy.
+    text, "" for a policy. ``network`` and ``transport`` are the first bytes of the packet's headers
+    (40 and 20 at most), empty where the kernel did not repeat them.
     """
 
     id: int
@@ -50,9 +52,18 @@ class Step(NamedTuple):
     kind: str
     verdict: str
     rule: str
-    source_port: int | None
-    version: int | None
-    """of IP; None where the kernel did not repeat the packet's headers"""
+    network: bytes
+    transport: bytes
+
+    @property
+    def source_port(self) -> int | None:
+        """Return the sender's port, if the headers are there and have one."""
+        return int.from_bytes(self.transport[:2], "big") if len(self.transport) >= 4 else None
+
+    @property
+    def version(self) -> int | None:
+        """Return the version of IP; None without the headers."""
+        return self.network[0] >> 4 if self.network else None
 
 
 class Packet(NamedTuple):
@@ -66,16 +77,21 @@ class Packet(NamedTuple):
 
 
 class Trace(netlink.Netlink):
-    """The ways of packets, from its creation on. A context manager. Raises KernelError."""
+    """The ways of packets, from its creation on. A context manager. Raises KernelError.
 
-    def __init__(self, packets: Iterable[Packet]) -> None:
+    ``tables`` are those that mark the packets, as nft(8) reads them. ``missed`` says whether the
+    kernel had to skip messages.
+    """
+
+    def __init__(self, tables: str) -> None:
         super().__init__(netlink.NETFILTER)
         self._nft = Nft()
+        self.missed = False
         try:
             self._rules = self._read_rules()
             self._socket.bind((0, 0))  # the kernel sends nothing to port 0, its own
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
-            self._nft.run(_tables(packets))
+            self._nft.run(tables)
         except OSError as error:
             self.close()
             raise refused("follow packets", error.errno or 0) from error
@@ -97,17 +113,21 @@ class Trace(netlink.Netlink):
         while (left := end - time.monotonic()) > 0:
             if not select.select([self._socket], [], [], left)[0]:
                 break
-            for step in self._read():
+            for step in self.read():
                 if not steps or step.id == steps[0].id:
                     steps.append(step)
                     end = time.monotonic() + _QUIET_S
         return steps
 
-    def _read(self) -> list[Step]:
+    def read(self) -> list[Step]:
+        """Wait for messages of the kernel, and return what happened."""
         try:
             replies = self._receive()
         except OSError as error:
-            raise refused("follow packets", error.errno or 0) from error
+            if error.errno != errno.ENOBUFS:
+                raise refused("follow packets", error.errno or 0) from error
+            self.missed = True
+            return []
         bodies = [reply.body for reply in replies if reply.kind == _TRACE]
         return [understood("follow packets", self._parse, body) for body in bodies]
 
@@ -118,7 +138,6 @@ class Trace(netlink.Netlink):
         verdict = attributes(fields.get(_VERDICT, b""))
         code = fields.get(_POLICY, verdict.get(_VERDICT_CODE, struct.pack(">i", -1)))
         word = _VERDICTS.get(struct.unpack(">i", code)[0], "queue")
-        network, transport = fields.get(_NETWORK, b""), fields.get(_TRANSPORT, b"")
         chain = string(fields[_CHAIN])
         return Step(
             int.from_bytes(fields[_ID], "big"),
@@ -127,8 +146,8 @@ class Trace(netlink.Netlink):
             _KINDS.get(int.from_bytes(fields[_TYPE], "big"), ""),
             f"{word} {string(verdict.get(_VERDICT_CHAIN, b''))}".strip(),
             self._rules.get((table, chain, handle), "") if handle else "",
-            int.from_bytes(transport[:2], "big") if len(transport) >= 4 else None,
-            network[0] >> 4 if network else None,
+            fields.get(_NETWORK, b""),
+            fields.get(_TRANSPORT, b""),
         )
 
     def _read_rules(self) -> dict[tuple[str, str, int], str]:
@@ -158,7 +177,7 @@ def _rule(packet: Packet) -> str:
     return f"{match} limit rate 1/second burst 1 packets meta nftrace set 1"
 
 
-def _tables(packets: Iterable[Packet]) -> str:
+def marking(packets: Iterable[Packet]) -> str:
     """Return the tables that mark these packets."""
     rules = "; ".join(map(_rule, packets))
     name = f"{PREFIX}{os.getpid()}"

@@ -1,35 +1,35 @@
-"""Capture the packets of a service with tcpdump(8), with names of services.
-
-tcpdump runs in the service's network namespace, and in a mount namespace of its own where
-/etc/hosts has the services and nothing asks DNS. Nothing is put into the service, and both
-namespaces end with tcpdump. A process watches the caller, and ends tcpdump when that was killed:
-without packets tcpdump would not notice. The kernel's signal at a parent's death (PR_SET_PDEATHSIG)
-is cleared when tcpdump changes its user, prctl(2).
-"""
+"""Capture the packets of services, or those that were dropped, as text or as a pcapng file."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import select
-import shutil
-import signal
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from niso.base import paths
-from niso.base.errors import Error, ProcessError
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.base.signals import heed_signals, keep_only, signals_held
-from niso.kernel import netns
-from niso.see.pcapng import Converter
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.see import pcapng
+from niso.see.tcpdump import Tcpdump
 
 if TYPE_CHECKING:
     from typing import Self
 
-_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
-_CHUNK = 1 << 16
-_SAID = 4096  # bytes of what tcpdump says about itself
-_NSSWITCH = "hosts: files\nservices: files\nprotocols: files\n"
+    from niso.kernel.nft_drops import Dropped, Drops
+
+_MOST_REASONS = 4096
+
+
+class Format(NamedTuple):
+    """What a capture returns: lines of text, or a pcapng file with the names of ``names``.
+
+    ``filter`` is an expression (pcap-filter(7)), ``most`` how many packets it takes.
+    """
+
+    names: Mapping[str, str]
+    filter: str = ""
+    most: int | None = None
+    text: bool = True
 
 
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
@@ -45,47 +45,36 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
     return " and ".join(parts)
 
 
-class Capture:
-    """A running tcpdump. ``read`` returns lines of text, or a pcapng file with ``text`` false.
+class _Source:
+    """What one tcpdump captures."""
 
-    ``names`` maps addresses to names. A context manager. Raises Error without tcpdump, KernelError
-    and ProcessError.
+    def __init__(self, name: str, tcpdump: Tcpdump, converter: pcapng.Converter) -> None:
+        self.name, self.tcpdump, self.converter = name, tcpdump, converter
+        self.rest = b""  # of a line
+
+
+class Capture:
+    """Running captures of some services, together. A context manager.
+
+    ``namespaces`` maps their names to their network namespaces. Raises Error without tcpdump,
+    KernelError and ProcessError.
     """
 
-    def __init__(
-        self,
-        namespace: str,
-        names: Mapping[str, str],
-        filter_: str,
-        count: int | None = None,
-        text: bool = True,
-    ) -> None:
-        program = shutil.which("tcpdump")
-        if program is None:
-            raise Error("the program tcpdump is not installed", "apt install tcpdump")
-        argv = [program, "-i", "any", "-l" if text else "-U"]
-        argv += [] if text else ["-w", "-"]
-        argv += [] if count is None else ["-c", str(count)]
-        self._converter = None if text else Converter(names)
-        self._filters = bool(filter_)
-        self._said = b""
-        self._pid = self._watcher = 0
-        self._out, out = os.pipe2(os.O_CLOEXEC)
-        self._err, err = os.pipe2(os.O_CLOEXEC)
+    def __init__(self, namespaces: Mapping[str, str], form: Format) -> None:
+        self._form = form
+        self._file = pcapng.File(form.names, self._reason, form.most)
+        self._left = form.most
+        self._epoll = select.epoll()
+        self._sources: list[_Source] = []
+        self._wide = 0
         try:
-            with signals_held():
-                with netns.inside(namespace):
-                    self._pid = os.fork()
-                    if not self._pid:
-                        heed_signals()
-                        _become([*argv, "--", *([filter_] if filter_ else [])], names, out, err)
-                self._watcher = _watch(self._pid)
+            for name, namespace in namespaces.items():
+                self._start(name, ["-i", "any"], namespace)
         except BaseException:
             self.close()
             raise
-        finally:
-            os.close(out)
-            os.close(err)
+        if len(namespaces) > 1:
+            self._wide = max(map(len, namespaces)) + 2
 
     def __enter__(self) -> Self:
         return self
@@ -94,110 +83,153 @@ class Capture:
         self.close()
 
     def fileno(self) -> int:
-        return self._out
+        return self._epoll.fileno()
 
     def read(self) -> bytes:
-        """Wait for packets; return b"" when tcpdump has ended. Raises ProcessError if it failed."""
-        poll = select.poll()
-        poll.register(self._out, select.POLLIN)
-        poll.register(self._err, select.POLLIN)
-        while True:
-            for fd, _ in poll.poll():
-                data = os.read(fd, _CHUNK)
-                if fd == self._err:
-                    self._said = (self._said + data)[-_SAID:]
-                    if not data:
-                        poll.unregister(fd)
-                    continue
-                if not data:
-                    self._end()
-                    return b""
-                shown = data if self._converter is None else self._converter.feed(data)
-                if shown:
-                    return shown
+        """Wait for packets; return b"" when all have ended. Raises ProcessError if one failed."""
+        while (shown := self.read_ready(None)) is None:
+            pass
+        return shown
+
+    def read_ready(self, seconds: float | None = 0.0) -> bytes | None:
+        """As `read`, but return None if there is nothing to show yet.
+
+        Waits at most ``seconds`` for anything to happen; None is for ever. ``fileno`` is readable
+        when something has.
+        """
+        if not self._sources:
+            return b""
+        for fd, _ in self._epoll.poll(seconds):
+            if shown := self._take(fd):
+                return shown
+        return None if self._sources else b""
 
     def stop(self) -> None:
-        """Have tcpdump end; `read` returns what it still had."""
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGINT)
+        """End the captures; `read` returns what they still had."""
+        for source in self._sources:
+            source.tcpdump.stop()
 
     def close(self) -> None:
-        """End tcpdump, if it still runs."""
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGTERM)
-            os.waitpid(self._pid, 0)
-            self._pid = 0
-        if self._watcher:  # it has ended with tcpdump
-            os.waitpid(self._watcher, 0)
-            self._watcher = 0
-        for fd in (self._out, self._err):
-            if fd >= 0:
-                os.close(fd)
-        self._out = self._err = -1
+        """End everything."""
+        for source in self._sources:
+            source.tcpdump.close()
+        self._sources = []
+        self._epoll.close()
 
-    def _end(self) -> None:
-        while data := os.read(self._err, _CHUNK):
-            self._said = (self._said + data)[-_SAID:]
-        _, status = os.waitpid(self._pid, 0)
-        self._pid = 0
-        code = os.waitstatus_to_exitcode(status)
-        if code not in (0, -signal.SIGINT, -signal.SIGTERM):
-            lines = self._said.decode("utf-8", "replace").strip().splitlines() or ["it failed"]
-            raise ProcessError(
-                f"tcpdump: {lines[-1].removeprefix('tcpdump: ')}",
-                "pcap-filter(7) describes expressions" if self._filters else None,
+    def _start(
+        self, name: str, words: Sequence[str], namespace: str = "", stdin: int | None = None
+    ) -> None:
+        form = self._form
+        argv = [*words, *(["-l"] if form.text else ["-U", "-w", "-"])]
+        argv += [] if form.most is None else ["-c", str(form.most)]
+        tcpdump = Tcpdump(argv, form.filter, form.names, namespace, stdin)
+        self._sources.append(_Source(name, tcpdump, pcapng.Converter(self._file, name)))
+        for fd in (tcpdump.out, tcpdump.err):
+            self._epoll.register(fd, select.EPOLLIN)
+
+    def _take(self, fd: int) -> bytes:
+        """Read what a descriptor has; return what of it is shown."""
+        for source in self._sources:
+            if fd == source.tcpdump.err:
+                if not source.tcpdump.hear():
+                    self._epoll.unregister(fd)
+                return b""
+            if fd == source.tcpdump.out:
+                data = source.tcpdump.read()
+                if not data:
+                    self._sources.remove(source)
+                    source.tcpdump.close()
+                shown = (
+                    self._lines(source, data) if self._form.text else source.converter.feed(data)
+                )
+                if self._file.is_full or self._left == 0:
+                    self.stop()
+                return shown
+        return b""
+
+    def _lines(self, source: _Source, data: bytes) -> bytes:
+        """Return the lines that are complete, at most as many packets as are wanted."""
+        *lines, source.rest = (source.rest + data).split(b"\n")
+        shown = []
+        for line in filter(None, lines):  # tcpdump ends with an empty one
+            if not line[:1].isspace() and self._left is not None:  # else it continues one
+                if self._left == 0:
+                    break
+                self._left -= 1
+            shown.append(
+                f"{source.name:<{self._wide}}".encode() * (self._wide > 0) + self._line(line)
             )
+        return b"".join(line + b"\n" for line in shown)
+
+    def _line(self, line: bytes) -> bytes:
+        return line
+
+    def _reason(self, _: int) -> str:
+        return ""
 
 
-def _watch(pid: int) -> int:
-    """Fork a process that ends a child of this one when this one has died; it ends with it."""
-    own, child = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
-    try:
-        watcher = os.fork()
-        if watcher:
-            return watcher
+class DropCapture(Capture):
+    """The packets of some services that rules drop, with the reason of each.
+
+    ``words`` returns the reason. The kernel reports headers alone; tcpdump prints and filters them.
+    """
+
+    def __init__(self, drops: Drops, words: Callable[[Dropped], str], form: Format) -> None:
+        self._drops, self._words = drops, words
+        self._reasons: dict[int, str] = {}
+        self._last = 0
+        self._pipe = -1
+        super().__init__({}, form)
         try:
-            keep_only((own, child))
-            poll = select.poll()
-            poll.register(own, select.POLLIN)
-            poll.register(child, select.POLLIN)
-            if child not in dict(poll.poll()):
-                signal.pidfd_send_signal(child, signal.SIGTERM)
-        finally:
-            os._exit(0)
-    finally:
-        os.close(own)
-        os.close(child)
+            end, self._pipe = os.pipe2(os.O_CLOEXEC)
+            try:
+                words_ = ["-r", "-", *(["-tt"] if form.text else [])]
+                self._start("dropped", words_, stdin=end)
+            finally:
+                os.close(end)
+            os.set_blocking(self._pipe, False)
+            os.write(self._pipe, pcapng.pcap_header())
+            self._epoll.register(drops, select.EPOLLIN)
+        except BaseException:
+            self.close()
+            raise
 
+    def close(self) -> None:
+        self._drops.close()
+        self._hang_up()
+        super().close()
 
-def _become(argv: list[str], names: Mapping[str, str], out: int, err: int) -> None:
-    """Make this new process tcpdump; never returns."""
-    try:
-        os.dup2(err, 2)
-        os.dup2(out, 1)
-        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-        _hide_hosts(names)
-        os.execv(argv[0], argv)
-    except BaseException as error:
-        os.write(2, f"cannot start it: {error}\n".encode())
-    finally:
-        os._exit(127)
+    def stop(self) -> None:
+        self._hang_up()  # tcpdump ends with its input
 
+    def _hang_up(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
 
-def _hide_hosts(names: Mapping[str, str]) -> None:
-    """Have this process see the names of services in /etc/hosts, and no other source of names."""
-    from niso.runtime import mount_calls
+    def _take(self, fd: int) -> bytes:
+        if fd != self._drops.fileno():
+            return super()._take(fd)
+        for dropped in self._drops.dropped():
+            self._last = max(self._last + 1, time.time_ns() // 1000)
+            self._reasons[self._last] = self._words(dropped)
+            if len(self._reasons) > _MOST_REASONS:
+                del self._reasons[next(iter(self._reasons))]
+            packet = pcapng.pcap_packet(self._last, dropped.headers, dropped.length)
+            # a tcpdump that cannot keep up misses some, or it has just ended
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                if self._pipe >= 0:
+                    os.write(self._pipe, packet)
+        return b""
 
-    os.unshare(os.CLONE_NEWNS)
-    mount_calls.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    folder = paths.run_dir()
-    mount_calls.mount("none", folder, "tmpfs", 0, "mode=0755")
-    hosts = "".join(f"{address} {name}\n" for address, name in names.items())
-    for path, text in (("/etc/hosts", hosts), ("/etc/nsswitch.conf", _NSSWITCH)):
-        own = os.path.join(folder, os.path.basename(path))
-        with open(own, "w", encoding="utf-8") as file:
-            file.write(text)
-        if os.path.exists(path):
-            mount_calls.mount(own, path, None, _MS_BIND)
+    def _line(self, line: bytes) -> bytes:
+        seconds, dot, others = line.partition(b".")
+        micros, _, what = others.partition(b" ")
+        if not (dot and seconds.isdigit() and micros.isdigit()):
+            return line
+        clock = time.strftime("%H:%M:%S", time.localtime(int(seconds)))
+        reason = self._reason(int(seconds) * 1_000_000 + int(micros))
+        return f"{clock}.{micros.decode()} ".encode() + what + f"  ({reason})".encode()
+
+    def _reason(self, at: int) -> str:
+        return self._reasons.get(at, "")

@@ -4,22 +4,70 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 _MAGIC = 0xA1B2C3D4  # of a pcap file with microseconds (draft-ietf-opsawg-pcap)
 _HEADER = struct.Struct("=IHHiIII")
 _RECORD = struct.Struct("=IIII")
 _SECTION, _INTERFACE, _NAMES, _PACKET = 0x0A0D0D0A, 1, 4, 6
 _NAME4, _NAME6 = 1, 2
+_COMMENT, _IF_NAME = 1, 2  # options
+_RAW = 101  # LINKTYPE_RAW: begins with an IP header
+_MOST = 262_144  # bytes of a packet
+
+
+class File:
+    """A pcapng file of several captures, as it grows.
+
+    ``names`` maps addresses to names. ``comment`` returns what is said of a packet with this time
+    (microseconds since 1970), or "". ``most`` is how many packets the file takes.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[str, str],
+        comment: Callable[[int], str] = lambda _: "",
+        most: int | None = None,
+    ) -> None:
+        self._names, self._comment, self._left = names, comment, most
+        self._interfaces = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether it has all packets that it takes."""
+        return self._left is not None and self._left <= 0
+
+    def interface(self, name: str, link: int, most: int) -> tuple[int, bytes]:
+        """Add an interface; return its number and the blocks before its packets."""
+        head = b""
+        if not self._interfaces:
+            head = _block(_SECTION, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1))
+            head += _block_of_names(self._names)
+        number, self._interfaces = self._interfaces, self._interfaces + 1
+        body = struct.pack("=HHI", link & 0xFFFF, 0, most) + _option(_IF_NAME, name)
+        return number, head + _block(_INTERFACE, body)
+
+    def packet(self, interface: int, time: int, data: bytes, length: int) -> bytes:
+        """Return the block of a packet, or b"" if the file is full."""
+        if self.is_full:
+            return b""
+        if self._left is not None:
+            self._left -= 1
+        halves = time >> 32, time & 0xFFFFFFFF
+        head = struct.pack("=IIIII", interface, *halves, len(data), length)
+        comment = self._comment(time)
+        return _block(
+            _PACKET, head + _padded(data) + (_option(_COMMENT, comment) if comment else b"")
+        )
 
 
 class Converter:
-    """Turn the bytes of a pcap file into those of a pcapng file, as they come."""
+    """Turn the bytes of a pcap file into blocks of a pcapng file, as they come."""
 
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
+    def __init__(self, file: File, name: str) -> None:
+        self._file, self._name = file, name
         self._rest = b""
-        self._begun = False
+        self._interface: int | None = None
 
     def feed(self, data: bytes) -> bytes:
         """Return the blocks that are complete. Raises ValueError if it is not pcap."""
@@ -27,28 +75,36 @@ class Converter:
         return b"".join(self._blocks())
 
     def _blocks(self) -> Iterator[bytes]:
-        if not self._begun:
+        if self._interface is None:
             if len(self._rest) < _HEADER.size:
                 return
             magic, _, _, _, _, most, link = _HEADER.unpack_from(self._rest)
             if magic != _MAGIC:
                 raise ValueError("not a pcap file")
-            self._rest, self._begun = self._rest[_HEADER.size :], True
-            yield _block(_SECTION, struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, -1))
-            yield _names(self._names)
-            yield _block(_INTERFACE, struct.pack("=HHI", link & 0xFFFF, 0, most))
+            self._rest = self._rest[_HEADER.size :]
+            self._interface, head = self._file.interface(self._name, link, most)
+            yield head
         while len(self._rest) >= _RECORD.size:
             seconds, micros, kept, whole = _RECORD.unpack_from(self._rest)
             end = _RECORD.size + kept
             if len(self._rest) < end:
                 return
-            time = seconds * 1_000_000 + micros
-            head = struct.pack("=IIIII", 0, time >> 32, time & 0xFFFFFFFF, kept, whole)
-            yield _block(_PACKET, head + _padded(self._rest[_RECORD.size : end]))
+            data = self._rest[_RECORD.size : end]
+            yield self._file.packet(self._interface, seconds * 1_000_000 + micros, data, whole)
             self._rest = self._rest[end:]
 
 
-def _names(names: Mapping[str, str]) -> bytes:
+def pcap_header() -> bytes:
+    """Return the beginning of a pcap file of packets that begin with an IP header."""
+    return _HEADER.pack(_MAGIC, 2, 4, 0, 0, _MOST, _RAW)
+
+
+def pcap_packet(time: int, data: bytes, length: int) -> bytes:
+    """Return a packet of a pcap file; ``time`` is in microseconds since 1970."""
+    return _RECORD.pack(*divmod(time, 1_000_000), len(data), max(length, len(data))) + data
+
+
+def _block_of_names(names: Mapping[str, str]) -> bytes:
     """Return a Name Resolution Block: (address, name) of each service."""
     records = []
     for address, name in names.items():
@@ -57,6 +113,12 @@ def _names(names: Mapping[str, str]) -> bytes:
         kind = _NAME4 if len(packed) == 4 else _NAME6
         records.append(struct.pack("=HH", kind, len(value)) + _padded(value))
     return _block(_NAMES, b"".join(records) + struct.pack("=HH", 0, 0))
+
+
+def _option(code: int, text: str) -> bytes:
+    """Return one option, and the end of options."""
+    value = text.encode()
+    return struct.pack("=HH", code, len(value)) + _padded(value) + struct.pack("=HH", 0, 0)
 
 
 def _block(kind: int, body: bytes) -> bytes:

@@ -274,28 +274,45 @@ GROUP = Group(
         ),
         Command(
             "net capture",
-            "capture a service's packets, with names, by tcpdump",
+            "capture packets of services, with names, by tcpdump",
             (
-                Argument("name", "NAME", "an active service", "", "active"),
                 Argument(
-                    "peer", "PEER", "only those from and to a service or address", "?", "target"
+                    "names",
+                    "NAME",
+                    "an active service; the last can be a PEER instead: one with a port "
+                    "(db:5432), an address or host",
+                    "+",
+                    "active",
+                ),
+                Argument(
+                    "filter",
+                    "[-- EXPRESSION]",
+                    "only these packets, in the words of pcap-filter(7)",
+                    "...",
+                    "nothing",
                 ),
             ),
             (
                 Option(
-                    "filter", ("--filter",), "only these, in the words of pcap-filter(7)", "WORDS"
+                    "drops",
+                    ("--drops",),
+                    "the headers of what nftables drops, with the reason, instead of all packets",
                 ),
                 Option("write", ("-w",), "write a pcapng file with the names; - is stdout", "FILE"),
                 Option("count", ("-c",), "end after N packets", "N", number=True),
                 Option("seconds", ("--for",), "end after this time", "TIME"),
             ),
-            "tcpdump runs in the service's network namespace and is put into no service. PEER can "
-            "have a port (db:5432). A packet that niso drops on its way is seen in the namespace "
-            "of its sender only; niso net flows --denied shows it. Wireshark shows the names that "
-            "the file has. Ctrl-C ends it.",
+            "tcpdump runs in the network namespaces of the services and is put into no service. "
+            "With a PEER only packets from and to it are shown. Of several services, each line "
+            "begins with the service that saw the packet. A packet that niso drops on its way is "
+            "seen in the namespace of its sender only; --drops shows it, and the manifest entry "
+            "or the rule of any program. It misses what exceeds 500 a second. Wireshark shows the "
+            "names, and the reasons as comments. Ctrl-C ends it.",
             (
                 ("niso net capture api", ""),
                 ("niso net capture api postgres:5432 -c 10", ""),
+                ("niso net capture api postgres -- tcp port 5432", "what both see"),
+                ("niso net capture postgres --drops", "who is refused, and why"),
                 ("niso net capture api -w api.pcapng --for 1m", ""),
                 ("niso net capture api -w -", "for a pipe into wireshark -k -i -"),
             ),

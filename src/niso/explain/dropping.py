@@ -1,0 +1,65 @@
+"""Say why nftables dropped a packet."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel.nft_drops import Dropped
+from niso.kernel.nft_tables import BRIDGE, INET
+from niso.plan import verdict
+from niso.reconcile.world import read_world
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.plan.known_world import World
+    from niso.store.store import Store
+
+_COMMENT = re.compile(r'comment "([^"]*)"')
+_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
+
+
+class Dropping:
+    """The reasons of drops, by the present configuration."""
+
+    def __init__(self, kernel: Kernel, store: Store) -> None:
+        self._kernel, self._store = kernel, store
+        self._known: tuple[int, World] | None = None
+
+    def words(self, dropped: Dropped) -> str:
+        """Return the manifest entry, or the rule. Raises KernelError."""
+        version = self._store.changes()
+        if self._known is None or self._known[0] != version:
+            self._known = version, read_world(self._kernel, self._store)
+        return words(self._known[1], dropped)
+
+
+def words(world: World, dropped: Dropped) -> str:
+    """Return why a packet was dropped. Pure."""
+    place = f"{dropped.table} {dropped.chain}"
+    if dropped.table not in (INET, BRIDGE):
+        return f"{place}: {dropped.rule or 'policy drop'}"
+    if comment := _COMMENT.search(dropped.rule):
+        return comment[1]
+    packet = _packet(dropped.headers)
+    # a policy sees it after DNAT, where its way does not look as if it were published
+    for reason in verdict.judge(world, *packet):
+        if not reason.passes:
+            return reason.message
+    decided = verdict.decide(world, *packet).dropped_by
+    return decided.message if decided is not None else place
+
+
+def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
+    """Return source, destination, port and protocol of a packet that begins with its IP header."""
+    if headers[0] >> 4 == 4:
+        size, number, ends = (headers[0] & 15) * 4, headers[9], (headers[12:16], headers[16:20])
+    else:
+        size, number, ends = 40, headers[6], (headers[8:24], headers[24:40])
+    source, destination = (str(ipaddress.ip_address(end)) for end in ends)
+    proto = _PROTOCOLS.get(number, str(number))
+    port = headers[size + 2 : size + 4]
+    if proto not in verdict.PORTED or len(port) < 2:
+        return source, destination, None, proto if proto not in verdict.PORTED else "icmp"
+    return source, destination, int.from_bytes(port, "big"), proto
