@@ -121,7 +121,7 @@ def is_held(service: str) -> bool:
         info = os.stat(_path(service))
     except FileNotFoundError:
         return False
-    with open("/proc/locks", encoding="ascii") as lines:
+    with open("/proc/locks", encoding="utf-8") as lines:
         places = [line.split()[-3].rpartition(":") for line in lines]
     devices = {device for device, _, inode in places if inode == str(info.st_ino)}
     major, minor = os.major(info.st_dev), os.minor(info.st_dev)

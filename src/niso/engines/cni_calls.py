@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from niso.base import names
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.prefixes import prefix
 from niso.engines import plugin
 from niso.engines.cni import VERSIONS, WRONG_CONFIG, WRONG_VARIABLE, Failure
 from niso.plan.records import Network, Policy, Port
@@ -241,11 +242,9 @@ def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
 
 
 def _address(text: str) -> str:
-    from ipaddress import ip_address
-
     from niso.manifest.parse_addresses import static_address
 
-    return str(ip_address(static_address(text.partition("/")[0], "ips")))
+    return plugin.address(static_address(text.partition("/")[0], "ips"))
 
 
 def _ports(mappings: Any) -> Iterator[Port]:
@@ -388,10 +387,9 @@ def _status(call: Call) -> None:
         raise Failure(_NOT_USABLE, f"niso is not usable: {error}") from error
     network = machine.store.network(call.network)
     for subnet in network.subnets if network is not None else ():
-        import ipaddress
-
-        prefix = ipaddress.ip_network(subnet.cidr)
-        gateway = int(ipaddress.ip_address(subnet.gateway)) - int(prefix.network_address)
+        whole = prefix(subnet.cidr)
         used = machine.store.used_numbers(call.network, subnet.family)
-        if subnets.first_free(prefix, gateway, used) is None:
-            raise Failure(_NOT_USABLE, f"network {call.network} ({prefix}) has no free address")
+        if subnets.first_free(whole, whole.offset(subnet.gateway), used) is None:
+            raise Failure(
+                _NOT_USABLE, f"network {call.network} ({subnet.cidr}) has no free address"
+            )

@@ -6,14 +6,12 @@ stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
-from ipaddress import ip_address, ip_network
 
 import niso
-from niso.base import names
+from niso.base import lite_json, names
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.engines import aardvark, plugin, protocol
@@ -43,8 +41,7 @@ def main() -> None:
     except protocol.MALFORMED as error:
         answer, status = {"error": f"niso: does not understand this call: {error!r}"}, 1
     if answer is not None:
-        json.dump(answer, sys.stdout)
-        sys.stdout.write("\n")
+        sys.stdout.write(f"{lite_json.dumps(answer)}\n")
     sys.stdout.flush()
     os._exit(status)
 
@@ -65,7 +62,7 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
             "this is a plugin for netavark", "create, setup NETNS, teardown NETNS or info"
         )
     try:
-        given = json.loads(protocol.read_stdin())
+        given = lite_json.loads(protocol.read_stdin())
     except ValueError as error:
         raise InvalidInput(f"stdin is not JSON: {error}") from error
     if not isinstance(given, dict):
@@ -114,6 +111,8 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
     subnets = given.get("subnets") or []
     if known is not None and not subnets:
         return known
+    from ipaddress import ip_network
+
     from niso.commands import network
     from niso.services.networks import NetworkRequest
 
@@ -205,7 +204,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     wish = Wish(
         network.name,
         attachments.interface_name(str(mine.get("interface_name") or "eth0")),
-        tuple(str(ip_address(str(ip))) for ip in mine.get("static_ips") or ()),
+        tuple(map(plugin.address, mine.get("static_ips") or ())),
         attachments.mac(mac) if mac else "",
     )
     request = Request(

@@ -82,6 +82,13 @@ def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def address(text: object) -> str:
+    """Return an address in its usual form. Raises ValueError if it is none."""
+    from ipaddress import ip_address
+
+    return str(ip_address(str(text)))
+
+
 def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> Port:
     """Return a published port of an engine's numbers. Raises InvalidInput."""
     from niso.manifest.parse_ports import parse_port

@@ -14,9 +14,9 @@ MALFORMED = (TypeError, KeyError, ValueError, AttributeError)
 """What a call raises that is not in the form of its protocol. Nothing has changed by then."""
 
 
-def read_stdin() -> bytes:
-    """Return what the engine sent. Raises InvalidInput if it is too long."""
+def read_stdin() -> str:
+    """Return what the engine sent. Raises InvalidInput if it is too long, ValueError."""
     data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise InvalidInput("stdin: the configuration is too long")
-    return data
+    return data.decode()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 from collections.abc import Callable, Collection, Iterator
 
-from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.errors import KernelError
 from niso.base.lite_typing import NamedTuple
+from niso.base.prefixes import packed, unpacked
 from niso.kernel import netlink, nft_sensor
 from niso.kernel.netlink import attributes, nested, several, string, text
 from niso.kernel.nft_elements import Change, Nfnetlink, declared, nfgenmsg
@@ -79,9 +78,8 @@ def forget(addresses: Collection[str]) -> None:
     For addresses that get another holder. Raises KernelError.
     """
     for family in (4, 6):
-        kind = socket.AF_INET6 if family == 6 else socket.AF_INET
         size = 16 if family == 6 else 4
-        gone = {socket.inet_pton(kind, a) for a in addresses if family_of(a) == family}
+        gone = {packed(address) for address in addresses if family_of(address) == family}
         if not gone:
             continue
         for name, table in PLACES.items():
@@ -131,7 +129,7 @@ def _dump[T](name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T
 
 def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
     size = 16 if len(key) == 40 else 4
-    source, destination = (str(ipaddress.ip_address(key[at : at + size])) for at in (0, size))
+    source, destination = (unpacked(key[at : at + size]) for at in (0, size))
     proto, port = key[2 * size], int.from_bytes(key[2 * size + 4 : 2 * size + 6], "big")
     counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
     left_ms = int.from_bytes(fields.get(_ELEM_EXPIRATION, b""), "big")

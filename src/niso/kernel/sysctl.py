@@ -72,7 +72,7 @@ def _read(inode: int, name: str) -> str | None:
     try:
         fd = _open(inode, name, os.O_RDONLY)
         try:
-            return os.read(fd, 4096).decode("ascii").rstrip("\n")
+            return os.read(fd, 4096).decode().rstrip("\n")
         finally:
             os.close(fd)
     except (FileNotFoundError, NotADirectoryError):

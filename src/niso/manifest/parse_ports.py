@@ -7,7 +7,6 @@ on both sides. ``PORT`` is the same port on both sides, ``:PORT`` takes a free h
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 
 from niso.base.errors import InvalidInput
@@ -55,11 +54,15 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
     reason = _not_a_host(address)
     if reason:
         raise _wrong(text, key, reason)
+    import ipaddress
+
     return str(ipaddress.ip_address(address)), ports
 
 
 def _not_a_host(text: str) -> str | None:
     """Return why no host can be reached by this address, or None if one can."""
+    import ipaddress  # few ports name an address
+
     address = ipaddress.ip_address(text)
     if address.version == 6 and address.ipv4_mapped:
         return f"{text} is an IPv4-mapped address, write {address.ipv4_mapped}"

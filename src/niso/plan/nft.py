@@ -5,10 +5,10 @@ kernel/nft_tables.py says what each set and map is for.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 
 from niso.base.addresses import family_of
+from niso.base.prefixes import number, prefix
 from niso.kernel.kinds.element import Element
 from niso.kernel.nft_sensor import WATCHED
 from niso.kernel.nft_tables import ARP, BRIDGE, FLOWS, FRAGMENTS, INET, OWN_PORTS, limit
@@ -80,7 +80,7 @@ def network(
             elements.append(Element(table, f"subnets{family}", subnet.cidr, "", name))
         elements.append(Element(BRIDGE, f"gateways{family}", subnet.gateway, "", name))
         if family == 4:
-            broadcast = str(ipaddress.IPv4Network(subnet.cidr).broadcast_address)
+            broadcast = prefix(subnet.cidr).at(-1)
             elements.append(Element(BRIDGE, "broadcasts", broadcast, "", name))
     return elements
 
@@ -125,8 +125,7 @@ def _number(mac: str) -> int:
 
 def _address(address: str) -> str:
     """Return an address as nft writes bytes of a packet that have no type."""
-    number = int(ipaddress.ip_address(address))
-    return str(number) if family_of(address) == 4 else hex(number)
+    return str(number(address)) if family_of(address) == 4 else hex(number(address))
 
 
 def _source(service: str, link: str, mac: str, address: str) -> list[Element]:

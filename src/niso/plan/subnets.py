@@ -6,15 +6,19 @@ IPv6 work alike.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 
 from niso.base.digest import sha256
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.prefixes import Prefix
+
+if TYPE_CHECKING:
+    import ipaddress
+
+    Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_POOL = "10.99.0.0/16"
 """The prefix that IPv4 subnets are taken from, unless ``NISO_POOL`` is another."""
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
@@ -22,16 +26,18 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
 
     All subnets of one host share this prefix; prefixes of different hosts rarely clash.
     """
+    import ipaddress
+
     global_id = sha256(f"{state_id}/RFC 4193".encode()).digest()[:5]
     return ipaddress.IPv6Network((bytes([0xFD]) + global_id + bytes(10), 48))
 
 
-def last(subnet: Network) -> int:
+def last(subnet: Network | Prefix) -> int:
     """Return the highest number of an endpoint (IPv4: not the broadcast address, RFC 919)."""
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 
 
-def first_free(subnet: Network, gateway: int, used: Iterable[int]) -> int | None:
+def first_free(subnet: Network | Prefix, gateway: int, used: Iterable[int]) -> int | None:
     """Return the lowest free number; None if the subnet is full.
 
     The network's, the gateway's and the broadcast address are never free, nor are the numbers in
@@ -50,7 +56,7 @@ def first_free(subnet: Network, gateway: int, used: Iterable[int]) -> int | None
     return candidate if candidate <= last(subnet) else None
 
 
-def refusal(subnet: Network, gateway: int, number: int) -> str | None:
+def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
     """Return why an endpoint cannot have this static address; None if it can."""
     if number == 0:
         return "it is the address of the network itself"
@@ -68,6 +74,8 @@ def free_prefix(
 
     It does not overlap ``kept`` either. Returns None if there is none.
     """
+    import ipaddress
+
     size = 1 << (pool.max_prefixlen - length)
     spans = sorted(
         (int(net.network_address), int(net.broadcast_address))

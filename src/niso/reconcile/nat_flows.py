@@ -7,7 +7,6 @@ misroutes its client for as long as the client sends.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable
 
 from niso.base.addresses import family_of
@@ -19,11 +18,13 @@ from niso.kernel.state import State
 from niso.plan.records import Port
 
 if TYPE_CHECKING:
+    import ipaddress
+
     from niso.kernel.flows import Tracked
 
-_PASSES = 8
+    Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-Net = ipaddress.IPv4Network | ipaddress.IPv6Network
+_PASSES = 8
 
 
 def clear(kernel: Kernel, want: State) -> int:
@@ -45,6 +46,8 @@ def clear(kernel: Kernel, want: State) -> int:
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     """Return a predicate that tells whether a flow lacks its NAT."""
+    import ipaddress  # only after the tables were lost
+
     targets = _Targets(want)
     subnets = [
         ipaddress.ip_network(element.element)
@@ -71,6 +74,8 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
 
 
 def _within(address: str, subnets: Iterable[Net]) -> bool:
+    import ipaddress
+
     packed = ipaddress.ip_address(address)
     return any(packed in subnet for subnet in subnets)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 
 from niso.base import names
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.prefixes import Prefix, prefix
 from niso.kernel import nft_sets
 from niso.kernel.interface import Kernel
 from niso.kernel.kinds.bridge import Bridge
@@ -112,7 +112,7 @@ def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None
     connections: set[Connection] = set()
     for network in networks:
         subnets = [
-            ipaddress.ip_network(subnet.cidr)
+            prefix(subnet.cidr)
             for subnet in network.subnets
             if (network.bridge, subnet.family == 6) in turned
         ]
@@ -143,11 +143,8 @@ def _by_ports(connection: Connection) -> bool:
     return connection.client_port > connection.server_port
 
 
-def _within(
-    connection: Connection, subnets: list[ipaddress.IPv4Network | ipaddress.IPv6Network]
-) -> bool:
-    client, server = (
-        ipaddress.ip_address(connection.client),
-        ipaddress.ip_address(connection.server),
+def _within(connection: Connection, subnets: list[Prefix]) -> bool:
+    client, server = connection.client, connection.server
+    return client != server and any(
+        subnet.holds(client) and subnet.holds(server) for subnet in subnets
     )
-    return client != server and any(client in subnet and server in subnet for subnet in subnets)

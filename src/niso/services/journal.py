@@ -8,7 +8,6 @@ change to its last, including the wait for its process.
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterable
 from itertools import groupby
@@ -18,6 +17,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock, remove_locks, service_lock
 from niso.base.report import EndingRestart, NotStarted, Recovered, Report, Unfinished, silent
 from niso.services.machine import Machine
+from niso.store.sqlite import sqlite3
 from niso.store.store import Intent, Store
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ The caller holds the services' locks.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -23,6 +22,7 @@ from niso.services import rehost
 from niso.services.concern import all_names, concerned, with_remotes
 from niso.services.machine import Machine
 from niso.services.waits import until_started
+from niso.store.sqlite import sqlite3
 from niso.store.store import Intent, ServiceRow, Store
 
 WAIT_S = 10.0

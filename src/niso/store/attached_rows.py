@@ -7,12 +7,11 @@ owner and this name (table ``released``) until somebody else needs it.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.store.service_rows import ServiceRow, service_row
-from niso.store.sqlite import decoded
+from niso.store.sqlite import decoded, sqlite3
 
 if TYPE_CHECKING:
     from typing import Any

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 
 from niso.base.addresses import family_of
 from niso.base.errors import Conflict, InvalidInput
+from niso.base.prefixes import prefix
 from niso.plan import subnets
+from niso.plan.records import Subnet
 from niso.store.store import Store
 
 KEY = "network.ip"
@@ -41,19 +42,19 @@ def lease(
         )
     claimed = store.claimed(service, network_name) if network.span is not None else ()
     for subnet in network.subnets:
-        net = ipaddress.ip_network(subnet.cidr)
-        gateway = int(ipaddress.ip_address(subnet.gateway)) - int(net.network_address)
+        net = prefix(subnet.cidr)
+        gateway = net.offset(subnet.gateway)
         static = wanted.get(subnet.family)
         if static is not None:
             if static in claimed:
                 store.across.drop_stale_lease(service, static)
-            number = _static_number(store, service, network_name, net, gateway, static, beside)
+            number = _static_number(store, service, network_name, subnet, static, beside)
             if network.span is not None and static not in claimed:
                 raise _unclaimed(service, network_name, subnet.cidr)
             store.drop_lease(service, network_name, subnet.family)
             store.add_lease(service, network_name, subnet.family, number, static, static=True)
         elif network.span is not None:
-            _lease_claimed(store, service, network_name, net, claimed)
+            _lease_claimed(store, service, network_name, subnet, claimed)
         elif store.lease_of(service, network_name, subnet.family) is None:
             where = network_name, subnet.family
             free = None if kept is None else store.released_by(*kept, *where)
@@ -63,21 +64,22 @@ def lease(
                 free = next(iter(released), None) if free is None else free
             if free is None:
                 raise _full(store, network_name, subnet.family, subnet.cidr)
-            address = str(net.network_address + free)
+            address = net.at(free)
             store.add_lease(service, network_name, subnet.family, free, address, static=False)
 
 
 def _lease_claimed(
-    store: Store, service: str, network: str, net: subnets.Network, claimed: Sequence[str]
+    store: Store, service: str, network: str, subnet: Subnet, claimed: Sequence[str]
 ) -> None:
     """Lease the address of a claim in one subnet. Raises Conflict if it has none."""
-    address = next((text for text in claimed if ipaddress.ip_address(text) in net), None)
+    net = prefix(subnet.cidr)
+    address = next((text for text in claimed if net.holds(text)), None)
     if address is None:
-        raise _unclaimed(service, network, str(net))
-    have = store.lease_of(service, network, net.version)
+        raise _unclaimed(service, network, subnet.cidr)
+    have = store.lease_of(service, network, subnet.family)
     if have is None or have[0] != address:
-        store.drop_lease(service, network, net.version)
-        number = int(ipaddress.ip_address(address)) - int(net.network_address)
+        store.drop_lease(service, network, subnet.family)
+        number = net.offset(address)
         store.across.drop_stale_lease(service, address)
         holder = store.lease_holder(address)
         if holder is not None and holder != service:
@@ -85,7 +87,7 @@ def _lease_claimed(
                 f"{address} is still used by {holder!r}, which another host has taken over",
                 "the agent of this host ends it: niso cluster status",
             )
-        store.add_lease(service, network, net.version, number, address, static=False)
+        store.add_lease(service, network, subnet.family, number, address, static=False)
 
 
 def _unclaimed(service: str, network: str, cidr: str) -> Conflict:
@@ -99,19 +101,18 @@ def _static_number(
     store: Store,
     service: str,
     network: str,
-    net: subnets.Network,
-    gateway: int,
+    subnet: Subnet,
     wanted: str,
     beside: frozenset[str],
 ) -> int:
     """Return the offset of a static address in its subnet. Raises InvalidInput, Conflict."""
-    address = ipaddress.ip_address(wanted)
-    if address not in net:
+    net = prefix(subnet.cidr)
+    if not net.holds(wanted):
         raise InvalidInput(
-            f"{wanted} is not in {net}, the subnet of network {network!r}", None, KEY
+            f"{wanted} is not in {subnet.cidr}, the subnet of network {network!r}", None, KEY
         )
-    number = int(address) - int(net.network_address)
-    reason = subnets.refusal(net, gateway, number)
+    number = net.offset(wanted)
+    reason = subnets.refusal(net, net.offset(subnet.gateway), number)
     if reason:
         raise InvalidInput(f"{wanted} cannot be a service's address: {reason}", None, KEY)
     holder = store.lease_holder(wanted)

@@ -10,11 +10,10 @@ Leases, networks, forwards and the enabled services stay.
 from __future__ import annotations
 
 import os
-import sqlite3
 
 from niso.base import paths
 from niso.base.errors import Conflict
-from niso.store.sqlite import decoded
+from niso.store.sqlite import decoded, sqlite3
 
 _FORGET = (
     "UPDATE service SET active=0 WHERE active=1",
@@ -35,7 +34,7 @@ def here() -> str:
 
     See random(4), namespaces(7) and proc_pid_stat(5). Raises OSError.
     """
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         boot = file.read().strip()
     with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
         started = file.read().rpartition(")")[2].split()[19]

@@ -8,14 +8,13 @@ of its provider. While it is active, its names and ports belong to the provider'
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.records import Port
-from niso.store.sqlite import decoded, encoded, others_intend
+from niso.store.sqlite import decoded, encoded, others_intend, sqlite3
 
 if TYPE_CHECKING:
     from niso.plan.process_spec import ProcessSpec
@@ -403,8 +402,6 @@ class LeaseRows:
 
         They include those that undoing a change in progress would restore.
         """
-        from heapq import merge
-
         held = self._db.execute(
             "SELECT unhex(json_extract(value, '$.number.hex'))"
             " FROM intent, json_each(undo, '$.lease')"
@@ -415,10 +412,13 @@ class LeaseRows:
             "SELECT number FROM lease WHERE network=? AND family=? ORDER BY number",
             (network, family),
         )
-        return merge(
-            (int.from_bytes(row[0]) for row in rows),
-            sorted({*(int.from_bytes(row[0]) for row in held), *released}),
-        )
+        leased = (int.from_bytes(row[0]) for row in rows)
+        others = sorted({*(int.from_bytes(row[0]) for row in held), *released})
+        if not others:
+            return leased
+        from heapq import merge
+
+        return merge(leased, others)
 
     def released(self, network: str, family: int) -> list[int]:
         """Return the free host numbers that attachments had, the one longest free first."""

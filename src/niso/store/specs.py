@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from niso.base import convert
+from niso.base import convert, lite_json
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.service_spec import ServiceSpec
 
@@ -22,7 +20,7 @@ def encode_service(spec: ServiceSpec) -> str:
 
     A changed default in a later version of niso therefore does not change a known service.
     """
-    text = json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
+    text = lite_json.dumps(convert.plain(spec), compact=True)
     _decoded[ServiceSpec, text] = spec
     return text
 
@@ -32,7 +30,7 @@ def encode_process(spec: ProcessSpec) -> str:
 
     Bytes of resolv.conf that are not UTF-8 are surrogates.
     """
-    text = json.dumps(convert.plain(spec))
+    text = lite_json.dumps(convert.plain(spec))
     _decoded[type(spec), text] = spec
     return text
 
@@ -53,10 +51,10 @@ def _decode[T](text: str, table: type[T]) -> T | None:
     known = table, text
     if known not in _decoded:
         try:
-            data = json.loads(text)
+            data = lite_json.loads(text)
             if table is ServiceSpec and "\\u" in text:
                 # json accepts lone surrogates, which are not valid text
-                json.dumps(data, ensure_ascii=False).encode()
+                lite_json.dumps(data, compact=True).encode()
             _decoded[known] = convert.convert(data, table)
         except (ValueError, RecursionError):  # Mismatch is a ValueError
             _decoded[known] = None

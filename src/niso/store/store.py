@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 import time
 from collections.abc import Container, Iterable
 
@@ -37,6 +36,7 @@ from niso.store.sqlite import (
     encoded,
     require_store,
     room,
+    sqlite3,
     unusable,
     use_wal,
 )

@@ -1,0 +1,60 @@
+"""Compute with addresses and prefixes as numbers.
+
+`ipaddress` does more. It is not needed for an address that is known to be one, and takes 6 of the
+182 million instructions of an attachment.
+"""
+
+from __future__ import annotations
+
+from niso.base.addresses import family_of
+from niso.base.lite_socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from niso.base.lite_typing import NamedTuple
+
+_KINDS = {4: (AF_INET, 4), 6: (AF_INET6, 16)}
+
+
+def packed(address: str) -> bytes:
+    """Return an address as in a packet. Raises OSError if it is none."""
+    return inet_pton(_KINDS[family_of(address)][0], address)
+
+
+def number(address: str) -> int:
+    """Return an address as a number. Raises OSError if it is none."""
+    return int.from_bytes(packed(address))
+
+
+def unpacked(address: bytes) -> str:
+    """Return the text of the 4 or 16 bytes of an address in a packet."""
+    return inet_ntop(AF_INET6 if len(address) == 16 else AF_INET, address)
+
+
+class Prefix(NamedTuple):
+    """A prefix as numbers: 10.99.1.0/24 is (4, 0x0a630100, 24)."""
+
+    version: int
+    start: int
+    length: int
+
+    @property
+    def num_addresses(self) -> int:
+        """As of `ipaddress.IPv4Network`."""
+        return 1 << (_KINDS[self.version][1] * 8 - self.length)
+
+    def at(self, offset: int) -> str:
+        """Return the address with this number within the prefix."""
+        kind, size = _KINDS[self.version]
+        return inet_ntop(kind, (self.start + offset).to_bytes(size))
+
+    def offset(self, address: str) -> int:
+        """Return the number of an address counted from the first one of the prefix."""
+        return number(address) - self.start
+
+    def holds(self, address: str) -> bool:
+        """Return whether an address is in the prefix."""
+        return family_of(address) == self.version and 0 <= self.offset(address) < self.num_addresses
+
+
+def prefix(cidr: str) -> Prefix:
+    """Return a prefix that is known to be one: ``10.99.1.0/24``."""
+    start, _, length = cidr.partition("/")
+    return Prefix(family_of(cidr), number(start), int(length))

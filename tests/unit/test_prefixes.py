@@ -1,0 +1,33 @@
+"""Compare addresses and prefixes as numbers with `ipaddress`."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from niso.base import prefixes
+
+ADDRESSES = st.ip_addresses().map(str)
+
+
+@given(ADDRESSES, st.integers(0, 32), ADDRESSES)
+def test_prefix_is_that_of_ipaddress(start: str, length: int, other: str) -> None:
+    net = ipaddress.ip_network(f"{start}/{length}", strict=False)
+    prefix = prefixes.prefix(str(net))
+    assert prefix.num_addresses == net.num_addresses
+    assert ipaddress.ip_address(prefix.at(0)) == net.network_address
+    assert ipaddress.ip_address(prefix.at(net.num_addresses - 1)) == net.broadcast_address
+    assert prefix.holds(other) == (ipaddress.ip_address(other) in net)
+    assert prefix.holds(start)
+    assert prefix.offset(start) == int(ipaddress.ip_address(start)) - int(net.network_address)
+
+
+@given(ADDRESSES)
+def test_address_in_a_packet_is_that_of_ipaddress(text: str) -> None:
+    assert prefixes.packed(text) == ipaddress.ip_address(text).packed
+    assert ipaddress.ip_address(prefixes.unpacked(prefixes.packed(text))) == ipaddress.ip_address(
+        text
+    )
+    assert prefixes.number(text) == int(ipaddress.ip_address(text))
