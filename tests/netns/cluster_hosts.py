@@ -70,6 +70,11 @@ class Cluster:
         """Connect a host with the others, or cut it off."""
         self.hosts[name].lab.run("ip", "link", "set", "under0", state)
 
+    def between(self, *words: str) -> None:
+        """Run a program in the namespace that connects the hosts."""
+        middle = next(iter(self.hosts.values())).middle
+        subprocess.run([*middle, *words], check=True)
+
     def niso(self, name: str, *words: str, check: bool = True) -> Any:
         return self.hosts[name].lab.niso(*words, check=check)
 

@@ -59,6 +59,7 @@ class Host(NamedTuple):
     lab: Lab
     address: dict[int, str]
     mac: str  # of under0
+    middle: tuple[str, ...]  # what runs a program in the namespace between the hosts
 
 
 def ip(words: str) -> None:
@@ -78,10 +79,10 @@ def underlay(*hosts: str) -> Iterator[list[Host]]:
         )
         stack.callback(holder.kill)
         assert holder.stdout and holder.stdout.readline()
-        middle = ["nsenter", "-t", str(holder.pid), "-n", "ip"]
+        middle = ("nsenter", "-t", str(holder.pid), "-n")
 
         def there(words: str) -> None:
-            subprocess.run([*middle, *words.split()], check=True)
+            subprocess.run([*middle, "ip", *words.split()], check=True)
 
         there("link add mid type bridge mcast_snooping 0")
         there("link set mid up")
@@ -96,7 +97,7 @@ def underlay(*hosts: str) -> Iterator[list[Host]]:
             lab.run("ip", "link", "set", "under0", "up")
             lab.run("ip", "address", "add", f"{address[4]}/24", "dev", "under0")
             lab.run("ip", "address", "add", f"{address[6]}/64", "dev", "under0", "nodad")
-            made.append(Host(name, lab, address, mac))
+            made.append(Host(name, lab, address, mac, middle))
         yield made
 
 

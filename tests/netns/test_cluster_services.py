@@ -13,6 +13,12 @@ import pytest
 from cluster_hosts import Cluster, cluster
 from services import ask
 
+DROP_WIRE = """\
+add table bridge wall
+add chain bridge wall forward { type filter hook forward priority 0; }
+add rule bridge wall forward ip protocol udp udp dport 4799 drop
+"""
+
 
 @pytest.fixture
 def one() -> Iterator[Cluster]:
@@ -53,17 +59,54 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     )
     assert "api is on c, which is alive" in one.refused("b", "activate", one.package("b", "api"))
     one.check("b", "c")
+    shown = one.niso("b", "cluster", "status").stdout.splitlines()
+    assert [line.split()[-1] for line in shown[1:]] == ["BEHIND", "0s", "0s", "0s"]
+    assert "backend  10.99.1.0/24, fd00:99:1::/64  1         2          4097" in (
+        one.niso("b", "net", "list").stdout
+    )
+    assert (
+        "api   10.99.1.3, fd00:99:1::3  on c" in one.niso("b", "net", "inspect", "backend").stdout
+    )
+    assert "api" in one.niso("b", "net", "flows").stdout
+    # what is between the hosts lets small packets pass, and then none of services
+    one.between("ip", "link", "set", "to3", "mtu", "1400")
+    said = one.niso("b", "net", "check", check=False).stdout
+    assert said == (
+        "dropped: packets of 1500 bytes between this host and c (198.51.100.3)"
+        " (packets of services have up to 1450 bytes, and 50 more there; smaller ones pass)\n"
+    ), said
+    one.between("ip", "link", "set", "to3", "mtu", "1500")
+    one.between("nft", DROP_WIRE)
+    said = one.niso("b", "net", "check", check=False).stdout
+    assert said == (
+        "dropped: packets of services between this host and c (198.51.100.3), that answers ping"
+        " (api does not answer db; UDP port 4799 has to pass both ways between 198.51.100.2 and"
+        " 198.51.100.3)\n"
+    ), said
+    one.between("nft", "delete table bridge wall")
+    one.check("b")
     explained = {name: one.explain("c", name, "db:80") for name in ("api", "evil")}
     assert [explained[name]["verdict"] for name in explained] == ["pass", "drop"]
     assert explained["evil"]["ingress"]["key"] == "network.policy.allow_from"
-    assert "api and db (on b) are both on network backend" in explained["api"]["path"]["words"]
-    assert "(on c)" in one.explain("b", "api", "db:80")["path"]["words"]
+    assert explained["api"]["path"]["words"] == (
+        "api and db (on b) are both on network backend, by VXLAN"
+    )
+    assert explained["api"]["ingress"]["words"].endswith('("api:80"); b decides, and says so')
+    seen = one.explain("b", "api", "db:80")
+    assert (
+        "(on c)" in seen["path"]["words"] and "vx44 { 198.51.100.3 . 4097" in seen["path"]["nft"][1]
+    )
+    assert "this host alone" in one.explain("c", "host", "db:80")["path"]["words"]
     assert "db" in one.niso("b", "net", "ping", "db", "api").stdout
     assert "allows ports but no ICMP" in one.refused("c", "net", "ping", "api", "db")
     assert "db is on b" in one.refused("c", "net", "explain", "api", "db:80", "--prove")
     # neither the cluster nor an agent answers: what runs goes on, and what is held starts and stops
     one.signal_etcd("a", signal.SIGKILL)
     one.kill_agent("c")
+    listed = one.niso("b", "ps", "--all-hosts")
+    assert "evil     c     up       10.99.1.4" in listed.stdout and " s ago" in listed.stderr
+    assert "b decides: the policy of db is not known" in str(one.explain("c", "api", "db:80"))
+    assert "not compared with the others" in one.niso("b", "net", "check").stderr
     said = one.refused("b", "activate", one.package("b", "web"))
     assert "the cluster does not answer (198.51.100.1:2379)" in said and "what runs goes on" in said
     assert one.status("b", "web") == ""

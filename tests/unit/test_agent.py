@@ -12,6 +12,7 @@ import pytest
 from cluster_world import KEYS, ME, Cluster
 from fake_world import World
 
+from niso.cluster import gone
 from niso.cluster.agent import GUARD_S, TTL_S, Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.keys import decode
@@ -146,6 +147,21 @@ def test_host_that_left_and_joined_again_lives_by_the_lease_that_is_left(host: H
     assert engine.get(live, one=True).items
     engine.advance(TTL_S + 1)
     assert not engine.get(live, one=True).items
+
+
+def test_agent_that_cannot_look_says_by_how_much_it_is_behind(host: Hosted) -> None:
+    engine, membership = host.cluster.engine, host.cluster.membership
+    lease = host.agent.keep(engine, 0)
+    membership.say_late(ME, lease, 41)
+    assert membership.late() == {ME: 41}
+    membership.say_late(ME, lease, 0)
+    assert membership.late() == {}
+    membership.say_late(ME, lease, 41)
+    engine.advance(TTL_S + 1)
+    assert membership.late() == {}, "it goes with the host"
+    host.look(100)
+    host.look(130)
+    assert gone.last() == gone.Look(130, dict.fromkeys("abc", 100))
 
 
 def test_running_agent_sees_what_changes(host: Hosted) -> None:

@@ -6,6 +6,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from niso.api.session import Session
+    from niso.cluster.requests import Joined
     from niso.plan.known_world import Known, World
     from niso.plan.records import Entry, Policy
     from niso.services.machine import Machine
@@ -28,34 +29,21 @@ class ClusterLine(NamedTuple):
 
 
 def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
-    """Return the services of all hosts by name. Raises Error."""
+    """Return the services of all hosts by name. Raises Error.
+
+    Without an answer of the cluster, a caution says how old what this host knows of others is.
+    """
     from niso.api import service_views
-    from niso.cluster.claims import claim_of
-    from niso.cluster.membership import Membership
+    from niso.cluster.requests import NoAnswer
     from niso.services import span_networks
 
     store = machine.store
     joined = span_networks.require_joined(machine)
-    engine = joined.engine()
     try:
-        membership = Membership(engine, joined.keys)
-        span_networks.require_own(store, membership)
-        alive = {host.name for host in membership.hosts() if host.alive}
-        items = engine.get(joined.keys.services, stale=True).items
-        claims = [claim_of(item, joined.keys) for item in items]
-    finally:
-        engine.close()
-    found = [
-        ClusterLine(
-            claim.service,
-            claim.host,
-            ("up" if claim.up else "down") if claim.host in alive else "host gone",
-            tuple(address for some in claim.networks.values() for address in some),
-            claim.ports,
-        )
-        for claim in claims
-        if claim.host != joined.host
-    ]
+        found = _claimed(store, joined)
+    except NoAnswer as error:
+        session.caution(error.message, (_age(), "ports of other hosts are not known then"))
+        found = _mirrored(store)
     found += [
         ClusterLine(
             line.service,
@@ -69,10 +57,63 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
     return tuple(sorted(found))
 
 
+def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
+    """Return the services of other hosts, as the cluster has them. Raises Error."""
+    from niso.cluster.membership import Membership
+    from niso.services import span_networks
+
+    engine = joined.engine(brief=True)
+    try:
+        membership = Membership(engine, joined.keys)
+        span_networks.require_own(store, membership)
+        alive = {host.name for host in membership.hosts() if host.alive}
+        claims = membership.services()
+    finally:
+        engine.close()
+    return [
+        ClusterLine(
+            claim.service,
+            claim.host,
+            ("up" if claim.up else "down") if claim.host in alive else "host gone",
+            tuple(address for some in claim.networks.values() for address in some),
+            claim.ports,
+        )
+        for claim in claims
+        if claim.host != joined.host
+    ]
+
+
+def _mirrored(store: Store) -> list[ClusterLine]:
+    """Return the services of other hosts, as this host has last seen them."""
+    alive = {host for host, (_, _, lives) in store.across.peers().items() if lives}
+    return [
+        ClusterLine(
+            service,
+            rows[0].host,
+            ("up" if rows[0].up else "down") if rows[0].host in alive else "host gone",
+            tuple(row.address for row in rows),
+            (),
+        )
+        for service, rows in store.across.addresses().items()
+    ]
+
+
+def _age() -> str:
+    """Return how old the mirror is, and what it has."""
+    import time
+
+    from niso.cluster import gone
+
+    at_s = gone.last().at_s
+    when = "before the boot" if at_s is None else f"{time.monotonic() - at_s:.0f} s ago"
+    return f"services of other hosts are as they were {when}, on the networks of this host"
+
+
 def world(session: Session, here: World, *addresses: str, proves: bool = False) -> World:
     """Return the services and networks with the policies of those of other hosts at addresses.
 
-    Raises Error without an answer of the cluster, or if a test packet is asked for.
+    Without an answer of the cluster a caution says that they are not known. Raises Error, also if
+    a test packet is asked for.
     """
     found = [
         known
@@ -84,6 +125,7 @@ def world(session: Session, here: World, *addresses: str, proves: bool = False) 
         return here
     from niso.base.errors import Error
     from niso.cluster.claims import Claims
+    from niso.cluster.requests import NoAnswer
     from niso.services import span_networks
 
     if proves:
@@ -95,18 +137,23 @@ def world(session: Session, here: World, *addresses: str, proves: bool = False) 
         )
     store = session.store()
     joined = span_networks.require_joined(session.machine())
-    engine = joined.engine()
+    engine = joined.engine(brief=True)
     try:
         claims = Claims(engine, joined.host, joined.keys)
         held = {known.name: claims.held(known.name) for known in found}
+    except NoAnswer as error:
+        hints = [f"{known.host} has that of {known.name}: ask there" for known in found]
+        session.caution(f"policies of other hosts are not known: {error.message}", hints)
+        return here
     finally:
         engine.close()
     services = dict(here.services)
     for known in found:
         claim = held[known.name]
-        if claim is not None and claim.policy:
-            policy = _resolved(store, here, known, _policy(claim.policy, known))
-            services[known.name] = known._replace(policy=policy)
+        if claim is not None:
+            policy = _policy(claim.policy, known) if claim.policy else known.policy
+            policy = _resolved(store, here, known, policy)
+            services[known.name] = known._replace(policy=policy, heard=True)
     return here._replace(services=services)
 
 

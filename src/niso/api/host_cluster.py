@@ -74,6 +74,8 @@ class ClusterHost(NamedTuple):
     """number of services that it holds"""
     niso: str
     """its version of niso; can be empty"""
+    behind_s: float | None
+    """by how many seconds its agent is behind; null if it is not known"""
 
 
 class ClusterStatus(NamedTuple):
@@ -295,4 +297,9 @@ def _host(host: Host, seen: Status) -> ClusterHost:
     state = "here" if here else "alive" if host.alive else "gone"
     gone_s = seen.gone_s.get(host.name) if state == "gone" else None
     where = (host.name, host.address, state, gone_s)
-    return ClusterHost(*where, tuple(networks), len(held), host.version)
+    behind_s: float | None = None
+    if host.alive and seen.problem is None:
+        behind_s = seen.late_s.get(host.name, 0)
+    elif here:  # its agent does not run, or does not reach the cluster
+        behind_s = seen.looked_s
+    return ClusterHost(*where, tuple(networks), len(held), host.version, behind_s)

@@ -30,6 +30,8 @@ class NetworkLine(NamedTuple):
     """number of known services on it"""
     vni: int | None
     """its number between the hosts of the cluster; null if it does not span hosts"""
+    elsewhere: int
+    """number of services of other hosts on it"""
 
 
 class Subnet(NamedTuple):
@@ -51,7 +53,9 @@ class NetworkMember(NamedTuple):
     address: tuple[str, ...]
     """addresses, one per network and family; can be empty"""
     ports: tuple[Port, ...]
-    """published ports, one per address family"""
+    """published ports, one per address family; empty if it is on another host"""
+    host: str | None
+    """name of the other host that it is on; null if it is on this one"""
 
 
 class Network(NamedTuple):
@@ -198,9 +202,15 @@ class Networks:
     def list(self) -> tuple[NetworkLine, ...]:
         """Return all networks, the default one first."""
         store = self.session.store()
-        counts = store.member_counts()
+        counts, others = store.member_counts(), store.others()
         lines = [
-            NetworkLine(network.name, _subnets(network), counts.get(network.name, 0), _vni(network))
+            NetworkLine(
+                network.name,
+                _subnets(network),
+                counts.get(network.name, 0),
+                _vni(network),
+                sum(each.is_on(network.name) for each in others),
+            )
             for network in store.networks()
         ]
         return tuple(sorted(lines, key=lambda line: (line.name != _DEFAULT_NETWORK, line.name)))
@@ -381,7 +391,24 @@ def _described(store: Store, network: records.Network) -> Network:
                 active,
                 tuple(a for n, a in store.addresses(service) if n == network.name),
                 rows((port for _, port in store.ports(service)), store.port_families(service)),
+                None,
             )
             for service, active in _members(store, network.name)
-        ),
+        )
+        + (() if network.span is None else _elsewhere(store, network.name)),
+    )
+
+
+def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
+    """Return the services of other hosts on a network; one is active that others can find."""
+    hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
+    return tuple(
+        NetworkMember(
+            each.name,
+            bool(each.names),
+            tuple(a for e in each.endpoints if e.network == network for a in e.addresses),
+            (),
+            hosts.get(each.host, each.host),
+        )
+        for each in store.across.remotes_on((network,))
     )

@@ -7,13 +7,15 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from niso.api.service_results import Marked
     from niso.api.session import Session
+    from niso.plan import findings as command
+    from niso.services.machine import Machine
 
 
 class Finding(NamedTuple):
     """A difference between kernel and configuration."""
 
     problem: str
-    """missing, foreign, different, gone, dropped or failed"""
+    """missing, foreign, different, gone or dropped"""
     what: str
     """the object"""
     detail: str
@@ -56,7 +58,25 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
         from niso.api import outside_views
 
         outside_views.warn(session, name)
+    if machine.store.cluster_id():
+        findings += _hosts(session, machine, name)
     return tuple(Finding(item.problem, item.what, item.detail) for item in findings)
+
+
+def _hosts(session: Session, machine: Machine, name: str | None) -> list[command.Finding]:
+    """Return what differs between this host and the others of its cluster."""
+    from niso.base.report import AskingCluster
+    from niso.cluster import config
+    from niso.commands import cluster_check
+
+    own = config.load()
+    if own is None or not cluster_check.concerned(machine, name):
+        return []
+    session.report(AskingCluster())
+    checked = cluster_check.check(machine, own, name)
+    for line, hint in checked.warnings:
+        session.caution(line, (hint,))
+    return checked.findings
 
 
 def guard_firewalls(session: Session, on: bool) -> tuple[Marked, ...]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Membership,
     )
 
-COLUMNS = ("HOST", "ADDRESS", "STATE", "ETCD", "NETWORKS", "SERVICES", "NISO")
+COLUMNS = ("HOST", "ADDRESS", "STATE", "ETCD", "NETWORKS", "SERVICES", "NISO", "BEHIND")
 _MOST_BYTES = 1 << 20
 
 
@@ -198,6 +198,7 @@ def _status(host: Host, args: Args) -> int:
                 ", ".join(each.networks) or "-",
                 str(each.services) if seen.answers else "-",
                 each.niso or "-",
+                "-" if each.behind_s is None else output.duration(each.behind_s),
             )
             for each in seen.hosts
         ],
@@ -208,6 +209,9 @@ def _status(host: Host, args: Args) -> int:
             f"  hint: services of {', '.join(gone)} keep their names and addresses; "
             f"niso activate NAME --take moves one here"
         )
+    late = [each.name for each in seen.hosts if each.behind_s and each.state != "gone"]
+    if late and seen.answers:
+        print(f"  hint: the agent of {', '.join(late)} is behind: journalctl -u niso-agent there")
     return 0 if seen.answers else 1
 
 

@@ -92,9 +92,10 @@ def _list(host: Host, args: Args) -> int:
         columns = ["NAME", "SUBNET", "SERVICES"]
         cells = [[line.name, line.subnet, str(line.services)] for line in lines]
         if any(line.vni is not None for line in lines):
-            columns.append("VNI")
+            columns += ["ELSEWHERE", "VNI"]
             for cell, line in zip(cells, lines, strict=True):
-                cell.append("-" if line.vni is None else str(line.vni))
+                vni = line.vni
+                cell.extend(["-", "-"] if vni is None else [str(line.elsewhere), str(vni)])
         output.table(columns, cells)
     return 0
 
@@ -123,10 +124,11 @@ def _print_network(network: Network) -> None:
     addresses = [", ".join(member.address) for member in network.services]
     widths = [max(len(member.service) for member in network.services), max(map(len, addresses))]
     for member, address in zip(network.services, addresses, strict=True):
-        ports = ", ".join(output.ports_text(member.ports)) or "none"
+        where = f"ports: {', '.join(output.ports_text(member.ports)) or 'none'}"
+        where = where if member.host is None else f"on {member.host}"
         print(
             f"  {member.service.ljust(widths[0])}  {address.ljust(widths[1])}"
-            f"  ports: {ports}{'' if member.active else ' (inactive)'}"
+            f"  {where}{'' if member.active else ' (inactive)'}"
         )
 
 

@@ -21,6 +21,7 @@ from niso.cluster import gone, mirror, wake
 from niso.cluster.claims import Claims
 from niso.cluster.index import index_of
 from niso.cluster.keys import Keys
+from niso.cluster.lag import Lag
 from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import Compacted, NoAnswer, Refused
 from niso.cluster.settle import settle
@@ -39,6 +40,8 @@ LOOK_S = 30.0
 GATHER_S = 0.005
 LEAST_S = 0.05
 """Seconds between two looks at least: 20 a second."""
+LATE_S = 5.0
+"""From so many seconds on, the agent says that it is behind."""
 GUARD_S = 60.0
 """How long names stay if most hosts, or all services, seem to go at once."""
 ORPHAN_S = 60.0
@@ -77,12 +80,14 @@ class Agent:
         self.log = log
         self.keys = keys or Keys()
         self.tend = tend
+        self.lag = Lag()
         self._wake = threading.Event()
         self._over = threading.Event()
         self._watched: dict[str, threading.Thread] = {}
         self._doubt_since: float | None = None
         self._orphans: dict[str, float] = {}  # service -> since when its claim is not as recorded
         self._lives = 0  # the lease by which this host is known to live
+        self._whole = False  # the last look has done all
         self._said = ""
         self._wrong: tuple[str, ...] = ()
 
@@ -124,7 +129,8 @@ class Agent:
             self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
             return []
         changed = mirror.follow(store, kernel, now, self.me.host)
-        with contextlib.suppress(OSError):  # only `niso cluster status` shows it
+        self._whole = True
+        with contextlib.suppress(OSError):  # only lists show it
             gone.note((host.name for host in hosts if not host.alive), now_s)
         self._said = "" if self._doubt_since is None else self._said
         return changed
@@ -266,9 +272,13 @@ class Agent:
                 self._wake.set()
             time.sleep(GATHER_S)
             self._wake.clear()
-            due = False
+            due, self._whole = False, False
             try:
-                self.look(store, kernel, engine, time.monotonic())
+                began = time.monotonic()
+                self.lag.notice(began)
+                self.look(store, kernel, engine, began)
+                if self._whole:
+                    self.lag.caught_up(began)
                 if time.monotonic() - tended >= LOOK_S:
                     tended = time.monotonic()
                     self.tend(engine)
@@ -285,6 +295,11 @@ class Agent:
         self._over.set()
         self._wake.set()
 
+    def _notice(self) -> None:
+        """Have the agent look soon."""
+        self.lag.notice(time.monotonic())
+        self._wake.set()
+
     def _watch(self, prefix: str) -> None:
         """Have changes below a prefix wake the agent, if they do not yet."""
         if prefix not in self._watched:
@@ -298,11 +313,11 @@ class Agent:
         while not self._over.is_set():
             try:
                 start = engine.get(f"{prefix}-none", one=True).revision + 1
-                self._wake.set()  # whatever came before
+                self._notice()  # whatever came before
                 for batch in engine.watch(prefix, start, SILENCE_S):
                     wait = _BACK_OFF_S[0]
                     if batch.events:
-                        self._wake.set()
+                        self._notice()
                     if self._over.is_set():
                         return
             except Compacted:
@@ -313,7 +328,7 @@ class Agent:
 
     def _listen(self) -> None:
         try:
-            wake.listen(self._wake.set, self._over)
+            wake.listen(self._notice, self._over)
         except OSError as error:
             self.log(f"commands of this host cannot wake the agent: {error}")
 
@@ -321,7 +336,7 @@ class Agent:
         """Keep the lease, which outlives this process for a while: a restart is not noticed."""
         engine = self.connect()
         path = os.path.join(paths.run_dir(), "lease")
-        lease = 0
+        lease, said = 0, True  # another process may have said it by the same lease
         with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
             lease = int(file.read())
         while not self._over.is_set():
@@ -331,6 +346,11 @@ class Agent:
                     lease = kept
                     with open(path, "w", encoding="ascii") as file:
                         file.write(str(lease))
+                late = self.lag.seconds(time.monotonic())
+                late = late if late >= LATE_S else 0
+                if lease and (late or said):
+                    Membership(engine, self.keys).say_late(self.me.host, lease, int(late))
+                    said = bool(late)
             except (Error, OSError):
                 pass  # the main thread says what is wrong
             self._over.wait(KEEP_S)

@@ -71,6 +71,7 @@ class Etcd:
         self._context = _context(access) if access.authority else None
         self._user = _user(access.user_file) if access.user_file else None
         self._token = ""
+        self.date = ""  # of the last answer (RFC 9110, 6.6.1)
         self._connection: http.client.HTTPConnection | None = None
 
     def __enter__(self) -> Etcd:
@@ -193,6 +194,7 @@ class Etcd:
                 connection.request("POST", path, json.dumps(body), headers)
                 response = connection.getresponse()
                 status, text = response.status, response.read()
+                self.date = response.getheader("Date", "")
                 if status == 200:
                     return _document(text)
                 problem = _error(text)[1]

@@ -10,6 +10,7 @@ Values are JSON objects. Who changes one keeps the fields that he does not know.
     svc/SERVICE              {host, gen, claim, networks: {NETWORK: [address]}, names}
     h/HOST                   {id, address, mtu, niso}
     h/HOST/live              {boot}, with the host's lease
+    late/HOST                {seconds} that its agent is behind, with the same lease; absent: 0
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Keys:
         self.nets = f"{prefix}nets"
         self.hosts = f"{prefix}h/"
         self.services = f"{prefix}svc/"
+        self.late = f"{prefix}late/"
 
     def network(self, network: str) -> str:
         """Return the prefix of all keys of a network."""

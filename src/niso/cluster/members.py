@@ -42,6 +42,7 @@ class EtcdState(NamedTuple):
     leader: str  # a member's identity; "0" for none
     identity: str
     revision: int
+    ahead_s: float = 0.0  # of its clock to this host's, as far as it says the time
 
 
 def members(engine: Etcd) -> list[EtcdMember]:
@@ -74,13 +75,25 @@ def state(access: Access, client: str) -> EtcdState | None:
             answer = engine.call("/v3/maintenance/status", {})
         except (NoAnswer, Refused):
             return None
+        ahead_s = _ahead_s(engine.date, time.time())
     head = answer.get("header", {})
     return EtcdState(
         str(answer.get("version", "")),
         str(answer.get("leader", "0")),
         str(head.get("member_id", "")),
         int(head.get("revision", 0)),
+        ahead_s,
     )
+
+
+def _ahead_s(date: str, now_s: float) -> float:
+    """Return how far the time of an answer is ahead, to the second; 0 without one."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return parsedate_to_datetime(date).timestamp() - now_s
+    except ValueError:
+        return 0.0
 
 
 def add(engine: Etcd, peer: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 
@@ -144,6 +145,25 @@ class Membership:
             return False
         live = Put(self.keys.live(host), encode({"boot": boot}), lease)
         return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))).done
+
+    def say_late(self, host: str, lease: int, seconds: int) -> None:
+        """Say that a host's agent is behind by so much, for as long as its lease; 0 for not."""
+        key = self.keys.late + host
+        value = encode({"seconds": seconds})
+        self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
+
+    def late(self) -> dict[str, int]:
+        """Return by how many seconds the agents of hosts are behind; those that are not are absent.
+
+        It is for people: a value that is wrong counts as absent.
+        """
+        found = {}
+        for item in self.engine.get(self.keys.late, stale=True).items:
+            with contextlib.suppress(Error):
+                seconds = decode(item.value, item.key).get("seconds")
+                if isinstance(seconds, int) and checked.is_number(seconds):
+                    found[item.key.removeprefix(self.keys.late)] = seconds
+        return found
 
     def leave(self, host: str, state_id: str) -> None:
         """Remove a host that holds no service; no-op if it is not in the cluster.

@@ -41,6 +41,8 @@ class Status(NamedTuple):
     hosts: tuple[Host, ...]
     claims: tuple[Claim, ...]
     gone_s: dict[str, float]  # for how long hosts have been gone, if the agent has seen it
+    late_s: dict[str, int]  # by how much agents are behind that are
+    looked_s: float | None  # since when this host's agent has looked last; None for not yet
     problem: Error | None  # why nothing answers
 
 
@@ -71,6 +73,7 @@ def status(machine: Machine) -> Status:
                 )
             claims = tuple(membership.services())
             known = _members(own, engine)
+            late = membership.late()
             problem: Error | None = None
     except (NoAnswer, _Other) as error:
         problem = error if isinstance(error, _Other) else Error(error.reason, "what runs goes on")
@@ -78,12 +81,13 @@ def status(machine: Machine) -> Status:
             Host(name, state_id, address, 0, live)
             for name, (state_id, address, live) in sorted(store.across.peers().items())
         )
-        claims = ()
+        claims, late = (), {}
         known = _members(own, None)
     asked = tuple((each, members.state(own.access(), each.client)) for each in known)
-    now = time.monotonic()
-    ages = {host: now - seen_s for host, seen_s in gone.since().items()}
-    return Status(own, store.cluster_id(), asked, hosts, claims, ages, problem)
+    now, look = time.monotonic(), gone.last()
+    ages = {host: now - seen_s for host, seen_s in look.gone.items()}
+    looked_s = None if look.at_s is None else now - look.at_s
+    return Status(own, store.cluster_id(), asked, hosts, claims, ages, late, looked_s, problem)
 
 
 def _members(own: Config, engine: Etcd | None) -> list[members.EtcdMember]:

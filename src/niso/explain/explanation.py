@@ -14,7 +14,7 @@ from niso.base.addresses import family_of
 from niso.base.errors import Error
 from niso.base.lite_typing import NamedTuple
 from niso.explain.question import End, Packet, ends
-from niso.kernel import nft_audit, nft_sets, nft_tables, probe
+from niso.kernel import nft_audit, nft_sets, nft_tables, nft_wire, probe
 from niso.kernel.kinds.element import Element
 from niso.plan import nft
 from niso.plan import policy_maps as rules
@@ -169,7 +169,7 @@ def _path(
             spoofed = _static(nft_tables.BRIDGE, "from_port", "not its own address")
             # IPv6 sends nothing: no neighbour solicitation has a source that the link does not have
             return spoofed, spoofed if family == 4 else (), ()
-        objects.append(_port_element(store, sender, by, packet.source, family))
+        objects += _port_elements(store, sender, by, packet.source, family)
     elif not sender and not is_host(world, packet.source) and network_of(world, packet.source):
         spoofed = _static(
             nft_tables.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
@@ -252,23 +252,25 @@ def _object(element: Element) -> Object:
     return Object(element.table, element.container, text)
 
 
-def _port_element(
+def _port_elements(
     store: Store, sender: Known, network: Network, address: str, family: int
-) -> Object:
-    """Return the set element that lets a service send with its address from its bridge port.
+) -> _Rules:
+    """Return the set elements that let a service send with its address from its bridge port.
 
-    The port of a service of another host is the network's VXLAN device.
+    The port of a service of another host is the network's VXLAN device, and only its own host may
+    send with its address.
     """
     service, row = sender.name, store.service(sender.name)
     port = names.veth(service, network.name, row.generation if row else 0)
-    port = names.vxlan(network.name) if sender.host else port
     owner = network.span.cluster if network.span is not None else store.state_id()
     mac = names.mac(service, network.name, owner)
-    return next(
-        _object(element)
-        for element in nft.endpoint(service, port, mac, [(address, "")])
-        if element.container == f"sources{family}"
-    )
+    elements = nft.endpoint(service, port, mac, [(address, "")])
+    if sender.host and network.span is not None:
+        host = store.across.peers().get(sender.host, ("", sender.host, True))[1]
+        link = names.vxlan(network.name)
+        elements = nft.claim(service, host, network.span.vni, link, mac, [address])
+    lets = (f"sources{family}", *nft_wire.CLAIMS)
+    return tuple(_object(element) for element in elements if element.container in lets)
 
 
 def _published(

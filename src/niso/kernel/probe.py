@@ -26,6 +26,10 @@ _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 # protocol, request, reply
 _ECHO = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
+_IP_HEADER = {4: 20, 6: 40}
+# linux/in.h, linux/in6.h: IP_MTU_DISCOVER and IPV6_MTU_DISCOVER to ..._PMTUDISC_PROBE: the packet
+# is not fragmented, whatever is known of the path
+_PROBE = {4: (socket.IPPROTO_IP, 10, 3), 6: (socket.IPPROTO_IPV6, 23, 3)}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SYN, _ACK = 0x02, 0x10
 _UNREACHABLE = (
@@ -35,6 +39,7 @@ _UNREACHABLE = (
     errno.EPERM,
     errno.EINVAL,
     errno.ECONNREFUSED,
+    errno.EMSGSIZE,
 )
 _TCP = struct.Struct("!HHIIBBHHH")
 _AT_ONCE = 1000  # foreign packets to skip before checking the time
@@ -57,7 +62,8 @@ class Probe:
 
     ``namespace`` is the sender's, "" for the caller's. ``proto`` is tcp (a SYN), udp (an empty
     datagram) or sctp (an INIT) with ``port``, or icmp (an echo). ``watched`` is (namespace, port
-    after NAT) of the receiver. Raises KernelError if a namespace or the address does not exist.
+    after NAT) of the receiver. ``size`` is that of an echo's IP packet (bytes), which then nobody
+    may fragment. Raises KernelError if a namespace or the address does not exist.
     """
 
     def __init__(
@@ -68,7 +74,9 @@ class Probe:
         port: int | None,
         proto: str,
         watched: tuple[str, int | None] | None = None,
+        size: int = 0,
     ) -> None:
+        self._size = size
         self._to, self._port, self._proto = destination, port or 0, proto
         self._source, self._version = source, family_of(source)
         self._token = os.urandom(4)
@@ -162,6 +170,8 @@ class Probe:
         raw.bind((self._source, 0))
         raw.setblocking(False)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        if self._size:
+            raw.setsockopt(*_PROBE[self._version])
         return raw
 
     def _packet(self) -> bytes:
@@ -170,6 +180,7 @@ class Probe:
                 struct.pack("!BBHHH", _ECHO[self._version][1], 0, 0, self._own_port, 1)
                 + self._token
             )
+            request += bytes(max(0, self._size - _IP_HEADER[self._version] - len(request)))
             return _with_sum(
                 request, 2, request
             )  # for ICMPv6 the kernel computes it (RFC 3542, 3.1)

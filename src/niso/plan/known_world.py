@@ -23,6 +23,7 @@ class Known(NamedTuple):
     sharers: tuple[tuple[Port, str], ...] = ()  # owner of each port that is not its own
     audits: bool = False  # its policy denies nothing at present
     host: str = ""  # the other host that it is on
+    heard: bool = True  # its policy is known here
 
 
 class World(NamedTuple):

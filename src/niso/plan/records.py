@@ -243,6 +243,10 @@ class Remote(NamedTuple):
     endpoints: tuple[Endpoint, ...]  # on networks of this host
     names: tuple[str, ...]  # hostname first; () if nobody shall find it
 
+    def is_on(self, network: str) -> bool:
+        """Return whether it is on a network."""
+        return any(endpoint.network == network for endpoint in self.endpoints)
+
 
 class Snapshot(NamedTuple):
     """The part of the store that is in scope.

@@ -167,7 +167,7 @@ def _egress(world: World, sender: Holder | None, source: str, path: _Path, proto
         return Reason(True, f"{_who(world, source)} has no niso policy")
     policy = sender[0].policy
     side = _Side("egress", sender[0].name, policy.egress_deny, policy.egress_allow)
-    return _audited(sender[0], _judge(world, side, path.address, path.port, proto))
+    return _said(sender[0], _judge(world, side, path.address, path.port, proto))
 
 
 def _ingress(world: World, receiver: Holder | None, source: str, path: _Path, proto: str) -> Reason:
@@ -177,11 +177,18 @@ def _ingress(world: World, receiver: Holder | None, source: str, path: _Path, pr
         return Reason(True, "the host may always connect")
     policy = receiver[0].policy
     side = _Side("ingress", receiver[0].name, policy.deny_from, policy.allow_from)
-    return _audited(receiver[0], _judge(world, side, source, path.port, proto))
+    return _said(receiver[0], _judge(world, side, source, path.port, proto))
 
 
-def _audited(known: Known, reason: Reason) -> Reason:
-    """Return the result of a service's policy, which denies nothing if it is in audit."""
+def _said(known: Known, reason: Reason) -> Reason:
+    """Return the result of a service's policy, which denies nothing if it is in audit.
+
+    That of a service of another host is enforced there, and known here by what it claims.
+    """
+    if known.host and not known.heard:
+        return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
+    if known.host:
+        return reason._replace(message=f"{reason.message}; {known.host} decides, and says so")
     if reason.passes or not known.audits:
         return reason
     message = f"passes while the policy of {known.name} is in audit: {reason.message}"
@@ -316,6 +323,11 @@ def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _P
     sender, entered = packet.sender, packet.entered
     if not known.active:
         return packet.drop(f"{known.name} is not active")
+    if packet.from_host and known.host:
+        return packet.drop(
+            f"{known.name} is on {known.host}, and programs of the host reach services of this"
+            " host alone"
+        )
     if packet.from_host:
         return packet.accept("the host can reach every service")
     if not sender:
@@ -323,8 +335,9 @@ def _to_service(world: World, packet: _Packet, known: Known, network: str) -> _P
             f"{known.name} can be reached from outside the host only by its published ports"
         )
     if network == entered:
+        wire = ", by VXLAN" if sender.host != known.host else ""
         return packet.accept(
-            f"{_on_host(sender)} and {_on_host(known)} are both on network {network}"
+            f"{_on_host(sender)} and {_on_host(known)} are both on network {network}{wire}"
         )
     if world.networks[entered].internal:
         return packet.drop(_stays(entered))

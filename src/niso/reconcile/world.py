@@ -53,6 +53,8 @@ def read_world(kernel: Kernel, store: Store) -> World:
     hosts = store.across.peers() if others else {}
     by_address = {address: host for host, (_, address, _) in hosts.items()}
     for remote in others:  # of other hosts, which enforce their policies themselves
+        if remote.name in services:  # this host's own one hides it
+            continue
         services[remote.name] = Known(
             name=remote.name,
             names=(remote.name,),
@@ -61,6 +63,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
             ports=(),
             active=True,
             host=by_address.get(remote.host, remote.host),
+            heard=False,
         )
     own = kernel.host_addresses()
     host = frozenset(address.partition("/")[0] for address in own)

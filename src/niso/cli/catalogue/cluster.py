@@ -112,8 +112,9 @@ GROUP = Group(
             "show the hosts and the members of etcd",
             (),
             (JSON,),
-            "SERVICES are those that a host holds, whether they run or not. Without an answer of "
-            "etcd, hosts are as this one knew them last.",
+            "SERVICES are those that a host holds, whether they run or not. BEHIND is for how long "
+            "there has been something that the agent of a host has not seen or could not apply. "
+            "Without an answer of etcd, hosts are as this one knew them last.",
             (("niso cluster status", ""),),
             (("0", "etcd answers"), ("1", "it does not, or this host is in no cluster")),
         ),

@@ -89,7 +89,8 @@ GROUP = Group(
             "list networks",
             (),
             (JSON,),
-            "The default network, niso-default, comes first; the others are sorted by name.",
+            "The default network, niso-default, comes first; the others are sorted by name. In a "
+            "cluster, ELSEWHERE counts services of other hosts.",
             (("niso net list", ""),),
         ),
         Command(
@@ -397,7 +398,7 @@ GROUP = Group(
             (JSON,),
             "Each line names one object that is missing, foreign or different. Nothing is changed. "
             "Policies that are in audit, that name nobody, or that deny a service its name server "
-            "are warnings.",
+            "are warnings. In a cluster it also sends test packets to the other hosts.",
             (("niso net check", ""), ("niso net check api", "")),
             (
                 ("0", "the kernel matches the configuration"),

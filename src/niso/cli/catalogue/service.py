@@ -149,7 +149,8 @@ COMMANDS = (
         "inactive. HEALTH is the "
         "result of the health check, which runs now if its interval has passed. A service stays "
         "active after its process has exited. With --all-hosts, the STATUS of a service on another "
-        "host is up, down, or host gone; only those on networks that span hosts are known.",
+        "host is up, down, or host gone; only those on networks that span hosts are known. If the "
+        "cluster does not answer, a warning says how old the list of the others is.",
         (("niso ps", ""), ("niso ps --json", "")),
     ),
     Command(

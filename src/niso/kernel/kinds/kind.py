@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from niso.kernel.state import State
     from niso.kernel.writing import Writer
 
-    Problem = Literal["missing", "foreign", "different", "gone"]
+    Problem = Literal["missing", "foreign", "different", "gone", "dropped"]
 
     class Thing(Protocol):
         """A thing of any kind: a NamedTuple with a key."""

@@ -1,0 +1,253 @@
+"""Check a host of a cluster against the others: that packets pass, names, clocks, its agent.
+
+It sends packets: echo requests between the hosts, and between their services.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+
+from niso.base import names
+from niso.base.errors import KernelError
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster import gone, members
+from niso.cluster.agent import LOOK_S
+from niso.cluster.claims import Claim
+from niso.cluster.membership import Membership
+from niso.cluster.requests import NoAnswer
+from niso.kernel import probe
+from niso.plan.findings import Finding
+from niso.services import span_networks
+from niso.services.machine import Machine
+
+if TYPE_CHECKING:
+    from niso.cluster.config import Config
+    from niso.cluster.membership import Host
+    from niso.plan.records import Network
+    from niso.store.store import Store
+
+PATIENCE_S = 1.0
+_TRIES = 3
+"""Pairs of services that ask each other, for each other host."""
+_APART_S = 60.0
+_LATE_S = 2 * LOOK_S
+
+
+class Checked(NamedTuple):
+    """What differs, and (warning, next step) about what is probably not meant so."""
+
+    findings: list[Finding]
+    warnings: list[tuple[str, str]]
+
+
+class _Pair(NamedTuple):
+    """A service here and one of another host that may answer it, with an address of each."""
+
+    service: str
+    other: str
+    source: str
+    destination: str
+
+
+def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
+    """Check this host against the others; ``name`` is one network that spans hosts.
+
+    Raises KernelError, Error. Without an answer of the cluster a warning says so.
+    """
+    store = machine.store
+    spans = [each for each in store.networks() if each.span is not None]
+    spans = [each for each in spans if name in (None, each.name)]
+    warnings = _own_agent() if name is None else []
+    try:
+        with contextlib.closing(own.engine(brief=True)) as engine:
+            membership = Membership(engine, own.keys)
+            span_networks.require_own(store, membership)
+            hosts = membership.hosts()
+            late = membership.late()
+            claims = membership.services()
+            elsewhere = {spec.name for spec in membership.networks()} if name is None else set()
+    except NoAnswer as error:
+        what = f"this host is not compared with the others: {error.message}"
+        return Checked([], [*warnings, (what, "what runs goes on; niso cluster status")])
+    if name is None:
+        warnings += _hidden(store, elsewhere, claims, own.host)
+        warnings += _clocks(own)
+    reachable = [
+        host for host in hosts if host.name != own.host and host.alive and host.name not in late
+    ]
+    return Checked(_wires(own, reachable, _pairs(store, claims, own.host, spans), spans), warnings)
+
+
+# --- names, clocks, the agent ---------------------------------------------------------------------
+
+
+def _own_agent() -> list[tuple[str, str]]:
+    """Return a warning if this host's agent has not looked for long."""
+    at_s = gone.last().at_s
+    ago_s = None if at_s is None else time.monotonic() - at_s
+    if ago_s is not None and ago_s < _LATE_S:
+        return []
+    when = "has not looked since the boot" if ago_s is None else f"looked last {ago_s:.0f} s ago"
+    return [(f"the agent of this host {when}", "systemctl status niso-agent; niso agent runs it")]
+
+
+def _hidden(
+    store: Store, elsewhere: set[str], claims: Iterable[Claim], own: str
+) -> list[tuple[str, str]]:
+    """Return warnings about what this host has by the name of something in the cluster."""
+    found = [
+        (
+            f"network {network.name} is this host's own, and hides the one that spans hosts",
+            "services here do not see those of other hosts on it: give one of both another name",
+        )
+        for network in store.networks()
+        if network.span is None and network.name in elsewhere
+    ]
+    here = {row.name for row in store.services()} - {c.service for c in store.across.claims()}
+    return found + [
+        (
+            f"service {claim.service} is one of this host, and hides that of {claim.host}",
+            "names and policies here mean the own one: give one of both another name",
+        )
+        for claim in claims
+        if claim.host != own and claim.service in here
+    ]
+
+
+def _clocks(own: Config) -> list[tuple[str, str]]:
+    """Return a warning for each member of etcd whose clock differs much from this host's."""
+    found = []
+    for place in own.etcd.members:
+        state = members.state(own.access(), place)
+        if state is not None and abs(state.ahead_s) > _APART_S:
+            way = "behind" if state.ahead_s > 0 else "ahead of"
+            text = f"this host's clock is {abs(state.ahead_s):.0f} s {way} that of {place}"
+            found.append((text, "timedatectl on both shows which one is wrong"))
+    return found
+
+
+# --- packets --------------------------------------------------------------------------------------
+
+
+def _pairs(
+    store: Store, claims: Iterable[Claim], own: str, spans: list[Network]
+) -> dict[str, list[_Pair]]:
+    """Return, for each other host, services here that its services answer, by all policies."""
+    claims = [claim for claim in claims if claim.up]
+    here = [claim for claim in claims if claim.host == own and _asks(store, claim.service)]
+    on = {network.name for network in spans}
+    pairs: dict[str, list[_Pair]] = {}
+    for other in claims:
+        have = pairs.setdefault(other.host, [])
+        if other.host == own or other.policy or len(have) >= _TRIES:
+            continue
+        for mine in here:
+            found = _meet(mine, other, on)
+            if found is not None:
+                have.append(found)
+                break
+    return pairs
+
+
+def _asks(store: Store, service: str) -> bool:
+    """Return whether a service is active and its policy lets it send anything."""
+    row, policy = store.service(service), store.policy(service)
+    open_ = policy is None or (policy.egress_allow is None and not policy.egress_deny)
+    return row is not None and row.active and row.has_process and open_
+
+
+def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
+    """Return two services with their addresses on a network that both have."""
+    for network in on & mine.networks.keys() & other.networks.keys():
+        for to in other.networks[network]:
+            for source in mine.networks[network]:
+                if (":" in source) == (":" in to):
+                    return _Pair(mine.service, other.service, source, to)
+    return None
+
+
+def _wires(
+    own: Config, hosts: list[Host], pairs: dict[str, list[_Pair]], spans: list[Network]
+) -> list[Finding]:
+    """Return a finding for each host with which packets are not exchanged as they should."""
+    if not spans:
+        return []
+    inner = _answered(
+        {
+            (host.name, pair): (names.netns(pair.service), pair.source, pair.destination, 0)
+            for host in hosts
+            for pair in pairs.get(host.name, ())
+        }
+    )
+    most = max(network.mtu for network in spans)
+    size = most + span_networks.HEADERS[6 if ":" in own.address else 4]
+    outer = _answered(
+        {
+            (host.name, each): ("", own.address, host.address, each)
+            for host in hosts
+            for each in (0, size)
+        }
+    )
+    port = next(network.span.port for network in spans if network.span is not None)
+    found = []
+    for host in hosts:
+        where = f"{host.name} ({host.address})"
+        tried = [(pair, ok) for (name, pair), ok in inner.items() if name == host.name]
+        if tried and not any(ok for _, ok in tried):
+            pair = tried[0][0]
+            said = "that answers ping" if outer[host.name, 0] else "that does not answer ping"
+            found.append(
+                Finding(
+                    "dropped",
+                    f"packets of services between this host and {where}, {said}",
+                    f"{pair.other} does not answer {pair.service}; UDP port {port} has to pass"
+                    f" both ways between {own.address} and {host.address}",
+                )
+            )
+        if outer[host.name, 0] and not outer[host.name, size]:
+            found.append(
+                Finding(
+                    "dropped",
+                    f"packets of {size} bytes between this host and {where}",
+                    f"packets of services have up to {most} bytes, and {size - most} more there;"
+                    " smaller ones pass",
+                )
+            )
+    return found
+
+
+def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
+    """Send an echo request for each (namespace, source, destination, size); return who answered.
+
+    One that cannot be sent has no answer. All have the same second, and those without one another.
+    """
+    answered = dict.fromkeys(wanted, False)
+    for _ in range(2):
+        sent: dict[K, probe.Probe] = {}
+        try:
+            for key, (namespace, source, to, size) in wanted.items():
+                if answered[key]:
+                    continue
+                try:
+                    made = probe.Probe(namespace, source, to, None, "icmp", size=size)
+                except KernelError:
+                    continue
+                sent[key] = made
+                if made.send():
+                    sent.pop(key).__exit__()
+            until = time.monotonic() + PATIENCE_S
+            for key, made in sent.items():
+                answered[key] = made.wait(max(0.0, until - time.monotonic())).answered
+        finally:
+            for made in sent.values():
+                made.__exit__()
+    return answered
+
+
+def concerned(machine: Machine, name: str | None) -> bool:
+    """Return whether a check of ``name``, None for all, is about the hosts of a cluster too."""
+    store = machine.store
+    network = None if name is None else store.network(name)
+    return name is None or (network is not None and network.span is not None)

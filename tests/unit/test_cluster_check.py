@@ -1,0 +1,67 @@
+"""Test what a check of a host says of its cluster that no packet shows: names, clocks, its agent."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_world import ME, Cluster
+from fake_world import World
+
+from niso.cluster import gone, members
+from niso.cluster.config import Config, Reach
+from niso.cluster.index import Spec
+from niso.cluster.members import EtcdState
+from niso.commands import cluster_check, network
+from niso.services.networks import NetworkRequest
+
+OWN = Config(ME, "198.51.100.2", Reach(("198.51.100.1:2379",)))
+
+
+def said(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, ahead_s: float = 0.0) -> list[str]:
+    monkeypatch.setattr(Config, "engine", lambda own, brief=False: cluster.engine)
+    state = EtcdState("3.5.16", "1", "1", 7, ahead_s)
+    monkeypatch.setattr(members, "state", lambda access, place: state)
+    monkeypatch.setattr(cluster_check, "_answered", lambda wanted: dict.fromkeys(wanted, True))
+    checked = cluster_check.check(cluster.world.machine, OWN)
+    assert checked.findings == []
+    return [warning for warning, _ in checked.warnings]
+
+
+def test_what_hides_the_clusters_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with World(tmp_path) as world:
+        cluster = Cluster(world)
+        gone.note((), time.monotonic())
+        assert said(cluster, monkeypatch) == []
+        subnets = (("10.99.7.0/24", "10.99.7.1"),)
+        cluster.membership.create_network(Spec("front", 0, 1430, subnets, False))
+        network.create(world.machine, NetworkRequest("front", ("10.98.7.0/24",)))
+        world.activate(world.package("web", network={"network": "front"}))
+        cluster.claim("a", "web")
+        assert said(cluster, monkeypatch) == [
+            "network front is this host's own, and hides the one that spans hosts",
+            "service web is one of this host, and hides that of a",
+        ]
+
+
+def test_clocks_that_differ_and_an_agent_that_does_not_look_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with World(tmp_path) as world:
+        cluster = Cluster(world)
+        gone.note((), time.monotonic() - 300)
+        agent, clock = said(cluster, monkeypatch, ahead_s=125)
+        assert agent == "the agent of this host looked last 300 s ago"
+        assert clock == "this host's clock is 125 s behind that of 198.51.100.1:2379"
+        assert len(said(cluster, monkeypatch, ahead_s=-59)) == 1
+        cluster.engine.down = True
+        [_, none] = said(cluster, monkeypatch)
+        assert none.startswith("this host is not compared with the others")
+
+
+def test_a_member_of_etcd_says_the_time() -> None:
+    ahead: Any = members._ahead_s
+    assert ahead("Thu, 01 Jan 1970 00:02:00 GMT", 60.0) == 60
+    assert ahead("", 60.0) == ahead("soon", 60.0) == 0
