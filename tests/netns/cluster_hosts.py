@@ -24,16 +24,19 @@ config.require().engine().revoke(int(sys.argv[1]))
 
 
 class Cluster:
-    """Hosts by name; the first ``members`` run etcd, and all have an agent. Backend spans them."""
+    """Hosts by name; the first ``members`` run etcd, and all have an agent. Backend spans them.
 
-    def __init__(self, hosts: list[Host], members: int) -> None:
+    ``family`` is that of the addresses between them.
+    """
+
+    def __init__(self, hosts: list[Host], members: int, family: int = 4) -> None:
         self.hosts = {host.name: host for host in hosts}
         first, *others = hosts
         for host in hosts[:members]:
             provide(host.lab)
-        first.lab.niso("cluster", "init", "--name", first.name, "--address", first.address[4])
+        first.lab.niso("cluster", "init", "--name", first.name, "--address", first.address[family])
         for host in others:
-            place = (host.name, "--address", host.address[4])
+            place = (host.name, "--address", host.address[family])
             invitation = first.lab.niso("cluster", "invite", *place).stdout
             as_ = "--member" if host in hosts[:members] else "--no-member"
             host.lab.niso("cluster", "join", "-", as_, input=invitation)
@@ -124,9 +127,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*names: str, members: int = 1) -> Iterator[Cluster]:
+def cluster(*names: str, members: int = 1, family: int = 4) -> Iterator[Cluster]:
     with underlay(*names) as hosts:
-        made = Cluster(hosts, members)
+        made = Cluster(hosts, members, family)
         try:
             yield made
         finally:

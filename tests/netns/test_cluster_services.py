@@ -29,8 +29,8 @@ def one() -> Iterator[Cluster]:
 
 @pytest.fixture
 def three() -> Iterator[Cluster]:
-    """Three hosts, which all run etcd."""
-    with cluster("a", "b", "c", members=3) as made:
+    """Three hosts, which all run etcd, with IPv6 addresses between them."""
+    with cluster("a", "b", "c", members=3, family=6) as made:
         yield made
 
 
@@ -152,6 +152,8 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
 def test_members_fail_and_a_host_is_cut_off_and_comes_back(three: Cluster) -> None:
     db, api = three.activate("b", "db"), three.activate("c", "api")
     answers(three, "c", "api", db, f"db {api}")
+    full = str(1500 - 70 - 28)  # of the link, without IPv6 and VXLAN, without IPv4 and ICMP
+    three.hosts["c"].lab.run("ping", "-c1", "-W2", "-Mdo", "-s", full, db, netns="niso-api")
     # one member is killed, another time one is stopped: commands go on by the others
     three.signal_etcd("a", signal.SIGKILL)
     assert three.activate("a", "one") == "10.99.1.4"

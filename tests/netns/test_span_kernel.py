@@ -28,7 +28,9 @@ from scapy.layers.inet6 import (  # isort: skip
     ICMPv6NDOptDstLLAddr,
     ICMPv6NDOptUnknown,
     IPv6,
+    IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
     fragment6,
 )
 from scapy.layers.l2 import ARP, Dot1Q, Ether  # isort: skip
@@ -201,7 +203,7 @@ class Shot(NamedTuple):
 
     name: str
     frames: Callable[[Aim, bytes], list[Any]]
-    receiver: str = "db"  # or "host": b's own program; or "client": behind b
+    receiver: str = "db"  # or "host", "host6": b's own program; or "client": behind b
 
 
 class Aim(NamedTuple):
@@ -289,6 +291,20 @@ def as_host(aim: Aim, mark: bytes) -> list[Any]:
     return [aim.wrapped(aim.frame(API, mark), source=NOBODY[aim.family])]
 
 
+def behind(*headers: Any) -> Callable[[Aim, bytes], list[Any]]:
+    """api's datagram, with extension headers of IPv6 between the outer header and UDP."""
+
+    def frames(aim: Aim, mark: bytes) -> list[Any]:
+        packet = aim.wrapped(aim.frame(API, mark))
+        made = packet[Ether].copy()
+        made[IPv6].remove_payload()
+        for header in headers:
+            made = made / header.copy()
+        return [made / packet[UDP].copy()]
+
+    return frames
+
+
 ATTACKS = [
     Shot("another host's service", lambda aim, mark: [aim.wrapped(aim.frame(API, mark))]),
     Shot("another host's service, IPv6", lambda aim, mark: [aim.wrapped(aim.frame(API, mark, 6))]),
@@ -323,6 +339,13 @@ ATTACKS = [
         "host",
     ),
     Shot(
+        "to the host itself, IPv6",
+        lambda aim, mark: [
+            aim.wrapped(aim.frame(EVIL, mark, 6, to="fd00:99:1::1", mac=aim.bridge))
+        ],
+        "host6",
+    ),
+    Shot(
         "to the host itself in a broadcast",
         lambda aim, mark: [aim.wrapped(aim.frame(EVIL, mark, to="10.99.1.1", mac=EVERY))],
         "host",
@@ -335,6 +358,12 @@ ATTACKS = [
     Shot("fragments", fragments),
     Shot("nested", nested),
 ]
+BY_IPV6 = [
+    Shot("behind hop-by-hop options", behind(IPv6ExtHdrHopByHop())),
+    Shot("behind destination options", behind(IPv6ExtHdrDestOpt(), IPv6ExtHdrDestOpt())),
+    Shot("one fragment", behind(IPv6ExtHdrFragment(id=9))),
+]
+"""What only an outer IPv6 header can have."""
 FOREIGN_VNI = "another VNI"
 
 
@@ -350,6 +379,7 @@ class Range:
         self.receivers: dict[str, Link | Ear] = {
             "db": self.b.link("niso-db", "eth0"),
             "host": Ear(self.b, "0.0.0.0", 9),
+            "host6": Ear(self.b, "::", 9),
             "client": self.b.link("client", "eth0"),
         }
         self.numbers = itertools.count(1)
@@ -394,20 +424,21 @@ def defenceless(world: World) -> Iterator[None]:
 
 
 def test_another_host_cannot_speak_for_others(world: World) -> None:
+    attacks = ATTACKS + (BY_IPV6 if world.family == 6 else [])
     with Wire(world.b.lab) as b, Wire(world.c.lab) as c:
         field = Range(world, [b, c])
         with defenceless(world):
-            silent = [shot.name for shot in ATTACKS if not field.arrives(*field.fire(shot))]
+            silent = [shot.name for shot in attacks if not field.arrives(*field.fire(shot))]
         assert not silent, "these show nothing: they do not arrive without the rules either"
         assert field.honest()
-        marks = [(shot, *field.fire(shot)) for shot in ATTACKS]
+        marks = [(shot, *field.fire(shot)) for shot in attacks]
         assert field.honest()
         assert [shot.name for shot, mark, receiver in marks if receiver.saw(mark)] == []
         # once more by the wire's rule alone: what it lets through, the bridge's table would stop
         world.b.lab.run("nft", "destroy", "table", "bridge", "niso")
         world.b.lab.run("nft", "flush", "chain", "inet", "niso", "from_bridge")
         assert field.honest()
-        marks = [(shot, *field.fire(shot)) for shot in ATTACKS]
+        marks = [(shot, *field.fire(shot)) for shot in attacks]
         assert field.honest()
         assert [shot.name for shot, mark, receiver in marks if receiver.saw(mark)] == [
             "neighbour advertisement"
@@ -427,8 +458,6 @@ socket.socket(family, socket.SOCK_DGRAM).sendto(data, (address, port))
 @pytest.mark.parametrize("who", ["user", "service"])
 def test_nobody_writes_what_the_host_would_wrap(world: World, who: str) -> None:
     """From c, whose address is the outer source by itself or by masquerading, as evil to db; to b's lo too."""
-    if who == "service" and world.family == 6:
-        pytest.skip("a service's packets to an address outside are IPv4 ones in this lab")
     address = world.b.address[world.family]
     lab = world.c.lab
 
