@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from niso.api.session import Session
     from niso.cluster.config import Config
     from niso.cluster.membership import Host
+    from niso.commands.agents import Following
     from niso.commands.cluster import Existing, Joined
-    from niso.commands.cluster_hosts import Following, Status
+    from niso.commands.cluster_hosts import Status
 
 
 class ExistingEtcd(NamedTuple):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import sys
 
 from niso.api.host import Host, connect
 from niso.base.errors import UsageError
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.cli import output
+from niso.cli import agents, output
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
@@ -166,17 +165,7 @@ def _etcd(host: Host, args: Args) -> int:
 
 
 def _agent(host: Host, args: Args) -> int:
-    following = host.cluster.follow(lambda line: print(output.escaped(line), flush=True))
-    ended = []
-
-    def end(number: int, _: object) -> None:
-        ended.append(number)
-        following.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, end)
-    following.run()
-    return 130 if signal.SIGINT in ended else 0
+    return agents.follow(host.cluster.follow)
 
 
 def _status(host: Host, args: Args) -> int:

@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from niso.base import paths
+from niso.base import paths, wake
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Busy, remove_locks, service_lock
-from niso.cluster import gone, mirror, wake
+from niso.cluster import gone, mirror
 from niso.cluster.claims import Claims
 from niso.cluster.index import index_of
 from niso.cluster.keys import Keys
@@ -328,7 +328,7 @@ class Agent:
 
     def _listen(self) -> None:
         try:
-            wake.listen(self._notice, self._over)
+            wake.listen(wake.AGENT, self._notice, self._over)
         except OSError as error:
             self.log(f"commands of this host cannot wake the agent: {error}")
 

@@ -13,7 +13,7 @@ import socket
 from urllib.parse import urlsplit
 
 import niso
-from niso.base import files, paths
+from niso.base import files, paths, wake
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, service_lock
@@ -25,7 +25,6 @@ from niso.cluster import (
     members,
     mirror,
     own_etcd,
-    wake,
 )
 from niso.cluster.config import Config, Member, Own, Reach
 from niso.cluster.etcd import Etcd

@@ -16,9 +16,9 @@ from niso.cluster.agent import Agent, Me, boot_id
 from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import NoAnswer
 from niso.commands import cluster_units as units
+from niso.commands.agents import Following, alone
 from niso.commands.cluster import LOCK, become_member, end_member, require_member
 from niso.commands.deactivate import deactivate
-from niso.runtime import unit
 from niso.services.machine import Machine
 
 if TYPE_CHECKING:
@@ -228,13 +228,6 @@ def _count(own: Config) -> int:
 # --- the agent ------------------------------------------------------------------------------------
 
 
-class Following(NamedTuple):
-    """The agent of this host. ``run`` returns after ``stop``, which a signal handler may call."""
-
-    run: Callable[[], None]
-    stop: Callable[[], None]
-
-
 def follow(machine: Machine, log: Callable[[str], None]) -> Following:
     """Return the agent of this host. Raises Error if the host is in no cluster."""
     own = require_member(machine)
@@ -252,21 +245,12 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
 
     agent = Agent(me, connect, end, log, own.keys, tend)
 
-    def run() -> None:
-        try:
-            lock = service_lock(AGENT_LOCK, 0)
-            lock.__enter__()
-        except Conflict:
-            raise Conflict("the agent of this host runs already", "niso cluster status") from None
-        try:
-            if "NOTIFY_SOCKET" in os.environ:
-                unit.tell("READY=1")
-            log(f"following cluster {me.cluster} as {me.host}")
-            agent.run(store, machine.kernel)
-        finally:
-            lock.__exit__()
+    def work() -> None:
+        log(f"following cluster {me.cluster} as {me.host}")
+        agent.run(store, machine.kernel)
 
-    return Following(run, agent.stop)
+    held = Conflict("the agent of this host runs already", "niso cluster status")
+    return Following(lambda: alone(AGENT_LOCK, held, work), agent.stop)
 
 
 def _tend(machine: Machine, engine: Engine) -> None:

@@ -27,7 +27,7 @@ def create(
     check(request)
     if not request.span:
         return _create(machine, request, report, dry_run)
-    from niso.cluster import wake
+    from niso.base import wake
     from niso.services import span_networks
 
     proposed = span_networks.propose(machine, request, dry_run)

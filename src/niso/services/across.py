@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from niso.base import wake
 from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.report import AskingCluster, Caution, Report
-from niso.cluster import mirror, wake
+from niso.cluster import mirror
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.membership import Membership
 from niso.cluster.requests import NoAnswer
