@@ -88,6 +88,7 @@ COMMANDS = {
     "stack": ("stack up /tmp/stack", "stack down shop", "stack status /tmp/stack"),
     "cluster": ("cluster init", "cluster status", "cluster leave"),
     "agent": ("agent",),
+    "kubernetes": ("kubernetes", "kubernetes --disable"),
     "enable": ("enable a",),
     "disable": ("disable a",),
     "restore": ("restore",),

@@ -26,6 +26,7 @@ ORDER = (
     "see",
     "cluster",
     "services",
+    "kubernetes",
     "commands",
     "engines",
     "web",

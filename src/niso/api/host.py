@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from niso.api.flow_views import Flow, Flows
     from niso.api.host_attachments import Attachments
     from niso.api.host_cluster import Clusters
+    from niso.api.host_kubernetes import Kubernetes
     from niso.api.host_networks import Networks
     from niso.api.host_services import Services
     from niso.api.host_stacks import Stacks
@@ -104,6 +105,13 @@ class Host:
         from niso.api.host_cluster import Clusters
 
         return Clusters(self.session)
+
+    @property
+    def kubernetes(self) -> Kubernetes:
+        """The agent of Kubernetes' network policies."""
+        from niso.api.host_kubernetes import Kubernetes
+
+        return Kubernetes(self.session)
 
     @property
     def stacks(self) -> Stacks:

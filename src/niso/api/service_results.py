@@ -7,7 +7,10 @@ from niso.base.lite_typing import NamedTuple
 
 
 class Marked(NamedTuple):
-    """Result of `Services.enable` and `disable` for one service, and of `Host.guard_firewalls`."""
+    """Result of `Services.enable` and `disable` for one service, and of `Host.guard_firewalls`.
+
+    Also of `Kubernetes.enable` and `disable`.
+    """
 
     service: str
     """the service's name; with --firewall, the unit of a firewall"""

@@ -27,6 +27,7 @@ COMMANDS = {
     "disable": ("boot", "general"),
     "restore": ("boot", "general"),
     "agent": ("cluster", "general"),
+    "kubernetes": ("kubernetes", "general"),
     "top": ("top", "general"),
     "events": ("events", "general"),
     "web": ("web", "general"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OWNER = "cni"
 _WAYS = {"in": "ingress", "out": "egress"}
 _SINCE_0_4, _SINCE_1_1 = VERSIONS[2:], VERSIONS[4:]
-_TRY_AGAIN, _NOT_USABLE, _DIFFERENT = 11, 50, 101
+_NOT_USABLE, _DIFFERENT = 50, 101
 _KEYS = {
     "cniVersion",
     "name",
@@ -35,6 +35,7 @@ _KEYS = {
     "ipv6",
     "mtu",
     "policy",
+    "kubernetes",
     "names",
     "capabilities",
     "runtimeConfig",
@@ -108,7 +109,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
     if unknown := sorted(config.keys() - _KEYS):
         raise Failure(WRONG_CONFIG, f"{unknown[0]}: unknown key", f"known: {sorted(_KEYS)}")
     kinds: dict[str, type] = {"internal": bool, "ipv6": bool, "mtu": int, "policy": dict}
-    for key, kind in {**kinds, "runtimeConfig": dict, "names": str, "subnets": list}.items():
+    kinds |= {"runtimeConfig": dict, "names": str, "subnets": list, "kubernetes": dict}
+    for key, kind in kinds.items():
         if key in config and not isinstance(config[key], kind):
             raise Failure(WRONG_CONFIG, f"{key} has the wrong type")
     if config.get("policy", {}).keys() - set(plugin.POLICY_KEYS):
@@ -133,11 +135,16 @@ def _add(call: Call) -> dict[str, Any]:
     runtime = _folded(call.config.get("runtimeConfig", {}))
     machine = plugin.machine()
     store = machine.store
-    if store.network(call.network) is None:
-        _create_network(machine, call)
     known = store.attachments.all(OWNER, call.container)
     there = machine.kernel.cookie_at(call.netns)
     same = next((each for each in known if there and each.cookie == there), None)
+    waits = "kubernetes" in call.config
+    if waits:
+        from niso.engines import pods
+
+        pods.require(call, same)
+    if store.network(call.network) is None:
+        _create_network(machine, call)
     if same is not None:
         name = same.service
     elif known:
@@ -145,9 +152,13 @@ def _add(call: Call) -> dict[str, Any]:
     else:
         name = plugin.free_name(machine, _given(call), call.container)
     request = _request(call, runtime, name)
+    if waits:
+        request = pods.closed(store, call, request, same)
     if same is not None:
         request = plugin.joined(store, request)
     done = attachments.attach(machine, request)
+    if waits:
+        pods.wait(machine, call, done.service)
     return _result(store, call, done.service)
 
 
@@ -333,6 +344,10 @@ def _delete(call: Call) -> None:
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER, call.container):
         plugin.take_off(machine, attached, lambda link: link.interface == call.interface)
+    if "kubernetes" in call.config:
+        from niso.base import wake
+
+        wake.agent(wake.KUBERNETES)
 
 
 def _gc(call: Call) -> None:
@@ -385,6 +400,10 @@ def _status(call: Call) -> None:
             pass
     except (Error, OSError) as error:
         raise Failure(_NOT_USABLE, f"niso is not usable: {error}") from error
+    if "kubernetes" in call.config:
+        from niso.engines import pods
+
+        pods.require_agent()
     network = machine.store.network(call.network)
     for subnet in network.subnets if network is not None else ():
         whole = prefix(subnet.cidr)

@@ -1,4 +1,4 @@
-"""Read a YAML file with PyYAML, which only `niso import` needs and loads."""
+"""Read a YAML file with PyYAML, which only `niso import` and a kubeconfig in YAML need."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ keeps its text: ``22:22`` is not a number of base 60, nor ``yes`` a boolean, as 
 """
 
 
-def load(path: str) -> dict[str, Any]:
-    """Return the mapping in a YAML file, of plain values with texts as keys.
+def load(path: str, wanted: str = "a compose.yaml") -> dict[str, Any]:
+    """Return the mapping in a YAML file, which is to be ``wanted``, with texts as keys.
 
     Raises Error without PyYAML, NotFound, Error if it cannot be read, InvalidInput if it is not
     YAML, too large, or no mapping.
@@ -38,7 +38,7 @@ def load(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound("no such file", "pass the path of a compose.yaml", file=path) from None
+        raise NotFound("no such file", f"pass the path of {wanted}", file=path) from None
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
         raise Error(f"cannot be read: {reason}", file=path) from error
@@ -55,7 +55,7 @@ def load(path: str) -> dict[str, Any]:
         reason = "not valid YAML: nested too deeply, or a wrong number"
         raise InvalidInput(reason, file=path) from None
     if not isinstance(data, dict):
-        raise InvalidInput("is not a mapping", "pass a compose.yaml", file=path)
+        raise InvalidInput("is not a mapping", f"pass {wanted}", file=path)
     try:
         plain: dict[str, Any] = _plain(data, [0])
     except (RecursionError, OverflowError):
@@ -68,7 +68,7 @@ def _library() -> Any:
         import yaml  # type: ignore[import-untyped]
     except ImportError:
         hint = "apt install python3-yaml, or install niso[compose] with pip"
-        raise Error("PyYAML, which reads compose files, is not installed", hint) from None
+        raise Error("PyYAML, which reads YAML files, is not installed", hint) from None
     return yaml
 
 

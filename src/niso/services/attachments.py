@@ -78,12 +78,18 @@ class Done(NamedTuple):
 # --- attach -----------------------------------------------------------------------------------
 
 
-def attach(machine: Machine, request: Request, report: Report = silent) -> Done:
+def attach(
+    machine: Machine,
+    request: Request,
+    report: Report = silent,
+    instead_of: Attached | None = None,
+) -> Done:
     """Attach a namespace to the networks of ``request``, and to no others.
 
     The policies of the administrator must allow a packet too (`niso.manifest.policy_files`).
     Of an attachment in the same namespace only the difference is applied. One whose namespace has
-    ended is replaced, and so is one that the same owner has given the same id.
+    ended is replaced, and so is one that the same owner has given the same id. With ``instead_of``
+    nothing is done unless this is what is attached.
     Raises InvalidInput, NotFound, Conflict, KernelError; then nothing has changed, except that an
     attachment whose namespace has ended may be gone.
     """
@@ -93,6 +99,8 @@ def attach(machine: Machine, request: Request, report: Report = silent) -> Done:
     with journal.locked_one(store, request.name):
         request, found = _located(kernel, request)
         before, row = store.attachments.get(request.name), store.service(request.name)
+        if instead_of is not None and before != instead_of:
+            raise Conflict(f"{request.name!r} was attached again or detached meanwhile")
         if found is not None:
             _refuse_attached(kernel, store, request.name, found.cookie)
         if before is not None and row is not None and not _is_same(before, row, request, found):

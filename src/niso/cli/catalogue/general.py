@@ -61,6 +61,34 @@ COMMANDS = (
         aside=True,
     ),
     Command(
+        "kubernetes",
+        "apply Kubernetes' network policies to the pods of this node, in the foreground",
+        (),
+        (
+            Option(
+                "kubeconfig",
+                ("--kubeconfig",),
+                "where the API server is, and the credentials",
+                "FILE",
+                "/etc/niso/kubeconfig",
+            ),
+            Option(
+                "enable", ("--enable",), "instead let systemd run it, now and at boot", group="unit"
+            ),
+            Option("disable", ("--disable",), "instead undo --enable", group="unit"),
+            VERBOSE,
+            JSON,
+        ),
+        "For pods that niso-cni attaches with the key kubernetes. Without it, pods keep the "
+        "policies that they have, and new ones do not start.",
+        (
+            ("niso kubernetes", "until Ctrl-C"),
+            ("niso kubernetes --enable --kubeconfig /root/kubeconfig", ""),
+        ),
+        (("130", "stopped with Ctrl-C"),),
+        aside=True,
+    ),
+    Command(
         "top",
         "show traffic and new flows of services, live",
         (Argument("name", "NAME", "only this service, with its flows", "?", "service"),),

@@ -180,6 +180,7 @@ RESULTS: dict[str, Result] = {
     "top": Result("lines", fields("top_views", "Load")),
     "enable": _array("host_services", "Marked"),
     "disable": _array("host_services", "Marked"),
+    "kubernetes": _object("host_kubernetes", "Marked"),
     "restore": _array("outcomes", "Outcome"),
 }
 

@@ -1,0 +1,117 @@
+"""Run the agent of Kubernetes' network policies, and its unit of systemd."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from niso.base import paths
+from niso.base.errors import Conflict, Error
+from niso.base.report import ChangingUnit, Report, silent
+from niso.commands.agents import Following, alone
+from niso.commands.unit_files import command, environment, quoted
+from niso.kubernetes import kubeconfig
+from niso.kubernetes.api_server import ApiServer
+from niso.kubernetes.pod_agent import PodAgent
+from niso.runtime.units import UNITS, WANTED_BY
+from niso.services.machine import Machine
+
+UNIT = "niso_kubernetes.service"
+"""No unit of a service can have this name: theirs begin with niso-."""
+_LOCK = "niso.kubernetes"
+_MARK = "# written by niso kubernetes --enable, removed by --disable; state folder "
+
+
+def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Following:
+    """Return the agent. Raises Error if the kubeconfig does not say how to reach a server."""
+    access = kubeconfig.read(config)
+    ApiServer(access)  # raises for certificates that cannot be read
+
+    def connect() -> ApiServer:
+        return ApiServer(kubeconfig.read(config))
+
+    agent = PodAgent(connect, log)
+
+    def work() -> None:
+        log(f"following {access.server}")
+        agent.run(machine)
+
+    held = Conflict("niso kubernetes runs already", f"systemctl status {UNIT}")
+    return Following(lambda: alone(_LOCK, held, work), agent.stop)
+
+
+def unit_texts(config: str, state_id: str) -> dict[str, str]:
+    """Return the unit and the drop-in that starts it at boot, by their paths."""
+    head = (f"{_MARK}{state_id}", "[Unit]")
+    service = (
+        *head,
+        "Description=niso: network policies of Kubernetes",
+        "Wants=network-online.target",
+        "After=network-online.target",
+        f"RequiresMountsFor={quoted(paths.state_dir())}",
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        "Type=notify",
+        "Restart=always",
+        "RestartSec=1",
+        *environment(),
+        f"ExecStart={command('kubernetes', '--kubeconfig', config)}",
+        "",
+    )
+    files = {
+        UNIT: service,
+        f"{WANTED_BY}.d/{UNIT}.conf": (*head, f"Wants={UNIT}", ""),
+    }
+    return {os.path.join(UNITS, name): "\n".join(lines) for name, lines in files.items()}
+
+
+def enable(machine: Machine, config: str, report: Report = silent) -> bool:
+    """Write and start the unit; return whether something changed.
+
+    Raises Error without systemd, or for a kubeconfig that cannot be used; Conflict if the unit was
+    not made for this state folder.
+    """
+    config = os.path.abspath(config)
+    ApiServer(kubeconfig.read(config))
+    units, state_id = machine.processes.units, machine.store.state_id()
+    if not units.booted():
+        raise Error(
+            "systemd did not boot this machine", "start niso kubernetes at boot", "--enable"
+        )
+    texts = unit_texts(config, state_id)
+    there = {path: units.read(path) for path in texts}
+    for path, text in there.items():
+        if text is not None and not text.startswith(_MARK + state_id):
+            raise Conflict(
+                f"{path} already exists and was not made for this state folder", "move it away"
+            )
+    changed = there != texts
+    if changed:
+        report(ChangingUnit("write", os.path.join(UNITS, UNIT)))
+        for path, text in texts.items():
+            units.write(path, text)
+        units.reload()
+        units.stop_unit(UNIT)
+    units.start_unit(UNIT)
+    return changed
+
+
+def disable(machine: Machine, report: Report = silent) -> bool:
+    """Stop and remove the unit; return whether it was there and of this state folder."""
+    units, state_id = machine.processes.units, machine.store.state_id()
+    ours = [
+        path
+        for path in unit_texts("", state_id)
+        if (units.read(path) or "").startswith(_MARK + state_id)
+    ]
+    if not ours:
+        return False
+    report(ChangingUnit("remove", os.path.join(UNITS, UNIT)))
+    if units.booted():
+        units.stop_unit(UNIT)
+    for path in ours:
+        units.delete(path)
+    if units.booted():
+        units.reload()
+    return True

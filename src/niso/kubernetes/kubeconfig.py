@@ -1,0 +1,132 @@
+"""Read where Kubernetes' API server is, and by which credentials, from a kubeconfig.
+
+The form is that of k8s.io/client-go, tools/clientcmd/api/v1. What niso does not support is an
+error, because a part of the credentials that is left out would be another user.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Mapping
+
+from niso.base.errors import Error, InvalidInput, NotFound
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_MOST_BYTES = 1 << 20
+_CLUSTER = ("server", "certificate-authority", "certificate-authority-data", "tls-server-name")
+_USER = (
+    "token",
+    "tokenFile",
+    "client-certificate",
+    "client-certificate-data",
+    "client-key",
+    "client-key-data",
+)
+
+
+class Access(NamedTuple):
+    """An API server, with the files or PEM texts that a connection needs; "" for none."""
+
+    server: str  # "https://192.0.2.1:6443"
+    authority: bytes = b""
+    certificate: bytes = b""
+    key: bytes = b""
+    token: str = ""
+    token_file: str = ""  # wins over token, and is read for each request: it is renewed
+    server_name: str = ""  # of the server's certificate; "": the host of ``server``
+
+
+def read(path: str) -> Access:
+    """Return the access of the current context of a file, in YAML or JSON.
+
+    Raises NotFound, InvalidInput, and Error if a file cannot be read, or YAML without PyYAML.
+    """
+    path = os.path.abspath(path)
+    data = _load(path)
+    context = _named(path, data, "context", data.get("current-context") or "")
+    cluster = _named(path, data, "cluster", str(context.get("cluster", "")))
+    user = _named(path, data, "user", str(context.get("user", ""))) if context.get("user") else {}
+    _require(path, cluster, "cluster", _CLUSTER)
+    _require(path, user, "user", _USER)
+    server = cluster.get("server")
+    if not isinstance(server, str) or not server.startswith(("https://", "http://")):
+        raise InvalidInput("has no URL of a server", "a line server: https://...", file=path)
+    certificate = _content(path, user, "client-certificate")
+    key = _content(path, user, "client-key")
+    if bool(certificate) != bool(key):
+        raise InvalidInput("client-certificate and client-key belong together", file=path)
+    token_file = user.get("tokenFile") or ""
+    return Access(
+        server.rstrip("/"),
+        _content(path, cluster, "certificate-authority"),
+        certificate,
+        key,
+        str(user.get("token") or ""),
+        _beside(path, str(token_file)) if token_file else "",
+        str(cluster.get("tls-server-name") or ""),
+    )
+
+
+def _load(path: str) -> dict[str, Any]:
+    text = _bytes(path)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        from niso.importers import yaml_file
+
+        return yaml_file.load(path, "a kubeconfig")
+    if not isinstance(data, dict):
+        raise InvalidInput("is not a mapping", "pass a kubeconfig", file=path)
+    return data
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise NotFound("no such file", "niso kubernetes --kubeconfig FILE", file=path) from None
+    except OSError as error:
+        raise Error(f"cannot be read: {error.strerror}", file=path) from error
+    if len(content) > _MOST_BYTES:
+        raise InvalidInput(f"larger than {_MOST_BYTES} bytes", file=path)
+    return content
+
+
+def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
+    """Return the context, cluster or user with a name. Raises InvalidInput."""
+    some = data.get(f"{kind}s")
+    for each in some if isinstance(some, list) else ():
+        if isinstance(each, dict) and each.get("name") == name and isinstance(each.get(kind), dict):
+            return dict(each[kind])
+    what = f"{kind} {name!r}" if name else "current-context"
+    raise InvalidInput(f"has no {what}", "kubectl config view shows what it has", file=path)
+
+
+def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]) -> None:
+    """Raise InvalidInput for a key that niso does not support, unless it is empty."""
+    for key in sorted(given.keys() - set(keys)):
+        if given[key]:
+            known = ", ".join(keys)
+            raise InvalidInput(f"{kind}.{key} is not supported", f"niso knows {known}", file=path)
+
+
+def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
+    """Return the PEM text of a key or of the file that it names; the former wins."""
+    data, file = given.get(f"{key}-data"), given.get(key)
+    if data:
+        try:
+            return base64.b64decode(str(data), validate=True)
+        except ValueError:
+            raise InvalidInput(f"{key}-data is not base64", file=path) from None
+    return _bytes(_beside(path, str(file))) if file else b""
+
+
+def _beside(path: str, file: str) -> str:
+    """Return the path of a file that a kubeconfig names, relative to itself."""
+    return os.path.join(os.path.dirname(path), file)

@@ -1,0 +1,248 @@
+"""Read pods, namespaces and network policies from the JSON of Kubernetes' API.
+
+The API server has checked them, but it may be newer than niso. A policy with anything that niso
+does not know is read as one that allows nothing (`NetworkPolicy.error`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
+
+INGRESS, EGRESS = "Ingress", "Egress"
+_PROTOCOLS = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp"}
+_MALFORMED = (TypeError, KeyError, ValueError, AttributeError)
+_MIRROR = "kubernetes.io/config.mirror"
+_LAST = 65535
+_IN, _NOT_IN, _EXISTS, _NOT = "In", "NotIn", "Exists", "DoesNotExist"
+
+Labels = Mapping[str, str]
+
+
+class Named(NamedTuple):
+    """A port of a container that has a name."""
+
+    name: str
+    port: int
+    proto: str
+
+
+class Pod(NamedTuple):
+    """A pod; ``uid`` is what the kubelet calls it, which of a static pod is not the object's."""
+
+    namespace: str
+    name: str
+    uid: str
+    labels: Labels
+    ports: tuple[Named, ...] = ()
+    in_host_network: bool = False
+
+
+class Expression(NamedTuple):
+    """One condition on a label: In, NotIn, Exists or DoesNotExist."""
+
+    key: str
+    operator: str
+    values: frozenset[str]
+
+
+class Selector(NamedTuple):
+    """Conditions that labels must all meet; without any it selects everything."""
+
+    expressions: tuple[Expression, ...] = ()
+
+    def selects(self, labels: Labels) -> bool:
+        """Return whether the labels meet all conditions.
+
+        A missing label meets NotIn and DoesNotExist (k8s.io/apimachinery, pkg/labels).
+        """
+        return all(_meets(each, labels) for each in self.expressions)
+
+
+class Block(NamedTuple):
+    """A prefix less others, in their canonical forms."""
+
+    cidr: str
+    excepted: tuple[str, ...] = ()
+
+
+class Other(NamedTuple):
+    """A peer of a rule: a block, or pods by their labels and those of their namespaces.
+
+    Without ``spaces`` these are pods of the policy's own namespace, without ``pods`` all of them.
+    """
+
+    block: Block | None = None
+    pods: Selector | None = None
+    spaces: Selector | None = None
+
+
+class Target(NamedTuple):
+    """Ports of a rule: ``first`` to ``last``, or those with ``name``."""
+
+    proto: str
+    first: int = 0
+    last: int = _LAST
+    name: str = ""
+
+
+class Rule(NamedTuple):
+    """What a policy allows in one direction; None stands for every peer, and for every port."""
+
+    others: tuple[Other, ...] | None = None
+    targets: tuple[Target, ...] | None = None
+
+
+class NetworkPolicy(NamedTuple):
+    """A network policy; a direction with None is not of its types, and left open by it."""
+
+    namespace: str
+    name: str
+    pods: Selector
+    ingress: tuple[Rule, ...] | None
+    egress: tuple[Rule, ...] | None
+    error: str = ""  # why it was not understood; then it allows nothing to all of its namespace
+
+
+def _meets(one: Expression, labels: Labels) -> bool:
+    value = labels.get(one.key)
+    if one.operator in (_IN, _EXISTS):
+        return value is not None and (one.operator == _EXISTS or value in one.values)
+    return value is None or (one.operator == _NOT_IN and value not in one.values)
+
+
+def pod(data: Mapping[str, Any]) -> Pod:
+    """Return a pod of its object. Raises ValueError if it is none."""
+    try:
+        meta, spec = data["metadata"], data["spec"]
+        mirror = (meta.get("annotations") or {}).get(_MIRROR)
+        containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
+        ports = tuple(
+            Named(each["name"], int(each["containerPort"]), _proto(each.get("protocol")))
+            for container in containers
+            for each in container.get("ports") or ()
+            if each.get("name")
+        )
+        return Pod(
+            meta["namespace"],
+            meta["name"],
+            str(mirror or meta["uid"]),
+            _labels(meta),
+            ports,
+            bool(spec.get("hostNetwork", False)),
+        )
+    except _MALFORMED as error:
+        raise ValueError(f"not a pod: {error!r}") from error
+
+
+def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
+    """Return (name, labels) of a namespace's object. Raises ValueError if it is none."""
+    try:
+        return data["metadata"]["name"], _labels(data["metadata"])
+    except _MALFORMED as error:
+        raise ValueError(f"not a namespace: {error!r}") from error
+
+
+def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
+    """Return a network policy of its object.
+
+    One that niso does not understand allows nothing to all pods of its namespace. Raises
+    ValueError if it has no name.
+    """
+    try:
+        space, name = data["metadata"]["namespace"], data["metadata"]["name"]
+    except _MALFORMED as error:
+        raise ValueError(f"not a network policy: {error!r}") from error
+    try:
+        spec = data.get("spec") or {}
+        _require_known(spec, ("podSelector", "policyTypes", "ingress", "egress"))
+        types = spec.get("policyTypes") or [INGRESS, *([EGRESS] if spec.get("egress") else ())]
+        if set(types) - {INGRESS, EGRESS}:
+            raise ValueError(f"policyTypes {types}")
+        return NetworkPolicy(
+            space,
+            name,
+            _selector(spec.get("podSelector") or {}),
+            _rules(spec.get("ingress"), "from") if INGRESS in types else None,
+            _rules(spec.get("egress"), "to") if EGRESS in types else None,
+        )
+    except _MALFORMED as error:
+        return NetworkPolicy(space, name, Selector(), (), (), str(error) or repr(error))
+
+
+def _labels(meta: Mapping[str, Any]) -> Labels:
+    return {str(key): str(value) for key, value in (meta.get("labels") or {}).items()}
+
+
+def _proto(text: str | None) -> str:
+    return _PROTOCOLS[text or "TCP"]
+
+
+def _require_known(data: Mapping[str, Any], keys: Iterable[str]) -> None:
+    if unknown := sorted(data.keys() - set(keys)):
+        raise ValueError(f"{unknown[0]} is not known to niso")
+
+
+def _selector(data: Mapping[str, Any]) -> Selector:
+    _require_known(data, ("matchLabels", "matchExpressions"))
+    expressions = [
+        Expression(key, _IN, frozenset([value]))
+        for key, value in sorted((data.get("matchLabels") or {}).items())
+    ]
+    for each in data.get("matchExpressions") or ():
+        _require_known(each, ("key", "operator", "values"))
+        if each["operator"] not in (_IN, _NOT_IN, _EXISTS, _NOT):
+            raise ValueError(f"operator {each['operator']}")
+        values = frozenset(each.get("values") or ())
+        expressions.append(Expression(each["key"], each["operator"], values))
+    return Selector(tuple(expressions))
+
+
+def _rules(data: Iterable[Mapping[str, Any]] | None, peers: str) -> tuple[Rule, ...]:
+    rules = []
+    for each in data or ():
+        _require_known(each, ("ports", peers))
+        # an empty list is as none: all
+        others = tuple(_other(one) for one in each.get(peers) or ())
+        targets = tuple(_target(one) for one in each.get("ports") or ())
+        rules.append(Rule(others or None, targets or None))
+    return tuple(rules)
+
+
+def _other(data: Mapping[str, Any]) -> Other:
+    _require_known(data, ("podSelector", "namespaceSelector", "ipBlock"))
+    given, pods, spaces = (data.get(k) for k in ("ipBlock", "podSelector", "namespaceSelector"))
+    if given is None:
+        if pods is None and spaces is None:
+            raise ValueError("a peer without a selector")
+        return Other(
+            None,
+            None if pods is None else _selector(pods),
+            None if spaces is None else _selector(spaces),
+        )
+    if pods is not None or spaces is not None:
+        raise ValueError("a peer with ipBlock and a selector")
+    _require_known(given, ("cidr", "except"))
+    # the API takes host bits
+    excepted = tuple(str(ipaddress.ip_network(x, False)) for x in given.get("except") or ())
+    return Other(Block(str(ipaddress.ip_network(given["cidr"], False)), excepted))
+
+
+def _target(data: Mapping[str, Any]) -> Target:
+    _require_known(data, ("protocol", "port", "endPort"))
+    proto, port = _proto(data.get("protocol")), data.get("port")
+    if port is None:
+        return Target(proto)
+    if isinstance(port, str):
+        if "endPort" in data:
+            raise ValueError("endPort with a named port")
+        return Target(proto, name=port)
+    first, last = int(port), int(data.get("endPort") or port)
+    if not 1 <= first <= last <= _LAST:
+        raise ValueError(f"ports {first} to {last}")
+    return Target(proto, first, last)

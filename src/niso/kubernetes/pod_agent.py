@@ -1,0 +1,214 @@
+"""Keep the policies of this node's pods as Kubernetes has them: `PodAgent.look` does what is due.
+
+The agent has no state. Killed anywhere, it starts again; meanwhile pods keep their last policies,
+and new ones wait (`niso.kubernetes.waiting`). A look reads the attachments of pods, and applies
+what differs. A policy is applied to the pods that run before a new one is let go, because their
+policies may name one that had its name before.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Container, Mapping
+from urllib.parse import quote
+
+from niso.base import wake
+from niso.base.errors import Error, ErrorGroup, InvalidInput
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kubernetes import objects, waiting
+from niso.kubernetes.api_server import ApiServer
+from niso.kubernetes.stream import Stream
+from niso.kubernetes.translate import World, policy_of
+from niso.services import attachments
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.kubernetes.objects import Pod
+    from niso.kubernetes.waiting import Who
+    from niso.plan.records import Policy
+    from niso.services.machine import Machine
+    from niso.store.attached_rows import Attached
+
+LOOK_S = 30.0
+"""A look without any event."""
+GATHER_S = 0.005
+_FAILED_S = 1.0
+_PODS, _SPACES = "/api/v1/pods", "/api/v1/namespaces"
+_GROUP = "/apis/networking.k8s.io/v1"
+
+
+class PodAgent:
+    """``connect`` opens a connection to the API server, ``log`` takes one line of text."""
+
+    def __init__(self, connect: Callable[[], ApiServer], log: Callable[[str], None]) -> None:
+        self._connect = connect
+        self._log = log
+        self._wake = threading.Event()
+        self._over = threading.Event()
+        self._server: ApiServer | None = None
+        self._said: dict[str, str] = {}
+
+        def stream(path: str, parse: Callable[[Mapping[str, Any]], Any]) -> Stream:
+            return Stream(path, connect, parse, self._wake.set, log)
+
+        self.pods = stream(_PODS, objects.pod)
+        self.spaces = stream(_SPACES, objects.namespace)
+        self.policies = stream(f"{_GROUP}/networkpolicies", objects.network_policy)
+
+    # --- one look -------------------------------------------------------------
+
+    def look(self, machine: Machine) -> list[str]:
+        """Apply all policies that differ; return the attachments that changed.
+
+        Raises Error if one could not be, after trying the others. New pods wait then.
+        """
+        if not all(each.is_known for each in (self.pods, self.spaces, self.policies)):
+            return []
+        local = {
+            attached.service: (attached, pod)
+            for attached in self._attached(machine)
+            if (pod := waiting.pod_of(attached)) is not None
+        }
+        errors: list[Error] = []
+        new = {name for name, (attached, _) in local.items() if not waiting.stands(attached)}
+        unread = {name for name in sorted(new) if not self._has_read(local[name][1], errors)}
+        known = self._known(local)
+        world = World(
+            self.pods.things(),
+            dict(self.spaces.things().values()),
+            self.policies.things(),
+            {(pod.namespace, pod.name): name for name, pod in known.items()},
+        )
+        self._warn(world, local)
+        changed: list[str] = []
+        for group in (known.keys() - new, known.keys() & new - unread):
+            for name in sorted(group):
+                try:
+                    if self._apply(machine, local[name][0], policy_of(known[name], world)):
+                        changed.append(name)
+                except Error as error:
+                    # what was detached or attached again meanwhile has a look of its own
+                    if machine.store.attachments.get(name) == local[name][0]:
+                        error.service = error.service or name
+                        errors.append(error)
+            if errors:
+                raise ErrorGroup(errors)
+        return changed
+
+    def _known(self, local: Mapping[str, tuple[Attached, Who]]) -> dict[str, Pod]:
+        """Return the pods of attachments whose objects the API server has."""
+        pods = self.pods.things()
+        found: dict[str, Pod] = {}
+        for name, (_, pod) in local.items():
+            known = pods.get((pod.namespace, pod.name))
+            if known is not None and known.uid == pod.uid and not known.in_host_network:
+                found[name] = known
+        return found
+
+    def _attached(self, machine: Machine) -> list[Attached]:
+        store = machine.store
+        rows = {row.name for row in store.attachments.rows() if row.active}
+        return [attached for attached in store.attachments.all() if attached.service in rows]
+
+    def _has_read(self, pod: Who, errors: list[Error]) -> bool:
+        """Read a new pod and the policies of its namespace; return whether that succeeded.
+
+        The watches may not have them yet, but a policy that was created before a pod holds for it
+        from its start.
+        """
+        space = quote(pod.namespace, safe="")
+        query = {"fieldSelector": f"metadata.name={pod.name}"}
+        if errors:
+            return False
+        try:
+            if self._server is None:
+                self._server = self._connect()
+            for stream, path, asked in (
+                (self.pods, f"/api/v1/namespaces/{space}/pods", query),
+                (self.policies, f"{_GROUP}/namespaces/{space}/networkpolicies", {}),
+            ):
+                stream.merge(self._server.get(path, asked) or {})
+        except Error as error:
+            errors.append(error)
+            return False
+        return True
+
+    def _apply(self, machine: Machine, attached: Attached, policy: Policy) -> bool:
+        """Apply a policy unless it is applied; return whether something changed. Raises Error.
+
+        One that cannot be combined with what else applies to the pod closes it.
+        """
+        now = attachments.current(machine.store, attached.service)
+        if now is None or not attachments.lives(machine.kernel, attached):
+            return False
+        wanted = waiting.standing(now, policy)
+        if wanted == now:
+            return False
+        try:
+            attachments.attach(machine, wanted, instead_of=attached)
+        except InvalidInput as error:
+            self._say(attached.service, f"{error.message}: it is closed")
+            wanted = waiting.standing(now, waiting.CLOSED)
+            if wanted == now:
+                return False
+            attachments.attach(machine, wanted, instead_of=attached)
+        return True
+
+    def _warn(self, world: World, local: Container[str]) -> None:
+        """Log the policies that are not understood."""
+        wrong = {
+            f"NetworkPolicy {space}/{name}": f"not understood, so {space} is closed: {each.error}"
+            for (space, name), each in world.policies.items()
+            if each.error
+        }
+        self._said = {
+            about: text
+            for about, text in self._said.items()
+            if not about or about in wrong or about in local
+        }
+        for about, text in wrong.items():
+            self._say(about, text)
+
+    def _say(self, about: str, text: str) -> None:
+        """Log a line, unless it was the last one about it."""
+        if self._said.get(about) != text:
+            self._said[about] = text
+            self._log(f"{about}: {text}" if about else text)
+
+    # --- for ever -------------------------------------------------------------
+
+    def run(self, machine: Machine) -> None:
+        """Look whenever there is something to see, until `stop`."""
+        threads = [
+            threading.Thread(target=each.run, args=(self._over,), daemon=True)
+            for each in (self.pods, self.spaces, self.policies)
+        ]
+        threads.append(threading.Thread(target=self._listen, daemon=True))
+        for thread in threads:
+            thread.start()
+        while not self._over.is_set():
+            self._wake.wait(LOOK_S * (0.5 + os.urandom(1)[0] / 255))
+            self._over.wait(GATHER_S)
+            self._wake.clear()
+            if self._over.is_set():
+                break
+            try:
+                self.look(machine)
+                self._said.pop("", None)
+            except Error as error:
+                self._say("", error.message)
+                self._over.wait(_FAILED_S)
+                self._wake.set()
+
+    def stop(self) -> None:
+        """End `run` soon."""
+        self._over.set()
+        self._wake.set()
+
+    def _listen(self) -> None:
+        try:
+            wake.listen(wake.KUBERNETES, self._wake.set, self._over)
+        except OSError as error:
+            self._log(f"new pods cannot wake the agent, and wait: {error}")

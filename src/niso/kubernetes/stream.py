@@ -1,0 +1,176 @@
+"""Follow one kind of objects of Kubernetes: list them, then watch what changes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from niso.base.errors import Error
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kubernetes.api_server import GONE, ApiServer, Refused
+
+if TYPE_CHECKING:
+    from typing import Any
+
+WATCH_S = 240
+"""How long the server keeps a watch. It sends bookmarks about once a minute."""
+_SILENCE_S = WATCH_S + 30.0
+RESYNC_S = 1800.0
+"""A new list, for what a watch may have missed."""
+_PAGE = "500"
+_BACK_OFF_S = (0.2, 15.0)
+
+Key = tuple[str, str]
+"""Namespace and name."""
+
+
+class Kept(NamedTuple):
+    """An object with its version, which grows with every change of the cluster."""
+
+    version: int
+    thing: Any
+
+
+class Stream:
+    """The objects of one kind, as last heard.
+
+    ``parse`` makes something of an object's JSON and raises ValueError. ``changed`` is called, in
+    another thread, when there is something new. ``log`` takes a line of text.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        connect: Callable[[], ApiServer],
+        parse: Callable[[Mapping[str, Any]], Any],
+        changed: Callable[[], object],
+        log: Callable[[str], None],
+    ) -> None:
+        self.path = path
+        self._connect = connect
+        self._parse = parse
+        self._changed = changed
+        self._log = log
+        self._kept: dict[Key, Kept] = {}
+        self._version = 0  # of the last list or event; 0: none yet
+        self._lock = threading.Lock()
+        self._said = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether there was a first list."""
+        return self._version > 0
+
+    def things(self) -> dict[Key, Any]:
+        """Return what is known now, by namespace and name."""
+        with self._lock:
+            return {key: kept.thing for key, kept in self._kept.items()}
+
+    def merge(self, data: Mapping[str, Any]) -> None:
+        """Take over a newer list of a part, which the watch has not reached yet.
+
+        What it does not have stays until the watch says that it is gone.
+        """
+        version = _version(data)
+        with self._lock:
+            if version > self._version:
+                for item in data.get("items") or ():
+                    self._put(item)
+
+    def run(self, over: threading.Event) -> None:
+        """List and watch until ``over``; after a failure again, ever less often."""
+        wait, listed = _BACK_OFF_S[0], 0.0
+        again = True
+        server: ApiServer | None = None
+        while not over.is_set():
+            try:
+                server = server or self._connect()
+                if again or time.monotonic() - listed > RESYNC_S:
+                    self._list(server)
+                    again, listed = False, time.monotonic()
+                    self._changed()
+                self._watch(server, over)
+                wait, self._said = _BACK_OFF_S[0], ""
+            except Refused as error:
+                again = True
+                if error.status != GONE:  # that the versions it asks from are forgotten is usual
+                    self._say(error.message)
+            except Error as error:
+                self._say(error.message)
+            over.wait(wait * (0.5 + os.urandom(1)[0] / 255))
+            wait = min(2 * wait, _BACK_OFF_S[1])
+
+    def _list(self, server: ApiServer) -> None:
+        """Replace what is known by a list. Raises NoAnswer, Refused."""
+        kept: dict[Key, Kept] = {}
+        query = {"limit": _PAGE}
+        while True:
+            page = server.get(self.path, query)
+            if page is None:
+                raise Refused(f"{self.path}: the API server does not have it", None, 404)
+            for item in page.get("items") or ():
+                self._keep(kept, item)
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                break
+            query["continue"] = str(token)
+        version = _version(page)
+        with self._lock:
+            # `merge` may have read more
+            kept |= {key: one for key, one in self._kept.items() if one.version > version}
+            self._kept, self._version = kept, version
+
+    def _watch(self, server: ApiServer, over: threading.Event) -> None:
+        """Follow what changes until the server ends it. Raises NoAnswer, Refused."""
+        query = {
+            "resourceVersion": str(self._version),
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_S),
+        }
+        for event in server.watch(self.path, query, _SILENCE_S):
+            if over.is_set():
+                return
+            item, kind = event.get("object") or {}, event.get("type")
+            with self._lock:
+                if kind == "DELETED":
+                    known = self._kept.get(_key(item))
+                    if known is not None and known.version <= _version(item):
+                        del self._kept[_key(item)]
+                elif kind in ("ADDED", "MODIFIED"):
+                    self._put(item)
+                self._version = max(self._version, _version(item))
+            if kind != "BOOKMARK":
+                self._changed()
+
+    def _put(self, item: Mapping[str, Any]) -> None:
+        self._keep(self._kept, item)
+
+    def _keep(self, kept: dict[Key, Kept], item: Mapping[str, Any]) -> None:
+        """Add an object unless a newer one is known."""
+        key, version = _key(item), _version(item)
+        if key in kept and kept[key].version > version:
+            return
+        try:
+            kept[key] = Kept(version, self._parse(item))
+        except ValueError as error:
+            kept.pop(key, None)
+            self._log(f"{self.path}: {error}")
+
+    def _say(self, text: str) -> None:
+        """Log a line, unless it was the last one."""
+        if text != self._said:
+            self._said = text
+            self._log(text)
+
+
+def _key(item: Mapping[str, Any]) -> Key:
+    meta = item.get("metadata") or {}
+    return str(meta.get("namespace") or ""), str(meta.get("name") or "")
+
+
+def _version(item: Mapping[str, Any]) -> int:
+    """Return the version of an object or list, which is a revision of etcd; 0 for none."""
+    text = str((item.get("metadata") or {}).get("resourceVersion") or "0")
+    return int(text) if text.isdecimal() else 0

@@ -1,0 +1,303 @@
+"""Compare the translation of Kubernetes' network policies with a direct reading of their definition."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_worlds import known, network, world
+from samples import samples
+
+from niso.kubernetes import objects
+from niso.kubernetes.translate import World, policy_of
+from niso.plan import verdict
+from niso.plan.records import Policy
+
+Json = dict[str, Any]
+
+# --- a direct reading: k8s.io/api/networking/v1, types.go -----------------------------------------------------------------
+
+
+def selects(selector: Json, labels: dict[str, str]) -> bool:
+    for key, value in selector.get("matchLabels", {}).items():
+        if labels.get(key) != value:
+            return False
+    for each in selector.get("matchExpressions", []):
+        has, values = each["key"] in labels, each.get("values", [])
+        listed = has and labels[each["key"]] in values
+        meets = {"In": listed, "NotIn": not listed, "Exists": has, "DoesNotExist": not has}
+        if not meets[each["operator"]]:
+            return False
+    return True
+
+
+def types(spec: Json) -> list[str]:
+    return spec.get("policyTypes") or ["Ingress"] + ["Egress"] * bool(spec.get("egress"))
+
+
+def is_peer(peer: Json, policy: Json, spaces: Json, other: Json | None, address: str) -> bool:
+    if "ipBlock" in peer:
+        number, block = ipaddress.ip_address(address), peer["ipBlock"]
+        inside = number in ipaddress.ip_network(block["cidr"])
+        return inside and not any(number in ipaddress.ip_network(x) for x in block["except"])
+    if other is None:
+        return False
+    space = other["metadata"]["namespace"]
+    if "namespaceSelector" in peer:
+        if not selects(peer["namespaceSelector"], spaces[space]):
+            return False
+    elif space != policy["metadata"]["namespace"]:
+        return False
+    return selects(peer.get("podSelector", {}), other["metadata"]["labels"])
+
+
+def is_port(given: Json, receiver: Json | None, port: int, proto: str) -> bool:
+    if given.get("protocol", "TCP").lower() != proto:
+        return False
+    wanted = given.get("port")
+    if isinstance(wanted, str):
+        ports = receiver["spec"]["containers"][0]["ports"] if receiver else []
+        return any(
+            x["name"] == wanted and x["containerPort"] == port and x["protocol"].lower() == proto
+            for x in ports
+        )
+    return wanted is None or wanted <= port <= given.get("endPort", wanted)
+
+
+def permits(
+    way: str,
+    pod: Json,
+    other: Json | None,
+    address: str,
+    to: tuple[Json | None, int, str],
+    policies: list[Json],
+    spaces: Json,
+) -> bool:
+    """Whether the policies of ``pod`` allow it a connection from or to ``other``, which has this address."""
+    mine = [
+        each
+        for each in policies
+        if each["metadata"]["namespace"] == pod["metadata"]["namespace"]
+        and way in types(each["spec"])
+        and selects(each["spec"]["podSelector"], pod["metadata"]["labels"])
+    ]
+    peers = {"Ingress": "from", "Egress": "to"}[way]
+
+    def meets(rule: Json, policy: Json, peer: Json) -> bool:
+        # the name of a port means one of a pod, and a block is addresses
+        receiver = None if way == "Egress" and "ipBlock" in peer else to[0]
+        return (not peer or is_peer(peer, policy, spaces, other, address)) and (
+            not rule.get("ports") or any(is_port(x, receiver, *to[1:]) for x in rule["ports"])
+        )
+
+    return not mine or any(
+        meets(rule, policy, peer)
+        for policy in mine
+        for rule in policy["spec"].get(way.lower(), [])
+        for peer in rule.get(peers) or [{}]
+    )
+
+
+# --- drawn clusters -------------------------------------------------------------------------------------------------------
+
+LABELS = st.dictionaries(st.sampled_from("xy"), st.sampled_from("12"), max_size=2)
+EXPRESSIONS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "key": st.sampled_from("xy"),
+            "operator": st.sampled_from(["In", "NotIn"]),
+            "values": st.lists(st.sampled_from("12"), min_size=1, max_size=2),
+        }
+    ),
+    st.fixed_dictionaries(
+        {"key": st.sampled_from("xy"), "operator": st.sampled_from(["Exists", "DoesNotExist"])}
+    ),
+)
+SELECTORS = st.fixed_dictionaries(
+    {},
+    optional={
+        "matchLabels": LABELS,
+        "matchExpressions": st.lists(EXPRESSIONS, max_size=2),
+    },
+)
+BLOCKS = st.sampled_from(
+    [
+        ("10.99.1.0/24", ["10.99.1.2/32"]),
+        ("0.0.0.0/0", ["10.99.1.0/30", "10.99.1.3/32"]),
+        ("192.0.2.0/24", []),
+        ("192.0.2.2/32", ["192.0.2.0/24"]),
+        ("::/0", ["fd00::/8"]),
+    ]
+)
+PEERS = st.one_of(
+    st.fixed_dictionaries({"podSelector": SELECTORS}, optional={"namespaceSelector": SELECTORS}),
+    st.fixed_dictionaries({"namespaceSelector": SELECTORS}),
+    BLOCKS.map(lambda block: {"ipBlock": {"cidr": block[0], "except": block[1]}}),
+)
+PROTOCOLS = st.sampled_from(["TCP", "UDP"])
+PORTS = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"protocol": PROTOCOLS}),
+    st.fixed_dictionaries(
+        {"port": st.sampled_from([80, 81, "web", "dns"])}, optional={"protocol": PROTOCOLS}
+    ),
+    st.just({"port": 80, "endPort": 81}),
+)
+
+
+def rules(peers: str) -> st.SearchStrategy[list[Json]]:
+    rule = st.fixed_dictionaries(
+        {}, optional={peers: st.lists(PEERS, max_size=2), "ports": st.lists(PORTS, max_size=2)}
+    )
+    return st.lists(rule, max_size=2)
+
+
+SPECS = st.fixed_dictionaries(
+    {"podSelector": SELECTORS},
+    optional={
+        "ingress": rules("from"),
+        "egress": rules("to"),
+        "policyTypes": st.lists(
+            st.sampled_from(["Ingress", "Egress"]), min_size=1, max_size=2, unique=True
+        ),
+    },
+)
+
+
+def pod(space: str, name: str, labels: dict[str, str], number: int = 80) -> Json:
+    ports = [
+        {"name": "web", "containerPort": number, "protocol": "TCP"},
+        {"name": "dns", "containerPort": 80, "protocol": "UDP"},
+    ]
+    return {
+        "metadata": {"namespace": space, "name": name, "uid": f"uid-{name}", "labels": labels},
+        "spec": {"containers": [{"name": "c", "ports": ports}]},
+    }
+
+
+def policy(space: str, name: str, spec: Json) -> Json:
+    return {"metadata": {"namespace": space, "name": name}, "spec": spec}
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> tuple[list[Json], list[Json], Json]:
+    spaces = {"a": draw(LABELS), "b": draw(LABELS)}
+    pods = [
+        pod(space, f"p{number}", draw(LABELS), 80 + number % 2)
+        for number, space in enumerate("aab")
+    ]
+    policies = [
+        policy(draw(st.sampled_from("ab")), f"n{number}", draw(SPECS))
+        for number in range(draw(st.integers(1, 3)))
+    ]
+    return pods, policies, spaces
+
+
+def translated(pods: list[Json], policies: list[Json], spaces: Json) -> dict[str, Policy]:
+    """The policy of each pod by its name."""
+    read = [objects.pod(each) for each in pods]
+    seen = World(
+        {(each.namespace, each.name): each for each in read},
+        spaces,
+        {(x.namespace, x.name): x for x in map(objects.network_policy, policies)},
+        {(each.namespace, each.name): each.name for each in read},
+    )
+    return {each.name: policy_of(each, seen) for each in read}
+
+
+@settings(max_examples=samples(100, 3000), deadline=None)
+@given(clusters())
+def test_packets_pass_as_the_definition_says(cluster: tuple[list[Json], list[Json], Json]) -> None:
+    pods, policies, spaces = cluster
+    rules = translated(pods, policies, spaces)
+    ends: dict[str, Json | None] = {f"10.99.1.{n + 2}": each for n, each in enumerate(pods)} | {
+        "192.0.2.2": None
+    }
+    services = [
+        known(each["metadata"]["name"], {"pods": [address]}, rules[each["metadata"]["name"]])
+        for address, each in ends.items()
+        if each
+    ]
+    there = world(services, [network("pods", "10.99.1.0/24")], ["192.0.2.1"])
+    for source, sender in ends.items():
+        for target, receiver in ends.items():
+            if source == target or not (sender or receiver):
+                continue
+            for port, proto in ((80, "tcp"), (81, "tcp"), (80, "udp"), (82, "udp")):
+                to = (receiver, port, proto)
+                wanted = (
+                    sender is None
+                    or permits("Egress", sender, receiver, target, to, policies, spaces),
+                    receiver is None
+                    or permits("Ingress", receiver, sender, source, to, policies, spaces),
+                )
+                passes = verdict.judge(there, source, target, port, proto)
+                assert (passes[0].passes, passes[1].passes) == wanted, (source, target, port, proto)
+
+
+def texts(entries: tuple[Any, ...] | None) -> list[str] | None:
+    return None if entries is None else [entry.text for entry in entries]
+
+
+def test_pods_without_a_policy_are_open_and_a_direction_is_closed_by_its_type() -> None:
+    pods = [pod("a", "web", {"app": "web"}), pod("a", "db", {"app": "db"})]
+    closed = policy("a", "deny", {"podSelector": {"matchLabels": {"app": "db"}}})
+    assert translated(pods, [closed], {"a": {}}) == {"web": Policy(), "db": Policy(allow_from=())}
+    both = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    rules = translated(pods, [policy("a", "all", both)], {"a": {}})
+    assert rules["web"] == Policy(allow_from=(), egress_allow=())
+    # a rule for everybody is one for both families
+    spec = {"podSelector": {}, "ingress": [{"ports": [{"port": "web"}]}], "egress": [{}]}
+    rules = translated(pods, [policy("a", "some", spec)], {"a": {}})
+    assert texts(rules["db"].allow_from) == ["some: 0.0.0.0/0:80/tcp", "some: ::/0:80/tcp"]
+    assert texts(rules["db"].egress_allow) == ["some: 0.0.0.0/0", "some: ::/0"]
+
+
+def test_pod_in_the_network_of_its_node_or_elsewhere_is_no_peer() -> None:
+    spec = {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]}
+    pods = [objects.pod(pod("a", name, {})) for name in ("here", "elsewhere")]
+    seen = World(
+        {("a", each.name): each for each in pods},
+        {"a": {}},
+        {("a", "n"): objects.network_policy(policy("a", "n", spec))},
+        {("a", "here"): "here-a"},
+    )
+    assert texts(policy_of(pods[0], seen).allow_from) == ["n: here-a"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"podSelector": {"matchFuture": {}}},
+        {"podSelector": {"matchExpressions": [{"key": "x", "operator": "Gt", "values": ["1"]}]}},
+        {"podSelector": {}, "ingress": [{"from": [{"serviceSelector": {}}]}]},
+        {"podSelector": {}, "ingress": [{"unless": []}]},
+        {"podSelector": {}, "ingress": [{"ports": [{"protocol": "QUIC"}]}]},
+        {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]},
+        {"podSelector": {}, "ingress": [{"from": [{}]}]},
+        {"podSelector": {}, "policyTypes": ["Both"]},
+        "x",
+    ],
+)
+def test_policy_that_is_not_understood_closes_its_namespace(spec: Any) -> None:
+    pods = [pod("a", "web", {}), pod("b", "other", {})]
+    wrong = policy("a", "new", spec)
+    opens = policy("a", "opens", {"podSelector": {}, "ingress": [{}], "egress": [{}]})
+    assert objects.network_policy(wrong).error
+    rules = translated(pods, [wrong], {"a": {}, "b": {}})
+    assert rules["web"].allow_from == () and rules["other"] == Policy()
+    # what others allow stays allowed
+    assert texts(translated(pods, [wrong, opens], {"a": {}})["web"].allow_from) is not None
+
+
+def test_static_pod_is_known_by_the_uid_of_its_mirror() -> None:
+    static = pod("kube-system", "proxy", {})
+    static["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "hash"}
+    assert objects.pod(static).uid == "hash"
+    static["spec"]["hostNetwork"] = True
+    assert objects.pod(static).in_host_network
+    with pytest.raises(ValueError, match="not a pod"):
+        objects.pod({"metadata": {}})

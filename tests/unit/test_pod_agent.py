@@ -1,0 +1,410 @@
+"""Test the agent of Kubernetes' policies against a server over HTTP, on a kernel in memory."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_api_server import FakeApi
+from fake_world import World
+
+from niso.base import paths, wake
+from niso.base.errors import Error, InvalidInput, NotFound
+from niso.kubernetes import kubeconfig, waiting
+from niso.kubernetes.api_server import ApiServer
+from niso.kubernetes.kubeconfig import Access
+from niso.kubernetes.pod_agent import PodAgent
+from niso.manifest.parse_policy import parse_ingress
+from niso.plan.records import Policy
+from niso.services import attachments
+from niso.services.attachments import Request, Wish
+from niso.store.attached_rows import wishes
+
+DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    made = FakeApi()
+    made.put("namespaces", {"metadata": {"name": "shop", "labels": {"team": "a"}}})
+    yield made
+    made.close()
+
+
+class Node:
+    """An agent that is called by hand: its streams hear only what `hear` lets them."""
+
+    def __init__(self, world: World, api: FakeApi) -> None:
+        self.world, self.api = world, api
+        self.said: list[str] = []
+        self.agent = PodAgent(lambda: ApiServer(Access(api.url), 2), self.said.append)
+        self.streams = (self.agent.pods, self.agent.spaces, self.agent.policies)
+        self.hear()
+
+    def hear(self) -> None:
+        for stream in self.streams:
+            stream._list(ApiServer(Access(self.api.url), 2))
+
+    def look(self) -> list[str]:
+        changed = self.agent.look(self.world.machine)
+        self.world.assert_whole()
+        return changed
+
+    def pod(self, name: str, uid: str = "", **more: Any) -> str:
+        """A pod that the plugin has attached closed; return its attachment's name."""
+        known = self.api.objects.get(("pods", "shop", name))
+        uid = uid or (known["metadata"]["uid"] if known else "none")
+        path = f"/n/{name}-{uid}"
+        self.world.kernel.begin_engine(path)
+        request = Request(f"{name}-shop", path, (Wish("pods"),), owner="cni", id=uid, **more)
+        pod = waiting.Who("shop", name, uid)
+        attachments.attach(self.world.machine, waiting.closed(request, pod))
+        return f"{name}-shop"
+
+    def create(self, name: str, **labels: str) -> None:
+        self.api.put(
+            "pods",
+            {
+                "metadata": {"namespace": "shop", "name": name, "labels": labels},
+                "spec": {"containers": [{"name": "c"}]},
+            },
+        )
+
+    def allow(self, name: str, to: dict[str, str], of: dict[str, str]) -> None:
+        rule = {"from": [{"podSelector": {"matchLabels": of}}]}
+        spec = {"podSelector": {"matchLabels": to}, "ingress": [rule]}
+        self.api.put(
+            "networkpolicies", {"metadata": {"namespace": "shop", "name": name}, "spec": spec}
+        )
+
+    def policy(self, service: str) -> Policy | None:
+        return self.world.store.policy(service)
+
+    def allowed(self, service: str) -> list[str] | None:
+        policy = self.policy(service)
+        allow = policy.allow_from if policy else None
+        return None if allow is None else [entry.peer.name for entry in allow]
+
+    def stands(self, service: str) -> bool:
+        attached = self.world.store.attachments.get(service)
+        assert attached is not None
+        return waiting.stands(attached)
+
+
+@pytest.fixture
+def node(world: World, api: FakeApi) -> Node:
+    return Node(world, api)
+
+
+def test_new_pod_is_closed_until_its_policy_stands(node: Node) -> None:
+    node.create("web", app="web")
+    node.allow("web", {"app": "web"}, {"app": "api"})
+    node.hear()
+    assert node.pod("web") == "web-shop"
+    assert node.policy("web-shop") == waiting.CLOSED and not node.stands("web-shop")
+    assert node.look() == ["web-shop"]
+    assert node.stands("web-shop") and node.allowed("web-shop") == []
+    policy = node.policy("web-shop")
+    assert policy is not None and policy.egress_allow is None
+    # another one that it lets in: both change, then nothing does
+    node.create("api", app="api")
+    node.pod("api")
+    assert node.look() == ["web-shop", "api-shop"]
+    assert node.allowed("web-shop") == ["api-shop"] and node.policy("api-shop") is None
+    assert node.look() == []
+    # labels and policies of running pods are followed
+    node.create("api", app="none")
+    node.hear()
+    assert node.look() == ["web-shop"] and node.allowed("web-shop") == []
+    node.api.delete("networkpolicies", "shop", "web")
+    node.hear()
+    assert node.look() == ["web-shop"] and node.policy("web-shop") is None
+
+
+def test_policy_that_no_watch_has_brought_holds_for_a_new_pod(node: Node) -> None:
+    node.api.put(
+        "networkpolicies", {"metadata": {"namespace": "shop", "name": "deny"}, "spec": DENY}
+    )
+    node.create("web")
+    node.pod("web")
+    assert node.look() == ["web-shop"]
+    assert node.policy("web-shop") == waiting.CLOSED and node.stands("web-shop")
+    assert node.look() == []
+
+
+def test_pod_of_another_uid_or_unknown_waits(node: Node) -> None:
+    node.create("web")
+    node.hear()
+    node.pod("web", "former")
+    node.pod("stray")
+    assert node.look() == []
+    assert not node.stands("web-shop") and not node.stands("stray-shop")
+
+
+def test_nothing_is_let_go_while_the_server_does_not_answer(node: Node) -> None:
+    node.create("web", app="web")
+    node.create("old")
+    node.pod("old")
+    node.look()
+    node.pod("web")
+    node.api.refuses = 503
+    with pytest.raises(Error, match="answers 503"):
+        node.look()
+    assert not node.stands("web-shop")
+    node.api.refuses = 0
+    assert node.look() == ["web-shop"]
+    node.pod("late", "x")
+    node.api.close()
+    with pytest.raises(Error, match=r"refused|closed"):
+        node.look()
+    assert node.stands("old-shop")
+
+
+def test_policies_that_name_a_new_pod_wrongly_are_changed_before_it_is_let_go(node: Node) -> None:
+    """Its name, and so its allowances, may have been those of a pod with other labels."""
+    node.create("web", app="web")
+    node.create("db-0", app="api")
+    node.allow("web", {"app": "web"}, {"app": "api"})
+    node.pod("web")
+    node.pod("db-0")
+    node.look()
+    assert node.allowed("web-shop") == ["db-0-shop"]
+    node.api.delete("pods", "shop", "db-0")
+    node.create("db-0", app="other")
+    node.hear()
+    attachments.detach(node.world.machine, "db-0-shop")
+    node.pod("db-0")
+    order: list[str] = []
+    attach = attachments.attach
+
+    def seen(machine: Any, request: Request, *rest: Any, **more: Any) -> Any:
+        order.append(request.name)
+        return attach(machine, request, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attachments, "attach", seen)
+        node.look()
+    assert order == ["web-shop", "db-0-shop"] and node.allowed("web-shop") == []
+
+
+def test_pod_that_cannot_have_its_policy_is_closed_and_keeps_nobody_waiting(node: Node) -> None:
+    own = Policy(allow_from=(parse_ingress("10.0.0.0/8", "niso.io/allow-from[0]"),))
+    node.create("web", app="web")
+    node.create("api", app="api")
+    node.allow("web", {"app": "web"}, {"app": "api"})
+    node.hear()
+    node.pod("web", policies=(("pods", own),))
+    node.pod("api")
+    node.look()
+    assert node.allowed("web-shop") == [] and node.stands("web-shop")
+    assert any("web-shop" in line and "cannot be combined" in line for line in node.said)
+    assert node.stands("api-shop")
+    said = len(node.said)
+    assert node.look() == [] and len(node.said) == said
+
+
+def test_what_others_attached_is_left_alone(node: Node) -> None:
+    node.api.put(
+        "networkpolicies", {"metadata": {"namespace": "shop", "name": "deny"}, "spec": DENY}
+    )
+    node.hear()
+    node.world.kernel.begin_engine("/n/own")
+    labels = (("pod_namespace", "shop"),)
+    request = Request("own", "/n/own", (Wish("pods"),), labels=labels)
+    attachments.attach(node.world.machine, request)
+    assert node.look() == [] and node.policy("own") is None
+
+
+def test_pod_that_goes_while_its_policy_is_applied_does_not_come_back(node: Node) -> None:
+    node.create("web")
+    node.pod("web")
+    lives = attachments.lives
+
+    def goes(kernel: Any, attached: Any) -> bool:
+        alive = lives(kernel, attached)
+        attachments.detach(node.world.machine, "web-shop")
+        return alive
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attachments, "lives", goes)
+        assert node.look() == []
+    assert node.world.store.attachments.get("web-shop") is None
+
+
+def test_not_understood_policy_is_said_once(node: Node) -> None:
+    spec = {"podSelector": {}, "future": 1}
+    node.api.put("networkpolicies", {"metadata": {"namespace": "shop", "name": "n"}, "spec": spec})
+    node.create("web")
+    node.hear()
+    node.pod("web")
+    node.look()
+    node.look()
+    assert node.said == [
+        "NetworkPolicy shop/n: not understood, so shop is closed: future is not known to niso"
+    ]
+    assert node.policy("web-shop") == waiting.CLOSED
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_running_agent_follows_and_survives_the_server(
+    node: Node, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, pods = threading.Event(), node.agent.pods
+    thread = threading.Thread(target=pods.run, args=(over,), daemon=True)
+    thread.start()
+    for number in range(3):
+        node.create(f"p{number}")
+    until(lambda: len(pods.things()) == 3)
+    api.delete("pods", "shop", "p1")
+    until(lambda: len(pods.things()) == 2)
+    # what happened meanwhile is forgotten: a list
+    api.end_watches()
+    node.create("p3")
+    api.forget()
+    node.create("p4")
+    until(lambda: {name for _, name in pods.things()} == {"p0", "p2", "p3", "p4"})
+    # refused, then not
+    api.refuses = 403
+    api.end_watches()
+    until(lambda: any("answers 403" in line for line in node.said))
+    api.refuses = 0
+    node.create("p5")
+    until(lambda: ("shop", "p5") in pods.things())
+    assert len([line for line in node.said if "403" in line]) == 1
+    over.set()
+    api.end_watches()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_lists_come_in_pages(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("niso.kubernetes.stream._PAGE", "2")
+    for number in range(5):
+        node.create(f"p{number}")
+    node.hear()
+    assert len(node.agent.pods.things()) == 5
+    assert sum("continue=" in request for request in node.api.requests) == 2
+
+
+def test_waiting_ends_with_the_policy_or_in_time(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.create("web")
+    node.hear()
+    node.pod("web")
+    store = node.world.store
+    assert not waiting.wait(store, "web-shop", 0.01)
+    node.look()
+    assert waiting.wait(store, "web-shop", 0)
+    assert not waiting.wait(store, "gone", 0)
+    # no agent has the pipe open
+    assert not waiting.agent_runs()
+    over, woken = threading.Event(), threading.Event()
+    listens = threading.Thread(
+        target=wake.listen, args=(wake.KUBERNETES, woken.set, over), daemon=True
+    )
+    listens.start()
+    until(waiting.agent_runs)
+    assert woken.wait(20)
+    over.set()
+    wake.agent(wake.KUBERNETES)
+    listens.join(20)
+    assert not waiting.agent_runs() and Path(paths.run_dir()).exists()
+
+
+def test_labels_of_a_pod_are_kept(node: Node) -> None:
+    node.create("web")
+    node.hear()
+    node.pod("web")
+    node.look()
+    attached = node.world.store.attachments.get("web-shop")
+    assert attached is not None
+    uid = node.api.objects["pods", "shop", "web"]["metadata"]["uid"]
+    assert waiting.pod_of(attached) == waiting.Who("shop", "web", uid)
+    assert wishes(attached)["labels"]["pod_namespace"] == "shop"
+
+
+# --- kubeconfig -----------------------------------------------------------------------------------
+
+
+def config(cluster: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": cluster}],
+        "users": [{"name": "u", "user": user}],
+    }
+
+
+def test_kubeconfig_is_yaml_or_json(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("CA")
+    (tmp_path / "token").write_text("secret\n")
+    data = config(
+        {"server": "https://[2001:db8::1]:6443/", "certificate-authority": "ca.pem"},
+        {
+            "tokenFile": "token",
+            "client-key-data": base64.b64encode(b"K").decode(),
+            "client-certificate-data": base64.b64encode(b"C").decode(),
+        },
+    )
+    wanted = Access("https://[2001:db8::1]:6443", b"CA", b"C", b"K", "", str(tmp_path / "token"))
+    path = tmp_path / "config"
+    path.write_text(json.dumps(data))
+    assert kubeconfig.read(str(path)) == wanted
+    import yaml
+
+    path.write_text(yaml.safe_dump(data))
+    assert kubeconfig.read(str(path)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("cluster", "user", "reason"),
+    [
+        ({}, {}, "no URL of a server"),
+        ({"server": "ftp://x"}, {}, "no URL of a server"),
+        ({"server": "https://x", "insecure-skip-tls-verify": True}, {}, "is not supported"),
+        ({"server": "https://x"}, {"exec": {"command": "aws"}}, "user.exec is not supported"),
+        ({"server": "https://x"}, {"username": "root"}, "user.username is not supported"),
+        ({"server": "https://x"}, {"client-key-data": "YQ=="}, "belong together"),
+        ({"server": "https://x", "certificate-authority-data": "?"}, {}, "is not base64"),
+    ],
+)
+def test_kubeconfig_that_niso_cannot_use_is_refused(
+    tmp_path: Path, cluster: dict[str, Any], user: dict[str, Any], reason: str
+) -> None:
+    path = tmp_path / "config"
+    path.write_text(json.dumps(config(cluster, user)))
+    with pytest.raises(InvalidInput, match=reason):
+        kubeconfig.read(str(path))
+
+
+def test_kubeconfig_without_its_parts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    with pytest.raises(NotFound):
+        kubeconfig.read(str(path))
+    path.write_text("{}")
+    with pytest.raises(InvalidInput, match="has no current-context"):
+        kubeconfig.read(str(path))
+    path.write_text(json.dumps({"current-context": "c"}))
+    with pytest.raises(InvalidInput, match="has no context 'c'"):
+        kubeconfig.read(str(path))
+    with pytest.raises(Error, match="certificates of the kubeconfig"):
+        ApiServer(Access("https://127.0.0.1:1", b"nonsense"))
