@@ -73,7 +73,7 @@ class Arriving(NamedTuple):
                 continue
             plain = request_of(spec, observe)._replace(span=False)
             networks.ensure(machine, plain, implicit=implicit)
-            where = (self.port, self.joined.address)
+            where = (self.port, _wire(store, self.joined))
             store.across.set_span(spec.name, spec.vni, *where)
             made.append(store.require_network(spec.name))
         return made
@@ -227,7 +227,22 @@ def _planned(
 
 
 def _header(joined: Joined) -> int:
-    return HEADERS[6 if ":" in joined.address else 4]
+    """Return the bytes that are added to a packet of a service on its way to another host."""
+    outer = 6 if ":" in joined.address else 4
+    if not joined.encryption:
+        return HEADERS[outer]
+    from niso.cluster import encryption
+
+    return HEADERS[6] + encryption.HEADERS[outer]
+
+
+def _wire(store: Store, joined: Joined) -> str:
+    """Return the address that VXLAN packets of this host have."""
+    if not joined.encryption:
+        return joined.address
+    from niso.cluster import encryption
+
+    return encryption.address(store.cluster_id(), joined.host)
 
 
 def _network(spec: Spec, joined: Joined, cluster: Cluster) -> Network:
