@@ -19,7 +19,9 @@ from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.config import Config
 from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.keys import encode
 from niso.cluster.membership import Cluster, Host, Membership
+from niso.cluster.requests import Put, Txn
 from niso.commands import cluster, network
 from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.fdb import Fdb
@@ -176,3 +178,33 @@ def test_kernel_that_has_got_wireguard_has_the_link_made_again() -> None:
         ("delete", USERSPACE),
         ("add", KERNEL),
     ]
+
+
+@pytest.mark.parametrize("key", ["x", f"{KEYS[0]}\nAllowedIPs = ::/0", "é" * 44, 7])
+def test_key_that_is_none_is_an_error_with_its_place(
+    world: World, engine: Engine, key: object
+) -> None:
+    init(world, "kernel")
+    keys = Membership(engine).keys
+    value = {"id": "id-b", "address": "192.0.2.2", "mtu": 1500, "wgkey": key}
+    assert engine.commit(Txn((), (Put(keys.host("b"), encode(value)),))).done
+    with pytest.raises(Error, match=keys.host("b")):
+        look(world, engine)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"encrypt": "rot13", "proto": 2},
+        {"encrypt": "kernel", "proto": 1},  # hosts that know this alone would not encrypt
+        {"proto": 2},
+    ],
+)
+def test_cluster_that_is_otherwise_encrypted_than_known_changes_nothing(
+    engine: Engine, value: dict[str, object]
+) -> None:
+    membership = Membership(engine)
+    put = Put(membership.keys.cluster, encode({"id": "5f0c21aa", "port": 4799} | value))
+    assert engine.commit(Txn((), (put,))).done
+    with pytest.raises(Error):
+        membership.cluster()
