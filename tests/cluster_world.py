@@ -30,6 +30,7 @@ class Joined(NamedTuple):
     address: str
     fake: FakeEngine
     keys: Keys = KEYS
+    encryption: str = ""
 
     def engine(self, brief: bool = False) -> FakeEngine:
         return self.fake

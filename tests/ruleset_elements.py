@@ -73,6 +73,7 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
         ),
         *nft.hairpin(service, ((four, subnets[0].gateway), (six, subnets[1].gateway))),
         nft.wire(4000 + number),
+        nft.sealed(4000 + number),
         *nft.spans(network, names.vxlan(network)),
         nft.here(service, 1 << number, mac),
         *(

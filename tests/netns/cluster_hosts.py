@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from conftest import Process
-from etcd_world import provide
+from etcd_world import provide, provide_wireguard
 from many_hosts import SUBNETS, Host, underlay
 from services import echo, on
 
@@ -26,15 +26,17 @@ config.require().engine().revoke(int(sys.argv[1]))
 class Cluster:
     """Hosts by name; the first ``members`` run etcd, and all have an agent. Backend spans them.
 
-    ``family`` is that of the addresses between them.
+    ``family`` is that of the addresses between them, ``encrypt`` how they encrypt.
     """
 
-    def __init__(self, hosts: list[Host], members: int, family: int = 4) -> None:
+    def __init__(self, hosts: list[Host], members: int, family: int = 4, encrypt: str = "") -> None:
         self.hosts = {host.name: host for host in hosts}
         first, *others = hosts
         for host in hosts[:members]:
             provide(host.lab)
-        first.lab.niso("cluster", "init", "--name", first.name, "--address", first.address[family])
+        how = (f"--encrypt={encrypt}",) if encrypt else ()
+        place = ("--name", first.name, "--address", first.address[family])
+        first.lab.niso("cluster", "init", *place, *how)
         for host in others:
             place = (host.name, "--address", host.address[family])
             invitation = first.lab.niso("cluster", "invite", *place).stdout
@@ -127,9 +129,11 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*names: str, members: int = 1, family: int = 4) -> Iterator[Cluster]:
+def cluster(*names: str, members: int = 1, family: int = 4, encrypt: str = "") -> Iterator[Cluster]:
     with underlay(*names) as hosts:
-        made = Cluster(hosts, members, family)
+        for host in hosts if encrypt else ():
+            provide_wireguard(host.lab)
+        made = Cluster(hosts, members, family, encrypt)
         try:
             yield made
         finally:

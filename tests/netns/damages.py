@@ -67,6 +67,9 @@ NO_CASE = {
     "Neighbour missing": "none is wanted",
     "HostsLeftover missing": "none is wanted",
     "Vxlan.alias": "as of a bridge",
+    "WireGuard.alias": "the same",
+    "WireGuard.form": "a kernel that gets WireGuard, or loses it: in test_encryption",
+    "WireGuard foreign": "it has one name, and is wanted as long as a network spans hosts",
     "Shaper.netns": "of the pair, which is a finding of its own",
     "Shaper.peer": "the same",
 }
@@ -81,6 +84,12 @@ OF_SPANS = {
     *("Peer missing", "Peer foreign", "Peer.mac"),
 }
 """Cases of networks that span hosts, which `test_span_kernel` has."""
+
+OF_WIREGUARD = {
+    "WireGuard missing",
+    *(f"WireGuard.{field}" for field in ("address", "port", "mtu", "public", "others", "up")),
+}
+"""Cases of encrypted clusters, which `test_cluster_encryption` has."""
 
 DAMAGES: dict[str, Damage] = {
     # --- nftables

@@ -20,6 +20,7 @@ from niso.cluster.etcd import Access, Etcd
 from niso.cluster.requests import NoAnswer
 
 BINARY = shutil.which("etcd") or str(TESTS.parent / ".cache/etcd/usr/bin/etcd")
+UNPACKED = TESTS.parent / ".cache/wireguard"
 START_SECONDS = 30
 
 
@@ -131,3 +132,10 @@ def provide(lab: Lab) -> None:
     """Have a lab find etcd as if it were installed."""
     if not shutil.which("etcd"):
         lab.run("ln", "-s", BINARY, "/usr/local/bin/etcd")
+
+
+def provide_wireguard(lab: Lab) -> None:
+    """Have a lab find WireGuard's tool and process as if they were installed."""
+    for name in ("wg", "wireguard-go"):
+        if not shutil.which(name):
+            lab.run("ln", "-s", str(UNPACKED / "usr/bin" / name), f"/usr/local/bin/{name}")

@@ -95,7 +95,7 @@ def underlay(*hosts: str) -> Iterator[list[Host]]:
             there(f"link add to{number} type veth peer {far}")
             there(f"link set to{number} master mid up")
             lab.run("ip", "link", "set", "under0", "up")
-            # else the kernel takes them away with the carrier, and nobody is there to add them
+            # else the kernel takes them away when the link is set down, and nobody adds them
             lab.run("sysctl", "-qw", "net.ipv6.conf.under0.keep_addr_on_down=1")
             lab.run("ip", "address", "add", f"{address[4]}/24", "dev", "under0")
             lab.run("ip", "address", "add", f"{address[6]}/64", "dev", "under0", "nodad")

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from cluster_hosts import REVOKE
 from conftest import Lab, Process
-from etcd_world import BINARY, flags, provide
+from etcd_world import BINARY, flags, provide, provide_wireguard
 from machine import Machine, needs_systemd
 from many_hosts import Host, underlay
 from test_json import conforms
@@ -257,7 +257,10 @@ def test_systemd_runs_etcd_as_its_user_and_the_agent(lab: Lab) -> None:
     machine = Machine(lab)
     (machine.disk / "etc/passwd").open("a").write("etcd:x:990:990::/:/usr/sbin/nologin\n")
     lab.run("cp", "--remove-destination", shutil.which("etcd") or BINARY, "/usr/local/bin/etcd")
-    said = machine.niso("cluster", "init", "--name", "a", "--address", "2001:db8::1")
+    provide_wireguard(lab)
+    machine.run("sh", "-c", "mkdir -p /dev/net && mknod /dev/net/tun c 10 200")
+    place = ("--name", "a", "--address", "2001:db8::1")
+    said = machine.niso("cluster", "init", *place, "--encrypt=userspace")
     assert "member 1 of etcd" in said.stdout and "niso agent" not in said.stderr
     pids = {}
     for unit in ("etcd", "agent"):
@@ -270,6 +273,9 @@ def test_systemd_runs_etcd_as_its_user_and_the_agent(lab: Lab) -> None:
     shown = machine.run("stat", "--format=%u:%g %a", *owners).stdout.split("\n")
     assert shown[:2] == ["990:990 700", "990:990 400"] and shown[2].startswith("990:990")
     assert "following cluster" in machine.journal("agent")
+    machine.niso("net", "create", "backend", "--span")
+    pids["wireguard"] = machine.show("wireguard", "MainPID")["MainPID"]
+    assert "wireguard-go" in machine.run("cat", f"/proc/{pids['wireguard']}/cmdline").stdout
     # who is killed comes back
     machine.run("kill", "-KILL", *pids.values())
     for unit, pid in pids.items():
@@ -285,7 +291,7 @@ def test_systemd_runs_etcd_as_its_user_and_the_agent(lab: Lab) -> None:
     status = json.loads(machine.niso("cluster", "status", "--json").stdout)
     assert [host["state"] for host in status["hosts"]] == ["here"]
     machine.niso("cluster", "leave")
-    for unit in ("etcd", "agent"):
+    for unit in pids:
         assert machine.state(unit) == "inactive/dead"
     assert not list((machine.disk / "etc/systemd/system").glob("niso-*.service"))
     # one that somebody else has made is left alone, and nothing else changes

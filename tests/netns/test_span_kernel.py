@@ -474,10 +474,11 @@ def test_nobody_writes_what_the_host_would_wrap(world: World, who: str) -> None:
     with Wire(world.b.lab) as b:
         db = b.link("niso-db", "eth0")
         send(world.c, address, b"with-the-rule")
-        rules = lab.run("nft", "-a", "list", "chain", "inet", "niso", "kept").stdout
-        handle = next(line for line in rules.splitlines() if "@vxlans" in line).rpartition(" ")[2]
-        assert "packets 0" not in rules.splitlines()[3]
-        lab.run("nft", "delete", "rule", "inet", "niso", "kept", "handle", handle)
+        rules = lab.run("nft", "-a", "list", "chain", "inet", "niso", "wire_away").stdout
+        [rule] = [line for line in rules.splitlines() if "@vxlans" in line]
+        assert "packets 0 " not in rule
+        handle = rule.split()[-1]
+        lab.run("nft", "delete", "rule", "inet", "niso", "wire_away", "handle", handle)
         send(world.c, address, b"without-the-rule")
         assert Range.arrives(b"without-the-rule", db)
         assert not db.saw(b"with-the-rule")

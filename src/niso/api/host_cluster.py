@@ -92,6 +92,8 @@ class ClusterStatus(NamedTuple):
     """etcd's revision; 0 without an answer"""
     tls: bool
     """whether requests are encrypted"""
+    encryption: str | None
+    """what encrypts this host's packets to others: kernel or userspace; null if nothing does"""
     members: tuple[ClusterMember, ...]
     """etcd's members"""
     hosts: tuple[ClusterHost, ...]
@@ -106,12 +108,19 @@ class Clusters:
 
     @guarded
     def init(
-        self, *, name: str = "", address: str = "", etcd: ExistingEtcd | None = None
+        self,
+        *,
+        name: str = "",
+        address: str = "",
+        etcd: ExistingEtcd | None = None,
+        encrypt: str = "",
     ) -> Membership:
         """Make a cluster with this host as its first one.
 
         ``name`` defaults to the hostname, ``address`` to that of the default route. With ``etcd``
-        an existing one is used; else this host runs one. Raises UsageError, Conflict, Error.
+        an existing one is used; else this host runs one. ``encrypt`` is "kernel" to have WireGuard
+        encrypt packets between hosts, or "userspace" to have wireguard-go do it on hosts whose
+        kernel lacks it. Raises UsageError, Conflict, Error.
         """
         from niso.commands import cluster
 
@@ -124,6 +133,7 @@ class Clusters:
                 text(address, "--address"),
                 existing,
                 self.session.report,
+                text(encrypt, "--encrypt"),
             )
         )
         return _membership(made)
@@ -142,16 +152,20 @@ class Clusters:
         return _usage(lambda: cluster.invite(machine, name, where, renew))
 
     @guarded
-    def join(self, invitation: bytes, *, member: bool | None = None) -> Membership:
+    def join(
+        self, invitation: bytes, *, member: bool | None = None, encrypt: str = ""
+    ) -> Membership:
         """Join a cluster with the content of an invitation.
 
         ``member`` says whether to run a member of etcd; by default the first three hosts do.
-        Raises InvalidInput, Conflict, Error.
+        ``encrypt`` is for a host of an encrypted cluster that may encrypt otherwise than the
+        cluster says: "kernel" or "userspace". Raises InvalidInput, Conflict, Error.
         """
         from niso.commands import cluster
 
         machine = self.session.machine_for_change(create=True)
-        return _membership(cluster.join(machine, invitation, member, self.session.report))
+        how = text(encrypt, "--encrypt")
+        return _membership(cluster.join(machine, invitation, member, self.session.report, how))
 
     @guarded
     def leave(self, *, force: bool = False) -> str:
@@ -277,6 +291,7 @@ def _status(seen: Status) -> ClusterStatus:
         seen.problem is None,
         max((state.revision for state in states), default=0) if seen.problem is None else 0,
         bool(seen.own.etcd.cacert),
+        seen.own.encryption or None,
         tuple(
             ClusterMember(
                 member.name,

@@ -43,6 +43,11 @@ def cluster_dir() -> str:
     return os.path.join(state_dir(), "cluster")
 
 
+def wireguard_key() -> str:
+    """Return the file with this host's private key of an encrypted cluster, for root alone."""
+    return os.path.join(cluster_dir(), "wireguard.key")
+
+
 def packages_dir() -> str:
     """Return the folder of all package copies."""
     return os.path.join(state_dir(), "packages")

@@ -33,7 +33,10 @@ def run(name: str, args: Args) -> int:
 def _init(host: Host, args: Args) -> int:
     with output.LateProgress(args) as host.progress:
         made = host.cluster.init(
-            name=args.name or "", address=args.address or "", etcd=_existing(args)
+            name=args.name or "",
+            address=args.address or "",
+            etcd=_existing(args),
+            encrypt=args.encrypt or "",
         )
     if args.json:
         output.as_json(made)
@@ -81,7 +84,7 @@ def _join(host: Host, args: Args) -> int:
     text = _content(args.file)
     member = {1: True, 2: False}.get(args.member)
     with output.LateProgress(args) as host.progress:
-        made = host.cluster.join(text, member=member)
+        made = host.cluster.join(text, member=member, encrypt=args.encrypt or "")
     if args.json:
         output.as_json(made)
     else:
@@ -217,7 +220,9 @@ def _headline(seen: ClusterStatus) -> str:
     parts[-1] += f", leader {leader}" if leader else ""
     if seen.revision:
         parts.append(f"revision {seen.revision}")
-    parts.append("TLS" if seen.tls else "no encryption")
+    parts.append("TLS" if seen.tls else "no TLS")
+    if seen.encryption:
+        parts.append(f"WireGuard ({seen.encryption})")
     return "  ".join(parts)
 
 

@@ -28,6 +28,7 @@ class Option(NamedTuple):
 
     Options with the same ``group`` are mutually exclusive. ``means`` is the value of ``dest`` if
     the switch is given, instead of True. ``ends`` says whether it ends or deletes something.
+    ``implied`` is the value of an option that is given without one; a value only follows after =.
     """
 
     dest: str
@@ -40,11 +41,19 @@ class Option(NamedTuple):
     group: str = ""
     means: int = 0
     ends: bool = False
+    implied: str = ""
 
     @property
     def takes(self) -> str:
-        """Return the option as help shows it: ``-n, --lines N``."""
-        return ", ".join(self.flags) + (f" {self.metavar}" if self.metavar else "")
+        """Return the option as help shows it: ``-n, --lines N``, ``--encrypt[=HOW]``."""
+        return ", ".join(self.flags) + self.value
+
+    @property
+    def value(self) -> str:
+        """Return its value as help shows it after a flag; "" if it takes none."""
+        if self.implied:
+            return f"[={self.metavar}]"
+        return f" {self.metavar}" if self.metavar else ""
 
 
 class Command(NamedTuple):
@@ -108,7 +117,7 @@ def synopsis(command: Command) -> list[str]:
         shown.append(f"[{word}]" if argument.times in ("?", "*") else word)
     groups: dict[str, list[str]] = {}
     for option in command.options:
-        word = option.flags[0] + (f" {option.metavar}" if option.metavar else "")
+        word = option.flags[0] + option.value
         if option.group:
             groups.setdefault(option.group, []).append(word)
             if len(groups[option.group]) > 1:

@@ -145,7 +145,8 @@ def _of_command(command: Command, words: list[str], current: str) -> Candidates:
             ended = True
         elif word in flags:
             given.append(word)
-            value_of = flags[word] if flags[word].metavar else None
+            takes = flags[word].metavar and not flags[word].implied
+            value_of = flags[word] if takes else None
     if value_of is not None:
         return []
     if current.startswith("-") and not ended:

@@ -81,7 +81,9 @@ def parse(command: Command, words: list[str]) -> Args:
                 left.insert(0, f"-{value}")
             given[option.dest] = option.means or True
             continue
-        if value is None:
+        if value is None and option.implied:
+            value = option.implied
+        elif value is None:
             if not left or left[0] == "--" or left[0] in flags:
                 raise _wrong(command, f"{flag} needs a value: {option.takes}")
             value = left.pop(0)

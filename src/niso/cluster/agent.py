@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 TTL_S = 10
 KEEP_S = 3.0
+MEND_S = 1.0
 SILENCE_S = 12.0
 LOOK_S = 30.0
 """A look without any event: what a watch has missed is made up for by it."""
@@ -62,7 +63,8 @@ class Me(NamedTuple):
 class Agent:
     """``end`` ends services that another host has taken over, ``log`` takes one line of text.
 
-    ``tend`` is called at the start, and about every `LOOK_S` seconds.
+    ``tend`` is called at the start, and about every `LOOK_S` seconds. ``mend`` is called in a
+    thread of its own, every `MEND_S` seconds; it gets whether a whole look is due.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Agent:
         log: Callable[[str], None],
         keys: Keys | None = None,
         tend: Callable[[Engine], None] = lambda engine: None,
+        mend: Callable[[bool], None] | None = None,
     ) -> None:
         self.me = me
         self.connect = connect
@@ -81,6 +84,7 @@ class Agent:
         self.keys = keys or Keys()
         self.tend = tend
         self.lag = Lag()
+        self.mend = mend
         self._wake = threading.Event()
         self._over = threading.Event()
         self._watched: dict[str, threading.Thread] = {}
@@ -128,6 +132,10 @@ class Agent:
         if not member:  # others gave up what it had, and it may be somebody's by now
             self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
             return []
+        if store.across.tunnel() is not None:
+            from niso.cluster import encryption
+
+            encryption.follow(store, kernel, hosts, self.me.host)
         changed = mirror.follow(store, kernel, now, self.me.host)
         self._whole = True
         with contextlib.suppress(OSError):  # only lists show it
@@ -262,7 +270,7 @@ class Agent:
 
     def run(self, store: Store, kernel: Kernel) -> None:
         """Look whenever there is something to see, until `stop`."""
-        for target in (self._alive, self._listen):
+        for target in (self._alive, self._listen, *((self._mend,) if self.mend else ())):
             threading.Thread(target=target, daemon=True).start()
         engine = self.connect()
         self._watch(self.keys.hosts)
@@ -331,6 +339,20 @@ class Agent:
             wake.listen(wake.AGENT, self._notice, self._over)
         except OSError as error:
             self.log(f"commands of this host cannot wake the agent: {error}")
+
+    def _mend(self) -> None:
+        """Keep up what packets go through, whether the engine answers or not."""
+        assert self.mend is not None
+        whole = -LOOK_S
+        while not self._over.is_set():
+            now_s = time.monotonic()
+            due = now_s - whole >= LOOK_S
+            whole = now_s if due else whole
+            try:
+                self.mend(due)
+            except Error as error:
+                self._say(error.message)
+            self._over.wait(MEND_S)
 
     def _alive(self) -> None:
         """Keep the lease, which outlives this process for a while: a restart is not noticed."""

@@ -7,6 +7,7 @@ too, anybody may have written a key.
 from __future__ import annotations
 
 import ipaddress
+import re
 from functools import lru_cache
 
 from niso.base.errors import InvalidInput
@@ -14,6 +15,7 @@ from niso.manifest import values
 from niso.plan import subnets
 
 _KEPT = 1 << 16
+_PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 
 
 @lru_cache(_KEPT)
@@ -38,6 +40,11 @@ def is_name(text: str) -> bool:
 def is_number(value: object, most: int = 1 << 53) -> bool:
     """Return whether a value is a whole number from 1 to less than ``most``."""
     return type(value) is int and 0 < value < most
+
+
+def is_public_key(text: str) -> bool:
+    """Return whether a text is a key of WireGuard: 32 bytes in base64."""
+    return _PUBLIC_KEY.fullmatch(text) is not None
 
 
 @lru_cache(_KEPT)

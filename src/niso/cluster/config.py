@@ -32,6 +32,7 @@ class Own(NamedTuple):
 
     name: str
     address: str  # between the hosts
+    encryption: str = ""  # how it encrypts (cluster/encryption.py); of an invitation, how it may
 
 
 class Reach(NamedTuple):
@@ -66,6 +67,7 @@ class Config(NamedTuple):
     address: str
     etcd: Reach
     member: Member | None = None
+    encryption: str = ""  # how this host encrypts
 
     @property
     def keys(self) -> Keys:
@@ -114,7 +116,7 @@ def parsed(data: dict[str, Any], path: str) -> Config:
     """Return the data of a cluster.toml at a path. Raises ErrorGroup, InvalidInput."""
     try:
         own, etcd, member = convert.convert(data, _File)
-        config = Config(own.name, own.address, etcd, member)
+        config = Config(own.name, own.address, etcd, member, own.encryption)
         errors = _wrong(config)
     except convert.Mismatch:
         from niso.manifest import validate
@@ -133,6 +135,7 @@ def _wrong(config: Config) -> list[Error]:
     checks = [(host_name, config.host, "host.name"), (ip_address, config.address, "host.address")]
     checks += [(endpoint, each, "etcd.members") for each in config.etcd.members]
     checks += [(key_prefix, config.etcd.prefix, "etcd.prefix")]
+    checks += [(way_to_encrypt, config.encryption, "host.encryption")]
     for check, text, key in checks:
         try:
             check(text, key)
@@ -184,6 +187,15 @@ def key_prefix(text: str, key: str) -> str:
     return text
 
 
+def way_to_encrypt(text: str, key: str) -> str:
+    """Return how a host encrypts, "" for not at all. Raises InvalidInput."""
+    if text not in ("", "kernel", "userspace"):
+        raise InvalidInput(
+            "is no way to encrypt", key=key, value=values.shown(text), right="kernel or userspace"
+        )
+    return text
+
+
 def save(config: Config) -> None:
     """Write cluster.toml as a whole, for root alone. Raises OSError."""
     folder = paths.cluster_dir()
@@ -195,7 +207,7 @@ def save(config: Config) -> None:
 def text_of(config: Config) -> str:
     """Return a configuration as TOML."""
     lines = [_HEAD]
-    file = _File(Own(config.host, config.address), config.etcd, config.member)
+    file = _File(Own(config.host, config.address, config.encryption), config.etcd, config.member)
     for table, data in convert.plain(file).items():
         if data is not None:
             lines.append(f"\n[{table}]\n")

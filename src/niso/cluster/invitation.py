@@ -51,6 +51,7 @@ class Invitation(NamedTuple):
                 key=certificates.KEY if kept.key else "",
                 user_file=_USER if kept.user else "",
             ),
+            encryption=self.host.encryption,
         )
 
 
@@ -76,6 +77,7 @@ def parsed(text: bytes) -> Invitation:
             raise ValueError
         config.host_name(invitation.host.name, "host.name")
         config.ip_address(invitation.host.address, "host.address")
+        config.way_to_encrypt(invitation.host.encryption, "host.encryption")
         for member in invitation.etcd.members:
             config.endpoint(member, "etcd.members")
         config.key_prefix(invitation.etcd.prefix, "etcd.prefix")

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 PORT = 4799
 """UDP. 4789 is Docker's, whose packets the wire's rules would drop."""
 FIRST_VNI = 4097
-PROTO = 1
-"""The version of the keys. A host that does not know that of its cluster changes nothing."""
+PROTO, ENCRYPTED = 1, 2
+"""Versions of the keys. A host that does not know that of its cluster changes nothing.
+
+An encrypted cluster has the second: hosts that know the first alone would send in plain text.
+"""
 MOST_VNI = (1 << 24) - 1
 
 
@@ -35,11 +38,13 @@ class Host(NamedTuple):
     mtu: int  # bytes, of the link with that address
     alive: bool
     version: str = ""  # of niso, when it joined or its agent started last
+    public: str = ""  # its key of WireGuard, in an encrypted cluster
 
 
 class Cluster(NamedTuple):
     identity: str
     port: int
+    encryption: str = ""  # of new hosts: see cluster/encryption.py
 
 
 class Membership:
@@ -58,17 +63,25 @@ class Membership:
         if not items:
             return None
         value = valid(decode(items[0].value, self.keys.cluster), self.keys.cluster, "id", "port")
-        if value.get("proto", PROTO) != PROTO:
+        encryption = str(value.get("encrypt", ""))
+        if encryption not in ("", "kernel", "userspace"):
+            raise invalid(self.keys.cluster)
+        known = ENCRYPTED if encryption else PROTO
+        version = value.get("proto", PROTO)
+        if version != known:
             raise Error(
-                f"the cluster's keys are of version {value['proto']}, and this niso has {PROTO}",
+                f"the cluster's keys are of version {version}, and this niso has {known}",
                 "upgrade niso on this host",
             )
-        return Cluster(str(value["id"]), int(value["port"]))
+        return Cluster(str(value["id"]), int(value["port"]), encryption)
 
-    def make(self, port: int = PORT) -> Cluster:
+    def make(self, port: int = PORT, encryption: str = "") -> Cluster:
         """Make the cluster. Raises Conflict if the engine has one."""
-        made = Cluster(os.urandom(4).hex(), port)
-        put = Put(self.keys.cluster, encode({"id": made.identity, "port": port, "proto": PROTO}))
+        made = Cluster(os.urandom(4).hex(), port, encryption)
+        value: dict[str, Any] = {"id": made.identity, "port": port, "proto": PROTO}
+        if encryption:
+            value |= {"encrypt": encryption, "proto": ENCRYPTED}
+        put = Put(self.keys.cluster, encode(value))
 
         def txn() -> Txn:
             have = self.cluster()
@@ -98,19 +111,33 @@ class Membership:
         name = item.key.removeprefix(self.keys.hosts)
         if not (checked.is_name(name) and checked.is_address(str(value["address"]))):
             raise invalid(item.key)
-        version = str(value.get("niso", ""))
-        return Host(
-            name, str(value["id"]), str(value["address"]), int(value["mtu"]), alive, version
-        )
+        public = str(value.get("wgkey", ""))
+        if public and not checked.is_public_key(public):
+            raise invalid(item.key)
+        where = (str(value["address"]), int(value["mtu"]), alive)
+        return Host(name, str(value["id"]), *where, str(value.get("niso", "")), public)
 
     def join(self, host: Host) -> None:
-        """Add a host, or change it. Raises Conflict if another one has its name or address."""
+        """Add a host, or change it.
+
+        Raises Conflict if another one has its name or address, or if it encrypts and the cluster
+        does not, or the other way round.
+        """
         value: dict[str, Any] = {"id": host.state_id, "address": host.address, "mtu": host.mtu}
+        if host.public:
+            value["wgkey"] = host.public
         if host.version:
             value["niso"] = host.version
         key = self.keys.host(host.name)
 
         def txn() -> Txn:
+            cluster = self.cluster()
+            if cluster is not None and bool(cluster.encryption) != bool(host.public):
+                is_not = "is" if cluster.encryption else "is not"
+                raise Conflict(
+                    f"the cluster {is_not} encrypted, and this host is to be otherwise",
+                    "all hosts of a cluster encrypt, or none",
+                )
             for other in self.hosts():
                 if (other.name == host.name) != (other.state_id == host.state_id):
                     raise Conflict(

@@ -189,7 +189,7 @@ def _apply(
 ) -> set[str]:
     """Write the rows that differ and converge what they concern; return the services."""
     spans = store.across
-    peers = {h.name: (h.state_id, h.address, h.alive) for h in hosts if h.name != own}
+    peers = {h.name: (h.state_id, _wire(store, h), h.alive) for h in hosts if h.name != own}
     before_peers = spans.peers()
     differ = {name for name in {*peers, *before_peers} if peers.get(name) != before_peers.get(name)}
     present = _present(store)
@@ -281,6 +281,15 @@ def _write(
             spans.drop_peer(host)
     for name, (addresses, names) in services.items():
         spans.set_service(name, addresses, names)
+
+
+def _wire(store: Store, host: Host) -> str:
+    """Return the address that VXLAN packets of a host have."""
+    if not host.public:
+        return host.address
+    from niso.cluster import encryption
+
+    return encryption.address(store.cluster_id(), host.name)
 
 
 def make_way(
@@ -402,7 +411,7 @@ def write(store: Store, now: Seen, own: str, changed: dict[str, Known]) -> None:
     known_hosts = spans.peers()
     for host in now.hosts:
         if host.name != own and host.name not in known_hosts:
-            spans.set_peer(host.name, host.state_id, host.address, host.alive)
+            spans.set_peer(host.name, host.state_id, _wire(store, host), host.alive)
     for name, known in changed.items():
         spans.set_service(name, known.addresses, known.names)
 

@@ -161,6 +161,10 @@ if TYPE_CHECKING:
             """Return its address between the hosts."""
 
         @property
+        def encryption(self) -> str:
+            """Return how it encrypts what it sends to other hosts; "" for not at all."""
+
+        @property
         def keys(self) -> Keys:
             """Return the names of the cluster's keys."""
 

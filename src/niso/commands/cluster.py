@@ -63,26 +63,34 @@ class Joined(NamedTuple):
 
 
 def init(
-    machine: Machine, host: str, address: str, existing: Existing | None, report: Report
+    machine: Machine,
+    host: str,
+    address: str,
+    existing: Existing | None,
+    report: Report,
+    encrypt: str = "",
 ) -> Joined:
     """Make a cluster with this host as its first one; "" for the usual name and address.
 
-    Raises UsageError, Conflict, Error, NoAnswer; nothing is left then.
+    ``encrypt`` is "", or one of `niso.cluster.encryption`. Raises UsageError, Conflict, Error,
+    NoAnswer; nothing is left then.
     """
+    config.way_to_encrypt(encrypt, "--encrypt")
     host = config.host_name(host or _own_name(), "--name")
     address = config.ip_address(address or _own_address(), "--address")
     mtu = _require_own(machine, address, "--address")
     with service_lock(LOCK, _LOCK_S):
         _require_apart(machine)
+        how = _encrypts(machine, encrypt, mtu, address)
         _clear(machine, report)
         if existing is None:
             places = own_etcd.client_place(address), own_etcd.peer_url(address)
             reach = Reach((places[0],), *_OWN_FILES, own=True)
-            own = Config(host, address, reach, Member((f"{host}={places[1]}",)))
+            own = Config(host, address, reach, Member((f"{host}={places[1]}",)), how)
             own_etcd.program()
             units.require_free(machine, units.ETCD)
         else:
-            own = Config(host, address, _reach(existing))
+            own = Config(host, address, _reach(existing), None, how)
         units.require_free(machine, units.AGENT)
         try:
             os.makedirs(paths.cluster_dir(), 0o700, exist_ok=True)
@@ -95,13 +103,34 @@ def init(
             with own.engine() as engine:
                 membership = Membership(engine, own.keys)
                 left = None if membership.hosts() else membership.cluster()
-                cluster = left or membership.make()  # one that an interrupted command has made
+                if left is not None and left.encryption != encrypt:
+                    raise _otherwise(left)
+                # one that an interrupted command has made
+                cluster = left or membership.make(encryption=encrypt)
                 _record(machine, own, cluster, mtu)
         except BaseException:
             _clear(machine, report)
             raise
         units.start_agent(machine, report)
     return Joined(own, cluster.identity, 1 if existing is None else 0)
+
+
+def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
+    """Return how this host is to encrypt as asked; "" for not at all. Raises Error."""
+    if not asked:
+        return ""
+    from niso.cluster import encryption
+
+    encryption.require_mtu(address, mtu)
+    return encryption.chosen(machine.kernel, asked)
+
+
+def _otherwise(cluster: Cluster) -> Conflict:
+    """Return the error for a cluster that encrypts, or does not, otherwise than asked."""
+    if not cluster.encryption:
+        return Conflict(f"cluster {cluster.identity} is not encrypted", "leave out --encrypt")
+    how = f"--encrypt={cluster.encryption}"
+    return Conflict(f"cluster {cluster.identity} is encrypted with {how}", how)
 
 
 _OWN_FILES = (certificates.AUTHORITY, certificates.CERTIFICATE, certificates.KEY)
@@ -162,18 +191,24 @@ def invite(machine: Machine, host: str, address: str, renew: bool) -> str:
         places = own.etcd.members
         if own.etcd.own:
             places = members.endpoints(members.members(engine)) or places
+        cluster = Membership(engine, own.keys).cluster()
+    encryption = cluster.encryption if cluster else ""
     kept = invitation.issued(own, address) if own.etcd.own else invitation.contents(own)
     reach = Reach(places, prefix=own.etcd.prefix, own=own.etcd.own)
-    made = Invitation(machine.store.cluster_id(), Own(host, address), reach, kept)
+    made = Invitation(machine.store.cluster_id(), Own(host, address, encryption), reach, kept)
     return invitation.text_of(made)
 
 
-def join(machine: Machine, text: bytes, member: bool | None, report: Report) -> Joined:
+def join(
+    machine: Machine, text: bytes, member: bool | None, report: Report, encrypt: str = ""
+) -> Joined:
     """Join the cluster of an invitation. ``member`` says whether to run a member of etcd.
 
     By default the first three hosts do. A host that is in the cluster takes the certificates.
-    Raises InvalidInput, Conflict, Error, NoAnswer; nothing is left then.
+    ``encrypt`` is how this host may encrypt, "" for as the cluster says. Raises InvalidInput,
+    Conflict, Error, NoAnswer; nothing is left then.
     """
+    config.way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)
     own = invited.config()
     if member and not own.etcd.own:
@@ -183,6 +218,11 @@ def join(machine: Machine, text: bytes, member: bool | None, report: Report) -> 
             return _renew(machine, invited, member, report)
         _require_apart(machine)
         mtu = _require_own(machine, own.address, "the invitation")
+        if encrypt and not own.encryption:
+            raise Conflict(f"cluster {invited.cluster} is not encrypted", "leave out --encrypt")
+        if own.encryption:
+            how = _encrypts(machine, encrypt or own.encryption, mtu, own.address)
+            own = own._replace(encryption=how)
         _clear(machine, report)
         units.require_free(machine, units.AGENT)
         try:
@@ -376,10 +416,17 @@ def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
     """Make this host one of the cluster, in its keys and in the store."""
     store = machine.store
     host = Host(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
+    if own.encryption:
+        from niso.cluster import encryption
+
+        host = host._replace(public=encryption.prepare(machine.kernel))
     with own.engine() as engine:
         Membership(engine, own.keys).join(host)
     with Lock(), store.transaction():
         store.across.set_cluster(cluster.identity)
+        if own.encryption:
+            made = encryption.tunnel(cluster.identity, cluster.port, own.encryption, host)
+            store.across.set_tunnel(made)
 
 
 _OF_THE_RUN = ("lease", "gone", "agent.wake", "etcd.pid")

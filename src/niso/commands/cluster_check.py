@@ -182,7 +182,7 @@ def _wires(
         }
     )
     most = max(network.mtu for network in spans)
-    size = most + span_networks.HEADERS[6 if ":" in own.address else 4]
+    size = most + span_networks.header(own)
     outer = _answered(
         {
             (host.name, each): ("", own.address, host.address, each)
@@ -191,6 +191,7 @@ def _wires(
         }
     )
     port = next(network.span.port for network in spans if network.span is not None)
+    port += 1 if own.encryption else 0  # WireGuard has the next one
     found = []
     for host in hosts:
         where = f"{host.name} ({host.address})"

@@ -77,8 +77,10 @@ def status(machine: Machine) -> Status:
             problem: Error | None = None
     except (NoAnswer, _Other) as error:
         problem = error if isinstance(error, _Other) else Error(error.reason, "what runs goes on")
+        tunnel = store.across.tunnel()
+        places = {inside: place for _, place, inside in tunnel.others} if tunnel else {}
         hosts = tuple(
-            Host(name, state_id, address, 0, live)
+            Host(name, state_id, _without_port(places.get(address, "")) or address, 0, live)
             for name, (state_id, address, live) in sorted(store.across.peers().items())
         )
         claims, late = (), {}
@@ -88,6 +90,11 @@ def status(machine: Machine) -> Status:
     ages = {host: now - seen_s for host, seen_s in look.gone.items()}
     looked_s = None if look.at_s is None else now - look.at_s
     return Status(own, store.cluster_id(), asked, hosts, claims, ages, late, looked_s, problem)
+
+
+def _without_port(place: str) -> str:
+    """Return the address of "198.51.100.1:4800", "[2001:db8::1]:4800"."""
+    return place.rpartition(":")[0].strip("[]")
 
 
 def _members(own: Config, engine: Etcd | None) -> list[members.EtcdMember]:
@@ -243,7 +250,8 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
     def tend(engine: Engine) -> None:
         _tend(machine, engine)
 
-    agent = Agent(me, connect, end, log, own.keys, tend)
+    mend = _mending(machine) if own.encryption else None
+    agent = Agent(me, connect, end, log, own.keys, tend, mend)
 
     def work() -> None:
         log(f"following cluster {me.cluster} as {me.host}")
@@ -251,6 +259,22 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
 
     held = Conflict("the agent of this host runs already", "niso cluster status")
     return Following(lambda: alone(AGENT_LOCK, held, work), agent.stop)
+
+
+def _mending(machine: Machine) -> Callable[[bool], None]:
+    """Return what keeps the encrypted link up, in a thread of its own; it raises Error."""
+    from niso.cluster import encryption
+    from niso.store.store import Store
+
+    stores: list[Store] = []
+
+    def mend(whole: bool) -> None:
+        if not stores:  # of this thread
+            stores.append(Store.open())
+        if whole or not encryption.serves(stores[0], machine.kernel):
+            encryption.mend(stores[0], machine.kernel)
+
+    return mend
 
 
 def _tend(machine: Machine, engine: Engine) -> None:

@@ -65,6 +65,8 @@ class FakeHost:
         self.connected: dict[str, list[Connection]] = {}  # by namespace
         self.mtu = 1500
         self.without_ipv6: str | None = None
+        self.without_wireguard: dict[str, str] = {}  # form -> why
+        self.wireguard_made: list[str] = []  # private keys
         self.closed: dict[str, set[str]] = {}  # links that forward no IPv4
         self.nat: dict[str, int] = {}  # rules of others: chain -> number
         self.neighbours = {4: 0, 6: 0}  # entries of the tables, by family
@@ -207,6 +209,17 @@ class FakeHost:
 
     def lacks_ipv6(self) -> str | None:
         return self.without_ipv6
+
+    def lacks_wireguard(self, form: str) -> str | None:
+        return self.without_wireguard.get(form)
+
+    def wireguard_keys(self, private: str) -> tuple[str, str]:
+        private = private or f"{len(self.wireguard_made):042}w="
+        self.wireguard_made.append(private)
+        return private, f"{private[:-3]}0w="
+
+    def wireguard_answers(self, name: str, form: str) -> bool:
+        return True
 
     def receiving6(self) -> list[str]:
         return list(self.foreign_links)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from niso.base.names import is_marked
 from niso.kernel import sysctl
+from niso.kernel.nft_wire import TUNNEL
 from niso.kernel.rtnetlink import Rtnl
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -78,8 +79,9 @@ def lacks_ipv6() -> str | None:
 def receiving6() -> list[str]:
     """Return the links that can receive IPv6 packets from other machines.
 
-    lo is left out, and so are bridge ports, since their bridge receives for them. A link named
-    "all" or "default" is left out, because that is not its sysctl folder.
+    lo is left out, and so are bridge ports, since their bridge receives for them, and the link of
+    an encrypted cluster, which carries VXLAN alone. A link named "all" or "default" is left out,
+    because that is not its sysctl folder.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()
@@ -87,7 +89,7 @@ def receiving6() -> list[str]:
     return [
         link.name
         for link in links
-        if link.name not in ("lo", "all", "default") and link.master not in bridges
+        if link.name not in ("lo", "all", "default", TUNNEL) and link.master not in bridges
     ]
 
 

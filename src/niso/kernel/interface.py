@@ -235,6 +235,18 @@ class Kernel(Protocol):
     def lacks_ipv6(self) -> str | None:
         """Return why the host cannot have a network with IPv6; None if it can."""
 
+    def lacks_wireguard(self, form: str) -> str | None:
+        """Return why the host cannot have a link of a form of kinds/wireguard.py; None if it can.
+
+        Raises KernelError.
+        """
+
+    def wireguard_keys(self, private: str) -> tuple[str, str]:
+        """Return a private key and its public one, of a new pair for "". Raises KernelError."""
+
+    def wireguard_answers(self, name: str, form: str) -> bool:
+        """Return whether a WireGuard link exists and something serves it."""
+
     def receiving6(self) -> list[str]:
         """Return the links on which IPv6 packets of others can arrive. Raises KernelError."""
 

@@ -12,6 +12,8 @@ source 176, EtherType 224, source address 336 (IPv4) or 304 (IPv6).
 
 from __future__ import annotations
 
+TUNNEL = "nw-cluster"
+"""The WireGuard link of an encrypted cluster (kinds/wireguard.py)."""
 VNI, TO, FROM = "@th,96,24", "@th,128,48", "@th,176,48"
 _OUTER = {4: "ip saddr", 6: "ip6 saddr"}
 _INNER = {4: ("0x0800", "@th,336,32"), 6: ("0x86dd", "@th,304,128")}
@@ -25,6 +27,7 @@ def _key(outer: int, inner: int) -> str:
 SETS = "\n".join(
     (
         "\tset wire { type inet_service; }",
+        "\tset sealed { type inet_service; }",
         "\tset vxlans { type ifname; }",
         f"\tset here {{ typeof {VNI} . {TO}; }}",
         *(f"\tset vx{o}{i} {{ typeof {_key(o, i)}; }}" for o, i in _PAIRS),
@@ -32,16 +35,15 @@ SETS = "\n".join(
 )
 """The sets: the UDP port, VXLAN devices, services here, and the claims of others.
 
+The port is also in ``sealed`` if its packets must go through the tunnel.
+
 ``vx46`` has claims of IPv6 addresses by hosts with IPv4 underlay addresses.
 """
 
 ARRIVES = "udp dport @wire jump wire"
 """The first rule of prerouting. A packet from lo is judged too: VXLAN sockets listen there."""
 
-LEAVES = (
-    "udp dport @wire iifname != @vxlans fib saddr type local counter drop"
-    ' comment "not sent by a VXLAN device, but with the address of this host"'
-)
+LEAVES = "udp dport @wire jump wire_away"
 """The first rule after masquerading: a service or user could otherwise write such packets itself.
 
 Their outer source would be this host's. Only packets that a VXLAN device has wrapped have it as
@@ -51,6 +53,8 @@ their input device (ip_output, net/ipv4/ip_output.c).
 CHAINS = "\n".join(
     (
         "\tchain wire {",
+        f'\t\tudp dport @sealed iifname != "{TUNNEL}" fib daddr type != unicast counter drop'
+        ' comment "not through the tunnel"',
         f"\t\t{VNI} . {TO} @here jump claimed",
         '\t\tfib daddr type unicast return comment "not for this host"',
         '\t\tcounter drop comment "of another host, and nobody has claimed it"',
@@ -61,6 +65,13 @@ CHAINS = "\n".join(
             f"\t\t@th,64,8 0x08 @th,224,16 {_INNER[i][0]} {_key(o, i)} @vx{o}{i} notrack accept"
             for o, i in _PAIRS
         ),
+        "\t}",
+        "",
+        "\tchain wire_away {",
+        "\t\tiifname != @vxlans fib saddr type local counter drop"
+        ' comment "not sent by a VXLAN device, but with the address of this host"',
+        f'\t\tudp dport @sealed oifname != "{TUNNEL}" fib saddr type local counter drop'
+        ' comment "it would leave unencrypted"',
         "\t}",
         "",
         "\tchain wire_out {",

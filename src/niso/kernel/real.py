@@ -254,6 +254,22 @@ class Real:
 
         return host_facts.lacks_ipv6()
 
+    def lacks_wireguard(self, form: str) -> str | None:
+        from niso.kernel import wireguard_links
+
+        return wireguard_links.lacks(form)
+
+    def wireguard_keys(self, private: str) -> tuple[str, str]:
+        from niso.kernel import wireguard_links
+
+        private = private or wireguard_links.new_key()
+        return private, wireguard_links.public_key(private)
+
+    def wireguard_answers(self, name: str, form: str) -> bool:
+        from niso.kernel import wireguard_links
+
+        return wireguard_links.answers(name, form)
+
     def receiving6(self) -> list[str]:
         from niso.kernel import host_facts
 

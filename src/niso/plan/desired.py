@@ -29,9 +29,11 @@ from niso.kernel.kinds.setting import FORWARDING, ON, Sysctl
 from niso.kernel.kinds.shaper import Shaper
 from niso.kernel.kinds.veth import Veth
 from niso.kernel.kinds.vxlan import Vxlan
+from niso.kernel.kinds.wireguard import FarEnd, WireGuard
+from niso.kernel.nft_wire import TUNNEL
 from niso.kernel.state import State
 from niso.plan import nft
-from niso.plan.records import HOST_GATEWAY, Network, Port, Remote, Service, Snapshot, Span
+from niso.plan.records import HOST_GATEWAY, Network, Port, Remote, Service, Snapshot, Span, Tunnel
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
 """A bridge's own address: the host needs it to solicit neighbours for packets that it forwards.
@@ -63,6 +65,10 @@ def _shared(snapshot: Snapshot) -> Iterator[Thing]:
         yield Ruleset(nft_tables.DIGEST)
         yield from owner(snapshot.state_id)
     yield from map(nft.wire, snapshot.wire)
+    if snapshot.tunnel is not None:
+        yield from map(nft.sealed, snapshot.wire)
+        yield nft.tunnel(TUNNEL)
+        yield _tunnel(snapshot.tunnel, names.alias(snapshot.state_id))
     if snapshot.policed:
         from niso.plan import policy_maps  # most attachments have no policy
     for policed in snapshot.policed:
@@ -72,6 +78,13 @@ def _shared(snapshot: Snapshot) -> Iterator[Thing]:
     for name, value in snapshot.sysctls_before:
         if _needed(snapshot, name):
             yield from nft.before(name, value)
+
+
+def _tunnel(tunnel: Tunnel, alias: str) -> WireGuard:
+    """Return the encrypted link between the hosts."""
+    others = tuple(sorted(FarEnd(*each) for each in tunnel.others))
+    own = (tunnel.form, tunnel.address, tunnel.port, tunnel.mtu, tunnel.public)
+    return WireGuard(TUNNEL, *own, alias, others)
 
 
 def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:

@@ -90,6 +90,16 @@ def wire(port: int) -> Element:
     return Element(INET, "wire", str(port), "", "")
 
 
+def sealed(port: int) -> Element:
+    """Return the element that has packets for VXLAN devices pass through the tunnel alone."""
+    return Element(INET, "sealed", str(port), "", "")
+
+
+def tunnel(link: str) -> Element:
+    """Return the element that has nothing but VXLAN arrive through the tunnel."""
+    return Element(INET, "ports", _quoted(link), "", "")
+
+
 def spans(network: str, vxlan: str) -> list[Element]:
     """Return the elements of a network's VXLAN device."""
     name = _quoted(vxlan)

@@ -27,6 +27,17 @@ class Span(NamedTuple):
     local: str  # this host's address between the hosts
 
 
+class Tunnel(NamedTuple):
+    """The WireGuard link of a host of an encrypted cluster (kernel/kinds/wireguard.py)."""
+
+    form: str
+    address: str  # with its prefix length
+    port: int  # UDP
+    mtu: int  # bytes
+    public: str  # this host's key
+    others: tuple[tuple[str, str, str], ...] = ()  # of hosts: public key, endpoint, address
+
+
 class Network(NamedTuple):
     name: str
     bridge: str
@@ -276,5 +287,6 @@ class Snapshot(NamedTuple):
     any_active6: bool = False  # an active service is on a network with IPv6
     sysctls_before: tuple[tuple[str, str], ...] = ()
     wire: tuple[int, ...] = ()  # UDP ports of all networks that span hosts
+    tunnel: Tunnel | None = None  # through which they have to pass; None if there are none
     remotes: tuple[Remote, ...] = ()  # in scope
     listed: tuple[Remote, ...] = ()  # those in the hosts files of ``fresh``

@@ -73,7 +73,7 @@ class Arriving(NamedTuple):
                 continue
             plain = request_of(spec, observe)._replace(span=False)
             networks.ensure(machine, plain, implicit=implicit)
-            where = (self.port, self.joined.address)
+            where = (self.port, _wire(store, self.joined))
             store.across.set_span(spec.name, spec.vni, *where)
             made.append(store.require_network(spec.name))
         return made
@@ -117,11 +117,11 @@ def arriving(
     hosts = Membership(engine, joined.keys).hosts()
     own = next((host for host in hosts if host.name == joined.host), None)
     for spec in specs:
-        if own is not None and own.mtu - _header(joined) < spec.mtu:
+        if own is not None and own.mtu - header(joined) < spec.mtu:
             raise Conflict(
                 f"network {spec.name!r} has an MTU of {spec.mtu}, and packets of"
-                f" {own.mtu - _header(joined)} bytes fit the link of {joined.address}",
-                f"raise the MTU of that link to {spec.mtu + _header(joined)}",
+                f" {own.mtu - header(joined)} bytes fit the link of {joined.address}",
+                f"raise the MTU of that link to {spec.mtu + header(joined)}",
             )
     items = {s.name: engine.get(joined.keys.addresses(s.name)).items for s in specs}
     subnets = {spec.name: spec.subnets for spec in specs}
@@ -196,7 +196,7 @@ def _planned(
     present: Network | None,
 ) -> Spec:
     """Return a network that neither this host nor the cluster has. Raises Conflict."""
-    fits = min((host.mtu for host in membership.hosts()), default=1500) - _header(joined)
+    fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
     if request.mtu is not None and request.mtu > fits:
         raise Conflict(
             f"{request.mtu}: between the hosts of the cluster, packets of {fits} bytes fit",
@@ -226,8 +226,23 @@ def _planned(
     return Spec(request.name, free, network.mtu, pairs, network.internal)
 
 
-def _header(joined: Joined) -> int:
-    return HEADERS[6 if ":" in joined.address else 4]
+def header(joined: Joined) -> int:
+    """Return the bytes that are added to a packet of a service on its way to another host."""
+    outer = 6 if ":" in joined.address else 4
+    if not joined.encryption:
+        return HEADERS[outer]
+    from niso.cluster import encryption
+
+    return HEADERS[6] + encryption.HEADERS[outer]
+
+
+def _wire(store: Store, joined: Joined) -> str:
+    """Return the address that VXLAN packets of this host have."""
+    if not joined.encryption:
+        return joined.address
+    from niso.cluster import encryption
+
+    return encryption.address(store.cluster_id(), joined.host)
 
 
 def _network(spec: Spec, joined: Joined, cluster: Cluster) -> Network:

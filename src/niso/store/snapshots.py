@@ -321,6 +321,7 @@ class SnapshotRows(PortRows, PolicyRows):
             any_active6=self.any_active(6),
             sysctls_before=tuple(sorted(self.sysctls_before().items())),
             wire=wire,
+            tunnel=self.across.tunnel() if wire else None,
             remotes=remotes,
             listed=listed,
         )

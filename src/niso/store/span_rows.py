@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from niso.base.lite_typing import NamedTuple
-from niso.plan.records import Endpoint, Remote
+from niso.plan.records import Endpoint, Remote, Tunnel
 from niso.store.sqlite import decoded, encoded, sqlite3
 
 _QUERY = (
@@ -151,6 +151,14 @@ class Spans:
         row = self._db.execute("SELECT network FROM span WHERE vni=?", (vni,)).fetchone()
         return str(row[0]) if row else None
 
+    def tunnel(self) -> Tunnel | None:
+        """Return the link that packets between the hosts pass through; None without encryption."""
+        row = self._db.execute("SELECT value FROM meta WHERE key='tunnel'").fetchone()
+        if row is None:
+            return None
+        made = Tunnel(*decoded(row[0]))
+        return made._replace(others=tuple((*each,) for each in made.others))
+
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_cluster(self, identity: str) -> None:
@@ -159,9 +167,15 @@ class Spans:
             row = (encoded({"id": identity}),)
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('cluster', ?)", row)
             return
-        self._db.execute("DELETE FROM meta WHERE key IN ('cluster', 'attempt')")
+        self._db.execute("DELETE FROM meta WHERE key IN ('cluster', 'attempt', 'tunnel')")
         for table in ("remote_name", "remote", "peer", "claim"):
             self._db.execute(f"DELETE FROM {table}")
+
+    def set_tunnel(self, tunnel: Tunnel) -> None:
+        """Record the link that packets between the hosts pass through."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO meta VALUES ('tunnel', ?)", (encoded(list(tunnel)),)
+        )
 
     def set_attempt(self, attempt: Attempt | None) -> None:
         """Record the change of the mirror that begins, or with None that it is done."""

@@ -17,6 +17,7 @@ NAMES = (
     "ruleset",
     "element",
     "routing_rule",
+    "wireguard",
     "bridge",
     "vxlan",
     "namespace",

@@ -55,7 +55,8 @@ class _Rulesets(Kind[Ruleset]):
             if (type(thing), thing.key()) not in keys:
                 guards.update(kind_of(thing).guards(thing))
         adds = (Edit("add", element) for element in sorted({*want[Element], *guards}))
-        drops = tuple(Edit("delete", element) for element in sorted(guards))
+        kept = {element.key() for element in want[Element]}
+        drops = tuple(Edit("delete", each) for each in sorted(guards) if each.key() not in kept)
         return Steps(
             [NftTransaction((*tables, nft_tables.TABLES, *adds))],
             last=[NftTransaction(drops)] if drops else [],

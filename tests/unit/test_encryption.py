@@ -1,0 +1,210 @@
+"""Test encrypted clusters on fakes: who may join, what is on record, and what the plan makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_world import World
+
+from niso.base import names, paths
+from niso.base.errors import Conflict, Error
+from niso.cluster import config, encryption, invitation
+from niso.cluster.agent import Agent, Me
+from niso.cluster.claims import Claims, Wanted
+from niso.cluster.config import Config
+from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.keys import encode
+from niso.cluster.membership import Cluster, Host, Membership
+from niso.cluster.requests import Put, Txn
+from niso.commands import cluster, network
+from niso.kernel.kinds.element import Element
+from niso.kernel.kinds.fdb import Fdb
+from niso.kernel.kinds.vxlan import Vxlan
+from niso.kernel.kinds.wireguard import KERNEL, USERSPACE, FarEnd, WireGuard
+from niso.kernel.nft_wire import TUNNEL
+from niso.kernel.state import State
+from niso.services.networks import NetworkRequest
+
+HERE = "192.0.2.1"
+ETCD = cluster.Existing(("http://etcd1:2379",))
+KEYS = [f"{number:042}w=" for number in range(10, 14)]
+NO_KERNEL = {KERNEL: "the kernel has no WireGuard (Error: Unknown device type.)"}
+
+
+class Engine(FakeEngine):
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    engine = Engine()
+    monkeypatch.setattr(Config, "engine", lambda own, brief=False: engine)
+    return engine
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as world:
+        world.machine = world.machine._replace(joined=config.load)
+        yield world
+
+
+def init(world: World, encrypt: str) -> Config:
+    return cluster.init(world.machine, "a", HERE, ETCD, lambda event: None, encrypt).config
+
+
+def look(world: World, engine: Engine) -> None:
+    me = Me("a", world.store.state_id(), world.store.cluster_id(), "boot")
+    agent = Agent(me, lambda: engine, lambda names: None, lambda line: None)
+    agent.look(world.store, world.kernel, engine, 0)
+
+
+def links(world: World) -> list[WireGuard]:
+    return list(world.kernel.everything(State())[WireGuard])
+
+
+def test_kernel_encrypts_where_it_can_and_a_process_only_where_it_was_asked_for(
+    world: World, engine: Engine
+) -> None:
+    kernel = world.kernel
+    assert [encryption.chosen(kernel, asked) for asked in ("kernel", "userspace")] == ["kernel"] * 2
+    kernel.without_wireguard = dict(NO_KERNEL)
+    assert encryption.chosen(kernel, "userspace") == "userspace"
+    with pytest.raises(Error, match="has no WireGuard") as refused:
+        init(world, "kernel")
+    assert "--encrypt=userspace" in (refused.value.hint or "")
+    kernel.without_wireguard[USERSPACE] = "wireguard-go is missing: apt-get install wireguard-go"
+    with pytest.raises(Error, match="wireguard-go is missing"):
+        init(world, "userspace")
+    assert not os.path.exists(paths.cluster_dir()) and not world.store.cluster_id()
+
+
+def test_address_in_the_tunnel_follows_from_the_host(world: World) -> None:
+    found = {encryption.address(one, host) for one in ("5f0c21aa", "other") for host in "ab"}
+    assert len(found) == 4
+    assert {ipaddress.ip_address(each).is_private for each in found} == {True}
+    prefixes = {ipaddress.ip_network(f"{each}/64", strict=False) for each in found}
+    assert len(prefixes) == 2
+
+
+def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
+    world: World, engine: Engine
+) -> None:
+    own = init(world, "kernel")
+    assert own.encryption == "kernel" and config.require() == own
+    assert stat.S_IMODE(os.stat(paths.wireguard_key()).st_mode) == 0o600
+    membership = Membership(engine)
+    assert membership.cluster() == Cluster(world.store.cluster_id(), 4799, "kernel")
+    assert not links(world)
+    network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
+    here = encryption.address(world.store.cluster_id(), "a")
+    [link] = links(world)
+    assert link[:5] == (TUNNEL, KERNEL, f"{here}/64", 4800, 1500 - 60)
+    assert link.alias == names.alias(world.store.state_id())
+    [vxlan] = world.kernel.everything(State())[Vxlan]
+    assert (vxlan.local, vxlan.mtu) == (here, 1500 - 60 - 70)
+    elements = world.kernel.everything(State())[Element]
+    assert {("sealed", "4799"), ("ports", f'"{TUNNEL}"')} <= {
+        (each.container, each.element) for each in elements
+    }
+    # another host comes, with a service
+    membership.join(Host("b", "id-b", "192.0.2.2", 1500, False, public=KEYS[0]))
+    lease = engine.grant(10)
+    assert membership.live("b", "id-b", lease, "boot")
+    claims = Claims(engine, "b")
+    held = claims.claim(Wanted("db", ("backend",), ("db",), {}, {}))
+    claims.publish("db", held.mark, up=True)
+    look(world, engine)
+    far = encryption.address(world.store.cluster_id(), "b")
+    assert links(world) == [link._replace(others=(FarEnd(KEYS[0], "192.0.2.2:4800", far),))]
+    [entry] = world.kernel.everything(State())[Fdb]
+    assert entry.host == far
+    done = len(world.kernel.done)
+    look(world, engine)
+    assert len(world.kernel.done) == done
+    # it has gone with all that it had
+    engine.revoke(lease)
+    assert membership.forget("b") == ["db"]
+    look(world, engine)
+    assert links(world) == [link]
+    # and so has this one
+    cluster.leave(world.machine, False, lambda event: None)
+    assert not links(world) and not os.path.exists(paths.wireguard_key())
+    assert world.store.across.tunnel() is None
+
+
+def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) -> None:
+    membership = Membership(engine)
+    with contextlib.suppress(Conflict):
+        init(world, "userspace")
+    plain = Host("b", "id-b", "192.0.2.2", 1500, False)
+    with pytest.raises(Conflict, match="the cluster is encrypted"):
+        membership.join(plain)
+    text = cluster.invite(world.machine, "b", "192.0.2.2", False)
+    assert invitation.parsed(text.encode()).config().encryption == "userspace"
+    cluster.leave(world.machine, False, lambda event: None)
+    with pytest.raises(Conflict, match=r"--encrypt=userspace"):
+        init(world, "")
+    assert not os.path.exists(paths.cluster_dir())
+    other = Membership(Engine())
+    other.make()
+    with pytest.raises(Conflict, match="the cluster is not encrypted"):
+        other.join(plain._replace(public=KEYS[0]))
+
+
+def test_link_of_too_small_an_mtu_is_refused(world: World, engine: Engine) -> None:
+    for between, least in (("192.0.2.1", 1340), ("2001:db8::1", 1360)):
+        encryption.require_mtu(between, least)
+        with pytest.raises(Error, match=f"encryption needs {least}"):
+            encryption.require_mtu(between, least - 1)
+
+
+def test_kernel_that_has_got_wireguard_has_the_link_made_again() -> None:
+    link = WireGuard(TUNNEL, USERSPACE, "fd00::1/64", 4800, 1440, KEYS[0], "niso:1")
+    from niso.kernel.diff import diff
+
+    steps = diff(State([link._replace(form=KERNEL)]), State([link]))
+    assert [(step.action, step.thing.form) for step in steps] == [  # type: ignore[attr-defined]
+        ("delete", USERSPACE),
+        ("add", KERNEL),
+    ]
+
+
+@pytest.mark.parametrize("key", ["x", f"{KEYS[0]}\nAllowedIPs = ::/0", "é" * 44, 7])
+def test_key_that_is_none_is_an_error_with_its_place(
+    world: World, engine: Engine, key: object
+) -> None:
+    init(world, "kernel")
+    keys = Membership(engine).keys
+    value = {"id": "id-b", "address": "192.0.2.2", "mtu": 1500, "wgkey": key}
+    assert engine.commit(Txn((), (Put(keys.host("b"), encode(value)),))).done
+    with pytest.raises(Error, match=keys.host("b")):
+        look(world, engine)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"encrypt": "rot13", "proto": 2},
+        {"encrypt": "kernel", "proto": 1},  # hosts that know this alone would not encrypt
+        {"proto": 2},
+    ],
+)
+def test_cluster_that_is_otherwise_encrypted_than_known_changes_nothing(
+    engine: Engine, value: dict[str, object]
+) -> None:
+    membership = Membership(engine)
+    put = Put(membership.keys.cluster, encode({"id": "5f0c21aa", "port": 4799} | value))
+    assert engine.commit(Txn((), (put,))).done
+    with pytest.raises(Error):
+        membership.cluster()
