@@ -63,7 +63,10 @@ class Held:
         errors: list[Error] = []
         for name, (target, asked) in wanted.items():
             try:
-                self._held[name] = recorded(self._claims.claim(asked, target.take, keep=True))
+                row = store.service(name)
+                renew = row is None or not row.active
+                held = self._claims.claim(asked, target.take, keep=True, renew=renew)
+                self._held[name] = recorded(held)
             except NoAnswer as error:
                 record = known[name]
                 if record is None:
@@ -214,15 +217,18 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
     claims = Claims(engine, joined.host, joined.keys)
     report(AskingCluster())
     try:
+        span_networks.require_own(store, Membership(engine, joined.keys))
         for name in told:
             try:
-                settle(store, claims, name, final)
+                settle(store, machine.kernel, claims, name, final)
             except NoAnswer:
                 raise
             except Error as error:
                 report(Caution(error.message, (error.hint,) if error.hint else ()))
     except NoAnswer as error:
         report(Caution(f"other hosts do not know it yet: {error.message}", (_LATER,)))
+    except Error as error:
+        report(Caution(error.message, (error.hint,) if error.hint else ()))
     finally:
         engine.close()
     wake.agent()
