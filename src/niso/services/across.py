@@ -43,6 +43,8 @@ class Held:
         self._claims = Claims(engine, joined.host, joined.keys)
         self._held: dict[str, Claim] = {}
         self._is_silent = False
+        self.lost: NoAnswer | None = None
+        """Why the engine's answers do not count: it has lost its data."""
 
     def __contains__(self, service: str) -> bool:
         return service in self._held
@@ -63,6 +65,8 @@ class Held:
         errors: list[Error] = []
         for name, (target, asked) in wanted.items():
             try:
+                if self.lost is not None:
+                    raise self.lost
                 row = store.service(name)
                 renew = row is None or not row.active
                 held = self._claims.claim(asked, target.take, keep=True, renew=renew)
@@ -86,6 +90,8 @@ class Held:
         """Find what services would hold, without holding it."""
         for name, (target, asked) in wanted.items():
             try:
+                if self.lost is not None:
+                    raise self.lost
                 self._held[name] = recorded(self._claims.foreseen(asked, target.take))
             except NoAnswer:
                 record = _own_record(self._machine.store, target, asked)
@@ -182,8 +188,15 @@ def prepare(
     )
     engine = joined.engine(brief)
     report(AskingCluster())
+    lost: NoAnswer | None = None
     try:
-        arriving = _arriving(store, joined, engine, unknown, brief)
+        try:
+            arriving = _arriving(store, joined, engine, unknown, brief)
+        except Conflict as error:
+            if not brief:
+                raise
+            arriving = span_networks.Arriving.none(joined)
+            lost = NoAnswer(error.reason, error.hint)
         spans += [spec.name for spec in arriving.specs]
         wanted = {
             target.name: (target, _wanted(store, target, spans))
@@ -191,6 +204,7 @@ def prepare(
             if not {*target.spec.networks}.isdisjoint(spans)
         }
         held = Held(machine, joined, engine, arriving)
+        held.lost = lost
         if dry_run:
             held.foresee(wanted)
         else:
