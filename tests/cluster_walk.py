@@ -388,6 +388,13 @@ class Walk:
             node.look(self.now_s)
             self.require_safe()
 
+    def leave(self) -> None:
+        """Remove all services: nothing is left of them."""
+        for node in self.nodes:
+            with node:
+                remove(node.world.machine, [row.name for row in node.world.store.services()])
+                node.world.assert_whole()
+
     def require_agreed(self) -> None:
         items = self.engine.get(KEYS.services).items
         claims = {claim.service: claim for claim in (claim_of(item, KEYS) for item in items)}
