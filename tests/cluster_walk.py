@@ -1,6 +1,6 @@
 """Random commands on hosts of a cluster in memory, with hosts cut off, lost answers, failures and kills.
 
-After each step, whatever its outcome: no address is two services', in the cluster or for any
+Steps also begin in the middle of others, before and after each request to the engine. After each step, whatever its outcome: no address is two services', in the cluster or for any
 kernel, and no kernel hears a service at an address that a policy takes for another one's. In the
 end all hosts agree: each has what its store says, the cluster has what the stores say, and each
 mirror what the cluster has.
@@ -11,18 +11,19 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cluster_world import KEYS, SUBNETS, Joined
 from fake_world import Steps, World
 
-from niso.base import names
-from niso.base.errors import Error
+from niso.base import failpoint, locks, names
+from niso.base.errors import Conflict, Error
 from niso.cluster import mirror
-from niso.cluster.agent import ORPHAN_S, Agent, Me
+from niso.cluster.agent import STRAY_S, Agent, Me
 from niso.cluster.claims import claim_of
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import decode
@@ -34,21 +35,39 @@ from niso.commands.deactivate import deactivate, remove
 from niso.plan.policy_maps import PASSES
 from niso.services import journal, targets
 from niso.services.networks import NetworkRequest
+from niso.store.store import Store
 
 HOSTS = ("a", "b", "c")
 SERVICES = ("api", "db", "evil", "web")
+LOST = ("there", "back", "late")
+DEPTH = 3
+"""So deep may steps be in the middle of others."""
+
+
+REQUESTS = ("commit", "get", "grant", "keep", "keys", "newest", "revoke")
 
 
 class Link:
-    """A host's connection to the cluster, which can be cut."""
+    """A host's connection to the cluster, which can be cut. ``between`` is called around each request."""
 
     def __init__(self, engine: Any) -> None:
         self.engine, self.cut = engine, False
+        self.between: Callable[[str], None] = lambda point: None
 
     def __getattr__(self, name: str) -> Any:
-        if self.cut and name != "close":
-            raise NoAnswer("the cluster does not answer")
-        return getattr(self.engine, name)
+        if name not in REQUESTS:
+            return getattr(self.engine, name)
+
+        def request(*words: Any, **more: Any) -> Any:
+            self.between(f"before {name}")
+            if self.cut:
+                raise NoAnswer("the cluster does not answer")
+            try:
+                return getattr(self.engine, name)(*words, **more)
+            finally:
+                self.between(f"after {name}")
+
+        return request
 
 
 class Node:
@@ -73,8 +92,11 @@ class Node:
             store.across.set_cluster(cluster.identity)
         joined = Joined(name, self.address, self.link)  # type: ignore[arg-type]
         self.world.machine = self.world.machine._replace(joined=lambda: joined)
-        me = Me(name, store.state_id(), cluster.identity, "boot")
-        self.agent = Agent(me, lambda: self.link, self.end, lambda line: None)  # type: ignore[arg-type,return-value]
+        self.me = Me(name, store.state_id(), cluster.identity, "boot")
+        self.busy: set[str] = set()  # "command", "look"
+        self.steps: list[Steps | None] = [None]  # of what is in progress, None for another process
+        self.is_half = False  # a network has not been made as a whole
+        self.start_agent()
 
     def __enter__(self) -> Node:
         os.environ["NISO_RUN_DIR"], os.environ["NISO_STATE_DIR"] = self.run, self.state
@@ -83,24 +105,39 @@ class Node:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def start_agent(self) -> None:
+        """Start the agent, a process of its own."""
+        with self:
+            self.store = Store.open()
+        self.agent = Agent(self.me, lambda: self.link, self.end, lambda line: None)  # type: ignore[arg-type,return-value]
+
     def end(self, services: list[str]) -> None:
-        deactivate(self.world.machine, services)
+        deactivate(self.world.machine._replace(store=self.store), services)
 
     def keep(self) -> None:
         with contextlib.suppress(NoAnswer):
             self.lease = self.agent.keep(self.link, self.lease)  # type: ignore[arg-type]
 
     def look(self, now_s: float) -> None:
-        world = self.world
         with self, contextlib.suppress(NoAnswer):
-            self.agent.look(world.store, world.kernel, self.link, now_s)  # type: ignore[arg-type]
+            self.agent.look(self.store, self.world.kernel, self.link, now_s)  # type: ignore[arg-type]
+
+
+def refuse(event: object) -> None:
+    """End a command that would wait for a lock: what holds it goes on after this command only."""
+    raise Conflict("what it needs is in use")
 
 
 class Walk:
     """Some hosts, with an engine that all share: one in memory, or a real one, which goes its own ways."""
 
     def __init__(
-        self, folder: Path, seed: int, engine: Any = None, hosts: tuple[str, ...] = HOSTS
+        self,
+        folder: Path,
+        seed: int,
+        engine: Any = None,
+        hosts: tuple[str, ...] = HOSTS,
+        meanwhile: float = 0.1,
     ) -> None:
         self.fake = FakeEngine() if engine is None else None
         self.engine = engine or self.fake
@@ -108,6 +145,10 @@ class Walk:
         self.nodes = [Node(n, HOSTS.index(n) + 1, folder, self.engine) for n in hosts]
         self.done: list[str] = []
         self.now_s = 0.0
+        self.depth, self.meanwhile = 0, meanwhile
+        for node in self.nodes:
+            node.link.between = partial(self.between, node)
+        locks.listener = refuse
         for node in self.nodes if self.fake is None else self.nodes[:1]:
             with node:
                 request = NetworkRequest("backend", SUBNETS, span=True)
@@ -116,6 +157,7 @@ class Walk:
             node.keep()
 
     def close(self) -> None:
+        locks.listener = None
         for node in self.nodes:
             with node:
                 node.world._stored._before = node.state
@@ -133,7 +175,7 @@ class Walk:
         if draw.random() < 0.5:
             table["policy"] = {"allow_from": [draw.choice(SERVICES)]}
         take = draw.random() < 0.4
-        self.done.append(f"{node.name}: activate {service} {table} {'--take' * take}")
+        self.say(f"{node.name}: activate {service} {table} {'--take' * take}")
         path = node.world.package(service, network=table)
 
         def command() -> object:
@@ -149,10 +191,10 @@ class Walk:
             return self.activation(node)
         known = [row.name for row in node.world.store.services()]
         if what == 3 or not known:
-            self.done.append(f"{node.name}: network front")
+            self.say(f"{node.name}: network front")
             return partial(self.network, node)
         some = [draw.choice(known)]
-        self.done.append(f"{node.name}: {'deactivate' if what == 1 else 'remove'} {some}")
+        self.say(f"{node.name}: {'deactivate' if what == 1 else 'remove'} {some}")
         return (lambda: deactivate(machine, some)) if what == 1 else (lambda: remove(machine, some))
 
     def network(self, node: Node) -> None:
@@ -165,46 +207,111 @@ class Walk:
     def step(self) -> None:
         node, what = self.draw.choice(self.nodes), self.draw.random()
         if what < 0.5:
-            with node:
-                self.run(node)
+            self.run(node)
         elif what < 0.8:
             self.now_s += 10
-            self.done.append(f"{node.name}: look")
-            node.look(self.now_s)
+            self.look_at(node)
         elif what < 0.88:
             node.link.cut = not node.link.cut
-            self.done.append(f"{node.name}: {'cut' if node.link.cut else 'healed'}")
+            self.say(f"{node.name}: {'cut' if node.link.cut else 'healed'}")
         elif self.fake is None:
             node.keep()
         elif what < 0.95:
-            self.done.append("12 s pass")
+            self.say("12 s pass")
             for _ in range(2):
                 for each in self.nodes:
                     each.keep()
                 self.fake.advance(6)
+        elif self.fake.late and self.draw.random() < 0.6:
+            self.say("a late request arrives")
+            self.fake.arrive()
         else:
-            self.fake.lose.append(self.draw.choice(("there", "back")))
-            self.done.append(f"an answer is lost: {self.fake.lose[-1]}")
+            self.fake.lose.append(self.draw.choice(LOST))
+            self.say(f"an answer is lost: {self.fake.lose[-1]}")
+
+    def say(self, text: str) -> None:
+        self.done.append(f"{'    ' * self.depth}{text}")
+
+    def between(self, node: Node, point: str) -> None:
+        """Let something else happen before or after a request of a host, or kill who sends it."""
+        if (steps := node.steps[-1]) is not None:
+            steps.request(point)
+        if 0 < self.depth < DEPTH and self.draw.random() < self.meanwhile:
+            self.say(f"{point} of {node.name}:")
+            with self.aside(node):
+                self.step()
+                self.require_safe()
+
+    @contextlib.contextmanager
+    def aside(self, node: Node) -> Iterator[None]:
+        """Have other processes run, which what is in progress does not see or fail."""
+        places = {name: os.environ[name] for name in ("NISO_RUN_DIR", "NISO_STATE_DIR")}
+        kernel, processes = node.world.kernel, node.world.processes
+        fails = kernel.fail, processes.fail
+        node.steps.append(None)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(failpoint, "hit", lambda name: None)
+                kernel.fail, processes.fail = lambda step: 0, lambda what: False
+                yield
+        finally:
+            kernel.fail, processes.fail = fails
+            node.steps.pop()
+            os.environ.update(places)
+
+    def look_at(self, node: Node) -> None:
+        if "look" in node.busy:
+            return  # an agent is one thread
+        number = self.draw.randrange(1, 40) if self.draw.random() < 0.1 else 0
+        steps = Steps(node.world, number, True, node.store)
+        self.say(f"{node.name}: look{f', killed at {number}' * bool(number)}")
+        try:
+            with self.busy(node, "look", steps):
+                steps.run(partial(node.look, self.now_s))
+        except Error as error:
+            self.say(f"    {error}")
+        if steps.is_dead:
+            node.start_agent()
 
     def run(self, node: Node) -> None:
+        if "command" in node.busy:
+            return
         command = self.command(node)
         breaks = self.draw.random() < 0.3
-        steps = Steps(
-            node.world, self.draw.randrange(1, 40) if breaks else 0, self.draw.random() < 0.5
-        )
-        self.done.append(f"    step {steps.number}, kill {steps.kills}")
+        number = self.draw.randrange(1, 60) if breaks else 0
+        steps = Steps(node.world, number, self.draw.random() < 0.5)
+        if breaks:
+            self.say(f"    step {number}, kill {steps.kills}")
         try:
-            steps.run(command)
+            with self.busy(node, "command", steps):
+                steps.run(command)
         except Error as error:
-            self.done.append(f"    {error}")
-            if steps.is_dead:
-                node.world.reopen()
+            self.say(f"    {error}")
         if steps.has_broken and isinstance(command, partial):
-            repair.repair_all(
-                node.world.machine
-            )  # the network is known, its bridge is not complete
+            node.is_half = True  # the network is known, its bridge is not complete
         if self.draw.random() < 0.7:
-            journal.recover(node.world.machine)
+            with self.busy(node, "command", None):
+                self.recover(node)
+
+    def recover(self, node: Node) -> None:
+        if node.is_half:
+            with contextlib.suppress(Conflict):
+                repair.repair_all(node.world.machine)
+                node.is_half = False
+        journal.recover(node.world.machine)
+
+    @contextlib.contextmanager
+    def busy(self, node: Node, what: str, steps: Steps | None) -> Iterator[None]:
+        node.busy.add(what)
+        node.steps.append(steps)
+        self.depth += 1
+        try:
+            with node:
+                yield
+        finally:
+            self.depth -= 1
+            node.steps.pop()
+            node.busy.discard(what)
 
     # --- what is always so ---
 
@@ -265,18 +372,28 @@ class Walk:
     def heal(self) -> None:
         if self.fake is not None:
             self.fake.lose.clear()
+            while self.fake.late:
+                self.fake.arrive()
+        self.meanwhile = 0
         for node in self.nodes:
             node.link.cut = False
             node.keep()
             with node:
-                journal.recover(node.world.machine)
+                self.recover(node)
 
     def look(self) -> None:
         """Let the agents look, later than any claim is kept for nothing."""
-        self.now_s += ORPHAN_S + 1
+        self.now_s += STRAY_S + 1
         for node in self.nodes:
             node.look(self.now_s)
             self.require_safe()
+
+    def leave(self) -> None:
+        """Remove all services: nothing is left of them."""
+        for node in self.nodes:
+            with node:
+                remove(node.world.machine, [row.name for row in node.world.store.services()])
+                node.world.assert_whole()
 
     def require_agreed(self) -> None:
         items = self.engine.get(KEYS.services).items
@@ -289,14 +406,15 @@ class Walk:
                 spans = [n.name for n in store.networks() if n.span is not None]
                 held = {r.service: r for r in store.across.claims()}
                 own = {name: claim for name, claim in claims.items() if claim.host == node.name}
-                assert held.keys() == own.keys(), node.name
+                assert held.keys() == own.keys(), (node.name, held, own)
                 for name, claim in own.items():
                     row = store.service(name)
-                    assert row is not None and (claim.mark, claim.gen) == held[name][1:3]
+                    here = (node.name, row, claim, held[name])
+                    assert row is not None and (claim.mark, claim.gen) == held[name][1:3], here
                     leased = dict.fromkeys(claim.networks, ())
                     for on, address in store.addresses(name):
                         leased[on] = (*leased.get(on, ()), address)
-                    assert {on: leased[on] for on in claim.networks} == claim.networks
+                    assert {on: leased[on] for on in claim.networks} == claim.networks, here
                     assert {*claim.names} == {*store.names(name)}
                 for row in store.services():
                     if row.active and any(on in spans for on in row.networks):

@@ -142,7 +142,7 @@ class World:
         """The kernel has what the store says and nothing else, each process is as it should be, and nothing is half done."""
         assert self.store.intents() == []
         steps, want, have, foreign = converge.compare(self.kernel, self.store)
-        assert steps == []
+        assert steps == [], [step.describe() for step in steps]
         assert foreign == {}
         assert State.of_kinds(lambda kind: want[kind.thing]) == have
         assert unguarded(self.kernel) == []
@@ -167,10 +167,14 @@ class Steps:
     """Numbers the steps of a command: those of the kernel, of processes, of files, and the store's commits. One can break.
 
     ``kills``: at that step the command's process ends, and nothing that it does afterwards has an effect.
+    ``store`` is its connection.
     """
 
-    def __init__(self, world: World, number: int, kills: bool = False) -> None:
+    def __init__(
+        self, world: World, number: int, kills: bool = False, store: Store | None = None
+    ) -> None:
         self.world, self.number, self.kills = world, number, kills
+        self.store = store or world.store
         self.passed: list[str] = []
         self.is_dead = False
         self._patch = pytest.MonkeyPatch()
@@ -190,6 +194,11 @@ class Steps:
     def has_broken(self) -> bool:
         return len(self.passed) >= self.number
 
+    def request(self, point: str) -> None:
+        """Pass a point before or after a request to another host, which only a kill breaks."""
+        if self.kills or self.is_dead:
+            self._breaks(point)
+
     def _point(self, name: str) -> None:
         if self._breaks(name):
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), name)
@@ -202,7 +211,7 @@ class Steps:
             return False
         if self.kills:
             self.is_dead = True
-            self.world.store.close()  # an open transaction ends with its process
+            self.store.close()  # an open transaction ends with its process
             raise Killed
         return True
 
@@ -219,6 +228,7 @@ class Steps:
                 raise
         else:
             return True
-        if self.is_dead:
-            self.world.reopen()
+        finally:
+            if self.is_dead and self.store is self.world.store:
+                self.world.reopen()
         return False

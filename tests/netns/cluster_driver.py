@@ -12,6 +12,9 @@ from cluster_walk import Walk
 
 from niso.cluster.etcd import Access, Etcd
 
+LEAST = 20
+"""Lines of what was done: on a slow machine it takes longer."""
+
 
 def main(access: str, name: str, seed: str, seconds: str, folder: str) -> None:
     places = json.loads(access)
@@ -19,12 +22,13 @@ def main(access: str, name: str, seed: str, seconds: str, folder: str) -> None:
     walk = Walk(Path(folder), int(seed), engine, (name,))
     until = time.monotonic() + float(seconds)
     try:
-        while time.monotonic() < until:
+        while time.monotonic() < until or len(walk.done) < LEAST:
             walk.step()
             walk.require_safe()
         print("done", flush=True)
         for line in sys.stdin:
-            {"heal": walk.heal, "look": walk.look, "agree": walk.require_agreed}[line.strip()]()
+            orders = {"heal": walk.heal, "look": walk.look, "agree": walk.require_agreed}
+            (orders | {"leave": walk.leave})[line.strip()]()
             print("ok", len(walk.done), flush=True)
     except BaseException as error:
         error.add_note("\n".join(walk.done))

@@ -50,10 +50,15 @@ def flags(name: str, data: str, client: str, peer: str, tls: str) -> list[str]:
 
 
 class Member:
-    """One member; its process is started by `start` and ends with the test at the latest."""
+    """One member; its process is started by `start` and ends with the test at the latest.
 
-    def __init__(self, name: str, folder: pathlib.Path, ports: tuple[int, int]) -> None:
-        self.name, self.folder = name, folder
+    Rules can tell its packets by ``group``.
+    """
+
+    def __init__(
+        self, name: str, folder: pathlib.Path, ports: tuple[int, int], group: int | None = None
+    ) -> None:
+        self.name, self.folder, self.group = name, folder, group
         self.client, self.peer = (f"127.0.0.1:{port}" for port in ports)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -66,6 +71,7 @@ class Member:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={"PATH": os.environ["PATH"], "GOMAXPROCS": "1"},
+            group=self.group,
         )
 
     def signal(self, number: int) -> None:
@@ -96,15 +102,20 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def etcd(folder: pathlib.Path, count: int = 1) -> Iterator[Members]:
-    """Start members and wait until they write."""
+def etcd(folder: pathlib.Path, count: int = 1, first_group: int | None = None) -> Iterator[Members]:
+    """Start members and wait until they write. With ``first_group`` each has a group of its own."""
     if not os.access(BINARY, os.X_OK):
         pytest.fail("etcd is missing: ./dev test unpacks it", pytrace=False)
     certificates.make_authority(str(folder), "test")
     certificates.issue(str(folder), str(folder), ["127.0.0.1"])
     ports = free_ports(2 * count)
     members = Members(
-        Member(f"m{number}", folder / f"m{number}", (ports[2 * number], ports[2 * number + 1]))
+        Member(
+            f"m{number}",
+            folder / f"m{number}",
+            (ports[2 * number], ports[2 * number + 1]),
+            None if first_group is None else first_group + number,
+        )
         for number in range(count)
     )
     members.folder = folder

@@ -31,7 +31,11 @@ class Hosted:
         self.said: list[str] = []
         self.ended: list[str] = []
         me = Me(ME, f"id-{ME}", self.world.store.cluster_id(), "boot")
-        self.agent = Agent(me, lambda: cluster.engine, self.ended.extend, self.said.append)
+        self.agent = Agent(me, lambda: cluster.engine, self.end, self.said.append)
+
+    def end(self, services: list[str]) -> None:
+        deactivate(self.world.machine, services)
+        self.ended += services
 
     def look(self, now_s: float = 0.0) -> list[str]:
         world = self.world

@@ -15,7 +15,7 @@ from fake_world import Steps, World
 from samples import samples
 
 from niso.base.errors import Conflict, Error, InvalidInput
-from niso.cluster.agent import ORPHAN_S, Agent, Me
+from niso.cluster.agent import ORPHAN_S, STRAY_S, Agent, Me
 from niso.cluster.claims import Claim, Claims, Wanted
 from niso.cluster.index import Spec
 from niso.cluster.keys import decode
@@ -156,6 +156,76 @@ def test_former_address_is_held_until_the_service_is_up_with_another(host: Hoste
     assert host.engine.get(KEYS.address("backend", "10.99.1.9"), one=True).items == ()
     assert host.record("api") and host.up("api")
     host.world.assert_whole()
+
+
+def test_service_that_went_to_a_local_network_without_an_answer_is_given_up(host: Hosted) -> None:
+    host.activate(host.package("api"))
+    host.world.make("own", "10.99.8.0/24")
+    path = host.package("api", "own")
+    host.engine.down = True
+    host.activate(path)
+    host.engine.down = False
+    host.look()
+    assert host.held("api") is None
+    host.world.assert_whole()
+
+
+def test_service_that_lost_its_address_while_it_was_down_holds_no_other_one(host: Hosted) -> None:
+    path = host.package("api", ip="10.99.1.9")
+    host.activate(path)
+    deactivate(host.world.machine, ["api"])
+    host.release(ME, "api")  # as if its data were from a backup of before
+    assert host.activate(host.package("web", ip="10.99.1.9")) == "10.99.1.9"
+    host.look()
+    assert host.held("api") is None
+    host.look(ORPHAN_S + 1)
+    assert host.held("api") is None and host.world.store.across.claim("api") is None
+    assert host.record("web")
+    host.world.assert_whole()
+
+
+def test_claim_without_a_record_on_its_host_is_given_up(host: Hosted) -> None:
+    host.engine.lose.append("late")
+    host.engine.lose += ["there"] * 20
+    with pytest.raises(NoAnswer):
+        host.activate(host.package("api"))
+    host.engine.lose.clear()
+    host.look()
+    host.look(ORPHAN_S + 1)
+    assert host.world.store.across.claim("api") is None
+    host.engine.arrive()
+    assert host.held("api") is not None
+    host.membership.create_network(Spec("far", 0, 1430, (("10.99.9.0/24", "10.99.9.1"),)))
+    Claims(host.engine, ME).claim(Wanted("old", ("far",), ("old",), {}, {}))
+    host.look(ORPHAN_S + 2)
+    assert host.held("api") is None
+    host.look(ORPHAN_S + STRAY_S)
+    assert host.held("old") is None and host.held("db") is not None
+
+
+def test_request_that_comes_late_does_not_take_what_is_in_use_again(host: Hosted) -> None:
+    path = host.package("api")
+    host.activate(path)
+    host.engine.lose += ["there", "late"] + ["there"] * 20  # down; given up
+    deactivate(host.world.machine, ["api"])
+    host.engine.lose.clear()
+    host.engine.late.clear()
+    host.engine.lose += ["late"] + ["there"] * 20
+    remove(host.world.machine, ["api"])
+    host.engine.lose.clear()
+    host.activate(path)
+    held = host.held("api")
+    host.engine.arrive()
+    assert host.held("api") == held and host.record("api") and host.up("api")
+
+
+def test_host_that_is_forgotten_gets_nothing_back(host: Hosted) -> None:
+    host.claim("c", "web")
+    lose(host, "c")
+    claims = Claims(host.engine, "a")
+    taken = claims.claim(Wanted("web", ("backend",), ("web",), {}, {}), take=True)
+    assert host.membership.forget("c") == []
+    assert claims.release("web", taken.mark) and host.held("web") is None
 
 
 def test_what_another_host_has_is_refused(host: Hosted) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from niso.api.guard import guarded, path, text, texts
+from niso.base.errors import UsageError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -114,14 +115,27 @@ class Clusters:
         address: str = "",
         etcd: ExistingEtcd | None = None,
         encrypt: str = "",
+        restore: bool = False,
     ) -> Membership:
         """Make a cluster with this host as its first one.
 
         ``name`` defaults to the hostname, ``address`` to that of the default route. With ``etcd``
         an existing one is used; else this host runs one. ``encrypt`` is "kernel" to have WireGuard
         encrypt packets between hosts, or "userspace" to have wireguard-go do it on hosts whose
-        kernel lacks it. Raises UsageError, Conflict, Error.
+        kernel lacks it. With ``restore``, and nothing else, the cluster that this host is in is
+        written again, after etcd has lost its data. Raises UsageError, Conflict, Error.
         """
+        if restore:
+            if name or address or encrypt or etcd is not None:
+                raise UsageError(
+                    "the cluster that this host is in has the other values",
+                    "leave out the other options",
+                    "--restore",
+                )
+            from niso.commands import cluster_hosts
+
+            machine = self.session.machine_for_change()
+            return _membership(cluster_hosts.restore(machine, self.session.report))
         from niso.commands import cluster
 
         machine = self.session.machine_for_change(create=True)
@@ -257,7 +271,7 @@ class Clusters:
 
 def _usage[T](call: Callable[[], T]) -> T:
     """Return the result of a call; an invalid argument is a UsageError."""
-    from niso.base.errors import InvalidInput, UsageError
+    from niso.base.errors import InvalidInput
 
     try:
         return call()

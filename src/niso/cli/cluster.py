@@ -37,9 +37,15 @@ def _init(host: Host, args: Args) -> int:
             address=args.address or "",
             etcd=_existing(args),
             encrypt=args.encrypt or "",
+            restore=args.restore,
         )
     if args.json:
         output.as_json(made)
+        return 0
+    if args.restore:
+        print(f"cluster {made.cluster}: written again, as {made.host} ({made.address}) knows it")
+        print("  next: niso cluster status, and on hosts that ran a member of etcd whose data are")
+        print("  lost, niso cluster member remove and then add")
         return 0
     where = "an etcd that exists" if not made.members else "member 1 of etcd"
     print(f"cluster {made.cluster}: made; this host is {made.host} ({made.address}), {where}")

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 
 from niso.base import paths, wake
-from niso.base.errors import Error
+from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Busy, remove_locks, service_lock
-from niso.cluster import gone, mirror
+from niso.cluster import gone, mirror, restore
 from niso.cluster.claims import Claims
 from niso.cluster.index import index_of
 from niso.cluster.keys import Keys
@@ -47,6 +47,8 @@ GUARD_S = 60.0
 """How long names stay if most hosts, or all services, seem to go at once."""
 ORPHAN_S = 60.0
 """How long a claim may be without its service, which a command is about to record."""
+STRAY_S = 600.0
+"""Between two looks for claims of this host on networks that it does not have."""
 _GUARDED = 4
 _BACK_OFF_S = (0.2, 5.0)
 
@@ -90,8 +92,10 @@ class Agent:
         self._watched: dict[str, threading.Thread] = {}
         self._doubt_since: float | None = None
         self._orphans: dict[str, float] = {}  # service -> since when its claim is not as recorded
+        self._is_settled = False  # all claims of this host were compared in full
         self._lives = 0  # the lease by which this host is known to live
         self._whole = False  # the last look has done all
+        self._strays_s: float | None = None  # when all claims were looked at
         self._said = ""
         self._wrong: tuple[str, ...] = ()
 
@@ -111,6 +115,7 @@ class Agent:
         if cluster is None or cluster.identity != self.me.cluster:
             other = f"cluster {cluster.identity}" if cluster else "no cluster"
             self._say(f"the engine has {other}, not {self.me.cluster}: nothing is changed")
+            self._is_settled = False
             return []
         hosts = membership.hosts()
         member = any((h.name, h.state_id) == (self.me.host, self.me.state_id) for h in hosts)
@@ -123,7 +128,7 @@ class Agent:
         self._wrong = now.wrong
         lost = self._still(store, engine, mirror.fenced(store, now, self.me.host))
         if member:
-            lost = sorted({*lost, *self._own(store, engine, now, now_s)})
+            lost = sorted({*lost, *self._own(store, kernel, engine, now, now_s)})
             now = self._guarded(store, now, now_s)
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
@@ -159,10 +164,28 @@ class Agent:
                 self.log(f"the cluster does not have network {name} any more: removed here")
             else:
                 kept.append(name)
-                self._say(f"the cluster does not have network {name}, which has services here")
+                self._restore(store, engine, name)
         return kept
 
-    def _own(self, store: Store, engine: Engine, now: mirror.Seen, now_s: float) -> list[str]:
+    def _restore(self, store: Store, engine: Engine, name: str) -> None:
+        """Write a network to the cluster again, if this host has claims there by its record.
+
+        The engine's data are from a backup. Without one, a network with claims is not removed.
+        """
+        if not any(name in claim.addresses for claim in store.across.claims()):
+            self._say(f"the cluster does not have network {name}, which has services here")
+            return
+        spec = restore.spec_of(store.require_network(name))
+        try:
+            base = restore.base_of(store)
+            Membership(engine, self.keys).restore_network(spec._replace(base=base))
+            self.log(f"the cluster did not have network {name}, which has services here: restored")
+        except Conflict as error:
+            self._say(f"the cluster does not have network {name} any more: {error.message}")
+
+    def _own(
+        self, store: Store, kernel: Kernel, engine: Engine, now: mirror.Seen, now_s: float
+    ) -> list[str]:
         """Bring the cluster what this host's services are: there, up, down, or removed.
 
         A service that a command is changing is left to it. Return those that other hosts have.
@@ -176,15 +199,16 @@ class Agent:
             if mark in {record.service for record in records}
         }
         for record in records:
-            if _is_so(store, record, now):
+            is_so = _is_so(store, record, now)
+            if is_so and self._is_settled:
                 self._orphans.pop(record.service, None)
                 continue
-            since = self._orphans.setdefault(record.service, now_s)
+            since = now_s if is_so else self._orphans.setdefault(record.service, now_s)
             try:
                 with service_lock(record.service, 0):
                     if store.intent(record.service) is None:
                         final = now_s - since >= ORPHAN_S
-                        if not settle(store, claims, record.service, final):
+                        if not settle(store, kernel, claims, record.service, final):
                             lost.append(record.service)
                     if store.service(record.service) is None:
                         remove_locks(record.service)
@@ -194,7 +218,32 @@ class Agent:
                 continue
             except Error as error:  # a clash: the other one has it, and this host is fenced by it
                 self._say(error.message)
+        self._is_settled = True
+        self._end_strays(store, claims, now, now_s)
         return lost
+
+    def _end_strays(self, store: Store, claims: Claims, now: mirror.Seen, now_s: float) -> None:
+        """Give up claims of this host that it has no record of.
+
+        A request has come late, another host has given one back that had been taken over, or one of
+        the two has data from a backup.
+        """
+        own = {
+            name
+            for name, known in now.services.items()
+            if all(address.host == self.me.host for address in known.addresses)
+        }
+        if self._strays_s is None or now_s - self._strays_s >= STRAY_S:
+            own |= {*Membership(claims.engine, self.keys).services_of(self.me.host)}
+            self._strays_s = now_s
+        for service in sorted(own - {record.service for record in store.across.claims()}):
+            with contextlib.suppress(Busy), service_lock(service, 0):
+                held = claims.held(service)
+                if held and held.host == self.me.host and store.across.claim(service) is None:
+                    claims.release(service, held.mark)
+                    self.log(f"{service} is not on this host: its claim is given up")
+                if store.service(service) is None:
+                    remove_locks(service)
 
     def _still(self, store: Store, engine: Engine, lost: list[str]) -> list[str]:
         """Return those that another host has now too: a command may have taken one meanwhile."""
@@ -379,13 +428,19 @@ class Agent:
 
 
 def _is_so(store: Store, record: Claim, now: mirror.Seen) -> bool:
-    """Return whether the cluster has of a service what this host's rows say, as far as seen."""
+    """Return whether the cluster has of a service what this host's rows say, as far as seen.
+
+    The record of a claim is not enough: an activation that was undone may have changed it.
+    """
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses:
         return False
+    on = store.across.spanning(row.networks)
+    leased = {each for each in store.addresses(record.service) if each[0] in on}
     held = {(net, a) for net, some in record.addresses.items() for a in some}
     return (
-        {(a.network, a.address) for a in known.addresses} == held
+        {(a.network, a.address) for a in known.addresses} == held == leased
+        and {*record.addresses} == {*on}
         and {a.gen for a in known.addresses} == {record.gen}
         and {a.up for a in known.addresses} == {row.active}
         and {*known.names} == {*store.names(record.service)}

@@ -78,6 +78,15 @@ class Claim(NamedTuple):
         return {keys.address(net, a) for net, some in self.networks.items() for a in some}
 
 
+class Asked(NamedTuple):
+    """How a host asks for a claim: see `Claims.claim`."""
+
+    mark: str = ""
+    keep: bool = False
+    since: int = 0
+    renew: bool = False
+
+
 class About(NamedTuple):
     """What other hosts show of a service, and nothing depends on."""
 
@@ -107,25 +116,35 @@ class Claims:
 
     # --- changing -------------------------------------------------------------
 
-    def claim(self, wanted: Wanted, take: bool = False, keep: bool = False) -> Claim:
+    def claim(
+        self,
+        wanted: Wanted,
+        take: bool = False,
+        keep: bool = False,
+        since: int = 0,
+        renew: bool = False,
+    ) -> Claim:
         """Hold what is wanted: by a new claim, by a changed one, or unchanged.
 
         With ``keep``, what is not wanted any more is held until it is published: as long as this
         host uses an address, and may have to go back to it, nobody else gets it. With ``take`` from
-        another host, if that has been lost. Raises Conflict if another host or service has it, and
+        another host, if that has been lost. ``since`` is the ``gen`` by which this host has it by
+        its own record: a claim of another one with a lower one is from a backup of the engine's
+        data. With ``renew`` it is changed in any case: what was asked before, and has had no answer
+        yet, is not carried out any more. Raises Conflict if another host or service has it, and
         NotFound for an unknown network.
         """
-        mark = os.urandom(16).hex()
+        asked = Asked(os.urandom(16).hex(), keep, since, renew)
         problem: NoAnswer | None = None
         raced = False
         for _ in range(TRIES):
             try:
                 have = self.held(wanted.service)
-                if have is not None and have.mark == mark:
+                if have is not None and have.mark == asked.mark:
                     return have  # the request without an answer was carried out
-                if have is not None and have.host != self.host:
+                if have is not None and have.host != self.host and have.gen >= since:
                     self._require_lost(have, take)
-                planned = self._planned(wanted, have, mark, raced, keep)
+                planned = self._planned(wanted, have, asked, raced)
                 if planned is None:
                     assert have is not None
                     return have
@@ -147,7 +166,7 @@ class Claims:
         have = self.held(wanted.service)
         if have is not None and have.host != self.host:
             self._require_lost(have, take)
-        planned = self._planned(wanted, have, "", False, False)
+        planned = self._planned(wanted, have, Asked(), False)
         if planned is None:
             assert have is not None
             return have
@@ -250,15 +269,16 @@ class Claims:
             )
 
     def _planned(
-        self, wanted: Wanted, have: Claim | None, mark: str, raced: bool, keep: bool
+        self, wanted: Wanted, have: Claim | None, asked: Asked, raced: bool
     ) -> tuple[Claim, Txn] | None:
         """Return the claim that is wanted and the transaction for it; None if it is held."""
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
-        if have is not None and have.host != self.host:
+        takes = have is not None and have.host != self.host and have.gen >= asked.since
+        if have is not None and takes:
             conditions.append(Compare(self.keys.live(have.host)))
         networks: dict[str, tuple[str, ...]] = {}
         known: dict[str, Item] = {}
-        newest = 0
+        newest = base = 0
         for network in wanted.networks:
             answer = self.engine.get(self.keys.network(network))
             newest = max(newest, answer.revision)
@@ -267,17 +287,18 @@ class Claims:
             if spec is None:
                 raise NotFound(f"no network {network!r} in the cluster", "niso net list")
             conditions.append(Compare(spec.key, spec.modified))
+            base = max(base, spec_of(network, spec).base)
             known |= items
             networks[network] = self._addresses(wanted, have, network, items, raced)
         # a revision is higher than any former claim's, also of one that was given up
-        gen = have.gen + 1 if have else newest
-        claim = Claim(wanted.service, self.host, gen, mark, networks, wanted.names, 0)
-        same = ("host", "networks", "names")
-        if have is not None and all(getattr(claim, f) == getattr(have, f) for f in same):
+        gen = max(have.gen + 1 if have else base + newest, asked.since + 1)
+        claim = Claim(wanted.service, self.host, gen, asked.mark, networks, wanted.names, 0)
+        same = () if asked.renew else ("host", "networks", "names")
+        if have is not None and same and all(getattr(claim, f) == getattr(have, f) for f in same):
             return None
         self._require_free(claim, known)
         old = have.keys(self.keys) if have else set()
-        if keep and have is not None and have.host == self.host:
+        if asked.keep and have is not None and have.host == self.host:
             claim = claim._replace(kept=tuple(sorted(old - claim.keys(self.keys))))
         new = claim.keys(self.keys)
         if len(new | old) > MOST_KEYS:
@@ -287,18 +308,20 @@ class Claims:
         value: dict[str, Any] = {
             "host": self.host,
             "gen": gen,
-            "claim": mark,
+            "claim": asked.mark,
             "networks": networks,
             "kept": list(claim.kept),
         }
-        if have is not None and have.host != self.host:
+        if have is not None and takes:
             held = have.address_keys(self.keys) & known.keys()
             up = any(decode(known[key].value, key).get("up") for key in held)
             value["up"] = False
             value["former"] = {"host": have.host, "claim": have.mark, "up": up}
             claim = claim._replace(former=have.host)
-        elif have is not None:
+        elif have is not None and have.host == self.host:
             claim = claim._replace(former=have.former)
+        else:
+            before.pop("former", None)
         puts: list[Put | Delete] = [
             Put(
                 self.keys.service(wanted.service),

@@ -5,6 +5,7 @@ Time is moved by `advance`. A request can be lost on its way there or back.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -32,12 +33,13 @@ class FakeEngine:
     """An engine that all who have it share; thread-safe.
 
     ``down``: nothing is answered. ``lose`` is consumed by the next transactions: "there" is not
-    carried out, "back" is carried out, and neither is answered.
+    carried out, "back" is carried out, "late" by `arrive`, and none is answered.
     """
 
     def __init__(self) -> None:
         self.down = False
         self.lose: list[str] = []
+        self.late: list[Txn] = []
         self._revision = 1
         self._compacted = 0
         self._items: dict[str, Item] = {}
@@ -69,7 +71,9 @@ class FakeEngine:
         with self._changed:
             self._answers()
             lost = self.lose.pop(0) if self.lose else ""
-            if lost == "there":
+            if lost == "late":
+                self.late.append(txn)
+            if lost in ("there", "late"):
                 raise NoAnswer("the cluster does not answer", unknown=True)
             done = self._commit(txn)
             if lost:
@@ -121,6 +125,13 @@ class FakeEngine:
             if not self.down:  # without a quorum, no lease ends
                 for lease in [i for i, (_, end) in self._leases.items() if end <= self._now]:
                     self._end(lease)
+
+    def arrive(self) -> None:
+        """Carry out the oldest transaction that is late, if its conditions hold now."""
+        with self._changed:
+            if self.late:
+                with contextlib.suppress(Refused):
+                    self._commit(self.late.pop(0))
 
     def compact(self) -> None:
         """Forget all events up to now."""

@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 
 
 class Spec(NamedTuple):
-    """A network as the cluster has it. ``subnets`` are pairs of CIDR and gateway."""
+    """A network as the cluster has it. ``subnets`` are pairs of CIDR and gateway.
+
+    Claims are numbered from ``base`` on, which is above those of before the engine lost its data.
+    """
 
     name: str
     vni: int
     mtu: int
     subnets: tuple[tuple[str, str], ...]
     internal: bool = False
+    base: int = 0
 
 
 _MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
@@ -59,4 +63,8 @@ def spec_of(name: str, item: Item) -> Spec:
                 raise invalid(item.key)
     except (LookupError, TypeError, ValueError):
         raise invalid(item.key) from None
-    return Spec(name, int(value["vni"]), int(value["mtu"]), subnets, bool(value.get("internal")))
+    base = value.get("base", 0)
+    if base != 0 and not checked.is_number(base):
+        raise invalid(item.key)
+    internal = bool(value.get("internal"))
+    return Spec(name, int(value["vni"]), int(value["mtu"]), subnets, internal, base)

@@ -4,7 +4,7 @@ Values are JSON objects. Who changes one keeps the fields that he does not know.
 
     cluster                  {id, port, proto}
     nets                     {NETWORK: {vni, subnets}}: one index, so that nothing overlaps
-    net/NETWORK/spec         {vni, mtu, subnets: [{cidr, gateway}], internal}
+    net/NETWORK/spec         {vni, mtu, subnets: [{cidr, gateway}], internal, base}
     net/NETWORK/a/ADDRESS    {service, host, gen, names, up}
     net/NETWORK/n/NAME       {service}
     svc/SERVICE              {host, gen, claim, networks: {NETWORK: [address]}, names}

@@ -232,15 +232,26 @@ class Membership:
         if self._item(self.keys.live(host)) is not None:
             raise Conflict(f"host {host} is alive", "a host that lives is not forgotten")
         gone = []
-        for found in self.engine.get(self.keys.services).items:
-            claim = claim_of(found, self.keys)
-            if claim.host == host:
-                keys = sorted({found.key, *claim.keys(self.keys)})
+        # one that was taken from the host goes back to it if it does not start: read again
+        while some := self._had_by(host):
+            for found, claim in some:
                 held = (Compare(found.key, found.modified), Compare(self.keys.live(host)))
-                self._delete(found.key, Txn(held, tuple(map(Delete, keys))))
-                gone.append(claim.service)
+                if claim.host == host:
+                    keys = sorted({found.key, *claim.keys(self.keys)})
+                    self._delete(found.key, Txn(held, tuple(map(Delete, keys))))
+                    gone.append(claim.service)
+                else:
+                    value = decode(found.value, found.key)
+                    del value["former"]
+                    self.engine.commit(Txn(held[:1], (Put(found.key, encode(value)),)))
         self._delete(key, Txn((Compare(self.keys.live(host)),), (Delete(key),)))
         return gone
+
+    def _had_by(self, host: str) -> list[tuple[Item, Claim]]:
+        """Return the claims that a host has, or gets back if another one gives them up."""
+        items = self.engine.get(self.keys.services).items
+        found = [(item, claim_of(item, self.keys)) for item in items]
+        return [each for each in found if host in (each[1].host, each[1].former)]
 
     # --- networks -------------------------------------------------------------
 
@@ -281,7 +292,7 @@ class Membership:
             have = self.network(spec.name)
             if have is None:
                 return False
-            if have._replace(vni=0) != spec._replace(vni=0):
+            if have._replace(vni=0, base=0) != spec._replace(vni=0, base=0):
                 raise Conflict(
                     f"network {spec.name!r} exists in the cluster and differs",
                     "choose another name",
@@ -292,6 +303,33 @@ class Membership:
         if not same():
             self._settle(txn, same)
         return made[0]
+
+    def restore_network(self, spec: Spec) -> None:
+        """Write a network again, with its VNI, after the engine has lost it; no-op if it is there.
+
+        Raises Conflict if another one has its name, its VNI or its subnets.
+        """
+
+        def txn() -> Txn:
+            item = self._item(self.keys.nets)
+            index = index_of(item) if item else {}
+            _require_apart(spec, index)
+            for name, each in index.items():
+                if each["vni"] == spec.vni:
+                    raise Conflict(f"network {spec.name!r} has the number of network {name!r}")
+            index[spec.name] = {"vni": spec.vni, "subnets": [cidr for cidr, _ in spec.subnets]}
+            puts = (
+                Put(self.keys.nets, encode(index)),
+                Put(self.keys.spec(spec.name), encode(_value(spec))),
+            )
+            return Txn((Compare(self.keys.nets, item.modified if item else 0),), puts)
+
+        def is_done() -> bool:
+            have = self.network(spec.name)
+            return have is not None and have.vni == spec.vni
+
+        if not is_done():
+            self._settle(txn, is_done)
 
     def remove_network(self, name: str) -> None:
         """Remove a network without addresses. Raises Conflict if it has any, and NotFound."""
@@ -367,6 +405,7 @@ def _value(spec: Spec) -> dict[str, Any]:
         "mtu": spec.mtu,
         "subnets": [{"cidr": cidr, "gateway": gateway} for cidr, gateway in spec.subnets],
         "internal": spec.internal,
+        **({"base": spec.base} if spec.base else {}),
     }
 
 

@@ -301,11 +301,16 @@ def make_way(
 ) -> None:
     """Have services of others, and (network, address) of others, go: this host has them now.
 
-    The mirror may be behind. The caller holds niso's lock, and no transaction. Raises KernelError.
+    The mirror may be behind. An inactive service of this host that had one of the addresses has
+    lost its claim. The caller holds niso's lock, and no transaction. Raises KernelError.
     """
     _go_back(store, kernel, report)
     if changed := _without(_present(store), services, addresses):
         _change(store, kernel, changed, {}, report)
+    holders = {store.lease_holder(address) for _, address in addresses}
+    lost = sorted({holder for holder in holders if holder is not None} - {*services})
+    if lost:
+        _drop_claims(store, kernel, lost)
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> Scope:
@@ -335,20 +340,27 @@ def scope_on(store: Store, networks: Collection[str]) -> Scope:
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
     """Forget the claims of services that others have now, and have ended here.
 
-    Policies do not take their addresses for theirs any more. The caller does not hold niso's lock.
-    Raises KernelError.
+    Policies do not take their addresses for theirs any more. One that a command has activated again
+    meanwhile has a claim again. The caller does not hold niso's lock. Raises KernelError.
     """
     with Lock():
-        called = {name for service in services for name in (service, *store.names(service))}
-        scope = Scope((), (), names=tuple(sorted(("service", name) for name in called)))
-        with store.transaction():
-            before = desired_now(kernel, store, scope)
-            for service in services:
-                store.across.drop_claim(service)
-            converge(kernel, store, scope, before, teardown=True)
-            if policy_flows.narrows(before, desired_now(kernel, store, scope)):
-                naming = {one for each in scope.names for one in store.naming(*each)}
-                policy_flows.cut(kernel, store, sorted(naming))
+        _drop_claims(store, kernel, services)
+
+
+def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
+    """Do the work of `drop_claims`, for those that are not active. The caller holds niso's lock."""
+    rows = {service: store.service(service) for service in services}
+    services = [service for service, row in rows.items() if row is None or not row.active]
+    called = {name for service in services for name in (service, *store.names(service))}
+    scope = Scope((), (), names=tuple(sorted(("service", name) for name in called)))
+    with store.transaction():
+        before = desired_now(kernel, store, scope)
+        for service in services:
+            store.across.drop_claim(service)
+        converge(kernel, store, scope, before, teardown=True)
+        if policy_flows.narrows(before, desired_now(kernel, store, scope)):
+            naming = {one for each in scope.names for one in store.naming(*each)}
+            policy_flows.cut(kernel, store, sorted(naming))
 
 
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:

@@ -7,6 +7,7 @@ not say: whoever comes next, a command or the agent, says it.
 from __future__ import annotations
 
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.cluster import mirror
 from niso.cluster.claims import About, Wanted
 from niso.store.span_rows import Claim
 from niso.store.sqlite import encoded
@@ -16,33 +17,37 @@ if TYPE_CHECKING:
 
     from niso.cluster.claims import Claim as Held
     from niso.cluster.claims import Claims
+    from niso.kernel.interface import Kernel
     from niso.store.store import ServiceRow, Store
 
 
-def settle(store: Store, claims: Claims, service: str, final: bool = True) -> bool:
+def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True) -> bool:
     """Make the cluster's claim of a service as its rows are; return False if another host has it.
 
-    The caller holds the service's lock, and no change of it is in progress. Without ``final``, the
-    record of a claim for nothing stays: a request for it may still be on its way.
+    The caller holds the service's lock, not niso's, and no change of it is in progress. Without
+    ``final``, the record of a claim for nothing stays: a request for it may still be on its way.
+    A service without a claim has no address either, and no policy takes one for its own.
     Raises NoAnswer, Refused, Error, and Conflict if others have what the service has here.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
     on = store.across.spanning(row.networks) if row is not None else []
     mine = have is not None and have.host == claims.host
-    if row is None or not on or not _is_wanted(row, record, have, mine):
+    wanted = wanted_by_rows(store, row, on) if row is not None and on else None
+    if row is None or wanted is None or not _is_wanted(store, row, record, have, mine):
         if have is not None and mine:
             claims.release(service, have.mark)
+        if record is not None:
+            mirror.drop_claims(store, kernel, [service])
         with store.transaction():
-            if final:
-                store.across.drop_claim(service)
-            elif record is not None:  # its addresses may be somebody else's from now on
+            store.across.drop_claim(service)
+            if record is not None and not final:
                 store.across.set_claim(Claim(service, "", 0, {}))
         return True
-    if have is not None and not mine:  # an older one is from a backup of the cluster's data
-        return record is not None and record.gen >= have.gen
-    wanted = wanted_by_rows(store, row, on)
-    if have is None or (have.networks, have.names) != (wanted.requested, wanted.names):
-        have = claims.claim(wanted)
+    since = record.gen if record is not None else 0
+    if have is not None and not mine and have.gen >= since:
+        return False
+    if not mine or have is None or not _is_same(have, wanted):
+        have = claims.claim(wanted, since=since)
     if record != recorded(have):
         with store.transaction():
             store.across.set_claim(recorded(have))
@@ -73,12 +78,24 @@ def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
     return Wanted(row.name, tuple(on), tuple(store.names(row.name)), leased, {})
 
 
-def _is_wanted(row: ServiceRow, record: Claim | None, have: Held | None, mine: bool) -> bool:
+def _is_same(have: Held, wanted: Wanted) -> bool:
+    return (have.networks, have.names) == (wanted.requested, wanted.names)
+
+
+def _is_wanted(
+    store: Store, row: ServiceRow, record: Claim | None, have: Held | None, mine: bool
+) -> bool:
     """Return whether a service of this host shall have a claim.
 
     An inactive one shall not if a command took the claim from another host, or asked for one, and
-    failed.
+    failed. Nor if it has lost an address since, which another service has claimed: it would hold
+    another one, of which its rows say nothing.
     """
-    return row.active or (
-        record is not None and bool(record.addresses) and not (have and mine and have.former)
-    )
+    if row.active:
+        return True
+    if record is None or not record.addresses or (have and mine and have.former):
+        return False
+    on = store.across.spanning(row.networks)
+    subnets = {network: len(store.require_network(network).subnets) for network in on}
+    had = [network for network, _ in store.addresses(row.name) if network in subnets]
+    return all(had.count(network) == count for network, count in subnets.items())

@@ -6,18 +6,20 @@ import os
 import time
 
 import niso
-from niso.base import files, paths
+from niso.base import files, paths, wake
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import service_lock
 from niso.base.report import Report
-from niso.cluster import config, gone, members, own_etcd
+from niso.cluster import certificates, config, gone, members, own_etcd
+from niso.cluster import restore as restoring
 from niso.cluster.agent import Agent, Me, boot_id
+from niso.cluster.config import Member
 from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import NoAnswer
 from niso.commands import cluster_units as units
 from niso.commands.agents import Following, alone
-from niso.commands.cluster import LOCK, become_member, end_member, require_member
+from niso.commands.cluster import LOCK, Joined, become_member, end_member, require_member
 from niso.commands.deactivate import deactivate
 from niso.services.machine import Machine
 
@@ -62,7 +64,8 @@ def status(machine: Machine) -> Status:
                 has = f"has cluster {found.identity}" if found else "has no cluster"
                 raise _Other(
                     f"etcd {has}, and this host is in {store.cluster_id()}",
-                    "its data may be lost: the guide says how to restore a backup",
+                    "if its data are lost: the guide says how to restore a backup, and niso cluster"
+                    " init --restore makes it again from what this host knows",
                 )
             hosts = tuple(membership.hosts())
             me = (own.host, store.state_id())
@@ -191,6 +194,53 @@ def be_only_member(machine: Machine, report: Report) -> None:
         own_etcd.be_alone(own)
         config.save(own)
         units.start_etcd(machine, own, report)
+
+
+def restore(machine: Machine, report: Report) -> Joined:
+    """Make this host's cluster again, from what it knows, after etcd has lost its data.
+
+    If nothing answers, this host runs the first member. Raises Conflict if etcd has a cluster, or
+    if this host has data of a member that could be used instead, NoAnswer, Error.
+    """
+    own = require_member(machine)
+    store = machine.store
+    mtu = machine.kernel.mtu_of(own.address)
+    if mtu is None:
+        raise Error(f"{own.address} is no address of this host any more", "ip address lists them")
+    with service_lock(LOCK):
+        own = _answering(machine, own, report)
+        host = Host(own.host, store.state_id(), own.address, mtu, True, niso.__version__)
+        with own.engine() as engine:
+            made = restoring.restore(store, Membership(engine, own.keys), host)
+        wake.agent()
+    return Joined(own, made.identity, _count(own) if own.etcd.own else 0)
+
+
+def _answering(machine: Machine, own: Config, report: Report) -> Config:
+    """Have an etcd that answers; return how it is reached."""
+    try:
+        with own.engine() as engine:
+            engine.newest(own.keys.prefix)
+        return own
+    except NoAnswer:
+        if not own.etcd.own:
+            raise
+    if os.path.lexists(os.path.join(own_etcd.data(), "member")):
+        raise Conflict(
+            "most members of etcd do not answer, and this host has the data of one",
+            "niso cluster member alone goes on with them",
+        )
+    if not os.path.lexists(os.path.join(paths.cluster_dir(), certificates.AUTHORITY_KEY)):
+        raise Error("this host has never run a member of etcd", "run it on one that has")
+    own_etcd.program()
+    units.require_free(machine, units.ETCD)
+    reach = own.etcd._replace(members=(own_etcd.client_place(own.address),))
+    member = Member((f"{own.host}={own_etcd.peer_url(own.address)}",))
+    own = own._replace(etcd=reach, member=member)
+    units.pause_etcd(machine)
+    config.save(own)
+    units.start_etcd(machine, own, report)
+    return own
 
 
 def backup(machine: Machine, path: str) -> int:

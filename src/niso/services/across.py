@@ -44,6 +44,8 @@ class Held:
         self._claims = Claims(engine, joined.host, joined.keys)
         self._held: dict[str, Claim] = {}
         self._is_silent = False
+        self.lost: NoAnswer | None = None
+        """Why the engine's answers do not count: it has lost its data."""
 
     def __contains__(self, service: str) -> bool:
         return service in self._held
@@ -64,7 +66,12 @@ class Held:
         errors: list[Error] = []
         for name, (target, asked) in wanted.items():
             try:
-                self._held[name] = recorded(self._claims.claim(asked, target.take, keep=True))
+                if self.lost is not None:
+                    raise self.lost
+                row = store.service(name)
+                renew = row is None or not row.active
+                held = self._claims.claim(asked, target.take, keep=True, renew=renew)
+                self._held[name] = recorded(held)
             except NoAnswer as error:
                 record = known[name]
                 if record is None:
@@ -84,6 +91,8 @@ class Held:
         """Find what services would hold, without holding it."""
         for name, (target, asked) in wanted.items():
             try:
+                if self.lost is not None:
+                    raise self.lost
                 self._held[name] = recorded(self._claims.foreseen(asked, target.take))
             except NoAnswer:
                 record = _own_record(self._machine.store, target, asked)
@@ -180,8 +189,15 @@ def prepare(
     )
     engine = joined.engine(brief)
     report(AskingCluster())
+    lost: NoAnswer | None = None
     try:
-        arriving = _arriving(store, joined, engine, unknown, brief)
+        try:
+            arriving = _arriving(store, joined, engine, unknown, brief)
+        except Conflict as error:
+            if not brief:
+                raise
+            arriving = span_networks.Arriving.none(joined)
+            lost = NoAnswer(error.reason, error.hint)
         spans += [spec.name for spec in arriving.specs]
         wanted = {
             target.name: (target, _wanted(store, target, spans))
@@ -189,6 +205,7 @@ def prepare(
             if not {*target.spec.networks}.isdisjoint(spans)
         }
         held = Held(machine, joined, engine, arriving)
+        held.lost = lost
         if dry_run:
             held.foresee(wanted)
         else:
@@ -215,15 +232,18 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
     claims = Claims(engine, joined.host, joined.keys)
     report(AskingCluster())
     try:
+        span_networks.require_own(store, Membership(engine, joined.keys))
         for name in told:
             try:
-                settle(store, claims, name, final)
+                settle(store, machine.kernel, claims, name, final)
             except NoAnswer:
                 raise
             except Error as error:
                 report(Caution(error.message, (error.hint,) if error.hint else ()))
     except NoAnswer as error:
         report(Caution(f"other hosts do not know it yet: {error.message}", (_LATER,)))
+    except Error as error:
+        report(Caution(error.message, (error.hint,) if error.hint else ()))
     finally:
         engine.close()
     wake.agent()

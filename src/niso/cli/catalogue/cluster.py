@@ -70,6 +70,11 @@ GROUP = Group(
                 Option("key", ("--key",), "the key of that certificate (PEM)", "FILE"),
                 Option("user", ("--user",), "a file with one line, NAME:PASSWORD", "FILE"),
                 Option("prefix", ("--prefix",), "of its keys there (default: /niso/v1/)", "PREFIX"),
+                Option(
+                    "restore",
+                    ("--restore",),
+                    "write this host's cluster again, after etcd has lost its data",
+                ),
                 VERBOSE,
                 JSON,
             ),
@@ -80,11 +85,15 @@ GROUP = Group(
             "VXLAN, UDP port 4799. etcd needs TCP ports 2379 and 2380. With --encrypt they go "
             "through WireGuard, UDP port 4800: that of the kernel, or with --encrypt=userspace, on "
             "hosts whose kernel lacks it, that of the process wireguard-go, at a tenth of the "
-            "speed. All hosts encrypt, or none.",
+            "speed. All hosts encrypt, or none. With --restore the cluster "
+            "is made again with its hosts, networks, names and addresses, as far as this host "
+            "knows them; the agents of the others add what they know. If no member of etcd "
+            "answers, this host runs the first one. A backup has more.",
             (
                 ("niso cluster init --address 198.51.100.1", ""),
                 ("niso cluster init --encrypt --address 198.51.100.1", ""),
                 ("niso cluster init --etcd https://e:2379 --cacert c --cert h --key k", ""),
+                ("niso cluster init --restore", "etcd has lost its data"),
             ),
         ),
         Command(

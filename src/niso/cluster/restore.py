@@ -1,0 +1,165 @@
+"""Write a cluster's keys from the store of one of its hosts, after etcd has lost its data.
+
+All keys are written on the condition that the cluster's own key is absent, which is the last one:
+until then every host changes nothing. What is there is left as it is, so it can be repeated. What
+this host does not know, the agents of the others write again.
+"""
+
+from __future__ import annotations
+
+import os
+
+from niso.base.errors import Conflict
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster.claims import About
+from niso.cluster.index import Spec
+from niso.cluster.keys import encode
+from niso.cluster.membership import PORT, PROTO, Cluster, Membership
+from niso.cluster.requests import Compare, NoAnswer, Put, Txn
+from niso.cluster.settle import about
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from niso.cluster.membership import Host
+    from niso.plan.records import Network
+    from niso.store.store import Store
+
+EPOCH = 1 << 32
+LIVES_S = 30
+"""How long a host counts as alive, if it was, before its agent has said so."""
+
+
+class _Claim(NamedTuple):
+    """What a host has, by a store."""
+
+    service: str
+    host: str
+    mark: str
+    gen: int
+    addresses: tuple[tuple[str, str], ...]  # (network, address)
+    names: tuple[str, ...]
+    up: bool
+    about: About = About((), "")
+
+
+def spec_of(network: Network) -> Spec:
+    """Return a network as the cluster has it."""
+    assert network.span is not None
+    subnets = tuple((each.cidr, each.gateway) for each in network.subnets)
+    return Spec(network.name, network.span.vni, network.mtu, subnets, network.internal)
+
+
+def base_of(store: Store) -> int:
+    """Return a number above that of all claims so far, and above what later ones come to.
+
+    The engine's revisions begin again, and a claim of before the loss must not be the newer one.
+    """
+    known = [claim.gen for claim in store.across.claims()]
+    known += [row.gen for rows in store.across.addresses().values() for row in rows]
+    return (max(known, default=0) // EPOCH + 1) * EPOCH
+
+
+def restore(store: Store, membership: Membership, own: Host) -> Cluster:
+    """Write what this host knows; return the cluster. Raises Conflict if the engine has one."""
+    identity, networks = store.cluster_id(), [n for n in store.networks() if n.span is not None]
+    ports = {n.span.port for n in networks if n.span is not None}
+    made = Cluster(identity, ports.pop() if ports else PORT)
+    have = membership.cluster()
+    if have is not None:
+        raise Conflict(
+            f"the engine has cluster {have.identity}: there is nothing to restore",
+            "niso cluster status shows its hosts",
+        )
+    engine, keys = membership.engine, membership.keys
+    lease = engine.grant(LIVES_S)
+    for name, (state_id, address, live) in (
+        (own.name, (own.state_id, own.address, False)),
+        *store.across.peers().items(),
+    ):
+        value = {"id": state_id, "address": address, "mtu": own.mtu}
+        _put(membership, {keys.host(name): encode(value)})
+        if live:
+            _put(membership, {keys.live(name): encode({"boot": ""})}, lease)
+    for network in networks:
+        membership.restore_network(spec_of(network)._replace(base=base_of(store)))
+    for claim in (*_own(store, own.name), *_others(store)):
+        _put(membership, _values(claim, membership))
+    value = {"id": made.identity, "port": made.port, "proto": PROTO}
+    _put(membership, {keys.cluster: encode(value)})
+    if membership.cluster() != made:
+        raise Conflict("another host makes the cluster", "niso cluster status")
+    return made
+
+
+def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None:
+    """Write keys if none of them is there. Raises Conflict if there is a cluster, NoAnswer."""
+    keys = membership.keys
+    conditions = [Compare(key) for key in sorted({*values, keys.cluster})]
+    txn = Txn(tuple(conditions), tuple(Put(key, text, lease) for key, text in values.items()))
+    try:
+        membership.engine.commit(txn)
+    except NoAnswer as error:
+        if not error.unknown:
+            raise
+        membership.engine.commit(txn)  # it changes nothing if the first one is carried out
+
+
+def _own(store: Store, host: str) -> Iterable[_Claim]:
+    """Yield what this host has by its record."""
+    for record in store.across.claims():
+        row = store.service(record.service)
+        if row is not None and record.addresses:
+            addresses = tuple((net, a) for net, some in record.addresses.items() for a in some)
+            names = tuple(store.names(record.service))
+            yield _Claim(
+                record.service,
+                host,
+                record.mark,
+                record.gen,
+                addresses,
+                names,
+                row.active,
+                about(store, record.service),
+            )
+
+
+def _others(store: Store) -> Iterable[_Claim]:
+    """Yield what other hosts have on the networks that this one has too."""
+    for service, rows in store.across.addresses().items():
+        addresses = tuple((row.network, row.address) for row in rows)
+        newest = max(rows, key=lambda row: row.gen)
+        names, mark = store.across.names(service), os.urandom(16).hex()
+        yield _Claim(service, newest.host, mark, newest.gen, addresses, names, newest.up)
+
+
+def _values(claim: _Claim, membership: Membership) -> dict[str, str]:
+    """Return the keys of a claim, with their values."""
+    keys = membership.keys
+    networks: dict[str, list[str]] = {}
+    for network, address in claim.addresses:
+        networks.setdefault(network, []).append(address)
+    service = {
+        "host": claim.host,
+        "gen": claim.gen,
+        "claim": claim.mark,
+        "networks": networks,
+        "names": list(claim.names),
+        "kept": [],
+        "up": claim.up,
+        "ports": list(claim.about.ports),
+        "policy": claim.about.policy,
+    }
+    address_value = {
+        "service": claim.service,
+        "host": claim.host,
+        "gen": claim.gen,
+        "names": list(claim.names),
+        "up": claim.up,
+    }
+    called = [(net, name) for net in networks for name in claim.names]
+    names = {keys.name(*each): {"service": claim.service} for each in called}
+    values: dict[str, dict[str, Any]] = {keys.service(claim.service): service, **names}
+    values |= {keys.address(net, address): address_value for net, address in claim.addresses}
+    return {key: encode(value) for key, value in values.items()}

@@ -1,0 +1,138 @@
+"""Test rows of the failure table (docs/design/cluster.md) with real kernels: what etcd or a mirror has lost.
+
+Other rows are in test_cluster_services.py.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+from cluster_hosts import Cluster, cluster
+from services import ask, echo, on
+
+DATA = "/var/lib/niso-etcd/data"
+KEYS = """\
+from niso.cluster import config
+own = config.require()
+with own.engine() as engine:
+    print(*engine.keys(own.keys.prefix), sep="\\n")
+"""
+COUNT = """\
+table inet count {
+    chain input {
+        type filter hook prerouting priority -400
+        ip saddr ADDRESS counter
+    }
+}
+"""
+
+
+@pytest.fixture
+def made() -> Iterator[Cluster]:
+    """Three hosts; only a runs etcd. db on b lets api in, which is on c, as is evil."""
+    with cluster("a", "b", "c") as made:
+        yield made
+
+
+def keys(made: Cluster) -> set[str]:
+    """Return the cluster's keys; raise an error while etcd does not answer."""
+    return set(made.hosts["a"].lab.run(sys.executable, "-c", KEYS).stdout.split())
+
+
+def etcd_anew(made: Cluster, then: str) -> None:
+    """Kill etcd, change its data by a command, and start it."""
+    lab = made.hosts["a"].lab
+    made.signal_etcd("a", signal.SIGKILL)
+    made.wait("a", lambda: not lab.run("pgrep", "etcd", check=False).stdout, "the end of etcd")
+    lab.run("sh", "-ec", then)
+    made.start_etcd("a")
+    made.wait("a", lambda: not lab.run(sys.executable, "-c", KEYS, check=False).returncode, "etcd")
+
+
+def meets(made: Cluster, address: str, text: str) -> None:
+    """Wait until api on c is answered so by db."""
+    lab = made.hosts["c"].lab
+    made.wait("c", lambda: ask(lab, address, 80, "niso-api") == text, f"{text} at {address}")
+
+
+def test_etcd_loses_its_data_or_goes_back_to_a_backup(made: Cluster) -> None:
+    db = made.activate("b", "db", policy={"allow_from": ["api:80"]})
+    api, evil = made.activate("c", "api"), made.activate("c", "evil")
+    meets(made, db, f"db {api}")
+    # all data are gone: nothing changes, nothing new is held, and what runs goes on
+    before = keys(made)
+    etcd_anew(made, f"rm -rf {DATA}/member")
+    for name in "abc":
+        said = made.refused(name, "activate", made.package(name, "new"))
+        assert "the engine has no cluster" in said and "nothing is changed" in said
+    assert "niso cluster init --restore" in made.refused("b", "cluster", "status")
+    assert "nothing is changed" in made.niso("c", "deactivate", "api").stderr
+    assert "api starts by this host's own record" in made.niso("c", "activate", "api").stderr
+    meets(made, db, f"db {api}")
+    assert ask(made.hosts["c"].lab, db, 80, "niso-evil") == ""
+    assert made.sees("c", db, "db") and made.sees("b", api, "api") and keys(made) == set()
+    # a host that runs no member of etcd writes all again
+    said = made.niso("c", "cluster", "init", "--restore").stdout
+    assert "written again, as c (198.51.100.3) knows it" in said
+    made.wait("a", lambda: keys(made) == before, "all keys again")
+    assert made.sees("c", db, "db") and made.sees("b", api, "api")
+    assert "nothing to restore" in made.refused("b", "cluster", "init", "--restore")
+    new = made.activate("a", "new")
+    assert new not in (db, api, evil)
+    made.wait("b", lambda: made.sees("b", new, "new"), "new's name on b")
+    made.check("a", "b", "c")
+    # etcd goes back to a backup, from before most of what there is now
+    etcd_anew(made, f"rm -rf /tmp/kept; cp -a {DATA} /tmp/kept")
+    made.niso("a", "remove", "new")
+    assert made.activate("b", "late", ip=new) == new, "its address is another one's"
+    made.niso("b", "net", "create", "later", "--span", "--subnet", "10.99.5.0/24")
+    made.niso("b", "activate", echo(made.hosts["b"].lab, "more", network=on("later")))
+    made.kill_agent("b", by="c")
+    made.wait("c", lambda: made.rows("c")["db"][1] == "host gone", "b gone")
+    assert made.activate("c", "db", "--take") == db
+    etcd_anew(made, f"rm -rf {DATA}; cp -a /tmp/kept {DATA}")
+    made.start_agent("b")
+    # the older db gives way; b's other services, its network, and the address of late are its again
+    made.wait("b", lambda: made.status("b", "db") == "inactive", "db ended on b")
+    ours = {"api": "c", "db": "c", "evil": "c", "late": "b", "more": "b"}
+    made.wait(
+        "a", lambda: {name: row[0] for name, row in made.rows("a").items()} == ours, str(ours)
+    )
+    meets(made, db, f"db {api}")
+    made.wait("c", lambda: made.sees("c", new, "late"), "late's name on c")
+    assert "/niso/v1/net/later/spec" in keys(made)
+    made.check("a", "b", "c")
+
+
+def test_address_that_is_used_again_is_not_heard_by_who_takes_it_for_the_old_one(
+    made: Cluster,
+) -> None:
+    db = made.activate("b", "db", policy={"allow_from": ["api:80"]})
+    api = made.activate("c", "api")
+    meets(made, db, f"db {api}")
+    b, c = made.hosts["b"].lab, made.hosts["c"].lab
+    made.agents["b"].send_signal(signal.SIGSTOP)
+    made.niso("c", "remove", "api")
+    assert made.activate("c", "evil", ip=api) == api
+    b.run("nft", "-f", "-", input=COUNT.replace("ADDRESS", api), netns="niso-db")
+
+    def heard() -> int:
+        assert ask(c, db, 80, "niso-evil") == ""
+        shown = b.run("nft", "list", "table", "inet", "count", netns="niso-db").stdout
+        return int(shown.split("packets ")[1].split()[0])
+
+    assert heard() == 0
+    # without the checks of who speaks, db's policy lets evil in, which has api's address
+    b.run("nft", "destroy", "table", "bridge", "niso")
+    b.run("nft", "flush", "chain", "inet", "niso", "from_bridge")
+    b.run("nft", "insert", "rule", "inet", "niso", "wire", "notrack", "accept")
+    assert heard() > 0
+    b.run("nft", "destroy", "table", "inet", "count", netns="niso-db")
+    made.niso("b", "net", "repair")
+    made.agents["b"].send_signal(signal.SIGCONT)
+    made.wait("b", lambda: made.sees("b", api, "evil"), "evil's name on b")
+    assert ask(c, db, 80, "niso-evil") == ""
+    made.check("b", "c")
