@@ -68,6 +68,11 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
         "api   10.99.1.3, fd00:99:1::3  on c" in one.niso("b", "net", "inspect", "backend").stdout
     )
     assert "api" in one.niso("b", "net", "flows").stdout
+    one.niso("c", "net", "attach", "box", "--new", "--network", "backend")
+    one.wait("b", lambda: one.sees("b", "10.99.1.5", "box"), "box's name on b")
+    assert "box (10.99.1.5)" in one.niso("b", "net", "ping", "db", "box").stdout
+    one.niso("c", "net", "detach", "box")
+    one.wait("b", lambda: not one.sees("b", "10.99.1.5", "box"), "box gone on b")
     # what is between the hosts lets small packets pass, and then none of services
     one.between("ip", "link", "set", "to3", "mtu", "1400")
     said = one.niso("b", "net", "check", check=False).stdout

@@ -20,7 +20,8 @@ from niso.manifest.parse_policy import parse_ingress
 from niso.plan.records import Policy, Port
 from niso.reconcile import converge
 from niso.services import attachments
-from niso.services.attachments import Done, Request, Wish
+from niso.services.attach_request import Request, Wish
+from niso.services.attachments import Done
 from niso.store.store import ALL
 
 PATH = "/proc/4711/ns/net"

@@ -14,17 +14,21 @@ from cluster_world import KEYS, ME, Cluster
 from fake_world import Steps, World
 from samples import samples
 
-from niso.base.errors import Conflict, Error, InvalidInput
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.cluster.agent import ORPHAN_S, STRAY_S, Agent, Me
 from niso.cluster.claims import Claim, Claims, Wanted
 from niso.cluster.index import Spec
 from niso.cluster.keys import decode
 from niso.cluster.membership import Host
 from niso.cluster.requests import NoAnswer
-from niso.commands import network
+from niso.commands import network, stack
+from niso.commands.cluster_hosts import end_services
 from niso.commands.deactivate import deactivate, remove
+from niso.commands.repair import repair_all
 from niso.commands.restart import restart
-from niso.services import journal, targets
+from niso.plan.records import Port
+from niso.services import attachments, journal, targets
+from niso.services.attach_request import Request, Wish
 from niso.services.networks import NetworkRequest
 
 
@@ -39,7 +43,14 @@ class Hosted(Cluster):
         self.warned: list[str] = []
 
     def end(self, services: list[str]) -> None:
-        deactivate(self.world.machine, services)
+        end_services(self.world.machine, services)
+
+    def attach(self, name: str, *wishes: Wish, **more: Any) -> str:
+        path = f"/n/{name}"
+        if path not in self.world.kernel.engines:
+            self.world.kernel.begin_engine(path)
+        request = Request(name, path, wishes or (Wish("backend"),), **more)
+        return attachments.attach(self.world.machine, request, self.report).addresses[0]
 
     def look(self, now_s: float = 0.0) -> list[str]:
         return self.agent.look(self.world.store, self.world.kernel, self.engine, now_s)
@@ -247,6 +258,76 @@ def test_what_another_host_has_is_refused(host: Hosted) -> None:
     held = host.held("web")
     assert held and (held.mark, held.networks) == (other.mark, other.networks)
     assert host.world.store.across.claim("web") is None
+
+
+def test_attachment_is_held_as_a_service_is(host: Hosted) -> None:
+    assert host.attach("box", aliases=("shop",), ports=(Port("", 8080, 80, "tcp"),)) == "10.99.1.3"
+    held = host.held("box")
+    assert held and (held.host, held.names, held.ports) == (ME, ("box", "shop"), ("8080:80",))
+    assert host.up("box") and host.record("box")
+    assert host.look() == [] and host.record("box") and host.up("box")
+    host.claim("c", "web")
+    with pytest.raises(Conflict, match="web is on c, which is alive"):
+        host.attach("web")
+    with pytest.raises(InvalidInput, match="derive the MAC address"):
+        host.attach("pod", Wish("backend", mac="02:00:00:00:00:01"))
+    for name in ("web", "pod"):
+        assert host.record(name) and host.world.store.service(name) is None
+    assert host.held("pod") is None
+    # what is held needs no answer, and what is not held is refused
+    host.engine.down = True
+    host.attach("box", aliases=("shop",))
+    assert "box starts by this host's own record" in host.warned[-1]
+    with pytest.raises(NoAnswer):
+        host.attach("pod")
+    host.engine.down = False
+    host.look()
+    assert host.record("box") and host.record("pod")
+    # off the network, and detached
+    host.attach("box", Wish("niso-default"))
+    assert host.held("box") is None and host.record("box")
+    host.attach("box")
+    assert attachments.detach(host.world.machine, "box")
+    assert host.held("box") is None and host.record("box")
+    host.world.assert_whole()
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_attachment_that_is_broken_off_leaves_nothing(host: Hosted, kills: bool) -> None:
+    world, looks_s = host.world, 0.0
+
+    def attach() -> object:
+        return host.attach("box")
+
+    def detach() -> object:
+        return attachments.detach(world.machine, "box")
+
+    for command in (attach, detach):
+        for number in range(1, 80):
+            if command is detach and world.store.service("box") is None:
+                attach()  # recovery has completed it
+            if Steps(world, number, kills).run(command):
+                break
+            repair_all(world.machine)
+            for _ in range(2):
+                looks_s += ORPHAN_S
+                host.look(looks_s)
+            world.assert_whole()
+            assert host.record("box")
+            assert (host.held("box") is None) == (world.store.service("box") is None)
+        else:
+            pytest.fail("it never came to its end")
+    assert host.held("box") is None
+
+
+def test_attachment_that_is_taken_over_is_detached(host: Hosted) -> None:
+    host.attach("one")
+    lose(host, ME)
+    taken = Claims(host.engine, "c").claim(Wanted("one", ("backend",), ("one",), {}, {}), take=True)
+    assert taken.host == "c"
+    host.look()
+    assert host.world.store.service("one") is None and host.record("one")
+    host.world.assert_whole()
 
 
 def test_lost_service_is_taken_over_with_its_addresses_and_nothing_of_the_old_host(
@@ -533,4 +614,74 @@ def test_network_that_the_cluster_removed_goes_here_too(host: Hosted) -> None:
     host.membership.remove_network("front")
     host.look()
     assert host.world.store.network("front") is None
+    host.world.assert_whole()
+
+
+# --- stacks --------------------------------------------------------------------------------------
+
+
+def spanning_stack(host: Hosted, *keys: str, service: str = "web") -> str:
+    """Write a stack.toml of one service on a network front that spans hosts."""
+    host.package(service, "front")
+    path = host.world.stack(service, front="10.99.7.0/24")
+    text = Path(path).read_text().replace('/24"\n', '/24"\nspan = true\n' + "\n".join(keys) + "\n")
+    Path(path).write_text(text)
+    return path
+
+
+def test_stack_makes_a_network_that_spans_hosts(host: Hosted) -> None:
+    path = spanning_stack(host, "observe = false")
+    before = host.world.picture(), host.engine.get(KEYS.prefix)
+    host.warned.clear()
+    stack.up(host.world.machine, stack.load(path), 5.0, host.report, dry_run=True)
+    assert (host.world.picture(), host.engine.get(KEYS.prefix)) == before
+    assert host.warned == ["network front is not in the cluster yet, and would be made there"]
+    assert host.world.up(path).made == ["front"]
+    front = host.world.store.require_network("front")
+    assert front.span and not front.observe
+    assert host.membership.network_names() == ["backend", "front"]
+    assert host.held("web") and host.up("web") and host.record("web")
+    revision = host.engine.get(KEYS.prefix).revision
+    assert host.world.up(path).made == []
+    assert host.engine.get(KEYS.prefix).revision == revision
+    # it stays the cluster's when it goes here with its last service, and any host can remove it
+    remove(host.world.machine, ["web"])
+    assert host.world.store.network("front") is None
+    host.membership.create_network(Spec("back", 0, 1430, (("10.99.8.0/24", "10.99.8.1"),), False))
+    network.remove(host.world.machine, ["front", "back"])
+    assert host.membership.network_names() == ["backend"]
+    with pytest.raises(NotFound, match="no network 'front'"):
+        network.remove(host.world.machine, ["front"])
+    host.world.assert_whole()
+
+
+def test_stack_takes_over_the_clusters_network_or_says_how_it_differs(host: Hosted) -> None:
+    subnets = (("10.99.7.0/24", "10.99.7.1"),)
+    made = host.membership.create_network(Spec("front", 0, 1430, subnets, False))
+    host.world.up(spanning_stack(host))
+    front = host.world.store.require_network("front")
+    assert front.span and front.span.vni == made.vni and front.observe
+    remove(host.world.machine, ["web"])
+    with pytest.raises(Conflict, match="already exists in the cluster and is not internal") as told:
+        host.world.up(spanning_stack(host, "internal = true"))
+    assert told.value.key == "networks.front" and told.value.file
+    host.world.make("front", "10.99.7.0/24")
+    with pytest.raises(Conflict, match="already exists on this host alone"):
+        host.world.up(spanning_stack(host))
+    assert host.held("web") is None
+    host.world.assert_whole()
+
+
+def test_stack_that_fails_leaves_no_network_in_the_cluster(host: Hosted) -> None:
+    path = spanning_stack(host)
+    host.world.processes.fail = lambda what: what.startswith("start")
+    with pytest.raises(Error):
+        host.world.up(path)
+    host.world.processes.fail = lambda what: False
+    assert host.membership.network_names() == ["backend"]
+    assert host.world.store.network("front") is None and host.held("web") is None
+    host.engine.down = True
+    with pytest.raises(NoAnswer):
+        host.world.up(path)
+    host.engine.down = False
     host.world.assert_whole()

@@ -11,7 +11,8 @@ from fake_world import World
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.report import Caution
 from niso.commands import firewall_units, unit_network
-from niso.services.attachments import Request, Wish, current
+from niso.services.attach_request import Request, Wish
+from niso.services.attachments import current
 
 WORDS = ("net", "attach", "web", "--new")
 NETWORK = "/etc/systemd/system/niso-net@web.service"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from niso.api.session import Session
     from niso.base.report import Report
     from niso.plan import records
-    from niso.services.attachments import Request, Wish
+    from niso.services.attach_request import Request, Wish
     from niso.services.machine import Machine
 
 _WISHES = {"interface": 1, "ip": 2, "mac": 1}
@@ -219,7 +219,7 @@ def _request(given: AttachRequest) -> Request:
     """Return the request of typed values. Raises UsageError, InvalidInput."""
     from niso.base.errors import UsageError
     from niso.manifest.values import host_label, service_name
-    from niso.services.attachments import Request
+    from niso.services.attach_request import Request
 
     if sum((given.netns is not None, given.pid is not None, given.new)) != 1:
         raise UsageError(
@@ -249,7 +249,7 @@ def _wish(written: str) -> Wish:
     from niso.base.errors import InvalidInput
     from niso.manifest.parse_addresses import static_address
     from niso.manifest.values import network_name
-    from niso.services.attachments import Wish, interface_name, mac
+    from niso.services.attach_request import Wish, interface_name, mac
 
     name, *keys = written.split(",")
     given: dict[str, list[str]] = {word: [] for word in _WISHES}

@@ -99,6 +99,8 @@ class ClusterStatus(NamedTuple):
     """etcd's members"""
     hosts: tuple[ClusterHost, ...]
     """hosts, sorted by name"""
+    networks: tuple[str, ...]
+    """strings: the networks that span hosts; without an answer those of this host"""
 
 
 class Clusters:
@@ -317,6 +319,7 @@ def _status(seen: Status) -> ClusterStatus:
             for member, state in seen.members
         ),
         tuple(_host(host, seen) for host in seen.hosts),
+        seen.networks,
     )
 
 

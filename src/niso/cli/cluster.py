@@ -201,6 +201,7 @@ def _status(host: Host, args: Args) -> int:
             for each in seen.hosts
         ],
     )
+    print(f"networks that span hosts: {', '.join(seen.networks) or 'none'}")
     gone = [each.name for each in seen.hosts if each.state == "gone" and each.services]
     if gone and seen.answers:
         print(

@@ -255,10 +255,14 @@ class Membership:
 
     # --- networks -------------------------------------------------------------
 
+    def network_names(self) -> list[str]:
+        """Return the names of all networks, sorted."""
+        items = self.engine.get(self.keys.nets, one=True).items
+        return sorted(index_of(items[0])) if items else []
+
     def networks(self) -> list[Spec]:
         """Return all networks, sorted by name."""
-        items = self.engine.get(self.keys.nets, one=True).items
-        names = sorted(index_of(items[0])) if items else []
+        names = self.network_names()
         return [spec for name in names if (spec := self.network(name)) is not None]
 
     def network(self, name: str) -> Spec | None:

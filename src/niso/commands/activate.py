@@ -242,8 +242,10 @@ def _held(
         return None
     from niso.services import across
 
-    made = [request.name for request in (stack.networks if stack else ()) if not request.span]
-    return across.prepare(machine, targets, made, report, dry_run)
+    requests = stack.networks if stack else ()
+    made = [request.name for request in requests if not request.span]
+    unobserved = [request.name for request in requests if not request.observe]
+    return across.prepare(machine, targets, made, report, dry_run, unobserved)
 
 
 def _scope(

@@ -67,7 +67,7 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
             hosts = membership.hosts()
             late = membership.late()
             claims = membership.services()
-            elsewhere = {spec.name for spec in membership.networks()} if name is None else set()
+            elsewhere = {*membership.network_names()} if name is None else set()
     except NoAnswer as error:
         what = f"this host is not compared with the others: {error.message}"
         return Checked([], [*warnings, (what, "what runs goes on; niso cluster status")])

@@ -21,6 +21,7 @@ from niso.commands import cluster_units as units
 from niso.commands.agents import Following, alone
 from niso.commands.cluster import LOCK, Joined, become_member, end_member, require_member
 from niso.commands.deactivate import deactivate
+from niso.services import attachments
 from niso.services.machine import Machine
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Status(NamedTuple):
     members: tuple[tuple[members.EtcdMember, members.EtcdState | None], ...]
     hosts: tuple[Host, ...]
     claims: tuple[Claim, ...]
+    networks: tuple[str, ...]  # all that span hosts
     gone_s: dict[str, float]  # for how long hosts have been gone, if the agent has seen it
     late_s: dict[str, int]  # by how much agents are behind that are
     looked_s: float | None  # since when this host's agent has looked last; None for not yet
@@ -77,6 +79,7 @@ def status(machine: Machine) -> Status:
             claims = tuple(membership.services())
             known = _members(own, engine)
             late = membership.late()
+            networks = tuple(membership.network_names())
             problem: Error | None = None
     except (NoAnswer, _Other) as error:
         problem = error if isinstance(error, _Other) else Error(error.reason, "what runs goes on")
@@ -87,12 +90,14 @@ def status(machine: Machine) -> Status:
             for name, (state_id, address, live) in sorted(store.across.peers().items())
         )
         claims, late = (), {}
+        networks = tuple(network.name for network in store.networks() if network.span is not None)
         known = _members(own, None)
     asked = tuple((each, members.state(own.access(), each.client)) for each in known)
     now, look = time.monotonic(), gone.last()
     ages = {host: now - seen_s for host, seen_s in look.gone.items()}
     looked_s = None if look.at_s is None else now - look.at_s
-    return Status(own, store.cluster_id(), asked, hosts, claims, ages, late, looked_s, problem)
+    seen = (asked, hosts, claims, networks, ages, late, looked_s)
+    return Status(own, store.cluster_id(), *seen, problem)
 
 
 def _without_port(place: str) -> str:
@@ -295,7 +300,7 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
         return config.require().engine()
 
     def end(services: list[str]) -> None:
-        deactivate(machine, services)
+        end_services(machine, services)
 
     def tend(engine: Engine) -> None:
         _tend(machine, engine)
@@ -325,6 +330,14 @@ def _mending(machine: Machine) -> Callable[[bool], None]:
             encryption.mend(stores[0], machine.kernel)
 
     return mend
+
+
+def end_services(machine: Machine, services: list[str]) -> None:
+    """End services that another host has taken over, and detach attachments. Raises Error."""
+    attached = [name for name in services if machine.store.attachments.get(name) is not None]
+    for name in attached:
+        attachments.detach(machine, name)
+    deactivate(machine, [name for name in services if name not in attached])
 
 
 def _tend(machine: Machine, engine: Engine) -> None:

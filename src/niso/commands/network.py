@@ -57,7 +57,7 @@ def _create(
             before = desired_now(kernel, store, scope)
             network = ensure(machine, request, False) if arriving is None else None
             if arriving is not None:
-                made = arriving.record(machine, implicit=False, observe=request.observe)
+                made = arriving.record(machine, False, () if request.observe else (request.name,))
                 network = next(iter(made), None)
                 arriving.fill(store)
             if dry_run:
@@ -79,13 +79,16 @@ def remove(
 ) -> None:
     """Remove networks and their bridges, all or none.
 
-    One that spans hosts is removed from the cluster first. Raises NotFound, Conflict if a known
+    One that spans hosts is removed from the cluster first, also if only other hosts have had
+    services there. Raises NotFound, Conflict if a known
     service is on one of them, on any host, and KernelError.
     """
     store, kernel = machine.store, machine.kernel
-    for name in names:
-        _require_unused(store, name)
-    if spanning := [name for name in names if store.require_network(name).span is not None]:
+    here = {name: store.network(name) for name in names}
+    for name, network in here.items():
+        if network is not None or not store.cluster_id():
+            _require_unused(store, name)
+    if spanning := [name for name in names if (n := here[name]) is None or n.span is not None]:
         from niso.services import span_networks
 
         span_networks.remove(machine, spanning, dry_run)

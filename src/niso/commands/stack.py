@@ -6,11 +6,12 @@ its file, planned once and applied once.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+import contextlib
+from collections.abc import Container, Iterable, Iterator
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.base.report import RemovingVolumes, Report, silent
+from niso.base.report import Caution, RemovingVolumes, Report, silent
 from niso.commands import activate, deactivate
 from niso.commands.activate import Outcome
 from niso.manifest import stack_file as model
@@ -89,14 +90,51 @@ def up(
     known = (*stack.networks, *sorted(on - {*stack.networks}))
     made = [name for name in known if name in on and store.network(name) is None]
     after = {member.name: member.after for member in stack.members if member.after}
+    spanning = [request for request in joins.networks if request.span]
     try:
-        outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
+        with _in_cluster(machine, joins, spanning, report, dry_run):
+            outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
     except ErrorGroup as group:
         raise ErrorGroup([model.as_stack_error(stack, error) for error in group.errors]) from group
     except Error as error:
         raise model.as_stack_error(stack, error) from error
     left = list(joins.leaving)
     return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
+
+
+@contextlib.contextmanager
+def _in_cluster(
+    machine: Machine,
+    joins: Membership,
+    spanning: list[NetworkRequest],
+    report: Report,
+    dry_run: bool,
+) -> Iterator[None]:
+    """Have the cluster have these networks while the block runs, and if it fails no new ones."""
+    if not spanning:
+        yield
+        return
+    from niso.cluster.requests import NoAnswer
+    from niso.services import span_networks
+
+    made: list[span_networks.Proposed] = []
+    try:
+        for request in spanning:
+            try:
+                proposed = span_networks.propose(machine, request, dry_run)
+            except NoAnswer:
+                raise
+            except Error as error:
+                raise stacks.network_error(joins, request.name, error) from None
+            made.append(proposed)
+            if dry_run and not proposed.exists:
+                what = f"network {request.name} is not in the cluster yet, and would be made there"
+                report(Caution(what, ("its VXLAN device and what it claims are not shown",)))
+        yield
+    except BaseException:
+        for proposed in made:
+            span_networks.withdraw(machine, proposed, report)
+        raise
 
 
 def foreseen(machine: Machine, stack: Stack, replace: bool = False) -> tuple[World, World]:
@@ -213,6 +251,7 @@ def _request(name: str, network: model.Network) -> NetworkRequest:
         network.mtu,
         network.allow_public,
         network.observe,
+        network.span,
     )
 
 

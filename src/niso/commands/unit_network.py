@@ -16,7 +16,8 @@ from niso.base.report import Caution, ChangingUnit, Report, silent
 from niso.commands.unit_files import AFTER, command, environment, quoted
 from niso.runtime.units import UNITS, Units
 from niso.services import attachments
-from niso.services.attachments import Done, Request
+from niso.services.attach_request import Request
+from niso.services.attachments import Done
 from niso.services.machine import Machine
 
 OWNER = "systemd"

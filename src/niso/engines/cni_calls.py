@@ -12,8 +12,8 @@ from niso.base.prefixes import prefix
 from niso.engines import plugin
 from niso.engines.cni import VERSIONS, WRONG_CONFIG, WRONG_VARIABLE, Failure
 from niso.plan.records import Network, Policy, Port
-from niso.services import attachments
-from niso.services.attachments import Request, Wish
+from niso.services import attach_request, attachments
+from niso.services.attach_request import Request, Wish
 from niso.services.machine import Machine
 from niso.store.attached_rows import Link
 from niso.store.store import Store
@@ -83,7 +83,7 @@ def _call(command: str, version: str, config: dict[str, Any]) -> Call:
         if not interface:
             raise Failure(WRONG_VARIABLE, "CNI_IFNAME is missing")
         try:
-            attachments.interface_name(interface)
+            attach_request.interface_name(interface)
         except InvalidInput as error:
             raise Failure(WRONG_VARIABLE, f"CNI_IFNAME: {error.message}") from error
     if command in ("ADD", "CHECK") and not netns:
@@ -220,7 +220,7 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
         call.network,
         call.interface,
         tuple(dict.fromkeys(_address(str(ip)) for ip in ips if ip)),
-        attachments.mac(mac) if mac else "",
+        attach_request.mac(mac) if mac else "",
     )
     return Request(
         name,

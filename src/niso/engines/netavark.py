@@ -16,8 +16,8 @@ from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.engines import aardvark, plugin, protocol
 from niso.plan.records import Network, Port
-from niso.services import attachments
-from niso.services.attachments import Request, Wish
+from niso.services import attach_request, attachments
+from niso.services.attach_request import Request, Wish
 from niso.services.machine import Machine
 
 if TYPE_CHECKING:
@@ -203,9 +203,9 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     mac = str(mine.get("static_mac") or "")
     wish = Wish(
         network.name,
-        attachments.interface_name(str(mine.get("interface_name") or "eth0")),
+        attach_request.interface_name(str(mine.get("interface_name") or "eth0")),
         tuple(map(plugin.address, mine.get("static_ips") or ())),
-        attachments.mac(mac) if mac else "",
+        attach_request.mac(mac) if mac else "",
     )
     request = Request(
         name,

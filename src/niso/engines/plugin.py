@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from niso.services.attachments import Request
+    from niso.services.attach_request import Request
     from niso.store.attached_rows import Attached, Link
 
 _LONGEST_NAME = 40

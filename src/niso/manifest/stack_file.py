@@ -54,6 +54,7 @@ class Network(NamedTuple):
     mtu: int | None = None
     allow_public: bool = False
     observe: bool = True
+    span: bool = False
 
     @property
     def subnets(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ _DESCRIPTIONS = {
     "internal": "Whether the network is isolated from everything but the host.",
     "gateway": "Address of the bridge; an array of one for each subnet. If unset, the first one.",
     "observe": "Whether the kernel remembers its flows.",
+    "span": "Whether the network spans the hosts of the cluster that this host is in.",
     "allow_public": "Whether a subnet can be a prefix of the Internet.",
     "mtu": "Maximum packet size in bytes. If unset, that of the default route.",
 }

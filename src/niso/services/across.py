@@ -6,7 +6,7 @@ Only hosts of a cluster load this module.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from niso.base import wake
 from niso.base.errors import Conflict, Error, ErrorGroup
@@ -35,8 +35,14 @@ class Held:
     """What one activation holds in the cluster, and the networks that it takes over."""
 
     def __init__(
-        self, machine: Machine, joined: Joined, engine: Engine, arriving: span_networks.Arriving
+        self,
+        machine: Machine,
+        joined: Joined,
+        engine: Engine,
+        arriving: span_networks.Arriving,
+        unobserved: Collection[str] = (),
     ) -> None:
+        self._unobserved = unobserved
         self._machine = machine
         self._joined = joined
         self._engine = engine
@@ -52,6 +58,11 @@ class Held:
 
     def close(self) -> None:
         self._engine.close()
+
+    def networks(self, service: str) -> Collection[str]:
+        """Return the networks that span hosts, and a service is on."""
+        claim = self._held.get(service)
+        return claim.addresses if claim is not None else ()
 
     # --- before niso's lock ---------------------------------------------------
 
@@ -131,7 +142,7 @@ class Held:
         The caller is in a transaction that records the services too.
         """
         store, changed = self._machine.store, self._turned()
-        self._arriving.record(self._machine, implicit=True)
+        self._arriving.record(self._machine, True, self._unobserved)
         mirror.write(store, self._arriving.seen, self._joined.host, changed)
         for claim in self._held.values():
             store.across.set_claim(claim)
@@ -170,14 +181,16 @@ def prepare(
     made: Iterable[str],
     report: Report,
     dry_run: bool = False,
+    unobserved: Collection[str] = (),
 ) -> Held | None:
     """Hold in the cluster what services need there; None if they need nothing.
 
-    ``made`` are networks that the command makes on this host. With ``dry_run`` nothing is claimed.
+    ``made`` are networks that the command makes on this host. The flows of ``unobserved`` are not
+    remembered, if they arrive. With ``dry_run`` nothing is claimed.
     Raises Conflict, NoAnswer, Refused, Error; what was claimed by then is given up by `tell`.
     """
     store = machine.store
-    targets = [target for target in targets if target.spec.mode == "bridge"]
+    targets = [target for target in targets if target.spec.mode in ("bridge", "attached")]
     on = sorted({net for target in targets for net in target.spec.networks} - {*made})
     spans = store.across.spanning(on)
     unknown = [net for net in on if net != DEFAULT_NETWORK and store.network(net) is None]
@@ -204,7 +217,7 @@ def prepare(
             for target in targets
             if not {*target.spec.networks}.isdisjoint(spans)
         }
-        held = Held(machine, joined, engine, arriving)
+        held = Held(machine, joined, engine, arriving, unobserved)
         held.lost = lost
         if dry_run:
             held.foresee(wanted)

@@ -22,7 +22,7 @@ from niso.store.span_rows import Address
 from niso.store.store import Scope, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from niso.base.report import Report
     from niso.cluster.requests import Engine, Joined
@@ -53,10 +53,13 @@ class Arriving(NamedTuple):
         changed = mirror.turned(store, self.seen, self.joined.host)
         mirror.write(store, self.seen, self.joined.host, changed)
 
-    def record(self, machine: Machine, implicit: bool, observe: bool = True) -> list[Network]:
+    def record(
+        self, machine: Machine, implicit: bool, unobserved: Collection[str] = ()
+    ) -> list[Network]:
         """Record the networks; the caller is in a transaction, and writes what others have there.
 
-        Return those that were made. Raises Conflict if this host cannot have them.
+        Return those that were made. The flows of ``unobserved`` are not remembered. Raises
+        Conflict if this host cannot have them.
         """
         store, made = machine.store, []
         for spec in self.specs:
@@ -71,7 +74,7 @@ class Arriving(NamedTuple):
                 if not implicit:
                     store.keep_network(spec.name)
                 continue
-            plain = request_of(spec, observe)._replace(span=False)
+            plain = request_of(spec, spec.name not in unobserved)._replace(span=False)
             networks.ensure(machine, plain, implicit=implicit)
             where = (self.port, _wire(store, self.joined))
             store.across.set_span(spec.name, spec.vni, *where)
@@ -135,6 +138,7 @@ class Proposed(NamedTuple):
     request: NetworkRequest
     arriving: Arriving
     made: bool
+    exists: bool  # in the cluster; not if nothing was to be changed
 
 
 def propose(machine: Machine, request: NetworkRequest, dry_run: bool = False) -> Proposed:
@@ -155,6 +159,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool = False) ->
         membership = Membership(engine, joined.keys)
         cluster = require_own(store, membership)
         spec, made = membership.network(name), False
+        exists = spec is not None or not dry_run
         if spec is None:
             try:
                 spec = _planned(machine, request, membership, joined, present)
@@ -164,11 +169,13 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool = False) ->
                 spec = membership.network(name)  # another host has just made it
                 if spec is None:
                     raise
-        networks.require_same(_network(spec, joined, cluster), request, "in the cluster ")
+        there = _network(spec, joined, cluster)._replace(observe=request.observe)
+        networks.require_same(there, request, "in the cluster ")
         return Proposed(
             request_of(spec, request.observe),
             arriving(store, joined, engine, cluster, [spec]),
             made,
+            exists,
         )
     finally:
         engine.close()
@@ -267,8 +274,9 @@ def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
 def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> None:
     """Remove networks from the cluster. No-op for those that it does not have any more.
 
-    A host without a cluster forgets its own part alone. Raises Conflict if hosts have services
-    there, and NoAnswer: then nothing has changed.
+    A host without a cluster forgets its own part alone. Raises NotFound for one that neither this
+    host nor the cluster has, Conflict if hosts have services there, and NoAnswer: then nothing has
+    changed.
     """
     joined = machine.joined()
     if joined is None:
@@ -278,6 +286,8 @@ def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> N
         membership = Membership(engine, joined.keys)
         require_own(machine.store, membership)
         for name in removed:
+            if machine.store.network(name) is None and membership.network(name) is None:
+                machine.store.require_network(name)
             used = sorted({f"{a.service} on {a.host}" for a in _addresses(engine, joined, name)})
             if used:
                 raise Conflict(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
@@ -86,16 +86,19 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
         try:
             networks.ensure(machine, request, implicit=True)
         except Error as error:
-            moved = Conflict.of(error_of(short, error))
-            moved.file = wanted.shown
-            moved.hint = (
-                f"match it, or choose another name; services on it: {', '.join(on)}"
-                if on
-                else error.hint
-            )
-            raise moved from None
+            raise network_error(wanted, request.name, error, on) from None
     for name in wanted.leaving:
         store.leave_stack(name)
+
+
+def network_error(wanted: Membership, name: str, error: Error, on: Sequence[str] = ()) -> Conflict:
+    """Return an error with the file and the key of a network; services are ``on`` it."""
+    moved = Conflict.of(error_of(name.removeprefix(wanted.prefix), error))
+    moved.file = wanted.shown
+    moved.hint = error.hint
+    if on:
+        moved.hint = f"match it, or choose another name; services on it: {', '.join(on)}"
+    return moved
 
 
 def error_of(network: str, error: Error) -> InvalidInput:

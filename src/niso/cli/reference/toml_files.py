@@ -113,6 +113,7 @@ _NETWORK_KEYS = {
     "gateway": "The bridge's address, or an array of one per family. Default: the first of the "
     "subnet.",
     "observe": "Whether the kernel remembers its flows.",
+    "span": "Whether it spans the hosts of the cluster that this host is in.",
     "allow_public": "Whether a subnet can be a public prefix, which the host can then no longer "
     "reach.",
     "mtu": "MTU in bytes. Default: that of the default route's link.",

@@ -1,0 +1,173 @@
+"""Describe an attachment, and what is to be recorded for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import count
+
+from niso.base import paths
+from niso.base.addresses import family_of
+from niso.base.errors import Conflict, InvalidInput
+from niso.base.lite_typing import NamedTuple
+from niso.kernel.outside import Outside
+from niso.plan.records import Policy, Port
+from niso.plan.service_spec import Published, ServiceSpec
+from niso.services.admit import Target
+from niso.store.attached_rows import Attached, Link
+from niso.store.sqlite import encoded
+from niso.store.store import Store
+
+CLI = "cli"
+"""The owner of what a person attached."""
+_MAX_INTERFACE = 15  # IFNAMSIZ - 1, linux/if.h
+_NO_INTERFACE = ("", ".", "..", "lo", "all", "default")
+"""Names that no new link can have, or that stand for several in /proc/sys/net."""
+
+
+class Wish(NamedTuple):
+    """A network that a namespace is to be attached to."""
+
+    network: str
+    interface: str = ""  # "": the one that it has there, or the next free eth<n>
+    ips: tuple[str, ...] = ()  # at most one of each family
+    mac: str = ""  # "": derived from the names
+
+
+class Request(NamedTuple):
+    """What an attachment is to be; it replaces what it was."""
+
+    name: str
+    netns: str  # the path of the namespace; "": niso makes one
+    wishes: tuple[Wish, ...]
+    ports: tuple[Port, ...] = ()
+    aliases: tuple[str, ...] = ()
+    policy: Policy = Policy()
+    owner: str = CLI
+    id: str = ""
+    given: str = ""  # "": the name
+    labels: tuple[tuple[str, str], ...] = ()  # what the owner says of it: (pod_namespace, shop)
+    bandwidth: tuple[tuple[str, int], ...] = ()  # "in" and "out", bytes per second
+    policies: tuple[tuple[str, Policy], ...] = ()
+    """(network, policy): what must allow a packet too while it is on this network."""
+
+
+def target_of(
+    store: Store, request: Request, found: Outside | None, before: Attached | None
+) -> Target:
+    """Return what is to be recorded. Raises InvalidInput, Conflict."""
+    had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
+    _refuse_twice([wish.network for wish in request.wishes], "--network")
+    own = {link.interface for link in had.values()}
+    taken = (found.links if found is not None else frozenset(["lo"])) - own
+    free = _free_names(taken | {wish.interface for wish in request.wishes})
+    routed = found is not None and bool(found.routed) and not any(x.routes for x in had.values())
+    links: list[Link] = []
+    for wish in request.wishes:
+        kept = had.get(wish.network)
+        interface = wish.interface or (kept.interface if kept is not None else "")
+        if interface in {link.interface for link in links} or not interface:
+            interface = next(free)
+        if interface in taken:
+            raise Conflict(
+                f"interface {interface!r} already exists in {request.netns or 'it'}",
+                "name another one, or none: niso chooses the next free eth<n>",
+                "interface",
+            )
+        links.append(Link(wish.network, interface, wish.mac, not (links or routed)))
+    _refuse_twice([link.interface for link in links], "interface")
+    spec = ServiceSpec(
+        name=request.name,
+        rootfs=None,
+        entrypoint="",
+        args=(),
+        working_dir="/",
+        environment={},
+        user=None,
+        restart="no",
+        restart_delay_s=0.0,
+        stop_timeout_s=0.0,
+        capabilities=(),
+        read_only=False,
+        memory_max=None,
+        cpu_max=None,
+        pids_limit=None,
+        healthcheck=None,
+        volumes=(),
+        mode="attached",
+        share=None,
+        networks=tuple(wish.network for wish in request.wishes),
+        addresses=_statics(request, 4),
+        addresses6=_statics(request, 6),
+        hostname=request.name,
+        aliases=request.aliases,
+        ports=tuple(Published(port, f"--port {port.text}") for port in request.ports),
+        policy=_whole_policy(request),
+        manifest={},
+        bandwidth=dict(request.bandwidth),
+    )
+    attached = Attached(
+        request.name,
+        request.owner,
+        request.id,
+        request.given or request.name,
+        request.netns,
+        found.cookie if found is not None else 0,
+        encoded(
+            {
+                "policy": request.policy,
+                "labels": dict(request.labels),
+                "policies": dict(request.policies),
+            }
+        ),
+    )
+    return Target(request.name, spec, "", "", None, None, attached=attached, links=tuple(links))
+
+
+def _statics(request: Request, family: int) -> dict[str, str]:
+    return {
+        wish.network: ip for wish in request.wishes for ip in wish.ips if family_of(ip) == family
+    }
+
+
+def _whole_policy(request: Request) -> Policy:
+    networks = tuple(wish.network for wish in request.wishes)
+    own = [request.policy, *(policy for on, policy in request.policies if on in networks)]
+    files: Iterable[Policy] = ()
+    if os.path.lexists(paths.policy_dir()):
+        from niso.manifest.policy_files import Subject, about
+
+        files = about(Subject(request.name, networks, request.owner, dict(request.labels)))
+    from niso.services.policies import combined
+
+    return combined([*own, *files])
+
+
+def _refuse_twice(values: Sequence[str], what: str) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise InvalidInput(f"{what} {value} is given twice", "name each once")
+
+
+def _free_names(taken: Container[str]) -> Iterator[str]:
+    return (name for number in count() if (name := f"eth{number}") not in taken)
+
+
+def interface_name(text: str) -> str:
+    """Return the name of a new link. Raises InvalidInput (dev_valid_name, net/core/dev.c)."""
+    bad = text in _NO_INTERFACE or len(text.encode()) > _MAX_INTERFACE
+    if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
+        raise InvalidInput(
+            f"{text!r} is not a valid name of an interface",
+            f"at most {_MAX_INTERFACE} characters, none of them a blank, / or :",
+        )
+    return text
+
+
+def mac(text: str) -> str:
+    """Return a MAC address of one station (IEEE 802, 8.2). Raises InvalidInput."""
+    parts = text.lower().replace("-", ":").split(":")
+    octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]
+    if len(parts) != 6 or len(octets) != 6 or octets[0] & 1 or not any(octets):
+        raise InvalidInput(f"{text!r} is not a MAC address", "six octets like 02:00:00:00:00:01")
+    return ":".join(f"{octet:02x}" for octet in octets)
