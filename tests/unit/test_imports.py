@@ -48,7 +48,7 @@ PURE_MAY = {
     "": {"__future__", "typing", "collections.abc"},
     "plan.subnets": {"ipaddress"},
     "plan.answers": {"ipaddress"},
-    "plan.known_world": {"ipaddress"},
+    "plan.known_world": {"functools", "ipaddress"},
     "plan.verdict": {"ipaddress"},
     "plan.nft": {"ipaddress", "re"},
     "plan.policy_maps": {

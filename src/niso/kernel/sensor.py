@@ -131,7 +131,10 @@ def _dump[T](name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T
 
 def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
     size = 16 if len(key) == 40 else 4
-    source, destination = (str(ipaddress.ip_address(key[at : at + size])) for at in (0, size))
+    if size == 4:
+        source, destination = (socket.inet_ntop(socket.AF_INET, key[i : i + 4]) for i in (0, 4))
+    else:  # inet_ntop(3) writes some of them as dotted IPv4
+        source, destination = (str(ipaddress.ip_address(key[i : i + 16])) for i in (0, 16))
     proto, port = key[2 * size], int.from_bytes(key[2 * size + 4 : 2 * size + 6], "big")
     counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
     left_ms = int.from_bytes(fields.get(_ELEM_EXPIRATION, b""), "big")
