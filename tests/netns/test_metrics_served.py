@@ -82,6 +82,19 @@ def test_figures_are_the_kernels_by_every_way(lab: Lab) -> None:
             name = f"network_{direction}_{unit}_total"
             assert of(series, name, "bad", "backend") == stats[unit], name
 
+    # the kernel as it should be, and not
+    problems = {p: of(series, "check_problems", p) for p in ("missing", "foreign", "different")}
+    assert problems == {"missing": 0, "foreign": 0, "different": 0}
+    lab.run("nft", "add", "element", "inet", "niso", "bridges", "{ br-other }")
+    lab.run("ip", "address", "del", "10.99.1.1/24", "dev", "niso-backend")
+    held = lab.popen("flock", "-o", "/run/niso/lock", "sleep", "9")  # it takes no lock
+    worse = read(lab.niso("metrics").stdout)
+    held.kill()
+    found = lab.niso("net", "check", check=False).stdout
+    for problem in ("missing", "foreign"):
+        assert of(worse, "check_problems", problem) == found.count(f"{problem}:") >= 1, found
+    lab.niso("net", "repair")
+
     bounded = read(lab.niso("metrics", "--flows", "1").stdout)
     assert len([name for name, _ in bounded if name == "niso_flow_connections"]) == 1
     assert (of(bounded, "flow_series_left_out") or 0) >= 2

@@ -67,6 +67,11 @@ def test_who_connected_to_whom_and_what_decides(world: Lab) -> None:
         # by IPv4 twice and by IPv6
         ["web", "db:80/tcp", "3", "1", "t", "pass", 'db allow_from[0] "web:80"'],
     ]
+    # the rules have what is declared, and not what they fill
+    text = world.niso("net", "rules").stdout
+    assert "elements = { 192.0.2.2 . " in world.run("nft", "list", "table", "inet", "niso").stdout
+    assert "192.0.2.2" not in text and "10.99.1.2" in text
+    assert "192.0.2.2" not in world.niso("net", "rules", "--json").stdout
     assert [line[0] for line in flows(world, "--denied")] == ["api", "bad"]
     assert [line[0] for line in flows(world, "api")] == ["api"]
     rows = json.loads(world.niso("net", "flows", "--json").stdout)

@@ -49,7 +49,7 @@ PURE_MAY = {
     "": {"__future__", "typing", "collections.abc"},
     "plan.subnets": {"ipaddress"},
     "plan.answers": {"ipaddress"},
-    "plan.known_world": {"ipaddress"},
+    "plan.known_world": {"functools", "ipaddress"},
     "plan.verdict": {"ipaddress"},
     "plan.nft": {"ipaddress", "re"},
     "plan.policy_maps": {

@@ -8,7 +8,7 @@ from niso.base.errors import InvalidInput, UsageError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from niso.api.published import Port
@@ -311,13 +311,35 @@ class Networks:
 
     @guarded
     def rules(self) -> Rules:
-        """Return niso's nftables tables as data. Raises KernelError."""
-        return Rules([item for table in _tables(as_text=False) for item in table])
+        """Return niso's nftables tables as data, without what rules fill. Raises KernelError."""
+        items = [item for table in _tables(as_text=False) for item in table]
+        for item in items:
+            held = item.get("set") or item.get("map") or {}
+            if "dynamic" in held.get("flags", ()):
+                held.pop("elem", None)
+        return Rules(items)
 
     @guarded
     def rules_text(self) -> str:
-        """Return niso's nftables tables as nft(8) prints them. Raises KernelError."""
-        return "".join(_tables(as_text=True))
+        """Return niso's nftables tables as nft(8) prints them, without what rules fill.
+
+        Raises KernelError.
+        """
+        return "".join(_declared("".join(_tables(as_text=True))))
+
+
+def _declared(text: str) -> Iterator[str]:
+    """Yield the lines of tables without the elements of sets that rules fill: flows, limits."""
+    fills = skips = False
+    for line in text.splitlines(keepends=True):
+        if line.startswith(("\tset ", "\tmap ")):
+            fills = False
+        elif line.startswith("\t\tflags "):
+            fills = "dynamic" in line
+        skips = skips or (fills and line.startswith("\t\telements = {"))
+        if not skips:
+            yield line
+        skips = skips and not line.endswith("}\n")
 
 
 def _tables(as_text: bool) -> list[Any]:

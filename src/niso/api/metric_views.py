@@ -51,6 +51,7 @@ def metrics(session: Session, flows: int) -> tuple[Metric, ...]:
         *_of_flows(session, store, flows),
         *_of_ports(store),
         *_of_tracking(),
+        _of_check(session),
     )
 
 
@@ -333,3 +334,15 @@ def _of_tracking() -> tuple[Metric, ...]:
         samples = () if value is None else (Sample({}, int(value)),)
         result.append(_metric(GAUGE, name, words, samples))
     return tuple(result)
+
+
+def _of_check(session: Session) -> Metric:
+    from niso.commands import check
+
+    counts = check.problems(session.machine())
+    return _metric(
+        GAUGE,
+        "check_problems",
+        "Differences between the kernel and the configuration: niso net check names them.",
+        (Sample({"problem": problem}, count) for problem, count in (counts or {}).items()),
+    )

@@ -190,7 +190,7 @@ def address_of(where: str) -> tuple[str, int]:
             right = False
         valid = valid and right
     if not valid or (not host and ":" in where):
-        hint = "9500, 192.0.2.1:9500 or [::1]:9500"
+        hint = "9501, 192.0.2.1:9501 or [::1]:9501"
         raise UsageError("must be [ADDR:]PORT", hint, "--listen", value=repr(where))
     return bare or _LOCAL, int(port)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 
 from niso.base.errors import KernelError, NotFound
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.names import alias
 from niso.commands import store_repair
@@ -21,10 +22,16 @@ from niso.services.pending import interrupted
 from niso.services.ports import shadows
 from niso.store.store import Scope, Store, bare_name, suggest
 
+if TYPE_CHECKING:
+    from niso.kernel.kinds.kind import Problem
+
 _LOOKS, _PAUSE_S = 3, 0.03
 """Looks and pause (s): the kernel deletes a veth pair within 10 to 20 ms, outside the lock."""
 _WAITS_S = 1.0
 """Longest wait for another command (s), which usually holds the lock for a few ms."""
+
+PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
+"""All kinds of differences."""
 
 
 def check(machine: Machine, name: str | None = None) -> list[Finding]:
@@ -34,7 +41,6 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
     another command may have been in the middle of a change. Raises KernelError, NotFound if there
     is no such service or network, Conflict if the lock stays taken.
     """
-    store, kernel = machine.store, machine.kernel
     present: list[Finding] | None
     try:
         present = _own(machine, name)
@@ -50,10 +56,39 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
             (finding.problem, finding.what) for finding in (again if present is None else present)
         }
         present = [finding for finding in again if (finding.problem, finding.what) in known]
+    return [*(present or ()), *_others(machine, name)]
+
+
+def problems(machine: Machine) -> dict[str, int] | None:
+    """Return how many differences there are of each kind, without niso's lock.
+
+    A change that is under way can be among them if it takes longer than the looks. None if objects
+    came and went at each look. Raises KernelError if what others have done cannot be read.
+    """
+    lasting: set[tuple[Problem, str]] | None = None
+    for turn in range(_LOOKS):
+        if turn:
+            time.sleep(_PAUSE_S)
+        try:
+            found = {(finding.problem, finding.what) for finding in _own(machine, None)}
+        except KernelError:  # an object vanished between two reads
+            continue
+        lasting = found if lasting is None else lasting & found
+        if not lasting:
+            break
+    if lasting is None:
+        return None
+    kinds = [problem for problem, _ in lasting]
+    kinds += [finding.problem for finding in _others(machine, None)]
+    return {problem: kinds.count(problem) for problem in PROBLEMS}
+
+
+def _others(machine: Machine, name: str | None) -> list[Finding]:
+    """Return what other programs have done that stops packets of services."""
+    store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = forwarding.others(kernel, store) if name is None and store.any_active() else []
     return [
-        *(present or ()),
         *_other_firewalls(kernel, networks),
         *_closed_links(kernel, active),
         *(Finding("foreign", *texts) for texts in exposure.others_dropped(others)),

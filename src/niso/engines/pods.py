@@ -12,7 +12,7 @@ from niso.services import attachments
 
 if TYPE_CHECKING:
     from niso.engines.cni_calls import Call
-    from niso.services.attachments import Request
+    from niso.services.attach_request import Request
     from niso.services.machine import Machine
     from niso.store.attached_rows import Attached
     from niso.store.store import Store

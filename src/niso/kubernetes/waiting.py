@@ -12,7 +12,7 @@ import time
 from niso.base import wake
 from niso.base.lite_typing import NamedTuple
 from niso.plan.records import Policy
-from niso.services.attachments import Request
+from niso.services.attach_request import Request
 from niso.store.attached_rows import Attached, wishes
 from niso.store.store import Store
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Mapping
 
@@ -63,10 +64,12 @@ def is_host(world: World, address: str) -> bool:
     127.0.0.0/8 and ::1 are; callers first handle a service that sends to its own loopback.
     """
     if address in world.host or any(
-        address in gateways(network) for network in world.networks.values()
+        address == subnet.gateway
+        for network in world.networks.values()
+        for subnet in network.subnets
     ):
         return True
-    return ipaddress.ip_address(address).is_loopback
+    return parsed(address).is_loopback
 
 
 def gateways(network: Network) -> tuple[str, ...]:
@@ -84,20 +87,30 @@ def is_for_services(world: World, address: str) -> bool:
 
     Former networks are recognised by the prefixes that subnets are taken from.
     """
-    number = ipaddress.ip_address(address)
+    number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in world.pools)
     return in_pool or network_of(world, address) is not None
 
 
 def holds(network: Network, address: str) -> bool:
     """Return whether a subnet of the network contains the address."""
-    number = ipaddress.ip_address(address)
+    number = parsed(address)
     return any(within(number, subnet.cidr) for subnet in network.subnets)
+
+
+parsed = functools.lru_cache(4096)(ipaddress.ip_address)
+"""Parse an address; a flow's are asked about several times in a row."""
 
 
 def within(address: Address, prefix: str) -> bool:
     """Return whether a prefix contains an address; never across families (see ipaddress)."""
-    return address in ipaddress.ip_network(prefix)
+    return address in _network(prefix)
+
+
+@functools.lru_cache(1024)
+def _network(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Return a prefix parsed, once for all flows that are judged by it."""
+    return ipaddress.ip_network(prefix)
 
 
 def is_link_local6(address: Address) -> bool:

@@ -25,6 +25,7 @@ from niso.plan.known_world import (
     is_host,
     is_link_local6,
     network_of,
+    parsed,
     within,
 )
 from niso.plan.records import WIDE, Entry
@@ -149,7 +150,7 @@ def matches(entry: Entry, world: World, address: str, port: int | None, proto: s
         return False
     peer = entry.peer
     if peer.kind == "prefix":
-        return within(ipaddress.ip_address(address), peer.name)
+        return within(parsed(address), peer.name)
     if peer.kind == "network":
         network = world.networks.get(peer.name)
         return network is not None and holds(network, address) and address not in gateways(network)

@@ -142,7 +142,7 @@ def joined(
 
     def one(key: Key, passes: bool, new: int, ago: float | None, open_: int) -> Seen:
         if (key, passes) not in known:
-            known[key, passes] = _seen(world, ends, key, passes)
+            known[key, passes] = _seen(ends, key, passes)
         return known[key, passes]._replace(new=new, ago=ago, open=open_)
 
     result = []
@@ -152,7 +152,7 @@ def joined(
             open_ = counts.pop(_key(row), 0) if passes else 0
             seen = one(_key(row), passes, row.packets, row.ago, open_)
             was_audited = passes and seen.key in audits and not seen.agrees
-            result.append(seen._replace(audited=seen.audited or was_audited))
+            result.append(seen._replace(audited=True) if was_audited else seen)
     for key, count in counts.items():
         if ends.of(key[0]).service or ends.of(key[1]).service:
             result.append(one(key, True, 0, None, count))
@@ -190,12 +190,27 @@ class Ends:
     def __init__(self, world: World) -> None:
         self._world = world
         self._known: dict[str, End] = {}
+        self._worlds: dict[tuple[frozenset[str], bool], World] = {}
         for known in world.services.values():
             for address in known_world.addresses_of(known):
                 self._known[address] = End(known.name, address)
         for name, addresses in reversed(sorted(world.outside_ever.items())):
             for address in addresses:
                 self._known[address] = End("", address, outside=name)
+
+    def judging(self, services: frozenset[str], passes: bool) -> World:
+        """Return what a verdict on flows between these depends on.
+
+        It depends on no other services, and looks through those that there are. For flows that
+        passed, an outside name has the addresses that it had at that time.
+        """
+        if (services, passes) not in self._worlds:
+            world = self._world
+            world = world._replace(services={name: world.services[name] for name in services})
+            if passes:
+                world = world._replace(outside=world.outside_ever)
+            self._worlds[services, passes] = world
+        return self._worlds[services, passes]
 
     def of(self, address: str) -> End:
         """Return the end with an address."""
@@ -210,18 +225,14 @@ def _key(row: Recorded) -> Key:
     return row.source, row.destination, row.proto, row.port
 
 
-def _seen(world: World, ends: Ends, key: Key, passes: bool) -> Seen:
+def _seen(ends: Ends, key: Key, passes: bool) -> Seen:
     """Return a flow without its figures."""
     source, destination, proto, port = key
     both = ends.of(source), ends.of(destination)
     # only flows of services are recorded: one of two strangers was of one
     if any(end.gone for end in both) or not any(end.service or end.is_host for end in both):
         return Seen(*both, proto, port, passes, None, None, True, 0, None, 0, gone=True)
-    # a verdict depends on no other services, and looks through those that there are
-    holders = {ends.of(source).service, ends.of(destination).service} - {""}
-    world = world._replace(services={name: world.services[name] for name in holders})
-    if passes:  # at that time, the name had this address
-        world = world._replace(outside=world.outside_ever)
+    world = ends.judging(frozenset(end.service for end in both if end.service), passes)
     egress, ingress = verdict.judge(world, source, destination, port, proto)
     refusing = next((reason for reason in (egress, ingress) if not reason.passes), None)
     reason: Reason | None
@@ -231,16 +242,15 @@ def _seen(world: World, ends: Ends, key: Key, passes: bool) -> Seen:
         audit = next((each for each in deciding if each.audits), None)
         reason = refusing or audit or (deciding[-1] if deciding else None)
         agrees = refusing is None
-        if not (ends.of(source).service or ends.of(source).is_host):
-            by_port = published(world, ends.of(destination).service, proto, port)
+        if not (both[0].service or both[0].is_host):
+            by_port = published(world, both[1].service, proto, port)
     else:
         path = verdict.decide(world, source, destination, port, proto)
         reason = refusing or (None if path.passes else path.dropped_by)
         # what came by a published port looks like a flow to the service's own address here
         agrees = reason is not None
     audits = reason is not None and reason.audits
-    seen = Seen(*both, proto, port, passes, reason, by_port, agrees, 0, None, 0)
-    return seen._replace(audited=audits)
+    return Seen(*both, proto, port, passes, reason, by_port, agrees, 0, None, 0, audited=audits)
 
 
 def published(world: World, service: str, proto: str, port: int) -> Port | None:

@@ -192,8 +192,8 @@ COMMANDS = (
         "(python3-prometheus-client, or niso[metrics] with pip).",
         (
             ("niso metrics", ""),
-            ("niso metrics --listen 9500", "http://127.0.0.1:9500/metrics"),
-            ("niso metrics --listen [::1]:9500", ""),
+            ("niso metrics --listen 9501", "http://127.0.0.1:9500/metrics"),
+            ("niso metrics --listen [::1]:9501", ""),
             ("niso metrics -o /var/lib/prometheus/node-exporter/niso.prom", "from a timer"),
         ),
         (("130", "stopped with Ctrl-C"),),

@@ -125,7 +125,8 @@ GROUP = Group(
             "print niso's nftables rules",
             (),
             (Option("json", ("--json",), "print them as JSON, see libnftables-json(5)"),),
-            "niso owns the tables inet niso and bridge niso and changes no others.",
+            "niso owns the tables inet niso and bridge niso and changes no others. What rules fill "
+            "is left out: niso net flows shows the flows that they remember.",
             (("niso net rules", ""),),
             aside=True,
         ),
