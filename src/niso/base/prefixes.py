@@ -10,6 +10,7 @@ from niso.base.addresses import family_of
 from niso.base.lite_socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from niso.base.lite_typing import NamedTuple
 
+_COMPATIBLE = bytes(10)
 _KINDS = {4: (AF_INET, 4), 6: (AF_INET6, 16)}
 
 
@@ -24,8 +25,14 @@ def number(address: str) -> int:
 
 
 def unpacked(address: bytes) -> str:
-    """Return the text of the 4 or 16 bytes of an address in a packet."""
-    return inet_ntop(AF_INET6 if len(address) == 16 else AF_INET, address)
+    """Return the text of the 4 or 16 bytes of an address in a packet, as `ipaddress` writes it."""
+    if len(address) == 4:
+        return inet_ntop(AF_INET, address)
+    if address.startswith(_COMPATIBLE):  # inet_ntop(3) writes some of them with dots
+        import ipaddress
+
+        return str(ipaddress.IPv6Address(address))
+    return inet_ntop(AF_INET6, address)
 
 
 class Prefix(NamedTuple):
@@ -41,7 +48,9 @@ class Prefix(NamedTuple):
         return 1 << (_KINDS[self.version][1] * 8 - self.length)
 
     def at(self, offset: int) -> str:
-        """Return the address with this number within the prefix."""
+        """Return the address with this number in the prefix. Raises ValueError if none has it."""
+        if not 0 <= offset < self.num_addresses:
+            raise ValueError(offset)
         kind, size = _KINDS[self.version]
         return inet_ntop(kind, (self.start + offset).to_bytes(size))
 

@@ -80,7 +80,8 @@ def network(
             elements.append(Element(table, f"subnets{family}", subnet.cidr, "", name))
         elements.append(Element(BRIDGE, f"gateways{family}", subnet.gateway, "", name))
         if family == 4:
-            broadcast = prefix(subnet.cidr).at(-1)
+            whole = prefix(subnet.cidr)
+            broadcast = whole.at(whole.num_addresses - 1)
             elements.append(Element(BRIDGE, "broadcasts", broadcast, "", name))
     return elements
 
