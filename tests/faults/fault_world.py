@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 from conftest import Lab
@@ -139,6 +140,25 @@ class World:
             self.lab.wait_for(same, 5, what)
         except BaseException:
             raise AssertionError(f"{what}:\n" + "\n".join(last)) from None
+
+    def wait_until_right(
+        self, wrong: Callable[[dict[str, Any]], list[str]], what: str
+    ) -> dict[str, Any]:
+        """Take snapshots until ``wrong`` finds nothing in one; gives that."""
+        found: dict[str, Any] = {}
+        last: list[str] = []
+
+        def right() -> bool:
+            found.clear()
+            found.update(self.snapshot())
+            last[:] = wrong(found)
+            return not last
+
+        try:
+            self.lab.wait_for(right, 5, what)
+        except BaseException:
+            raise AssertionError(f"{what}:\n" + "\n".join(last)) from None
+        return found
 
     def known(self) -> tuple[list[str], list[str]]:
         """The names of all services, and of all networks, by the store's rows."""

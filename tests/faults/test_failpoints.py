@@ -35,7 +35,7 @@ from fault_world import LONG, World, sample
 
 FAILURES = (*ERRNOS, *LATER)
 ACTIONS = ("kill", *FAILURES) if LONG else ("some",)
-KILLS = 2
+KILLS = 1
 STEPS = int(os.environ.get("NISO_TEST_STEPS", "1000"))
 
 
@@ -47,10 +47,7 @@ def world() -> Iterator[World]:
 
 def assert_guarded(world: World, case: Case, what: str) -> dict[str, Any]:
     """Nothing is wider than declared, but for what goes in its own time; gives a snapshot."""
-    found = world.snapshot()
-    if not case.damaged and guarded(found):
-        world.lab.wait_for(lambda: guarded(world.snapshot()) == [], 5, f"{what}: {guarded(found)}")
-    return found
+    return world.snapshot() if case.damaged else world.wait_until_right(guarded, what)
 
 
 def others_work(world: World, known: Undisturbed, position: int, action: str, what: str) -> None:
@@ -200,9 +197,7 @@ def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> No
         world.disturbed(died, "kill", *command)
         done, _ = world.disturbed(number, "kill", "net", "repair")
         assert done.returncode == -9, what
-        world.lab.wait_for(
-            lambda: guarded(world.snapshot()) == [], 5, f"{what}: {guarded(world.snapshot())}"
-        )
+        world.wait_until_right(guarded, what)
         world.niso("net", "repair")
         world.wait_for_snapshot(wanted, what)
         world.assert_content()

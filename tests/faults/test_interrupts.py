@@ -83,7 +83,7 @@ def test_command_that_is_interrupted_at_any_moment_is_undone_or_done_again(
             )
             world.assert_content()
         if not case.damaged:
-            world.lab.wait_for(lambda: guarded(world.snapshot()) == [], 5, what)
+            world.wait_until_right(guarded, what)
         again(world, case)
         world.wait_for_snapshot(known.wanted, f"{what}: after the same command again")
         world.assert_content()

@@ -15,7 +15,7 @@ import pytest
 from conftest import Lab
 from fault_world import LONG, World, sample
 
-KILLS = 2
+KILLS = 1
 REFUSALS = 2
 MODES = {
     "bridge": 'network = "backend"\nports = ["8080:80"]',
@@ -187,9 +187,7 @@ def test_command_killed_at_any_step_converges(world: World, name: str) -> None:
         assert (
             done.returncode == -9 and len(reached) == number and not set(reached) - set(points)
         ), what
-        world.lab.wait_for(
-            lambda: wide(world.snapshot(), case) == [], 5, f"{what}: {wide(world.snapshot(), case)}"
-        )
+        world.wait_until_right(lambda found: wide(found, case), what)
         if "host" not in case.modes:
             assert not in_the_hosts_network(world), what
         world.niso("ps")

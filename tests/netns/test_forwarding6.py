@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab
+from samples import LONG
 from services import idle, on, refused
 
 CLIENT6, BEYOND6 = "2001:db8::2", "2001:db8:1::2"
@@ -91,8 +92,21 @@ def refused_late(lab: Lab, name: str) -> None:
     assert "bad" in said
 
 
-@pytest.mark.parametrize("end", [ends, swept, refused_late])
-@pytest.mark.parametrize("own", ["", "far0", "default"])
+ENDS = (ends, swept, refused_late)
+OWN = ("", "far0", "default")
+
+
+@pytest.mark.parametrize(
+    ("host", "end", "own"),
+    [
+        (way, end, own)
+        for i, way in enumerate(WAYS)
+        for j, end in enumerate(ENDS)
+        for k, own in enumerate(OWN)
+        if LONG or (i + j + k) % 2 == 0  # each pair of two values
+    ],
+    indirect=["host"],
+)
 def test_all_is_as_it_was_after_the_last_service(
     host: Lab, end: Callable[[Lab, str], None], own: str
 ) -> None:

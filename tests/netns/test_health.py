@@ -12,7 +12,7 @@ from services import BUSYBOX, idle, inspect, package, pid_of, ps, refused
 
 PYTHON = "/usr/bin/python3"
 
-# A server whose answers depend on the path, and that is sick while /tmp/sick exists. It counts connections.
+# A server whose answers depend on the path, or on the one in /tmp/path while that exists. It counts connections.
 SERVER = r"""
 import os, signal, socket, sys, time
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -36,8 +36,8 @@ while True:
             os._exit(0)
         request += block
     path = request.split()[1].decode()
-    if os.path.exists("/tmp/sick"):
-        path = "/500"
+    if os.path.exists("/tmp/path"):
+        path = open("/tmp/path").read()
     if path == "/silent":
         time.sleep(1000)
     elif path == "/slow":
@@ -80,6 +80,12 @@ def asked(lab: Lab, name: str) -> int:
     return int(lab.niso("exec", name, "--", BUSYBOX, "cat", "/tmp/asked").stdout)
 
 
+def answer_as(lab: Lab, name: str, path: str) -> None:
+    """Have the server answer as to a request of ``path``, whatever it is asked for."""
+    script = f"printf %s {path} >/tmp/path.new && mv /tmp/path.new /tmp/path"
+    lab.niso("exec", name, "--", BUSYBOX, "sh", "-c", script)
+
+
 def http(path: str, **keys: Any) -> dict[str, Any]:
     return {"http": f"http://127.0.0.1:8080{path}", **keys}
 
@@ -100,15 +106,16 @@ def test_activate_waits_until_the_service_is_healthy(lab: Lab) -> None:
 
 def test_probe_that_takes_over_a_second_is_told(lab: Lab) -> None:
     lab.niso(
-        "activate", server(lab, "api", ":8080", check=http("/200", interval="1s", timeout="1500ms"))
+        "activate",
+        server(lab, "api", ":8080", check=http("/200", interval="100ms", timeout="1500ms")),
     )
     pid = pid_of(lab, "api")
     lab.run("kill", "-STOP", lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.strip())
-    time.sleep(1.1)
+    time.sleep(0.2)
     assert lab.niso("ps").stderr == "niso: waiting for the health checks of api (1s)\n"
-    time.sleep(1.1)
+    time.sleep(0.2)
     assert lab.niso("inspect", "api").stderr == "niso: waiting for the health checks of api (1s)\n"
-    time.sleep(1.1)
+    time.sleep(0.2)
     assert lab.niso("ps", "--json").stderr == ""
 
 
@@ -119,27 +126,33 @@ def test_healthy_service_is_not_waited_for_a_whole_interval(lab: Lab) -> None:
     lab.niso("activate", folder, timeout=20)
 
 
-@pytest.mark.parametrize(
-    "path", ["/200", "/204", "/302", "/399", "/headers", "/continue", "/request"]
-)
-def test_answer_that_is_healthy(lab: Lab, path: str) -> None:
-    lab.niso("activate", server(lab, "api", ":8080", check=http(path)))
-    assert ps(lab, "api")["health"] == "healthy"
+HEALTHY = ("/200", "/204", "/302", "/399", "/headers", "/continue")
+UNHEALTHY = {
+    "/404": "status 404",
+    "/500": "status 500",
+    "/199": "closed without a response",
+    "/silent": "answer of 127.0.0.1: no answer within 0.3s",
+    "/bytes": "answer of 127.0.0.1: no answer within 0.3s",
+    "/line": "no HTTP response",
+    "/close": "closed without a response",
+    "/binary": "no HTTP response",
+}
 
 
-@pytest.mark.parametrize(
-    ("path", "words"),
-    [
-        ("/404", "status 404"),
-        ("/500", "status 500"),
-        ("/199", "closed without a response"),
-        ("/silent", "answer of 127.0.0.1: no answer within 0.3s"),
-        ("/bytes", "answer of 127.0.0.1: no answer within 0.3s"),
-        ("/line", "no HTTP response"),
-        ("/close", "closed without a response"),
-        ("/binary", "no HTTP response"),
-    ],
-)
+def test_answers_that_are_healthy_and_that_are_not(lab: Lab) -> None:
+    lab.niso("activate", server(lab, "api", ":8080", check=http("/request", **SOON)))
+    healthy = iter(HEALTHY * 2)
+    for path, words in UNHEALTHY.items():
+        answer_as(lab, "api", path)
+        lab.wait_for(lambda: ps(lab, "api")["health"] == "unhealthy", 10, path)
+        said = f"http://127.0.0.1:8080/request: {words}"
+        lab.wait_for(lambda s=said: inspect(lab, "api")["health_said"] == s, 10, said)
+        right = next(healthy)
+        answer_as(lab, "api", right)
+        lab.wait_for(lambda: ps(lab, "api")["health"] == "healthy", 10, right)
+
+
+@pytest.mark.parametrize(("path", "words"), [(p, UNHEALTHY[p]) for p in ("/404", "/silent")])
 def test_answer_that_is_not_undoes_the_activation_and_is_told(
     lab: Lab, path: str, words: str
 ) -> None:
@@ -279,13 +292,13 @@ def test_ps_asks_at_most_once_an_interval(lab: Lab) -> None:
 def test_service_that_falls_ill_is_unhealthy_and_is_left_alone(lab: Lab) -> None:
     lab.niso("activate", server(lab, "api", ":8080", check=http("/200", **SOON)))
     pid = pid_of(lab, "api")
-    lab.niso("exec", "api", "--", BUSYBOX, "touch", "/tmp/sick")
+    answer_as(lab, "api", "/500")
     lab.wait_for(lambda: ps(lab, "api")["health"] == "unhealthy", 10)
     found = inspect(lab, "api")
     assert (found["health"], found["pid"]) == ("unhealthy", pid)
     assert found["health_said"] == "http://127.0.0.1:8080/200: status 500"
     assert "unhealthy" in lab.niso("ps").stdout
-    lab.niso("exec", "api", "--", BUSYBOX, "rm", "/tmp/sick")
+    lab.niso("exec", "api", "--", BUSYBOX, "rm", "/tmp/path")
     lab.wait_for(lambda: ps(lab, "api")["health"] == "healthy", 10)
     assert inspect(lab, "api")["health_said"] is None
 

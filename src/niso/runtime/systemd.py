@@ -112,8 +112,9 @@ class Systemd:
 
     def give_back(self, service: str) -> None:
         spec = load(service)
-        if spec is not None:
-            unit.give_back(service, status.conmon(service), cgroup_of(spec))
+        unit.give_back(
+            service, status.conmon(service), cgroup_of(spec) if spec is not None else None
+        )
 
 
 def _wait_ended(units: list[str]) -> None:

@@ -142,16 +142,20 @@ def hand_over(service: str, conmon: int | None) -> None:
         os.close(done)
 
 
-def give_back(service: str, conmon: int | None, path: str) -> None:
-    """End a service's unit, but not its processes; ``path`` is the service's cgroup."""
+def give_back(service: str, conmon: int | None, path: str | None) -> None:
+    """End a service's unit, but not its processes.
+
+    ``path`` is the service's cgroup; None if it has been removed, and only the stand-in is left.
+    """
     stand_in(service, conmon)
     if service not in _stand_ins:
         return
     hold, done, unit, stand_in_pid = _stand_ins.pop(service)
-    for root in cgroup.roots():
-        for pid in cgroup.pids_in(f"{root}{unit}"):
-            if pid != stand_in_pid:
-                cgroup.keep_in(root, pid, path)
+    if path is not None:
+        for root in cgroup.roots():
+            for pid in cgroup.pids_in(f"{root}{unit}"):
+                if pid != stand_in_pid:
+                    cgroup.keep_in(root, pid, path)
     os.close(hold)
     os.read(done, 1)
     os.close(done)
