@@ -24,10 +24,23 @@ CONFIG = """\
 version = 2
 root = "/tmp/containerd/root"
 state = "/run/containerd"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
 address = "/run/containerd/sock"
 """
+CRI = """\
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "localhost/bb:1"
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/opt/cni/bin"
+"""
+"""Of the service that the kubelet calls."""
+WITHOUT_CRI = 'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+SOCKET = "/run/containerd/sock"
+LOOPBACK = PEERS / "containernetworking-plugins/usr/lib/cni/loopback"
 
 
 def image() -> bytes:
@@ -40,7 +53,12 @@ def image() -> bytes:
     files = {
         "layer.tar": layer.getvalue(),
         "config.json": json.dumps(
-            {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Cmd": ["/bin/busybox", "sleep", "10000"]},
+                "rootfs": rootfs,
+            }
         ).encode(),
         "manifest.json": json.dumps(
             [{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]
@@ -57,18 +75,21 @@ def image() -> bytes:
 class Containerd:
     """A daemon in the lab, which ends with it, and ``ctr``."""
 
-    def __init__(self, lab: Lab, conflist: dict[str, Any]) -> None:
+    def __init__(self, lab: Lab, conflist: dict[str, Any], cri: bool = False) -> None:
         self.lab = lab
-        lab.write("/tmp/containerd/config.toml", CONFIG)
+        lab.write("/tmp/containerd/config.toml", CONFIG + CRI if cri else WITHOUT_CRI + CONFIG)
         lab.path("/tmp/image.tar").write_bytes(image())
         lab.run("mkdir", "-p", "/opt/cni/bin", "/etc/cni/net.d")
         lab.run("ln", "-s", f"{sys.prefix}/bin/niso-cni", "/opt/cni/bin/niso-cni")
+        if cri:
+            lab.run("ln", "-s", str(LOOPBACK), "/opt/cni/bin/loopback")
         text = json.dumps(conflist)
         lab.run("sh", "-c", "cat > /etc/cni/net.d/10-niso.conflist", input=text)
         words = ("env", f"PATH={PATH}", "containerd", "--config", "/tmp/containerd/config.toml")
         lab.popen(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         lab.wait_for(lambda: self.ctr("version", check=False).returncode == 0, 20, "containerd")
-        self.ctr("image", "import", "/tmp/image.tar")
+        space = ("-n", "k8s.io") if cri else ()
+        self.ctr(*space, "image", "import", "/tmp/image.tar")
 
     def ctr(self, *words: str, **options: Any) -> subprocess.CompletedProcess[Any]:
         env = (f"PATH={PATH}", "CONTAINERD_ADDRESS=/run/containerd/sock")

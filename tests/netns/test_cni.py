@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from cni_driver import CASES, Plugin, links, namespace
 from conftest import TESTS, Lab
-from containerd_world import Containerd, needs_containerd
+from containerd_world import IMAGE, SOCKET, Containerd, needs_containerd
+from cri import Cri, Refused, framed
 from services import BUSYBOX, CLIENT, HOST, answer, ask, echo, idle, inspect, on, ps
 
 NISO = f"{sys.prefix}/bin/niso-cni"
@@ -182,6 +183,71 @@ def test_containerd_runs_containers_on_it(lab: Lab) -> None:
     assert ps(lab, "default-c1")["address"][0] == "10.99.64.2"
     containerd.remove("c1")
     containerd.remove("c2")
+    lab.niso("net", "check")
+
+
+@needs_containerd
+def test_pods_of_containerds_cri_as_the_kubelet_runs_them(lab: Lab) -> None:
+    conflist = {
+        "cniVersion": "1.0.0",
+        "name": "pods",
+        "plugins": [
+            {
+                "type": "niso-cni",
+                "subnets": ["10.99.64.0/24"],
+                "capabilities": {"portMappings": True, "io.kubernetes.cri.pod-annotations": True},
+            }
+        ],
+    }
+    Containerd(lab, conflist, cri=True)
+    cri = Cri(lab, SOCKET)
+    api, bad = cri.run("api")[0], cri.run("bad", "evil")[0]
+    ways = {name: f"niso-{name}" for name in ("api-shop", "bad-evil")}
+
+    def page(source: str, address: str) -> bool:
+        words = (
+            BUSYBOX,
+            "wget",
+            "-q",
+            "-T",
+            "1",
+            "-O",
+            "/dev/null",
+            f"http://{address}/bin/busybox",
+        )
+        return lab.run(*words, netns=source, check=False).returncode == 0
+
+    serve = ("/bin/busybox", "httpd", "-f", "-p", "80")
+    # the neighbour's attack succeeds without a policy
+    open_, config = cri.run("open")
+    cri.start(open_, config, IMAGE, *serve)
+    lab.wait_for(lambda: page(ways["bad-evil"], cri.address(open_)), 10, "the server")
+    notes = {"niso.io/allow-from": "api-shop 192.0.2.2", "other/note": '{"a\\n": 1}'}
+    web, config = cri.run("web", ports=[(8080, 80)], annotations=notes)
+    cri.start(web, config, IMAGE, *serve)
+    address = cri.address(web)
+    lab.wait_for(lambda: page(ways["api-shop"], address), 10, "the server")
+    assert not page(ways["bad-evil"], address)
+    assert page("client", f"{HOST}:8080") and not page("neighbour", f"{HOST}:8080")
+    assert ps(lab, "web-shop")["ports"][0]["host_port"] == 8080
+    lab.niso("net", "check")
+    # the same pod in a new sandbox has its address again; a wrong annotation starts nothing
+    cri.call("StopPodSandbox", {1: web})
+    cri.call("RemovePodSandbox", {1: web})
+    web, config = cri.run("web", ports=[(8080, 80)], annotations=notes)
+    assert cri.address(web) == address
+    with pytest.raises(Refused, match="allow-form is unknown"):
+        cri.run("typo", annotations={"niso.io/allow-form": "api"})
+    # two stops at the same moment, and a removal
+    both = [lab.popen(*cri.words("StopPodSandbox"), stdin=-1, stdout=-1, stderr=-1) for _ in "ab"]
+    for each in both:
+        assert each.stdin
+        each.stdin.write(framed({1: web}))
+        each.stdin.close()
+    assert [each.wait(30) for each in both] == [0, 0]
+    for sandbox in (web, api, bad, open_):
+        cri.end(sandbox)
+    assert json.loads(lab.niso("ps", "--json").stdout) == []
     lab.niso("net", "check")
 
 
