@@ -83,7 +83,8 @@ class FakeApi:
             self.version += 1
             known = "MODIFIED" if key in self.objects else "ADDED"
             meta["resourceVersion"] = str(self.version)
-            meta.setdefault("uid", f"uid-{self.version}")
+            former = self.objects.get(key, {"metadata": {"uid": f"uid-{self.version}"}})
+            meta.setdefault("uid", former["metadata"]["uid"])
             self.objects[key] = json.loads(json.dumps(data))
             self.events.append((self.version, known, self.objects[key] | {"_kind": kind}))
             self.changed.notify_all()

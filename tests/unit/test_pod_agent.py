@@ -295,6 +295,24 @@ def test_running_agent_follows_and_survives_the_server(
     assert not thread.is_alive()
 
 
+def test_status_of_a_pod_wakes_nobody(node: Node, api: FakeApi) -> None:
+    over, woken = threading.Event(), []
+    pods = node.agent.pods
+    pods._changed = lambda: woken.append(1)  # type: ignore[method-assign]
+    thread = threading.Thread(target=pods.run, args=(over,), daemon=True)
+    thread.start()
+    until(lambda: len(woken) == 1)  # the list
+    for _ in range(3):
+        node.create("web", app="web")
+    node.create("last")
+    until(lambda: ("shop", "last") in pods.things())
+    until(lambda: len(woken) == 3)
+    over.set()
+    api.end_watches()
+    thread.join(20)
+    assert len(woken) == 3
+
+
 def test_lists_come_in_pages(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("niso.kubernetes.stream._PAGE", "2")
     for number in range(5):

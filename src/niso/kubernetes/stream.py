@@ -77,7 +77,7 @@ class Stream:
         with self._lock:
             if version > self._version:
                 for item in data.get("items") or ():
-                    self._put(item)
+                    self._keep(self._kept, item)
 
     def run(self, over: threading.Event) -> None:
         """List and watch until ``over``; after a failure again, ever less often."""
@@ -133,19 +133,18 @@ class Stream:
             if over.is_set():
                 return
             item, kind = event.get("object") or {}, event.get("type")
+            key, version = _key(item), _version(item)
             with self._lock:
-                if kind == "DELETED":
-                    known = self._kept.get(_key(item))
-                    if known is not None and known.version <= _version(item):
-                        del self._kept[_key(item)]
-                elif kind in ("ADDED", "MODIFIED"):
-                    self._put(item)
-                self._version = max(self._version, _version(item))
-            if kind != "BOOKMARK":
+                before = self._kept.get(key)
+                if kind in ("ADDED", "MODIFIED"):
+                    self._keep(self._kept, item)
+                elif kind == "DELETED" and before is not None and before.version <= version:
+                    del self._kept[key]
+                after = self._kept.get(key)
+                self._version = max(self._version, version)
+            # most events of pods are about their status alone
+            if (before and before.thing) != (after and after.thing):
                 self._changed()
-
-    def _put(self, item: Mapping[str, Any]) -> None:
-        self._keep(self._kept, item)
 
     def _keep(self, kept: dict[Key, Kept], item: Mapping[str, Any]) -> None:
         """Add an object unless a newer one is known."""
