@@ -139,3 +139,34 @@ def test_units_have_networks_of_niso(lab: Lab) -> None:
     machine.systemctl("restart", "web")
     lab.wait_for(lambda: from_client("80") == CLIENT, 5, "its answer in the host's network")
     assert machine.niso("net", "check").stdout.startswith("OK")
+
+    # the agent of Kubernetes' policies is one more unit
+    enable = ("kubernetes", "--enable", "--kubeconfig", "/etc/kubeconfig")
+    assert "no such file" in machine.niso(*enable, check=False).stderr
+    config = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "http://127.0.0.1:7443"}}],
+    }
+    write(machine, "/etc/kubeconfig", json.dumps(config))
+    agent = "niso_kubernetes.service"
+    assert machine.niso(*enable).stdout == f"{agent}: enabled  /{UNITS}/{agent}\n"
+    assert machine.niso(*enable).stdout.startswith(f"{agent}: unchanged")
+    wants = machine.systemctl("show", "-P", "WantedBy", agent).stdout
+    assert wants == "multi-user.target\n"
+    machine.systemctl("kill", "--signal=KILL", agent)
+    lab.wait_for(
+        lambda: (
+            machine.systemctl("show", "-P", "NRestarts", agent).stdout == "1\n"
+            and machine.systemctl("is-active", agent, check=False).stdout == "active\n"
+        ),
+        15,
+        "its restart",
+    )
+    assert "Connection refused" in machine.run("journalctl", "-u", agent).stdout
+    assert "runs already" in machine.niso(*enable[:1], *enable[2:], check=False).stderr
+    checked = machine.run("systemd-analyze", "verify", f"/{UNITS}/{agent}")
+    assert checked.stderr == ""
+    assert machine.niso("kubernetes", "--disable").stdout.startswith(f"{agent}: disabled")
+    assert machine.systemctl("is-active", agent, check=False).stdout == "inactive\n"
+    assert machine.run("find", f"/{UNITS}", "-name", f"{agent}*").stdout == ""

@@ -203,7 +203,7 @@ def translated(pods: list[Json], policies: list[Json], spaces: Json) -> dict[str
         {(each.namespace, each.name): each for each in read},
         spaces,
         {(x.namespace, x.name): x for x in map(objects.network_policy, policies)},
-        {(each.namespace, each.name): each.name for each in read},
+        {(each.namespace, each.name): (each.name,) for each in read},
     )
     return {each.name: policy_of(each, seen) for each in read}
 
@@ -263,9 +263,9 @@ def test_pod_in_the_network_of_its_node_or_elsewhere_is_no_peer() -> None:
         {("a", each.name): each for each in pods},
         {"a": {}},
         {("a", "n"): objects.network_policy(policy("a", "n", spec))},
-        {("a", "here"): "here-a"},
+        {("a", "here"): ("here-a", "here-a-1f2e3")},
     )
-    assert texts(policy_of(pods[0], seen).allow_from) == ["n: here-a"]
+    assert texts(policy_of(pods[0], seen).allow_from) == ["n: here-a", "n: here-a-1f2e3"]
 
 
 @pytest.mark.parametrize(

@@ -75,11 +75,15 @@ class PodAgent:
         new = {name for name, (attached, _) in local.items() if not waiting.stands(attached)}
         unread = {name for name in sorted(new) if not self._has_read(local[name][1], errors)}
         known = self._known(local)
+        names: dict[tuple[str, str], tuple[str, ...]] = {}
+        for name, each in sorted(known.items()):
+            key = (each.namespace, each.name)
+            names[key] = (*names.get(key, ()), name)
         world = World(
             self.pods.things(),
             dict(self.spaces.things().values()),
             self.policies.things(),
-            {(pod.namespace, pod.name): name for name, pod in known.items()},
+            names,
         )
         self._warn(world, local)
         changed: list[str] = []

@@ -32,12 +32,16 @@ Ports = tuple[int, int, str]
 
 
 class World(NamedTuple):
-    """What a translation depends on. ``names`` are the attachments of pods on this node."""
+    """What a translation depends on.
+
+    ``names`` are the attachments of pods on this node. A pod has several while a sandbox is
+    replaced.
+    """
 
     pods: Mapping[tuple[str, str], Pod]  # by namespace and name
     namespaces: Mapping[str, Labels]
     policies: Mapping[tuple[str, str], NetworkPolicy]
-    names: Mapping[tuple[str, str], str]
+    names: Mapping[tuple[str, str], tuple[str, ...]]
 
 
 def policy_of(pod: Pod, world: World) -> Policy:
@@ -138,10 +142,10 @@ def _peers(rule: Rule, policy: NetworkPolicy, world: World) -> Iterator[tuple[Pe
 
 
 def _pods(other: Other, policy: NetworkPolicy, world: World) -> Iterator[tuple[Peer, Pod]]:
-    for key, name in sorted(world.names.items()):
+    for key, names in sorted(world.names.items()):
         pod = world.pods.get(key)
         if pod is not None and _is(pod, other, policy, world):
-            yield Peer("service", name), pod
+            yield from ((Peer("service", name), pod) for name in names)
 
 
 def _is(pod: Pod, other: Other, policy: NetworkPolicy, world: World) -> bool:
