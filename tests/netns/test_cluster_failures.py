@@ -20,6 +20,21 @@ own = config.require()
 with own.engine() as engine:
     print(*engine.keys(own.keys.prefix), sep="\\n")
 """
+CUT = """\
+table inet cut {
+    chain output {
+        type filter hook output priority 0
+        tcp dport 2379 reject with tcp reset
+    }
+}
+"""
+NAMESAKE = """\
+from niso.cluster import config
+from niso.cluster.membership import Host, Membership
+own = config.require()
+with own.engine() as engine:
+    Membership(engine, own.keys).join(Host("b", "01234567", "198.51.100.9", 1500, False))
+"""
 COUNT = """\
 table inet count {
     chain input {
@@ -107,9 +122,8 @@ def test_etcd_loses_its_data_or_goes_back_to_a_backup(made: Cluster) -> None:
     made.check("a", "b", "c")
 
 
-def test_address_that_is_used_again_is_not_heard_by_who_takes_it_for_the_old_one(
-    made: Cluster,
-) -> None:
+def test_mirror_that_stands_still_and_host_that_is_cut_off_from_etcd(made: Cluster) -> None:
+    """An address that is used again is not heard where it counts as the old service's."""
     db = made.activate("b", "db", policy={"allow_from": ["api:80"]})
     api = made.activate("c", "api")
     meets(made, db, f"db {api}")
@@ -135,4 +149,21 @@ def test_address_that_is_used_again_is_not_heard_by_who_takes_it_for_the_old_one
     made.agents["b"].send_signal(signal.SIGCONT)
     made.wait("b", lambda: made.sees("b", api, "evil"), "evil's name on b")
     assert ask(c, db, 80, "niso-evil") == ""
+    # b is cut off from etcd alone: others drop its names, and it keeps all; packets pass both ways
+    web = made.activate("b", "web")
+    made.wait("c", lambda: made.sees("c", web, "web"), "web's name on c")
+    b.run("nft", "-f", "-", input=CUT)
+    made.end_lease("b", by="c")
+    made.wait("c", lambda: not made.sees("c", web, "web"), "web's name gone on c")
+    assert "does not answer" in made.refused("b", "activate", made.package("b", "new"))
+    assert made.sees("b", api, "evil") and made.status("b", "new") == ""
+    assert ask(c, web, 80, "niso-evil") == f"web {api}"
+    assert ask(b, api, 80, "niso-web") == f"evil {web}"
+    assert "other hosts do not know it yet" in made.niso("b", "deactivate", "db").stderr
+    assert "db starts by this host's own record" in made.niso("b", "activate", "db").stderr
+    b.run("nft", "destroy", "table", "inet", "cut")
+    made.wait("c", lambda: made.sees("c", web, "web"), "web's name on c again")
     made.check("b", "c")
+    # a second host of one name is none, and changes nothing
+    refusal = made.hosts["c"].lab.run(sys.executable, "-c", NAMESAKE, check=False).stderr
+    assert "host b of the cluster has the state folder" in refusal
