@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -70,14 +71,31 @@ class Link:
         return request
 
 
+class Clock:
+    """The wall clock of the host that runs now: those of hosts differ by months."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self._time, self._patch = time.time, pytest.MonkeyPatch()
+
+    def begin(self) -> None:
+        self._patch.setattr(time, "time", lambda: self._time() + self.ahead_s)
+
+    def end(self) -> None:
+        self._patch.undo()
+
+
+CLOCK = Clock()
+
+
 class Node:
-    """One host: ``with node:`` makes its folders those of this process."""
+    """One host: ``with node:`` makes its folders and its clock those of this process."""
 
     def __init__(self, name: str, number: int, folder: Path, engine: Any) -> None:
         self.name, self.link = name, Link(engine)
         self.run = str(folder / name / "run")
         self.address = f"198.51.100.{number}"
-        self.lease = 0
+        self.lease, self.ahead_s = 0, (number - 2) * 1e7
         self.folder = folder / name
         self.folder.mkdir()
         os.environ["NISO_RUN_DIR"] = self.run
@@ -100,6 +118,7 @@ class Node:
 
     def __enter__(self) -> Node:
         os.environ["NISO_RUN_DIR"], os.environ["NISO_STATE_DIR"] = self.run, self.state
+        CLOCK.ahead_s = self.ahead_s
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,6 +168,7 @@ class Walk:
         for node in self.nodes:
             node.link.between = partial(self.between, node)
         locks.listener = refuse
+        CLOCK.begin()
         for node in self.nodes if self.fake is None else self.nodes[:1]:
             with node:
                 request = NetworkRequest("backend", SUBNETS, span=True)
@@ -158,6 +178,7 @@ class Walk:
 
     def close(self) -> None:
         locks.listener = None
+        CLOCK.end()
         for node in self.nodes:
             with node:
                 node.world._stored._before = node.state
@@ -247,7 +268,7 @@ class Walk:
         """Have other processes run, which what is in progress does not see or fail."""
         places = {name: os.environ[name] for name in ("NISO_RUN_DIR", "NISO_STATE_DIR")}
         kernel, processes = node.world.kernel, node.world.processes
-        fails = kernel.fail, processes.fail
+        fails, ahead_s = (kernel.fail, processes.fail), CLOCK.ahead_s
         node.steps.append(None)
         try:
             with pytest.MonkeyPatch.context() as patch:
@@ -258,6 +279,7 @@ class Walk:
             kernel.fail, processes.fail = fails
             node.steps.pop()
             os.environ.update(places)
+            CLOCK.ahead_s = ahead_s
 
     def look_at(self, node: Node) -> None:
         if "look" in node.busy:

@@ -179,5 +179,6 @@ def main(folder: str, text: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (HERE.parent, HERE)))
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join((before, str(HERE.parent), str(HERE)))
     main(sys.argv[1], sys.argv[2], float(sys.argv[3]))

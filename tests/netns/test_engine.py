@@ -218,6 +218,15 @@ def test_member_that_is_stopped_is_left_for_another_and_a_change_there_is_unknow
                 lone.commit(Txn((), (Put("/b", ""),)))
             assert raised.value.unknown
             members[0].signal(signal.SIGCONT)
+        # a watch at a member that is stopped ends, as not even a sign of life comes
+        with Etcd(members.access("m0"), request_s=2) as watching:
+            watch = watching.watch("/", engine.get("/a").revision + 1, 1)
+            assert next(watch).events == ()
+            members[0].signal(signal.SIGSTOP)
+            with pytest.raises(NoAnswer, match="timed out"):
+                for _ in watch:
+                    pass
+            members[0].signal(signal.SIGCONT)
         # a member without the others ends its watches, and answers what it has
         start = engine.get("/a").revision
         with Etcd(members.access("m0"), request_s=0.5) as watching:

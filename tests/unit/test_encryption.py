@@ -20,9 +20,9 @@ from niso.cluster.claims import Claims, Wanted
 from niso.cluster.config import Config
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import encode
-from niso.cluster.membership import Cluster, Host, Membership
-from niso.cluster.requests import Put, Txn
-from niso.commands import cluster, network
+from niso.cluster.membership import PROTO, Cluster, Host, Membership
+from niso.cluster.requests import Delete, Put, Txn
+from niso.commands import cluster, cluster_hosts, network
 from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.fdb import Fdb
 from niso.kernel.kinds.vxlan import Vxlan
@@ -141,6 +141,28 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     cluster.leave(world.machine, False, lambda event: None)
     assert not links(world) and not os.path.exists(paths.wireguard_key())
     assert world.store.across.tunnel() is None
+
+
+def test_cluster_that_is_written_again_is_encrypted_as_it_was(world: World, engine: Engine) -> None:
+    init(world, "kernel")
+    membership = Membership(engine)
+    network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
+    membership.join(Host("b", "id-b", "192.0.2.2", 1500, False, public=KEYS[0]))
+    assert membership.live("b", "id-b", engine.grant(10), "boot")
+    look(world, engine)
+    made, hosts, link = membership.cluster(), membership.hosts(), links(world)
+    engine._items.clear()
+    cluster_hosts.restore(world.machine, lambda event: None)
+    assert (membership.cluster(), membership.hosts()) == (made, hosts) and made
+    look(world, engine)
+    assert links(world) == link
+    # a cluster of that id without encryption is none that this host follows
+    key = membership.keys.cluster
+    plain = encode({"id": made.identity, "port": made.port, "proto": PROTO})
+    engine.commit(Txn((), (Put(key, plain), Delete(membership.keys.hosts, prefix=True))))
+    done = len(world.kernel.done)
+    look(world, engine)
+    assert len(world.kernel.done) == done and links(world) == link
 
 
 def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) -> None:

@@ -117,6 +117,9 @@ class Agent:
             self._say(f"the engine has {other}, not {self.me.cluster}: nothing is changed")
             self._is_settled = False
             return []
+        if bool(cluster.encryption) != (store.across.tunnel() is not None):
+            self._say("the cluster is otherwise encrypted than this host: nothing is changed")
+            return []
         hosts = membership.hosts()
         member = any((h.name, h.state_id) == (self.me.host, self.me.state_id) for h in hosts)
         spans = self._spans(store, kernel, engine, member)

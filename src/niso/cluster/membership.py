@@ -78,10 +78,7 @@ class Membership:
     def make(self, port: int = PORT, encryption: str = "") -> Cluster:
         """Make the cluster. Raises Conflict if the engine has one."""
         made = Cluster(os.urandom(4).hex(), port, encryption)
-        value: dict[str, Any] = {"id": made.identity, "port": port, "proto": PROTO}
-        if encryption:
-            value |= {"encrypt": encryption, "proto": ENCRYPTED}
-        put = Put(self.keys.cluster, encode(value))
+        put = Put(self.keys.cluster, encode(cluster_value(made)))
 
         def txn() -> Txn:
             have = self.cluster()
@@ -123,11 +120,7 @@ class Membership:
         Raises Conflict if another one has its name or address, or if it encrypts and the cluster
         does not, or the other way round.
         """
-        value: dict[str, Any] = {"id": host.state_id, "address": host.address, "mtu": host.mtu}
-        if host.public:
-            value["wgkey"] = host.public
-        if host.version:
-            value["niso"] = host.version
+        value = host_value(host)
         key = self.keys.host(host.name)
 
         def txn() -> Txn:
@@ -392,6 +385,24 @@ class Membership:
     def _delete(self, key: str, txn: Txn) -> None:
         """Carry out a transaction that deletes a key among others."""
         self._settle(lambda: txn, lambda: self._item(key) is None)
+
+
+def cluster_value(cluster: Cluster) -> dict[str, Any]:
+    """Return the value of the cluster's key."""
+    value: dict[str, Any] = {"id": cluster.identity, "port": cluster.port, "proto": PROTO}
+    if cluster.encryption:
+        value |= {"encrypt": cluster.encryption, "proto": ENCRYPTED}
+    return value
+
+
+def host_value(host: Host) -> dict[str, Any]:
+    """Return the value of a host's key."""
+    value: dict[str, Any] = {"id": host.state_id, "address": host.address, "mtu": host.mtu}
+    if host.public:
+        value["wgkey"] = host.public
+    if host.version:
+        value["niso"] = host.version
+    return value
 
 
 def require_family(address: str, other: str, host: str) -> None:

@@ -14,7 +14,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.cluster.claims import About
 from niso.cluster.index import Spec
 from niso.cluster.keys import encode
-from niso.cluster.membership import PORT, PROTO, Cluster, Membership
+from niso.cluster.membership import PORT, Cluster, Host, Membership, cluster_value, host_value
 from niso.cluster.requests import Compare, NoAnswer, Put, Txn
 from niso.cluster.settle import about
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from niso.cluster.membership import Host
-    from niso.plan.records import Network
+    from niso.plan.records import Network, Tunnel
     from niso.store.store import Store
 
 EPOCH = 1 << 32
@@ -61,11 +60,17 @@ def base_of(store: Store) -> int:
     return (max(known, default=0) // EPOCH + 1) * EPOCH
 
 
-def restore(store: Store, membership: Membership, own: Host) -> Cluster:
-    """Write what this host knows; return the cluster. Raises Conflict if the engine has one."""
-    identity, networks = store.cluster_id(), [n for n in store.networks() if n.span is not None]
+def restore(store: Store, membership: Membership, own: Host, encryption: str = "") -> Cluster:
+    """Write what this host knows; return the cluster. Raises Conflict if the engine has one.
+
+    ``encryption`` is how this host encrypts what it sends to others.
+    """
+    networks = [network for network in store.networks() if network.span is not None]
+    tunnel = store.across.tunnel()
     ports = {n.span.port for n in networks if n.span is not None}
-    made = Cluster(identity, ports.pop() if ports else PORT)
+    if tunnel is not None:
+        ports.add(tunnel.port - 1)
+    made = Cluster(store.cluster_id(), ports.pop() if ports else PORT, encryption)
     have = membership.cluster()
     if have is not None:
         raise Conflict(
@@ -74,23 +79,30 @@ def restore(store: Store, membership: Membership, own: Host) -> Cluster:
         )
     engine, keys = membership.engine, membership.keys
     lease = engine.grant(LIVES_S)
-    for name, (state_id, address, live) in (
-        (own.name, (own.state_id, own.address, False)),
-        *store.across.peers().items(),
-    ):
-        value = {"id": state_id, "address": address, "mtu": own.mtu}
-        _put(membership, {keys.host(name): encode(value)})
-        if live:
-            _put(membership, {keys.live(name): encode({"boot": ""})}, lease)
+    for host in (own, *_peers(store, own.mtu, tunnel)):
+        _put(membership, {keys.host(host.name): encode(host_value(host))})
+        if host.alive and host != own:
+            _put(membership, {keys.live(host.name): encode({"boot": ""})}, lease)
     for network in networks:
         membership.restore_network(spec_of(network)._replace(base=base_of(store)))
     for claim in (*_own(store, own.name), *_others(store)):
         _put(membership, _values(claim, membership))
-    value = {"id": made.identity, "port": made.port, "proto": PROTO}
-    _put(membership, {keys.cluster: encode(value)})
+    _put(membership, {keys.cluster: encode(cluster_value(made))})
     if membership.cluster() != made:
         raise Conflict("another host makes the cluster", "niso cluster status")
     return made
+
+
+def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[Host]:
+    """Yield the other hosts. Of an encrypted cluster, those whose keys are known."""
+    inside = {each[2]: each for each in tunnel.others} if tunnel is not None else {}
+    for name, (state_id, address, alive) in store.across.peers().items():
+        if tunnel is None:
+            yield Host(name, state_id, address, mtu, alive)
+        elif address in inside:  # that of its VXLAN packets is not that between the hosts
+            public, place, _ = inside[address]
+            between = place.rpartition(":")[0].strip("[]")
+            yield Host(name, state_id, between, mtu, alive, public=public)
 
 
 def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None:

@@ -215,8 +215,17 @@ def restore(machine: Machine, report: Report) -> Joined:
     with service_lock(LOCK):
         own = _answering(machine, own, report)
         host = Host(own.host, store.state_id(), own.address, mtu, True, niso.__version__)
+        tunnel = store.across.tunnel()
+        if (tunnel is not None) != bool(own.encryption):
+            raise Error(
+                "cluster.toml and the store differ on whether the cluster is encrypted",
+                "nothing is written: niso cluster leave, and join again",
+            )
+        if tunnel is not None:
+            host = host._replace(public=tunnel.public)
         with own.engine() as engine:
-            made = restoring.restore(store, Membership(engine, own.keys), host)
+            membership = Membership(engine, own.keys)
+            made = restoring.restore(store, membership, host, own.encryption)
         wake.agent()
     return Joined(own, made.identity, _count(own) if own.etcd.own else 0)
 
