@@ -53,6 +53,27 @@ def invite(by: Host, host: Host, *more: str) -> str:
     return str(cluster(by, "invite", host.name, "--address", host.address[4], *more).stdout)
 
 
+ASK = """\
+import sys
+from niso.cluster import config
+from niso.cluster.etcd import Etcd
+from niso.cluster.requests import NoAnswer
+access = config.require().access()._replace(members=(f"{sys.argv[1]}:2379",))
+try:
+    Etcd(access, rounds=1).get("x")
+except NoAnswer:
+    print("refused")
+else:
+    print("answered")
+"""
+
+
+def asks(host: Host, member: Host | None = None) -> str:
+    """What a member of etcd says to a host, by default a's."""
+    address = member.address[4] if member else "198.51.100.1"
+    return host.lab.run(sys.executable, "-c", ASK, address).stdout.strip()
+
+
 def start_agent(host: Host) -> Process:
     agent = host.lab.popen("niso", "agent")
     assert agent.stdout and b"following cluster" in agent.stdout.readline()
@@ -151,18 +172,31 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     d.lab.wait_for(lambda: states(d)["c"] == "gone", 40, "c gone")
     shown = cluster(a, "status").stdout
     assert "2 of 3 answer" in shown and "gone for " in shown
-    assert cluster(a, "forget", "c").stdout == "c: forgotten\n"
+    assert asks(c) == "answered"
+    said = cluster(a, "forget", "c").stdout
+    assert said == "c: forgotten, with its certificate, which is withdrawn\n"
+    for member in (a, b):  # b by its agent
+        c.lab.wait_for(lambda member=member: asks(c, member) == "refused", 40, "c refused")
+    assert asks(d) == asks(b) == "answered"
     assert "lacks the key" in refused(d, "member", "add")
     renewed = str(cluster(a, "invite", "d", "--renew").stdout)
+    assert "authority_key" not in renewed
+    said = refused(d, "join", "-", "--member", input=renewed)
+    assert "the invitation is not that of a member" in said
+    renewed = str(cluster(a, "invite", "d", "--renew", "--member").stdout)
     assert "member 3 of etcd" in cluster(d, "join", "-", "--member", input=renewed).stdout
     assert {each["name"] for each in status(a)["members"]} == {"a", "b", "d"}
     # c is back: its agent changes nothing, and says why; it leaves, and joins again
     again = c.lab.popen("niso", "agent")
     assert again.stdout
     lines = [again.stdout.readline() for _ in range(2)]
-    assert b"c is not a host of the cluster" in lines[1] or b"does not answer" in lines[1]
-    assert "c is not a host of the cluster any more" in cluster(c, "status", check=False).stderr
-    cluster(c, "leave")
+    assert b"does not answer" in lines[1]
+    assert "others have forgotten gets no answer" in cluster(c, "status", check=False).stderr
+    cluster(c, "leave", "--force")
+    # an invitation that nobody has used
+    invite(a, c)
+    assert cluster(a, "forget", "c").stdout.endswith("withdrawn\n")
+    assert "no host 'c' in the cluster" in refused(a, "forget", "c")
     assert again.wait(30) == 0
     assert not os.path.exists(c.lab.path("/var/lib/niso-etcd"))
     assert "not a member" in cluster(c, "join", "-", input=invite(a, c)).stdout

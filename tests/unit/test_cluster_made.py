@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,14 @@ from fake_world import Killed, World
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError
-from niso.cluster import config, invitation
+from niso.cluster import certificates, config, invitation, own_etcd
 from niso.cluster.agent import Agent
 from niso.cluster.config import Config
 from niso.cluster.etcd import Etcd
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import Keys
-from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer
+from niso.cluster.membership import Host, Membership
+from niso.cluster.requests import NoAnswer, Put, Txn
 from niso.commands import cluster, cluster_hosts
 
 HERE = "192.0.2.1"
@@ -164,7 +166,7 @@ def test_lost_host_is_forgotten_and_lives_no_more(world: World, engine: Engine) 
     engine.revoke(lease)
     with pytest.raises(Conflict, match="this host is a"):
         cluster_hosts.forget(world.machine, "a")
-    assert cluster_hosts.forget(world.machine, "b") == []
+    assert cluster_hosts.forget(world.machine, "b") == ([], 0)
     with pytest.raises(NotFound):
         cluster_hosts.forget(world.machine, "b")
     for command in (cluster_hosts.add_member, cluster_hosts.remove_member):
@@ -211,3 +213,39 @@ def test_renewal_takes_no_files_that_do_not_work(
     with pytest.raises(InvalidInput, match="files of the invitation do not work"):
         cluster.join(world.machine, bad.encode(), None, lambda event: None)
     assert os.listdir(paths.cluster_dir()) == ["cluster.toml"]
+
+
+def test_certificates_of_a_forgotten_host_are_withdrawn_whatever_else_it_had() -> None:
+    engine = FakeEngine()
+    membership = Membership(engine)
+    membership.make()
+    host = Host("c", "id-c", "198.51.100.3", 1500, False)
+    membership.join(host)
+    for serial in ("0A", "0B"):
+        membership.issued("c", serial)
+    membership.issued("d", "0D")
+    assert membership.refused() == []
+    assert membership.forget("c") == []
+    assert membership.refused() == ["0A", "0B"] and membership.issued_to("c") == []
+    assert membership.withdraw("d") == 1 and membership.withdraw("d") == 0
+    # nothing that is no serial number reaches openssl
+    engine.commit(Txn((), (Put(f"{Keys().refused}0E\tunknown", "{}"), Put(Keys().refused, "{}"))))
+    assert membership.refused() == ["0A", "0B", "0D"]
+
+
+def test_member_refuses_for_ever_what_it_once_refused(tmp_path: Path) -> None:
+    with World(tmp_path):
+        folder = Path(paths.cluster_dir())
+        folder.mkdir(mode=0o700)
+        (Path(own_etcd.folder()) / "tls").mkdir(parents=True)
+        certificates.make_authority(str(folder), "test")
+        assert own_etcd.refuse([]) == []
+        assert own_etcd.refuse(["0B"]) == ["0B"]
+        assert own_etcd.refuse(["0A"]) == ["0A", "0B"], "etcd's data are from a backup"
+        made = Path(own_etcd.folder()) / "tls" / "refused.pem"
+        words = ["openssl", "crl", "-in", made, "-noout", "-text", "-nextupdate"]
+        words += ["-CAfile", folder / "authority.pem"]
+        shown = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert "verify OK" in shown.stderr
+        assert re.findall("Serial Number: (.*)", shown.stdout) == ["0A", "0B"]
+        assert made.stat().st_mode & 0o777 == 0o400

@@ -213,7 +213,9 @@ def test_commands_in_the_text_are_commands_of_niso(page: pathlib.Path) -> None:
             or "|" in code
         ):
             continue
-        command = words[1:3] if words[1] in ("net", "stack") and len(words) > 2 else words[1:2]
+        command = (
+            words[1:3] if words[1] in ("net", "stack", "cluster") and len(words) > 2 else words[1:2]
+        )
         if " ".join(words[1:4]) in (action.name for action in ACTIONS_OF_THREE):
             command = words[1:4]
         options = [word.rstrip("]") for word in words[len(command) + 1 :] if word.startswith("-")]

@@ -103,6 +103,15 @@ class ClusterStatus(NamedTuple):
     """strings: the networks that span hosts; without an answer those of this host"""
 
 
+class Forgotten(NamedTuple):
+    """Result of `Clusters.forget`."""
+
+    services: tuple[str, ...]
+    """the services that it had"""
+    certificates: int
+    """number of certificates that were withdrawn"""
+
+
 class Clusters:
     """Manage the cluster that this host is in: ``host.cluster``."""
 
@@ -155,17 +164,20 @@ class Clusters:
         return _membership(made)
 
     @guarded
-    def invite(self, host: str, *, address: str = "", renew: bool = False) -> str:
+    def invite(
+        self, host: str, *, address: str = "", renew: bool = False, member: bool = False
+    ) -> str:
         """Return the invitation of a host, a text with a key: who has it is a host.
 
-        With ``renew``, of a host that is in the cluster, with new certificates. Raises UsageError,
-        Conflict, Error.
+        With ``renew``, of a host that is in the cluster, with new certificates. With ``member`` it
+        may run a member of etcd, as the first three hosts do anyway. Raises UsageError, Conflict,
+        Error.
         """
         from niso.commands import cluster
 
         machine = self.session.machine()
         name, where = text(host, "HOST"), text(address, "--address")
-        return _usage(lambda: cluster.invite(machine, name, where, renew))
+        return _usage(lambda: cluster.invite(machine, name, where, renew, member))
 
     @guarded
     def join(
@@ -195,14 +207,15 @@ class Clusters:
         return cluster.leave(machine, force, self.session.report).host
 
     @guarded
-    def forget(self, host: str) -> tuple[str, ...]:
-        """Give up a lost host with all that it had; return its services.
+    def forget(self, host: str) -> Forgotten:
+        """Give up a lost host with all that it had, and withdraw its certificates.
 
         Raises NotFound, Conflict if it is alive.
         """
         from niso.commands import cluster_hosts
 
-        return tuple(cluster_hosts.forget(self.session.machine(), text(host, "HOST")))
+        gone = cluster_hosts.forget(self.session.machine(), text(host, "HOST"))
+        return Forgotten(tuple(gone.services), gone.certificates)
 
     @guarded
     def add_member(self, host: str = "") -> int:

@@ -79,7 +79,9 @@ def _invite(host: Host, args: Args) -> int:
             f"niso cluster invite {args.host} ... > {args.host}.join, or"
             f" | ssh {args.host} niso cluster join -",
         )
-    text = host.cluster.invite(args.host, address=args.address or "", renew=args.renew)
+    text = host.cluster.invite(
+        args.host, address=args.address or "", renew=args.renew, member=args.member
+    )
     if stat.S_ISREG(os.fstat(1).st_mode):
         os.fchmod(1, 0o600)  # the shell has made the file, for everybody
     sys.stdout.write(text)
@@ -133,8 +135,9 @@ def _leave(host: Host, args: Args) -> int:
 
 def _forget(host: Host, args: Args) -> int:
     gone = host.cluster.forget(args.host)
-    what = f", with {', '.join(gone)}" if gone else ""
-    print(f"{args.host}: forgotten{what}")
+    parts = [", ".join(gone.services)] if gone.services else []
+    parts += ["its certificate, which is withdrawn"] if gone.certificates else []
+    print(f"{args.host}: forgotten{', with ' if parts else ''}{' and '.join(parts)}")
     return 0
 
 

@@ -65,8 +65,9 @@ class Me(NamedTuple):
 class Agent:
     """``end`` ends services that another host has taken over, ``log`` takes one line of text.
 
-    ``tend`` is called at the start, and about every `LOOK_S` seconds. ``mend`` is called in a
-    thread of its own, every `MEND_S` seconds; it gets whether a whole look is due.
+    ``tend`` is called at the start, when hosts come or go, and about every `LOOK_S` seconds.
+    ``mend`` is called in a thread of its own, every `MEND_S` seconds; it gets whether a whole look
+    is due.
     """
 
     def __init__(
@@ -327,6 +328,7 @@ class Agent:
         engine = self.connect()
         self._watch(self.keys.hosts)
         due, tended = True, -LOOK_S
+        hosts: set[str] = set()
         while not self._over.is_set():
             if not due and not self._wake.wait(_about(LOOK_S)):
                 self._wake.set()
@@ -339,7 +341,8 @@ class Agent:
                 self.look(store, kernel, engine, began)
                 if self._whole:
                     self.lag.caught_up(began)
-                if time.monotonic() - tended >= LOOK_S:
+                hosts, before = {*store.across.peers()}, hosts
+                if time.monotonic() - tended >= LOOK_S or hosts != before:
                     tended = time.monotonic()
                     self.tend(engine)
                 for network in store.networks():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ _EARLIER_S = 86400
 """Certificates are valid from yesterday on: clocks of hosts differ."""
 AUTHORITY, CERTIFICATE, KEY = "authority.pem", "host.pem", "host.key"
 AUTHORITY_KEY = "authority.key"
+REFUSED_DAYS = 36500
 _CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 _OF_AUTHORITY = """\
 [req]
@@ -37,6 +39,15 @@ extendedKeyUsage = serverAuth, clientAuth
 subjectAltName = critical, {names}
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
+"""
+
+
+_OF_REFUSAL = """\
+[ca]
+default_ca = list
+[list]
+database = {index}
+default_md = sha256
 """
 
 
@@ -75,6 +86,33 @@ def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
         os.unlink(request)
 
 
+def serial(path: str) -> str:
+    """Return the serial number of a certificate in a file, as hexadecimal digits. Raises Error."""
+    return _run("x509", "-in", path, "-noout", "-serial").strip().rpartition("=")[2]
+
+
+def refusal(authority: str, serials: Sequence[str]) -> bytes:
+    """Return a list of certificates that are not valid any more (RFC 5280, 5), in PEM.
+
+    It is signed by the authority in a folder. Raises Error.
+    """
+    with tempfile.TemporaryDirectory(dir=authority, prefix="new-") as folder:
+        index = os.path.join(folder, "index")
+        with open(index, "w", encoding="ascii") as file:  # the columns of openssl-ca(1)
+            end, since = "491231235959Z", "000101000000Z"
+            file.writelines(f"R\t{end}\t{since}\t{each}\tunknown\t/\n" for each in serials)
+        made = os.path.join(folder, "list")
+        _run(
+            *("ca", "-gencrl", "-config", "/dev/stdin", "-crldays", str(REFUSED_DAYS)),
+            *("-cert", os.path.join(authority, AUTHORITY)),
+            *("-keyfile", os.path.join(authority, AUTHORITY_KEY)),
+            *("-out", made),
+            text=_OF_REFUSAL.format(index=index),
+        )
+        with open(made, "rb") as file:
+            return file.read()
+
+
 def _period() -> tuple[str, ...]:
     """Return openssl's options for the time in which a certificate is valid (UTC)."""
     now = time.time()
@@ -83,8 +121,11 @@ def _period() -> tuple[str, ...]:
     return "-not_before", start, "-not_after", end
 
 
-def _run(*words: str, text: str = "") -> None:
-    """Run openssl; the keys that it writes are readable by the caller alone. Raises Error."""
+def _run(*words: str, text: str = "") -> str:
+    """Run openssl and return its output. Raises Error.
+
+    The keys that it writes are readable by the caller alone.
+    """
     try:
         done = subprocess.run(
             ["openssl", *words],
@@ -98,3 +139,4 @@ def _run(*words: str, text: str = "") -> None:
         raise Error("openssl is missing", "apt-get install openssl") from None
     if done.returncode:
         raise Error(f"openssl {words[0]}: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout

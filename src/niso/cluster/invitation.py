@@ -1,7 +1,7 @@
 """Write and read invitations: one file with all that a host needs to join a cluster.
 
-It has the host's own certificate and key, so that no service has to sign certificates, and the
-key of the authority, by which a host that becomes a member can invite others.
+It has the host's own certificate and key, so that no service has to sign certificates. That of a
+host that becomes a member also has the key of the authority, by which it can invite others.
 """
 
 from __future__ import annotations
@@ -95,10 +95,11 @@ def contents(own: Config) -> Files:
     return Files(*(_content(path) if path else "" for path in wanted))
 
 
-def issued(own: Config, address: str) -> Files:
-    """Make a certificate for a host with this address, and return the contents of its files.
+def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
+    """Make a certificate for a host with this address; return its files and its serial number.
 
-    Raises Error if this host does not have the authority's key.
+    The authority's key is for hosts that become members alone: who has it can make certificates
+    that nobody knows, and so nobody can withdraw. Raises Error if this host does not have it.
     """
     import tempfile
 
@@ -111,12 +112,13 @@ def issued(own: Config, address: str) -> Files:
         )
     with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as made:
         certificates.issue(folder, made, [address])
+        serial = certificates.serial(os.path.join(made, certificates.CERTIFICATE))
         authority = _content(os.path.join(folder, certificates.AUTHORITY))
         cert, private = (
             _content(os.path.join(made, name))
             for name in (certificates.CERTIFICATE, certificates.KEY)
         )
-    return Files(authority, cert, private, "", _content(key))
+    return Files(authority, cert, private, "", _content(key) if member else ""), serial
 
 
 def keep(made: Files, folder: str = "") -> None:

@@ -10,6 +10,8 @@ Values are JSON objects. Who changes one keeps the fields that he does not know.
     svc/SERVICE              {host, gen, claim, networks: {NETWORK: [address]}, names}
     h/HOST                   {id, address, mtu, niso}
     h/HOST/live              {boot}, with the host's lease
+    cert/HOST/SERIAL         {}: a certificate that HOST was given, SERIAL as openssl(1) shows it
+    refused/SERIAL           {host}: one that was withdrawn
     late/HOST                {seconds} that its agent is behind, with the same lease; absent: 0
 """
 
@@ -36,6 +38,7 @@ class Keys:
         self.hosts = f"{prefix}h/"
         self.services = f"{prefix}svc/"
         self.late = f"{prefix}late/"
+        self.refused = f"{prefix}refused/"
 
     def network(self, network: str) -> str:
         """Return the prefix of all keys of a network."""
@@ -58,6 +61,10 @@ class Keys:
 
     def host(self, host: str) -> str:
         return f"{self.hosts}{host}"
+
+    def certificates(self, host: str) -> str:
+        """Return the prefix of the certificates of a host."""
+        return f"{self.prefix}cert/{host}/"
 
     def live(self, host: str) -> str:
         return f"{self.hosts}{host}/live"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import re
 
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +16,7 @@ from niso.cluster.keys import Keys, decode, encode, invalid
 from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from niso.cluster.requests import Engine
@@ -28,6 +29,7 @@ PROTO, ENCRYPTED = 1, 2
 
 An encrypted cluster has the second: hosts that know the first alone would send in plain text.
 """
+SERIAL = re.compile("[0-9A-F]{1,64}", re.ASCII)
 MOST_VNI = (1 << 24) - 1
 
 
@@ -237,7 +239,8 @@ class Membership:
                     value = decode(found.value, found.key)
                     del value["former"]
                     self.engine.commit(Txn(held[:1], (Put(found.key, encode(value)),)))
-        self._delete(key, Txn((Compare(self.keys.live(host)),), (Delete(key),)))
+        lost = (Compare(self.keys.live(host)),)
+        self._delete(key, Txn(lost, (Delete(key), *self._withdrawing(host))))
         return gone
 
     def _had_by(self, host: str) -> list[tuple[Item, Claim]]:
@@ -245,6 +248,49 @@ class Membership:
         items = self.engine.get(self.keys.services).items
         found = [(item, claim_of(item, self.keys)) for item in items]
         return [each for each in found if host in (each[1].host, each[1].former)]
+
+    # --- certificates ---------------------------------------------------------
+
+    def issued(self, host: str, serial: str) -> None:
+        """Record the certificate that a host was given."""
+        self._put(Put(self.keys.certificates(host) + serial, encode({})))
+
+    def issued_to(self, host: str) -> list[str]:
+        """Return the keys of the certificates that a host was given."""
+        return self.engine.keys(self.keys.certificates(host))
+
+    def withdraw(self, host: str) -> int:
+        """Withdraw all certificates of a host; return how many there were.
+
+        Members of etcd then refuse them at each new connection.
+        """
+        changes = self._withdrawing(host)
+        if changes:
+            self._settle(lambda: Txn((), changes), lambda: not self._withdrawing(host))
+        return len(changes) // 2
+
+    def refuse(self, serials: Iterable[str]) -> None:
+        """Have members of etcd refuse certificates, as a backup of its data did not have it."""
+        for serial in serials:
+            self._put(Put(self.keys.refused + serial, encode({})))
+
+    def refused(self) -> list[str]:
+        """Return the serial numbers of certificates that were withdrawn, sorted.
+
+        A key that is none is left out: all that members of etcd refuse is a certificate.
+        """
+        serials = (
+            key.removeprefix(self.keys.refused) for key in self.engine.keys(self.keys.refused)
+        )
+        return sorted(serial for serial in serials if SERIAL.fullmatch(serial))
+
+    def _withdrawing(self, host: str) -> tuple[Put | Delete, ...]:
+        prefix = self.keys.certificates(host)
+        changes: list[Put | Delete] = []
+        for key in self.issued_to(host):
+            refused = Put(self.keys.refused + key.removeprefix(prefix), encode({"host": host}))
+            changes += [refused, Delete(key)]
+        return tuple(changes)
 
     # --- networks -------------------------------------------------------------
 
@@ -381,6 +427,10 @@ class Membership:
                 if is_done():
                     return
         raise Conflict("other hosts keep changing the same", "try again")
+
+    def _put(self, put: Put) -> None:
+        """Write a key, whatever it had."""
+        self._settle(lambda: Txn((), (put,)), lambda: self._item(put.key) is not None)
 
     def _delete(self, key: str, txn: Txn) -> None:
         """Carry out a transaction that deletes a key among others."""

@@ -12,6 +12,7 @@ import pwd
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 
 from niso.base import files, paths
 from niso.base.addresses import bracketed
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 USER = "etcd"
 _START_S, _STOP_S, _PAUSE_S = 60.0, 10.0, 0.05
+_REFUSED = "refused.pem"
 _COPIED = (certificates.AUTHORITY, certificates.CERTIFICATE, certificates.KEY)
 
 
@@ -86,6 +88,9 @@ def words(config: Config) -> list[str]:
         "peer-trusted-ca-file": authority,
         "peer-cert-file": certificate,
         "peer-key-file": key,
+        # both are read at each new connection
+        "client-crl-file": os.path.join(tls, _REFUSED),
+        "peer-crl-file": os.path.join(tls, _REFUSED),
         "strict-reconfig-check": "true",
         "auto-compaction-retention": "1h",
         "quota-backend-bytes": str(2 << 30),
@@ -97,11 +102,7 @@ def words(config: Config) -> list[str]:
 
 def prepare(config: Config) -> pwd.struct_passwd | None:
     """Make etcd's folders and its copies of the certificates; return its user, None for root."""
-    try:
-        user = pwd.getpwnam(USER)
-    except KeyError:
-        user = None
-    owner = (user.pw_uid, user.pw_gid) if user else (0, 0)
+    user, owner = _user()
     os.makedirs(folder(), 0o755, exist_ok=True)
     os.makedirs(data(), 0o700, exist_ok=True)
     if os.stat(data()).st_uid != owner[0]:  # the package came after the data
@@ -114,7 +115,40 @@ def prepare(config: Config) -> pwd.struct_passwd | None:
     for name in _COPIED:
         with open(os.path.join(paths.cluster_dir(), name), "rb") as file:
             files.replace(os.path.join(tls, name), file.read(), 0o400, owner)
+    _write_refused((files.read(_refused_file()) or b"").decode().split())
     return user
+
+
+def refuse(serials: Sequence[str]) -> list[str]:
+    """Have this host's member refuse certificates too, by serial number; return all that it does.
+
+    What it refused before it goes on to refuse: etcd's data may be from a backup. Raises Error,
+    OSError.
+    """
+    before = (files.read(_refused_file()) or b"").decode().split()
+    every = sorted({*before, *serials})
+    if every != before:
+        _write_refused(every)
+        files.replace(_refused_file(), "".join(f"{each}\n" for each in every).encode(), 0o600)
+    return every
+
+
+def _write_refused(serials: Sequence[str]) -> None:
+    made = certificates.refusal(paths.cluster_dir(), serials)
+    files.replace(os.path.join(folder(), "tls", _REFUSED), made, 0o400, _user()[1])
+
+
+def _refused_file() -> str:
+    return os.path.join(paths.cluster_dir(), "refused")
+
+
+def _user() -> tuple[pwd.struct_passwd | None, tuple[int, int]]:
+    """Return the user that etcd runs as, None for root, and its numbers."""
+    try:
+        user = pwd.getpwnam(USER)
+    except KeyError:
+        return None, (0, 0)
+    return user, (user.pw_uid, user.pw_gid)
 
 
 def execute(config: Config, *more: str) -> NoReturn:

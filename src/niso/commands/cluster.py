@@ -107,6 +107,9 @@ def init(
                     raise _otherwise(left)
                 # one that an interrupted command has made
                 cluster = left or membership.make(encryption=encrypt)
+                if existing is None:
+                    path = os.path.join(paths.cluster_dir(), certificates.CERTIFICATE)
+                    membership.issued(host, certificates.serial(path))
                 _record(machine, own, cluster, mtu)
         except BaseException:
             _clear(machine, report)
@@ -164,10 +167,11 @@ def _reach(existing: Existing) -> Reach:
 # --- invite, join ---------------------------------------------------------------------------------
 
 
-def invite(machine: Machine, host: str, address: str, renew: bool) -> str:
+def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
     """Return the invitation of a host, a text with keys.
 
-    With ``renew``, of one that is in the cluster, with new certificates. Raises Conflict, Error.
+    With ``renew``, of one that is in the cluster, with new certificates. With ``member`` it may run
+    a member of etcd, as the first three hosts do. Raises Conflict, Error.
     """
     own = require_member(machine)
     config.host_name(host, "HOST")
@@ -191,9 +195,15 @@ def invite(machine: Machine, host: str, address: str, renew: bool) -> str:
         places = own.etcd.members
         if own.etcd.own:
             places = members.endpoints(members.members(engine)) or places
+            member = member or (not renew and _voting(engine) < MOST_MEMBERS)
+            kept, serial = invitation.issued(own, address, member)
+            Membership(engine, own.keys).issued(host, serial)
+        elif member:
+            raise UsageError("this cluster has an etcd of its own", key="--member")
+        else:
+            kept = invitation.contents(own)
         cluster = Membership(engine, own.keys).cluster()
     encryption = cluster.encryption if cluster else ""
-    kept = invitation.issued(own, address) if own.etcd.own else invitation.contents(own)
     reach = Reach(places, prefix=own.etcd.prefix, own=own.etcd.own)
     made = Invitation(machine.store.cluster_id(), Own(host, address, encryption), reach, kept)
     return invitation.text_of(made)
@@ -237,8 +247,10 @@ def join(
                         "the invitation is of another one, or its data were lost",
                     )
                 count = _voting(engine) if own.etcd.own else 0
-                member = count < MOST_MEMBERS if member is None and own.etcd.own else bool(member)
+                if member is None:
+                    member = bool(invited.files.authority_key) and count < MOST_MEMBERS
                 if member:
+                    _require_key(invited)
                     _require_etcd()
                     units.require_free(machine, units.ETCD)
                 else:
@@ -281,6 +293,7 @@ def _renew(machine: Machine, invited: Invitation, member: bool | None, report: R
     elif not member:
         _drop_authority_key()
     else:
+        _require_key(invited)
         own = become_member(machine, own, report)
     with own.engine() as engine:
         return Joined(own, invited.cluster, _voting(engine) if own.etcd.own else 0)
@@ -374,11 +387,13 @@ def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> 
             membership.leave(own.host, machine.store.state_id())
             if own.member is not None and not alone:
                 end_member(machine, own, engine, report)
+            if not alone:
+                membership.withdraw(own.host)
     except NoAnswer as error:
         if not force:
             raise NoAnswer(
                 error.reason,
-                "the host can leave once it answers, or with --force: then another host forgets it",
+                "with --force the host leaves without it; another host forgets it, if none has",
                 error.unknown,
             ) from error
 
@@ -442,6 +457,15 @@ def _clear(machine: Machine, report: Report) -> None:
     for name in _OF_THE_RUN:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(paths.run_dir(), name))
+
+
+def _require_key(invited: Invitation) -> None:
+    """Raise InvalidInput if an invitation is not one of a host that may run a member."""
+    if not invited.files.authority_key:
+        raise InvalidInput(
+            "the invitation is not that of a member of etcd",
+            f"niso cluster invite {invited.host.name} --member; or join without --member",
+        )
 
 
 def _require_etcd() -> None:

@@ -82,7 +82,8 @@ def status(machine: Machine) -> Status:
             networks = tuple(membership.network_names())
             problem: Error | None = None
     except (NoAnswer, _Other) as error:
-        problem = error if isinstance(error, _Other) else Error(error.reason, "what runs goes on")
+        hint = "what runs goes on; a host that others have forgotten gets no answer any more"
+        problem = error if isinstance(error, _Other) else Error(error.reason, hint)
         tunnel = store.across.tunnel()
         places = {inside: place for _, place, inside in tunnel.others} if tunnel else {}
         hosts = tuple(
@@ -112,25 +113,37 @@ def _members(own: Config, engine: Etcd | None) -> list[members.EtcdMember]:
     return [members.EtcdMember("", "", "", place, False) for place in own.etcd.members]
 
 
-def forget(machine: Machine, host: str) -> list[str]:
-    """Give up a lost host, with all that it had; return its services.
+class Forgotten(NamedTuple):
+    """What a host had that was given up."""
 
-    Raises NotFound, Conflict if it lives, NoAnswer.
+    services: list[str]
+    certificates: int
+
+
+def forget(machine: Machine, host: str) -> Forgotten:
+    """Give up a lost host, with all that it had, and withdraw its certificates.
+
+    One that has left, or has never joined, only has certificates. Raises NotFound, Conflict if it
+    lives, NoAnswer.
     """
     own = require_member(machine)
     if host == own.host:
         raise Conflict(f"this host is {host}", "niso cluster leave takes it out")
     with own.engine() as engine:
         member = _member(engine, host) if own.etcd.own else None
+        membership = Membership(engine, own.keys)
+        count = len(membership.issued_to(host))
         try:
-            left = Membership(engine, own.keys).forget(host)
-        except NotFound:
-            if member is None:
+            left = membership.forget(host)
+        except NotFound:  # it has left, or an interrupted command has done that part
+            if membership.withdraw(host) == 0 and member is None:
                 raise
-            left = []  # an interrupted command has done that part
+            left = []
         if member is not None:
             members.remove(engine, member)
-    return left
+        if own.member is not None:
+            own_etcd.refuse(membership.refused())
+    return Forgotten(left, count)
 
 
 def add_member(machine: Machine, host: str, report: Report) -> int:
@@ -143,8 +156,8 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
     if not os.path.lexists(os.path.join(paths.cluster_dir(), "authority.key")):
         raise Error(
             "this host lacks the key that members have",
-            f"on a member: niso cluster invite {own.host} --renew; here: niso cluster join FILE"
-            " --member",
+            f"on a member: niso cluster invite {own.host} --renew --member; here: niso cluster join"
+            " FILE --member",
         )
     with service_lock(LOCK):
         become_member(machine, own, report)
@@ -359,6 +372,10 @@ def _tend(machine: Machine, engine: Engine) -> None:
         Membership(engine, own.keys).refresh(host)
     if not own.etcd.own:
         return
+    if own.member is not None:
+        membership = Membership(engine, own.keys)
+        refused = membership.refused()
+        membership.refuse({*own_etcd.refuse(refused)} - {*refused})
     with own.engine() as client:
         places = members.endpoints(members.members(client))
     try:

@@ -105,10 +105,12 @@ GROUP = Group(
                     "address", ("--address",), "by which other hosts reach that host", "ADDRESS"
                 ),
                 Option("renew", ("--renew",), "new certificates for a host that is in the cluster"),
+                Option("member", ("--member",), "it may run a member of etcd"),
             ),
             "The invitation has a certificate and its key, for ten years. Who has it is a host of "
             "the cluster, so it is never printed on a terminal. `| ssh b niso cluster join -` "
-            "keeps it off the disk. It is made on a member of etcd.",
+            "keeps it off the disk. It is made on a member of etcd. That of a host that may become "
+            "a member, as the first three do, also has the key that signs certificates.",
             (
                 ("niso cluster invite b --address 198.51.100.2 > b.join", ""),
                 ("niso cluster invite b --renew > b.join", ""),
@@ -164,7 +166,8 @@ GROUP = Group(
             (Argument("host", "HOST", "a host that is gone", "", "nothing"),),
             (),
             "Its services' names and addresses become free, and its member of etcd is dropped. A "
-            "service that is to go on elsewhere is taken over before.",
+            "service that is to go on elsewhere is taken over before. Members of etcd refuse its "
+            "certificate, also that of a host which has left or has never used its invitation.",
             (("niso cluster forget c", ""),),
             ends=True,
         ),
