@@ -86,6 +86,9 @@ def test_kernel_encrypts_where_it_can_and_a_process_only_where_it_was_asked_for(
     kernel.without_wireguard[USERSPACE] = "wireguard-go is missing: apt-get install wireguard-go"
     with pytest.raises(Error, match="wireguard-go is missing"):
         init(world, "userspace")
+    kernel.without_ipv6 = "IPv6 is disabled"
+    with pytest.raises(Error, match="IPv6 is disabled"):
+        init(world, "userspace")
     assert not os.path.exists(paths.cluster_dir()) and not world.store.cluster_id()
 
 

@@ -43,6 +43,9 @@ def chosen(kernel: Kernel, asked: str) -> str:
 
     Raises Error with the reason if it cannot be done as asked.
     """
+    why = kernel.lacks_ipv6()  # of the addresses inside
+    if why is not None:
+        raise Error(f"this host cannot encrypt: {why}")
     why = kernel.lacks_wireguard(kinds.KERNEL)
     if why is None:
         return KERNEL
