@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
 from conftest import Lab
-from services import ask, echo, idle, on
+from services import ask, echo, idle, on, pid_of
 
 FLOOD = """
 import socket, time
@@ -79,3 +80,53 @@ def test_rates_of_real_traffic_and_the_screen(lab: Lab) -> None:
         assert terminal.wait(20) == status, rest
         assert b"\x1b[?1049l" in rest and b"\x1b[?25h" in rest and b"Traceback" not in rest
     flood.kill()
+
+
+LOOKS = """
+import json, sys, niso
+with niso.connect() as host:
+    looks = host.top()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        services = looks.read().services
+        print(json.dumps({s.service: [s.status, s.health] for s in services}), flush=True)
+"""
+
+
+def test_looks_see_what_no_command_did(lab: Lab) -> None:
+    """What a look keeps of the one before is only what cannot have changed."""
+    check = {"command": ["/usr/bin/busybox", "test", "!", "-e", "/tmp/ill"], "interval": "1s"}
+    restarts = {"restart": "always"}
+    lab.niso(
+        "activate",
+        idle(lab, "db", healthcheck=check | {"retries": 1}),
+        idle(lab, "web", service={"restart": "no"}),
+        idle(lab, "again", service=restarts),
+    )
+    looks = lab.popen(sys.executable, "-c", LOOKS, stdin=-1)
+    assert looks.stdin is not None and looks.stdout is not None
+    assert looks.stdout.readline() == b"ready\n"
+
+    def look() -> dict[str, list[str | None]]:
+        assert looks.stdin is not None and looks.stdout is not None
+        looks.stdin.write(b"\n")
+        looks.stdin.flush()
+        seen: dict[str, list[str | None]] = json.loads(looks.stdout.readline())
+        return seen
+
+    running = {"again": ["running", None], "db": ["running", "healthy"], "web": ["running", None]}
+    lab.wait_for(lambda: look() == running, 10, "all are up")
+    lab.run("kill", "-9", str(pid_of(lab, "web")), str(pid_of(lab, "again")))
+    lab.niso("exec", "db", "--", "/usr/bin/busybox", "touch", "/tmp/ill")
+    lab.wait_for(lambda: look()["web"] == ["exited (137)", None], 10, "its end")
+    lab.wait_for(lambda: look()["again"] == ["running", None], 10, "its restart")
+    lab.wait_for(lambda: look()["db"] == ["running", "unhealthy"], 10, "its illness")
+    lab.niso("deactivate", "db")
+    lab.niso("activate", idle(lab, "new"))
+    assert look() == running | {
+        "db": ["inactive", None],
+        "new": ["running", None],
+        "web": ["exited (137)", None],
+    }
+    looks.stdin.close()
+    assert looks.wait(10) == 0

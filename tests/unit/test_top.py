@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import html
+import os
+import pathlib
 import re
 
 import pytest
@@ -17,6 +19,7 @@ from niso.explain.drops import Stats
 from niso.kernel.sensor import Recorded
 from niso.see import seen
 
+PICTURE = pathlib.Path(__file__).parents[1] / "golden" / "top.svg"
 DB, API = "10.99.1.2", "10.99.1.3"
 WORLD = world(
     [known("db", {"back": [DB]}, policy(["api:80"])), known("api", {"back": [API]})],
@@ -160,6 +163,81 @@ async def _on_the_screen() -> None:
         assert rows() == ["[red]x\\x1b"]
         await pilot.press("q")
     assert not screen.signalled
+
+
+def test_screen_as_a_picture() -> None:
+    """The picture is Textual's own, of the version that wrote it; others draw other outlines."""
+    pytest.importorskip("textual")
+    svg = asyncio.run(_picture())
+    if os.environ.get("UPDATE") == "1":
+        PICTURE.write_text(svg)
+    golden = PICTURE.read_text()
+    assert shown(svg) == shown(golden)
+    assert colours(svg) == colours(golden)
+
+
+async def _picture() -> str:
+    from niso.cli.top_screen import TopScreen
+
+    screen = TopScreen()
+    async with screen.run_test(size=(110, 9)) as pilot:
+        screen.update_load(loads())
+        screen.update_load(loads())
+        await pilot.pause()
+        return re.sub(r"terminal-\d+", "terminal", screen.export_screenshot(title="niso top"))
+
+
+def colours(svg: str) -> list[tuple[str, str]]:
+    """Each text with its colour."""
+    styles = dict(re.findall(r"\.(terminal-r\d+) \{ fill: ([^;} ]+)", svg))
+    return [
+        (html.unescape(text).replace("\xa0", " ").strip(), styles[name])
+        for name, text in re.findall(r'<text class="(terminal-r\d+)"[^>]*>([^<]*)</text>', svg)
+        if html.unescape(text).strip("\xa0 \n")
+    ]
+
+
+def test_of_many_services_those_in_view_are_written() -> None:
+    pytest.importorskip("textual")
+    asyncio.run(_many())
+
+
+async def _many() -> None:
+    from textual.widgets import DataTable
+
+    from niso.cli.top_screen import TopScreen
+
+    first = loads().services[0]
+    many = [first._replace(service=f"s{n:03}", received=1e3 * n) for n in range(1000)]
+    load = loads()._replace(services=tuple(many))
+    screen = TopScreen()
+    async with screen.run_test(size=(120, 16)) as pilot:
+        table = screen.query_one(DataTable)
+        written = 0
+        write = table.update_cell_at
+
+        def counted(*args: object, **more: object) -> None:
+            nonlocal written
+            written += 1
+            write(*args, **more)  # type: ignore[arg-type]
+
+        table.update_cell_at = counted  # type: ignore[method-assign]
+        screen.update_load(load)
+        await pilot.pause()
+        assert 0 < written < 20 * 9 and table.row_count == 1000
+        written = 0
+        many[5] = many[5]._replace(denied_in=7)
+        screen.update_load(load._replace(services=tuple(many)))
+        await pilot.pause()
+        assert 1 <= written <= 1 + 18  # the bars of all have grown
+        assert str(table.get_cell_at((500, 0))) == ""
+        # what comes into view is written; the order changes under the cursor
+        await pilot.press("ctrl+end")
+        await pilot.pause(0.5)
+        assert str(table.get_cell_at((999, 0))) == "s999"
+        await pilot.press("s")
+        await pilot.pause(0.5)
+        assert str(table.get_cell_at((table.cursor_row, 0))) == "s999"
 
 
 def shown(svg: str) -> str:

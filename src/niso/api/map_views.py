@@ -7,6 +7,7 @@ import time
 
 from niso.api.guard import guarded
 from niso.api.published import Port
+from niso.api.service_states import States
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ class Map:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self._states = States(session)
         self._world: World | None = None
         self._judged: dict[tuple[Key, bool], Seen] = {}
         self._names: dict[tuple[str, str], str | None] = {}
@@ -181,7 +183,8 @@ class Map:
         from niso.see import map_flows, seen
 
         store = self.session.store()
-        now, world, memory = top_views.look(self.session, with_open=True)
+        now, memory = top_views.look(self.session, self._states, with_open=True)
+        world = self._states.world
         before, self._before = self._before or now, now
         if world != self._world or len(self._judged) > _MOST_JUDGED:
             self._world, self._judged = world, {}
@@ -197,7 +200,7 @@ class Map:
             )
 
         rows = map_flows.joint(seen.joined(world, kept, self._judged), fresh)
-        known = {row.name: row for row in store.services()}
+        known = {row.name: row for row in self._states.rows}
         name = self._name_in(store)
         return MapState(
             os.uname().nodename,

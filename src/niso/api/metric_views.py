@@ -152,7 +152,7 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
         ({"service": ends[end][0], "network": ends[end][1]}, traffic)
         for end, traffic in link_counters.of_links(ends).items()
     ]
-    stats = drops.stats(store)
+    stats = drops.stats(store.services())
     dropped = [
         Sample({"service": each.service, "direction": direction}, number)
         for each in stats

@@ -337,7 +337,7 @@ def stats(session: Session) -> tuple[Stats, ...]:
     """Read the counters of each active service: `Host.stats`."""
     from niso.explain import drops
 
-    return tuple(Stats(*row) for row in drops.stats(session.store()))
+    return tuple(Stats(*row) for row in drops.stats(session.store().services()))
 
 
 def drops(session: Session, name: str | None) -> Drops:

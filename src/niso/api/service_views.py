@@ -12,13 +12,13 @@ from niso.api.published import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from niso.api.outside_views import OutsideName
     from niso.api.session import Session
     from niso.plan import records
-    from niso.runtime.health import Health
+    from niso.runtime.health import Health, Target
     from niso.store.store import ServiceRow, Store
 
 
@@ -172,11 +172,18 @@ class Service(NamedTuple):
 
 
 def lines(
-    session: Session, store: Store, only: Iterable[str] | None = None
+    session: Session,
+    store: Store,
+    only: Iterable[str] | None = None,
+    rows: Sequence[ServiceRow] | None = None,
 ) -> tuple[ServiceLine, ...]:
-    """Return all known services by name, or those of ``only``, which can be unknown."""
+    """Return all known services by name, or those of ``only``, which can be unknown.
+
+    ``rows`` are those of all services, or of those to read, if they have been read.
+    """
     wanted = None if only is None else set(only)
-    known = [row for row in store.services() if wanted is None or row.name in wanted]
+    every = store.services() if rows is None else rows
+    known = [row for row in every if wanted is None or row.name in wanted]
     healths = _healths(session, store, known)
     pending = _interrupted(store)
     audits = _audits(store)
@@ -296,15 +303,25 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
 
     Probes that are due run in parallel.
     """
+    targets = health_targets(store, services)
+    if not targets:
+        return {}
+    from niso.runtime import health
+
+    return health.check_all(targets, session.report)
+
+
+def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]:
+    """Return those of these services that run and have a health check."""
     checked_services = set(store.checked_services())
     checked = [row for row in services if row.name in checked_services]
     if not checked:
-        return {}
+        return []
     from niso.runtime import status
 
     running = [(row, now) for row in checked if (now := status.read(row.name)).state == "running"]
     if not running:
-        return {}
+        return []
     from niso.runtime import health
     from niso.runtime.spec import namespace
 
@@ -314,7 +331,7 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
         if service is not None and service.healthcheck is not None and process is not None:
             run = (now.pid or 0, now.started_at or 0.0)
             targets.append(health.Target(row.name, service.healthcheck, namespace(process), run))
-    return health.check_all(targets, session.report)
+    return targets
 
 
 def everything(session: Session, store: Store, name: str) -> Service:

@@ -6,6 +6,7 @@ import time
 
 from niso.api.flow_views import FlowEnd, end_of
 from niso.api.guard import guarded
+from niso.api.service_states import States
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -83,14 +84,15 @@ class Top:
     def __init__(self, session: Session, name: str | None) -> None:
         self.session = session
         self._name = name
-        self._before, _, _ = look(session)
+        self._states = States(session)
+        self._before, _ = look(session, self._states)
 
     @guarded
     def read(self) -> Load:
         """Return what happened since the last call, or since the beginning."""
-        now, world, _ = look(self.session)
+        now, _ = look(self.session, self._states)
         before, self._before = self._before, now
-        load = between(world, before, now)
+        load = between(self._states.world, before, now)
         if self._name is None:
             return load
         store = self.session.store()
@@ -103,20 +105,16 @@ class Top:
         )
 
 
-def look(session: Session, with_open: bool = False) -> tuple[Look, World, Memory]:
+def look(session: Session, states: States, with_open: bool = False) -> tuple[Look, Memory]:
     """Read what `between` compares; with ``with_open`` open connections too."""
-    from niso.api import service_views
     from niso.explain import drops
-    from niso.reconcile.world import read_world
     from niso.see import seen
 
-    store, kernel = session.store(), session.kernel()
-    lines = service_views.lines(session, store)
-    networks = {row.name: row.networks for row in store.services()}
-    world = read_world(kernel, store)
-    memory = seen.remembered(kernel, world, with_open)
-    stats = {each.service: each for each in drops.stats(store)}
-    return Look(time.monotonic(), lines, networks, stats, counts(memory)), world, memory
+    states.read()
+    networks = {row.name: row.networks for row in states.rows}
+    memory = seen.remembered(session.kernel(), states.world, with_open)
+    stats = {each.service: each for each in drops.stats(states.rows)}
+    return Look(time.monotonic(), states.lines, networks, stats, counts(memory)), memory
 
 
 def top(session: Session, name: str | None) -> Top:

@@ -17,6 +17,7 @@ try:
     from rich.text import Text
     from textual.app import App, ComposeResult
     from textual.binding import Binding
+    from textual.coordinate import Coordinate
     from textual.message import Message
     from textual.widgets import DataTable, Footer, Input, Static
 except ImportError:
@@ -74,6 +75,80 @@ def _read(screen: TopScreen, name: str | None) -> None:
         screen.post_message(Looked(None))
 
 
+class _Rows(DataTable[Text]):
+    """A table of many rows, of which only those in view are made, and written where they change.
+
+    Its rows are places: what is in them changes with the order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(cursor_type="row", zebra_stripes=False)
+        self._keys: list[str] = []
+        self._titles: tuple[str, ...] = ()
+        self._widths: list[int] = []
+        self._cells: Callable[[str], tuple[str, ...]] = lambda _: ()
+
+    def fill(
+        self, titles: tuple[str, ...], keys: list[str], cells: Callable[[str], tuple[str, ...]]
+    ) -> None:
+        """Show a row for each key, of what ``cells`` returns; the cursor stays on the same one."""
+        at = self.key_at(self.cursor_row)
+        self._keys, self._cells = keys, cells
+        if titles != self._titles:
+            self._titles = titles
+            self._make([len(title) for title in titles])
+        blank = [Text("")] * len(titles)
+        while self.row_count < len(keys):
+            self.add_row(*blank)
+        while self.row_count > len(keys):
+            self.remove_row(self.coordinate_to_cell_key(Coordinate(self.row_count - 1, 0))[0])
+        if at in keys and keys.index(at) != self.cursor_row:
+            self.move_cursor(row=keys.index(at), scroll=False)
+        self._show(self.scroll_y)
+
+    def key_at(self, row: int) -> str | None:
+        """Return the key of a row, None if there is none."""
+        return self._keys[row] if 0 <= row < len(self._keys) else None
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Write what comes into view."""
+        super().watch_scroll_y(old_value, new_value)
+        self._show(new_value)
+
+    def on_resize(self) -> None:
+        """Write what comes into view."""
+        self._show(self.scroll_y)
+
+    def _make(self, widths: list[int]) -> None:
+        """Make empty rows, with columns of these widths."""
+        at, scrolled = self.cursor_row, self.scroll_y
+        self._widths = widths
+        self.clear(columns=True)
+        for title, width in zip(self._titles, widths, strict=True):
+            self.add_column(title, width=width)
+        self.add_rows([[Text("")] * len(widths)] * len(self._keys))
+        self.move_cursor(row=at, scroll=False)
+        self.scroll_to(y=scrolled, animate=False)
+
+    def _show(self, top_: float) -> None:
+        """Write the rows in view. A column becomes wider if it must, and never narrower."""
+        if self.row_count != len(self._keys) or len(self.columns) != len(self._widths):
+            return  # it is being made
+        first, last = max(0, int(top_) - 1), int(top_) + self.size.height + 1
+        made = [
+            [escaped(cell) for cell in self._cells(key)] for key in self._keys[first : max(last, 0)]
+        ]
+        needed = [max(map(len, column)) for column in zip(*made, strict=True)] or self._widths
+        wider = [max(pair) for pair in zip(needed, self._widths, strict=True)]
+        if wider != self._widths:
+            self._make(wider)
+        for row, cells in enumerate(made, first):
+            for column, text in enumerate(cells):
+                place = Coordinate(row, column)
+                if self.get_cell_at(place).plain != text:
+                    self.update_cell_at(place, Text(text, style=_style(text)))
+
+
 class Looked(Message):
     """A new look; None if there are no more."""
 
@@ -110,13 +185,13 @@ class TopScreen(App[None]):
     def compose(self) -> ComposeResult:
         """Yield the parts of the screen, from top to bottom."""
         yield Static("niso top: measuring", id="summary", markup=False)
-        yield DataTable(cursor_type="row", zebra_stripes=False)
+        yield _Rows()
         yield Input(placeholder="part of a name", id="find")
         yield Footer()
 
     def on_mount(self) -> None:
         """Begin to look."""
-        self.query_one(DataTable).focus()
+        self.query_one(_Rows).focus()
         self.begin()
 
     def on_looked(self, event: Looked) -> None:
@@ -150,8 +225,8 @@ class TopScreen(App[None]):
         self.query_one("#summary", Static).update(Text(f"niso top  {words}"))
         if self.chosen is None:
             shown = [each for each in self._sorted(load.services) if self._is_shown(each)]
-            rows = [(each.service, self._cells(each)) for each in shown]
-            self._fill(_COLUMNS, rows)
+            loads = {each.service: each for each in shown}
+            self.query_one(_Rows).fill(_COLUMNS, list(loads), lambda key: self._cells(loads[key]))
             return
         flows = [
             flow
@@ -160,7 +235,8 @@ class TopScreen(App[None]):
             if not (self.only_denied and flow.verdict == "pass")
         ]
         lines = [top.flow_cells(flow) for flow in flows]
-        self._fill(top.FLOW_COLUMNS, [("|".join(line), line) for line in lines])
+        by_key = {"|".join(line): line for line in lines}
+        self.query_one(_Rows).fill(top.FLOW_COLUMNS, list(by_key), by_key.__getitem__)
 
     def _cells(self, load: ServiceLoad) -> tuple[str, ...]:
         plain = top.cells(load)
@@ -179,30 +255,10 @@ class TopScreen(App[None]):
         }
         return sorted(services, key=keys[self.order])
 
-    def _fill(self, columns: tuple[str, ...], rows: list[tuple[str, tuple[str, ...]]]) -> None:
-        """Replace the rows; the cursor stays on the same one."""
-        table = self.query_one(DataTable)
-        at, scrolled = self._row(), table.scroll_y
-        table.clear(columns=True)
-        table.add_columns(*columns)
-        for key, cells in rows:
-            styled = [Text(escaped(cell), style=_style(cell)) for cell in cells]
-            table.add_row(*styled, key=key)
-        keys = [key for key, _ in rows]
-        if at in keys:
-            table.move_cursor(row=keys.index(at), scroll=False)
-            table.scroll_to(y=scrolled, animate=False)
-
-    def _row(self) -> str | None:
-        table = self.query_one(DataTable)
-        if not table.row_count:
-            return None
-        return table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value
-
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Show the flows of a service after Enter."""
         if self.chosen is None:
-            self.chosen = event.row_key.value
+            self.chosen = self.query_one(_Rows).key_at(event.cursor_row)
             self._draw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -213,7 +269,7 @@ class TopScreen(App[None]):
     def on_input_submitted(self) -> None:
         """Return to the table, with what was searched for."""
         self.query_one(Input).remove_class("shown")
-        self.query_one(DataTable).focus()
+        self.query_one(_Rows).focus()
 
     def action_interrupt(self) -> None:
         """End as by a signal."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from niso.base import names
 from niso.base.lite_typing import NamedTuple
@@ -15,6 +15,7 @@ from niso.plan import verdict
 from niso.plan.known_world import World
 from niso.plan.policy_maps import PASSES
 from niso.reconcile.world import read_world
+from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
 
 _Counts = dict[tuple[str, str], int]
@@ -57,9 +58,9 @@ class Drop(NamedTuple):
     link: str
 
 
-def stats(store: Store) -> list[Stats]:
-    """Return the counters of each active service, sorted by name. Raises KernelError."""
-    rows = [row for row in store.services() if row.active]
+def stats(services: Iterable[ServiceRow]) -> list[Stats]:
+    """Return the counters of each active service of these. Raises KernelError."""
+    rows = [row for row in services if row.active]
     if not rows:
         return []
     ends = {
