@@ -66,6 +66,20 @@ def _json(*argv: str) -> list[dict[str, object]]:
     return json.loads(done.stdout) if done.stdout.strip() else []
 
 
+def _ip(name: str, *commands: str) -> list[list[dict[str, object]]]:
+    """What ``ip`` says to each of its commands in a namespace; nothing if that is none."""
+    ip = ["ip", "-j", "-d", *(["-n", name] if name else []), "-batch", "-"]
+    text = subprocess.run(
+        ip, input="\n".join(commands), capture_output=True, text=True, check=False
+    ).stdout
+    answers, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        answer, end = decoder.raw_decode(text)
+        answers.append(answer)
+        text = text[end:]
+    return answers
+
+
 def _rules() -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
     for item in _json("nft", "-j", "list", "ruleset")["nftables"]:  # type: ignore[call-overload]
@@ -109,10 +123,10 @@ def _own_namespaces() -> list[str]:
 
 
 def _network(name: str) -> dict[str, object]:
-    ip = ["ip", "-j", *(["-n", name] if name else [])]
-    links = _json(*ip, "-d", "link")
-    if not links:
+    answers = _ip(name, "link", "address", "route")
+    if len(answers) < 3:
         return {"not a namespace": True}
+    links, addresses, routes = answers
     names = [str(link["ifname"]) for link in links]
     return {
         "links": {
@@ -127,13 +141,11 @@ def _network(name: str) -> dict[str, object]:
         },
         "addresses": sorted(
             f"{link['ifname']} {address['local']}/{address['prefixlen']}"
-            for link in _json(*ip, "address")
+            for link in addresses
             for address in link["addr_info"]  # type: ignore[attr-defined]
             if address["scope"] != "link"
         ),
-        "routes": sorted(
-            f"{r['dst']} {r.get('gateway')} {r.get('dev')}" for r in _json(*ip, "route")
-        ),
+        "routes": sorted(f"{r['dst']} {r.get('gateway')} {r.get('dev')}" for r in routes),
         "sysctls": _sysctls(name, names),
     }
 

@@ -148,12 +148,13 @@ class World:
         conmon = self.run("pgrep", "-x", "-f", "/usr/bin/conmon .* -n api .*").split()
         self.run("kill", "-9", *conmon, *([self.pid] if process else []))
 
-    def stop_conmon(self) -> None:
-        """Have api's conmon see nothing any more, then kill the service."""
+    def stop_conmon(self) -> list[str]:
+        """Have api's conmon, which is returned, see nothing any more, then kill the service."""
         conmon = self.run("pgrep", "-x", "-f", "/usr/bin/conmon .* -n api .*").split()
         pid = self.pid
         self.run("kill", "-STOP", *conmon)
         self.run("kill", "-9", pid)
+        return conmon
 
     def leave_cgroup(self) -> None:
         """Move api out of its cgroups, which go then."""

@@ -304,11 +304,11 @@ def test_ps_tells_a_process_that_ended_unnoticed_from_one_that_was_moved(two: Wo
     }
     assert (rows["api"], rows["peer"]) == ("running", "running")
     two.niso("net", "repair")
-    two.stop_conmon()
+    conmon = two.stop_conmon()
     rows = {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)}
     assert (rows["api"], rows["peer"]) == ("failed", "running")
-    two.niso("net", "repair")
-    assert two.check() == []
+    lab.run("kill", "-CONT", *conmon)  # repair would wait for it
+    lab.wait_for(lambda: two.niso("net", "repair")[0] == 0 and two.check() == [], 20)
 
 
 def test_package_copy_that_is_gone_is_not_replaced_by_another_package(two: World) -> None:
