@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from conftest import Process
+from conftest import DEADLINE_SECONDS, Process
 from etcd_world import provide, provide_wireguard
 from many_hosts import SUBNETS, Host, underlay
 from services import echo, on
@@ -129,8 +129,15 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*names: str, members: int = 1, family: int = 4, encrypt: str = "") -> Iterator[Cluster]:
-    with underlay(*names) as hosts:
+def cluster(
+    *names: str,
+    members: int = 1,
+    family: int = 4,
+    encrypt: str = "",
+    seconds: int = DEADLINE_SECONDS,
+) -> Iterator[Cluster]:
+    """Hosts that end by themselves after ``seconds``."""
+    with underlay(*names, seconds=seconds) as hosts:
         for host in hosts if encrypt else ():
             provide_wireguard(host.lab)
         made = Cluster(hosts, members, family, encrypt)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from conftest import Lab
+from conftest import DEADLINE_SECONDS, Lab
 
 from niso.base import names
 
@@ -67,13 +67,13 @@ def ip(words: str) -> None:
 
 
 @contextlib.contextmanager
-def underlay(*hosts: str) -> Iterator[list[Host]]:
-    """Start a lab for each host and connect them."""
+def underlay(*hosts: str, seconds: int = DEADLINE_SECONDS) -> Iterator[list[Host]]:
+    """Start a lab for each host, which ends by itself after that time, and connect them."""
     with contextlib.ExitStack() as stack:
         # it holds the namespace, and ends by itself
         holder = stack.enter_context(
             subprocess.Popen(
-                ["unshare", "--net", "sh", "-c", "echo ready; exec sleep 300"],
+                ["unshare", "--net", "sh", "-c", f"echo ready; exec sleep {seconds + 180}"],
                 stdout=subprocess.PIPE,
             )
         )
@@ -88,7 +88,7 @@ def underlay(*hosts: str) -> Iterator[list[Host]]:
         there("link set mid up")
         made = []
         for number, name in enumerate(hosts, 1):
-            lab = stack.enter_context(Lab())
+            lab = stack.enter_context(Lab(seconds))
             address = {4: f"198.51.100.{number}", 6: f"2001:db8:51::{number}"}
             mac = f"02:00:c6:33:64:{number:02x}"
             far = f"name under0 address {mac} netns {lab.pid}"
