@@ -96,7 +96,7 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     assert explained["api"]["path"]["words"] == (
         "api and db (on b) are both on network backend, by VXLAN"
     )
-    assert explained["api"]["ingress"]["words"].endswith('("api:80"); b decides, and says so')
+    assert explained["api"]["ingress"]["words"].endswith('("api:80"); b decides, by this record')
     seen = one.explain("b", "api", "db:80")
     assert (
         "(on c)" in seen["path"]["words"] and "vx44 { 198.51.100.3 . 4097" in seen["path"]["nft"][1]

@@ -193,7 +193,10 @@ def help_of(*command: str) -> str:
 
 
 ACTIONS_OF_THREE = [
-    action for action in registry.find("net", "").actions if action.name.count(" ") == 2
+    action
+    for group in ("net", "cluster")
+    for action in registry.find(group, "").actions
+    if action.name.count(" ") == 2
 ]
 
 

@@ -362,6 +362,24 @@ def end_services(machine: Machine, services: list[str]) -> None:
     deactivate(machine, [name for name in services if name not in attached])
 
 
+def _tend_certificates(machine: Machine, own: Config, membership: Membership) -> None:
+    """Have the cluster know this host's certificate, and etcd here refuse those withdrawn.
+
+    No-op if the cluster, or this host in it, is not there: its data may be lost.
+    """
+    cluster, me = membership.cluster(), (own.host, machine.store.state_id())
+    here = me in {(host.name, host.state_id) for host in membership.hosts()}
+    if cluster is None or cluster.identity != machine.store.cluster_id() or not here:
+        return
+    path = os.path.join(paths.cluster_dir(), certificates.CERTIFICATE)
+    serial = certificates.serial(path)
+    if membership.keys.certificates(own.host) + serial not in membership.issued_to(own.host):
+        membership.issued(own.host, serial)  # a backup of etcd's data did not have it
+    if own.member is not None:
+        refused = membership.refused()
+        membership.refuse({*own_etcd.refuse(refused)} - {*refused})
+
+
 def _tend(machine: Machine, engine: Engine) -> None:
     """Keep what the cluster knows of this host, and the list of etcd's members here."""
     own = config.require()
@@ -372,10 +390,7 @@ def _tend(machine: Machine, engine: Engine) -> None:
         Membership(engine, own.keys).refresh(host)
     if not own.etcd.own:
         return
-    if own.member is not None:
-        membership = Membership(engine, own.keys)
-        refused = membership.refused()
-        membership.refuse({*own_etcd.refuse(refused)} - {*refused})
+    _tend_certificates(machine, own, Membership(engine, own.keys))
     with own.engine() as client:
         places = members.endpoints(members.members(client))
     try:

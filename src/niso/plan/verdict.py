@@ -189,7 +189,7 @@ def _said(known: Known, reason: Reason) -> Reason:
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
     if known.host:
-        return reason._replace(message=f"{reason.message}; {known.host} decides, and says so")
+        return reason._replace(message=f"{reason.message}; {known.host} decides, by this record")
     if reason.passes or not known.audits:
         return reason
     message = f"passes while the policy of {known.name} is in audit: {reason.message}"
