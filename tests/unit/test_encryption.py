@@ -146,6 +146,27 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     assert world.store.across.tunnel() is None
 
 
+def test_new_key_is_that_of_the_link_and_of_the_cluster_even_after_a_kill(
+    world: World, engine: Engine
+) -> None:
+    init(world, "kernel")
+    network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
+    [link] = links(world)
+    text = cluster.invite(world.machine, "a", "", renew=True)
+    cluster.join(world.machine, text.encode(), None, lambda event: None)
+    [new] = links(world)
+    [host] = Membership(engine).hosts()
+    assert link.public != new.public == host.public
+    # another one that was killed once it had written the file
+    private, public = world.kernel.wireguard_keys("")
+    Path(paths.wireguard_key()).write_text(private)
+    encryption.mend(world.store, world.kernel)
+    assert links(world) == [new._replace(public=public)]
+    Membership(engine).refresh(cluster.as_member(world.machine, config.require(), 1500))
+    [host] = Membership(engine).hosts()
+    assert host.public == public
+
+
 def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) -> None:
     membership = Membership(engine)
     with contextlib.suppress(Conflict):
