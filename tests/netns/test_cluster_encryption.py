@@ -82,6 +82,11 @@ def inside(host: Host) -> str:
     return str(found["local"])
 
 
+def inside_key(host: Host) -> str:
+    """The host's public key."""
+    return host.lab.run("wg", "show", NW, "public-key").stdout
+
+
 def ports(link: Link) -> set[int]:
     """The UDP ports of frames that have come in."""
     packets = [Ether(frame) for frame in link.look()]
@@ -245,7 +250,13 @@ def test_all_hosts_encrypt_or_none(world: World) -> None:
     plain = invitation.replace('encryption = "userspace"\n', "")
     assert plain != invitation
     assert "the cluster is encrypted" in refused(world.c, "cluster", "join", "-", text=plain)
-    # it joins, and a learns its key; it leaves, and a forgets it
+    # a gets a new key, which b learns
+    before = inside_key(world.a)
+    renewed = str(made.niso("a", "cluster", "invite", "a", "--renew").stdout)
+    world.a.lab.niso("cluster", "join", "-", input=renewed)
+    assert inside_key(world.a) != before
+    answers(made)
+    # c joins, and a learns its key; it leaves, and a forgets it
     said = c.niso("cluster", "join", "-", "--no-member", input=invitation).stdout
     assert "joined as c" in said
     a = world.a.lab

@@ -168,6 +168,27 @@ def test_cluster_that_is_written_again_is_encrypted_as_it_was(world: World, engi
     assert len(world.kernel.done) == done and links(world) == link
 
 
+def test_new_key_is_that_of_the_link_and_of_the_cluster_even_after_a_kill(
+    world: World, engine: Engine
+) -> None:
+    init(world, "kernel")
+    network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",), span=True))
+    [link] = links(world)
+    text = cluster.invite(world.machine, "a", "", renew=True)
+    cluster.join(world.machine, text.encode(), None, lambda event: None)
+    [new] = links(world)
+    [host] = Membership(engine).hosts()
+    assert link.public != new.public == host.public
+    # another one that was killed once it had written the file
+    private, public = world.kernel.wireguard_keys("")
+    Path(paths.wireguard_key()).write_text(private)
+    encryption.mend(world.store, world.kernel)
+    assert links(world) == [new._replace(public=public)]
+    Membership(engine).refresh(cluster.as_member(world.machine, config.require(), 1500))
+    [host] = Membership(engine).hosts()
+    assert host.public == public
+
+
 def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) -> None:
     membership = Membership(engine)
     with contextlib.suppress(Conflict):

@@ -145,11 +145,43 @@ def follow(
         converge(kernel, store, scope, before, report)
 
 
+def renew(store: Store, kernel: Kernel) -> str:
+    """Give this host a new key pair and return the public key, which the cluster is to be told.
+
+    The caller does not hold niso's lock. Raises KernelError, OSError.
+    """
+    private, _ = kernel.wireguard_keys("")
+    files.replace(paths.wireguard_key(), f"{private}\n".encode(), 0o600)
+    return _adopt(store, kernel)
+
+
+def _adopt(store: Store, kernel: Kernel) -> str:
+    """Have the record and the link follow from the private key; return the public one.
+
+    A command that renewed it may have been killed before.
+    """
+    present, private = store.across.tunnel(), files.read(paths.wireguard_key())
+    assert present is not None
+    if not private:
+        return present.public
+    public = kernel.wireguard_keys(private.decode("ascii", "replace").strip())[1]
+    if public != present.public:
+        scope = Scope((), ())
+        with Lock(), store.transaction():
+            before = desired_now(kernel, store, scope)
+            store.across.set_tunnel(present._replace(public=public))
+            converge(kernel, store, scope, before)
+    return public
+
+
 def mend(store: Store, kernel: Kernel, report: Report = silent) -> None:
     """Have the link be as on record, whatever it is: nothing else may tell that it has changed.
 
     The caller does not hold niso's lock. Raises KernelError and Conflict.
     """
+    if store.across.tunnel() is None:
+        return
+    _adopt(store, kernel)
     from niso.base.names import alias
     from niso.kernel.diff import diff
     from niso.kernel.kinds.wireguard import WireGuard

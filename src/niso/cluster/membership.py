@@ -156,6 +156,8 @@ class Membership:
         item = self._item(self.keys.host(host.name))
         before = decode(item.value, item.key) if item else {}
         value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
+        if host.public:
+            value["wgkey"] = host.public
         if item and before.get("id") == host.state_id and not value.items() <= before.items():
             put = Put(item.key, encode(before | value))
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))

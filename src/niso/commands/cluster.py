@@ -273,7 +273,10 @@ def join(
 
 
 def _renew(machine: Machine, invited: Invitation, member: bool | None, report: Report) -> Joined:
-    """Take the certificates of an invitation of this host. Raises Conflict, Error."""
+    """Take the certificates of an invitation of this host, and make a new key to encrypt with.
+
+    Raises Conflict, Error.
+    """
     own = config.require()
     if invited.host.name != own.host:
         raise Conflict(
@@ -296,6 +299,12 @@ def _renew(machine: Machine, invited: Invitation, member: bool | None, report: R
         _require_key(invited)
         own = become_member(machine, own, report)
     with own.engine() as engine:
+        if own.encryption:
+            from niso.cluster import encryption
+
+            encryption.renew(machine.store, machine.kernel)
+            mtu = _require_own(machine, own.address, "cluster.toml")
+            Membership(engine, own.keys).refresh(as_member(machine, own, mtu))
         return Joined(own, invited.cluster, _voting(engine) if own.etcd.own else 0)
 
 
@@ -425,6 +434,14 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
     if mtu is None:
         raise InvalidInput(f"{address} is no address of this host", "ip address lists them", key)
     return mtu
+
+
+def as_member(machine: Machine, own: Config, mtu: int) -> Host:
+    """Return this host as the cluster is to have it; ``mtu`` is of the link between the hosts."""
+    store = machine.store
+    tunnel = store.across.tunnel()
+    public = tunnel.public if tunnel else ""
+    return Host(own.host, store.state_id(), own.address, mtu, True, niso.__version__, public)
 
 
 def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:

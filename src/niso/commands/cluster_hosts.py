@@ -19,7 +19,7 @@ from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import NoAnswer
 from niso.commands import cluster_units as units
 from niso.commands.agents import Following, alone
-from niso.commands.cluster import LOCK, Joined, become_member, end_member, require_member
+from niso.commands.cluster import LOCK, Joined, as_member, become_member, end_member, require_member
 from niso.commands.deactivate import deactivate
 from niso.services import attachments
 from niso.services.machine import Machine
@@ -385,9 +385,7 @@ def _tend(machine: Machine, engine: Engine) -> None:
     own = config.require()
     mtu = machine.kernel.mtu_of(own.address)
     if mtu is not None:
-        state_id = machine.store.state_id()
-        host = Host(own.host, state_id, own.address, mtu, True, niso.__version__)
-        Membership(engine, own.keys).refresh(host)
+        Membership(engine, own.keys).refresh(as_member(machine, own, mtu))
     if not own.etcd.own:
         return
     _tend_certificates(machine, own, Membership(engine, own.keys))

@@ -214,9 +214,10 @@ class FakeHost:
         return self.without_wireguard.get(form)
 
     def wireguard_keys(self, private: str) -> tuple[str, str]:
-        private = private or f"{len(self.wireguard_made):042}w="
-        self.wireguard_made.append(private)
-        return private, f"{private[:-3]}0w="
+        if not private:
+            private = f"{len(self.wireguard_made):042}w="
+            self.wireguard_made.append(private)
+        return private, f"1{private[1:]}"
 
     def wireguard_answers(self, name: str, form: str) -> bool:
         return True

@@ -104,7 +104,11 @@ GROUP = Group(
                 Option(
                     "address", ("--address",), "by which other hosts reach that host", "ADDRESS"
                 ),
-                Option("renew", ("--renew",), "new certificates for a host that is in the cluster"),
+                Option(
+                    "renew",
+                    ("--renew",),
+                    "new certificates and keys for a host that is in the cluster",
+                ),
                 Option("member", ("--member",), "it may run a member of etcd"),
             ),
             "The invitation has a certificate and its key, for ten years. Who has it is a host of "
