@@ -282,7 +282,7 @@ def test_service_with_a_root_of_its_own_is_shown_other_names_too(lab: Lab) -> No
     )
     lab.niso("activate", folder)
     assert pid_of(lab, "box") == pid
-    assert "front" in lab.niso("exec", "box", "--", "cat", "/etc/hosts").stdout
+    assert "front.niso.local" in lab.niso("exec", "box", "--", "cat", "/etc/hosts").stdout
 
 
 def test_who_shares_the_namespace_goes_on_too_when_a_network_comes(lab: Lab) -> None:
@@ -297,7 +297,7 @@ def test_who_shares_the_namespace_goes_on_too_when_a_network_comes(lab: Lab) -> 
     lab.niso("activate", idle(lab, "api", network={"networks": ["backend", "frontend"]}))
     assert [pid_of(lab, name) for name in ("api", "side")] == pids and connection.lives()
     for name in ("api", "side"):
-        assert "front" in lab.niso("exec", name, "--", "cat", "/etc/hosts").stdout
+        assert "front.niso.local" in lab.niso("exec", name, "--", "cat", "/etc/hosts").stdout
 
 
 def test_unchanged_manifest_does_nothing_and_says_so(lab: Lab, shown: Any) -> None:

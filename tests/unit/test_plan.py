@@ -170,6 +170,11 @@ def test_who_shares_two_networks_is_given_the_address_on_the_readers_first() -> 
         ("front+backend", "db"): "10.99.1.6",
         ("backend+front", "web"): "10.99.0.2",
         ("backend+front", "db"): "10.99.0.3",
+        # the other address has a name of its own
+        ("front+backend", "api.backend.niso.local"): "10.99.0.2",
+        ("front+backend", "db.backend.niso.local"): "10.99.0.3",
+        ("backend+front", "api.front.niso.local"): "10.99.1.5",
+        ("backend+front", "db.front.niso.local"): "10.99.1.6",
     }
 
 
@@ -431,14 +436,15 @@ def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
 def test_each_service_finds_itself_and_all_its_neighbours_by_name(snapshot) -> None:
     state = desired(snapshot)
     for reader in snapshot.services:
-        on = {endpoint.network for endpoint in reader.endpoints}
         folder = names.hosts_folder(tuple(endpoint.network for endpoint in reader.endpoints))
         lines = [line.names.split()[0] for line in state[HostsLine] if line.folder == folder]
-        assert set(lines) == {"host.niso.local"} | {
-            f"{s.names[0]}.niso.local"
-            for s in snapshot.services
-            if on & {e.network for e in s.endpoints}
-        }
+        wanted = {"host.niso.local"}
+        for service in snapshot.services:
+            on = {endpoint.network for endpoint in service.endpoints}
+            shared = [e.network for e in reader.endpoints if e.network in on]
+            wanted |= {f"{service.names[0]}.niso.local"} if shared else set()
+            wanted |= {f"{service.name}.{network}.niso.local" for network in shared[1:]}
+        assert set(lines) == wanted
 
 
 def test_element_of_a_state_says_who_owns_it() -> None:

@@ -23,6 +23,11 @@ def line_names(names: tuple[str, ...]) -> str:
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 
 
+def name_on(service: str, network: str) -> str:
+    """Return the name of a service's addresses on a network by which it is not reached first."""
+    return f"{service}.{network}.{DOMAIN}"
+
+
 def line(address: str, names: str) -> str:
     return f"{address}  {names}\n"
 

@@ -284,8 +284,9 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
     """Return the line of each service in each file that lists it.
 
     A line has the service's addresses on the reader's first network that the service is on, and the
-    names that no service on an earlier one has. The host has a line with the gateways of the first
-    network. A service without a network, or with extra hosts, has a file of its own.
+    names that no service on an earlier one has. Its addresses on later ones have a name with the
+    network. The host has a line with the gateways of the first network. A service without a network,
+    or with extra hosts, has a file of its own.
     """
     lines = [
         HostsLine(
@@ -316,10 +317,15 @@ def _services_lines(reader: _Reader, services: Iterable[Service]) -> Iterator[Ho
     """Yield the lines of the services that a reader shares a network with."""
     listed = []  # (position of the network in the reader's list, service, addresses there)
     for service in services:
+        if service.mode not in ("bridge", "attached"):
+            continue
         by_network = {endpoint.network: endpoint.addresses for endpoint in service.endpoints}
-        shared = next((at for at, on in enumerate(reader.networks) if on in by_network), None)
-        if service.mode in ("bridge", "attached") and shared is not None:
-            listed.append((shared, service, by_network[reader.networks[shared]]))
+        shared = [at for at, on in enumerate(reader.networks) if on in by_network]
+        if shared:
+            listed.append((shared[0], service, by_network[reader.networks[shared[0]]]))
+        for network in (reader.networks[at] for at in shared[1:]):
+            text = hosts_text.name_on(service.name, network)
+            yield from (HostsLine(reader.folder, one, text) for one in by_network[network])
     first = {name: -1 for name, _ in reader.extra}
     for at, service, _ in listed:
         for name in service.names:

@@ -186,6 +186,11 @@ def names(world: World, home: str) -> dict[str, set[str]]:
             found[it.leases[there]] = _both(known)
             if there in it.leases6:
                 found[it.leases6[there]] = _both(known)
+        for network in on:
+            if network in it.manifest.on and network != there:
+                for leases in (it.leases, it.leases6):
+                    if network in leases:
+                        found[leases[network]] = {f"{name}.{network}.niso.local"}
     return found
 
 
