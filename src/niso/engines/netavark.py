@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import niso
 from niso.base import lite_json, names
-from niso.base.errors import Error, ErrorGroup, InvalidInput
+from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.engines import aardvark, plugin, protocol
 from niso.plan.records import Network, Port
@@ -35,7 +35,7 @@ def main() -> None:
     try:
         answer = _answer(sys.argv[1:])
     except Error as error:
-        answer, status = {"error": _message(error)}, 1
+        answer, status = {"error": protocol.one_line(error)}, 1
     except (OSError, RecursionError) as error:
         answer, status = {"error": f"niso: {error}"}, 1
     except protocol.MALFORMED as error:
@@ -44,13 +44,6 @@ def main() -> None:
         sys.stdout.write(f"{lite_json.dumps(answer)}\n")
     sys.stdout.flush()
     os._exit(status)
-
-
-def _message(error: Error) -> str:
-    """Return an error on one line, with its next step."""
-    if isinstance(error, ErrorGroup):
-        return "; ".join(map(_message, error.errors))
-    return f"niso: {error.message}{f' ({error.hint})' if error.hint else ''}"
 
 
 def _answer(words: list[str]) -> dict[str, Any] | None:

@@ -90,11 +90,16 @@ def address(text: object) -> str:
 
 
 def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> Port:
-    """Return a published port of an engine's numbers. Raises InvalidInput."""
+    """Return a published port of an engine's numbers; 0 is any of the host's.
+
+    Raises InvalidInput.
+    """
     from niso.manifest.parse_ports import parse_port
 
     address = f"[{host_ip}]:" if ":" in host_ip else f"{host_ip}:" if host_ip else ANY
     spans = [f"{n}-{n + count - 1}" if count > 1 else str(n) for n in (host, container)]
+    if not host:
+        spans[0] = ""
     return parse_port(f"{address}{spans[0]}:{spans[1]}/{proto.lower() or 'tcp'}", "port")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from niso.base.errors import InvalidInput
+from niso.base.errors import Error, ErrorGroup, InvalidInput
 
 _MOST_BYTES = 4 << 20
 """Of what an engine may send. The annotations of a pod have at most 256 KiB."""
@@ -20,3 +20,10 @@ def read_stdin() -> str:
     if len(data) > _MOST_BYTES:
         raise InvalidInput("stdin: the configuration is too long")
     return data.decode()
+
+
+def one_line(error: Error) -> str:
+    """Return an error on one line, with its next step."""
+    if isinstance(error, ErrorGroup):
+        return "; ".join(map(one_line, error.errors))
+    return f"niso: {error.message}{f' ({error.hint})' if error.hint else ''}"

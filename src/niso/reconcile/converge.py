@@ -51,7 +51,9 @@ def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bo
     Raises KernelError, and Conflict if a foreign object has a needed name.
     """
     snapshot = store.snapshot(scope)
-    want, _ = _living(kernel, _possible(kernel, _desired(snapshot), before))
+    every = _possible(kernel, _desired(snapshot), before)
+    want, ended = _living(kernel, every)
+    before = _without(before, every, ended)
     candidates = want | before
     known = {element.key() for element in before[Element]} if trusting else set()
     unread = frozenset(
@@ -244,6 +246,17 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
     return State(thing for thing in want if not _in(thing, ended)), ended
 
 
+def _without(state: State, every: State, ended: frozenset[str]) -> State:
+    """Return ``state`` without what belongs in namespaces that have ended, by all that is wanted.
+
+    It goes when their attachment is forgotten.
+    """
+    if not ended:
+        return state
+    going = {(type(thing), thing.key()) for thing in every if _in(thing, ended)}
+    return State(thing for thing in state if (type(thing), thing.key()) not in going)
+
+
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:
     """Return whether objects outside this scope are lost too.
 
@@ -266,9 +279,7 @@ def compare(kernel: Kernel, store: Store) -> tuple[list[AnyStep], State, State, 
     every = desired_now(kernel, store, ALL)
     want, ended = _living(kernel, every)
     have = kernel.read_all(want, alias(store.state_id()), foreign)
-    if ended:  # what is left of them goes when their attachment is forgotten
-        going = {(type(thing), thing.key()) for thing in every if _in(thing, ended)}
-        have = State(thing for thing in have if (type(thing), thing.key()) not in going)
+    have = _without(have, every, ended)
     want, have = without_foreign((want, have), set(foreign))
     return diff(want, have), want, have, foreign
 

@@ -20,6 +20,8 @@ from niso.store.store import Store
 
 CLI = "cli"
 """The owner of what a person attached."""
+BY_INTERFACE = "docker"
+"""The owner that has an attachment for each interface, and sets the default route itself."""
 _MAX_INTERFACE = 15  # IFNAMSIZ - 1, linux/if.h
 _NO_INTERFACE = ("", ".", "..", "lo", "all", "default")
 """Names that no new link can have, or that stand for several in /proc/sys/net."""
@@ -50,6 +52,8 @@ class Request(NamedTuple):
     bandwidth: tuple[tuple[str, int], ...] = ()  # "in" and "out", bytes per second
     policies: tuple[tuple[str, Policy], ...] = ()
     """(network, policy): what must allow a packet too while it is on this network."""
+    awaited: bool = False
+    """Whether the namespace is to be another one soon: until then only the rules change."""
 
 
 def target_of(
@@ -62,6 +66,7 @@ def target_of(
     taken = (found.links if found is not None else frozenset(["lo"])) - own
     free = _free_names(taken | {wish.interface for wish in request.wishes})
     routed = found is not None and bool(found.routed) and not any(x.routes for x in had.values())
+    routed |= request.owner == BY_INTERFACE
     links: list[Link] = []
     for wish in request.wishes:
         kept = had.get(wish.network)

@@ -22,7 +22,7 @@ from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.services import journal
 from niso.services.admit import Target, forget_former, record, release, scope_of
-from niso.services.attach_request import Request, Wish, target_of
+from niso.services.attach_request import BY_INTERFACE, Request, Wish, target_of
 from niso.services.machine import Machine
 from niso.store.attached_rows import Attached, wishes
 from niso.store.policy_rows import policy_of
@@ -63,12 +63,12 @@ def attach(
     if store.intents():
         journal.recover(machine, report, [request.name])
     with journal.locked_one(store, request.name):
-        request, found = _located(kernel, request)
         before, row = store.attachments.get(request.name), store.service(request.name)
+        request, found = _located(kernel, request, before)
         if instead_of is not None and before != instead_of:
             raise Conflict(f"{request.name!r} was attached again or detached meanwhile")
         if found is not None:
-            _refuse_attached(kernel, store, request.name, found.cookie)
+            _refuse_attached(kernel, store, request, found.cookie)
         if before is not None and row is not None and not _is_same(before, row, request, found):
             if row.active and lives(kernel, before) and not _is_of(before, request):
                 raise Conflict(
@@ -191,7 +191,9 @@ def _drop_unused(machine: Machine, networks: set[str], report: Report) -> None:
         converge(kernel, store, scope, before, report, teardown=True)
 
 
-def _located(kernel: Kernel, request: Request) -> tuple[Request, Outside | None]:
+def _located(
+    kernel: Kernel, request: Request, before: Attached | None
+) -> tuple[Request, Outside | None]:
     """Return the request with the canonical path of its namespace, and what is there.
 
     Raises NotFound, InvalidInput and Conflict if it is none that can be attached.
@@ -202,6 +204,9 @@ def _located(kernel: Kernel, request: Request) -> tuple[Request, Outside | None]
     folder, _, last = os.path.abspath(request.netns).rpartition("/")
     path = os.path.join(os.path.realpath(folder or "/"), last)
     found = kernel.look_at(path)
+    cookie = found.cookie if found is not None else None
+    if request.awaited and before is not None and cookie != before.cookie:
+        found = Outside(before.cookie, "", frozenset(), frozenset())
     if found is None:
         raise NotFound(
             f"{request.netns}: there is no network namespace",
@@ -220,11 +225,13 @@ def _located(kernel: Kernel, request: Request) -> tuple[Request, Outside | None]
     return request._replace(netns=path), found
 
 
-def _refuse_attached(kernel: Kernel, store: Store, name: str, cookie: int) -> None:
+def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int) -> None:
     """Raise Conflict if another attachment has the namespace with this cookie."""
     for other in store.attachments.of_cookie(cookie):
         row = store.service(other.service)
-        if other.service != name and row is not None and row.active and lives(kernel, other):
+        if other.service == request.name or other.owner == request.owner == BY_INTERFACE:
+            continue
+        if row is not None and row.active and lives(kernel, other):
             raise Conflict(
                 f"this network namespace is already attached as {other.service!r}",
                 f"attach {other.service} to more networks, or detach it first",

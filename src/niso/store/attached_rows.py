@@ -106,6 +106,13 @@ class Attachments:
             [(attached.service, *link[:3], int(link.routes)) for link in links],
         )
 
+    def move(self, service: str, cookie: int, interface: str) -> None:
+        """Change the namespace of an attachment, and the interface that its only link has there."""
+        self._db.execute("UPDATE attached SET cookie=? WHERE service=?", (cookie, service))
+        self._db.execute(
+            "UPDATE attached_link SET interface=? WHERE service=?", (interface, service)
+        )
+
     def release(self, service: str, now: float, network: str | None = None) -> None:
         """Record the addresses of an attachment as released, on one network or all.
 

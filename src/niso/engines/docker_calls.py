@@ -1,0 +1,373 @@
+"""Carry out the calls of Docker's remote network driver (`niso.engines.docker_server`).
+
+Docker itself moves an interface of the host into its container, and calls nobody afterwards. So
+niso attaches a namespace of its own, hands the interface over, and completes the attachment when
+the interface is in the container. The path that the attachment has is a symlink, which leads to the
+one namespace and then to the other.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from niso.base import files, lite_json, names, paths
+from niso.base.digest import sha256
+from niso.base.errors import Error, InvalidInput, NotFound
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.locks import Lock
+from niso.engines import plugin, protocol
+from niso.kernel import moved_links
+from niso.plan.records import Policy, Port
+from niso.services import attachments
+from niso.services.attach_request import BY_INTERFACE, Request, Wish
+from niso.services.attach_request import mac as checked_mac
+from niso.services.machine import Machine
+
+if TYPE_CHECKING:
+    from typing import Any
+
+OWNER = BY_INTERFACE
+WAIT_S = 0.05
+"""Between two looks for an interface that Docker is moving."""
+_LONGEST_WAIT_S = 120.0  # for Docker to start a container
+_GENERIC = "com.docker.network.generic"
+_PORTS = "com.docker.network.portmap"
+_INTERNAL = "com.docker.network.internal"
+_PREFIX = "niso."
+_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
+_OPTIONS = ("mtu", "network", *plugin.POLICY_KEYS)
+_OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
+
+_waiting: dict[str, float] = {}
+"""Endpoint -> when its interface was handed over (time.monotonic())."""
+
+
+def answer(call: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Carry out a call and return its answer. Raises Error."""
+    done = _CALLS.get(call, _nothing)(given)
+    return {} if done is None else done
+
+
+def say(text: str) -> None:
+    """Write a line to the journal."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+# --- what Docker does not say again is kept in files --------------------------------------------
+
+
+def _file(top: str, id: object) -> str:
+    """Return the path of the file of a network or endpoint. Raises InvalidInput."""
+    text = str(id)
+    if not 0 < len(text) <= 64 or not set(text) <= set("0123456789abcdef"):
+        raise InvalidInput(f"{text!r} is not an id of Docker")
+    return os.path.join(top, "docker", text)
+
+
+def _known(path: str) -> dict[str, Any] | None:
+    content = files.read(path)
+    if content is None:
+        return None
+    value = lite_json.loads(content.decode())
+    return value if isinstance(value, dict) else None
+
+
+def _keep(path: str, value: Mapping[str, Any]) -> None:
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    files.replace(path, lite_json.dumps(value).encode(), 0o600)
+
+
+def _remove(path: str) -> None:
+    """Remove a file; no-op if it is gone."""
+    if os.path.lexists(path):
+        files.remove(path)
+
+
+def _network(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of the network of a call. Raises NotFound."""
+    known = _known(_file(paths.state_dir(), given["NetworkID"]))
+    if known is None:
+        raise NotFound("niso does not know this network", "docker network rm, and create it again")
+    return known
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+def _create_network(given: dict[str, Any]) -> None:
+    from niso.commands import network
+    from niso.manifest.values import network_name
+    from niso.services.networks import NetworkRequest
+
+    options = given.get("Options") or {}
+    own = {str(k): str(v) for k, v in (options.get(_GENERIC) or {}).items()}
+    if unknown := sorted(own.keys() - set(_OPTIONS)):
+        known = ", ".join(_OPTIONS)
+        raise InvalidInput(f"-o {unknown[0]}: niso does not know this option", f"one of {known}")
+    path = _file(paths.state_dir(), given["NetworkID"])
+    name = network_name(own.get("network") or f"docker-{os.path.basename(path)[:12]}", "-o network")
+    _policy(own, {})
+    data = [*(given.get("IPv4Data") or ()), *(given.get("IPv6Data") or ())]
+    if any(one.get("AddressSpace") == "null" for one in data):
+        raise InvalidInput("--ipam-driver null: Docker must choose addresses", "leave it out")
+    try:
+        mtu = int(own["mtu"]) if "mtu" in own else None
+    except ValueError as error:
+        raise InvalidInput(f"-o mtu={own['mtu']}: not a number", "-o mtu=1400") from error
+    request = NetworkRequest(
+        name,
+        tuple(str(one["Pool"]) for one in data),
+        gateways=tuple(str(one["Gateway"]).partition("/")[0] for one in data if one.get("Gateway")),
+        internal=bool(options.get(_INTERNAL)),
+        mtu=mtu,
+    )
+    made = network.create(plugin.machine(), request) is not None
+    _keep(path, {"network": name, "made": made, "options": own})
+
+
+def _delete_network(given: dict[str, Any]) -> None:
+    """Remove a network that was made for Docker, unless services of niso are on it."""
+    from niso.commands import network
+
+    path = _file(paths.state_dir(), given["NetworkID"])
+    known = _known(path)
+    machine = plugin.machine()
+    if known is not None and known["made"] and machine.store.network(known["network"]) is not None:
+        try:
+            network.remove(machine, [known["network"]])
+        except Error as error:
+            say(f"network {known['network']} is left: {error.message}")
+    _remove(path)
+
+
+# --- endpoints ----------------------------------------------------------------------------------
+
+
+def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
+    """Keep what `_join` needs. A wrong option fails before anything of the container is made."""
+    own = _own_options(given)
+    _policy(_network(given)["options"], own)
+    if own.get("name"):
+        plugin.label(own["name"])
+    _keep(_file(paths.run_dir(), given["EndpointID"]), {"endpoint": given})
+    return {"Interface": {}}
+
+
+def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options of ``--network name=N,driver-opt=niso.KEY=VALUE``. Raises InvalidInput."""
+    given = endpoint.get("Options") or {}
+    own = {
+        str(key).removeprefix(_PREFIX): str(value)
+        for key, value in given.items()
+        if str(key).startswith(_PREFIX)
+    }
+    if unknown := sorted(own.keys() - set(_OWN_OPTIONS)):
+        known = ", ".join(f"{_PREFIX}{key}" for key in _OWN_OPTIONS)
+        raise InvalidInput(
+            f"driver-opt {_PREFIX}{unknown[0]}: niso does not know this option", f"one of {known}"
+        )
+    return own
+
+
+def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
+    """Return the policy that the options of a network and of an endpoint allow together."""
+    from niso.services.policies import combined
+
+    return combined(
+        plugin.policy({key: some[key] for key in plugin.POLICY_KEYS if key in some}, where)
+        for some, where in ((options, "-o "), (own, f"driver-opt {_PREFIX}"))
+    )
+
+
+def _ports(given: Mapping[str, Any]) -> tuple[Port, ...]:
+    """Return the ports to publish. Raises InvalidInput."""
+    ports = []
+    for one in (given.get("Options") or {}).get(_PORTS) or ():
+        first, last = int(one["HostPort"]), int(one.get("HostPortEnd") or one["HostPort"])
+        proto = _PROTOCOLS.get(int(one["Proto"]), "")
+        address = str(one.get("HostIP") or "")
+        if first != last or (address and not first):
+            raise InvalidInput(
+                f"port {one['Port']}/{proto}: niso does not choose from several",
+                "publish a port of a number, or any: -p 80",
+            )
+        ports.append(plugin.port(address, first, int(one["Port"]), proto))
+    return tuple(dict.fromkeys(ports))
+
+
+def _join(given: dict[str, Any]) -> dict[str, Any]:
+    """Attach a namespace of niso's own, and hand its interface over to Docker."""
+    network, path = _network(given), _file(paths.run_dir(), given["EndpointID"])
+    kept, sandbox = _known(path), str(given["SandboxKey"])
+    if kept is None or not sandbox.startswith("/"):
+        raise NotFound("niso does not know this endpoint", "docker restart CONTAINER")
+    machine, id = plugin.machine(), os.path.basename(path)
+    request = _request(machine, network, kept["endpoint"], id)
+    interface = f"nix{sha256(id.encode()).hexdigest()[:10]}"
+    space = moved_links.new_namespace()
+    try:
+        _lead(path, f"/proc/{os.getpid()}/fd/{space}")
+        attachments.attach(machine, request)
+        try:
+            moved_links.hand_over(space, request.wishes[0].interface, interface)
+            # what leads to the container's namespace leads nowhere yet
+            _lead(path, sandbox)
+            _keep(path, kept | {"sandbox": sandbox})
+        except BaseException:
+            attachments.detach(machine, request.name, id)
+            raise
+    finally:
+        os.close(space)
+    _waiting[id] = time.monotonic()
+    gateways = {subnet.family: subnet.gateway for subnet in _subnets(machine, network)}
+    return {
+        "InterfaceName": {"SrcName": interface, "DstPrefix": "eth"},
+        "Gateway": gateways.get(4, ""),
+        "GatewayIPv6": gateways.get(6, ""),
+        "DisableGatewayService": True,
+    }
+
+
+def _subnets(machine: Machine, network: Mapping[str, Any]) -> Any:
+    return machine.store.require_network(str(network["network"])).subnets
+
+
+def _lead(path: str, target: str) -> None:
+    """Have the symlink of an endpoint lead to a namespace."""
+    draft = f"{path}.new"
+    _remove(draft)
+    os.symlink(target, draft)
+    os.rename(draft, f"{path}.netns")
+
+
+def _request(
+    machine: Machine, network: Mapping[str, Any], endpoint: Mapping[str, Any], id: str
+) -> Request:
+    """Return the attachment of an endpoint. Its ports are published later. Raises InvalidInput."""
+    own = _own_options(endpoint)
+    interface = endpoint.get("Interface") or {}
+    ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
+    mac = str(interface.get("MacAddress") or "")
+    called = own.get("name") or f"c-{id[:12]}"
+    name = str(network["network"])
+    wish = Wish(
+        name,
+        "eth0",
+        tuple(plugin.address(ip.partition("/")[0]) for ip in ips if ip),
+        checked_mac(mac) if mac else "",
+    )
+    return Request(
+        plugin.free_name(machine, called, id),
+        f"{_file(paths.run_dir(), id)}.netns",
+        (wish,),
+        owner=OWNER,
+        id=id,
+        given=called,
+        policies=((name, _policy(network["options"], own)),),
+    )
+
+
+def _publish(given: dict[str, Any]) -> None:
+    _set_ports(given, _ports(given))
+
+
+def _withdraw(given: dict[str, Any]) -> None:
+    _set_ports(given, ())
+
+
+def _set_ports(given: Mapping[str, Any], ports: tuple[Port, ...]) -> None:
+    """Publish exactly these ports of an endpoint, whether or not its interface is in place yet."""
+    machine = plugin.machine()
+    for attached in machine.store.attachments.all(OWNER, str(given["EndpointID"])):
+        now = attachments.current(machine.store, attached.service)
+        if now is not None and now.ports != ports:
+            attachments.attach(machine, now._replace(ports=ports, awaited=True))
+
+
+def _leave(given: dict[str, Any]) -> None:
+    """Detach an endpoint; no-op if it is gone."""
+    path = _file(paths.run_dir(), given["EndpointID"])
+    machine, id = plugin.machine(), os.path.basename(path)
+    _waiting.pop(id, None)
+    for attached in machine.store.attachments.all(OWNER, id):
+        attachments.detach(machine, attached.service, id)
+    _remove(f"{path}.netns")
+
+
+def _delete_endpoint(given: dict[str, Any]) -> None:
+    _leave(given)
+    _remove(_file(paths.run_dir(), given["EndpointID"]))
+
+
+# --- the interfaces that Docker moves -----------------------------------------------------------
+
+
+def take_up() -> None:
+    """Wait for the interfaces that an earlier process handed over."""
+    if not os.path.lexists(paths.database()):
+        return
+    machine = plugin.machine()
+    for attached in machine.store.attachments.all(OWNER):
+        row = machine.store.service(attached.service)
+        if row is not None and row.active and not attachments.lives(machine.kernel, attached):
+            _waiting[attached.id] = time.monotonic()
+
+
+def settle() -> bool:
+    """Complete the attachments whose interface is in its container; return whether some wait."""
+    for id, since in list(_waiting.items()):
+        try:
+            if _settled(id) or time.monotonic() - since > _LONGEST_WAIT_S:
+                _waiting.pop(id, None)
+        except (Error, OSError) as error:
+            _waiting.pop(id, None)
+            text = protocol.one_line(error) if isinstance(error, Error) else str(error)
+            say(f"endpoint {id[:12]}: {text}")
+    return bool(_waiting)
+
+
+def _settled(id: str) -> bool:
+    """Complete one attachment, if Docker is done; return whether there is nothing to wait for."""
+    path = f"{_file(paths.run_dir(), id)}.netns"
+    if not os.path.exists(path):
+        return not os.path.lexists(path)
+    machine = plugin.machine()
+    store = machine.store
+    attached = next(iter(store.attachments.all(OWNER, id)), None)
+    row = store.service(attached.service) if attached is not None else None
+    if attached is None or row is None:
+        return True
+    network, address = next(iter(store.addresses(attached.service)), ("", ""))
+    host_end = names.veth(attached.service, network, row.generation)
+    moved = moved_links.find(path, host_end, address)
+    if moved is None:
+        return False
+    with Lock(), store.transaction():
+        store.attachments.move(attached.service, moved.cookie, moved.interface)
+    request = attachments.current(store, attached.service)
+    if request is not None:
+        attachments.attach(machine, request)
+    return True
+
+
+def _nothing(_: dict[str, Any]) -> None:
+    """Discoveries of other hosts and what is new in later versions need no answer."""
+
+
+_CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
+    "Activate": lambda _: {"Implements": ["NetworkDriver"]},
+    "GetCapabilities": lambda _: {"Scope": "local", "ConnectivityScope": "local"},
+    "CreateNetwork": _create_network,
+    "DeleteNetwork": _delete_network,
+    "CreateEndpoint": _create_endpoint,
+    "DeleteEndpoint": _delete_endpoint,
+    "EndpointOperInfo": lambda _: {"Value": {}},
+    "Join": _join,
+    "Leave": _leave,
+    "ProgramExternalConnectivity": _publish,
+    "RevokeExternalConnectivity": _withdraw,
+}

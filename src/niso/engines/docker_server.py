@@ -1,0 +1,115 @@
+"""Serve Docker's remote network driver ``niso`` on a Unix socket, and end when nothing is asked.
+
+The protocol is JSON by HTTP (moby, libnetwork/docs/remote.md; seen with Docker 26.1). systemd
+passes the socket (sd_listen_fds(3)); without it the first argument is its path. What the calls do
+is in `niso.engines.docker_calls`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import socketserver
+import sys
+import time
+from http.server import BaseHTTPRequestHandler
+
+from niso.base import lite_json
+from niso.base.errors import Error, InvalidInput
+from niso.engines import docker_calls, protocol
+
+_FIRST_FD = 3  # SD_LISTEN_FDS_START
+_IDLE_S = 30.0
+_MOST_BYTES = 4 << 20
+_TYPE = "application/vnd.docker.plugins.v1.2+json"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one call. The server is single-threaded, so calls come one after another."""
+
+    timeout = 10  # seconds until a client that says nothing is left
+    protocol_version = "HTTP/1.0"
+
+    def do_POST(self) -> None:
+        call = self.path.rpartition(".")[2]
+        status = 200
+        try:
+            answer = docker_calls.answer(call, self._body())
+        except Error as error:
+            status, answer = 500, {"Err": protocol.one_line(error)}
+        except OSError as error:
+            status, answer = 500, {"Err": f"niso: {error}"}
+        except protocol.MALFORMED as error:
+            status, answer = 500, {"Err": f"niso: does not understand {call}: {error!r}"}
+        if "Err" in answer:
+            docker_calls.say(f"{call}: {answer['Err']}")
+        text = lite_json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", _TYPE)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def _body(self) -> dict[str, object]:
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > _MOST_BYTES:
+            raise InvalidInput("this call is too long")
+        body = lite_json.loads(self.rfile.read(length).decode() or "{}")
+        if not isinstance(body, dict):
+            raise InvalidInput("this call is not a JSON object")
+        return body
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing: Docker asks often."""
+
+
+class _Server(socketserver.UnixStreamServer):
+    def __init__(self, listening: socket.socket) -> None:
+        super().__init__("", _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.last = time.monotonic()
+
+    def handle_error(self, *_: object) -> None:
+        """Say what ended a call: a client that has gone, or a fault of the store."""
+        docker_calls.say(f"a call failed: {sys.exc_info()[1]!r}")
+
+    def process_request(self, *given: object) -> None:
+        self.last = time.monotonic()
+        super().process_request(*given)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Serve until nothing has been asked for a while, or for ever on a socket of one's own."""
+    try:
+        listening, is_passed = _listening()
+    except (OSError, Error) as error:
+        docker_calls.say(f"niso-docker: {error}")
+        os._exit(1)
+    with _Server(listening) as server:
+        docker_calls.take_up()
+        while True:
+            is_waiting = docker_calls.settle()
+            server.timeout = docker_calls.WAIT_S if is_waiting else _IDLE_S
+            server.handle_request()
+            is_idle = time.monotonic() - server.last >= _IDLE_S
+            if is_passed and is_idle and not docker_calls.settle():
+                return
+
+
+def _listening() -> tuple[socket.socket, bool]:
+    """Return the socket, and whether systemd has passed it. Raises OSError, Error."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        return socket.socket(fileno=_FIRST_FD), True
+    if len(sys.argv) != 2 or not sys.argv[1].startswith("/"):
+        raise InvalidInput("give the path of a socket, /run/docker/plugins/niso.sock")
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)  # root's alone: whoever may write to it commands niso
+    try:
+        if os.path.lexists(sys.argv[1]):
+            os.unlink(sys.argv[1])
+        listening.bind(sys.argv[1])
+    finally:
+        os.umask(before)
+    listening.listen()
+    return listening, False

@@ -1,0 +1,88 @@
+"""Docker from Debian's packages in a lab, unpacked and not installed, with niso as a driver of its networks."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import TESTS, Lab
+from services import BUSYBOX
+
+PEERS = TESTS.parent / ".cache/bench"
+IMAGE = "bench:1"
+SOCKET = "/run/docker/plugins/niso.sock"
+PROGRAMS = ("docker.io/usr/sbin", "docker-cli/usr/bin", "containerd/usr/bin", "runc/usr/sbin")
+needs_docker = pytest.mark.skipif(
+    not all((PEERS / folder).exists() for folder in PROGRAMS), reason="./dev test unpacks docker"
+)
+PATH = ":".join(
+    [*(f"{PEERS}/{folder}" for folder in PROGRAMS), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+)
+WITH_DOCKER = ("env", "HOME=/tmp", "DOCKER_HOST=unix:///run/docker.sock", f"PATH={PATH}")
+DAEMON = (
+    "--data-root",
+    "/tmp/docker/data",
+    "--exec-root",
+    "/run/docker",
+    "--storage-driver",
+    "vfs",
+)
+
+
+class Docker:
+    """A daemon in the lab, which ends with it, and ``docker``."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        for folder in ("/run/docker/plugins", "/tmp/docker", "/tmp/image/bin"):
+            lab.path(folder).mkdir(parents=True)
+        self.driver = self.serve()
+        if lab.path("/sys/fs/cgroup/unified").is_dir():  # runc refuses hybrid cgroups
+            lab.run("mount", "-t", "tmpfs", "none", "/sys/fs/cgroup/unified")
+        words = (
+            "dockerd",
+            *DAEMON,
+            "--pidfile",
+            "/run/docker.pid",
+            "-H",
+            "unix:///run/docker.sock",
+        )
+        to_log = ("sh", "-c", 'exec "$@" > /tmp/docker/log 2>&1', "sh")
+        self.daemon = lab.popen(*WITH_DOCKER, *to_log, *words)
+        lab.wait_for(lambda: self("version", check=False).returncode == 0, 30, "dockerd")
+        shutil.copy(BUSYBOX, lab.path("/tmp/image/bin/busybox"))
+        lab.run("tar", "-C", "/tmp/image", "-cf", "/tmp/image.tar", "bin")
+        self("import", "/tmp/image.tar", IMAGE)
+
+    def serve(self) -> subprocess.Popen[Any]:
+        """Start the driver as a socket unit does: with the first call."""
+        lab = self.lab
+        lab.path(SOCKET).unlink(missing_ok=True)
+        words = ("systemd-socket-activate", "-l", SOCKET, f"{sys.prefix}/bin/niso-docker")
+        to_log = ("sh", "-c", 'exec "$@" >> /tmp/docker/driver.log 2>&1', "sh")
+        process = lab.popen(*to_log, *words)
+        lab.wait_for(lambda: lab.path(SOCKET).exists(), 10, "the driver's socket")
+        return process
+
+    def __call__(self, *words: str, **options: Any) -> subprocess.CompletedProcess[Any]:
+        """Run docker."""
+        return self.lab.run(*WITH_DOCKER, "docker", *words, **options)
+
+    def run(self, name: str, *options: str) -> None:
+        """Start a container that serves its own name at port 80."""
+        serve = f"echo {name} > /index.html; exec /bin/busybox httpd -f -p 80 -h /"
+        shell = ("/bin/busybox", "sh", "-c", serve)
+        self("run", "-d", "--name", name, *options, IMAGE, *shell)
+        self.wait_until_served(name)
+
+    def wait_until_served(self, name: str) -> None:
+        """Wait for the server in a container that was started."""
+        self.lab.wait_for(lambda: self.get(name, "127.0.0.1") == name, 10, f"the server of {name}")
+
+    def get(self, name: str, url: str) -> str:
+        """What a container reads at a URL; empty where nobody answers."""
+        words = ("/bin/busybox", "wget", "-q", "-T", "1", "-O", "-", f"http://{url}/index.html")
+        return str(self("exec", name, *words, check=False).stdout).strip()

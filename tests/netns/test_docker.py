@@ -1,0 +1,158 @@
+"""Run Docker's containers on networks of niso."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import sys
+from typing import Any
+
+from conftest import Lab
+from docker_world import IMAGE, SOCKET, Docker, needs_docker
+from machine import Machine, needs_systemd
+from pages import ROOT
+from services import BUSYBOX, CLIENT, HOST, ps
+
+
+def network(name: str, *options: str) -> str:
+    """The value of ``--network`` with options of niso."""
+    return ",".join([f"name={name}", *(f"driver-opt=niso.{option}" for option in options)])
+
+
+def rows(lab: Lab) -> dict[str, Any]:
+    return {row["service"]: row for row in json.loads(lab.niso("ps", "--json").stdout)}
+
+
+@needs_docker
+def test_containers_on_networks_of_niso(lab: Lab) -> None:
+    docker = Docker(lab)
+
+    def outside(port: str = "8080") -> str:
+        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{HOST}:{port}/index.html")
+        return str(lab.client(*words, check=False).stdout).strip()
+
+    def attached(*names: str) -> None:
+        lab.wait_for(
+            lambda: all(rows(lab).get(n, {}).get("status") == "attached" for n in names),
+            10,
+            f"{names} in their networks",
+        )
+
+    create = ("network", "create", "-d", "niso")
+    for wrong in (("-o", "vlan=3"), ("-o", "allow_from=we?b"), ("--ipam-driver", "null")):
+        refused = docker(*create, *wrong, "bad", check=False)
+        assert refused.returncode and "niso: " in refused.stderr, refused.stderr
+    docker(*create, "--subnet", "10.99.50.0/24", "-o", "network=backend", "backend")
+    docker(*create, "--subnet", "10.99.51.0/24", "-o", "egress_deny=10.99.50.0/24", "a-front")
+    wrong = docker(
+        *("run", "--network", network("backend", "allow_form=api"), IMAGE, "/bin/busybox", "true"),
+        check=False,
+    )
+    assert "niso does not know this option" in wrong.stderr
+
+    # Docker drops what is forwarded, and its users' chain lets it pass (docs/guide/firewalls.md)
+    for way in ("-i", "-o"):
+        lab.run("iptables", "-I", "DOCKER-USER", way, "niso-+", "-j", "ACCEPT")
+
+    # run, with a port, a policy and a neighbour
+    docker.run("api", "--network", network("backend", "name=api"), "-p", "8080:80")
+    policy = f"allow_from=api {CLIENT}"
+    docker.run("web", "--network", network("backend", "name=web", policy), "-p", "8081:80")
+    docker.run("bad", "--network", network("backend", "name=bad"), "--cap-add", "NET_ADMIN")
+    attached("api", "web", "bad")
+    api, web, bad = (ps(lab, name)["address"][0] for name in ("api", "web", "bad"))
+    assert (outside(), outside("8081")) == ("api", "web")
+    assert docker.get("api", "web") == "web"  # by Docker's own name server
+    assert docker.get("bad", api) == "api" and docker.get("bad", web) == ""
+    # also not with the address of one that it allows
+    for words in (("add", f"{api}/24"), ("del", f"{bad}/24")):
+        docker("exec", "bad", "/bin/busybox", "ip", "address", *words, "dev", "eth0")
+    assert docker.get("bad", web) == ""
+    assert docker.get("api", web) == "web"
+    for name in ("api", "web"):
+        lab.niso("net", "check", name)
+    assert "address" in lab.niso("net", "check", check=False).stdout
+    lab.niso("net", "repair")
+    lab.niso("net", "check")
+    docker("exec", "bad", "/bin/busybox", "ip", "address", "del", f"{api}/24", "dev", "eth0")
+    assert docker.get("bad", api) == "api"
+    assert "docker-proxy" not in lab.run("ps", "ax").stdout
+    # what is taken is refused
+    taken = docker(
+        *("run", "-d", "--network", "backend", "-p", "8080:80", IMAGE, "/bin/busybox", "true"),
+        check=False,
+    )
+    assert "port 8080" in taken.stderr or "8080" in taken.stderr
+
+    # connect and disconnect, and the driver was ended meanwhile
+    docker.driver.kill()
+    docker.driver.wait(5)
+    # as if that had been before it saw the interface of web: only the rules know the container
+    forget = "UPDATE attached SET cookie=1 WHERE service='web'"
+    code = f'import sqlite3; sqlite3.connect("/var/lib/niso/state.db", isolation_level=None).execute("{forget}")'
+    lab.run("/usr/bin/python3", "-ISc", code)
+    assert rows(lab)["web"]["status"] == "gone"
+    assert docker.get("api", web) == "web" and docker.get("bad", web) == ""
+    docker.driver = docker.serve()
+    docker("network", "connect", "--driver-opt", "niso.name=web-front", "a-front", "web")
+    attached("web", "web-front")
+    # its default route leads there now, and so do its ports
+    assert [len(ps(lab, name)["ports"]) for name in ("web-front", "web")] == [1, 0]
+    assert outside("8081") == "web" and docker.get("web", api) == "api"
+    lab.niso("net", "check")
+    docker("network", "disconnect", "a-front", "web")
+    assert "web-front" not in rows(lab) and outside("8081") == "web"
+    assert docker.get("api", web) == "web" and docker.get("bad", web) == ""
+    lab.niso("net", "check")
+
+    # restart, kill, rm
+    docker("restart", "-t", "0", "web")
+    docker.wait_until_served("web")
+    attached("web")
+    assert (outside("8081"), docker.get("bad", "web")) == ("web", "")
+    docker("kill", "api")
+    lab.wait_for(lambda: "api" not in rows(lab), 5, "the end of api")
+    assert outside() == ""
+    docker("start", "api")
+    docker.wait_until_served("api")
+    attached("api")
+    assert outside() == "api"
+    lab.niso("net", "check")
+    docker("rm", "-f", "api", "web", "bad")
+    assert rows(lab) == {}
+    docker("network", "rm", "backend", "a-front")
+    assert json.loads(lab.niso("net", "list", "--json").stdout) == []
+    assert "nix" not in lab.run("ip", "-o", "link").stdout
+    assert list(lab.path("/run/niso/docker").iterdir()) == []
+    lab.niso("net", "check")
+
+
+UNITS = re.compile(r"```ini\n# (/etc/\S+)\n(.*?)```", re.DOTALL)
+ASK = """\
+import http.client, socket, sys
+connection = http.client.HTTPConnection("plugin.moby.localhost", timeout=20)
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.connect(sys.argv[1])
+connection.request("POST", "/Plugin.Activate")
+sys.stdout.write(connection.getresponse().read().decode())
+"""
+
+
+@needs_systemd
+def test_units_of_the_guide_start_the_driver_for_a_call(lab: Lab) -> None:
+    machine = Machine(lab)
+    units = dict(UNITS.findall((ROOT / "docs/guide/docker.md").read_text()))
+    for path, text in units.items():
+        packaged = ROOT / "debian" / path.rpartition("/")[2]
+        assert packaged.read_text() == text.replace("/usr/local/bin", "/usr/bin")
+        own = text.replace("/usr/local/bin", f"{sys.prefix}/bin")
+        pathlib.Path(f"{machine.disk}{path}").write_text(own)
+    machine.systemctl("daemon-reload")
+    machine.systemctl("enable", "--now", "niso-docker.socket")
+    state = ("show", "-P", "ActiveState", "niso-docker.service")
+    assert machine.systemctl(*state).stdout == "inactive\n"
+    asked = machine.run("/usr/bin/python3", "-ISc", ASK, SOCKET)
+    assert json.loads(asked.stdout) == {"Implements": ["NetworkDriver"]}
+    assert machine.systemctl(*state).stdout == "active\n"
+    assert machine.run("stat", "-c", "%a %u", SOCKET).stdout == "600 0\n"

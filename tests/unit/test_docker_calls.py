@@ -1,0 +1,109 @@
+"""Test the calls of Docker's network driver that need no kernel, and the server around them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from niso.base.errors import Error, InvalidInput
+from niso.engines import docker_calls
+
+ID = "49619180c636582d0dcf0c64a6aab759d2739efcebb4755f6ebea40be1285c56"
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NISO_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("NISO_RUN_DIR", str(tmp_path / "run"))
+
+
+def options(**own: str) -> dict[str, Any]:
+    return {"Options": {f"niso.{key}": value for key, value in own.items()}}
+
+
+def test_ports_are_those_of_the_call() -> None:
+    """As Docker 26.1 sends them for ``-p 8080:80 -p 127.0.0.1:53:53/udp -p 81``."""
+    sent = [
+        {"Proto": 6, "IP": "", "Port": 80, "HostIP": "", "HostPort": 8080, "HostPortEnd": 8080},
+        {"Proto": 17, "IP": "", "Port": 53, "HostIP": "127.0.0.1", "HostPort": 53},
+        {"Proto": 6, "IP": "", "Port": 81, "HostIP": "", "HostPort": 0, "HostPortEnd": 0},
+    ]
+    ports = docker_calls._ports({"Options": {"com.docker.network.portmap": sent}})
+    assert [(p.host_ip, p.host_port, p.container_port, p.proto) for p in ports] == [
+        ("", 8080, 80, "tcp"),
+        ("127.0.0.1", 53, 53, "udp"),
+        ("", 0, 81, "tcp"),
+    ]
+    assert docker_calls._ports({"Options": None}) == docker_calls._ports({}) == ()
+    for wrong in ({"HostPortEnd": 8090}, {"HostIP": "127.0.0.1", "HostPort": 0, "HostPortEnd": 0}):
+        with pytest.raises(InvalidInput):
+            docker_calls._ports({"Options": {"com.docker.network.portmap": [sent[0] | wrong]}})
+
+
+def test_endpoint_is_kept_for_its_join_and_wrong_options_are_refused_before() -> None:
+    endpoint = {"NetworkID": ID, "EndpointID": "ab", **options(allow_from="web:80", name="api")}
+    with pytest.raises(Error, match="does not know this network"):
+        docker_calls.answer("CreateEndpoint", endpoint)
+    docker_calls._keep(docker_calls._file(os.environ["NISO_STATE_DIR"], ID), {"options": {}})
+    assert docker_calls.answer("CreateEndpoint", endpoint) == {"Interface": {}}
+    kept = docker_calls._known(docker_calls._file(os.environ["NISO_RUN_DIR"], "ab"))
+    assert kept == {"endpoint": endpoint}
+    for wrong in (options(allow_form="web"), options(allow_from="we?b")):
+        with pytest.raises(InvalidInput):
+            docker_calls.answer("CreateEndpoint", {**endpoint, "EndpointID": "cd", **wrong})
+    assert not os.path.lexists(docker_calls._file(os.environ["NISO_RUN_DIR"], "cd"))
+
+
+@pytest.mark.parametrize("id", ["", "../x", "AB", "a/b", "a" * 65, None, 5.0])
+def test_what_is_not_an_id_of_docker_is_no_path(id: object) -> None:
+    for call in ("CreateNetwork", "CreateEndpoint", "Join", "DeleteEndpoint", "DeleteNetwork"):
+        with pytest.raises((InvalidInput, Error)):
+            docker_calls.answer(call, {"NetworkID": id, "EndpointID": id, "SandboxKey": "/x"})
+
+
+SERVER = """\
+import os, sys
+os.dup2(int(sys.argv.pop()), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+sys.path[:0] = [sys.argv.pop()]
+from niso.engines import docker_server
+docker_server._IDLE_S = 0.3
+docker_server.main()
+"""
+
+
+def test_server_answers_on_the_socket_of_systemd_and_ends_when_idle(tmp_path: Path) -> None:
+    path = str(tmp_path / "niso.sock")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        source = str(Path(docker_calls.__file__).parents[2])
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVER, source, str(listening.fileno())],
+            pass_fds=[listening.fileno()],
+            stderr=subprocess.PIPE,
+        )
+
+        def call(name: str, body: bytes) -> tuple[int, Any]:
+            connection = http.client.HTTPConnection("plugin.moby.localhost", timeout=20)
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(path)
+            connection.request("POST", f"/{name}", body)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
+        assert call("Plugin.Activate", b"") == (200, {"Implements": ["NetworkDriver"]})
+        for body in (b"[]", b"{", b"{}", b"\xff"):
+            status, answer = call("NetworkDriver.CreateEndpoint", body)
+            assert status == 500 and answer["Err"].startswith("niso: "), body
+        assert call("NetworkDriver.GetCapabilities", b"{}")[1]["Scope"] == "local"
+        assert server.wait(20) == 0
+        assert b"Traceback" not in server.communicate()[1]
