@@ -419,6 +419,10 @@ def test_kubeconfig_without_its_parts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         kubeconfig.read(str(path))
     path.write_text("{}")
+    path.chmod(0o666)
+    with pytest.raises(InvalidInput, match="other users than root can change it"):
+        kubeconfig.read(str(path))
+    path.chmod(0o600)
     with pytest.raises(InvalidInput, match="has no current-context"):
         kubeconfig.read(str(path))
     path.write_text(json.dumps({"current-context": "c"}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
 
 from niso.base.errors import Error, InvalidInput, NotFound
@@ -89,12 +90,18 @@ def _bytes(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             content = file.read(_MOST_BYTES + 1)
+            info = os.fstat(file.fileno())
     except FileNotFoundError:
         raise NotFound("no such file", "niso kubernetes --kubeconfig FILE", file=path) from None
     except OSError as error:
         raise Error(f"cannot be read: {error.strerror}", file=path) from error
     if len(content) > _MOST_BYTES:
         raise InvalidInput(f"larger than {_MOST_BYTES} bytes", file=path)
+    if info.st_uid not in (0, os.geteuid()) or info.st_mode & stat.S_IWOTH:
+        # whoever changes it chooses the server that policies come from
+        raise InvalidInput(
+            "other users than root can change it", f"chmod and chown {path}", file=path
+        )
     return content
 
 
