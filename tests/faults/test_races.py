@@ -313,10 +313,13 @@ def test_what_somebody_else_has_put_beside_a_hosts_file_keeps_nobody_from_ending
 def test_sweep_beside_an_activation_comes_before_it_or_after_it(world: World) -> None:
     """Never in the middle: a service that runs is active, and one that is not has no process."""
     seen: set[str] = set()
-    for moment in range(60) if LONG else range(0, 12, 2):
+    for moment in range(60 if LONG else 8):
         commands = [("activate", "/tmp/a"), ("net", "repair", "--sweep")]
-        first = world.lab.popen("niso", *commands.pop(moment // 2 % 2))
-        time.sleep(moment % 12 * 0.02)
+        first = world.lab.popen("niso", *commands.pop(moment % 2))
+        if moment < 2:  # wholly before it
+            first.wait(60)
+        else:
+            time.sleep(moment % (12 if LONG else 6) * 0.04)
         second = world.lab.popen("niso", *commands.pop())
         for each in (first, second):
             _, words = each.communicate(timeout=60)
