@@ -45,13 +45,13 @@ class World(NamedTuple):
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    """db on b, api on a."""
+    """db on b, which lets api in, on a."""
     with underlay("a", "b", "c") as hosts:
         a, b, c = hosts
         for host in (a, b):
             provide_wireguard(host.lab)
         made = Cluster([a, b], 1, 6, "userspace")
-        assert made.activate("b", "db") == DB
+        assert made.activate("b", "db", policy={"allow_from": ["api"]}) == DB
         assert made.activate("a", "api") == API
         answers(made)
         yield World(made, a, b, c)
@@ -111,6 +111,9 @@ def test_nothing_but_wireguard_is_between_the_hosts(world: World) -> None:
         marked = bytes.fromhex(mark) * 4
         assert tunnel.saw(marked) and not under.saw(marked)
         assert ports(under) == {PORT}
+    assert world.cluster.sees("a", DB, "db")
+    world.cluster.activate("a", "evil")
+    assert ask(a, DB, 80, "niso-evil") == "", "it is not allowed to"
     assert "WireGuard (userspace)" in world.cluster.niso("a", "cluster", "status").stdout
     world.cluster.check("a", "b")
     assert os.stat(a.path("/var/lib/niso/cluster/wireguard.key")).st_mode & 0o777 == 0o600
