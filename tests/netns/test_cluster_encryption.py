@@ -138,6 +138,9 @@ def test_dead_process_is_started_again_and_nothing_passes_in_between(world: Worl
         a.run("sysctl", "-qw", f"net.ipv6.conf.{NW}.ignore_routes_with_linkdown=0")
     a.wait_for(lambda: served(world.a), 20, "wireguard-go again")
     world.cluster.niso("a", "net", "repair")
+    # b has a session with the dead one, which it would give up after 15 s only
+    b = world.b.lab
+    b.wait_for(lambda: ask(b, API, 80, "niso-db") == f"api {DB}", 6, "db to api")
     answers(world.cluster)
     world.cluster.check("a")
 

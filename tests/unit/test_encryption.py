@@ -135,6 +135,11 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     done = len(world.kernel.done)
     look(world, engine)
     assert len(world.kernel.done) == done
+    # hosts are shown by their addresses between them, also if nothing answers
+    engine.down = True
+    seen = cluster_hosts.status(world.machine)
+    assert {host.name: host.address for host in seen.hosts} == {"b": "192.0.2.2"}
+    engine.down = False
     # it has gone with all that it had
     engine.revoke(lease)
     assert membership.forget("b") == ["db"]

@@ -33,6 +33,7 @@ _SYSTEMD = "/run/systemd/system"
 _UNIT = "niso-wireguard"
 _ALIVE_S = 180
 """A session without a new handshake ends after this (WireGuard, 6.1)."""
+_HELLO_S = 60
 _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 
 
@@ -118,11 +119,13 @@ def shown(name: str, known: Mapping[str, FarEnd]) -> Shown:
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
     """Make a link as wanted, whether it exists or not. Raises KernelError."""
-    if rtnl.link(link.name) is None:
+    fresh = rtnl.link(link.name) is None
+    if fresh:
         _create(rtnl, link)
     if link.form == USERSPACE and not answers(link.name, link.form):
+        fresh = True
         _serve(link.name)
-    _run(["wg", "syncconf", link.name, "/dev/stdin"], _configuration(link))
+    _configure(link)
     # the process that serves it has set its own MTU
     rtnl.set_link(link.name, mtu=link.mtu, alias=link.alias)
     if sysctl.read(f"net/ipv6/conf/{link.name}/disable_ipv6") == "1":
@@ -134,6 +137,9 @@ def make(rtnl: Rtnl, link: WireGuard) -> None:
     rtnl.add_address(index, link.address)
     rtnl.set_link(link.name, up=True)
     rtnl.add_connected_route(index, link.address)
+    if fresh:  # others may have sessions with the link of before, for up to 15 s (6.5)
+        for seconds in (_HELLO_S, 0):  # the first one is sent at once
+            _configure(link, seconds)
 
 
 def remove(rtnl: Rtnl, name: str) -> None:
@@ -193,7 +199,12 @@ def _serve(name: str) -> None:
         time.sleep(_PAUSE_S)
 
 
-def _configuration(link: WireGuard) -> str:
+def _configure(link: WireGuard, keepalive_s: int = 0) -> None:
+    """Set keys, port and other hosts. Raises KernelError."""
+    _run(["wg", "syncconf", link.name, "/dev/stdin"], _configuration(link, keepalive_s))
+
+
+def _configuration(link: WireGuard, keepalive_s: int) -> str:
     """Return what wg(8) reads. Raises KernelError if the private key cannot be read."""
     path = paths.wireguard_key()
     try:
@@ -204,7 +215,7 @@ def _configuration(link: WireGuard) -> str:
     lines = ["[Interface]", f"PrivateKey = {private}", f"ListenPort = {link.port}"]
     for far in link.others:
         lines += ["[Peer]", f"PublicKey = {far.public}", f"Endpoint = {far.endpoint}"]
-        lines += [f"AllowedIPs = {far.address}/128"]
+        lines += [f"AllowedIPs = {far.address}/128", f"PersistentKeepalive = {keepalive_s}"]
     return "\n".join((*lines, ""))
 
 
