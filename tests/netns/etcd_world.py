@@ -20,7 +20,6 @@ from niso.cluster.etcd import Access, Etcd
 from niso.cluster.requests import NoAnswer
 
 BINARY = shutil.which("etcd") or str(TESTS.parent / ".cache/etcd/usr/bin/etcd")
-UNPACKED = TESTS.parent / ".cache/wireguard"
 START_SECONDS = 30
 
 
@@ -147,6 +146,7 @@ def provide(lab: Lab) -> None:
 
 def provide_wireguard(lab: Lab) -> None:
     """Have a lab find WireGuard's tool and process as if they were installed."""
-    for name in ("wg", "wireguard-go"):
+    for package, name in (("wireguard-tools", "wg"), ("wireguard-go", "wireguard-go")):
         if not shutil.which(name):
-            lab.run("ln", "-s", str(UNPACKED / "usr/bin" / name), f"/usr/local/bin/{name}")
+            unpacked = TESTS.parent / ".cache" / package / "usr/bin" / name
+            lab.run("ln", "-s", str(unpacked), f"/usr/local/bin/{name}")
