@@ -194,6 +194,24 @@ def test_new_key_is_that_of_the_link_and_of_the_cluster_even_after_a_kill(
     assert host.public == public
 
 
+def test_agent_mends_the_link_wholly_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("niso.cluster.agent.MEND_S", 0)
+    calls: list[bool] = []
+    said: list[str] = []
+
+    def mend(whole: bool) -> None:
+        calls.append(whole)
+        if len(calls) == 2:
+            raise Error("wg syncconf: no buffer space available")
+        if len(calls) == 4:
+            agent.stop()
+
+    agent = Agent(Me("a", "id", "5f", "b"), Engine, lambda names: None, said.append, mend=mend)
+    agent._mend()
+    assert calls == [True, False, True, False]
+    assert said == ["wg syncconf: no buffer space available"]
+
+
 def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) -> None:
     membership = Membership(engine)
     with contextlib.suppress(Conflict):

@@ -406,6 +406,7 @@ class Agent:
             try:
                 self.mend(due)
             except Error as error:
+                whole = -LOOK_S
                 self._say(error.message)
             self._over.wait(MEND_S)
 
