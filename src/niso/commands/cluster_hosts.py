@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 
-import niso
 from niso.base import files, paths, wake
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
