@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 
-import niso
 from niso.base import files, paths, wake
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -227,18 +226,17 @@ def restore(machine: Machine, report: Report) -> Joined:
         raise Error(f"{own.address} is no address of this host any more", "ip address lists them")
     with service_lock(LOCK):
         own = _answering(machine, own, report)
-        host = Host(own.host, store.state_id(), own.address, mtu, True, niso.__version__)
-        tunnel = store.across.tunnel()
-        if (tunnel is not None) != bool(own.encryption):
+        if (store.across.tunnel() is not None) != bool(own.encryption):
             raise Error(
                 "cluster.toml and the store differ on whether the cluster is encrypted",
                 "nothing is written: niso cluster leave, and join again",
             )
-        if tunnel is not None:
-            host = host._replace(public=tunnel.public)
         with own.engine() as engine:
             membership = Membership(engine, own.keys)
+            host = as_member(machine, own, mtu)
             made = restoring.restore(store, membership, host, own.encryption)
+            if own.etcd.own:
+                _tend_certificates(machine, own, membership)
         wake.agent()
     return Joined(own, made.identity, _count(own) if own.etcd.own else 0)
 
