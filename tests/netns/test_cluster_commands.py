@@ -221,7 +221,7 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
         assert not left, host.name
         assert host is a or host.name not in states(a)
     for name in ("a", "b", "d"):
-        assert agents[name].wait(40) == 0
+        assert agents[name].wait(40) == 0, agents[name].communicate()
 
 
 def test_cluster_in_an_etcd_with_users_and_a_prefix(hosts: list[Host]) -> None:

@@ -348,8 +348,8 @@ class Agent:
                 for network in store.networks():
                     if network.span is not None:
                         self._watch(self.keys.network(network.name))
-            except Error as error:
-                self._say(error.message)
+            except (Error, OSError) as error:  # files vanish while the host leaves its cluster
+                self._say(error.message if isinstance(error, Error) else str(error))
                 due = not self._over.wait(_about(1.0))
             self._over.wait(LEAST_S)
 
