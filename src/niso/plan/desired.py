@@ -285,8 +285,8 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
 
     A line has the service's addresses on the reader's first network that the service is on, and the
     names that no service on an earlier one has. Its addresses on later ones have a name with the
-    network. The host has a line with the gateways of the first network. A service without a
-    network, or with extra hosts, has a file of its own.
+    network. The host has a line with the gateways of the first one. A service without a network, or
+    with extra hosts, has a file of its own.
     """
     lines = [
         HostsLine(
