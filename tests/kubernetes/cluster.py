@@ -39,6 +39,8 @@ SERVICES_AND_PORTS = (
     "SCTPConnectivity|[lL]oad ?[bB]alancer|LB health|Internet connection|IPerf|Disruptive|ExternalName",
 )
 """What one node can run without a cloud, the Internet, SSH to the node and DNS."""
+INSIDE = {"dash": "sh", "curl": "curl", "nc.openbsd": "nc"}
+"""Programs of this machine in the image of the tests. The shell of busybox would take its own nc."""
 WANTED = {
     "vm/overcommit_memory": 1,
     "vm/panic_on_oom": 0,
@@ -56,6 +58,17 @@ def run(*words: str, check: bool = True, **options: Any) -> subprocess.Completed
     return done
 
 
+def with_libraries(*programs: str) -> dict[str, str]:
+    """Return the files of programs of this machine, and of the libraries that they need: path in the image -> path here."""
+    files = {}
+    for program in programs:
+        files[f"bin/{INSIDE[pathlib.Path(program).name]}"] = os.path.realpath(program)
+        for line in run("ldd", program).stdout.splitlines():
+            for path in re.findall(r"(/\S+) \(", line):
+                files[path.removeprefix("/").removeprefix("usr/")] = os.path.realpath(path)
+    return files
+
+
 def image(name: str, command: list[str], entrypoint: list[str], files: dict[str, str]) -> bytes:
     """An image as ``docker save`` writes it, of static programs: path in it -> path here."""
     layer, whole = io.BytesIO(), io.BytesIO()
@@ -65,7 +78,7 @@ def image(name: str, command: list[str], entrypoint: list[str], files: dict[str,
         for applet in run("/usr/bin/busybox", "--list").stdout.split():
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            if applet != "busybox":
+            if f"bin/{applet}" not in files:
                 tar.addfile(link)
         for folder in ("tmp", "etc", "root"):
             entry = tarfile.TarInfo(folder)
@@ -177,6 +190,15 @@ class Node:
             file.write_text(f"{value}\n")
             run("mount", "--bind", str(file), f"/proc/sys/{name}")
 
+    def internet(self) -> None:
+        """Answer what the tests of networking ask for before they begin, as there is no Internet."""
+        with open("/etc/hosts", "a", encoding="ascii") as hosts:
+            hosts.write("127.0.0.1 google.com\n")
+        (HERE / "www").mkdir()
+        (HERE / "www/index.html").write_text("here\n")
+        words = ("/usr/bin/busybox", "httpd", "-f", "-p", "127.0.0.1:80", "-h", f"{HERE}/www")
+        self.start("internet", *words)
+
     def control_plane(self) -> None:
         self.start(
             "etcd",
@@ -191,6 +213,7 @@ class Node:
                 f"--service-cluster-ip-range={SERVICES}",
                 f"--advertise-address={NODE}",
                 "--allow-privileged=true",
+                "--kubelet-preferred-address-types=InternalIP",
             ),
             *(f"--tls-cert-file={HERE}/server.crt", f"--tls-private-key-file={HERE}/server.key"),
             *(f"--token-auth-file={HERE}/tokens", "--authorization-mode=RBAC"),
@@ -257,7 +280,11 @@ class Node:
                 AGNHOST,
                 ["pause"],
                 ["/agnhost"],
-                {**busybox, "agnhost": str(self.programs / "agnhost")},
+                {
+                    **busybox,
+                    **with_libraries("/usr/bin/dash", "/usr/bin/curl", "/usr/bin/nc.openbsd"),
+                    "agnhost": str(self.programs / "agnhost"),
+                },
             ),
         )
         for data in images:
@@ -401,6 +428,7 @@ def main() -> int:
     node = Node(args.programs.resolve(), args.out.resolve())
     node.mounts()
     node.certificates()
+    node.internet()
     node.control_plane()
     node.runtime()
     node.node()

@@ -130,6 +130,9 @@ def test_pods_have_the_policies_of_their_cluster(cluster: Cluster) -> None:
     web = cluster.create("web", app="web")
     assert cluster.add(web).error("1.1.0") == AGAIN and not links(cluster.plugin, web)
     assert cluster.plugin.call("STATUS", "1.1.0").error("1.1.0") == 50
+    assert cluster.add({**web, "ARGS": "K8S_POD_NAME=web;IgnoreUnknown=1"}).error("1.1.0") == 4
+    for wrong in ({"wait_policy_s": 0}, {"wait_policy_s": "1"}, {"wait": 1}):
+        assert cluster.add(web, extra={"kubernetes": wrong}).error("1.1.0") == 7
     agent = cluster.agent()
     address = cluster.start("web", app="web")
     cluster.start("api", app="api")
