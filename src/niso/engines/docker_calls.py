@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OWNER = BY_INTERFACE
 WAIT_S = 0.05
 """Between two looks for an interface that Docker is moving."""
-_LONGEST_WAIT_S = 120.0  # for Docker to start a container
+_LONGEST_WAIT_S = 120.0  # for Docker to start a container; `attachments` knows it as _MOVING_S
 _GENERIC = "com.docker.network.generic"
 _PORTS = "com.docker.network.portmap"
 _INTERNAL = "com.docker.network.internal"

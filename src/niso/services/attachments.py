@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from niso.services import across
 
 
+_MOVING_S = 120
+"""How long an engine may take to move an interface into a container that it starts."""
+
+
 class Done(NamedTuple):
     """The result of an attachment."""
 
@@ -354,13 +358,27 @@ def lives(kernel: Kernel, attached: Attached) -> bool:
     return not attached.netns or kernel.cookie_at(attached.netns) == attached.cookie
 
 
+def _is_moving(attached: Attached) -> bool:
+    """Return whether the interface of an attachment is on its way into its container.
+
+    The path is a symlink that is made when the interface is handed over. The engine itself detaches
+    a container that ends.
+    """
+    if attached.owner != BY_INTERFACE:
+        return False
+    try:
+        return 0 <= time.time() - os.lstat(attached.netns).st_mtime < _MOVING_S
+    except OSError:
+        return False
+
+
 def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
     """Return the active attachments whose namespace has ended, or those of ``only``."""
     ended = []
     for row in store.attachments.rows():
         if row.active and (only is None or row.name in only):
             attached = store.attachments.get(row.name)
-            if attached is None or not lives(kernel, attached):
+            if attached is None or not (lives(kernel, attached) or _is_moving(attached)):
                 ended.append(row.name)
     return ended
 
@@ -383,7 +401,7 @@ def collect(
         if row is None:
             continue
         is_kept = known is None or attached.id in known
-        if row.active and is_kept and lives(kernel, attached):
+        if row.active and is_kept and (lives(kernel, attached) or _is_moving(attached)):
             continue
         if detach(machine, attached.service, attached.id, report):
             done.append(attached.service)
