@@ -81,7 +81,6 @@ OF_SPANS = {
         for field in ("vni", "local", "port", "mtu", "bridge", "device", "up", "drift")
     ),
     *("Fdb missing", "Fdb foreign", "Fdb.host", "Fdb.fixed"),
-    *("Peer missing", "Peer foreign", "Peer.mac"),
 }
 """Cases of networks that span hosts, which `test_span_kernel` has."""
 
@@ -376,20 +375,25 @@ DAMAGES: dict[str, Damage] = {
         [("foreign", r"^route 10\.77\.0\.0/16 via 10\.99\.2\.1 on eth1 in niso-api$")],
     ),
     "neighbour on the bridge": Damage(
-        ("Neighbour foreign",),
+        ("Peer foreign",),
         lambda w: w.ip(f"neighbour replace 10.99.1.77 {FIXED} dev niso-backend nud permanent"),
-        [("foreign", rf"^neighbour entry 10\.99\.1\.77 {FIXED} on niso-backend$")],
+        [("foreign", r"^neighbour entry 10\.99\.1\.77 on niso-backend$")],
     ),
-    "IPv6 neighbour on the bridge": Damage(
-        ("Neighbour foreign",),
-        lambda w: w.ip(f"neighbour replace fd00:1::77 {FIXED} dev niso-backend nud permanent"),
-        [("foreign", rf"^neighbour entry fd00:1::77 {FIXED} on niso-backend$")],
+    "IPv6 neighbour on the bridge gone": Damage(
+        ("Peer missing",),
+        lambda w: w.ip("neighbour delete fd00:1::2 dev niso-backend"),
+        [("missing", r"^neighbour entry fd00:1::2 on niso-backend$")],
         stack="dual",
     ),
     "neighbour inside": Damage(
-        ("Neighbour foreign",),
+        ("Peer.mac",),
         lambda w: w.ip(f"-n niso-api neighbour replace 10.99.1.1 {FIXED} dev eth0 nud permanent"),
-        [("foreign", rf"^neighbour entry 10\.99\.1\.1 {FIXED} on eth0 in niso-api$")],
+        [("different", r"^neighbour entry 10\.99\.1\.1 on eth0 in niso-api$")],
+    ),
+    "another neighbour inside": Damage(
+        ("Peer foreign",),
+        lambda w: w.ip(f"-n niso-api neighbour replace 10.99.1.77 {FIXED} dev eth0 nud permanent"),
+        [("foreign", r"^neighbour entry 10\.99\.1\.77 on eth0 in niso-api$")],
     ),
     "entry in the bridge's table": Damage(
         ("Neighbour foreign",),

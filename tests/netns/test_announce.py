@@ -50,8 +50,16 @@ def test_neighbours_hear_of_the_new_holder_of_an_address(lab: Lab, nud: str) -> 
         lab.wait_for(
             lambda address=address: known(lab, address) == mac(lab, "api"), 5, f"news of {address}"
         )
-    # what is asked for it leaves nothing behind
-    assert lab.ip_json("neigh", "show", netns="niso-api") == []
+    # the host and its services know each other without asking, so the machine's neighbour table
+    # has as many entries of them as before; what was announced leaves none behind either
+    for address in ("10.99.1.3", "fd00:99::3"):
+        lab.run("ping", "-c", "1", "-W", "3", address)
+    entries = lab.ip_json("neigh", "show", netns="niso-api")
+    entries += lab.ip_json("neigh", "show", "dev", "niso-backend")
+    assert {each["dst"] for each in entries} == {
+        *("10.99.1.1", "fd00:99::1", "10.99.1.2", "fd00:99::2", "10.99.1.3", "fd00:99::3")
+    }
+    assert all(each["state"] == ["PERMANENT"] for each in entries), entries
 
 
 def test_pair_goes_with_a_namespace_that_somebody_holds(lab: Lab) -> None:

@@ -181,11 +181,14 @@ def test_repair_dry_run_prints_the_steps_and_changes_nothing(two: World) -> None
     before = snapshots.take(lab)
     status, planned, _ = two.niso("net", "repair", "--dry-run")
     assert status == 0
-    assert planned.splitlines() == [
+    *steps, neighbour = planned.splitlines()
+    assert steps == [
         "write host_name of peer in the store",
         f"ip netns attach niso-api {two.pid}",
         "ip address add 10.99.2.1/24 dev niso-extra",
     ]
+    # it went with the last IPv4 address of the link
+    assert neighbour.startswith("ip neighbour replace 10.99.2.2 lladdr 0a:")
     assert snapshots.differences(before, snapshots.take(lab)) == []
     assert two.niso("net", "repair", "-v")[2] == planned
 
@@ -235,7 +238,8 @@ def test_service_that_is_not_known_any_more_is_ended(lab: Lab) -> None:
     )
     found = {each["what"] for each in world.check()}
     assert {"process of service 'peer'", "network namespace niso-peer"} < found
-    assert all("peer" in what or "hosts/backend/" in what for what in found), found
+    own = ("peer", "hosts/backend/", "neighbour entry 10.99.1.3 ", "neighbour entry fd00:1::3 ")
+    assert all(any(text in what for text in own) for what in found), found
     world.niso("net", "repair")
     assert world.niso("net", "repair", "-v") == (0, "nothing to repair\n", "")
     assert not lab.path(f"/proc/{pid}").exists()

@@ -63,9 +63,10 @@ BY_HAND = Sysctl("niso-s", "net/ipv6/conf/default/addr_gen_mode", "1")
 SPANS = BRIDGE._replace(mtu=1450)  # else it would follow the MTU of its port
 TUNNEL = Vxlan("nx-b", 4097, "198.51.100.1", 4799, 1450, "niso-b", ALIAS)
 LED = Fdb("nx-b", "0a:00:00:00:00:09", "198.51.100.2")
-KNOWN, KNOWN6 = (Peer("niso-b", a, LED.mac) for a in ("10.99.0.9", "fd00:99::9"))
+KNOWN, KNOWN6 = (Peer("", "niso-b", a, LED.mac) for a in ("10.99.0.9", "fd00:99::9"))
 LINKS = add(BRIDGE, SPACE, IPV6, BY_HAND, PAIR)
 WHOLE = (*LINKS, *add(OWN, OWN6, WAY, WAY6))
+GATEWAY, GATEWAY6 = (Peer("niso-s", "eth0", a, BRIDGE.mac) for a in (WAY.gateway, WAY6.gateway))
 
 CASES: dict[str, tuple[AnyStep, ...]] = {
     "a service": WHOLE,
@@ -89,7 +90,12 @@ CASES: dict[str, tuple[AnyStep, ...]] = {
         *add(OWN, OWN._replace(address="10.99.0.3/24")),
         *delete(OWN),
     ),
-    "the last address takes its routes": (*WHOLE, *delete(OWN)),
+    "the last address takes its routes and neighbours": (
+        *WHOLE,
+        *add(GATEWAY, GATEWAY6),
+        *delete(OWN),
+    ),
+    "the last IPv6 address takes none": (*WHOLE, *add(GATEWAY, GATEWAY6), *delete(OWN6)),
     "route without an address": (*LINKS, *add(WAY)),
     "route without an address, IPv6": (*LINKS, *add(WAY6)),
     "route twice": (*LINKS, *add(OWN, WAY, WAY)),
@@ -98,6 +104,10 @@ CASES: dict[str, tuple[AnyStep, ...]] = {
         *add(OWN, WAY, WAY._replace(gateway="10.99.0.9")),
     ),
     "route that is not there goes": (*LINKS, *delete(WAY)),
+    "permanent neighbours": (*WHOLE, *add(KNOWN, GATEWAY, GATEWAY6)),
+    "they go": (*WHOLE, *add(KNOWN, GATEWAY), *delete(KNOWN, GATEWAY, GATEWAY)),
+    "they go with their links": (*WHOLE, *add(KNOWN, GATEWAY), *delete(PAIR, SPACE, BRIDGE)),
+    "neighbour on no link": (*add(SPACE, GATEWAY), *add(GATEWAY._replace(netns="niso-x"))),
     "a network that spans hosts": add(SPANS, TUNNEL, LED, KNOWN, KNOWN6),
     "its underlay is IPv6": add(
         SPANS, TUNNEL._replace(local="2001:db8::1"), LED._replace(host="2001:db8::2")

@@ -126,7 +126,7 @@ DAMAGES: list[tuple[tuple[str, ...], str, list[tuple[str, str]]]] = [
     ((), "ip link set niso-backend down", [("different", "bridge niso-backend")]),
     (("Vxlan missing",), f"ip link delete {NX}", [("missing", DEVICE)]),
     (
-        ("Vxlan foreign", "Fdb foreign", "Peer foreign"),
+        ("Vxlan foreign", "Fdb foreign"),
         "ip link add nx-stray type vxlan id 9 dstport 4798 && ip link set nx-stray alias {alias} &&"
         f" bridge fdb add 02:00:00:00:00:01 dev {NX} self dst {{nobody}} &&"
         f" bridge fdb add 00:00:00:00:00:00 dev {NX} self dst {{nobody}} permanent &&"
@@ -135,7 +135,7 @@ DAMAGES: list[tuple[tuple[str, ...], str, list[tuple[str, str]]]] = [
             ("foreign", "VXLAN device nx-stray"),
             ("foreign", "forwarding entry 00:00:00:00:00:00 of VXLAN device nx-backend"),
             ("foreign", "forwarding entry 02:00:00:00:00:01 of VXLAN device nx-backend"),
-            ("foreign", "neighbour entry 10.99.1.9 of bridge niso-backend"),
+            ("foreign", "neighbour entry 10.99.1.9 on niso-backend"),
         ],
     ),
     (
@@ -153,16 +153,16 @@ DAMAGES: list[tuple[tuple[str, ...], str, list[tuple[str, str]]]] = [
     ),
     (("Vxlan.bridge",), f"ip link set {NX} nomaster", [("different", DEVICE)]),
     (
-        ("Fdb missing", "Fdb.host", "Peer missing", "Peer.mac"),
+        ("Fdb missing", "Fdb.host"),
         f"bridge fdb delete {API.mac} dev {NX} self && bridge fdb delete {API.mac} dev {NX} master"
         f" && bridge fdb replace {EVIL.mac} dev {NX} self dst {{nobody}} permanent"
         f" && ip neigh delete {API.addresses[1]} dev niso-backend && ip neigh replace"
         f" {API.addresses[0]} lladdr 02:00:00:00:00:01 dev niso-backend nud permanent",
         [
             ("different", f"forwarding entry {EVIL.mac} of VXLAN device nx-backend"),
-            ("different", f"neighbour entry {API.addresses[0]} of bridge niso-backend"),
+            ("different", f"neighbour entry {API.addresses[0]} on niso-backend"),
             ("missing", f"forwarding entry {API.mac} of VXLAN device nx-backend"),
-            ("missing", f"neighbour entry {API.addresses[1]} of bridge niso-backend"),
+            ("missing", f"neighbour entry {API.addresses[1]} on niso-backend"),
         ],
     ),
     (

@@ -182,7 +182,8 @@ def test_first_service_is_made_referents_first_and_taken_away_in_reverse() -> No
         for s in diff(one, empty)
     ]
     assert list(dict.fromkeys(kind_of)) == [
-        *("NftTransaction", "Bridge", "Netns", "Sysctl", "Veth", "Address", "Route", "HostsEdit"),
+        *("NftTransaction", "Bridge", "Netns", "Sysctl", "Veth", "Address", "Route", "Peer"),
+        "HostsEdit",
     ]
     kind_of = [
         type(s.thing).__name__ if isinstance(s, Step) else type(s).__name__
@@ -195,7 +196,8 @@ def test_service_that_goes_deletes_only_its_link_namespace_and_elements() -> Non
     """The link first: who holds the namespace must not have it on the bridge when its guards are gone."""
     steps = diff(state(DB), state(API, DB))
     (link,) = {veth.name for veth in state(API, DB)[Veth] - state(DB)[Veth]}
-    assert [s.thing.name for s in steps if isinstance(s, Step) and s.action == "delete"] == [
+    assert [s.thing.key()[-1] for s in steps if isinstance(s, Step) and s.action == "delete"] == [
+        "10.99.0.2",
         link,
         "niso-api",
     ]
@@ -230,6 +232,8 @@ def test_new_address_comes_before_the_old_one_goes_and_route_stays() -> None:
     steps = [s for s in diff(state(moved), state(API)) if isinstance(s, Step)]
     assert [(s.action, s.thing.address) for s in steps] == [
         ("add", "10.99.0.9/24"),
+        ("add", "10.99.0.9"),  # the host's neighbour entry
+        ("delete", "10.99.0.2"),
         ("delete", "10.99.0.2/24"),
     ]
 

@@ -363,7 +363,14 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
             else None
         )
         return link is None or link in bridges
-    if kind in ("Netns", "Veth", "Address", "Route", "Sysctl"):
+    if kind == "Peer" and not thing.netns:
+        return thing.address in {
+            address
+            for service in active
+            for endpoint in service.endpoints
+            for address in endpoint.addresses
+        }
+    if kind in ("Netns", "Veth", "Address", "Route", "Sysctl", "Peer"):
         netns = thing.name if kind == "Netns" else thing.netns
         return netns in {names.netns(service) for service in services}
     if kind == "HostsFile":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from niso.api.session import Session
     from niso.plan import records
     from niso.runtime.health import Health, Target
+    from niso.runtime.status import Status
     from niso.store.store import ServiceRow, Store
 
 
@@ -233,12 +234,12 @@ def _line(
 ) -> ServiceLine:
     """Return the line of a service; ``notes`` are `interrupted` and `audit_until`."""
     interrupted, audit_until = notes
-    status, uptime, process = _status(session, store, row)
+    status, now = _status(session, store, row)
     address, ports = tuple[str, ...](), tuple[Port, ...]()
     if row.active:
         address = tuple(address for _, address in store.addresses(row.name))
         ports = rows((port for _, port in store.ports(row.name)), store.port_families(row.name))
-    uptime = None if uptime is None else round(uptime, 3)
+    uptime = None if now is None else _uptime(now)
     return ServiceLine(
         row.name,
         status,
@@ -246,28 +247,24 @@ def _line(
         row.mode,
         address,
         ports,
-        uptime,
+        None if uptime is None else round(uptime, 3),
         interrupted,
-        process.ended_at if process else None,
+        None if now is None else _ended_at(now),
         audit_until,
     )
 
 
-def _status(
-    session: Session, store: Store, row: ServiceRow
-) -> tuple[str, float | None, Process | None]:
-    """Return (status, uptime in seconds, process) of a service."""
+def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
+    """Return the status of a service, and that of its process if it should have one."""
     if not row.has_process:
-        return _fate(session, store, row), None, None
+        return _fate(session, store, row), None
     if not row.active:
-        return "inactive", None, None
+        return "inactive", None
     from niso.runtime import logs
     from niso.runtime import status as process
 
     logs.rotate_if_large(row.name)
     now = process.read(row.name, closely=True)
-    running = now.state == "running"
-    uptime = now.lives_s if running else None
     status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
     if row.is_job and (
         (now.state == "exited" and now.exit_code == 0)
@@ -275,17 +272,27 @@ def _status(
         or (now.state == "none" and store.intent(row.name) is None)
     ):
         status = "completed"
-    return (
-        status,
-        uptime,
-        Process(
-            now.pid,
-            now.exit_code,
-            process.out_of_memory(row.name),
-            now.restarts,
-            time_text(now.started_at),
-            None if running else time_text(now.ended_at),
-        ),
+    return status, now
+
+
+def _uptime(now: Status) -> float | None:
+    return now.lives_s if now.state == "running" else None
+
+
+def _ended_at(now: Status) -> str | None:
+    return None if now.state == "running" else time_text(now.ended_at)
+
+
+def _process(service: str, now: Status) -> Process:
+    from niso.runtime import status
+
+    return Process(
+        now.pid,
+        now.exit_code,
+        status.out_of_memory(service),
+        now.restarts,
+        time_text(now.started_at),
+        _ended_at(now),
     )
 
 
@@ -345,7 +352,7 @@ def everything(session: Session, store: Store, name: str) -> Service:
     attached = None if row.has_process else store.attachments.get(row.name)
     netns = paths.netns_path(row.name) if spec is None else spec.netns or None
     hostname = row.require_service().hostname if spec is None else spec.hostname
-    status, uptime, process = _status(session, store, row)
+    status, now = _status(session, store, row)
     health = _healths(session, store, [row]).get(row.name)
     endpoints = _endpoints(store, row)
     families = store.port_families(row.name)
@@ -358,8 +365,8 @@ def everything(session: Session, store: Store, name: str) -> Service:
         mode=row.mode,
         shares=row.provider,
         shared_by=tuple(store.sharers(row.name)),
-        uptime=uptime,
-        process=process,
+        uptime=None if now is None else _uptime(now),
+        process=None if now is None else _process(row.name, now),
         hostname=hostname or (os.uname().nodename if row.mode == "host" else ""),
         names=tuple(store.names(row.name)),
         networks=tuple(endpoint.network for endpoint in endpoints),

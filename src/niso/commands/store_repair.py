@@ -49,17 +49,19 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
     copy = store.in_memory()
     try:
         copy.drop_orphans()
+        before, restored = copy.rows_of_all(), []
         for row in copy.services():
             spec = row.service
             if copy.intent(row.name) is None and spec is not None:
-                before = copy.rows(row.name)
                 _restore(kernel, copy, row, spec)
-                after = copy.rows(row.name)
-                defects += [
-                    Defect("missing", table, row.name)
-                    for table, rows in after.items()
-                    if not set(map(repr, rows)) <= set(map(repr, before[table]))
-                ]
+                restored.append(row.name)
+        after = copy.rows_of_all()
+        defects += [
+            Defect("missing", table, name)
+            for name in restored
+            for table, rows in after.items()
+            if not rows.get(name, set()) <= before[table].get(name, set())
+        ]
         if store.any_active() and store.sysctls_before().keys() != _sysctls(kernel, copy):
             defects.append(Defect("missing", "sysctl", ""))
     finally:

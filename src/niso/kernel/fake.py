@@ -427,15 +427,16 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         promotes = prefix.version == 6 or self.sysctls.get((address.netns, PROMOTE)) == "1"
         for other in of_prefix if of_prefix[0] == address and not promotes else [address]:
             del self.addresses[other]
-        is_6 = prefix.version == 6
-        if not any((":" in a.address) == is_6 for a in on_link if a in self.addresses):
-            # the last one of its family (fib_disable_ip)
+        left = (a for a in on_link if a in self.addresses)
+        if prefix.version == 4 and all(":" in other.address for other in left):
+            # the last IPv4 one (fib_disable_ip)
             self.routes = {
                 key: route
                 for key, route in self.routes.items()
                 if (route.netns, route.link) != (address.netns, address.link)
-                or (":" in route.destination) != is_6
+                or ":" in route.destination
             }
+            self.lose_neighbours(address.netns, address.link)
 
     def _route(self, step: Step[Route], route: Route) -> None:
         refuse_unless(not route.netns or self.is_space(route.netns), errno.ENOENT, route)

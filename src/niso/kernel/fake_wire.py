@@ -10,6 +10,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.fake_tables import refuse_unless
 from niso.kernel.kinds.bridge import Bridge
 from niso.kernel.kinds.kind import Step, kind_of
+from niso.kernel.kinds.peer import Peer
 from niso.kernel.kinds.vxlan import Vxlan
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class FakeWire:
         self.bridges: dict[str, Bridge] = {}
         self.vxlans: dict[str, Vxlan] = {}
         self.others: dict[type, dict[tuple[str, ...], Any]] = {}
+        self.is_space: Callable[[str], bool]
         self._absent: Callable[[int, object], None]
         self._check_new: Callable[[str], None]
         self._places: Callable[[], set[str]]
@@ -60,6 +62,8 @@ class FakeWire:
             if things.pop(thing.key(), None) is None:
                 self._absent(errno.ENOENT, thing)
             return
+        netns = kind_of(thing).space(thing)
+        refuse_unless(not netns or self.is_space(netns), errno.ENOENT, thing)
         refuse_unless(
             all(place in self._places() for place in kind_of(thing).hangs_on(thing)),
             errno.ENODEV,
@@ -68,6 +72,14 @@ class FakeWire:
         if step.action == "add" and not kind_of(thing).replaces:
             refuse_unless(thing.key() not in things, errno.EEXIST, thing)
         things[thing.key()] = thing
+
+    def lose_neighbours(self, netns: str, link: str) -> None:
+        """Forget the IPv4 neighbours of a link that has no IPv4 address any more."""
+        self.others[Peer] = {
+            key: peer
+            for key, peer in self.others.get(Peer, {}).items()
+            if (peer.netns, peer.link) != (netns, link) or ":" in peer.address
+        }
 
     def _others_gone(self, place: str) -> None:
         for kind, things in self.others.items():

@@ -2,7 +2,7 @@
 
 An entry of an address sends its packets to that MAC without ARP. An entry of a MAC, in a bridge's
 forwarding table, sends its frames to a port; in that of a VXLAN device, to another host. niso adds
-one of the second kind for each service's MAC, and all three for each service of another host.
+the first two for each service, and all three for each service of another host.
 """
 
 from __future__ import annotations
@@ -45,15 +45,21 @@ class Table(NamedTuple):
     most: int
 
 
-class Fixed(NamedTuple):
-    """A permanent entry.
-
-    In a bridge's table ``address`` is empty and ``link_index`` is the port.
-    """
+class Permanent(NamedTuple):
+    """A permanent entry of an address."""
 
     link_index: int
     address: str
     mac: str
+
+
+class Fixed(NamedTuple):
+    """A static entry of a bridge's table."""
+
+    link_index: int  # of the port
+    mac: str
+    is_local: bool = False
+    """Whether frames to the MAC are for the host. The kernel adds those of the ports' own MACs."""
 
 
 def tables(rtnl: Rtnl) -> list[Table]:
@@ -83,50 +89,34 @@ def tables(rtnl: Rtnl) -> list[Table]:
     return found
 
 
-def of_link(rtnl: Rtnl, link_index: int) -> list[Fixed]:
-    """Return the permanent entries of a link's addresses, of both families. Raises KernelError."""
+def permanent(rtnl: Rtnl) -> list[Permanent]:
+    """Return the permanent entries of addresses, of both families. Raises KernelError."""
 
-    def parse(body: bytes) -> Fixed | None:
+    def parse(body: bytes) -> Permanent | None:
         family, index, state, _, _ = _ndmsg.unpack_from(body)
-        entry = attributes(body, 12)
-        if (
-            index != link_index
-            or not state & _PERMANENT
-            or family not in _FAMILIES
-            or _DST not in entry
-        ):
+        if not state & _PERMANENT or family not in _FAMILIES:
             return None
-        return Fixed(index, socket.inet_ntop(family, entry[_DST]), entry.get(_LLADDR, b"").hex(":"))
+        entry = attributes(body, 12)
+        if _DST not in entry:
+            return None
+        address = socket.inet_ntop(family, entry[_DST])
+        return Permanent(index, address, entry.get(_LLADDR, b"").hex(":"))
 
-    return [
-        entry
-        for family in _FAMILIES
-        for entry in rtnl.dump(
-            "list neighbours", _GETNEIGH, _request(family) + u32(_IFINDEX, link_index), parse
-        )
-    ]
+    return rtnl.dump("list neighbours", _GETNEIGH, _request(socket.AF_UNSPEC), parse)
 
 
-def of_bridge(rtnl: Rtnl, bridge_index: int, own: set[str]) -> list[Fixed]:
-    """Return the entries of a bridge's table that were not learned.
-
-    ``own`` are the MACs of its ports and of itself, for which the kernel adds entries. Raises
-    KernelError.
-    """
+def of_bridge(rtnl: Rtnl, bridge_index: int) -> list[Fixed]:
+    """Return the entries of a bridge's table that were not learned. Raises KernelError."""
 
     def parse(body: bytes) -> Fixed | None:
         _, index, state, flags, _ = _ndmsg.unpack_from(body)
-        mac = attributes(body, 12).get(_LLADDR, b"").hex(":")
-        if (
-            not state & (_NOARP | _PERMANENT)
-            or flags & _SELF
-            or (state & _PERMANENT and mac in own)
-        ):
+        if not state & (_NOARP | _PERMANENT) or flags & _SELF:
             return None
-        return Fixed(index, "", mac)
+        mac = attributes(body, 12).get(_LLADDR, b"").hex(":")
+        return Fixed(index, mac, bool(state & _PERMANENT))
 
     body = _request(_AF_BRIDGE) + u32(_MASTER, bridge_index)
-    return list(dict.fromkeys(rtnl.dump("list a bridge's table", _GETNEIGH, body, parse)))
+    return rtnl.dump("list a bridge's table", _GETNEIGH, body, parse)
 
 
 def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
@@ -145,6 +135,13 @@ def fix(rtnl: Rtnl, port_index: int, mac: str) -> None:
     flags = netlink.CREATE | netlink.REPLACE
     what = f"add the forwarding entry of {mac} for link {port_index}"
     rtnl.transact(Message(what, _NEWNEIGH, flags, body))
+
+
+def unfix(port_index: int, mac: str) -> Message:
+    """Return the message that deletes a bridge's entry of a MAC; no-op if it is gone."""
+    body = _request(_AF_BRIDGE, port_index, _MASTERS) + _mac(mac)
+    what = f"delete the forwarding entry of {mac}"
+    return Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV))
 
 
 def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
@@ -199,9 +196,8 @@ def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
     """Return the messages that delete both entries of a MAC; no-op for missing ones."""
     what = f"delete the forwarding entry of {mac}"
     gone = (errno.ENOENT, errno.ENODEV)
-    body = _request(_AF_BRIDGE, index, _MASTERS) + _mac(mac)
     device = Message(what, _DELNEIGH, 0, _request(_AF_BRIDGE, index, _SELF) + _mac(mac), gone)
-    return [Message(what, _DELNEIGH, 0, body, gone), device] if port else [device]
+    return [unfix(index, mac), device] if port else [device]
 
 
 def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
@@ -229,16 +225,6 @@ def forget(index: int, address: str) -> Message:
     body = _request(_family(address), index) + _address(_DST, address)
     what = f"delete neighbour {address} of link {index}"
     return Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV))
-
-
-def delete(rtnl: Rtnl, entry: Fixed) -> None:
-    """Delete an entry; no-op if it is gone. Raises KernelError."""
-    if entry.address:
-        rtnl.transact(forget(entry.link_index, entry.address))
-        return
-    body = _request(_AF_BRIDGE, entry.link_index, _MASTERS) + _mac(entry.mac)
-    what = f"delete neighbour {entry.mac} of link {entry.link_index}"
-    rtnl.transact(Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV)))
 
 
 def _family(address: str) -> int:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from niso.kernel.interface import Foreign
     from niso.kernel.kinds.kind import Kind, Thing
+    from niso.kernel.neighbours import Fixed
     from niso.kernel.rtnetlink import Rtnl
     from niso.kernel.rtnl_records import Link, LinkAddress, LinkRoute
     from niso.kernel.rtnl_sockets import Sockets
@@ -46,6 +47,9 @@ class Space:
         self._addresses: dict[int, list[LinkAddress]] = {}
         self._routes: dict[int, list[LinkRoute]] = {}
         self._all: list[Link] | None = None
+        self._by_index: dict[int, Link] | None = None
+        self._all_routes: list[LinkRoute] | None = None
+        self._tables: dict[int, set[Fixed]] = {}
         self._of_concern: list[Link] | None = None
 
     @property
@@ -58,9 +62,22 @@ class Space:
         return self._things.get(kind, ())
 
     def link(self, name: str) -> Link | None:
+        """Return a link; when everything is read, from the list of all that `all_links` asks for.
+
+        A name that is not in it may be an alternative one, which the kernel knows.
+        """
+        if self.reading.everything:
+            self.all_links()
         if name not in self._links:
             self._links[name] = self.rtnl.link(name)
         return self._links[name]
+
+    def other_end(self, link: Link) -> Link | None:
+        """Return the other end of a veth link of another namespace, if it is in this one."""
+        if self._by_index is None:
+            self._by_index = {each.index: each for each in self.all_links()}
+        end = self._by_index.get(link.peer_index)
+        return end if end is not None and end.peer_index == link.index else None
 
     def own_link(self, name: str) -> Link | None:
         """Return the link if it is niso's; record or raise a Conflict if it is not."""
@@ -80,6 +97,7 @@ class Space:
     def all_links(self) -> list[Link]:
         if self._all is None:
             self._all = self.rtnl.links()
+            self._links.update((link.name, link) for link in self._all)
         return self._all
 
     def links_of_concern(self) -> list[Link]:
@@ -111,9 +129,26 @@ class Space:
         return self._addresses[link.index]
 
     def routes(self, link: Link) -> list[LinkRoute]:
+        """Return the routes of a link; with strays in a service, out of `all_routes`."""
+        if self.name and self.reading.strays:
+            return [route for route in self.all_routes() if route.index == link.index]
         if link.index not in self._routes:
             self._routes[link.index] = self.rtnl.routes(link.index)
         return self._routes[link.index]
+
+    def all_routes(self) -> list[LinkRoute]:
+        """Return all routes of the main table. A host can have a million."""
+        if self._all_routes is None:
+            self._all_routes = self.rtnl.routes()
+        return self._all_routes
+
+    def bridge_table(self, bridge_index: int) -> set[Fixed]:
+        """Return the entries of a bridge's table that were not learned."""
+        if bridge_index not in self._tables:
+            from niso.kernel import neighbours
+
+            self._tables[bridge_index] = set(neighbours.of_bridge(self.rtnl, bridge_index))
+        return self._tables[bridge_index]
 
 
 class Reading:

@@ -130,7 +130,7 @@ def _remote(remote: Remote, networks: dict[str, Network]) -> Iterator[Thing]:
         link = names.vxlan(network.name)
         mac = names.mac(remote.name, network.name, network.span.cluster)
         yield Fdb(link, mac, remote.host)
-        yield from (Peer(network.bridge, address, mac) for address in endpoint.addresses)
+        yield from (Peer("", network.bridge, address, mac) for address in endpoint.addresses)
         yield from nft.claim(
             remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses
         )
@@ -170,6 +170,10 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             (address, subnet.cidr)
             for subnet, address in zip(network.subnets, endpoint.addresses, strict=True)
         ]
+        gateway_mac = names.mac("", network.bridge, alias)
+        for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
+            yield Peer("", network.bridge, address, mac)
+            yield Peer(netns, inner, subnet.gateway, gateway_mac)
         yield from nft.endpoint(service.name, host_end, mac, pairs, service.limits, network.observe)
         if network.span is not None:
             yield nft.here(service.name, network.span.vni, mac)

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from niso.base.errors import ProcessError
+from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.findings import Finding
 from niso.plan.process_spec import ProcessSpec
@@ -260,6 +260,15 @@ class FakeProcesses:
         self.kernel.inhabited.pop(run.pid, None)
         del self.current[service]
         forget_health(service)
+
+    def stop_all(self, services: Iterable[str]) -> dict[str, Error]:
+        errors: dict[str, Error] = {}
+        for service in services:
+            try:
+                self.stop(service, 0)
+            except Error as error:
+                errors[service] = error
+        return errors
 
     def end_unrecorded(self, services: Collection[str]) -> None:
         pass

@@ -12,7 +12,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from niso.base import failpoint, paths, trees
@@ -33,10 +33,13 @@ from niso.runtime.pids import (
 from niso.runtime.spec import cgroup_of, load, read_json, save
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _KILL_S = 10.0
 """How long a process may take to end after SIGKILL."""
+_AT_ONCE = 500
+"""The most containers that one crun deletes: an argument has at most 128 KiB (execve(2))."""
 
 
 _FILES, _BYTES, _INODES = 64, 1 << 18, 64
@@ -204,22 +207,63 @@ def stop(service: str, timeout_s: float | None = None) -> None:
     Sends SIGTERM, then SIGKILL after ``timeout_s`` seconds (default: the spec's stop timeout).
     The restart policy does not apply. Raises `ProcessError` if a process does not end.
     """
-    folder = paths.service_dir(service)
     try:
-        _end_orphans(service, None)
-        if not os.path.isdir(folder):
-            return
-        spec = load(service)
-        if timeout_s is None:
-            timeout_s = spec.stop_timeout_s if spec else 0.0
-        unit.stand_in(service, status.conmon(service))
-        _end_all(service, spec, status.bundles(folder), timeout_s)
-        failpoint.hit(f"remove the runtime files of {service}")
-        trees.remove(folder)
-        exit_command.remove_unused()
-        forget_health(service)
+        if _end_runs(service, timeout_s):
+            _delete([service])
+            _remove(service)
     except OSError as error:
         raise _failed(service, "stop", error) from error
+
+
+def stop_all(services: Iterable[str]) -> dict[str, Error]:
+    """As `stop` with a timeout of 0 s for each service, with one process of crun for all.
+
+    Returns the errors by service.
+    """
+    errors: dict[str, Error] = {}
+
+    def each(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
+        """Return the services for which ``do`` returns true."""
+        done = []
+        for name in names:
+            try:
+                if do(name):
+                    done.append(name)
+            except ProcessError as error:
+                errors[name] = error
+            except OSError as error:
+                errors[name] = _failed(name, "stop", error)
+        return done
+
+    ended = each(services, lambda name: _end_runs(name, 0))
+    _delete(ended)
+    each(ended, _remove)
+    return errors
+
+
+def _end_runs(service: str, timeout_s: float | None) -> bool:
+    """End the process of a service and its conmon; False if it has no runtime state."""
+    folder = paths.service_dir(service)
+    _end_orphans(service, None)
+    if not os.path.isdir(folder):
+        return False
+    spec = load(service)
+    if timeout_s is None:
+        timeout_s = spec.stop_timeout_s if spec else 0.0
+    unit.stand_in(service, status.conmon(service))
+    _end_all(service, spec, status.bundles(folder), timeout_s)
+    return True
+
+
+def _remove(service: str) -> bool:
+    """Remove the runtime state of a service that crun does not know any more."""
+    trees.remove(_crun_state(service))  # crun cannot read what an interrupted create left
+    _end_cgroup(service, load(service))
+    failpoint.hit(f"remove the runtime files of {service}")
+    trees.remove(paths.service_dir(service))
+    exit_command.remove_unused()
+    forget_health(service)
+    return True
 
 
 def forget_health(service: str) -> None:
@@ -232,6 +276,8 @@ def abandon(spec: ProcessSpec, bundle: str) -> None:
     """Clean up a run that failed to start; keep other files. Raises `ProcessError`."""
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
+        clear(spec.service)
+        _end_cgroup(spec.service, spec)
         trees.remove(bundle)
 
 
@@ -241,6 +287,10 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
 
 
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
+    """End the processes of runs and their conmons.
+
+    crun deletes the container afterwards: a conmon in the middle of a create could complete it.
+    """
     failpoint.hit(f"stop the process of {service}")
     for bundle in runs:
         _touch(f"{bundle}/{status.STOPPING}")
@@ -249,8 +299,9 @@ def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s:
     failpoint.hit(f"remove what is left of the process of {service}")
     for bundle in runs:
         end_conmon(bundle)
-    # Last: a conmon in the middle of a create could have completed it after an earlier delete.
-    clear(service)
+
+
+def _end_cgroup(service: str, spec: ProcessSpec | None) -> None:
     if spec is not None:
         _kill_cgroup(service, cgroup_of(spec))
         cgroup.remove_with_parent(cgroup_of(spec))
@@ -323,11 +374,24 @@ def _conmons(services: Collection[str]) -> list[tuple[int, str]]:
 
 def clear(service: str) -> None:
     """Delete the container from crun, in whatever state it is; no-op if crun has none."""
-    state = os.path.join(crun.state_dir(), crun.container_id(service))
-    if os.path.isdir(state):
-        crun.run("delete", "--force", crun.container_id(service))
-        # crun cannot read what an interrupted create left.
-        trees.remove(state)
+    _delete([service])
+    # crun cannot read what an interrupted create left.
+    trees.remove(_crun_state(service))
+
+
+def _delete(services: Iterable[str]) -> None:
+    """Have crun delete containers; those that it cannot read stay."""
+    known = [name for name in services if os.path.isdir(_crun_state(name))]
+    if len(known) == 1:
+        crun.run("delete", "--force", crun.container_id(known[0]))
+        return
+    for at in range(0, len(known), _AT_ONCE):
+        names = "|".join(map(crun.container_id, known[at : at + _AT_ONCE]))
+        crun.run("delete", "--force", "--regex", f"^({names})$")
+
+
+def _crun_state(service: str) -> str:
+    return os.path.join(crun.state_dir(), crun.container_id(service))
 
 
 def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:

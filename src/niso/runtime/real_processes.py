@@ -11,6 +11,7 @@ from niso.runtime import exit_command, process, status
 from niso.runtime.spec import load, read_state, save
 
 if TYPE_CHECKING:
+    from niso.base.errors import Error
     from niso.plan.findings import Finding
     from niso.plan.records import Healthcheck
     from niso.runtime.health import Probe
@@ -83,6 +84,9 @@ class RealProcesses:
 
     def stop(self, service: str, timeout_s: float | None = None) -> None:
         process.stop(service, timeout_s)
+
+    def stop_all(self, services: Iterable[str]) -> dict[str, Error]:
+        return process.stop_all(services)
 
     def end_unrecorded(self, services: Collection[str]) -> None:
         process.end_unrecorded_conmons(services)

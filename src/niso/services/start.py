@@ -315,15 +315,21 @@ class _Starting:
             ]
             health.advance(probes, pidfds, 0.0 if over else until)
         self._created()
-        end = next((waiter for waiter in self._ends if waiter.is_over), None)
-        if end is not None:
-            self._ends.remove(end)
-            end.close()
-            self._processes.stop(end.start.name, 0)
-            self._start(end.start)
+        self._stop_ended()
         for waiter in list(self._waits):
             waiter.step()
             self._look(waiter)
+
+    def _stop_ended(self) -> None:
+        """Stop all processes that have ended, or exceeded their timeout; their starts are next."""
+        over = [end for end in self._ends if end.is_over]
+        for end in over:
+            self._ends.remove(end)
+            end.close()
+        errors = self._processes.stop_all([end.start.name for end in over])
+        if errors:
+            raise next(iter(errors.values()))
+        self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
         """Record the end of a process that was meant to end, and return whether it was.

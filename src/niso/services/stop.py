@@ -121,12 +121,6 @@ def stop(
     clear: list[str] = []
     errors: dict[str, Error] = {}
 
-    def remove(name: str) -> None:
-        try:
-            processes.stop(name, 0)
-        except Error as error:
-            errors[name] = error
-
     try:
         while left or asked:
             ready = [name for name in left if not dependents[name]]
@@ -142,16 +136,14 @@ def stop(
                     os.close(pidfd)
                 if until <= time.monotonic():
                     clear.remove(name)
-                    remove(name)
+                    errors |= processes.stop_all([name])
                 for waiting in dependents.values():
                     waiting.discard(name)
     finally:
         for pidfd, _ in asked.values():
             if pidfd >= 0:
                 os.close(pidfd)
-    for name in clear:
-        remove(name)
-    return errors
+    return errors | processes.stop_all(clear)
 
 
 def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:

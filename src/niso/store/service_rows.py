@@ -224,6 +224,16 @@ class IntentRows:
             ]
         return rows
 
+    def rows_of_all(self) -> dict[str, dict[str, set[tuple[object, ...]]]]:
+        """Return the rows of all services by table and service, one query for each table."""
+        found: dict[str, dict[str, set[tuple[object, ...]]]] = {}
+        for table in ROW_TABLES:
+            key = "name" if table == "service" else "service"
+            by_service = found[table] = {}
+            for service, *row in self._db.execute(f"SELECT {key}, * FROM {table}"):
+                by_service.setdefault(service, set()).add(tuple(row))
+        return found
+
 
 class StackRows:
     """The queries of the store for stacks."""

@@ -39,6 +39,10 @@ class _Addresses(Kind[Address]):
     def links(self, thing: Address) -> tuple[str, ...]:
         return (thing.link,)
 
+    def place(self, thing: Address) -> str:
+        """Return what contains the link's IPv4 neighbours: they go with its last IPv4 address."""
+        return "" if ":" in thing.address else f"{link_place(thing.netns, thing.link)} IPv4"
+
     def lies_in(self, thing: Address) -> tuple[str, ...]:
         return (netns_place(thing.netns), link_place(thing.netns, thing.link))
 

@@ -75,7 +75,12 @@ class _Bridges(Kind[Bridge]):
         return f"bridge {thing.name}"
 
     def conditions(self, thing: Bridge, was: Bridge) -> Iterable[str]:
-        return () if was.up else (f"{self.place(was)} down",)
+        from niso.kernel.bridge_flags import ARP_OFF
+
+        if was.mac != thing.mac or ARP_OFF in was.drift:
+            yield f"{self.place(was)} forgets"
+        if not was.up:
+            yield f"{self.place(was)} down"
 
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":

@@ -1,7 +1,9 @@
-"""Define the kind of neighbour entries of services of other hosts, on the bridge of a network.
+"""Define the kind of permanent neighbour entries: addresses of services, and their gateways.
 
-The bridge answers ARP requests and neighbour solicitations of its services with them
-(neigh_suppress), so that none has to cross to another host.
+The host has one on the bridge for each address of a service, and a service has one for each of its
+gateways. So a packet between them needs no ARP and no place in the machine's neighbour table, which
+has room for 1,024 others (gc_thresh3, arp(7)). For services of other hosts the bridge also answers
+ARP requests and neighbour solicitations with them (neigh_suppress), so that none has to cross.
 """
 
 from __future__ import annotations
@@ -9,89 +11,111 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel.kinds.bridge import Bridge
 from niso.kernel.kinds.fdb import AT_ONCE
-from niso.kernel.kinds.kind import Kind, Step, link_place
-from niso.kernel.kinds.vxlan import Vxlan
+from niso.kernel.kinds.kind import Kind, Step, in_netns, inside, link_place, netns_place
 
 if TYPE_CHECKING:
-    from niso.kernel.reading import Reading, Space
+    from niso.kernel.reading import Space
+    from niso.kernel.rtnl_records import Link
     from niso.kernel.writing import Writer
 
 
 class Peer(NamedTuple):
-    link: str  # the bridge
+    netns: str
+    link: str  # the bridge, or the service's end of its veth pair
     address: str
     mac: str
 
     def key(self) -> tuple[str, ...]:
-        return (self.link, self.address)
+        return (self.netns, self.link, self.address)
 
 
 class _Peers(Kind[Peer]):
     replaces = True
 
+    def space(self, thing: Peer) -> str:
+        return thing.netns
+
     def lies_in(self, thing: Peer) -> tuple[str, ...]:
-        return (link_place("", thing.link),)
+        return (netns_place(thing.netns), link_place(thing.netns, thing.link))
 
     def describe(self, step: Step[Peer]) -> str:
         peer = step.thing
+        start = f"{inside(peer.netns)}neighbour"
         if step.action == "delete":
-            return f"ip neighbour delete {peer.address} dev {peer.link}"
+            return f"{start} delete {peer.address} dev {peer.link}"
         entry = f"{peer.address} lladdr {peer.mac} dev {peer.link}"
-        return f"ip neighbour replace {entry} nud permanent"
+        return f"{start} replace {entry} nud permanent"
 
     def what(self, thing: Peer) -> str:
-        return f"neighbour entry {thing.address} of bridge {thing.link}"
+        return f"neighbour entry {thing.address} on {thing.link}{in_netns(thing.netns)}"
 
     def follows_from(self, thing: Peer, was: Peer | None) -> tuple[str, ...]:
-        """Return the conditions under which the kernel drops all entries of the link."""
-        link = link_place("", thing.link)
-        return (
-            (f"{link} down", f"{link} without IPv6") if ":" in thing.address else (f"{link} down",)
-        )
+        """Return the conditions under which the kernel drops all entries of the link.
+
+        IPv4 ones go with the link's last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
+        A link forgets all when its MAC changes or ARP is switched (neigh_changeaddr).
+        """
+        link = link_place(thing.netns, thing.link)
+        lost = (f"{link} down", f"{link} forgets")
+        if ":" in thing.address:
+            whole = link_place(thing.netns, "all")
+            return (*lost, f"{whole} without IPv6", f"{link} without IPv6")
+        return (*lost, f"{link} IPv4")
 
     def read(self, space: Space, things: Collection[Peer]) -> Iterable[Peer]:
-        if space.name:
-            return
+        """Read the candidates; with strays also all other permanent entries of services' links.
+
+        Those of bridges are read only with everything, since they belong to many services.
+        """
         from niso.kernel import neighbours
 
         reading = space.reading
-        if reading.everything:
-            for bridge in sorted(bridges_that_span(reading)):
-                if (link := space.link(bridge)) is not None:
-                    for entry in neighbours.of_link(space.rtnl, link.index):
-                        yield Peer(bridge, entry.address, entry.mac)
+        if reading.everything or (space.name and reading.strays):
+            links = {link.index: link.name for link in _links(space)}
+            for entry in neighbours.permanent(space.rtnl) if links else ():
+                if entry.link_index in links:
+                    name = links[entry.link_index]
+                    yield Peer(space.name, name, entry.address, entry.mac)
             return
         for thing in things:
-            link = space.own_link(thing.link)
+            link = space.link(thing.link) if space.name else space.own_link(thing.link)
             if link is not None:
                 mac = neighbours.mac_of(space.rtnl, link.index, thing.address)
                 if mac:
                     yield thing._replace(mac=mac)
 
+    def is_read_back(self, thing: Peer) -> bool:
+        """Read back the host's only: the kernel took those of services with an acknowledgement."""
+        return not thing.netns
+
     def batch(self, step: Step[Peer], writer: Writer) -> Hashable:
-        return step.action == "delete"
+        return (step.action == "delete", step.thing.netns)
 
     def write(self, writer: Writer, steps: Sequence[Step[Peer]]) -> None:
         from niso.kernel import neighbours
 
         messages = []
+        netns = steps[0].thing.netns
         for step in steps:
             peer = step.thing
-            index = writer.link("", peer.link)[1]
+            index = writer.link(netns, peer.link)[1]
             if step.action != "delete":
                 index = writer.existing(index, peer.link)
                 messages.append(neighbours.resolve(index, peer.address, peer.mac))
             elif index is not None:
                 messages.append(neighbours.forget(index, peer.address))
         for start in range(0, len(messages), AT_ONCE):
-            writer.rtnl("").transact(*messages[start : start + AT_ONCE])
+            writer.rtnl(netns).transact(*messages[start : start + AT_ONCE])
 
 
-def bridges_that_span(reading: Reading) -> set[str]:
-    """Return the bridges whose permanent entries are of this kind."""
-    wanted = {peer.link for peer in reading.candidates[Peer]}
-    return wanted | {vxlan.bridge for vxlan in reading.so_far(Vxlan)} - {""}
+def _links(space: Space) -> list[Link]:
+    """Return the links in a namespace whose entries are of this kind."""
+    if space.name:
+        return space.links_of_concern()
+    bridges = {bridge.name for bridge in space.reading.so_far(Bridge)}
+    return [link for link in space.all_links() if link.name in bridges]
 
 
 KIND = _Peers(Peer)

@@ -80,7 +80,7 @@ class _Routes(Kind[Route]):
                     yield Route(space.name, route.destination, route.gateway, link.name)
         if space.reading.strays:
             names = {number: word for word, number in NOWHERE.items()}
-            for route in space.rtnl.routes():
+            for route in space.all_routes():
                 if route.type in names and route.protocol != KERNEL:
                     yield Route(space.name, route.destination, "", "", names[route.type])
 

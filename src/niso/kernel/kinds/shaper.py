@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel.kinds.kind import Kind, Step, link_place, netns_place
-from niso.kernel.kinds.veth import Veth
 
 if TYPE_CHECKING:
     from niso.kernel.qdiscs import Qdisc
@@ -60,12 +59,13 @@ class _Shapers(Kind[Shaper]):
     def read(self, space: Space, things: Collection[Shaper]) -> Iterable[Shaper]:
         from niso.kernel import qdiscs
 
-        asked = {thing.name: (thing.netns, thing.peer) for thing in things}
-        if space.reading.everything:
-            for veth in space.reading.so_far(Veth):
-                if veth.netns == space.name and veth.peer:
-                    asked[veth.name] = (veth.netns, veth.peer)
         host = space.reading.host
+        asked = {thing.name: (thing.netns, thing.peer) for thing in things}
+        if space.reading.everything and space.name:
+            for link in space.links_of_concern():
+                end = host.other_end(link)
+                if end is not None and end.alias == space.reading.alias:
+                    asked[end.name] = (space.name, link.name)
         for name, (netns, peer) in asked.items():
             near, far = host.own_link(name), space.link(peer)
             if near is None or far is None:

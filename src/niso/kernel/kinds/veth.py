@@ -119,8 +119,12 @@ class _Veths(Kind[Veth]):
     # --- findings ---
 
     def conditions(self, thing: Veth, was: Veth) -> Iterable[str]:
+        from niso.kernel.bridge_flags import ARP_OFF_INSIDE
+
         if not was.peer:  # things on the other end are not visible
             yield self.place(thing)
+        if was.mac != thing.mac or ARP_OFF_INSIDE in was.drift:
+            yield f"{self.place(was)} forgets"
         if not was.up:
             yield from (f"{self.place(was)} down", f"{link_place('', was.name)} down")
 
@@ -146,7 +150,7 @@ class _Veths(Kind[Veth]):
 
     def read(self, space: Space, things: Collection[Veth]) -> Iterable[Veth]:
         """Read both ends; of a missing or foreign namespace, the host end only."""
-        from niso.kernel import neighbours
+        from niso.kernel.neighbours import Fixed, is_fixed
 
         if not things:
             return
@@ -166,7 +170,11 @@ class _Veths(Kind[Veth]):
                     link = link._replace(drift=drift)
                 pair = _pair(link, space.name, inner, host.rtnl.name(link.master))
                 if pair.peer and pair.bridge:
-                    fixed = neighbours.is_fixed(host.rtnl, link.index, pair.mac)
+                    fixed = (
+                        Fixed(link.index, pair.mac) in host.bridge_table(link.master)
+                        if host.reading.everything
+                        else is_fixed(host.rtnl, link.index, pair.mac)
+                    )
                     pair = pair._replace(fixed=fixed)
                 yield pair
 
