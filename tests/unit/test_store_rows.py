@@ -385,8 +385,10 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
         if thing.folder.startswith("="):
             only = [thing.folder.removeprefix("=")]
         whole = set(only) <= services
-        mine = {
-            line_names for service in active for line_names in (f"{service.names[0]}.niso.local",)
+        mine = {f"{service.names[0]}.niso.local" for service in active} | {
+            f"{service.name}.{endpoint.network}.niso.local"
+            for service in active
+            for endpoint in service.endpoints
         }
         if thing.names in ("host.niso.local", "more"):
             return readers[thing.folder][0] in networks
