@@ -154,6 +154,7 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     ask(lab, "enable", "api", "web")
     ask(lab, "restore")
     ask(lab, "disable", "web")
+    ask(lab, "kubernetes", "--disable")
     lab.write(
         "/tmp/stack/stack.toml",
         f'[stack]\nname = "s"\n[[service]]\nname = "in"\npackage = "{web}"\n',

@@ -39,6 +39,7 @@ tests:
       - {series: 'niso_service_restarts_total{service="db"}', values: '0x5 1+1x15'}
       - {series: 'niso_policy_dropped_packets_total{service="db", direction="ingress"}', values: '0+9x20'}
       - {series: 'niso_foreign_frames_total{service="db"}', values: '0x5 1x15'}
+      - {series: 'niso_check_problems{instance="a", kind="bridge"}', values: '0x2 1x18'}
       - {series: 'niso_conntrack_entries', values: '81x20'}
       - {series: 'niso_conntrack_entries_limit', values: '100x20'}
     alert_rule_test:
@@ -66,6 +67,7 @@ FIRING = {
     "NisoServiceRestarts": "severity: warning, service: db",
     "NisoPolicyDrops": "severity: info, service: db, direction: ingress",
     "NisoForeignFrames": "severity: warning, service: db",
+    "NisoKernelDiffers": "severity: warning, instance: a",
     "NisoConntrackFull": "severity: critical",
     "NisoMetricsMissing": "severity: warning",
 }
