@@ -67,6 +67,16 @@ def test_flows_of_a_former_holder_are_not_those_of_the_next(world: Lab) -> None:
     world.niso("activate", idle(world, "new", network=on("backend")))
     found = elements(world, *(name for name in SETS if name.endswith("4")))
     assert not [key for key in found if api in key[:2]] and [key for key in found if web in key[:2]]
+    # a network takes its flows with it, and leaves those of others
+    world.niso("activate", idle(world, "other", network=on("niso-default")))
+    assert ask(world, "10.99.1.2", 80, "niso-other") == ""
+    away = ("10.99.0.2", "192.0.2.3", "tcp", 9)
+    ask(world, *away[1:2], 9, "niso-other")
+    assert {away, ("10.99.0.2", db, "tcp", 80)} <= elements(world, *SETS)
+    world.niso("remove", "db", "new")
+    world.niso("net", "remove", "backend")
+    left = elements(world, *SETS)
+    assert away in left and not [key for key in left if "10.99.1." in f"{key[0]} {key[1]}"]
 
 
 def test_full_set_drops_nothing_and_says_what_it_missed(world: Lab) -> None:

@@ -21,6 +21,16 @@ pytest.importorskip("uvicorn")
 
 ADDRESS = re.compile(rb"(http://127\.0\.0\.1:(\d+)/)#token=([\w-]{32})\n")
 NOBODY = "65534"
+AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+CONFINED = """
+import os, sys
+from niso.web import confined
+call = confined._prctl
+confined._prctl = lambda option, value: call(option, int(sys.argv[1]) if option == 4 else value)
+confined.confine()
+os.write(1, b"confined\\n")
+sys.stdin.read()
+"""
 
 
 class Web:
@@ -87,8 +97,14 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
         *("socket", "pipe", "anon_inode", "dev"),
     }
     assert not [name for name in open_files if "niso" in name]
-    environment = lab.run("setpriv", "--reuid=65534", "cat", f"{of}/environ", check=False)
-    assert environment.returncode != 0  # whom else nobody runs cannot look into it
+    # what else nobody runs cannot look into it, and could without the last step
+    assert lab.run(*AS_NOBODY, "cat", f"{of}/maps", check=False).returncode != 0
+    for dumpable in (1, 0):
+        confined = lab.popen(sys.executable, "-c", CONFINED, str(dumpable))
+        assert confined.stdout is not None and confined.stdout.readline() == b"confined\n"
+        looked = lab.run(*AS_NOBODY, "cat", f"/proc/{confined.pid}/maps", check=False)
+        assert (looked.returncode == 0) == bool(dumpable), looked
+        confined.kill()
 
     bearer = ("-H", f"Authorization: Bearer {web.token}")
     assert web.curl("api/state.json", *bearer) == web.curl("") == "200"
@@ -334,6 +350,10 @@ def test_the_page_in_chromium(lab: Lab) -> None:
 
     # dark and printed
     light = browser.ask("getComputedStyle(document.body).backgroundColor")
+    moves = "getComputedStyle(document.querySelector('.node')).transitionDuration"
+    assert browser.ask(moves) != "0s"
+    browser.prefer(prefers_reduced_motion="reduce")
+    assert browser.ask(moves) == "0s"
     browser.prefer(prefers_color_scheme="dark")
     assert browser.ask("getComputedStyle(document.body).backgroundColor") != light
     browser.prefer("print")

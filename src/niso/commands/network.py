@@ -102,6 +102,8 @@ def remove(
             scope = span_networks.going(store, scope, every=True)
         with store.transaction() as transaction:
             before = desired_now(kernel, store, scope)
+            gone = [store.require_network(name) for name in names]
+            subnets = [subnet.cidr for network in gone for subnet in network.subnets]
             for name in names:
                 store.drop_network(name)
             if dry_run:
@@ -111,6 +113,8 @@ def remove(
                 return
             # inside the transaction: if this fails or niso dies, the networks stay known for repair
             converge(kernel, store, scope, before, report, teardown=True)
+            # a client that gets such an address later is a machine like others
+            kernel.forget_flows(subnets)
 
 
 def _require_unused(store: Store, name: str) -> None:

@@ -207,7 +207,10 @@ class Kernel(Protocol):
         """
 
     def forget_flows(self, addresses: Collection[str]) -> None:
-        """Forget recorded flows of addresses that get another holder. Raises KernelError."""
+        """Forget recorded flows of addresses or prefixes that get another holder, or lose theirs.
+
+        Raises KernelError.
+        """
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         """End the flows to (protocol, first port, last port) of the host, until there is none.

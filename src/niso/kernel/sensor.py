@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from niso.base.addresses import family_of
 from niso.base.errors import KernelError
 from niso.base.lite_typing import NamedTuple
-from niso.base.prefixes import packed, unpacked
+from niso.base.prefixes import Prefix, packed, prefix, unpacked
 from niso.kernel import netlink, nft_sensor
 from niso.kernel.netlink import attributes, nested, several, string, text
 from niso.kernel.nft_elements import Change, Nfnetlink, declared, nfgenmsg
@@ -73,21 +73,32 @@ def missed() -> dict[str, int]:
 
 
 def forget(addresses: Collection[str]) -> None:
-    """Delete what is remembered of flows from and to these addresses.
+    """Delete what is remembered of flows from and to these addresses and prefixes.
 
-    For addresses that get another holder. Raises KernelError.
+    For those that get another holder, or have none any more. Raises KernelError.
     """
     for family in (4, 6):
         size = 16 if family == 6 else 4
-        gone = {packed(address) for address in addresses if family_of(address) == family}
-        if not gone:
+        own = [each for each in addresses if family_of(each) == family]
+        gone = {packed(address) for address in own if "/" not in address}
+        spans = [prefix(each) for each in own if "/" in each]
+        if not own:
             continue
+
+        def goes(
+            end: bytes, gone: Collection[bytes] = gone, spans: Collection[Prefix] = spans
+        ) -> bool:
+            if end in gone:
+                return True
+            number = int.from_bytes(end)
+            return any(0 <= number - span.start < span.num_addresses for span in spans)
+
         for name, table in PLACES.items():
             if name.endswith(str(family)):
                 keys = [
                     key
                     for key in _dump(name, lambda key, _: key)
-                    if key[:size] in gone or key[size : 2 * size] in gone
+                    if goes(key[:size]) or goes(key[size : 2 * size])
                 ]
                 _delete(table, name, keys)
 
