@@ -110,6 +110,9 @@ def test_packets_of_a_service_with_names(lab: Lab, tmp_path: Path) -> None:
             "net", "capture", *words, "-w", "/tmp/db.pcapng", env=PATH, check=False
         ).returncode
     assert lab.path("/tmp/db.pcapng").read_bytes() == b"precious"
+    full = lab.popen("niso", "net", "capture", "api", "-w", "/dev/full", env=PATH)
+    assert full.stderr is not None and full.wait(20) == 2
+    assert b"-w: cannot write /dev/full: no space left on device" in full.stderr.read()
     # its end, also by kill -9, leaves nothing, although no packet comes
     killed = lab.popen("niso", "net", "capture", "db", env=PATH)
     lab.wait_for(lambda: "tcpdump" in lab.run("ps", "-eo", "comm").stdout, 10, "tcpdump")

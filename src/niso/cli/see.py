@@ -102,21 +102,36 @@ def _capture(host: Host, args: Args) -> int:
             drops=args.drops,
         )
         capture = stack.enter_context(running)
-        file = sys.stdout.buffer
+        file: IO[bytes] = sys.stdout.buffer
         if args.write not in (None, "-"):
             # the head of the file: what exists is replaced once tcpdump has taken the filter
             first = capture.read()
             try:
-                file = stack.enter_context(open(args.write, "wb"))
+                file = stack.enter_context(open(args.write, "wb", buffering=0))
             except OSError as error:
-                reason = (error.strerror or "").lower()
-                raise UsageError(
-                    f"cannot write {args.write}: {reason}", "choose another file", "-w"
-                ) from None
+                raise _unwritten(args.write, error) from None
             if not first:
                 return 0
-            file.write(first)
+            try:
+                _write_all(file, first)
+                return _copy(capture, file, seconds, as_text=False)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise _unwritten(args.write, error) from None
         return _copy(capture, file, seconds, args.write is None)
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+    file.flush()
+
+
+def _unwritten(path: str, error: OSError) -> UsageError:
+    reason = (error.strerror or "").lower()
+    return UsageError(f"cannot write {path}: {reason}", "choose another file", "-w")
 
 
 def _is_peer(word: str) -> bool:
@@ -158,8 +173,7 @@ def _copy(capture: Capture, file: IO[bytes], seconds: float | None, as_text: boo
         if as_text:
             lines = data.decode("utf-8", "replace").splitlines()
             data = "".join(output.escaped(line) + "\n" for line in lines).encode()
-        file.write(data)
-        file.flush()
+        _write_all(file, data)
 
 
 def _trace(host: Host, args: Args) -> int:
