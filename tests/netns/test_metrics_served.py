@@ -71,7 +71,7 @@ def test_figures_are_the_kernels_by_every_way(lab: Lab) -> None:
     assert of(series, "policy_dropped_packets_total", "db", "egress") == 0
     assert of(series, "foreign_frames_total", "db") == 0
     first, last = "9000-9002", "tcp"
-    assert of(series, "published_port_info", "db", "0.0.0.0", first, last) == 1
+    assert of(series, "published_port_info", "db", "0.0.0.0", first, last, "machines") == 1
     limit = lab.run("cat", "/proc/sys/net/netfilter/nf_conntrack_max").stdout
     assert of(series, "conntrack_entries_limit") == float(limit)
     # nothing else talks now but the probes of db: the figures of bad stand still

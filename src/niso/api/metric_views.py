@@ -301,6 +301,7 @@ def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
 
 def _of_ports(store: Store) -> tuple[Metric, ...]:
     from niso.api.published import rows
+    from niso.plan.known_world import parsed
 
     samples = []
     for service, port in store.active_ports():
@@ -311,6 +312,7 @@ def _of_ports(store: Store) -> tuple[Metric, ...]:
                 "host_port": _span(row.host_port, row.range),
                 "container_port": _span(row.container_port, row.range),
                 "protocol": row.proto,
+                "scope": "host" if parsed(row.host_ip).is_loopback else "machines",
             }
             samples.append(Sample(labels, 1))
     return (_metric(GAUGE, "published_port_info", "A published port; always 1.", samples),)
