@@ -189,7 +189,7 @@ def names(world: World, home: str) -> dict[str, set[str]]:
         for network in on:
             if network in it.manifest.on and network != there:
                 for leases in (it.leases, it.leases6):
-                    if network in leases:
+                    if leases.get(network):
                         found[leases[network]] = {f"{name}.{network}.niso.local"}
     return found
 
