@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -36,9 +37,9 @@ POLICIES = (r"\[Feature:NetworkPolicy\]", "SCTPConnectivity")
 """All cases of network policies but those that need sockets of SCTP, which not every kernel has."""
 SERVICES_AND_PORTS = (
     r"\[sig-network\] (Networking|Services|Conntrack|EndpointSlice|Proxy|SCTP)|\[sig-scheduling\].*hostPort",
-    "SCTPConnectivity|[lL]oad ?[bB]alancer|LB health|Internet connection|IPerf|Disruptive|ExternalName",
+    "SCTPConnectivity|SCTP HostPort|[lL]oad ?[bB]alancer|LB health|Internet connection|IPerf|Disruptive|ExternalName",
 )
-"""What one node can run without a cloud, the Internet, SSH to the node and DNS."""
+"""What one node can run without a cloud, the Internet and SSH to the node. The case of SCTP host ports reads rules of iptables."""
 INSIDE = {"dash": "sh", "curl": "curl", "nc.openbsd": "nc"}
 """Programs of this machine in the image of the tests. The shell of busybox would take its own nc."""
 WANTED = {
@@ -199,6 +200,31 @@ class Node:
         words = ("/usr/bin/busybox", "httpd", "-f", "-p", "127.0.0.1:80", "-h", f"{HERE}/www")
         self.start("internet", *words)
 
+    def names(self) -> None:
+        """Answer the names of Services, in place of CoreDNS, which Debian does not have."""
+        folder = HERE / "names"
+        folder.mkdir()
+        self.start(
+            *("dns", str(CLONE / ".cache/dnsmasq/usr/sbin/dnsmasq"), "--keep-in-foreground"),
+            *("--no-resolv", "--no-hosts", "--user=root", f"--hostsdir={folder}", "--pid-file="),
+            *("--bind-interfaces", f"--listen-address={NODE}", "--local=/cluster.local/"),
+        )
+
+        def follow() -> None:
+            form = "{range .items[*]}{.spec.clusterIP} {.metadata.name}.{.metadata.namespace}{'\\n'}{end}"
+            while True:
+                done = run(
+                    "kubectl", "get", "services", "-A", "-o", f"jsonpath={form}", check=False
+                )
+                for line in done.stdout.splitlines():
+                    address, _, name = line.partition(" ")
+                    if address[:1].isdigit() and not (folder / name).exists():
+                        (folder / f".{name}").write_text(f"{address} {name}.svc.cluster.local\n")
+                        (folder / f".{name}").rename(folder / name)
+                time.sleep(1)
+
+        threading.Thread(target=follow, daemon=True).start()
+
     def control_plane(self) -> None:
         self.start(
             "etcd",
@@ -283,7 +309,10 @@ class Node:
                 {
                     **busybox,
                     **with_libraries("/usr/bin/dash", "/usr/bin/curl", "/usr/bin/nc.openbsd"),
-                    "agnhost": str(self.programs / "agnhost"),
+                    **{
+                        name: str(self.programs / name)
+                        for name in ("agnhost", "localhost.crt", "localhost.key")
+                    },
                 },
             ),
         )
@@ -309,6 +338,8 @@ class Node:
             "imageGCHighThresholdPercent": 100,
             "resolvConf": "/etc/resolv.conf",
             "registryPullQPS": 0,
+            "clusterDNS": [NODE],
+            "clusterDomain": "cluster.local",
             "eventRecordQPS": 0,
         }
         (HERE / "kubelet.json").write_text(json.dumps(config))
@@ -430,6 +461,7 @@ def main() -> int:
     node.certificates()
     node.internet()
     node.control_plane()
+    node.names()
     node.runtime()
     node.node()
     print("the node is ready", flush=True)

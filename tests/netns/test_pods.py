@@ -147,6 +147,13 @@ def test_pods_have_the_policies_of_their_cluster(cluster: Cluster) -> None:
     said = lab.niso("net", "explain", "bad-evil", "web-shop:80", check=False).stdout
     assert "not listed in network.policy.allow_from of web-shop" in said, said
     assert "web: api-shop:80/tcp" in lab.niso("net", "explain", "api-shop", "web-shop:80").stdout
+    # kube-proxy leads a Service to a pod, also from the pod itself
+    nat = ("iptables", "-t", "nat")
+    to = ("-d", "10.96.0.1", "-p", "tcp", "-j", "DNAT", "--to-destination", f"{address}:80")
+    lab.run(*nat, "-A", "PREROUTING", *to)
+    led = [cluster.reaches(pod, "10.96.0.1") for pod in ("web", "api", "bad")]
+    assert led == [True, True, False]
+    lab.run(*nat, "-D", "PREROUTING", *to)
     # a policy of a namespace by its labels, and one of blocks
     peers.append({"namespaceSelector": {"matchLabels": {"name": "evil"}}})
     cluster.policy("web", {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [rule]})

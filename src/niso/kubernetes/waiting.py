@@ -13,12 +13,13 @@ from niso.base import wake
 from niso.base.lite_typing import NamedTuple
 from niso.plan.records import Policy
 from niso.services.attach_request import Request
+from niso.services.attachments import POD_POLICY
 from niso.store.attached_rows import Attached, wishes
 from niso.store.store import Store
 
 CLOSED = Policy(allow_from=(), egress_allow=())
 """Nobody but the host reaches the pod, and it reaches nobody."""
-_NAMESPACE, _NAME, _UID, _POLICY = "pod_namespace", "pod_name", "pod_uid", "pod_policy"
+_NAMESPACE, _NAME, _UID, _POLICY = "pod_namespace", "pod_name", "pod_uid", POD_POLICY
 _WAITS, _STANDS = "waits", "stands"
 _FIRST_S, _LONGEST_S = 0.002, 0.05
 """Between two looks at the store."""

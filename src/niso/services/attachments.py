@@ -31,6 +31,9 @@ from niso.store.store import Scope, ServiceRow, Store
 if TYPE_CHECKING:
     from niso.services import across
 
+POD_POLICY = "pod_policy"
+"""The label of pods of Kubernetes. Others lead packets to them, and to themselves, as ports do."""
+
 
 _MOVING_S = 120
 """How long an engine may take to move an interface into a container that it starts."""
@@ -143,6 +146,9 @@ def _apply(machine: Machine, target: Target, held: across.Held | None, report: R
                 held.record()
             release(store, target)
             change = record(machine, target, "", alone, alone)
+            assert target.attached is not None
+            if POD_POLICY in wishes(target.attached)["labels"] and not store.publishes(name):
+                store.put_published_row(name, (name, target.links[0].network, 0))
             planned = plan(kernel, store, scope, before, trusting=True)
             forget_former(machine, [name], known)
             intent = store.intent(name)
