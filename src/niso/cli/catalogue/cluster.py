@@ -31,12 +31,12 @@ _MEMBER_REMOVE = Command(
 )
 _MEMBER_ALONE = Command(
     "cluster member alone",
-    "go on with this host's member, after most were lost for good",
+    "go on with this host's member alone, after most were lost for good",
     (),
     (VERBOSE,),
     "Without most members of etcd, nothing can be claimed. This one then forgets the others, and "
-    "keeps what it knows: all but changes of the last moment. Members that still run must not: two "
-    "halves that both go on would give out the same addresses. On a host that was a member, niso "
+    "keeps its data: all but changes of the last moment. Stop all other members first: two halves "
+    "that both go on would lease the same addresses. On a host that was a member, niso "
     "cluster member remove and then add make it one again.",
     (("niso cluster member alone", ""),),
     aside=True,
@@ -54,10 +54,10 @@ GROUP = Group(
                 Option(
                     "address",
                     ("--address",),
-                    "by which other hosts reach this one (default: that of the default route)",
+                    "address of this host for the others (default: that of the default route)",
                     "ADDRESS",
                 ),
-                Option("name", ("--name",), "of this host (default: the hostname)", "HOST"),
+                Option("name", ("--name",), "name of this host (default: the hostname)", "HOST"),
                 _ENCRYPT,
                 Option(
                     "etcd",
@@ -73,7 +73,7 @@ GROUP = Group(
                 Option(
                     "restore",
                     ("--restore",),
-                    "write this host's cluster again, after etcd has lost its data",
+                    "write the cluster's data again, after etcd has lost them",
                 ),
                 VERBOSE,
                 JSON,
@@ -83,12 +83,12 @@ GROUP = Group(
             "niso-agent.service follows what other hosts have. Without systemd, etcd is started "
             "in the background, and niso agent is for the caller to run. Packets between hosts are "
             "VXLAN, UDP port 4799. etcd needs TCP ports 2379 and 2380. With --encrypt they go "
-            "through WireGuard, UDP port 4800: that of the kernel, or with --encrypt=userspace, on "
-            "hosts whose kernel lacks it, that of the process wireguard-go, at a tenth of the "
-            "speed. All hosts encrypt, or none. With --restore the cluster "
-            "is made again with its hosts, networks, names and addresses, as far as this host "
-            "knows them; the agents of the others add what they know. If no member of etcd "
-            "answers, this host runs the first one. A backup has more.",
+            "through the kernel's WireGuard, UDP port 4800. On a host whose kernel lacks it, "
+            "--encrypt=userspace uses the process wireguard-go, at a tenth of the speed. All hosts "
+            "encrypt, or none. --restore writes the cluster's hosts, networks, names and addresses "
+            "again, as far as this host knows them; the agents of the others add what they know. "
+            "If no member of etcd answers, this host runs the first one. A backup has more, so "
+            "restore that if there is one.",
             (
                 ("niso cluster init --address 198.51.100.1", ""),
                 ("niso cluster init --encrypt --address 198.51.100.1", ""),
@@ -101,20 +101,18 @@ GROUP = Group(
             "print the invitation of a host, a secret",
             (Argument("host", "HOST", "the name that it is to have", "", "nothing"),),
             (
-                Option(
-                    "address", ("--address",), "by which other hosts reach that host", "ADDRESS"
-                ),
+                Option("address", ("--address",), "address of HOST for the others", "ADDRESS"),
                 Option(
                     "renew",
                     ("--renew",),
                     "new certificates and keys for a host that is in the cluster",
                 ),
-                Option("member", ("--member",), "it may run a member of etcd"),
+                Option("member", ("--member",), "the host may run a member of etcd"),
             ),
-            "The invitation has a certificate and its key, for ten years. Who has it is a host of "
-            "the cluster, so it is never printed on a terminal. `| ssh b niso cluster join -` "
-            "keeps it off the disk. It is made on a member of etcd. That of a host that may become "
-            "a member, as the first three do, also has the key that signs certificates.",
+            "The invitation has a certificate and its key, valid for ten years. Whoever has it can "
+            "join as that host, so it is never printed on a terminal. `| ssh b niso cluster join -` "
+            "keeps it off the disk. Any member of etcd can make it. With --member, and for the "
+            "first three hosts, it also has the key that signs certificates.",
             (
                 ("niso cluster invite b --address 198.51.100.2 > b.join", ""),
                 ("niso cluster invite b --renew > b.join", ""),
@@ -122,7 +120,7 @@ GROUP = Group(
         ),
         Command(
             "cluster join",
-            "join the cluster of an invitation",
+            "join a cluster with an invitation",
             (Argument("file", "FILE", "the invitation, or - for stdin", "", "folder"),),
             (
                 Option("member", ("--member",), "run a member of etcd", group="member", means=1),
@@ -132,8 +130,8 @@ GROUP = Group(
                 JSON,
             ),
             "The first three hosts run a member of etcd: with three, the loss of one changes "
-            "nothing. --encrypt is for a host of an encrypted cluster that is to encrypt otherwise "
-            "than its first host.",
+            "nothing. A host of an encrypted cluster encrypts as the first host does. --encrypt "
+            "chooses the other way for this host.",
             (("niso cluster join b.join", ""),),
         ),
         Command(
@@ -141,9 +139,9 @@ GROUP = Group(
             "show the hosts and the members of etcd",
             (),
             (JSON,),
-            "SERVICES are those that a host holds, whether they run or not. BEHIND is for how long "
-            "there has been something that the agent of a host has not seen or could not apply. "
-            "Without an answer of etcd, hosts are as this one knew them last.",
+            "SERVICES counts the services of a host, whether they run or not. BEHIND is how long a "
+            "host's agent has had changes to read or apply. If etcd does not answer, hosts are "
+            "shown as this one last knew them.",
             (("niso cluster status", ""),),
             (("0", "etcd answers"), ("1", "it does not, or this host is in no cluster")),
         ),
@@ -170,8 +168,8 @@ GROUP = Group(
             (Argument("host", "HOST", "a host that is gone", "", "nothing"),),
             (),
             "Its services' names and addresses become free, and its member of etcd is dropped. A "
-            "service that is to go on elsewhere is taken over before. Members of etcd refuse its "
-            "certificate, also that of a host which has left or has never used its invitation.",
+            "service that is to go on elsewhere must be taken over first. Members of etcd refuse the "
+            "host's certificate. HOST can also have left, or never have used its invitation.",
             (("niso cluster forget c", ""),),
             ends=True,
         ),
@@ -183,7 +181,7 @@ GROUP = Group(
             "write etcd's data to a file",
             (Argument("file", "FILE", "is replaced as a whole", "", "folder"),),
             (),
-            "A snapshot, for etcdutl snapshot restore.",
+            "The file is a snapshot, for etcdctl snapshot restore.",
             (("niso cluster backup /root/cluster.db", ""),),
         ),
         Command(

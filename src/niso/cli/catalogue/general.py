@@ -68,19 +68,17 @@ COMMANDS = (
             Option(
                 "kubeconfig",
                 ("--kubeconfig",),
-                "where the API server is, and the credentials",
+                "the address and credentials of the API server",
                 "FILE",
                 "/etc/niso/kubeconfig",
             ),
-            Option(
-                "enable", ("--enable",), "instead let systemd run it, now and at boot", group="unit"
-            ),
-            Option("disable", ("--disable",), "instead undo --enable", group="unit"),
+            Option("enable", ("--enable",), "let systemd run it, now and at boot", group="unit"),
+            Option("disable", ("--disable",), "undo --enable", group="unit"),
             VERBOSE,
             JSON,
         ),
-        "For pods that niso-cni attaches with the key kubernetes. Without it, pods keep the "
-        "policies that they have, and new ones do not start.",
+        "For pods that niso-cni attaches with the key kubernetes. While it does not run, pods keep "
+        "the policies that they have, and new pods do not start.",
         (
             ("niso kubernetes", "until Ctrl-C"),
             ("niso kubernetes --enable --kubeconfig /root/kubeconfig", ""),
@@ -192,7 +190,7 @@ COMMANDS = (
         "(python3-prometheus-client, or niso[metrics] with pip).",
         (
             ("niso metrics", ""),
-            ("niso metrics --listen 9501", "http://127.0.0.1:9500/metrics"),
+            ("niso metrics --listen 9501", "http://127.0.0.1:9501/metrics"),
             ("niso metrics --listen [::1]:9501", ""),
             ("niso metrics -o /var/lib/prometheus/node-exporter/niso.prom", "from a timer"),
         ),

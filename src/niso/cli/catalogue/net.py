@@ -125,8 +125,8 @@ GROUP = Group(
             "print niso's nftables rules",
             (),
             (Option("json", ("--json",), "print them as JSON, see libnftables-json(5)"),),
-            "niso owns the tables inet niso and bridge niso and changes no others. What rules fill "
-            "is left out: niso net flows shows the flows that they remember.",
+            "niso owns the tables inet niso and bridge niso and changes no others. Sets that rules "
+            "fill are shown without elements: niso net flows shows the flows that they remember.",
             (("niso net rules", ""),),
             aside=True,
         ),
@@ -281,8 +281,8 @@ GROUP = Group(
                 Argument(
                     "names",
                     "NAME",
-                    "an active service; the last can be a PEER instead: one with a port "
-                    "(db:5432), an address or host",
+                    "an active service; the last one can be a PEER: a service with a port "
+                    "(db:5432), an address, or host",
                     "+",
                     "active",
                 ),
@@ -298,18 +298,18 @@ GROUP = Group(
                 Option(
                     "drops",
                     ("--drops",),
-                    "the headers of what nftables drops, with the reason, instead of all packets",
+                    "show only the headers of packets that nftables drops, with the reason",
                 ),
                 Option("write", ("-w",), "write a pcapng file with the names; - is stdout", "FILE"),
                 Option("count", ("-c",), "end after N packets", "N", number=True),
                 Option("seconds", ("--for",), "end after this time", "TIME"),
             ),
-            "tcpdump runs in the network namespaces of the services and is put into no service. "
-            "With a PEER only packets from and to it are shown. Of several services, each line "
-            "begins with the service that saw the packet. A packet that niso drops on its way is "
-            "seen in the namespace of its sender only; --drops shows it, and the manifest entry "
-            "or the rule of any program. It misses what exceeds 500 a second. Wireshark shows the "
-            "names, and the reasons as comments. Ctrl-C ends it.",
+            "tcpdump runs on the host, in the network namespaces of the services. With a PEER, only "
+            "packets from and to it are shown. With several services, each line begins with the "
+            "service that saw the packet. A packet that niso drops on its way is seen in the "
+            "namespace of its sender only; --drops shows it with the manifest entry, or the rule "
+            "of any program, that drops it. --drops looks at up to 500 packets a second for each "
+            "rule. Wireshark shows the names, and the reasons as comments. Ctrl-C ends it.",
             (
                 ("niso net capture api", ""),
                 ("niso net capture api postgres:5432 -c 10", ""),
