@@ -110,9 +110,10 @@ GROUP = Group(
                 Option("member", ("--member",), "the host may run a member of etcd"),
             ),
             "The invitation has a certificate and its key, valid for ten years. Whoever has it can "
-            "join as that host, so it is never printed on a terminal. `| ssh b niso cluster join -` "
-            "keeps it off the disk. Any member of etcd can make it. With --member, and for the "
-            "first three hosts, it also has the key that signs certificates.",
+            "join as that host, so it is never printed on a terminal. "
+            "`| ssh b niso cluster join -` keeps it off the disk. Any member of etcd can make it. "
+            "With --member, and for the first three hosts, it also has the key that signs "
+            "certificates.",
             (
                 ("niso cluster invite b --address 198.51.100.2 > b.join", ""),
                 ("niso cluster invite b --renew > b.join", ""),
@@ -168,8 +169,8 @@ GROUP = Group(
             (Argument("host", "HOST", "a host that is gone", "", "nothing"),),
             (),
             "Its services' names and addresses become free, and its member of etcd is dropped. A "
-            "service that is to go on elsewhere must be taken over first. Members of etcd refuse the "
-            "host's certificate. HOST can also have left, or never have used its invitation.",
+            "service that is to go on elsewhere must be taken over first. Members of etcd refuse "
+            "the host's certificate. HOST can also have left, or never have used its invitation.",
             (("niso cluster forget c", ""),),
             ends=True,
         ),

@@ -304,9 +304,9 @@ GROUP = Group(
                 Option("count", ("-c",), "end after N packets", "N", number=True),
                 Option("seconds", ("--for",), "end after this time", "TIME"),
             ),
-            "tcpdump runs on the host, in the network namespaces of the services. With a PEER, only "
-            "packets from and to it are shown. With several services, each line begins with the "
-            "service that saw the packet. A packet that niso drops on its way is seen in the "
+            "tcpdump runs on the host, in the network namespaces of the services. With a PEER, "
+            "only packets from and to it are shown. With several services, each line begins with "
+            "the service that saw the packet. A packet that niso drops on its way is seen in the "
             "namespace of its sender only; --drops shows it with the manifest entry, or the rule "
             "of any program, that drops it. --drops looks at up to 500 packets a second for each "
             "rule. Wireshark shows the names, and the reasons as comments. Ctrl-C ends it.",
