@@ -35,6 +35,7 @@ class FakeApi:
         self.version = 100
         self.forgotten = 0  # a watch from here or before is refused
         self.refuses = 0  # answer everything with this status
+        self.says: list[bytes] = []  # bodies that answer the next requests instead, with 200
         self.requests: list[str] = []
         self.changed = threading.Condition()
         self.cut = 0  # grows when all watches are to end
@@ -120,6 +121,8 @@ class FakeApi:
             return None
         if self.refuses:
             return answer(to, self.refuses, {"kind": "Status", "message": "no"})
+        if self.says:
+            return answer(to, 200, self.says.pop(0))
         kind, space, name = kind_of(parts.path)
         if query.get("watch"):
             return self._watch(to, kind, int(query["resourceVersion"]))
@@ -168,8 +171,8 @@ class FakeApi:
             to.wfile.write(b"0\r\n\r\n")
 
 
-def answer(to: http.server.BaseHTTPRequestHandler, status: int, data: Json) -> None:
-    text = json.dumps(data).encode()
+def answer(to: http.server.BaseHTTPRequestHandler, status: int, data: Json | bytes) -> None:
+    text = data if isinstance(data, bytes) else json.dumps(data).encode()
     to.send_response(status)
     to.send_header("Content-Length", str(len(text)))
     to.end_headers()

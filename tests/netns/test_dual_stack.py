@@ -156,7 +156,7 @@ def test_large_packets_pass_between_families_mtu_and_fragments(dual: Lab) -> Non
 
 # --- neighbours: services have no link-local address of their own ------------------------------------------------------
 
-STATES = {"REACHABLE", "STALE", "DELAY", "PROBE"}
+STATES = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT"}
 
 
 def neighbour(lab: Lab, address: str, link: str, netns: str | None = None) -> set[str]:
@@ -179,7 +179,7 @@ def test_forwarded_traffic_finds_the_service_again_after_its_neighbour_entry_is_
         each for each in sides if side == "both" or (side == "host") == (each[2] is None)
     ]:
         if how == "flushed":
-            dual.run("ip", "-6", "neigh", "flush", "dev", link, netns=netns)
+            dual.run("ip", "-6", "neigh", "flush", "nud", "all", "dev", link, netns=netns)
         else:
             dual.run("ip", "neigh", "replace", address, "dev", link, "nud", "failed", netns=netns)
         assert not neighbour(dual, address, link, netns) & STATES
@@ -220,7 +220,8 @@ def test_no_datagram_is_lost_while_neighbours_are_confirmed_anew(dual: Lab) -> N
     for link, netns in (("niso-backend", None), ("eth0", "niso-api")):
         times = ("base_reachable_time_ms=500", "delay_first_probe_time=1", "retrans_time_ms=200")
         dual.run("sysctl", "-qw", *(f"net.ipv6.neigh.{link}.{each}" for each in times), netns=netns)
-        dual.run("ip", "-6", "neigh", "flush", "dev", link, netns=netns)  # those have the old times
+        # niso's entries are permanent, and need no probe
+        dual.run("ip", "-6", "neigh", "flush", "nud", "all", "dev", link, netns=netns)
     dual.niso("port-forward", "api", "7001:7001/udp")
     ways = [("client", 7000, "niso-api", CLIENT6), ("niso-api", 7001, "client", HOST6)]
     receivers = [

@@ -68,6 +68,7 @@ def test_list_and_inspect_show_what_the_seed_shows(lab: Lab) -> None:
         "name": "backend",
         "subnet": "10.99.1.0/24",
         "services": 2,
+        "elsewhere": 0,
         "vni": None,
     }
     assert lab.niso("net", "inspect", "backend").stdout == (

@@ -22,7 +22,7 @@ from niso.reconcile import converge
 from niso.services import attachments
 from niso.services.attach_request import Request, Wish
 from niso.services.attachments import Done
-from niso.store.store import ALL
+from niso.store.store import ALL, Store
 
 PATH = "/proc/4711/ns/net"
 BACKEND, FRONT = Wish("backend"), Wish("front")
@@ -237,6 +237,34 @@ def test_policies_of_the_administrator_apply_to_what_is_attached(
     (folder / "a.toml").unlink()
     attachments.apply_policies(world.machine)
     assert world.store.policy("box") == own
+    world.assert_whole()
+
+
+def test_policy_that_another_process_narrows_meanwhile_is_not_taken_back(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent of Kubernetes' policies, or a detachment, beside a change of the administrator's."""
+    folder = tmp_path / "policies"
+    folder.mkdir(0o755)
+    monkeypatch.setenv("NISO_POLICY_DIR", str(folder))
+    attach(world)
+    attach(world, "other", "/n/2")
+    current, narrow = attachments.current, Policy(allow_from=())
+
+    def overtaken(store: Store, name: str) -> Request | None:
+        request = current(store, name)
+        if name == "other":
+            attachments.detach(world.machine, name)
+        elif request is not None and request.policy != narrow:
+            attachments.attach(world.machine, request._replace(policy=narrow))
+        return request
+
+    monkeypatch.setattr(attachments, "current", overtaken)
+    (folder / "a.toml").write_text('[[policy]]\nname = "b*"\ndeny_from = ["api"]\n')
+    assert [one.service for one in attachments.apply_policies(world.machine)] == ["box"]
+    policy = world.store.policy("box")
+    assert policy is not None and policy.allow_from == () and len(policy.deny_from) == 1
+    assert world.store.service("other") is None
     world.assert_whole()
 
 

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 from fake_world import World
 
-from niso.engines import cni, netavark, plugin
+from niso.engines import cni, netavark, plugin, pods
+from niso.kubernetes import waiting
+from niso.services import attachments
+from niso.services.machine import Machine
 
 NETNS = "/run/netns/netns-1"
 NETWORK = {
@@ -235,3 +238,29 @@ def test_names_of_engines_become_names_of_services(text: str) -> None:
     assert service_name(name, "") == name
     assert (name == text) == (text == "web")
     assert name != plugin.label(f"{text}_")
+
+
+def test_second_network_of_a_pod_leaves_its_network_policy_and_limits(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration without the key ``kubernetes``, as another one of a list of networks."""
+
+    def stand(machine: Machine, _: object, service: str) -> None:
+        now = attachments.current(machine.store, service)
+        assert now is not None
+        attachments.attach(machine, waiting.standing(now, waiting.CLOSED))
+
+    monkeypatch.setattr(waiting, "agent_runs", lambda: True)
+    monkeypatch.setattr(pods, "wait", stand)
+    first = {"cniVersion": "1.0.0", "name": "pods", "type": "niso-cni"}
+    second = first | {"name": "second"}
+    first |= {"kubernetes": {}, "runtimeConfig": {"bandwidth": {"ingressRate": 8_000_000}}}
+    pod = POD | {"ARGS": "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u"}
+    assert run(cni.main, first, COMMAND="ADD", **pod)[0] == 0
+    before = attachments.current(world.store, "web-shop")
+    for _ in range(2):
+        assert run(cni.main, second, COMMAND="ADD", **(pod | {"IFNAME": "net1"}))[0] == 0
+    now = attachments.current(world.store, "web-shop")
+    assert before is not None and now is not None and len(now.wishes) == 2
+    assert now.policy == before.policy == waiting.CLOSED
+    assert now.labels == before.labels and now.bandwidth == before.bandwidth != ()

@@ -295,6 +295,82 @@ def test_running_agent_follows_and_survives_the_server(
     assert not thread.is_alive()
 
 
+GARBAGE = [
+    b"<html>",
+    b"[" * 100_000,
+    b'{"items": 7, "metadata": {"resourceVersion": "900"}}',
+    b'{"items": [7], "metadata": {"resourceVersion": "900"}}',
+    b'{"items": [{"metadata": []}], "metadata": {"resourceVersion": "900"}}',
+    b'{"items": [], "metadata": 7}',
+    b'{"items": [], "metadata": {"resourceVersion": "%s"}}' % (b"9" * 5000),
+    b'{"kind": "Status"}',
+]
+GARBLED = [
+    b'{"type": "ERROR", "object": null}\n',
+    b'{"type": "ERROR", "object": {"code": "gone"}}\n',
+    b'{"type": "ADDED", "object": [7]}\n',
+    b'{"type": "ADDED", "object": {"metadata": 7}}\n',
+    b'{"type": {"x": 1}, "object": {"metadata": {"resourceVersion": "9%s"}}}\n' % (b"9" * 5000),
+    b'{"type": "MODIFIED", "object": {"metadata": {"namespace": "shop", "name": "p"}}}\n',
+    b"\xff\n",
+]
+
+
+@pytest.mark.parametrize("answer", GARBAGE)
+def test_new_pod_waits_if_the_answer_is_none_of_the_api(node: Node, answer: bytes) -> None:
+    node.create("web")
+    node.pod("web")
+    for before in ([], [b'{"items": [], "metadata": {"resourceVersion": "101"}}']):
+        node.api.says = [*before, answer]
+        with pytest.raises(Error, match=r"answer|sends"):
+            node.look()
+        assert not node.stands("web-shop")
+    node.api.refuses = 404
+    with pytest.raises(Error, match="does not have it"):
+        node.look()
+    assert not node.stands("web-shop")
+
+
+def test_stream_outlives_answers_that_are_none(
+    node: Node, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that has ended would leave all pods with the policies of that moment, for ever."""
+    monkeypatch.setattr("niso.kubernetes.stream._BACK_OFF_S", (0.01, 0.01))
+    pods = node.agent.pods
+    api.says = [*GARBAGE, b'{"items": [], "metadata": {"resourceVersion": "1"}}', *GARBLED]
+    over = threading.Event()
+    thread = threading.Thread(target=pods.run, args=(over,), daemon=True)
+    thread.start()
+    node.create("p")
+    until(lambda: not api.says or not thread.is_alive())
+    until(lambda: ("shop", "p") in pods.things() or not thread.is_alive())
+    assert thread.is_alive() and ("shop", "p") in pods.things()
+    over.set()
+    api.end_watches()
+    thread.join(20)
+
+
+def test_what_a_restored_etcd_does_not_have_is_gone(node: Node) -> None:
+    node.allow("web", {}, {"app": "api"})
+    node.create("web")
+    node.hear()
+    node.pod("web")
+    node.look()
+    assert node.allowed("web-shop") == []
+    node.api.delete("networkpolicies", "shop", "web")
+    node.api.version = 50
+    node.hear()
+    assert node.agent.policies.things() == {}
+    assert node.look() == ["web-shop"]
+
+
+def test_token_that_no_header_can_have_is_an_error(api: FakeApi, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("ä")
+    for more in ({"token": "a\nb"}, {"token_file": str(tmp_path / "token")}):
+        with pytest.raises(Error):
+            ApiServer(Access(api.url, **more)).get("/api/v1/pods")
+
+
 def test_status_of_a_pod_wakes_nobody(node: Node, api: FakeApi) -> None:
     over, woken = threading.Event(), []
     pods = node.agent.pods

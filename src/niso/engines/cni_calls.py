@@ -156,7 +156,8 @@ def _add(call: Call) -> dict[str, Any]:
         request = pods.closed(store, call, request, same)
     if same is not None:
         request = plugin.joined(store, request)
-    done = attachments.attach(machine, request)
+    # the agent may have narrowed the policy that the request repeats
+    done = attachments.attach(machine, request, instead_of=same)
     if waits:
         pods.wait(machine, call, done.service)
     return _result(store, call, done.service)

@@ -15,6 +15,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.real import Real
 from niso.plan.records import ANY, Policy, Port
 from niso.services import attachments
+from niso.services.attachments import POD_POLICY
 from niso.services.machine import Machine
 from niso.store.store import Store
 
@@ -149,6 +150,7 @@ def free_name(machine: Machine, wanted: str, id: str) -> str:
 def joined(store: Store, request: Request) -> Request:
     """Return the request for one network with what the attachment has on others.
 
+    The policy of a pod of Kubernetes stays: another network does not say that it has none.
     Raises Conflict if the network has another interface there, or the interface another network.
     """
     now = attachments.current(store, request.name)
@@ -166,10 +168,14 @@ def joined(store: Store, request: Request) -> Request:
             wishes[at] = new
     if new not in wishes:
         wishes.append(new)
+    if POD_POLICY in dict(now.labels) and POD_POLICY not in dict(request.labels):
+        labels = {**dict(request.labels), **dict(now.labels)}
+        request = request._replace(policy=now.policy, labels=tuple(sorted(labels.items())))
     return request._replace(
         wishes=tuple(wishes),
         ports=tuple(dict.fromkeys((*now.ports, *request.ports))),
         aliases=tuple(dict.fromkeys((*now.aliases, *request.aliases))),
+        bandwidth=tuple(sorted({**dict(now.bandwidth), **dict(request.bandwidth)}.items())),
         policies=tuple(sorted({**dict(now.policies), **dict(request.policies)}.items())),
     )
 
@@ -185,7 +191,8 @@ def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool])
     if left and now is not None and attachments.lives(machine.kernel, attached):
         wishes = tuple(wish for wish in now.wishes if wish.network in left)
         policies = tuple((on, policy) for on, policy in now.policies if on in left)
-        attachments.attach(machine, now._replace(wishes=wishes, policies=policies))
+        left_over = now._replace(wishes=wishes, policies=policies)
+        attachments.attach(machine, left_over, instead_of=attached)
     else:
         attachments.detach(machine, attached.service, attached.id)
 

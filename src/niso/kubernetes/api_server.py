@@ -22,6 +22,8 @@ _LONGEST = 64 << 20
 """Bytes of an answer. etcd's objects have at most 1.5 MB, and lists are read in pages of 500."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 """A server that is gone without a word is noticed after 25 s."""
+_FAILURES = (OSError, http.client.HTTPException, ValueError)
+"""Of a connection. ValueError: a token that no header can have, or that is not ASCII."""
 GONE = 410
 _NOT_FOUND = 404
 
@@ -56,10 +58,10 @@ class ApiServer:
                     response = self._request(self._connected(fresh), path, query or {})
                     data = _parsed(path, response.read(_LONGEST))
                     break
-                except (OSError, http.client.HTTPException):
+                except _FAILURES:
                     if not known:  # else the server has closed a connection that was idle
                         raise
-        except (OSError, http.client.HTTPException) as error:
+        except _FAILURES as error:
             self._close()
             raise self._no_answer(error) from error
         if response.status == _NOT_FOUND:
@@ -83,10 +85,12 @@ class ApiServer:
             while line := response.readline(_LONGEST):
                 event = _parsed(path, line)
                 if event.get("type") == "ERROR":
-                    status = event.get("object", {})
-                    raise _refused(path, int(status.get("code") or 0), status)
+                    status = event.get("object")
+                    status = status if isinstance(status, dict) else {}
+                    code = status.get("code")
+                    raise _refused(path, code if isinstance(code, int) else 0, status)
                 yield event
-        except (OSError, http.client.HTTPException) as error:
+        except _FAILURES as error:
             raise self._no_answer(error) from error
         finally:
             if connection is not None:

@@ -17,7 +17,7 @@ from niso.base import wake
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kubernetes import objects, waiting
-from niso.kubernetes.api_server import ApiServer
+from niso.kubernetes.api_server import ApiServer, NoAnswer
 from niso.kubernetes.stream import Stream
 from niso.kubernetes.translate import World, policy_of
 from niso.services import attachments
@@ -133,7 +133,10 @@ class PodAgent:
                 (self.pods, f"/api/v1/namespaces/{space}/pods", query),
                 (self.policies, f"{_GROUP}/namespaces/{space}/networkpolicies", {}),
             ):
-                stream.merge(self._server.get(path, asked) or {})
+                data = self._server.get(path, asked)
+                if data is None:
+                    raise NoAnswer(f"{path}: the API server does not have it")
+                stream.merge(data)
         except Error as error:
             errors.append(error)
             return False

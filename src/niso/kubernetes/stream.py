@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kubernetes.api_server import GONE, ApiServer, Refused
+from niso.kubernetes.api_server import GONE, ApiServer, NoAnswer, Refused
 
 if TYPE_CHECKING:
     from typing import Any
@@ -21,6 +21,8 @@ RESYNC_S = 1800.0
 """A new list, for what a watch may have missed."""
 _PAGE = "500"
 _BACK_OFF_S = (0.2, 15.0)
+_LONGEST_VERSION = 20
+"""Digits of a number of 64 bits."""
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -54,6 +56,7 @@ class Stream:
         self._changed = changed
         self._log = log
         self._kept: dict[Key, Kept] = {}
+        self._merged: dict[Key, Kept] = {}  # since the present list was begun
         self._version = 0  # of the last list or event; 0: none yet
         self._lock = threading.Lock()
         self._said = ""
@@ -71,13 +74,23 @@ class Stream:
     def merge(self, data: Mapping[str, Any]) -> None:
         """Take over a newer list of a part, which the watch has not reached yet.
 
-        What it does not have stays until the watch says that it is gone.
+        What it does not have stays until the watch says that it is gone. Raises NoAnswer.
         """
-        version = _version(data)
+        version, items = self._listed(data)
         with self._lock:
             if version > self._version:
-                for item in data.get("items") or ():
+                for item in items:
                     self._keep(self._kept, item)
+                    self._keep(self._merged, item)
+
+    def _listed(self, data: Mapping[str, Any]) -> tuple[int, list[Any]]:
+        """Return the version of a list, and its objects. Raises NoAnswer if it is none."""
+        items = data.get("items") or []
+        if not (version := _version(data)) or not isinstance(items, list):
+            raise NoAnswer(f"{self.path}: the answer is not a list with a resourceVersion")
+        for item in items:
+            _key(item)
+        return version, items
 
     def run(self, over: threading.Event) -> None:
         """List and watch until ``over``; after a failure again, ever less often."""
@@ -105,21 +118,24 @@ class Stream:
     def _list(self, server: ApiServer) -> None:
         """Replace what is known by a list. Raises NoAnswer, Refused."""
         kept: dict[Key, Kept] = {}
+        with self._lock:
+            self._merged.clear()
         query = {"limit": _PAGE}
         while True:
             page = server.get(self.path, query)
             if page is None:
                 raise Refused(f"{self.path}: the API server does not have it", None, 404)
-            for item in page.get("items") or ():
+            version, items = self._listed(page)
+            for item in items:
                 self._keep(kept, item)
             token = (page.get("metadata") or {}).get("continue")
             if not token:
                 break
             query["continue"] = str(token)
-        version = _version(page)
         with self._lock:
-            # `merge` may have read more
-            kept |= {key: one for key, one in self._kept.items() if one.version > version}
+            # what `merge` did not read meanwhile is gone, even with a higher version: etcd may have
+            # been restored from a backup
+            kept |= {key: one for key, one in self._merged.items() if one.version > version}
             self._kept, self._version = kept, version
 
     def _watch(self, server: ApiServer, over: threading.Event) -> None:
@@ -132,8 +148,10 @@ class Stream:
         for event in server.watch(self.path, query, _SILENCE_S):
             if over.is_set():
                 return
-            item, kind = event.get("object") or {}, event.get("type")
+            item, kind = event.get("object"), event.get("type")
             key, version = _key(item), _version(item)
+            if not version:
+                raise NoAnswer(f"{self.path}: a watch sends an object without a resourceVersion")
             with self._lock:
                 before = self._kept.get(key)
                 if kind in ("ADDED", "MODIFIED"):
@@ -164,12 +182,20 @@ class Stream:
             self._log(text)
 
 
-def _key(item: Mapping[str, Any]) -> Key:
-    meta = item.get("metadata") or {}
+def _key(item: object) -> Key:
+    """Return what names an object. Raises NoAnswer if it is none."""
+    meta = _meta(item)
     return str(meta.get("namespace") or ""), str(meta.get("name") or "")
 
 
-def _version(item: Mapping[str, Any]) -> int:
+def _version(item: object) -> int:
     """Return the version of an object or list, which is a revision of etcd; 0 for none."""
-    text = str((item.get("metadata") or {}).get("resourceVersion") or "0")
-    return int(text) if text.isdecimal() else 0
+    text = str(_meta(item).get("resourceVersion") or "0")
+    return int(text) if text.isdecimal() and len(text) <= _LONGEST_VERSION else 0
+
+
+def _meta(item: object) -> Mapping[str, Any]:
+    meta = item.get("metadata") if isinstance(item, dict) else None
+    if not isinstance(meta, dict):
+        raise NoAnswer("the API server sends what is not an object of its API")
+    return meta

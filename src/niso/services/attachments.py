@@ -35,6 +35,8 @@ POD_POLICY = "pod_policy"
 """The label of pods of Kubernetes. Others lead packets to them, and to themselves, as ports do."""
 
 
+_TRIES = 20
+"""To attach again what another process attaches again meanwhile, such as an agent."""
 _MOVING_S = 120
 """How long an engine may take to move an interface into a container that it starts."""
 
@@ -297,17 +299,24 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
     """
     store = machine.store
     done, errors = [], list[Error]()
-    for attached in store.attachments.all():
-        row = store.service(attached.service)
-        if row is None or not row.active or not lives(machine.kernel, attached):
-            continue
-        try:
-            request = current(store, attached.service)
-            if request is not None:
-                done.append(attach(machine, request, report))
-        except Error as error:
-            error.service = error.service or attached.service
-            errors.append(error)
+    for name in [attached.service for attached in store.attachments.all()]:
+        for _ in range(_TRIES):
+            row, attached = store.service(name), store.attachments.get(name)
+            request = current(store, name)
+            if row is None or attached is None or request is None:
+                break
+            if not row.active or not lives(machine.kernel, attached):
+                break
+            try:
+                done.append(attach(machine, request, report, instead_of=attached))
+                break
+            except Error as error:
+                if store.attachments.get(name) == attached:
+                    error.service = error.service or name
+                    errors.append(error)
+                    break
+        else:
+            errors.append(Conflict(f"{name!r} is attached again and again", "try again"))
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
     return done
