@@ -72,7 +72,7 @@ CASES = {
     "both-end": Case(
         ("activate --replace /tmp/p", "activate --replace /tmp/x-share"),
         "remove p x",
-        12,
+        13,
         ("share",),
         False,
     ),
