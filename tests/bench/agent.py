@@ -32,6 +32,9 @@ WORLDS = {
     "attacked-docker": ("attack_worlds", "DockerAttacked"),
     "no-policy-forgets": ("bridge_worlds", "Forgets"),
     "policed-forgets": ("bridge_worlds", "PolicedForgets"),
+    "span-host": ("span_worlds", "SpanHost"),
+    "span-bare": ("span_worlds", "Bare"),
+    "span-crowd": ("span_worlds", "Crowd"),
 }
 
 

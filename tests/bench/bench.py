@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attacks
+import chapter_cluster
 import chapter_policies
 import chapter_ports
 import chapter_services
@@ -38,6 +39,9 @@ CHAPTERS: dict[str, Callable[[bool, frozenset[str]], Found]] = {
     ),
     "policies": lambda quick, without: chapter_policies.measure(
         chapter_policies.QUICK if quick else chapter_policies.FULL, without
+    ),
+    "cluster": lambda quick, without: chapter_cluster.measure(
+        chapter_cluster.QUICK if quick else chapter_cluster.FULL, without
     ),
 }
 PEERS = ("batch", "netavark", "cni", "podman", "podman-niso", "docker", "docker-proxy")
