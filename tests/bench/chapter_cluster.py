@@ -15,6 +15,7 @@ from figures import Found
 
 HOSTS = ("a", "b", "c")
 BARE = ("bare client", "bare server")
+SWARM = ("swarm manager", "swarm worker")
 AT_ONCE = 64
 TTL_S = 10
 WAIT_S = 40.0
@@ -201,19 +202,20 @@ def _attach(chapter: Chapter, hosts: Hosts, sizes: Sizes) -> None:
 
 def _names(chapter: Chapter, hosts: Hosts, sizes: Sizes) -> None:
     numbers = iter(range(1_000_000))
-    case = partial(_until_known, hosts, numbers)
+    case = partial(_until_known, hosts.labs["a"], hosts.labs["b"], numbers, "appear")
     chapter.in_turn("names", {"b": case}, 0, 0, sizes.names, sizes.names_s)
 
 
-def _until_known(hosts: Hosts, numbers: Any) -> dict[str, float]:
-    near, far, name = hosts.labs["a"], hosts.labs["b"], f"new{next(numbers)}"
+def _until_known(near: Lab, far: Lab, numbers: Any, how: str) -> dict[str, float]:
+    name = f"new{next(numbers)}"
     far.ask("until_named", name, True, WAIT_S)
     try:
-        published = near.call("appear", name)
+        since = near.call(how, name)
     finally:
         seen = far.answer()
     near.call("vanish", name)
-    return {"published until known": max(0.0, seen - published) * 1000}
+    what = "published" if how == "appear" else how
+    return {f"{what} until known": max(0.0, seen - since) * 1000}
 
 
 def _crowds(chapter: Chapter, hosts: Hosts, sizes: Sizes) -> None:
@@ -252,7 +254,46 @@ def _traffic(chapter: Chapter, hosts: Hosts, sizes: Sizes, flows: str) -> None:
             cases[who] = partial(_rates, lab, enter, address, source, sizes.flow_ms)
     except Failed as error:
         chapter.found.lacks("traffic", "span", 0, str(error))
+    numbers = iter(range(1_000_000, 2_000_000))
+    near, far = hosts.labs["a"], hosts.labs["b"]
+    names: dict[str, Case] = {"span": partial(_until_known, near, far, numbers, "command")}
+    if swarm := _swarm(chapter, hosts.wire, sizes, flows):
+        cases["swarm"] = swarm
+        ends = [chapter.lab("swarm", name, name) for name in SWARM]
+        names["swarm"] = partial(_until_known, *ends, numbers, "command")
     chapter.in_turn("between hosts", cases, 0, 0, sizes.flow_rounds, sizes.rounds_s)
+    chapter.in_turn("names of commands", names, 0, 0, sizes.rounds, sizes.rounds_s)
+
+
+def _swarm(chapter: Chapter, wire: Wire, sizes: Sizes, flows: str) -> Case | None:
+    """Two hosts of Docker Swarm, with a container each on one overlay network."""
+    ends = []
+    for name in SWARM:
+        say(f"a lab for the {name}")
+        if lab := chapter.lab("swarm", name, name, flows):
+            ends.append(lab)
+    if len(ends) < len(SWARM):
+        return None
+    try:
+        for number, lab in enumerate(ends, 10):
+            wire.connect(number, lab)
+        manager, worker = ends
+        worker.call("join", *manager.call("init"))
+        to, source = manager.call("more", "server"), worker.call("more", "client")
+        manager.call("serve", ["server"])
+        case = partial(_swarm_rates, worker, to, source, sizes.flow_ms)
+        case()
+    except Failed as error:
+        chapter.found.lacks("", "swarm", 0, str(error))
+        say(f"swarm: {error}")
+        return None
+    return case
+
+
+def _swarm_rates(lab: Lab, address: str, source: str, ms: int) -> dict[str, float]:
+    return {
+        proto: lab.call("rate_from", "client", proto, address, 80, ms, source) for proto in RATES
+    }
 
 
 def _rates(lab: Lab, enter: str, address: str, source: str, ms: int) -> dict[str, float]:

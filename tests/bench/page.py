@@ -28,6 +28,7 @@ NAMES = {
     "policed-forgets": "niso, with a policy, no memory of flows",
     "docker-proxy": "docker with its proxy",
     "cluster": "the cluster",
+    "swarm": "Docker Swarm",
 }
 Rows = Sequence[tuple[str, str, str]]
 """(what, who, the name of the line)"""
@@ -617,6 +618,7 @@ WIRES = {
     "underlay": "plain underlay: two namespaces, no rule, no connection tracking",
     "span": "niso, services of two hosts, by VXLAN",
     "one host": "niso, services of one host",
+    "swarm": "Docker Swarm, containers of two hosts on an overlay",
 }
 
 
@@ -641,6 +643,10 @@ def _cluster(found: Found, drawn: set[str]) -> list[str]:
     seen = row("published until known", "b")
     late = f"99 %: {number(percentile(seen, 0.99))} ms, of {len(seen.values)}" if seen else ""
     line("published until an idle host has the name", seen, " ms", late, "≤ 100 ms, 99 %: ≤ 500 ms")
+    swarm = row("command until known", "swarm")
+    beside = f"`docker network connect` in a swarm: {spread(swarm)} ms" if swarm else ""
+    text = "the whole command, from its start until an idle host has the name"
+    line(text, row("command until known"), " ms", beside)
     for words in ("comes", "goes"):
         sizes = sorted(found.rows(f"apply: one {words}"), key=lambda each: each.at)
         for each, aim in zip(sizes, ("≤ 10 ms", "≤ 1.5 of that"), strict=False):
