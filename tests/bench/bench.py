@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     parser.add_argument("chapter", nargs="*", help=f"measure these only: {', '.join(CHAPTERS)}")
     parser.add_argument(
-        "--quick", action="store_true", help="under 3 minutes: fewer rounds, services and ports"
+        "--quick", action="store_true", help="under 5 minutes: fewer rounds, services and ports"
     )
     parser.add_argument(
         "--resume",

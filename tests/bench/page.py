@@ -684,7 +684,7 @@ def _cluster(found: Found, drawn: set[str]) -> list[str]:
         *lines,
         "",
         _prose(
-            "Three hosts are labs on one wire, each with a member of etcd and an agent, with TLS. Targets of"
+            "Three hosts are labs on one wire, each with a member of etcd (data on tmpfs) and an agent, with TLS. Targets of"
             " traffic: connections ≥ 0.85 of the underlay, throughput ≥ 0.9. Services have no process. Of other"
             " hosts' many services there are the claims alone, in a real etcd. A request is a connection with one"
             " byte of answer, to another host."

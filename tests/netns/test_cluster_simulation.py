@@ -19,7 +19,13 @@ PATIENCE_S = 1_800
 
 @pytest.mark.skipif(os.environ.get("NISO_TEST_LONG") != "1", reason="part of ./dev test-long")
 def test_the_mirrors_of_a_thousand_hosts_are_what_the_cluster_has(tmp_path: Path) -> None:
-    words = ("unshare", "--net", sys.executable, str(TESTS / "netns/simulation_driver.py"))
+    words = (
+        "unshare",
+        "--net",
+        "--mount",
+        sys.executable,
+        str(TESTS / "netns/simulation_driver.py"),
+    )
     run = subprocess.run(
         [*words, str(tmp_path), str(HOSTS)],
         capture_output=True,
