@@ -32,6 +32,10 @@ WORLDS = {
     "attacked-docker": ("attack_worlds", "DockerAttacked"),
     "no-policy-forgets": ("bridge_worlds", "Forgets"),
     "policed-forgets": ("bridge_worlds", "PolicedForgets"),
+    "swarm": ("engine_worlds", "Swarm"),
+    "span-host": ("span_worlds", "SpanHost"),
+    "span-bare": ("span_worlds", "Bare"),
+    "span-crowd": ("span_worlds", "Crowd"),
 }
 
 

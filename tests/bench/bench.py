@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attacks
+import chapter_cluster
 import chapter_policies
 import chapter_ports
 import chapter_services
@@ -38,6 +39,9 @@ CHAPTERS: dict[str, Callable[[bool, frozenset[str]], Found]] = {
     ),
     "policies": lambda quick, without: chapter_policies.measure(
         chapter_policies.QUICK if quick else chapter_policies.FULL, without
+    ),
+    "cluster": lambda quick, without: chapter_cluster.measure(
+        chapter_cluster.QUICK if quick else chapter_cluster.FULL, without
     ),
 }
 PEERS = ("batch", "netavark", "cni", "podman", "podman-niso", "docker", "docker-proxy")
@@ -74,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     parser.add_argument("chapter", nargs="*", help=f"measure these only: {', '.join(CHAPTERS)}")
     parser.add_argument(
-        "--quick", action="store_true", help="under 3 minutes: fewer rounds, services and ports"
+        "--quick", action="store_true", help="under 5 minutes: fewer rounds, services and ports"
     )
     parser.add_argument(
         "--resume",

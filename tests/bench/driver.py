@@ -89,6 +89,20 @@ class Lab:
         self.begin_close()
         raise Failed(why)
 
+    def inside(self) -> int:
+        """A process of the lab, as it is numbered outside: the first one in another network namespace."""
+        own, pid = os.stat("/proc/self/ns/net").st_ino, self._process.pid
+        while os.stat(f"/proc/{pid}/ns/net").st_ino == own:
+            children = [
+                child
+                for path in glob.glob(f"/proc/{pid}/task/*/children")
+                for child in pathlib.Path(path).read_text(encoding="ascii").split()
+            ]
+            if not children:
+                raise Failed("the lab has no process")
+            pid = int(children[0])
+        return pid
+
     def begin_close(self) -> None:
         self._process.terminate()  # what is in the lab goes with it
 
@@ -271,6 +285,7 @@ def versions() -> list[str]:
         ("nft", ["nft", "--version"], 1),
         ("iptables", ["iptables", "--version"], 1),
         ("ip", ["ip", "-V"], 2),
+        ("etcd", ["etcd", "--version"], 2),
     ):
         said: list[str] = []
         with contextlib.suppress(OSError):
@@ -302,6 +317,7 @@ def environment() -> dict[str, str]:
     foreign = ("NISO_", "DOCKER_", "NETAVARK_", "CONTAINER", "CNI_", "PODMAN_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     own = os.path.join(sys.prefix, "bin")
+    peers.append(str(ROOT / ".cache/etcd/usr/bin"))
     path = ":".join([own, *peers, "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
     return kept | {"PATH": path, "BENCH_PEERS": str(CACHE)}
 

@@ -12,10 +12,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 from worlds import SPARE, Mapping, World, ports_of, run, timed
 
 IMAGE = "bench:1"
+ASK_NAMES = pathlib.Path(__file__).with_name("ask_names.py")
 SLEEP = ("/bin/busybox", "sleep", "10000")
 
 
@@ -147,6 +149,69 @@ class DockerWithProxy(Docker):
     """As docker is without any option."""
 
     PROXY = "--userland-proxy=true"
+
+
+class Swarm(Docker):
+    """A host of Docker Swarm, with containers on an overlay network that spans hosts."""
+
+    OVERLAY = "over"
+
+    def connect(self, address: str) -> None:
+        run("ip", "link", "set", "under0", "up")
+        run("ip", "address", "add", f"{address}/24", "dev", "under0")
+        self._place = ("--advertise-addr", address, "--listen-addr", f"{address}:2377")
+        self._manager = f"{address}:2377"
+
+    def init(self) -> tuple[str, str]:
+        """Make a swarm and its network; return what another host joins with."""
+        run("docker", "swarm", "init", *self._place)
+        words = ("--driver", "overlay", "--attachable", "--subnet", "10.89.0.0/24")
+        run("docker", "network", "create", *words, self.OVERLAY)
+        return run("docker", "swarm", "join-token", "-q", "worker").strip(), self._manager
+
+    def join(self, token: str, manager: str) -> None:
+        run("docker", "swarm", "join", *self._place, "--token", token, manager)
+
+    def more(self, name: str) -> str:
+        """Start a container on the overlay; return its address."""
+        self.start(name, [], "--network", self.OVERLAY)
+        shown = f"{{{{.NetworkSettings.Networks.{self.OVERLAY}.IPAddress}}}}"
+        return run("docker", "inspect", "--format", shown, name).strip()
+
+    def serve(self, names: Iterable[str] = ()) -> None:
+        self.start_servers(names)
+
+    def rate_from(
+        self, name: str, proto: str, address: str, port: int, ms: int, source: str
+    ) -> float:
+        """As `load`, from a container."""
+        return self.load(proto, address, port, ms, self._named(name), source)
+
+    def command(self, name: str) -> float:
+        """Connect a running container by that name; return when that began (monotonic clock, in s)."""
+        if not self._probe:
+            self.start("probe", [], "--network", "none")
+            run("docker", "network", "disconnect", "none", "probe")
+            self._probe = True
+        began = time.monotonic()
+        run("docker", "network", "connect", "--alias", name, self.OVERLAY, "probe")
+        return began
+
+    def vanish(self, name: str) -> None:
+        run("docker", "network", "disconnect", self.OVERLAY, "probe")
+
+    def until_named(self, name: str, there: bool, seconds: float) -> float:
+        """Return when the container "client" could resolve a name, by Docker's name server."""
+        enter = ("ip", "netns", "exec", self._named("client"), sys.executable, "-IS")
+        return float(run(*enter, str(ASK_NAMES), "127.0.0.11", name, str(seconds)))
+
+    def _named(self, container: str) -> str:
+        """Return the name by which ip(8) enters a container."""
+        named = f"container-{container}"
+        if not os.path.exists(f"/run/netns/{named}"):
+            pid = run("docker", "inspect", "--format", "{{.State.Pid}}", container).strip()
+            run("ip", "netns", "attach", named, pid)
+        return named
 
 
 class Podman(Engine):

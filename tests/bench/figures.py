@@ -6,6 +6,7 @@ could not come as far as was wanted (`wanted`) was measured where it was.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -112,6 +113,11 @@ def slope(rows: list[Row]) -> float | None:
 
 def median(row: Row) -> float:
     return statistics.median(row.values)
+
+
+def percentile(row: Row, share: float) -> float:
+    """The value that so great a share of the values does not exceed: 0.99 of 100 values is the 99th."""
+    return sorted(row.values)[max(0, math.ceil(share * len(row.values)) - 1)]
 
 
 def spread(row: Row) -> str:

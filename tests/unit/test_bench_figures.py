@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import page
-from figures import Found, Row, number, ratio, slope, spread
+from figures import Found, Row, number, percentile, ratio, slope, spread
 
 
 def found() -> Found:
@@ -38,6 +38,12 @@ def test_a_ratio_is_of_one_round_where_both_have_the_same_rounds() -> None:
 def test_a_slope_is_for_each_more() -> None:
     assert slope(found().rows("attach", "netavark")) == pytest.approx(70 / 390)
     assert slope(found().rows("attach", "netavark")[:1]) is None
+
+
+def test_a_percentile_is_one_of_the_values() -> None:
+    values = Row("", "", 1, 1, [float(each) for each in range(200, 0, -1)])
+    assert (percentile(values, 0.99), percentile(values, 0.5)) == (198, 100)
+    assert percentile(Row("", "", 1, 1, [7]), 0.99) == 7
 
 
 def test_text_of_figures() -> None:
@@ -87,3 +93,23 @@ def test_the_page_names_what_is_not_measured_and_a_quick_run() -> None:
     assert "- docker: there is none" in text
     assert "[![" in text and "(network.png)" in text and "(whole.png)" not in text
     assert "## Ports\n\nNot measured yet." in text
+
+
+def test_the_section_about_several_hosts_has_what_was_found_and_names_what_was_not() -> None:
+    it = Found()
+    for value in (30.0, 20.0, 90.0):
+        it.add("published until known", "b", 0, 0, value)
+    for count, took in ((1_000, 8.0), (10_000, 16.0)):
+        it.add("apply: one comes", f"beside {count}", count, count, took)
+    for what, value in (("requests", 900), ("requests failed", 0), ("claims", 50)):
+        it.add(what, "span", 0, 0, value)
+    it.add("claims failed", "span", 0, 0, 1)
+    it.add("slowest claim", "span", 0, 0, 500)
+    it.lacks("traffic", "cluster", 0, "no compiler")
+    data = {"machine": "", "versions": [""], "date": "", "seconds": 1, "load": ["0", "0"]}
+    text = page.text({"cluster": data | {"quick": False} | it.dump()}, [])
+    assert "has the name | **30.0** (20.0 to 90.0) ms | 99 %: 90.0 ms, of 3 |" in text
+    assert "beside 10,000 of other hosts, rows and kernel | 16.0 (once) ms | ; ratio 2.00 |" in text
+    assert "0 of 900 requests failed; 1 of 50 claims failed | slowest claim 500 ms | 0 |" in text
+    assert "agent, processor, idle | not measured" in text
+    assert "- the cluster (traffic): no compiler" in text

@@ -1,0 +1,328 @@
+"""Worlds of the chapter about several hosts: labs that are hosts of one cluster, with etcd and agents of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+from bridge_worlds import FAST
+from niso_world import WITHOUT_PROCESS, NisoWorld, package
+from worlds import HOST, SERVED, World, run, timed, write
+
+from niso.base.errors import Error
+from niso.cluster import config, mirror
+from niso.cluster.agent import Agent, Me, boot_id
+from niso.cluster.claims import Claims, Wanted
+from niso.cluster.keys import encode
+from niso.cluster.membership import Host, Membership
+from niso.cluster.requests import Delete, Put, Txn
+from niso.commands import deactivate
+from niso.services import across
+
+SPAN, SUBNET, WIDE = "span", "10.99.0.0/22", "10.96.0.0/17"
+LINK = "under0"
+HOSTS_FILE = f"/run/niso/hosts/{SPAN}/hosts"
+LOOK_AGAIN_S = 0.001
+A_TXN = 120
+"""Keys in a transaction: etcd takes 128 operations."""
+CROWD_HOSTS = 50
+LEASE_S = 3600
+BEFORE_KILL_S = 0.7
+
+
+class Bare(World):
+    """An end of the wire without niso."""
+
+    def connect(self, address: str) -> None:
+        run("ip", "netns", "add", "bare")
+        run("ip", "link", "set", LINK, "netns", "bare")
+        run("ip", "-n", "bare", "link", "set", LINK, "up")
+        run("ip", "-n", "bare", "address", "add", f"{address}/24", "dev", LINK)
+
+    def in_service(self, name: str) -> list[str]:
+        return ["ip", "netns", "exec", "bare"]
+
+    def serve(self, names: Iterable[str] = ()) -> None:
+        self.start_servers(["server"])
+
+
+class SpanHost(NisoWorld):
+    """A host of a cluster. Services have no process."""
+
+    def serve(self, names: Iterable[str] = ()) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for name in ("tcp_timeout_close", "udp_timeout"):  # in s: the table must not fill up
+                write(f"/proc/sys/net/netfilter/nf_conntrack_{name}", "1")
+        self.start_servers(names)
+
+    def connect(self, address: str) -> None:
+        run("ip", "link", "set", LINK, "up")
+        run("ip", "address", "add", f"{address}/24", "dev", LINK)
+
+    # --- the cluster ---
+
+    def init(self, name: str, address: str) -> None:
+        run("niso", "cluster", "init", "--name", name, "--address", address)
+
+    def invite(self, name: str, address: str) -> str:
+        return run("niso", "cluster", "invite", name, "--address", address)
+
+    def join(self, invitation: str) -> None:
+        run("niso", "cluster", "join", "-", "--member", input=invitation)
+
+    def span(self, service: str) -> str:
+        """Have the network, and a service on it that clients may ask; return its address."""
+        run("niso", "net", "create", SPAN, "--subnet", SUBNET, "--span")
+        self.activate([package(service, [], SPAN, FAST)])
+        return self.address(service)
+
+    def more(self, service: str) -> str:
+        """Have one more service there; return its address."""
+        self.activate([package(service, [], SPAN, FAST)])
+        return self.address(service)
+
+    def address(self, service: str) -> str:
+        return next(a for _, a in self.store.addresses(service) if ":" not in a)
+
+    def start_agent(self) -> None:
+        self._agent = subprocess.Popen(["niso", "agent"], stdout=subprocess.PIPE, text=True)
+        assert self._agent.stdout
+        if "following cluster" not in self._agent.stdout.readline():
+            raise RuntimeError("the agent does not start")
+        threading.Thread(target=self._agent.stdout.read, daemon=True).start()
+
+    def signal_agent(self, name: str) -> None:
+        self._agent.send_signal(getattr(signal, name))
+        if name == "SIGKILL":
+            self._agent.wait(10)
+
+    def start_etcd(self) -> None:
+        quiet = subprocess.DEVNULL
+        subprocess.Popen(["niso", "cluster", "etcd"], stdout=quiet, stderr=quiet)
+
+    # --- what is measured ---
+
+    def attach(self, network: str, command: bool) -> dict[str, float]:
+        """One service on a network: the command, or in process with what the cluster's part of it is."""
+        folder = package("extra", [], network)
+        if command:
+            found = {"command": timed(lambda: run(*WITHOUT_PROCESS, "activate", folder))}
+        else:
+            with _asking() as asked:
+                found = {"activate": timed(lambda: self.activate([folder]))}
+            found |= {what: ms for what, (ms, _) in asked.items()}
+        deactivate.remove(self.machine, ["extra"])
+        return found
+
+    def appear(self, name: str) -> float:
+        """Activate a service there; return when the cluster had it (of the monotonic clock, in s)."""
+        with _asking() as asked:
+            self.activate([package(name, [], SPAN)])
+        return asked["publish"][1]
+
+    def command(self, name: str) -> float:
+        """Activate a service there by the command; return when that began."""
+        folder = package(name, [], SPAN)
+        began = time.monotonic()
+        run(*WITHOUT_PROCESS, "activate", folder)
+        return began
+
+    def vanish(self, name: str) -> None:
+        deactivate.remove(self.machine, [name])
+
+    def until_named(self, name: str, there: bool, seconds: float) -> float:
+        """Return when a name came into the hosts file, or went."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with open(HOSTS_FILE, encoding="ascii") as file:
+                if (name in file.read().split()) == there:
+                    return time.monotonic()
+            time.sleep(LOOK_AGAIN_S)
+        raise RuntimeError(f"{name} is {'not ' * there}in the hosts file after {seconds:.0f} s")
+
+    def usage(self, seconds: float) -> dict[str, float]:
+        """What the agent holds, in KiB, and uses of a processor, in per cent."""
+        pid = self._agent.pid
+        before, began = _spent_ns(pid), time.monotonic_ns()
+        time.sleep(seconds)
+        used = (_spent_ns(pid) - before) / (time.monotonic_ns() - began) * 100
+        return {
+            "agent, PSS": _field(f"/proc/{pid}/smaps_rollup", "Pss:"),
+            "agent, RSS": _field(f"/proc/{pid}/status", "VmRSS:"),
+            "agent, processor": used,
+        }
+
+    def requests(self, to: str, enter: str, source: str, ms: int) -> dict[str, float]:
+        """Connections to a service for a while: those that were answered, and those that failed."""
+        words = ("load", "tcp", self.client_cpu, to, str(SERVED), str(ms), "0", source)
+        done, failed, _ = map(int, run("ip", "netns", "exec", enter, self.flows, *words).split())
+        return {"requests": done, "requests failed": failed}
+
+    def claims_without_member(self, seconds: float) -> dict[str, float]:
+        """Claim and give up again for a while, in which this host's member of etcd is killed."""
+        own = config.require()
+        with open("/run/niso/etcd.pid", encoding="ascii") as file:
+            kill = threading.Timer(BEFORE_KILL_S, os.kill, (int(file.read()), signal.SIGKILL))
+        kill.start()
+        end, times, failed = time.monotonic() + seconds, [0.0], 0
+        with own.engine() as engine:
+            claims = Claims(engine, own.host, own.keys)
+            while time.monotonic() < end:
+                name = f"k{len(times)}-{own.host}"
+                try:
+                    times.append(timed(partial(_claim_once, claims, name)))
+                except Error:
+                    failed += 1
+        kill.join()
+        return {
+            "claims": len(times) - 1,
+            "claims failed": failed,
+            "slowest claim": max(times),
+        }
+
+    def claims_at_once(self, count: int, at: float) -> list[str]:
+        """Claim with as many connections at one time (monotonic clock, in s); return the addresses.
+
+        A claim that fails has none. The agent must be stopped, or it gives them up.
+        """
+        own = config.require()
+        found: list[str] = []
+
+        def claim(number: int) -> None:
+            name = f"at-once{number}-{own.host}"
+            with own.engine() as engine:
+                engine.get("ready", one=True)
+                time.sleep(max(0.0, at - time.monotonic()))
+                made = Claims(engine, own.host, own.keys).claim(_wanted(name))
+                found.extend(made.networks[SPAN])
+
+        threads = [threading.Thread(target=claim, args=(number,)) for number in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+
+class Crowd(NisoWorld):
+    """A host beside services that many others seem to have, in its own etcd."""
+
+    def fill(self, count: int) -> float:
+        run("niso", "cluster", "init", "--name", "a", "--address", HOST)
+        run("niso", "net", "create", SPAN, "--subnet", WIDE, "--span")
+        self.activate([package("here", [], SPAN)])
+        own = config.require()
+        self.engine, self.keys = own.engine(), own.keys
+        membership = Membership(self.engine, self.keys)
+        lease = self.engine.grant(LEASE_S)
+        for number in range(1, CROWD_HOSTS + 1):
+            name = f"h{number}"
+            membership.join(Host(name, f"id-{name}", f"198.51.100.{number}", 1500, False))
+            membership.live(name, f"id-{name}", lease, "boot")
+        puts = [self._put(number) for number in range(count)]
+        for at in range(0, count, A_TXN):
+            self.engine.commit(Txn((), tuple(puts[at : at + A_TXN])))
+        me = Me(own.host, self.store.state_id(), self.store.cluster_id(), boot_id())
+        self.agent = Agent(me, own.engine, lambda lost: None, lambda line: None, self.keys)
+        self._next = count
+        took = timed(self._look)
+        if len(self.store.across.addresses()) != count:
+            raise RuntimeError(f"the mirror has not all {count:,} services")
+        return took
+
+    def change(self) -> dict[str, float]:
+        """One more service of another host comes, and goes: a look of the agent, and the part after reading."""
+        found = {}
+        put = self._put(self._next)
+        for words, change in (("comes", put), ("goes", Delete(put.key))):
+            self.engine.commit(Txn((), (change,)))
+            with _following() as applied:
+                look = timed(self._look)
+            found |= {
+                f"look: one {words}": look,
+                f"apply: one {words}": applied[0][0],
+                f"apply, processor time: one {words}": applied[0][1],
+            }
+        return found
+
+    def _look(self) -> None:
+        self.agent.look(self.store, self.machine.kernel, self.engine, time.monotonic())
+
+    def _put(self, number: int) -> Put:
+        name, at = f"r{number}", number + 1_000
+        address = f"10.96.{at // 256}.{at % 256}"
+        value = {"service": name, "host": f"h{number % CROWD_HOSTS + 1}", "gen": 1}
+        return Put(self.keys.address(SPAN, address), encode(value | {"names": [name], "up": True}))
+
+
+def _wanted(name: str) -> Wanted:
+    return Wanted(name, (SPAN,), (name,), {}, {})
+
+
+def _claim_once(claims: Claims, name: str) -> None:
+    claims.release(name, claims.claim(_wanted(name)).mark)
+
+
+def _spent_ns(pid: int) -> int:
+    """Processor time of all threads of a process (Documentation/scheduler/sched-stats.rst)."""
+    spent = 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:
+            spent += int(file.read().split()[0])
+    return spent
+
+
+def _field(path: str, name: str) -> float:
+    with open(path, encoding="ascii") as file:
+        return next(float(line.split()[1]) for line in file if line.startswith(name))
+
+
+@contextlib.contextmanager
+def _asking() -> Iterator[dict[str, tuple[float, float]]]:
+    """Within the block, what an activation asks of the cluster -> (ms, when it ended in s)."""
+    found: dict[str, tuple[float, float]] = {}
+
+    def noted(what: str, real: Any) -> Any:
+        def asks(*args: Any, **options: Any) -> Any:
+            before = time.monotonic()
+            try:
+                return real(*args, **options)
+            finally:
+                now = time.monotonic()
+                found[what] = ((now - before) * 1000, now)
+
+        return asks
+
+    with (
+        mock.patch.object(across, "prepare", noted("claim", across.prepare)),
+        mock.patch.object(Claims, "publish", noted("publish", Claims.publish)),
+    ):
+        yield found
+    if "publish" not in found:  # a local network
+        found.clear()
+
+
+@contextlib.contextmanager
+def _following() -> Iterator[list[tuple[float, float]]]:
+    """Within the block the times and processor times, in ms, of bringing what was read to this host."""
+    found: list[tuple[float, float]] = []
+    real = mirror.follow
+
+    def follow(*args: Any, **options: Any) -> Any:
+        before, processor = time.perf_counter(), time.process_time()
+        try:
+            return real(*args, **options)
+        finally:
+            wall, spent = time.perf_counter() - before, time.process_time() - processor
+            found.append((wall * 1000, spent * 1000))
+
+    with mock.patch.object(mirror, "follow", follow):
+        yield found

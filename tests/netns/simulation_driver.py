@@ -1,0 +1,449 @@
+"""Simulate many hosts of a cluster on a real etcd, and print how they converge: ``simulation_driver.py FOLDER HOSTS``.
+
+Each host has a store, a kernel in memory and an agent without a process: its two watches are sockets that a few processes
+select, and a look begins when one has an event. `NETWORK_HOSTS` hosts share a network. All run on this machine, so times in
+which every host looks are those of its processors; the processor time of one look is beside them. It needs a network and a mount
+namespace of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import multiprocessing
+import os
+import select
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from etcd_world import Members, etcd
+from fake_world import World
+
+from niso.cluster import mirror
+from niso.cluster.agent import Agent, Me
+from niso.cluster.etcd import Access, Etcd
+from niso.cluster.keys import Keys, encode
+from niso.cluster.membership import Host, Membership, host_value
+from niso.cluster.requests import Put, Txn
+from niso.commands import deactivate, network
+from niso.kernel.nft_wire import CLAIMS
+from niso.services.networks import NetworkRequest
+
+NETWORK_HOSTS = 10
+SERVICES = 2
+CHANGES = 100
+BURST = 2 * CHANGES
+PROCESSES = 2
+TTL_S = 3600
+A_TXN = 120
+QUIET_S = 1.0
+WAIT_S = 600.0
+MOST = "12g"
+"""Bytes of all stores: 2 to 6 MB each, most of it reserved or log of SQLite."""
+KEYS = Keys()
+
+
+class Joined:
+    """How a simulated host reaches the cluster: as all of its process, by one connection."""
+
+    encryption, keys = "", KEYS
+
+    def __init__(self, host: str, address: str, engine: Etcd) -> None:
+        self.host, self.address, self._engine = host, address, engine
+
+    def engine(self, brief: bool = False) -> Etcd:
+        return self._engine
+
+
+class Watch(Etcd):
+    """A watch as the agent's, to select."""
+
+    def __init__(self, access: Access, prefix: str, revision: int) -> None:
+        super().__init__(access, 20.0)
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        span = dict(zip(("key", "range_end"), map(_packed, (prefix, end)), strict=True))
+        request = {**span, "start_revision": revision}
+        self._held = self._open("/v3/watch", {"create_request": request})
+        self.socket = self._held[0].sock
+        assert self.socket is not None
+        self.socket.setblocking(False)
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+class Simulated:
+    """One host."""
+
+    def __init__(self, number: int, folder: Path, engine: Etcd) -> None:
+        self.name, self.network = f"h{number}", f"n{number // NETWORK_HOSTS}"
+        self.address = f"198.51.{number // 250}.{number % 250 + 1}"
+        self.engine = engine
+        self.world = World(folder / self.name)
+        (folder / self.name).mkdir()
+        self.world.__enter__()
+        self.state = os.environ["NISO_STATE_DIR"]
+        cluster = Membership(engine).cluster()
+        assert cluster is not None
+        store = self.world.store
+        with store.transaction():
+            store.across.set_cluster(cluster.identity)
+        joined: Any = Joined(self.name, self.address, engine)
+        self.world.machine = self.world.machine._replace(joined=lambda: joined)
+        me = Me(self.name, store.state_id(), cluster.identity, "boot")
+        self.agent = Agent(me, lambda: engine, lambda lost: None, lambda line: None)
+        subnet = f"10.{100 + number // NETWORK_HOSTS // 250}.{number // NETWORK_HOSTS % 250}.0/24"
+        self.here()
+        network.create(self.world.machine, NetworkRequest(self.network, (subnet,), span=True))
+
+    def here(self) -> None:
+        """Make its state folder that of this process."""
+        os.environ["NISO_STATE_DIR"] = self.state
+
+    def start(self, *services: str) -> None:
+        self.here()
+        on = {"networks": [self.network]}
+        self.world.activate(*(self.world.package(name, network=on) for name in services))
+
+    def host(self) -> Host:
+        return Host(self.name, self.world.store.state_id(), self.address, 1500, False)
+
+    def look(self) -> list[str]:
+        self.here()
+        return self.agent.look(self.world.store, self.world.kernel, self.engine, time.monotonic())
+
+    def differs(self) -> bool:
+        """Whether its mirror or its kernel is not as the cluster is."""
+        items = self.engine.get(KEYS.addresses(self.network)).items
+        hosts = Membership(self.engine).hosts()
+        seen = mirror.seen(hosts, {self.network: items}, KEYS, None, self.name)
+        wanted = {
+            name: (known.addresses, known.names)
+            for name, known in seen.services.items()
+            if all(address.host != self.name for address in known.addresses)
+        }
+        across = self.world.store.across
+        have = {name: (rows, across.names(name)) for name, rows in across.addresses().items()}
+        alive = {host.name: host.alive for host in hosts if host.name != self.name}
+        live = {name: live for name, (_, _, live) in across.peers().items()}
+        elements = self.world.kernel.elements.values()
+        heard = {each.comment for each in elements if each.container in CLAIMS}
+        return have != wanted or live != alive or heard != wanted.keys()
+
+
+class Worker:
+    """The hosts of one process. Requests come by a pipe: (method, arguments)."""
+
+    def __init__(self, numbers: range, access: Access, folder: Path, pipe: Connection) -> None:
+        folder.mkdir()
+        os.environ["NISO_RUN_DIR"] = str(folder / "run")
+        self.pipe, self.folder, self.numbers = pipe, folder, numbers
+        self.access = access
+        self.engine = Etcd(access, 20.0)
+        self.hosts: dict[str, Simulated] = {}
+        self.watches: dict[int, tuple[Simulated, Watch]] = {}
+        self.poll = select.poll()
+        self.known: dict[str, list[float]] = {}  # service -> when hosts had it, or had lost it
+        self.lost: dict[str, list[float]] = {}  # host -> when others knew that it is gone
+        self.looks: list[float] = []  # processor time, in ms
+        self.last_s = 0.0
+
+    def run(self) -> None:
+        self.poll.register(self.pipe, select.POLLIN)
+        while True:
+            woken: dict[str, Simulated] = {}
+            asked = False
+            for fd, _ in self.poll.poll():
+                if fd == self.pipe.fileno():
+                    asked = True
+                elif self._has_event(fd):
+                    host = self.watches[fd][0]
+                    woken[host.name] = host
+            for host in woken.values():
+                self._look(host)
+            if asked:
+                method, *words = self.pipe.recv()
+                if method == "end":
+                    break
+                self.pipe.send(getattr(self, method)(*words))
+        for host in self.hosts.values():
+            host.here()
+            host.world.__exit__(None, None, None)
+
+    def _has_event(self, fd: int) -> bool:
+        data = b""
+        with contextlib.suppress(BlockingIOError, OSError):
+            while more := self.watches[fd][1].socket.recv(1 << 16):
+                data += more
+            raise SystemExit(f"a watch of {self.watches[fd][0].name} has ended")
+        return b'"events"' in data
+
+    def _look(self, host: Simulated) -> None:
+        spent = time.process_time()
+        changed = host.look()
+        self.looks.append((time.process_time() - spent) * 1000)
+        self.last_s = time.monotonic()
+        for name in changed:
+            self.known.setdefault(name, []).append(self.last_s)
+        if self.lost:
+            peers = host.world.store.across.peers()
+            for name, times in self.lost.items():
+                if name != host.name and not peers[name][2]:
+                    times.append(self.last_s)
+
+    # --- what is asked ---
+
+    def make(self) -> None:
+        for number in self.numbers:
+            host = Simulated(number, self.folder, self.engine)
+            self.hosts[host.name] = host
+
+    def start(self) -> None:
+        for host in self.hosts.values():
+            host.start(*(f"s{host.name}-{number}" for number in range(SERVICES)))
+
+    def join(self) -> None:
+        puts = []
+        for host in self.hosts.values():
+            lease = self.engine.grant(TTL_S)
+            host.agent._lives = lease
+            puts.append(Put(KEYS.host(host.name), encode(host_value(host.host()))))
+            puts.append(Put(KEYS.live(host.name), encode({"boot": "boot"}), lease))
+        for at in range(0, len(puts), A_TXN):
+            self.engine.commit(Txn((), tuple(puts[at : at + A_TXN])))
+
+    def watch(self) -> int:
+        """Open the watches of all hosts, each with a connection of its own; how many."""
+        start = self.engine.get("none", one=True).revision + 1
+        for host in self.hosts.values():
+            for prefix in (KEYS.hosts, KEYS.network(host.network)):
+                watch = Watch(self.access, prefix, start)
+                self.watches[watch.socket.fileno()] = (host, watch)
+                self.poll.register(watch.socket, select.POLLIN)
+        return len(self.watches)
+
+    def look(self) -> float:
+        """Have all hosts look; the processor time, in s."""
+        spent = time.process_time()
+        for host in self.hosts.values():
+            self._look(host)
+        return time.process_time() - spent
+
+    def activate(self, name: str, service: str) -> float:
+        self.hosts[name].start(service)
+        return time.monotonic()
+
+    def remove(self, name: str, service: str) -> float:
+        self.hosts[name].here()
+        deactivate.remove(self.hosts[name].world.machine, [service])
+        return time.monotonic()
+
+    def times(self, service: str) -> list[float]:
+        return self.known.get(service, [])
+
+    def forget(self) -> None:
+        self.known.clear()
+        self.looks.clear()
+
+    def expect_lost(self, name: str) -> None:
+        self.lost[name] = []
+
+    def lose(self, name: str) -> float:
+        self.engine.revoke(self.hosts[name].agent._lives)
+        return time.monotonic()
+
+    def lost_times(self, name: str) -> list[float]:
+        return self.lost[name]
+
+    def quiet_s(self) -> float:
+        return time.monotonic() - self.last_s
+
+    def spent(self) -> list[float]:
+        return self.looks
+
+    def differing(self) -> list[str]:
+        return [name for name, host in self.hosts.items() if host.differs()]
+
+
+class Far:
+    """The other end of a worker's pipe."""
+
+    def __init__(self, numbers: range, access: Access, folder: Path) -> None:
+        self.numbers = numbers
+        self._pipe, far = multiprocessing.Pipe()
+        self._process = multiprocessing.Process(
+            target=_work, args=(numbers, access, folder, far), daemon=True
+        )
+        self._process.start()
+        far.close()
+
+    def ask(self, method: str, *words: Any) -> None:
+        self._pipe.send((method, *words))
+
+    def answer(self) -> Any:
+        if not self._pipe.poll(WAIT_S):
+            raise SystemExit("a process of the simulation does not answer")
+        return self._pipe.recv()
+
+    def call(self, method: str, *words: Any) -> Any:
+        self.ask(method, *words)
+        return self.answer()
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):
+            self._pipe.send(("end",))
+        self._process.join(60)
+
+
+def _work(numbers: range, access: Access, folder: Path, pipe: Connection) -> None:
+    Worker(numbers, access, folder, pipe).run()
+
+
+class Simulation:
+    def __init__(self, members: Members, folder: Path, count: int) -> None:
+        self.members, self.count = members, count
+        each = -(-count // PROCESSES)
+        self.far = [
+            Far(range(at, min(at + each, count)), members.access(), folder / f"worker{at}")
+            for at in range(0, count, each)
+        ]
+
+    def all(self, method: str, *words: Any) -> list[Any]:
+        """Ask all processes at once."""
+        for far in self.far:
+            far.ask(method, *words)
+        return [far.answer() for far in self.far]
+
+    def of(self, number: int) -> Far:
+        return next(far for far in self.far if number in far.numbers)
+
+    def resident(self) -> float:
+        """What etcd holds, in KiB."""
+        process = self.members[0].process
+        assert process
+        with open(f"/proc/{process.pid}/status", encoding="ascii") as file:
+            return next(float(line.split()[1]) for line in file if line.startswith("VmRSS:"))
+
+    def known(self, method: str, name: str, wanted: int) -> list[float]:
+        """Wait until so many hosts know; when each did."""
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            times = sorted(each for some in self.all(method, name) for each in some)
+            if len(times) >= wanted:
+                return times
+            time.sleep(0.02)
+        raise SystemExit(f"{name}: not known to all hosts after {WAIT_S:.0f} s")
+
+    def settle(self) -> None:
+        end = time.monotonic() + WAIT_S
+        while min(self.all("quiet_s")) < QUIET_S:
+            if time.monotonic() > end:
+                raise SystemExit("the hosts do not come to rest")
+            time.sleep(0.2)
+
+
+def simulate(members: Members, folder: Path, count: int) -> Iterator[str]:
+    """Yield the lines of the report."""
+    with Etcd(members.access()) as engine:
+        Membership(engine).make()
+    it = Simulation(members, folder, count)
+    networks = -(-count // NETWORK_HOSTS)
+    try:
+        it.far[0].call("make")  # the processes would make networks between two at once else
+        for far in it.far[1:]:
+            far.call("make")
+        it.all("start")
+        it.all("join")
+        yield (
+            f"{count:,} hosts, {networks:,} networks of {NETWORK_HOSTS} hosts,"
+            f" {count * SERVICES:,} services; load {os.getloadavg()[0]:.1f}"
+        )
+        before = it.resident()
+        watches = sum(it.all("watch"))
+        time.sleep(1)
+        grown = it.resident() - before
+        yield (
+            f"etcd: {before / 1024:.0f} MiB, and {grown / 1024:.0f} MiB more with {watches:,}"
+            f" watches: {grown / watches:.0f} KiB each"
+        )
+        began = time.monotonic()
+        spent = sum(it.all("look"))
+        it.settle()
+        yield (
+            f"first look of all: {time.monotonic() - began - QUIET_S:.1f} s,"
+            f" {spent * 1000 / count:.0f} ms of a processor each"
+        )
+        yield from _changes(it)
+        yield from _loss(it)
+        differing = [name for some in it.all("differing") for name in some]
+        yield f"mirrors and kernels that differ from the cluster: {len(differing)} of {count:,}"
+    finally:
+        for far in it.far:
+            far.end()
+
+
+def _changes(it: Simulation) -> Iterator[str]:
+    it.all("forget")
+    took, numbers = [], [number * 7919 % it.count for number in range(CHANGES)]
+    for at, number in enumerate(numbers):
+        name, first = f"one{at}", number // NETWORK_HOSTS * NETWORK_HOSTS
+        published = it.of(number).call("activate", f"h{number}", name)
+        others = min(NETWORK_HOSTS, it.count - first) - 1
+        took.append((it.known("times", name, others)[-1] - published) * 1000)
+    took.sort()
+    spent = [each for some in it.all("spent") for each in some]
+    yield (
+        f"one service comes, until all hosts of its network know it: median"
+        f" {statistics.median(took):.0f} ms, 99 % {took[len(took) * 99 // 100 - 1]:.0f} ms, of {len(took)};"
+        f" a look takes {statistics.median(spent):.0f} ms of a processor"
+    )
+    began = time.monotonic()
+    for at in range(BURST):
+        number = at * 104729 % it.count
+        far = it.of(number)
+        if at < len(numbers):
+            number = numbers[at]
+            it.of(number).call("remove", f"h{number}", f"one{at}")
+        else:
+            far.call("activate", f"h{number}", f"burst{at}")
+    made = time.monotonic() - began
+    it.settle()
+    yield (
+        f"{BURST} changes in {made:.1f} s: all hosts rest {time.monotonic() - began - made - QUIET_S:.1f} s"
+        " after the last"
+    )
+
+
+def _loss(it: Simulation) -> Iterator[str]:
+    name = f"h{it.count // 2}"
+    it.all("expect_lost", name)
+    lost = it.of(it.count // 2).call("lose", name)
+    times = it.known("lost_times", name, it.count - 1)
+    yield (
+        f"one host is lost, until half of all hosts know it: {times[len(times) // 2] - lost:.1f} s,"
+        f" all: {times[-1] - lost:.1f} s ({PROCESSES} processes look for all)"
+    )
+
+
+def main(folder: str, count: str) -> None:
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    # the stores' own, which goes with this process however it ends
+    words = ("mount", "-t", "tmpfs", "-o", f"size={MOST}", "none", "/dev/shm")
+    subprocess.run(words, check=True)
+    os.environ.setdefault("NISO_STATE_DIR", folder)
+    started = time.monotonic()
+    with etcd(Path(folder)) as members:
+        for line in simulate(members, Path(folder), int(count)):
+            print(line, flush=True)
+    print(f"took {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
