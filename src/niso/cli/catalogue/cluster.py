@@ -131,8 +131,8 @@ GROUP = Group(
                 JSON,
             ),
             "The first three hosts run a member of etcd: with three, the loss of one changes "
-            "nothing. A host of an encrypted cluster encrypts as the first host does. --encrypt "
-            "chooses the other way for this host.",
+            "nothing. A host of an encrypted cluster encrypts as the first host does. "
+            "--encrypt=HOW chooses another way for this host.",
             (("niso cluster join b.join", ""),),
         ),
         Command(

@@ -68,7 +68,7 @@ COMMANDS = (
             Option(
                 "kubeconfig",
                 ("--kubeconfig",),
-                "the address and credentials of the API server",
+                "file with the address and credentials of the API server",
                 "FILE",
                 "/etc/niso/kubeconfig",
             ),
