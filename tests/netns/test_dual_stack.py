@@ -217,12 +217,12 @@ def test_no_datagram_is_lost_while_neighbours_are_confirmed_anew(dual: Lab) -> N
 
     The kernel sends no probe without a link-local address of its own: a service's entry fails, and the next datagram asks.
     """
+    dual.niso("port-forward", "api", "7001:7001/udp")
     for link, netns in (("niso-backend", None), ("eth0", "niso-api")):
         times = ("base_reachable_time_ms=500", "delay_first_probe_time=1", "retrans_time_ms=200")
         dual.run("sysctl", "-qw", *(f"net.ipv6.neigh.{link}.{each}" for each in times), netns=netns)
         # niso's entries are permanent, and need no probe
         dual.run("ip", "-6", "neigh", "flush", "nud", "all", "dev", link, netns=netns)
-    dual.niso("port-forward", "api", "7001:7001/udp")
     ways = [("client", 7000, "niso-api", CLIENT6), ("niso-api", 7001, "client", HOST6)]
     receivers = [
         dual.popen("python3", "-ISc", RECEIVE, str(port), netns=to) for to, port, _, _ in ways

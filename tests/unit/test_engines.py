@@ -100,7 +100,9 @@ def run(world: World, monkeypatch: pytest.MonkeyPatch) -> Run:
         out = io.StringIO()
         monkeypatch.setattr(os, "_exit", end)
         monkeypatch.setattr(sys, "argv", ["niso", *words])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        monkeypatch.setattr(
+            sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8", "surrogatepass")))
+        )
         monkeypatch.setattr(sys, "stdout", out)
         for name in ("COMMAND", "CONTAINERID", "NETNS", "IFNAME", "ARGS"):
             monkeypatch.delenv(f"CNI_{name}", raising=False)
@@ -189,7 +191,22 @@ def test_cni_adds_and_deletes(world: World, run: Run) -> None:
 
 def broken(value: Any) -> Iterator[Any]:
     """Copies of a JSON value, in each of which one part is of a wrong kind or hostile."""
-    for hostile in (None, 7, "x", [], {}, ["x"], {"x": "y"}, "../../etc", "\u0000", -1, 1 << 70):
+    for hostile in (
+        None,
+        7,
+        "x",
+        [],
+        {},
+        ["x"],
+        {"x": "y"},
+        "../../etc",
+        "\u0000",
+        -1,
+        1 << 70,
+        1e999,
+        1e308,
+        "\ud800",
+    ):
         if type(hostile) is not type(value) or hostile not in (value, None):
             yield hostile
     parts = (
@@ -264,3 +281,53 @@ def test_second_network_of_a_pod_leaves_its_network_policy_and_limits(
     assert before is not None and now is not None and len(now.wishes) == 2
     assert now.policy == before.policy == waiting.CLOSED
     assert now.labels == before.labels and now.bandwidth == before.bandwidth != ()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {
+            "io.kubernetes.cri.pod-annotations": {
+                "niso.io/allow-from": "",
+                "niso.io/allow_from": "a",
+            }
+        },
+        {
+            "io.kubernetes.cri.pod-annotations": {
+                "niso.io/allow-from": "",
+                "niso.io/Allow-From": "a",
+            }
+        },
+        {"ips": ["10.99.64.9"], "IPs": ["10.99.64.8"]},
+        "NISO_ALLOW_FROM=;NISO_allow_from=a",
+        "NISO_ALLOW_FROM=;NISO_ALLOW_FROM=a",
+    ],
+)
+def test_policy_in_two_spellings_is_refused(world: World, run: Run, given: Any) -> None:
+    """One of both would be left out."""
+    args = {"ARGS": given} if isinstance(given, str) else {}
+    config = CONFIG | {"runtimeConfig": {} if args else given}
+    status, answer = run(cni.main, config, COMMAND="ADD", **POD, **args)
+    assert status == 1 and "is given twice" in answer["msg"]
+    assert world.store.services() == []
+
+
+def test_annotations_in_another_form_are_refused(world: World, run: Run) -> None:
+    for wrong in (["niso.io/allow-from="], '{"niso.io/allow-from": ""}', 7):
+        config = CONFIG | {"runtimeConfig": {"io.kubernetes.cri.pod-annotations": wrong}}
+        assert run(cni.main, config, COMMAND="ADD", **POD)[0] == 1
+    assert world.store.services() == []
+
+
+def test_gc_of_another_form_detaches_nothing(world: World, run: Run) -> None:
+    assert run(cni.main, CONFIG, COMMAND="ADD", **POD)[0] == 0
+    base = {"cniVersion": "1.1.0", "name": "pods"}
+    for wrong in ({"containerId": "c1", "ifName": "eth0"}, {"containerID": "c1"}, {}, 7):
+        valid = {"cni.dev/valid-attachments": [wrong]}
+        assert run(cni.main, base | valid, COMMAND="GC")[0] == 1
+        assert world.store.attachments.get("c1") is not None
+    valid = {"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}
+    assert run(cni.main, base | valid, COMMAND="GC")[0] == 0
+    assert world.store.attachments.get("c1") is not None
+    assert run(cni.main, base | {"cni.dev/valid-attachments": []}, COMMAND="GC")[0] == 0
+    assert world.store.services() == []

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from policy_worlds import known, network, world
 from samples import samples
 
+from niso.base.errors import InvalidInput
 from niso.kubernetes import objects
-from niso.kubernetes.translate import World, policy_of
+from niso.kubernetes.translate import World, _prefixes, policy_of
 from niso.plan import verdict
 from niso.plan.records import Policy
 
@@ -276,6 +277,7 @@ def test_pod_in_the_network_of_its_node_or_elsewhere_is_no_peer() -> None:
         {"podSelector": {}, "ingress": [{"from": [{"serviceSelector": {}}]}]},
         {"podSelector": {}, "ingress": [{"unless": []}]},
         {"podSelector": {}, "ingress": [{"ports": [{"protocol": "QUIC"}]}]},
+        {"podSelector": {}, "ingress": [{"ports": [{"endPort": 80}]}]},
         {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]},
         {"podSelector": {}, "ingress": [{"from": [{}]}]},
         {"podSelector": {}, "policyTypes": ["Both"]},
@@ -301,3 +303,33 @@ def test_static_pod_is_known_by_the_uid_of_its_mirror() -> None:
     assert objects.pod(static).in_host_network
     with pytest.raises(ValueError, match="not a pod"):
         objects.pod({"metadata": {}})
+
+
+def test_block_less_many_others_is_what_is_left() -> None:
+    import random
+
+    chance = random.Random(7)
+    whole = ipaddress.ip_network("2001:db8::/32")
+    for many in (0, 1, 3, 200):
+        gone = [whole[chance.getrandbits(96)] for _ in range(many)]
+        block = objects.Block(str(whole), tuple(f"{one}/128" for one in gone))
+        left = [ipaddress.ip_network(text) for text in _prefixes(block)]
+        assert sum(one.num_addresses for one in left) == whole.num_addresses - many
+        assert not any(address in one for one in left for address in gone)
+    assert list(_prefixes(objects.Block("10.0.0.0/30", ("10.0.0.0/8", "::/0")))) == []
+    assert list(_prefixes(objects.Block("10.0.0.0/30", ("10.0.0.2/32", "::/0")))) == [
+        "10.0.0.0/31",
+        "10.0.0.3/32",
+    ]
+
+
+@pytest.mark.parametrize(("blocks", "ports"), [(25_000, 1), (2_000, 2_000)])
+def test_policy_of_too_many_entries_is_refused_before_they_are_made(
+    blocks: int, ports: int
+) -> None:
+    """Whoever may write policies of one namespace would keep all pods of the node waiting."""
+    peers = [{"ipBlock": {"cidr": f"10.{n >> 8}.{n & 255}.0/24"}} for n in range(blocks)]
+    rule = {"from": peers, "ports": [{"port": 1 + n} for n in range(ports)]}
+    data = policy("a", "big", {"podSelector": {}, "ingress": [rule]})
+    with pytest.raises(InvalidInput, match="such as big"):
+        translated([pod("a", "web", {})], [data], {"a": {}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -213,6 +214,27 @@ def test_pod_that_cannot_have_its_policy_is_closed_and_keeps_nobody_waiting(node
     assert node.stands("api-shop")
     said = len(node.said)
     assert node.look() == [] and len(node.said) == said
+
+
+def test_pod_with_too_large_a_policy_is_closed_and_keeps_nobody_waiting(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("niso.kubernetes.translate._MOST_ENTRIES", 2)
+    blocks = [{"ipBlock": {"cidr": f"10.0.{n}.0/24"}} for n in range(3)]
+    spec = {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": blocks}]}
+    named = {"namespace": "shop", "name": "big"}
+    node.create("web", app="web")
+    node.create("api", app="api")
+    node.pod("web")
+    node.pod("api")
+    node.look()
+    assert node.policy("web-shop") is None
+    node.api.put("networkpolicies", {"metadata": named, "spec": spec})
+    node.hear()
+    assert node.look() == ["web-shop"]
+    assert node.policy("web-shop") == waiting.CLOSED and node.stands("web-shop")
+    assert any("web-shop" in line and "such as big" in line for line in node.said)
+    assert node.look() == [] and node.policy("api-shop") is None
 
 
 def test_what_others_attached_is_left_alone(node: Node) -> None:
@@ -474,6 +496,11 @@ def test_kubeconfig_is_yaml_or_json(tmp_path: Path) -> None:
     [
         ({}, {}, "no URL of a server"),
         ({"server": "ftp://x"}, {}, "no URL of a server"),
+        ({"server": "https://"}, {}, "no URL of a server"),
+        ({"server": "https://[::1"}, {}, "no URL of a server"),
+        ({"server": "https://x:port"}, {}, "no URL of a server"),
+        ({"server": "https://x:99999"}, {}, "no URL of a server"),
+        ({"server": "https://x/a b"}, {}, "no URL of a server"),
         ({"server": "https://x", "insecure-skip-tls-verify": True}, {}, "is not supported"),
         ({"server": "https://x"}, {"exec": {"command": "aws"}}, "user.exec is not supported"),
         ({"server": "https://x"}, {"username": "root"}, "user.username is not supported"),
@@ -498,6 +525,11 @@ def test_kubeconfig_without_its_parts_is_refused(tmp_path: Path) -> None:
     path.chmod(0o666)
     with pytest.raises(InvalidInput, match="other users than root can change it"):
         kubeconfig.read(str(path))
+    path.chmod(0o660)
+    os.chown(path, os.geteuid(), 12345 if os.geteuid() == 0 else os.getegid())
+    if os.geteuid() == 0:
+        with pytest.raises(InvalidInput, match="other users than root can change it"):
+            kubeconfig.read(str(path))
     path.chmod(0o600)
     with pytest.raises(InvalidInput, match="has no current-context"):
         kubeconfig.read(str(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
 from niso.base.errors import Error, InvalidInput
@@ -123,7 +123,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 def _args() -> dict[str, str]:
     """Return the pairs of CNI_ARGS: ``K8S_POD_NAME=web;IP=10.99.1.9``."""
     pairs = (each.partition("=") for each in os.environ.get("CNI_ARGS", "").split(";"))
-    return {key: value for key, equals, value in pairs if equals}
+    return _once(((key, value) for key, equals, value in pairs if equals), "CNI_ARGS: ")
 
 
 # --- ADD --------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def _folded(value: Any) -> dict[str, Any]:
 
     def fold(inner: Any) -> Any:
         if isinstance(inner, dict):
-            return {str(key).lower(): fold(item) for key, item in inner.items()}
+            return _once(((str(key).lower(), fold(item)) for key, item in inner.items()), "")
         return [fold(item) for item in inner] if isinstance(inner, list) else inner
 
     folded = fold(value)
@@ -206,9 +206,11 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
     Raises Failure, InvalidInput.
     """
     notes = runtime.get(_ANNOTATIONS) or {}
+    if not isinstance(notes, dict):  # policies could be in it
+        raise Failure(WRONG_CONFIG, f"{_ANNOTATIONS} is not an object")
     own = {
         key.removeprefix(_PREFIX): str(value)
-        for key, value in (notes.items() if isinstance(notes, dict) else ())
+        for key, value in notes.items()
         if key.startswith(_PREFIX)
     }
     ips = [*(runtime.get("ips") or ()), call.args.get("IP", ""), own.get("ip", "")]
@@ -274,12 +276,15 @@ def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
     """Return the policy that configuration, annotations and CNI_ARGS allow together."""
     from niso.services.policies import combined
 
-    noted = {key.replace("-", "_"): value for key, value in notes.items()}
-    args = {
-        key.removeprefix("NISO_").lower(): value
-        for key, value in call.args.items()
-        if key.startswith("NISO_")
-    }
+    noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
+    args = _once(
+        (
+            (key.removeprefix("NISO_").lower(), value)
+            for key, value in call.args.items()
+            if key.startswith("NISO_")
+        ),
+        "NISO_",
+    )
     if unknown := sorted(args.keys() - set(plugin.POLICY_KEYS)):
         raise Failure(WRONG_CONFIG, f"CNI_ARGS: NISO_{unknown[0].upper()} is unknown")
     if unknown := sorted(noted.keys() - {*plugin.POLICY_KEYS, "aliases", "ip"}):
@@ -293,6 +298,15 @@ def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
             (args, "NISO_"),
         )
     )
+
+
+def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """Return the pairs as a mapping. Raises Failure for a key in two spellings, or given twice."""
+    known: dict[str, Any] = {}
+    for key, value in pairs:
+        if known.setdefault(key, value) != value:
+            raise Failure(WRONG_CONFIG, f"{where}{key} is given twice", "give each once")
+    return known
 
 
 def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
@@ -357,6 +371,9 @@ def _gc(call: Call) -> None:
     if not isinstance(valid, list) or not all(isinstance(each, dict) for each in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
     known = {(each.get("containerID"), each.get("ifname")) for each in valid}
+    if not all(isinstance(word, str) and word for pair in known for word in pair):
+        # keys of another spelling would detach what is in use
+        raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments: containerID or ifname is missing")
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER):
 

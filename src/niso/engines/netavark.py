@@ -36,7 +36,7 @@ def main() -> None:
         answer = _answer(sys.argv[1:])
     except Error as error:
         answer, status = {"error": protocol.one_line(error)}, 1
-    except (OSError, RecursionError) as error:
+    except OSError as error:
         answer, status = {"error": f"niso: {error}"}, 1
     except protocol.MALFORMED as error:
         answer, status = {"error": f"niso: does not understand this call: {error!r}"}, 1

@@ -10,7 +10,7 @@ _MOST_BYTES = 4 << 20
 """Of what an engine may send. The annotations of a pod have at most 256 KiB."""
 
 
-MALFORMED = (TypeError, KeyError, ValueError, AttributeError)
+MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError)
 """What a call raises that is not in the form of its protocol. Nothing has changed by then."""
 
 

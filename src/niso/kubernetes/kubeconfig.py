@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
 
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -55,7 +56,7 @@ def read(path: str) -> Access:
     _require(path, cluster, "cluster", _CLUSTER)
     _require(path, user, "user", _USER)
     server = cluster.get("server")
-    if not isinstance(server, str) or not server.startswith(("https://", "http://")):
+    if not isinstance(server, str) or not _is_url(server):
         raise InvalidInput("has no URL of a server", "a line server: https://...", file=path)
     certificate = _content(path, user, "client-certificate")
     key = _content(path, user, "client-key")
@@ -71,6 +72,16 @@ def read(path: str) -> Access:
         _beside(path, str(token_file)) if token_file else "",
         str(cluster.get("tls-server-name") or ""),
     )
+
+
+def _is_url(text: str) -> bool:
+    if not text.startswith(("https://", "http://")) or not text.isascii() or " " in text:
+        return False
+    try:
+        parts = urlsplit(text)
+        return bool(parts.hostname) and parts.port != 0 and not parts.query and not parts.fragment
+    except ValueError:  # of brackets, or a port that is no number
+        return False
 
 
 def _load(path: str) -> dict[str, Any]:
@@ -97,7 +108,8 @@ def _bytes(path: str) -> bytes:
         raise Error(f"cannot be read: {error.strerror}", file=path) from error
     if len(content) > _MOST_BYTES:
         raise InvalidInput(f"larger than {_MOST_BYTES} bytes", file=path)
-    if info.st_uid not in (0, os.geteuid()) or info.st_mode & stat.S_IWOTH:
+    by_group = info.st_mode & stat.S_IWGRP and info.st_gid not in (0, os.getegid())
+    if info.st_uid not in (0, os.geteuid()) or info.st_mode & stat.S_IWOTH or by_group:
         # whoever changes it chooses the server that policies come from
         raise InvalidInput(
             "other users than root can change it", f"chmod and chown {path}", file=path

@@ -237,6 +237,8 @@ def _target(data: Mapping[str, Any]) -> Target:
     _require_known(data, ("protocol", "port", "endPort"))
     proto, port = _proto(data.get("protocol")), data.get("port")
     if port is None:
+        if data.get("endPort") is not None:
+            raise ValueError("endPort without a port")
         return Target(proto)
     if isinstance(port, str):
         if "endPort" in data:

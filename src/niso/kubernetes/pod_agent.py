@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from niso.kubernetes.objects import Pod
     from niso.kubernetes.waiting import Who
-    from niso.plan.records import Policy
     from niso.services.machine import Machine
     from niso.store.attached_rows import Attached
 
@@ -90,7 +89,7 @@ class PodAgent:
         for group in (known.keys() - new, known.keys() & new - unread):
             for name in sorted(group):
                 try:
-                    if self._apply(machine, local[name][0], policy_of(known[name], world)):
+                    if self._apply(machine, local[name][0], known[name], world):
                         changed.append(name)
                 except Error as error:
                     # what was detached or attached again meanwhile has a look of its own
@@ -142,18 +141,18 @@ class PodAgent:
             return False
         return True
 
-    def _apply(self, machine: Machine, attached: Attached, policy: Policy) -> bool:
-        """Apply a policy unless it is applied; return whether something changed. Raises Error.
+    def _apply(self, machine: Machine, attached: Attached, pod: Pod, world: World) -> bool:
+        """Apply the policy of a pod unless it is; return whether something changed. Raises Error.
 
-        One that cannot be combined with what else applies to the pod closes it.
+        One that is too large, or cannot be combined with what else applies to the pod, closes it.
         """
         now = attachments.current(machine.store, attached.service)
         if now is None or not attachments.lives(machine.kernel, attached):
             return False
-        wanted = waiting.standing(now, policy)
-        if wanted == now:
-            return False
         try:
+            wanted = waiting.standing(now, policy_of(pod, world))
+            if wanted == now:
+                return False
             attachments.attach(machine, wanted, instead_of=attached)
         except InvalidInput as error:
             self._say(attached.service, f"{error.message}: it is closed")

@@ -150,7 +150,7 @@ class Stream:
                 return
             item, kind = event.get("object"), event.get("type")
             key, version = _key(item), _version(item)
-            if not version:
+            if not version or not isinstance(item, dict):
                 raise NoAnswer(f"{self.path}: a watch sends an object without a resourceVersion")
             with self._lock:
                 before = self._kept.get(key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 
+from niso.base.errors import InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.kubernetes.objects import (
     Block,
@@ -25,6 +26,8 @@ from niso.plan.records import Entry, Peer, Policy
 
 _EVERYWHERE = (Peer("prefix", "0.0.0.0/0"), Peer("prefix", "::/0"))
 _ALL = (0, 65535, "")
+_MOST_ENTRIES, _MOST_PAIRS = 20_000, 100_000
+"""Of a pod and direction."""
 _ANYBODY = Other(spaces=Selector())
 
 Ports = tuple[int, int, str]
@@ -48,7 +51,7 @@ def policy_of(pod: Pod, world: World) -> Policy:
     """Return the policy of a pod.
 
     Peers are pods on this node, by the names of their attachments, and prefixes. A pod elsewhere,
-    or in the network of its node, is none.
+    or in the network of its node, is none. Raises InvalidInput if it would be too large.
     """
     selecting = [
         policy
@@ -68,10 +71,23 @@ Allowed = tuple[str, Peer, Ports]
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Return entries, each peer with the same ports once, with keys that differ."""
+    """Return entries, each peer with the same ports once, with keys that differ.
+
+    Raises InvalidInput if they are so many that all pods of the node would wait for them.
+    """
     first: dict[tuple[Peer, Ports], str] = {}
-    for policy, peer, ports in allowed:
+    peers: set[Peer] = set()
+    spans: set[Ports] = set()
+    for number, (policy, peer, ports) in enumerate(allowed):
         first.setdefault((peer, ports), policy)
+        peers.add(peer)
+        spans.add(ports)
+        # the rules may need each peer with each port
+        if number >= _MOST_ENTRIES or len(peers) * len(spans) > _MOST_PAIRS:
+            raise InvalidInput(
+                f"network policies allow too much one by one, such as {policy}",
+                f"at most {_MOST_ENTRIES} entries, and {_MOST_PAIRS} pairs of a peer and a port",
+            )
     return tuple(
         Entry(
             f"networkpolicy.{direction}[{number}]",
@@ -158,26 +174,30 @@ def _is(pod: Pod, other: Other, policy: NetworkPolicy, world: World) -> bool:
 
 
 def _prefixes(block: Block) -> Iterator[str]:
-    """Return the prefixes that a block consists of."""
-    left = [ipaddress.ip_network(block.cidr)]
-    for text in block.excepted:
-        gone = ipaddress.ip_network(text)
-        left = [part for one in left for part in _less(one, gone)]
-    return (str(one) for one in sorted(left, key=lambda one: int(one.network_address)))
+    """Yield the prefixes that a block consists of, in ascending order."""
+    whole = ipaddress.ip_network(block.cidr)
+    others = (ipaddress.ip_network(text) for text in block.excepted)
+    excepted = [
+        (int(one.network_address), int(one.broadcast_address))
+        for one in others
+        if one.version == whole.version
+    ]
+    bits = whole.max_prefixlen
+    for first, length in _left(int(whole.network_address), whole.prefixlen, bits, excepted):
+        yield str(type(whole)((first, length)))
 
 
-_Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
+def _left(
+    first: int, length: int, bits: int, excepted: list[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """Yield what is left of a prefix: itself, nothing, or what is left of its halves.
 
-
-def _less(one: _Prefix, gone: _Prefix) -> Iterable[_Prefix]:
-    if isinstance(one, ipaddress.IPv4Network) and isinstance(gone, ipaddress.IPv4Network):
-        return _without(one, gone)
-    if isinstance(one, ipaddress.IPv6Network) and isinstance(gone, ipaddress.IPv6Network):
-        return _without(one, gone)
-    return (one,)
-
-
-def _without[P: (ipaddress.IPv4Network, ipaddress.IPv6Network)](one: P, gone: P) -> Iterable[P]:
-    if one.subnet_of(gone):
-        return ()
-    return one.address_exclude(gone) if gone.subnet_of(one) else (one,)
+    Prefixes are their first address and their length, and those excepted the first and the last.
+    """
+    last = first + (1 << (bits - length)) - 1
+    inside = [(low, high) for low, high in excepted if low <= last and high >= first]
+    if not inside:
+        yield first, length
+    elif not any(low <= first and high >= last for low, high in inside):
+        for half in (first, first + (1 << (bits - length - 1))):
+            yield from _left(half, length + 1, bits, inside)
