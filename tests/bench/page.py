@@ -30,6 +30,8 @@ NAMES = {
     "cluster": "the cluster",
     "swarm": "Docker Swarm",
 }
+BUSY = 10
+"""From this load of the machine on a chapter is not to be relied on: its own labs make up to 7."""
 Rows = Sequence[tuple[str, str, str]]
 """(what, who, the name of the line)"""
 
@@ -104,6 +106,9 @@ def _went(name: str, data: dict[str, Any], found: Found) -> list[str]:
             what = f" ({each.what})" if each.what else ""
             lines.append(_prose(f"- {NAMES.get(each.who, each.who)}{at}{what}: {each.why}", "  "))
         lines.append("")
+    if max(map(float, data["load"])) >= BUSY:
+        words = "**Measured on a machine that was busy with other work**: times are too long, and ratios of traffic are rough."
+        lines += [_prose(words), ""]
     rounds = "; ".join(found.notes)
     kind = "quick run, " if data["quick"] else ""
     lines += [

@@ -1,4 +1,4 @@
-"""Simulate many hosts of a cluster on a real etcd, and print how they converge: ``simulation_driver.py FOLDER HOSTS``.
+"""Simulate many hosts of a cluster on a real etcd, and print how they converge: ``simulation_driver.py FOLDER HOSTS CHANGES``.
 
 Each host has a store, a kernel in memory and an agent without a process: its two watches are sockets that a few processes
 select, and a look begins when one has an event. `NETWORK_HOSTS` hosts share a network. All run on this machine, so times in
@@ -37,8 +37,6 @@ from niso.services.networks import NetworkRequest
 
 NETWORK_HOSTS = 10
 SERVICES = 2
-CHANGES = 100
-BURST = 2 * CHANGES
 PROCESSES = 2
 TTL_S = 3600
 A_TXN = 120
@@ -349,7 +347,7 @@ class Simulation:
             time.sleep(0.2)
 
 
-def simulate(members: Members, folder: Path, count: int) -> Iterator[str]:
+def simulate(members: Members, folder: Path, count: int, changes: int) -> Iterator[str]:
     """Yield the lines of the report."""
     with Etcd(members.access()) as engine:
         Membership(engine).make()
@@ -380,7 +378,7 @@ def simulate(members: Members, folder: Path, count: int) -> Iterator[str]:
             f"first look of all: {time.monotonic() - began - QUIET_S:.1f} s,"
             f" {spent * 1000 / count:.0f} ms of a processor each"
         )
-        yield from _changes(it)
+        yield from _changes(it, changes)
         yield from _loss(it)
         differing = [name for some in it.all("differing") for name in some]
         yield f"mirrors and kernels that differ from the cluster: {len(differing)} of {count:,}"
@@ -389,9 +387,9 @@ def simulate(members: Members, folder: Path, count: int) -> Iterator[str]:
             far.end()
 
 
-def _changes(it: Simulation) -> Iterator[str]:
+def _changes(it: Simulation, changes: int) -> Iterator[str]:
     it.all("forget")
-    took, numbers = [], [number * 7919 % it.count for number in range(CHANGES)]
+    took, numbers = [], [number * 7919 % it.count for number in range(changes)]
     for at, number in enumerate(numbers):
         name, first = f"one{at}", number // NETWORK_HOSTS * NETWORK_HOSTS
         published = it.of(number).call("activate", f"h{number}", name)
@@ -401,11 +399,11 @@ def _changes(it: Simulation) -> Iterator[str]:
     spent = [each for some in it.all("spent") for each in some]
     yield (
         f"one service comes, until all hosts of its network know it: median"
-        f" {statistics.median(took):.0f} ms, 99 % {took[len(took) * 99 // 100 - 1]:.0f} ms, of {len(took)};"
+        f" {statistics.median(took):.0f} ms, 99 % {took[max(0, len(took) * 99 // 100 - 1)]:.0f} ms, of {len(took)};"
         f" a look takes {statistics.median(spent):.0f} ms of a processor"
     )
     began = time.monotonic()
-    for at in range(BURST):
+    for at in range(2 * changes):
         number = at * 104729 % it.count
         far = it.of(number)
         if at < len(numbers):
@@ -416,7 +414,7 @@ def _changes(it: Simulation) -> Iterator[str]:
     made = time.monotonic() - began
     it.settle()
     yield (
-        f"{BURST} changes in {made:.1f} s: all hosts rest {time.monotonic() - began - made - QUIET_S:.1f} s"
+        f"{2 * changes} changes in {made:.1f} s: all hosts rest {time.monotonic() - began - made - QUIET_S:.1f} s"
         " after the last"
     )
 
@@ -432,7 +430,7 @@ def _loss(it: Simulation) -> Iterator[str]:
     )
 
 
-def main(folder: str, count: str) -> None:
+def main(folder: str, count: str, changes: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     # the stores' own, which goes with this process however it ends
     words = ("mount", "-t", "tmpfs", "-o", f"size={MOST}", "none", "/dev/shm")
@@ -440,7 +438,7 @@ def main(folder: str, count: str) -> None:
     os.environ.setdefault("NISO_STATE_DIR", folder)
     started = time.monotonic()
     with etcd(Path(folder)) as members:
-        for line in simulate(members, Path(folder), int(count)):
+        for line in simulate(members, Path(folder), int(count), int(changes)):
             print(line, flush=True)
     print(f"took {time.monotonic() - started:.0f} s", flush=True)
 

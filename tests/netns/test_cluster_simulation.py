@@ -13,21 +13,16 @@ from pathlib import Path
 import pytest
 from conftest import TESTS
 
-HOSTS = 1_000
+HOSTS, CHANGES = 1_000, 100
 PATIENCE_S = 1_800
 
 
 @pytest.mark.skipif(os.environ.get("NISO_TEST_LONG") != "1", reason="part of ./dev test-long")
 def test_the_mirrors_of_a_thousand_hosts_are_what_the_cluster_has(tmp_path: Path) -> None:
-    words = (
-        "unshare",
-        "--net",
-        "--mount",
-        sys.executable,
-        str(TESTS / "netns/simulation_driver.py"),
-    )
+    own = ("--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+    words = ("unshare", *own, sys.executable, str(TESTS / "netns/simulation_driver.py"))
     run = subprocess.run(
-        [*words, str(tmp_path), str(HOSTS)],
+        [*words, str(tmp_path), str(HOSTS), str(CHANGES)],
         capture_output=True,
         text=True,
         check=False,
