@@ -240,6 +240,24 @@ def test_policies_of_the_administrator_apply_to_what_is_attached(
     world.assert_whole()
 
 
+def test_container_that_marks_its_own_links_as_those_of_niso_keeps_no_policy(
+    world: World,
+) -> None:
+    """With NET_ADMIN it can; a policy that could not be applied would stay as it was, for ever."""
+    attach(world)
+    found = world.kernel.engines[PATH]
+    world.kernel.engines[PATH] = found._replace(mark="niso")
+    assert attach(world, policy=Policy(allow_from=())).changed
+    policy = world.store.policy("box")
+    assert policy is not None and policy.allow_from == ()
+    with pytest.raises(Conflict, match="of a service of niso"):
+        attach(world, "other")
+    attachments.detach(world.machine, "box")
+    with pytest.raises(Conflict, match="of a service of niso"):
+        attach(world)
+    world.assert_whole()
+
+
 def test_policy_that_another_process_narrows_meanwhile_is_not_taken_back(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

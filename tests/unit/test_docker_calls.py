@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_world import World
 
 from niso.base.errors import Error, InvalidInput
-from niso.engines import docker_calls
+from niso.commands import network as networks
+from niso.engines import docker_calls, plugin
 
 ID = "49619180c636582d0dcf0c64a6aab759d2739efcebb4755f6ebea40be1285c56"
 
@@ -69,6 +71,35 @@ def test_what_is_not_an_id_of_docker_is_no_path(id: object) -> None:
             docker_calls.answer(call, {"NetworkID": id, "EndpointID": id, "SandboxKey": "/x"})
 
 
+def test_network_that_a_killed_driver_made_goes_with_docker_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker repeats a call that was not answered."""
+    with World(tmp_path) as world:
+        monkeypatch.setattr(plugin, "machine", lambda: world.machine)
+        create = docker_calls._create_network
+        data = [{"Pool": "10.99.7.0/24", "Gateway": "10.99.7.1/24"}]
+        given = {"NetworkID": ID, "IPv4Data": data}
+        with monkeypatch.context() as patch:
+            made = networks.create
+            patch.setattr(networks, "create", lambda *given: (made(*given), die()))
+            with pytest.raises(KeyboardInterrupt):
+                create(given)
+        create(given)
+        assert world.store.network(f"docker-{ID[:12]}") is not None
+        wrong = [{"Pool": "10.99.7.0/23", "Gateway": "10.99.7.1/24"}]
+        for id in (ID, "ab"):
+            with pytest.raises(Error):
+                create({"NetworkID": id, "IPv4Data": wrong})
+        assert docker_calls._known(docker_calls._file(os.environ["NISO_STATE_DIR"], "ab")) is None
+        docker_calls.answer("DeleteNetwork", {"NetworkID": ID})
+        assert world.store.network(f"docker-{ID[:12]}") is None
+
+
+def die() -> None:
+    raise KeyboardInterrupt
+
+
 SERVER = """\
 import os, sys
 os.dup2(int(sys.argv.pop()), 3)
@@ -107,3 +138,16 @@ def test_server_answers_on_the_socket_of_systemd_and_ends_when_idle(tmp_path: Pa
         assert call("NetworkDriver.GetCapabilities", b"{}")[1]["Scope"] == "local"
         assert server.wait(20) == 0
         assert b"Traceback" not in server.communicate()[1]
+
+
+def test_server_without_a_usable_store_answers_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that ended would be started again and again until systemd gives up its socket."""
+    state = Path(os.environ["NISO_STATE_DIR"])
+    state.mkdir(0o700)
+    (state / "state.db").write_bytes(b"nonsense" * 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert docker_calls.take_up() is False and docker_calls.settle() is False
+    with pytest.raises(Error, match="not a database"):
+        docker_calls.answer("Leave", {"NetworkID": ID, "EndpointID": ID})

@@ -106,8 +106,8 @@ def _create_network(given: dict[str, Any]) -> None:
     options = given.get("Options") or {}
     own = {str(k): str(v) for k, v in (options.get(_GENERIC) or {}).items()}
     if unknown := sorted(own.keys() - set(_OPTIONS)):
-        known = ", ".join(_OPTIONS)
-        raise InvalidInput(f"-o {unknown[0]}: niso does not know this option", f"one of {known}")
+        hint = f"one of {', '.join(_OPTIONS)}"
+        raise InvalidInput(f"-o {unknown[0]}: niso does not know this option", hint)
     path = _file(paths.state_dir(), given["NetworkID"])
     name = network_name(own.get("network") or f"docker-{os.path.basename(path)[:12]}", "-o network")
     _policy(own, {})
@@ -125,8 +125,18 @@ def _create_network(given: dict[str, Any]) -> None:
         internal=bool(options.get(_INTERNAL)),
         mtu=mtu,
     )
-    made = network.create(plugin.machine(), request) is not None
+    machine, known = plugin.machine(), _known(path)
+    # kept first: Docker repeats a call that a killed driver did not answer
+    made = machine.store.network(name) is None or bool(known and known["made"])
     _keep(path, {"network": name, "made": made, "options": own})
+    try:
+        network.create(machine, request)
+    except (Error, OSError):
+        if known is None:
+            _remove(path)
+        else:
+            _keep(path, known)
+        raise
 
 
 def _delete_network(given: dict[str, Any]) -> None:
@@ -306,15 +316,23 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
 # --- the interfaces that Docker moves -----------------------------------------------------------
 
 
-def take_up() -> None:
-    """Wait for the interfaces that an earlier process handed over."""
+def take_up() -> bool:
+    """Wait for the interfaces that an earlier process handed over; return whether that succeeded.
+
+    Without a usable store the calls fail one by one, and say why.
+    """
     if not os.path.lexists(paths.database()):
-        return
-    machine = plugin.machine()
-    for attached in machine.store.attachments.all(OWNER):
-        row = machine.store.service(attached.service)
-        if row is not None and row.active and not attachments.lives(machine.kernel, attached):
-            _waiting[attached.id] = time.monotonic()
+        return True
+    try:
+        machine = plugin.machine()
+        for attached in machine.store.attachments.all(OWNER):
+            row = machine.store.service(attached.service)
+            if row is not None and row.active and not attachments.lives(machine.kernel, attached):
+                _waiting[attached.id] = time.monotonic()
+    except (Error, OSError) as error:
+        say(protocol.one_line(error) if isinstance(error, Error) else str(error))
+        return False
+    return True
 
 
 def settle() -> bool:
@@ -323,7 +341,7 @@ def settle() -> bool:
         try:
             if _settled(id) or time.monotonic() - since > _LONGEST_WAIT_S:
                 _waiting.pop(id, None)
-        except (Error, OSError) as error:
+        except (Error, OSError, *protocol.MALFORMED) as error:
             _waiting.pop(id, None)
             text = protocol.one_line(error) if isinstance(error, Error) else str(error)
             say(f"endpoint {id[:12]}: {text}")

@@ -87,8 +87,9 @@ def main() -> None:
         docker_calls.say(f"niso-docker: {error}")
         os._exit(1)
     with _Server(listening) as server:
-        docker_calls.take_up()
+        is_taken_up = False
         while True:
+            is_taken_up = is_taken_up or docker_calls.take_up()
             is_waiting = docker_calls.settle()
             server.timeout = docker_calls.WAIT_S if is_waiting else _IDLE_S
             server.handle_request()

@@ -148,7 +148,8 @@ class Stream:
         for event in server.watch(self.path, query, _SILENCE_S):
             if over.is_set():
                 return
-            item, kind = event.get("object"), event.get("type")
+            item: Any = event.get("object")
+            kind = event.get("type")
             key, version = _key(item), _version(item)
             if not version or not isinstance(item, dict):
                 raise NoAnswer(f"{self.path}: a watch sends an object without a resourceVersion")

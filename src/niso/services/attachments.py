@@ -229,7 +229,8 @@ def _located(
             f"{request.netns} is the network namespace of the host itself",
             "name the namespace of a container",
         )
-    if found.mark:
+    # what is attached already may have marked its links itself, to keep a policy from being applied
+    if found.mark and (before is None or before.cookie != found.cookie):
         raise Conflict(
             f"{request.netns} is the network namespace of a service of niso",
             "network.networks in its manifest names its networks",
