@@ -186,6 +186,7 @@ def test_port_that_niso_does_not_know_says_nothing(
 
     def received() -> set[str]:
         """What comes of a datagram to each receiver, and of a lie about db's address."""
+        forget(lab, None, "niso-backend", [db.ip4])
         lab.run("ping", "-c", "1", "-W", "5", db.ip4)
         shots = {}
         for family in (4, 6):
@@ -292,6 +293,12 @@ def neighbours(lab: Lab, netns: str | None, link: str) -> dict[str, str]:
     return {each["dst"]: each["lladdr"] for each in found if "lladdr" in each}
 
 
+def forget(lab: Lab, netns: str | None, link: str, addresses: list[str]) -> None:
+    """Delete neighbour entries: no lie replaces niso's own, which are permanent."""
+    for address in addresses:
+        lab.run("ip", "neigh", "delete", address, "dev", link, netns=netns, check=False)
+
+
 def test_nobodys_tables_are_poisoned(world: World) -> None:
     """Where the lie for api's address, or for a router, ends up in the victim's kernel without the rules, with them it does not."""
     lab, api, mallory = world.lab, world.of["api"], world.of["mallory"]
@@ -306,6 +313,7 @@ def test_nobodys_tables_are_poisoned(world: World) -> None:
     }
 
     def learn(netns: str | None, link: str) -> bool:
+        forget(lab, netns, link, [api.ip4, api.ip6])
         for target in (api.ip4, api.ip6):
             lab.run("ping", "-c1", "-W2", target, netns=netns)
         known = neighbours(lab, netns, link)
@@ -345,6 +353,7 @@ def test_nobodys_tables_are_poisoned(world: World) -> None:
         assert world.honest(world.link["db"]) and world.honest(world.link["niso-backend"])
         assert believed(victim) == set() and routers() == []
         assert world.drops(COUNT_FROM) - before == len(shots) + 1
+    lab.niso("net", "repair")
 
 
 def test_bridge_learns_no_mac_that_is_not_its_ports_own(world: World) -> None:

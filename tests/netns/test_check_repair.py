@@ -309,8 +309,13 @@ def test_ps_tells_a_process_that_ended_unnoticed_from_one_that_was_moved(two: Wo
     assert (rows["api"], rows["peer"]) == ("running", "running")
     two.niso("net", "repair")
     conmon = two.stop_conmon()
-    rows = {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)}
-    assert (rows["api"], rows["peer"]) == ("failed", "running")
+    lab.wait_for(
+        lambda: (
+            {r["service"]: r["status"] for r in json.loads(lab.niso("ps", "--json").stdout)}
+            == rows | {"api": "failed"}
+        ),
+        5,
+    )
     lab.run("kill", "-CONT", *conmon)  # repair would wait for it
     lab.wait_for(lambda: two.niso("net", "repair")[0] == 0 and two.check() == [], 20)
 

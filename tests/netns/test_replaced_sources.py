@@ -63,7 +63,7 @@ def test_rootfs_that_became_a_link_is_never_mounted(evil: Lab) -> None:
     lab.run("kill", "-KILL", str(pid_of(lab, "evil")))
     state = "/run/niso/services/evil/state.json"
     lab.wait_for(lambda: words in lab.run("cat", state).stdout, 10)
-    assert ps(lab, "evil")["status"] == "restarting"
+    lab.wait_for(lambda: ps(lab, "evil")["status"] == "restarting", 10)
     assert words in refused(lab, "activate", "evil")
     lab.niso("deactivate", "evil")
     assert words in refused(lab, "activate", "evil")

@@ -64,15 +64,13 @@ def test_service_on_two_networks_is_seen_by_its_address_on_the_readers_first_one
         idle(lab, "c", network=on("two")),
     )
     one, two = "10.99.1.", "10.99.2."
-    assert (
-        seen(lab, "a")
-        == f"{one}2  a.niso.local a\n{one}3  b.niso.local b\n{two}4  c.niso.local c\n"
+    on_two = f"{two}2  a.niso.local a\n{two}3  b.niso.local b\n{two}4  c.niso.local c\n"
+    assert seen(lab, "a") == (
+        f"{one}2  a.niso.local a\n{one}3  b.niso.local b\n"
+        f"{two}2  a.two.niso.local\n{two}3  b.two.niso.local\n{two}4  c.niso.local c\n"
     )
-    assert (
-        seen(lab, "b")
-        == f"{two}2  a.niso.local a\n{two}3  b.niso.local b\n{two}4  c.niso.local c\n"
-    )
-    assert seen(lab, "c") == seen(lab, "b")
+    assert seen(lab, "b") == f"{one}2  a.one.niso.local\n{one}3  b.one.niso.local\n{on_two}"
+    assert seen(lab, "c") == on_two
 
 
 def test_names_change_in_a_running_process_that_holds_nothing_open(lab: Lab) -> None:
