@@ -213,6 +213,21 @@ def test_sweep_and_commands_from_inside(blue: Lab) -> None:
     assert blue.path("/run/netns/blue").exists()
 
 
+def test_container_that_renames_its_interface_keeps_no_policy(blue: Lab) -> None:
+    """With NET_ADMIN it can. A change that failed for that would be rolled back, at each try."""
+    where = ("--netns", "/run/netns/blue", "--network", "backend,interface=x")
+    attach = ("net", "attach", "box", *where)
+    blue.niso(*attach)
+    address = "10.99.1.2"
+    assert answer(blue, address, 80).startswith("box")
+    for line in ("set x down", "set x name y", "set y up"):
+        blue.run("ip", "-n", "blue", "link", *line.split())
+    blue.niso(*attach, "--egress-allow", "")
+    rules = blue.run("nft", "list", "set", "inet", "niso", "egress4").stdout
+    assert f'{address} comment "box"' in rules
+    blue.niso("net", "check")
+
+
 def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
     """No packet leaves with an address that is not niso's: the link is up only when its sysctls are set."""
     subnets = ("--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")

@@ -145,8 +145,11 @@ def _carried_out(
                 return _carried_out(kernel, store, again, report, False, None)
         touched = touched.replace(Ruleset, want[Ruleset])
         taken = any(step.kind.is_transactional for step in steps)
-        # in a namespace of others, only the addresses that are asked for are read
-        have = kernel.read(touched | want, alias(store.state_id()), taken=taken)
+        # In a namespace of others, only the addresses that are asked for are read. What has moved,
+        # such as an end that a container renamed, is read where it is to be, not also where it was.
+        keys = {(type(thing), thing.key()) for thing in want}
+        former = State(thing for thing in touched if (type(thing), thing.key()) not in keys)
+        have = kernel.read(former | want, alias(store.state_id()), taken=taken)
     left = _left(want, touched, have)
     if left:
         raise KernelError(
