@@ -84,8 +84,8 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     one.between("nft", DROP_WIRE)
     said = one.niso("b", "net", "check", check=False).stdout
     assert said == (
-        "dropped: packets of services between this host and c (198.51.100.3), that answers ping"
-        " (api does not answer db; UDP port 4799 has to pass both ways between 198.51.100.2 and"
+        "dropped: packets of services between this host and c (198.51.100.3) (c answers ping;"
+        " api does not answer db; UDP port 4799 has to pass both ways between 198.51.100.2 and"
         " 198.51.100.3)\n"
     ), said
     one.between("nft", "delete table bridge wall")

@@ -198,12 +198,12 @@ def _wires(
         tried = [(pair, ok) for (name, pair), ok in inner.items() if name == host.name]
         if tried and not any(ok for _, ok in tried):
             pair = tried[0][0]
-            said = "that answers ping" if outer[host.name, 0] else "that does not answer ping"
+            ping = "answers ping" if outer[host.name, 0] else "does not answer ping"
             found.append(
                 Finding(
                     "dropped",
-                    f"packets of services between this host and {where}, {said}",
-                    f"{pair.other} does not answer {pair.service}; UDP port {port} has to pass"
+                    f"packets of services between this host and {where}",
+                    f"{host.name} {ping}; {pair.other} does not answer {pair.service}; UDP port {port} has to pass"
                     f" both ways between {own.address} and {host.address}",
                 )
             )
