@@ -204,7 +204,8 @@ def _wires(
                     "dropped",
                     f"packets of services between this host and {where}",
                     f"{host.name} {ping}; {pair.other} does not answer {pair.service};"
-                    f" UDP port {port} has to pass both ways between {own.address} and {host.address}",
+                    f" UDP port {port} has to pass both ways between {own.address} and"
+                    f" {host.address}",
                 )
             )
         if outer[host.name, 0] and not outer[host.name, size]:
