@@ -125,7 +125,7 @@ class Tracked(Switched):
 
     def fill(self, ports: int) -> float:
         super().fill(ports)
-        write("/sys/class/net/br0/bridge/nf_call_iptables", "1")
+        run("ip", "link", "set", "br0", "type", "bridge", "nf_call_iptables", "1")
         chain = "chain c { type filter hook forward priority 0; ct state established accept; };"
         run("nft", f"table inet track {{ {chain} }}")
         return 0.0
