@@ -135,7 +135,7 @@ def _unwritten(path: str, error: OSError) -> UsageError:
 
 
 def _is_peer(word: str) -> bool:
-    """Return whether a word is no name of a service alone: ``db:80``, ``host``, an address."""
+    """Return whether a word is a peer, not just a service: ``db:80``, ``host``, an address."""
     return word == "host" or not word[:1].isalpha() or not set(word).isdisjoint(":/")
 
 

@@ -191,7 +191,10 @@ def way_to_encrypt(text: str, key: str) -> str:
     """Return how a host encrypts, "" for not at all. Raises InvalidInput."""
     if text not in ("", "kernel", "userspace"):
         raise InvalidInput(
-            "is no way to encrypt", key=key, value=values.shown(text), right="kernel or userspace"
+            "is not a way to encrypt",
+            key=key,
+            value=values.shown(text),
+            right="kernel or userspace",
         )
     return text
 

@@ -223,7 +223,7 @@ def restore(machine: Machine, report: Report) -> Joined:
     store = machine.store
     mtu = machine.kernel.mtu_of(own.address)
     if mtu is None:
-        raise Error(f"{own.address} is no address of this host any more", "ip address lists them")
+        raise Error(f"{own.address} is no longer an address of this host", "ip address lists them")
     with service_lock(LOCK):
         own = _answering(machine, own, report)
         if (store.across.tunnel() is not None) != bool(own.encryption):

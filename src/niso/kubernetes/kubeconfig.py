@@ -80,7 +80,7 @@ def _is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
         return bool(parts.hostname) and parts.port != 0 and not parts.query and not parts.fragment
-    except ValueError:  # of brackets, or a port that is no number
+    except ValueError:  # unpaired brackets, or a port that is not a number
         return False
 
 

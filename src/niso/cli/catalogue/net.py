@@ -314,7 +314,7 @@ GROUP = Group(
                 ("niso net capture api", ""),
                 ("niso net capture api postgres:5432 -c 10", ""),
                 ("niso net capture api postgres -- tcp port 5432", "what both see"),
-                ("niso net capture postgres --drops", "who is refused, and why"),
+                ("niso net capture postgres --drops", "what is refused, with the reason"),
                 ("niso net capture api -w api.pcapng --for 1m", ""),
                 ("niso net capture api -w -", "for a pipe into wireshark -k -i -"),
             ),
