@@ -70,7 +70,7 @@ def test_service_is_at_rest_when_all_its_threads_sleep(runtime: Runtime) -> None
     assert mark() == "None"
     # a thread of a program that sleeps counts too
     runtime.call("stop", SERVICE, 0)
-    busy = "import threading; threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start(); input()"
+    busy = "import threading, time; threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start(); time.sleep(1000)"
     runtime.start(["/usr/bin/python3", "-c", busy])
     assert mark() == "None"
 

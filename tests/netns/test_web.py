@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import sys
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
     # what else nobody runs cannot look into it, and could without the last step
     assert lab.run(*AS_NOBODY, "cat", f"{of}/maps", check=False).returncode != 0
     for dumpable in (1, 0):
-        confined = lab.popen(sys.executable, "-c", CONFINED, str(dumpable))
+        confined = lab.popen(sys.executable, "-c", CONFINED, str(dumpable), stdin=subprocess.PIPE)
         assert confined.stdout is not None and confined.stdout.readline() == b"confined\n"
         looked = lab.run(*AS_NOBODY, "cat", f"/proc/{confined.pid}/maps", check=False)
         assert (looked.returncode == 0) == bool(dumpable), looked
