@@ -29,7 +29,7 @@ from niso.cluster.claims import claim_of
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import decode
 from niso.cluster.membership import Host, Membership
-from niso.cluster.requests import NoAnswer
+from niso.cluster.requests import Compacted, NoAnswer
 from niso.commands import network, repair
 from niso.commands.activate import activate
 from niso.commands.deactivate import deactivate, remove
@@ -45,7 +45,7 @@ DEPTH = 3
 """So deep may steps be in the middle of others."""
 
 
-REQUESTS = ("commit", "get", "grant", "keep", "keys", "newest", "revoke")
+REQUESTS = ("commit", "get", "grant", "keep", "keys", "mark", "revoke")
 
 
 class Link:
@@ -91,8 +91,11 @@ CLOCK = Clock()
 class Node:
     """One host: ``with node:`` makes its folders and its clock those of this process."""
 
-    def __init__(self, name: str, number: int, folder: Path, engine: Any) -> None:
-        self.name, self.link = name, Link(engine)
+    def __init__(
+        self, name: str, number: int, folder: Path, engine: Any, connect: Callable[[], Any] | None
+    ) -> None:
+        self.name, self.link, self.connect = name, Link(engine), connect
+        self.agent: Any = None
         self.run = str(folder / name / "run")
         self.address = f"198.51.100.{number}"
         self.lease, self.ahead_s = 0, (number - 2) * 1e7
@@ -128,7 +131,15 @@ class Node:
         """Start the agent, a process of its own."""
         with self:
             self.store = Store.open()
-        self.agent = Agent(self.me, lambda: self.link, self.end, lambda line: None)  # type: ignore[arg-type,return-value]
+        self.start = 0  # the revision that the watch of hosts waits for
+        if self.agent is not None:
+            self.agent.stop()
+        self.agent = Agent(self.me, self.connect or self._link, self.end, lambda line: None)
+        if self.connect is not None:
+            self.agent._watch(KEYS.hosts, self.agent.roster.kept)
+
+    def _link(self) -> Any:
+        return self.link
 
     def end(self, services: list[str]) -> None:
         deactivate(self.world.machine._replace(store=self.store), services)
@@ -136,6 +147,21 @@ class Node:
     def keep(self) -> None:
         with contextlib.suppress(NoAnswer):
             self.lease = self.agent.keep(self.link, self.lease)  # type: ignore[arg-type]
+
+    def hear(self, now_s: float) -> None:
+        """Have the watch of hosts bring what has changed so far, or begin again."""
+        kept = self.agent.roster.kept
+        with contextlib.suppress(NoAnswer):
+            if self.link.cut:
+                self.start = 0
+                return
+            try:
+                self.start = self.start or kept.begin(self.link, now_s)  # type: ignore[arg-type]
+                batch = next(self.link.watch(KEYS.hosts, self.start, 0))
+                self.start = batch.revision + 1 if kept.hear(batch, now_s) else 0
+            except Compacted:
+                kept.lose()
+                self.start = 0
 
     def look(self, now_s: float) -> None:
         with self, contextlib.suppress(NoAnswer):
@@ -148,7 +174,10 @@ def refuse(event: object) -> None:
 
 
 class Walk:
-    """Some hosts, with an engine that all share: one in memory, or a real one, which goes its own ways."""
+    """Some hosts, with an engine that all share: one in memory, or a real one, which goes its own ways.
+
+    With ``connect``, hosts are followed by a watch of its own in a thread.
+    """
 
     def __init__(
         self,
@@ -157,11 +186,12 @@ class Walk:
         engine: Any = None,
         hosts: tuple[str, ...] = HOSTS,
         meanwhile: float = 0.1,
+        connect: Callable[[], Any] | None = None,
     ) -> None:
         self.fake = FakeEngine() if engine is None else None
         self.engine = engine or self.fake
         self.draw = random.Random(seed)
-        self.nodes = [Node(n, HOSTS.index(n) + 1, folder, self.engine) for n in hosts]
+        self.nodes = [Node(n, HOSTS.index(n) + 1, folder, self.engine, connect) for n in hosts]
         self.done: list[str] = []
         self.now_s = 0.0
         self.depth, self.meanwhile = 0, meanwhile
@@ -237,12 +267,18 @@ class Walk:
             self.say(f"{node.name}: {'cut' if node.link.cut else 'healed'}")
         elif self.fake is None:
             node.keep()
+        elif what < 0.91:
+            self.say(f"{node.name}: hears")
+            node.hear(self.now_s)
+            if self.draw.random() < 0.1:
+                self.fake.compact()
         elif what < 0.95:
             self.say("12 s pass")
             for _ in range(2):
                 for each in self.nodes:
                     each.keep()
                 self.fake.advance(6)
+            node.hear(self.now_s)
         elif self.fake.late and self.draw.random() < 0.6:
             self.say("a late request arrives")
             self.fake.arrive()
@@ -417,11 +453,27 @@ class Walk:
                 remove(node.world.machine, [row.name for row in node.world.store.services()])
                 node.world.assert_whole()
 
+    def require_followed(self) -> None:
+        """All that the watches of hosts have brought is what the engine has, once they go on."""
+        deadline = time.monotonic() + 60
+        for node in self.nodes:
+            while True:
+                have = {item.key: item for item in self.engine.get(KEYS.hosts).items}
+                kept = node.agent.roster.kept
+                if kept._is_followed and kept._items == have:
+                    break
+                assert time.monotonic() < deadline, (kept._is_followed, kept._items, have)
+                time.sleep(0.1)
+
     def require_agreed(self) -> None:
         items = self.engine.get(KEYS.services).items
         claims = {claim.service: claim for claim in (claim_of(item, KEYS) for item in items)}
         hosts = Membership(self.engine).hosts()
         for node in self.nodes:
+            if self.fake is not None:
+                node.hear(self.now_s)
+                roster = node.agent.roster.look(self.fake, node.name, self.now_s)  # type: ignore[arg-type]
+                assert list(roster[0]) == hosts, node.name
             with node:
                 store = node.world.store
                 node.world.assert_whole()

@@ -18,8 +18,11 @@ LEAST = 20
 
 def main(access: str, name: str, seed: str, seconds: str, folder: str) -> None:
     places = json.loads(access)
-    engine = Etcd(Access(tuple(places[0]), *places[1:]), 1.0, 2)
-    walk = Walk(Path(folder), int(seed), engine, (name,))
+
+    def connect() -> Etcd:
+        return Etcd(Access(tuple(places[0]), *places[1:]), 1.0, 2)
+
+    walk = Walk(Path(folder), int(seed), connect(), (name,), connect=connect)
     until = time.monotonic() + float(seconds)
     try:
         while time.monotonic() < until or len(walk.done) < LEAST:
@@ -28,6 +31,7 @@ def main(access: str, name: str, seed: str, seconds: str, folder: str) -> None:
         print("done", flush=True)
         for line in sys.stdin:
             orders = {"heal": walk.heal, "look": walk.look, "agree": walk.require_agreed}
+            orders |= {"follow": walk.require_followed}
             (orders | {"leave": walk.leave})[line.strip()]()
             print("ok", len(walk.done), flush=True)
     except BaseException as error:

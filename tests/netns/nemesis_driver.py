@@ -163,7 +163,7 @@ def main(folder: str, text: str, seconds: float) -> None:
             for driver in drivers:
                 hears(driver, "done")
             steps = 0
-            for order in ("heal", *["look"] * 4, "agree", "leave"):
+            for order in ("heal", *["look"] * 4, "follow", "agree", "leave"):
                 for driver in drivers:
                     assert driver.stdin
                     driver.stdin.write(f"{order}\n")

@@ -17,7 +17,7 @@ from niso.cluster.agent import GUARD_S, TTL_S, Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.keys import decode
 from niso.cluster.membership import Host
-from niso.cluster.requests import Delete, NoAnswer, Txn
+from niso.cluster.requests import Answer, Delete, NoAnswer, Txn
 from niso.commands.deactivate import deactivate
 from niso.store.store import Store
 
@@ -176,12 +176,27 @@ def test_running_agent_sees_what_changes(host: Hosted) -> None:
         host.agent.run(store, host.world.kernel)
         store.close()
 
+    read: list[str] = []
+    get = cluster.engine.get
+
+    def counted(prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
+        read.extend([prefix] * (not one))
+        return get(prefix, one=one, stale=stale)
+
+    cluster.engine.get = counted  # type: ignore[method-assign]
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         for service, up in (("api", True), ("web", True)):
             address = cluster.claim("a", service, up=up).networks["backend"][0]
             wait(lambda line=f"{address} {service}": line in cluster.lines())
+        wait(lambda: host.agent.roster.kept._is_followed)
+        before = read.count(KEYS.hosts)
+        for number in range(20):
+            more = Host(f"h{number}", f"id-{number}", f"198.51.101.{number}", 1500, False)
+            cluster.membership.join(more)
+        wait(lambda: len(host.world.store.across.peers()) == 22)
+        assert read.count(KEYS.hosts) - before == 20, "those that join read all, and nobody else"
         cluster.engine.down = True
         time.sleep(0.1)
         cluster.engine.down = False

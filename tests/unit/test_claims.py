@@ -68,9 +68,9 @@ def test_claim_has_addresses_and_names_that_nobody_else_gets(engine: FakeEngine)
 def test_claim_that_is_wanted_again_is_the_same(engine: FakeEngine) -> None:
     claims = Claims(engine, "a")
     first = claims.claim(wanted("api"))
-    before = engine.newest(KEYS.prefix)
+    before = engine.mark(KEYS.prefix)
     assert claims.claim(wanted("api")) == first
-    assert engine.newest(KEYS.prefix) == before
+    assert engine.mark(KEYS.prefix) == before
 
 
 def test_changed_claim_keeps_what_stays_and_gives_up_the_rest(engine: FakeEngine) -> None:

@@ -23,10 +23,12 @@ from niso.cluster.index import index_of
 from niso.cluster.keys import Keys
 from niso.cluster.lag import Lag
 from niso.cluster.membership import Host, Membership
-from niso.cluster.requests import Compacted, NoAnswer, Refused
+from niso.cluster.requests import Compacted, NoAnswer, Refused, Silent
+from niso.cluster.roster import Roster
 from niso.cluster.settle import settle
 
 if TYPE_CHECKING:
+    from niso.cluster.kept import Kept
     from niso.cluster.requests import Engine
     from niso.kernel.interface import Kernel
     from niso.store.span_rows import Claim
@@ -41,6 +43,8 @@ LOOK_S = 30.0
 GATHER_S = 0.005
 LEAST_S = 0.05
 """Seconds between two looks at least: 20 a second."""
+SPREAD_S = 0.001
+"""For each host, a look waits about so long if it is only because hosts come or go."""
 LATE_S = 5.0
 """From so many seconds on, the agent says that it is behind."""
 GUARD_S = 60.0
@@ -87,8 +91,10 @@ class Agent:
         self.keys = keys or Keys()
         self.tend = tend
         self.lag = Lag()
+        self.roster = Roster(self.keys)
         self.mend = mend
         self._wake = threading.Event()
+        self._hurry = threading.Event()  # more than that hosts come or go
         self._over = threading.Event()
         self._watched: dict[str, threading.Thread] = {}
         self._doubt_since: float | None = None
@@ -121,8 +127,8 @@ class Agent:
         if bool(cluster.encryption) != (store.across.tunnel() is not None):
             self._say("the cluster is otherwise encrypted than this host: nothing is changed")
             return []
-        hosts = membership.hosts()
-        member = any((h.name, h.state_id) == (self.me.host, self.me.state_id) for h in hosts)
+        hosts, own = self.roster.look(engine, self.me.host, now_s)
+        member = own is not None and own.state_id == self.me.state_id
         spans = self._spans(store, kernel, engine, member)
         items = {name: engine.get(self.keys.addresses(name)).items for name in spans}
         subnets = {n.name: tuple((s.cidr, s.gateway) for s in n.subnets) for n in store.networks()}
@@ -260,7 +266,7 @@ class Agent:
                     if held and record and held.host != self.me.host and held.gen > record.gen:
                         ended.append(service)
             except Busy:
-                self._wake.set()
+                self._notice()
         return ended
 
     def _guarded(self, store: Store, now: mirror.Seen, now_s: float) -> mirror.Seen:
@@ -326,14 +332,17 @@ class Agent:
         for target in (self._alive, self._listen, *((self._mend,) if self.mend else ())):
             threading.Thread(target=target, daemon=True).start()
         engine = self.connect()
-        self._watch(self.keys.hosts)
+        self._watch(self.keys.hosts, self.roster.kept)
         due, tended = True, -LOOK_S
         hosts: set[str] = set()
         while not self._over.is_set():
             if not due and not self._wake.wait(_about(LOOK_S)):
-                self._wake.set()
+                self._hurry.set()
             time.sleep(GATHER_S)
+            # all hosts look when one comes or goes: not all at once
+            self._hurry.wait(_about(SPREAD_S) * len(hosts))
             self._wake.clear()
+            self._hurry.clear()
             due, self._whole = False, False
             try:
                 began = time.monotonic()
@@ -357,37 +366,48 @@ class Agent:
         """End `run` soon."""
         self._over.set()
         self._wake.set()
+        self._hurry.set()
 
-    def _notice(self) -> None:
+    def _notice(self, hurry: bool = True) -> None:
         """Have the agent look soon."""
         self.lag.notice(time.monotonic())
         self._wake.set()
+        if hurry:
+            self._hurry.set()
 
-    def _watch(self, prefix: str) -> None:
-        """Have changes below a prefix wake the agent, if they do not yet."""
+    def _watch(self, prefix: str, kept: Kept | None = None) -> None:
+        """Have changes below a prefix wake the agent, if they do not yet, and be kept."""
         if prefix not in self._watched:
-            watcher = threading.Thread(target=self._watcher, args=(prefix,), daemon=True)
+            watcher = threading.Thread(target=self._watcher, args=(prefix, kept), daemon=True)
             self._watched[prefix] = watcher
             watcher.start()
 
-    def _watcher(self, prefix: str) -> None:
+    def _watcher(self, prefix: str, kept: Kept | None) -> None:
         wait = _BACK_OFF_S[0]
         engine = self.connect()
         while not self._over.is_set():
             try:
-                start = engine.get(f"{prefix}-none", one=True).revision + 1
+                if kept is not None:
+                    start = kept.begin(engine, time.monotonic())
+                else:
+                    start = engine.get(f"{prefix}-none", one=True).revision + 1
                 self._notice()  # whatever came before
                 for batch in engine.watch(prefix, start, SILENCE_S):
                     wait = _BACK_OFF_S[0]
+                    if kept is not None and not kept.hear(batch, time.monotonic()):
+                        break
                     if batch.events:
-                        self._notice()
+                        self._notice(hurry=kept is None)
                     if self._over.is_set():
                         return
-            except Compacted:
-                continue
-            except Error:
+            except Silent:
                 self._over.wait(_about(wait))
-                wait = min(2 * wait, _BACK_OFF_S[1])
+            except (Compacted, Error) as error:
+                if kept is not None:
+                    kept.lose()
+                if isinstance(error, Error):
+                    self._over.wait(_about(wait))
+                    wait = min(2 * wait, _BACK_OFF_S[1])
 
     def _listen(self) -> None:
         try:

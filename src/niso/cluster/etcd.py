@@ -25,9 +25,11 @@ from niso.cluster.requests import (
     Done,
     Event,
     Item,
+    Mark,
     NoAnswer,
     Put,
     Refused,
+    Silent,
     Txn,
 )
 
@@ -102,11 +104,12 @@ class Etcd:
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), "keys_only": True})
         return sorted(_text(each["key"]) for each in answer.get("kvs", ()))
 
-    def newest(self, prefix: str) -> int:
-        """As `Engine.newest`. A count would not do: it ignores revisions (etcd 3.5.16)."""
+    def mark(self, prefix: str) -> Mark:
+        """As `Engine.mark`. A count alone ignores revisions (etcd 3.5.16)."""
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
-        return max((int(each["mod_revision"]) for each in answer.get("kvs", ())), default=0)
+        newest = max((int(each["mod_revision"]) for each in answer.get("kvs", ())), default=0)
+        return Mark(_revision(answer), newest, int(answer.get("count", 0)))
 
     def commit(self, txn: Txn) -> Done:
         """As `Engine.commit`."""
@@ -152,6 +155,8 @@ class Etcd:
                 batch = _batch(line)
                 if batch is not None:
                     yield batch
+        except TimeoutError as error:
+            raise Silent(f"the watch of {prefix} has ended: silence", _HINT) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise NoAnswer(f"the watch of {prefix} has ended: {error}", _HINT) from error
         finally:
@@ -387,7 +392,8 @@ def _batch(line: bytes) -> Batch | None:
     return Batch(
         _revision(result),
         tuple(
-            Event(_text(e["kv"]["key"]), None if e.get("type") == "DELETE" else _item(e["kv"]))
+            Event(key, None if e.get("type") == "DELETE" else _item(e["kv"]), modified)
             for e in events
+            for key, modified in ((_text(e["kv"]["key"]), int(e["kv"]["mod_revision"])),)
         ),
     )

@@ -19,9 +19,11 @@ from niso.cluster.requests import (
     Done,
     Event,
     Item,
+    Mark,
     NoAnswer,
     Put,
     Refused,
+    Silent,
     Txn,
 )
 
@@ -64,8 +66,9 @@ class FakeEngine:
     def keys(self, prefix: str) -> list[str]:
         return [item.key for item in self.get(prefix).items]
 
-    def newest(self, prefix: str) -> int:
-        return max((item.modified for item in self.get(prefix).items), default=0)
+    def mark(self, prefix: str) -> Mark:
+        revision, items = self.get(prefix)
+        return Mark(revision, max((item.modified for item in items), default=0), len(items))
 
     def commit(self, txn: Txn) -> Done:
         with self._changed:
@@ -107,8 +110,11 @@ class FakeEngine:
                 if revision <= self._compacted:
                     raise Compacted(self._compacted)
                 come = partial(self._has, revision)
-                if not self._changed.wait_for(come, silence_s) or self.down:
-                    raise NoAnswer("the watch has ended: silence")
+                if not self._changed.wait_for(come, silence_s):
+                    raise Silent("the watch has ended: silence")
+                self._answers()
+                if revision <= self._compacted:
+                    raise Compacted(self._compacted)
                 events = tuple(
                     event
                     for at, event in self._history
@@ -173,7 +179,7 @@ class FakeEngine:
             if isinstance(change, Put):
                 item = Item(change.key, change.value, revision, change.lease)
                 self._items[change.key] = item
-                events.append(Event(change.key, item))
+                events.append(Event(change.key, item, revision))
                 continue
             gone = [
                 k
@@ -182,7 +188,7 @@ class FakeEngine:
             ]
             for key in gone:
                 del self._items[key]
-                events.append(Event(key, None))
+                events.append(Event(key, None, revision))
         if events:
             self._revision = revision
             self._history += [(revision, event) for event in events]

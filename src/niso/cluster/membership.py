@@ -100,21 +100,14 @@ class Membership:
         """Return all hosts, sorted by name."""
         items = {item.key: item for item in self.engine.get(self.keys.hosts).items}
         return [
-            self._host(item, f"{key}/live" in items)
+            host_of(item, self.keys)._replace(alive=f"{key}/live" in items)
             for key, item in items.items()
             if "/" not in key.removeprefix(self.keys.hosts)
         ]
 
-    def _host(self, item: Item, alive: bool) -> Host:
-        value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
-        name = item.key.removeprefix(self.keys.hosts)
-        if not (checked.is_name(name) and checked.is_address(str(value["address"]))):
-            raise invalid(item.key)
-        public = str(value.get("wgkey", ""))
-        if public and not checked.is_public_key(public):
-            raise invalid(item.key)
-        where = (str(value["address"]), int(value["mtu"]), alive)
-        return Host(name, str(value["id"]), *where, str(value.get("niso", "")), public)
+    def host_item(self, host: str) -> Item | None:
+        """Return the key of a host, or None."""
+        return self._item(self.keys.host(host))
 
     def join(self, host: Host) -> None:
         """Add a host, or change it.
@@ -437,6 +430,19 @@ class Membership:
     def _delete(self, key: str, txn: Txn) -> None:
         """Carry out a transaction that deletes a key among others."""
         self._settle(lambda: txn, lambda: self._item(key) is None)
+
+
+def host_of(item: Item, keys: Keys) -> Host:
+    """Return the host of a key, which does not say whether it lives. Raises Error."""
+    value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
+    name = item.key.removeprefix(keys.hosts)
+    if not (checked.is_name(name) and checked.is_address(str(value["address"]))):
+        raise invalid(item.key)
+    public = str(value.get("wgkey", ""))
+    if public and not checked.is_public_key(public):
+        raise invalid(item.key)
+    where = (str(value["address"]), int(value["mtu"]), False)
+    return Host(name, str(value["id"]), *where, str(value.get("niso", "")), public)
 
 
 def cluster_value(cluster: Cluster) -> dict[str, Any]:

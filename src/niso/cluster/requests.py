@@ -28,6 +28,10 @@ class NoAnswer(Error):
         self.unknown = unknown
 
 
+class Silent(NoAnswer):
+    """Nothing has come by a watch for a while, not even a sign of life: nothing is known lost."""
+
+
 class Refused(Error):
     """The engine has refused a request: it was not carried out."""
 
@@ -89,11 +93,23 @@ class Answer(NamedTuple):
     items: tuple[Item, ...]
 
 
+class Mark(NamedTuple):
+    """What says of keys that none has changed: the newest of them, and their number.
+
+    A key that comes or changes is newer than all others, and one that goes is missing.
+    """
+
+    revision: int  # of the engine
+    newest: int
+    number: int
+
+
 class Event(NamedTuple):
-    """A change of a key; ``item`` is None if it was deleted."""
+    """A change of a key at a revision; ``item`` is None if it was deleted."""
 
     key: str
     item: Item | None
+    modified: int
 
 
 class Batch(NamedTuple):
@@ -124,8 +140,8 @@ if TYPE_CHECKING:
         def keys(self, prefix: str) -> list[str]:
             """Return the keys with a prefix, without values."""
 
-        def newest(self, prefix: str) -> int:
-            """Return the highest modified revision of the keys with a prefix; 0 for none."""
+        def mark(self, prefix: str) -> Mark:
+            """Return the highest modified revision of the keys with a prefix, and how many."""
 
         def commit(self, txn: Txn) -> Done:
             """Carry out a transaction.
@@ -145,8 +161,8 @@ if TYPE_CHECKING:
         def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
             """Yield the changes of keys with a prefix, from a revision on.
 
-            It ends with NoAnswer if nothing comes for that long, not even a sign of life, or if
-            the member has lost the others, and with Compacted.
+            It ends with Silent if nothing comes for that long, not even a sign of life, with
+            NoAnswer if the member has ended or lost the others, and with Compacted.
             """
 
     class Joined(Protocol):

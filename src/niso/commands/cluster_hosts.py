@@ -245,7 +245,7 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
     """Have an etcd that answers; return how it is reached."""
     try:
         with own.engine() as engine:
-            engine.newest(own.keys.prefix)
+            engine.mark(own.keys.prefix)
         return own
     except NoAnswer:
         if not own.etcd.own:
