@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import insort
-
 from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.names import DOMAIN
@@ -41,15 +39,50 @@ def _order(text: str) -> tuple[int, bytes]:
 def edit(text: str, remove: set[str], add: set[str]) -> str:
     """Return ``text`` without the lines ``remove`` and with the lines ``add``, sorted by address.
 
-    Both sets contain complete lines.
+    Both sets contain complete lines. The lines of ``text`` are searched as sorted, since parsing
+    all takes time per service.
     """
-    elsewhere = remove | add
-    lines = [
-        line for line in text[len(HEADER) :].splitlines(keepends=True) if line not in elsewhere
-    ]
-    for new in sorted(add):  # the order of lines of one address
-        insort(lines, new, key=_order)
-    return HEADER + "".join(lines)
+    changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # from, to, and what is to be there
+    for line in remove - add:
+        at = _find(text, line, _place(text, line))
+        if at < 0:  # somebody has changed their order
+            at = text.find(f"\n{line}") + 1
+        if at > 0:
+            changes.append((at, at + len(line), _order(line), ""))
+    for line in add:
+        place = _place(text, line)
+        if _find(text, line, place) < 0:
+            changes.append((place, place, _order(line), line))
+    pieces, done = [], 0
+    for start, end, _, new in sorted(changes):  # the order of lines of one address
+        pieces += [text[done:start], new]
+        done = end
+    return "".join((*pieces, text[done:]))
+
+
+def _place(text: str, line: str) -> int:
+    """Return where a line has to be: after those of the same address and of lower ones."""
+    order, low, high = _order(line), len(HEADER), len(text)
+    while low < high:
+        start = max(low, text.rfind("\n", low, (low + high) // 2) + 1)
+        end = text.find("\n", start) + 1 or len(text)
+        if _order(text[start:end]) <= order:
+            low = end
+        else:
+            high = start
+    return low
+
+
+def _find(text: str, line: str, place: int) -> int:
+    """Return where a line is among those of its address, which are before ``place``; else -1."""
+    order = _order(line)
+    while place > len(HEADER):
+        end, place = place, text.rfind("\n", 0, place - 1) + 1
+        if text[place:end] == line:
+            return place
+        if _order(text[place:end]) != order:
+            break
+    return -1
 
 
 def lines(text: str) -> list[tuple[str, str]] | None:
