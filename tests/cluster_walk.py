@@ -23,7 +23,7 @@ from fake_world import Steps, World
 
 from niso.base import failpoint, locks, names
 from niso.base.errors import Conflict, Error
-from niso.cluster import mirror
+from niso.cluster import view
 from niso.cluster.agent import STRAY_S, Agent, Me
 from niso.cluster.claims import claim_of
 from niso.cluster.fake_engine import FakeEngine
@@ -494,7 +494,7 @@ class Walk:
                     if row.active and any(on in spans for on in row.networks):
                         assert row.name in own, f"{row.name} runs on {node.name} without a claim"
                 found = {on: self.engine.get(KEYS.addresses(on)).items for on in spans}
-                seen = mirror.seen(hosts, dict(found), KEYS).services
+                seen = view.seen(hosts, dict(found), KEYS).services
                 others = {
                     name: known.addresses
                     for name, known in seen.items()

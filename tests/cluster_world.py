@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fake_world import World
 
-from niso.cluster import mirror
+from niso.cluster import mirror, view
 from niso.cluster.claims import Claim as Held
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.fake_engine import FakeEngine
@@ -81,9 +81,9 @@ class Cluster:
         now = self.seen()
         return mirror.follow(self.world.store, self.world.kernel, now, ME)
 
-    def seen(self) -> mirror.Seen:
+    def seen(self) -> view.Seen:
         items = self.engine.get(KEYS.addresses("backend")).items
-        return mirror.seen(self.membership.hosts(), {"backend": items}, KEYS)
+        return view.seen(self.membership.hosts(), {"backend": items}, KEYS)
 
     # --- what the kernel has ---
 

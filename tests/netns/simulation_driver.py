@@ -25,7 +25,7 @@ from typing import Any
 from etcd_world import Members, etcd
 from fake_world import World
 
-from niso.cluster import mirror
+from niso.cluster import view
 from niso.cluster.agent import Agent, Me
 from niso.cluster.etcd import Access, Etcd
 from niso.cluster.keys import Keys, encode
@@ -121,7 +121,7 @@ class Simulated:
         """Whether its mirror or its kernel is not as the cluster is."""
         items = self.engine.get(KEYS.addresses(self.network)).items
         hosts = Membership(self.engine).hosts()
-        seen = mirror.seen(hosts, {self.network: items}, KEYS, None, self.name)
+        seen = view.seen(hosts, {self.network: items}, KEYS, None, self.name)
         wanted = {
             name: (known.addresses, known.names)
             for name, known in seen.services.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,14 +12,18 @@ from pathlib import Path
 import pytest
 from cluster_world import KEYS, ME, Cluster
 from fake_world import World
+from samples import samples
 
-from niso.cluster import gone
+from niso.base.errors import Conflict
+from niso.cluster import gone, mirror
 from niso.cluster.agent import GUARD_S, TTL_S, Agent, Me
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.keys import decode
+from niso.cluster.keys import decode, encode
 from niso.cluster.membership import Host
-from niso.cluster.requests import Answer, Delete, NoAnswer, Txn
+from niso.cluster.requests import Answer, Delete, NoAnswer, Put, Txn
+from niso.cluster.view import Seen
 from niso.commands.deactivate import deactivate
+from niso.kernel.interface import Kernel
 from niso.store.store import Store
 
 
@@ -37,9 +42,9 @@ class Hosted:
         deactivate(self.world.machine, services)
         self.ended += services
 
-    def look(self, now_s: float = 0.0) -> list[str]:
+    def look(self, now_s: float = 0.0, whole: bool = True) -> list[str]:
         world = self.world
-        return self.agent.look(world.store, world.kernel, self.cluster.engine, now_s)
+        return self.agent.look(world.store, world.kernel, self.cluster.engine, now_s, whole)
 
     def is_up(self) -> bool:
         key = KEYS.address("backend", "10.99.1.2")
@@ -166,6 +171,84 @@ def test_agent_that_cannot_look_says_by_how_much_it_is_behind(host: Hosted) -> N
     host.look(100)
     host.look(130)
     assert gone.last() == gone.Look(130, dict.fromkeys("abc", 100))
+
+
+class Others:
+    """What other hosts do, at random: they claim, start, stop, give up, take over, come and go."""
+
+    def __init__(self, host: Hosted, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.engine, self.membership = host.cluster.engine, host.cluster.membership
+        self.leases: dict[str, int] = {}
+        for name in "ac":
+            self.engine.commit(Txn((), (Delete(KEYS.live(name)),)))
+            self.live(name)
+
+    def live(self, name: str) -> None:
+        if name not in self.leases:
+            self.leases[name] = self.engine.grant(TTL_S)
+            self.membership.live(name, f"id-{name}", self.leases[name], "boot")
+
+    def lose(self, name: str) -> None:
+        if lease := self.leases.pop(name, 0):
+            self.engine.revoke(lease)
+
+    def act(self) -> None:
+        draw = self.draw
+        service, name = draw.choice(("api", "web", "evil", "db")), draw.choice("ac")
+        claims = Claims(self.engine, name)
+        held, what = claims.held(service), draw.random()
+        if what < 0.4:
+            at = draw.choice(((), ("10.99.1.5",), ("10.99.1.6",)))
+            names = (service, *draw.choice(((), ("shop",), ("cart", "shop"))))
+            wanted = Wanted(service, ("backend",), names, {"backend": at} if at else {}, {})
+            claims.publish(service, claims.claim(wanted).mark, up=draw.random() < 0.8)
+        elif what < 0.6 and held and held.host != ME:
+            Claims(self.engine, held.host).release(service, held.mark)
+        elif what < 0.7 and held and held.host not in (ME, name):
+            self.lose(held.host)
+            claims.claim(Wanted(service, ("backend",), (service,), {}, {}), take=True)
+        elif what < 0.8 and held:
+            claims.publish(service, held.mark, up=draw.random() < 0.5)
+        elif what < 0.9:
+            draw.choice((self.live, self.lose))(name)
+        else:
+            key = KEYS.address("backend", draw.choice(("10.99.1.9", "10.99.1.1", "x")))
+            value = {"service": "bad", "host": name, "gen": 1, "names": [], "up": True}
+            put = Put(key, encode(value | {"gen": draw.choice((1, "9"))}))
+            self.engine.commit(Txn((), (draw.choice((put, Delete(key))),)))
+
+
+@pytest.mark.parametrize("seed", range(samples(6, 500)))
+def test_look_at_what_has_changed_leaves_nothing_to_a_whole_one(
+    host: Hosted, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others, world, parts = Others(host, seed), host.world, 0
+    follow = mirror.follow
+
+    def counted(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
+        nonlocal parts
+        parts += now.only is not None
+        return follow(store, kernel, now, own)
+
+    monkeypatch.setattr(mirror, "follow", counted)
+    for _ in range(30):
+        for _ in range(others.draw.randrange(1, 4)):
+            with contextlib.suppress(Conflict):
+                others.act()
+        called = others.draw.random() < 0.1
+        with contextlib.suppress(Conflict):
+            if called and others.draw.random() < 0.5:
+                deactivate(world.machine, ["db"])
+            elif called:
+                world.activate(str(world.folder / "db"))
+        host.look(whole=called)
+        before, done = world.picture(), len(world.kernel.done)
+        if host.agent._view._is_done:  # what it was not sure of, it looks at again
+            assert host.look(whole=True) == []
+            assert (world.picture(), len(world.kernel.done)) == (before, done)
+    world.assert_whole()
+    assert parts > 10, "most looks are at a part"
 
 
 def test_running_agent_sees_what_changes(host: Hosted) -> None:

@@ -26,10 +26,12 @@ from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import Compacted, NoAnswer, Refused, Silent
 from niso.cluster.roster import Roster
 from niso.cluster.settle import settle
+from niso.cluster.view import Known, View
 
 if TYPE_CHECKING:
     from niso.cluster.kept import Kept
     from niso.cluster.requests import Engine
+    from niso.cluster.view import Seen
     from niso.kernel.interface import Kernel
     from niso.store.span_rows import Claim
     from niso.store.store import Store
@@ -92,13 +94,16 @@ class Agent:
         self.tend = tend
         self.lag = Lag()
         self.roster = Roster(self.keys)
+        self._view = View(self.keys, me.host)
         self.mend = mend
         self._wake = threading.Event()
         self._hurry = threading.Event()  # more than that hosts come or go
+        self._called = threading.Event()  # a command has changed something here
         self._over = threading.Event()
         self._watched: dict[str, threading.Thread] = {}
         self._doubt_since: float | None = None
         self._orphans: dict[str, float] = {}  # service -> since when its claim is not as recorded
+        self._is_sure = False  # nothing that this look has found needs another one
         self._is_settled = False  # all claims of this host were compared in full
         self._lives = 0  # the lease by which this host is known to live
         self._whole = False  # the last look has done all
@@ -108,11 +113,17 @@ class Agent:
 
     # --- one look -------------------------------------------------------------
 
-    def look(self, store: Store, kernel: Kernel, engine: Engine, now_s: float) -> list[str]:
+    def look(
+        self, store: Store, kernel: Kernel, engine: Engine, now_s: float, whole: bool = True
+    ) -> list[str]:
         """Do all that is due; return the services of others that changed.
 
-        ``now_s`` is of a clock that only goes forward. Raises NoAnswer, Refused and Error.
+        Unless ``whole``, only services are compared that have changed in the cluster since the last
+        look, if that has come to its end, and hosts and networks are as then. ``now_s`` is of a
+        clock that only goes forward. Raises NoAnswer, Refused and Error.
         """
+        if whole:
+            self._view.doubt()
         if store.cluster_id() != self.me.cluster:
             self._say(f"this host has left cluster {self.me.cluster}")
             self.stop()
@@ -123,6 +134,7 @@ class Agent:
             other = f"cluster {cluster.identity}" if cluster else "no cluster"
             self._say(f"the engine has {other}, not {self.me.cluster}: nothing is changed")
             self._is_settled = False
+            self._view.doubt()
             return []
         if bool(cluster.encryption) != (store.across.tunnel() is not None):
             self._say("the cluster is otherwise encrypted than this host: nothing is changed")
@@ -130,12 +142,14 @@ class Agent:
         hosts, own = self.roster.look(engine, self.me.host, now_s)
         member = own is not None and own.state_id == self.me.state_id
         spans = self._spans(store, kernel, engine, member)
-        items = {name: engine.get(self.keys.addresses(name)).items for name in spans}
+        found = {name: engine.get(self.keys.addresses(name)).items for name in spans}
+        items = {name: {item.key: item for item in some} for name, some in found.items()}
         subnets = {n.name: tuple((s.cidr, s.gateway) for s in n.subnets) for n in store.networks()}
-        now = mirror.seen(hosts, dict(items), self.keys, subnets, self.me.host)
+        now = self._view.seen(hosts, items, subnets)
         if now.wrong and now.wrong != self._wrong:
             self.log(f"without a valid value, and ignored: {', '.join(now.wrong[:20])}")
         self._wrong = now.wrong
+        self._is_sure = True
         lost = self._still(store, engine, mirror.fenced(store, now, self.me.host))
         if member:
             lost = sorted({*lost, *self._own(store, kernel, engine, now, now_s)})
@@ -144,6 +158,7 @@ class Agent:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
             self.end(lost)
             mirror.drop_claims(store, kernel, lost)
+            self._is_sure = False
         if not member:  # others gave up what it had, and it may be somebody's by now
             self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
             return []
@@ -151,7 +166,11 @@ class Agent:
             from niso.cluster import encryption
 
             encryption.follow(store, kernel, hosts, self.me.host)
+        if not self._is_sure:  # by this host's own claims others may be meant now
+            now = now._replace(only=None)
         changed = mirror.follow(store, kernel, now, self.me.host)
+        if self._is_sure and self._doubt_since is None:
+            self._view.done()
         self._whole = True
         with contextlib.suppress(OSError):  # only lists show it
             gone.note((host.name for host in hosts if not host.alive), now_s)
@@ -194,7 +213,7 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _own(
-        self, store: Store, kernel: Kernel, engine: Engine, now: mirror.Seen, now_s: float
+        self, store: Store, kernel: Kernel, engine: Engine, now: Seen, now_s: float
     ) -> list[str]:
         """Bring the cluster what this host's services are: there, up, down, or removed.
 
@@ -202,18 +221,17 @@ class Agent:
         """
         lost = []
         claims = Claims(engine, self.me.host, self.keys)
-        records = store.across.claims()
-        self._orphans = {
-            mark: since
-            for mark, since in self._orphans.items()
-            if mark in {record.service for record in records}
-        }
+        records = store.across.claims(now.only)
+        if now.only is None:
+            recorded = {record.service for record in records}
+            self._orphans = {n: since for n, since in self._orphans.items() if n in recorded}
         for record in records:
             is_so = _is_so(store, record, now)
             if is_so and self._is_settled:
                 self._orphans.pop(record.service, None)
                 continue
             since = now_s if is_so else self._orphans.setdefault(record.service, now_s)
+            self._is_sure = False
             try:
                 with service_lock(record.service, 0):
                     if store.intent(record.service) is None:
@@ -232,21 +250,24 @@ class Agent:
         self._end_strays(store, claims, now, now_s)
         return lost
 
-    def _end_strays(self, store: Store, claims: Claims, now: mirror.Seen, now_s: float) -> None:
+    def _end_strays(self, store: Store, claims: Claims, now: Seen, now_s: float) -> None:
         """Give up claims of this host that it has no record of.
 
         A request has come late, another host has given one back that had been taken over, or one of
         the two has data from a backup.
         """
+        names = now.services if now.only is None else now.only & now.services.keys()
         own = {
             name
-            for name, known in now.services.items()
-            if all(address.host == self.me.host for address in known.addresses)
+            for name in names
+            if all(address.host == self.me.host for address in now.services[name].addresses)
         }
         if self._strays_s is None or now_s - self._strays_s >= STRAY_S:
             own |= {*Membership(claims.engine, self.keys).services_of(self.me.host)}
             self._strays_s = now_s
-        for service in sorted(own - {record.service for record in store.across.claims()}):
+        recorded = {record.service for record in store.across.claims(own)}
+        for service in sorted(own - recorded):
+            self._is_sure = False
             with contextlib.suppress(Busy), service_lock(service, 0):
                 held = claims.held(service)
                 if held and held.host == self.me.host and store.across.claim(service) is None:
@@ -266,21 +287,26 @@ class Agent:
                     if held and record and held.host != self.me.host and held.gen > record.gen:
                         ended.append(service)
             except Busy:
+                self._is_sure = False
                 self._notice()
         return ended
 
-    def _guarded(self, store: Store, now: mirror.Seen, now_s: float) -> mirror.Seen:
+    def _guarded(self, store: Store, now: Seen, now_s: float) -> Seen:
         """Return what was seen; for a while without what cannot well be true.
 
         An engine whose data were lost, or a cut of its own, looks as if all others had gone.
         """
         others = [host for host in now.hosts if host.name != self.me.host]
-        before = {name for name, (_, _, live) in store.across.peers().items() if live}
-        gone = before - {host.name for host in others if host.alive}
-        known = store.across.addresses()
-        empty = bool(known) and not any(
+        empty = not any(
             a.host != self.me.host for each in now.services.values() for a in each.addresses
         )
+        if now.only is not None and not empty:
+            return now  # hosts are as they were
+        now = now._replace(only=None)
+        known = store.across.addresses() if empty else {}
+        empty = bool(known)
+        before = {name for name, (_, _, live) in store.across.peers().items() if live}
+        gone = before - {host.name for host in others if host.alive}
         most = len(before) >= _GUARDED and len(gone) * 2 > len(before)
         if not (most or (empty and len(known) > 1)):
             self._doubt_since = None
@@ -293,7 +319,7 @@ class Agent:
         self._say(f"{what} have gone at once: their names stay for {GUARD_S:.0f} s")
         if empty:
             services = now.services | {
-                name: mirror.Known(rows, store.across.names(name)) for name, rows in known.items()
+                name: Known(rows, store.across.names(name)) for name, rows in known.items()
             }
             now = now._replace(services=services)
         hosts = [h._replace(alive=h.alive or h.name in gone) for h in now.hosts]
@@ -333,10 +359,10 @@ class Agent:
             threading.Thread(target=target, daemon=True).start()
         engine = self.connect()
         self._watch(self.keys.hosts, self.roster.kept)
-        due, tended = True, -LOOK_S
+        due, tended, whole_s = True, -LOOK_S, 0.0
         hosts: set[str] = set()
         while not self._over.is_set():
-            if not due and not self._wake.wait(_about(LOOK_S)):
+            if not due and not self._wake.wait(max(0.0, whole_s - time.monotonic())):
                 self._hurry.set()
             time.sleep(GATHER_S)
             # all hosts look when one comes or goes: not all at once
@@ -346,8 +372,11 @@ class Agent:
             due, self._whole = False, False
             try:
                 began = time.monotonic()
+                whole = began >= whole_s or self._called.is_set()
+                self._called.clear()
                 self.lag.notice(began)
-                self.look(store, kernel, engine, began)
+                self.look(store, kernel, engine, began, whole)
+                whole_s = began + _about(LOOK_S) if whole else whole_s
                 if self._whole:
                     self.lag.caught_up(began)
                 hosts, before = {*store.across.peers()}, hosts
@@ -410,8 +439,12 @@ class Agent:
                     wait = min(2 * wait, _BACK_OFF_S[1])
 
     def _listen(self) -> None:
+        def called() -> None:
+            self._called.set()
+            self._notice()
+
         try:
-            wake.listen(wake.AGENT, self._notice, self._over)
+            wake.listen(wake.AGENT, called, self._over)
         except OSError as error:
             self.log(f"commands of this host cannot wake the agent: {error}")
 
@@ -454,7 +487,7 @@ class Agent:
             self._over.wait(KEEP_S)
 
 
-def _is_so(store: Store, record: Claim, now: mirror.Seen) -> bool:
+def _is_so(store: Store, record: Claim, now: Seen) -> bool:
     """Return whether the cluster has of a service what this host's rows say, as far as seen.
 
     The record of a claim is not enough: an activation that was undone may have changed it.

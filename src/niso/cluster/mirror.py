@@ -6,14 +6,12 @@ lost is made up for by the next look, and what is absent is gone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
-from niso.base.errors import Error
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
-from niso.cluster import checked
-from niso.cluster.keys import Keys, decode
+from niso.cluster.view import NOTHING, Known, Seen
 from niso.reconcile import policy_flows
 from niso.reconcile.converge import converge, desired_now
 from niso.store.span_rows import Address, Attempt
@@ -21,103 +19,8 @@ from niso.store.store import Scope, Store
 
 if TYPE_CHECKING:
     from niso.cluster.membership import Host
-    from niso.cluster.requests import Item
     from niso.kernel.interface import Kernel
     from niso.store.span_rows import Spans
-
-
-class Known(NamedTuple):
-    """A service as the engine has it, on the networks that this host has too."""
-
-    addresses: tuple[Address, ...]
-    names: tuple[str, ...]
-
-
-NOTHING = Known((), ())
-
-
-class Seen(NamedTuple):
-    """What the engine has: hosts, and services by name, those of this host too."""
-
-    hosts: tuple[Host, ...]
-    services: dict[str, Known]
-    networks: frozenset[str]  # that were looked at
-    wrong: tuple[str, ...] = ()  # keys without a valid value, which are as absent
-
-
-def seen(
-    hosts: Iterable[Host],
-    networks: dict[str, Iterable[Item]],
-    keys: Keys,
-    subnets: Mapping[str, Sequence[tuple[str, str]]] | None = None,
-    own: str = "",
-) -> Seen:
-    """Return what the items below ``net/NETWORK/a/`` of some networks say.
-
-    ``subnets`` are those of each network, as (CIDR, gateway): its addresses have to be such as a
-    service can have there. ``own`` is this host's name: other hosts have to be reachable by it.
-    """
-    hosts = tuple(hosts)
-    strange = _unreachable(hosts, own)
-    services: dict[str, Known] = {}
-    wrong: list[str] = []
-    for network, items in sorted(networks.items()):
-        prefix = keys.addresses(network)
-        for item in items:
-            if not item.key.startswith(prefix):
-                continue
-            try:
-                value = decode(item.value, item.key)
-            except Error:
-                wrong.append(item.key)
-                continue
-            name, address = str(value.get("service", "")), item.key.removeprefix(prefix)
-            if not name:
-                continue
-            family = 6 if ":" in address else 4
-            host, gen, names = (value.get(each, 0) for each in ("host", "gen", "names"))
-            if not (
-                checked.is_address(address)
-                and (subnets is None or checked.is_usable(address, (*subnets.get(network, ()),)))
-                and checked.is_name(name)
-                and checked.is_name(str(host))
-                and host not in strange
-                and checked.is_number(gen)
-                and isinstance(names, list)
-                and all(checked.is_name(str(each)) for each in names)
-            ):
-                wrong.append(item.key)
-                continue
-            row = Address(network, family, address, name, str(host), gen, bool(value.get("up")))
-            have = services.get(name, NOTHING)
-            names = tuple(map(str, names))
-            services[name] = Known((*have.addresses, row), names or have.names)
-    return Seen(
-        hosts,
-        {
-            name: Known(tuple(sorted(known.addresses)), known.names)
-            for name, known in services.items()
-        },
-        frozenset(networks),
-        tuple(wrong),
-    )
-
-
-def _unreachable(hosts: Sequence[Host], own: str) -> set[str]:
-    """Return the hosts whose address cannot be that of another host on the wire of ``own``.
-
-    It is no address of one host, of another family, or also that of this host.
-    """
-    here = next((host.address for host in hosts if host.name == own), "")
-    return {
-        host.name
-        for host in hosts
-        if host.name != own
-        and (
-            not checked.is_host_address(host.address)
-            or (here and (host.address == here or (":" in host.address) != (":" in here)))
-        )
-    }
 
 
 def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = silent) -> list[str]:
@@ -131,17 +34,15 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = s
     with Lock():
         _go_back(store, kernel, report)
         spans = {network.name for network in store.networks() if network.span is not None}
-        wanted = {
-            name: known._replace(addresses=tuple(a for a in known.addresses if a.network in spans))
-            for name, known in now.services.items()
-            if any(a.network in spans for a in known.addresses)
-            and all(address.host != own for address in known.addresses)
-        }
-        wanted = _without_own(store, wanted)
-        _keep(wanted, _present(store), spans - now.networks)
-        holders = {
-            a.address: name for name, known in _present(store).items() for a in known.addresses
-        }
+        wanted = _wanted(store, now, own, spans)
+        if now.only is not None:
+            places = [(a.network, a.address) for each in wanted.values() for a in each.addresses]
+            if not now.only.issuperset(store.across.holders(places).values()):
+                now = now._replace(only=None)  # the rows are not as the last look left them
+                wanted = _wanted(store, now, own, spans)
+        present = _present(store, now.only)
+        _keep(wanted, present, spans - now.networks)
+        holders = {a.address: name for name, known in present.items() for a in known.addresses}
         moved = {
             name
             for name, known in wanted.items()
@@ -150,9 +51,22 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = s
         changed: set[str] = set()
         if moved:  # first what goes
             rest = {name: known for name, known in wanted.items() if name not in moved}
-            changed |= _apply(store, kernel, now.hosts, rest, own, report)
-        changed |= _apply(store, kernel, now.hosts, wanted, own, report)
+            changed |= _apply(store, kernel, now, rest, own, report)
+        changed |= _apply(store, kernel, now, wanted, own, report)
     return sorted(changed)
+
+
+def _wanted(store: Store, now: Seen, own: str, spans: Collection[str]) -> dict[str, Known]:
+    """Return the services of others that this host shall have, of those that may have changed."""
+    names = now.services if now.only is None else now.only
+    some = [(name, now.services.get(name, NOTHING)) for name in names]
+    wanted = {
+        name: known._replace(addresses=tuple(a for a in known.addresses if a.network in spans))
+        for name, known in some
+        if any(a.network in spans for a in known.addresses)
+        and all(address.host != own for address in known.addresses)
+    }
+    return _without_own(store, wanted)
 
 
 def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str]) -> None:
@@ -167,32 +81,38 @@ def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str
 def fenced(store: Store, now: Seen, own: str) -> list[str]:
     """Return the services that this host has a claim of, and another host has a newer one of."""
     lost = []
-    for claim in store.across.claims():
+    for claim in store.across.claims(now.only):
         known = now.services.get(claim.service, NOTHING)
         if claim.addresses and any(a.host != own and a.gen > claim.gen for a in known.addresses):
             lost.append(claim.service)
     return lost
 
 
-def _present(store: Store) -> dict[str, Known]:
-    spans = store.across
-    return {name: Known(rows, spans.names(name)) for name, rows in spans.addresses().items()}
+def _present(store: Store, services: Collection[str] | None = None) -> dict[str, Known]:
+    """Return these services of others, or all, as they are in the rows."""
+    rows, names = store.across.addresses(services), store.across.called(services)
+    return {name: Known(some, names.get(name, ())) for name, some in rows.items()}
 
 
 def _apply(
     store: Store,
     kernel: Kernel,
-    hosts: Iterable[Host],
+    now: Seen,
     wanted: dict[str, Known],
     own: str,
     report: Report,
 ) -> set[str]:
-    """Write the rows that differ and converge what they concern; return the services."""
-    spans = store.across
-    peers = {h.name: (h.state_id, _wire(store, h), h.alive) for h in hosts if h.name != own}
-    before_peers = spans.peers()
+    """Write the rows that differ and converge what they concern; return the services.
+
+    If only some services may have changed, no host has.
+    """
+    peers, before_peers = {}, {}
+    if now.only is None:
+        others = [host for host in now.hosts if host.name != own]
+        peers = {host.name: (host.state_id, _wire(store, host), host.alive) for host in others}
+        before_peers = store.across.peers()
     differ = {name for name in {*peers, *before_peers} if peers.get(name) != before_peers.get(name)}
-    present = _present(store)
+    present = _present(store, now.only)
     changed = {
         name
         for name in {*wanted, *present}
@@ -254,7 +174,7 @@ def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
         name: Known(tuple(a for a in known[0] if a.network in here), known[1])
         for name, known in attempt.services.items()
     }
-    rows, hosts = _present(store), spans.peers()
+    rows, hosts = _present(store, made), spans.peers()
     scope = scope_of(store, made, made)
     with store.transaction():
         _write(spans, made, attempt.peers)
@@ -305,7 +225,8 @@ def make_way(
     lost its claim. The caller holds niso's lock, and no transaction. Raises KernelError.
     """
     _go_back(store, kernel, report)
-    if changed := _without(_present(store), services, addresses):
+    had = {*services, *store.across.holders(addresses).values()}
+    if changed := _without(_present(store, had), services, addresses):
         _change(store, kernel, changed, {}, report)
     holders = {store.lease_holder(address) for _, address in addresses}
     lost = sorted({holder for holder in holders if holder is not None} - {*services})
@@ -315,7 +236,8 @@ def make_way(
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> Scope:
     """Return what it concerns that services of other hosts are as ``wanted``, or gone."""
-    present = _present(store)
+    changed = {*changed}
+    present = _present(store, changed)
     both = [known for name in changed for each in (wanted, present) if (known := each.get(name))]
     called = {*changed, *(name for known in both for name in known.names)}
     here = {holder for name in called for holder in store.holders(name)}
@@ -382,7 +304,7 @@ def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silen
 
 def _gone(store: Store, changed: dict[str, Known]) -> set[str]:
     """Return the addresses that services of other hosts have, and lose by a change."""
-    present = _present(store)
+    present = _present(store, changed)
     return {
         address.address
         for name, known in changed.items()
@@ -403,7 +325,8 @@ def turned(
     The networks of ``now`` are new to this host: what others have there arrives. ``services``, and
     ``addresses`` (network, address) that others had, are this host's from now on.
     """
-    present = _present(store)
+    had = store.across.holders(addresses).values()
+    present = _present(store, {*now.services, *services, *had})
     changed = {}
     for name, known in now.services.items():
         rows = [a for a in known.addresses if a.host != own]

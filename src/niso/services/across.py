@@ -14,7 +14,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.names import DEFAULT_NETWORK
 from niso.base.report import AskingCluster, Caution, Report
-from niso.cluster import mirror
+from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.membership import Membership
 from niso.cluster.requests import NoAnswer
@@ -147,7 +147,7 @@ class Held:
         for claim in self._held.values():
             store.across.set_claim(claim)
 
-    def _turned(self) -> dict[str, mirror.Known]:
+    def _turned(self) -> dict[str, view.Known]:
         seen, own = self._arriving.seen, self._joined.host
         return mirror.turned(self._machine.store, seen, own, self._held, self._addresses())
 

@@ -11,7 +11,7 @@ from niso.base import names
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import Caution
-from niso.cluster import mirror
+from niso.cluster import mirror, view
 from niso.cluster.index import Spec
 from niso.cluster.membership import FIRST_VNI, MOST_VNI, Cluster, Membership
 from niso.plan.records import Network, Span, Subnet
@@ -37,11 +37,11 @@ class Arriving(NamedTuple):
     joined: Joined
     port: int  # UDP
     specs: tuple[Spec, ...]
-    seen: mirror.Seen
+    seen: view.Seen
 
     @classmethod
     def none(cls, joined: Joined) -> Arriving:
-        return cls(joined, 0, (), mirror.Seen((), {}, frozenset()))
+        return cls(joined, 0, (), view.Seen((), {}, frozenset()))
 
     def scope(self, store: Store) -> Scope:
         """Return what it concerns that they arrive."""
@@ -128,7 +128,7 @@ def arriving(
             )
     items = {s.name: engine.get(joined.keys.addresses(s.name)).items for s in specs}
     subnets = {spec.name: spec.subnets for spec in specs}
-    seen = mirror.seen(hosts, dict(items), joined.keys, subnets, joined.host)
+    seen = view.seen(hosts, dict(items), joined.keys, subnets, joined.host)
     return Arriving(joined, cluster.port, tuple(specs), seen)
 
 
@@ -306,7 +306,7 @@ def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> N
 
 def _addresses(engine: Engine, joined: Joined, name: str) -> list[Address]:
     items = engine.get(joined.keys.addresses(name)).items
-    services = mirror.seen((), {name: items}, joined.keys).services
+    services = view.seen((), {name: items}, joined.keys).services
     return [address for known in services.values() for address in known.addresses]
 
 

@@ -88,14 +88,39 @@ class Spans:
             made[service] = have._replace(endpoints=(*others, endpoint))
         return list(made.values())
 
-    def addresses(self) -> dict[str, tuple[Address, ...]]:
-        """Return the addresses of services of other hosts, by service, sorted."""
+    def addresses(self, services: Collection[str] | None = None) -> dict[str, tuple[Address, ...]]:
+        """Return the addresses of these services of other hosts, or of all, by service, sorted."""
         found: dict[str, list[Address]] = {}
         query = "SELECT network, family, address, service, host, gen, up FROM remote"
-        for network, family, address, service, host, gen, up in self._db.execute(query):
+        for network, family, address, service, host, gen, up in self._of(query, services):
             row = Address(network, family, address, service, host, gen, bool(up))
             found.setdefault(service, []).append(row)
         return {service: tuple(sorted(rows)) for service, rows in found.items()}
+
+    def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
+        """Return the names of these services of other hosts, or of all, hostname first."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        query = "SELECT service, position, name FROM remote_name"
+        for service, position, name in self._of(query, services):
+            found.setdefault(service, []).append((position, name))
+        return {
+            service: tuple(name for _, name in sorted(names)) for service, names in found.items()
+        }
+
+    def _of(self, query: str, services: Collection[str] | None) -> sqlite3.Cursor:
+        if services is None:
+            return self._db.execute(query)
+        marks = ", ".join("?" for _ in services)
+        return self._db.execute(f"{query} WHERE service IN ({marks})", tuple(services))
+
+    def holders(self, addresses: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Return the services of other hosts that have these (network, address)."""
+        found = {}
+        query = "SELECT service FROM remote WHERE network=? AND address=?"
+        for each in addresses:
+            if (row := self._db.execute(query, each).fetchone()) is not None:
+                found[each] = str(row[0])
+        return found
 
     def names(self, service: str) -> tuple[str, ...]:
         """Return the names of a service of another host, hostname first."""
@@ -112,9 +137,9 @@ class Spans:
         row = self._db.execute("SELECT * FROM claim WHERE service=?", (service,)).fetchone()
         return _claim(row) if row else None
 
-    def claims(self) -> list[Claim]:
-        """Return the claims of all services of this host, sorted by name."""
-        return [_claim(row) for row in self._db.execute("SELECT * FROM claim ORDER BY service")]
+    def claims(self, services: Collection[str] | None = None) -> list[Claim]:
+        """Return the claims of these services of this host, or of all, sorted by name."""
+        return sorted(_claim(row) for row in self._of("SELECT * FROM claim", services))
 
     def spanning(self, networks: Collection[str], implicit: bool = False) -> list[str]:
         """Return those of ``networks`` that span hosts, in their order.

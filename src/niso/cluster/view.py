@@ -1,0 +1,201 @@
+"""Read what the cluster has on networks, and again only as far as it has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from niso.base.errors import Error
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster import checked
+from niso.cluster.keys import Keys, decode
+from niso.store.span_rows import Address
+
+if TYPE_CHECKING:
+    from niso.cluster.membership import Host
+    from niso.cluster.requests import Item
+
+    Subnets = Mapping[str, Sequence[tuple[str, str]]]
+
+
+class Known(NamedTuple):
+    """A service as the engine has it, on the networks that this host has too."""
+
+    addresses: tuple[Address, ...]
+    names: tuple[str, ...]
+
+
+NOTHING = Known((), ())
+
+
+class Seen(NamedTuple):
+    """What the engine has: hosts, and services by name, those of this host too."""
+
+    hosts: tuple[Host, ...]
+    services: dict[str, Known]
+    networks: frozenset[str]  # that were looked at
+    wrong: tuple[str, ...] = ()  # keys without a valid value, which are as absent
+    only: frozenset[str] | None = None
+    """The services that have changed since the last look; None: anything may have."""
+
+
+class _Row(NamedTuple):
+    address: Address
+    names: tuple[str, ...]
+
+
+def seen(
+    hosts: Iterable[Host],
+    networks: Mapping[str, Iterable[Item]],
+    keys: Keys,
+    subnets: Subnets | None = None,
+    own: str = "",
+) -> Seen:
+    """Return what the items below ``net/NETWORK/a/`` of some networks say.
+
+    ``subnets`` are those of each network, as (CIDR, gateway): its addresses have to be such as a
+    service can have there. ``own`` is this host's name: other hosts have to be reachable by it.
+    """
+    items = {name: {item.key: item for item in some} for name, some in networks.items()}
+    return View(keys, own).seen(hosts, items, subnets)
+
+
+class View:
+    """What the cluster has, from one look to the next.
+
+    ``own`` is as for `seen`.
+    """
+
+    def __init__(self, keys: Keys, own: str = "") -> None:
+        self._keys = keys
+        self._own = own
+        self._hosts: tuple[Host, ...] = ()
+        self._strange: frozenset[str] = frozenset()
+        self._subnets: dict[str, tuple[tuple[str, str], ...]] | None = None
+        self._items: dict[str, Mapping[str, Item]] = {}
+        self._rows: dict[str, _Row] = {}  # by key
+        self._wrong: dict[str, None] = {}
+        self._services: dict[str, Known] = {}
+        self._changed: set[str] = set()
+        self._is_done = False
+
+    def seen(
+        self,
+        hosts: Iterable[Host],
+        networks: Mapping[str, Mapping[str, Item]],
+        subnets: Subnets | None = None,
+    ) -> Seen:
+        """Return what the items of networks say, by key; as `seen` in all else.
+
+        Items that are as before are not read again: the mappings must not be changed by others.
+        Unless `done` is called afterwards, the next call says that anything may have changed.
+        """
+        pairs = None if subnets is None else {n: (*subnets.get(n, ()),) for n in networks}
+        hosts, strange = tuple(hosts), self._strange
+        same = self._is_done and hosts == self._hosts and networks.keys() == self._items.keys()
+        if hosts != self._hosts:
+            strange = _unreachable(hosts, self._own)
+        if (strange, pairs) != (self._strange, self._subnets) or self._items.keys() - networks:
+            self._items, self._rows, self._wrong, self._services = {}, {}, {}, {}
+            same = False
+        self._is_done = False
+        self._hosts, self._strange, self._subnets = hosts, strange, pairs
+        self._changed = set()
+        for network, items in sorted(networks.items()):
+            self._take(network, items)
+        only = frozenset(self._changed) if same else None
+        return Seen(hosts, self._services, frozenset(networks), tuple(sorted(self._wrong)), only)
+
+    def done(self) -> None:
+        """Record that this host is now as was seen last."""
+        self._is_done = True
+
+    def doubt(self) -> None:
+        """Have the next call say that anything may have changed."""
+        self._is_done = False
+
+    def _take(self, network: str, items: Mapping[str, Item]) -> None:
+        """Read those items of a network that differ from what was read last."""
+        before = self._items.get(network, {})
+        if items is before:
+            return
+        touched: dict[str, set[str]] = {}  # service -> keys of its rows
+        differ = [
+            key
+            for key, item in items.items()
+            if (had := before.get(key)) is not item and had != item
+        ]
+        gone = before.keys() - items.keys() if len(items) < len(before) + len(differ) else ()
+        for key in (*differ, *gone):
+            was = self._rows.pop(key, None)
+            self._wrong.pop(key, None)
+            now = self._row(network, items[key]) if key in items else None
+            for row in (was, now):
+                if row is not None and row.address.service not in touched:
+                    touched[row.address.service] = self._keys_of(row.address.service)
+            if was is not None:
+                touched[was.address.service].discard(key)
+            if now is not None:
+                self._rows[key] = now
+                touched[now.address.service].add(key)
+        for name, keys in touched.items():
+            rows = sorted(self._rows[key] for key in keys)
+            if rows:
+                names = [row.names for row in rows if row.names]
+                addresses = tuple(row.address for row in rows)
+                self._services[name] = Known(addresses, names[-1] if names else ())
+            else:
+                self._services.pop(name, None)
+        self._items[network] = items
+        self._changed |= touched.keys()
+
+    def _keys_of(self, service: str) -> set[str]:
+        known = self._services.get(service, NOTHING)
+        return {self._keys.address(each.network, each.address) for each in known.addresses}
+
+    def _row(self, network: str, item: Item) -> _Row | None:
+        """Return what an item says; None if it is of no service, or has no valid value."""
+        prefix = self._keys.addresses(network)
+        if not item.key.startswith(prefix):
+            return None
+        try:
+            value = decode(item.value, item.key)
+        except Error:
+            self._wrong[item.key] = None
+            return None
+        name, address = str(value.get("service", "")), item.key.removeprefix(prefix)
+        if not name:
+            return None
+        host, gen, names = (value.get(each, 0) for each in ("host", "gen", "names"))
+        subnets = self._subnets
+        if not (
+            checked.is_address(address)
+            and (subnets is None or checked.is_usable(address, subnets.get(network, ())))
+            and checked.is_name(name)
+            and checked.is_name(str(host))
+            and host not in self._strange
+            and checked.is_number(gen)
+            and isinstance(names, list)
+            and all(checked.is_name(str(each)) for each in names)
+        ):
+            self._wrong[item.key] = None
+            return None
+        family = 6 if ":" in address else 4
+        row = Address(network, family, address, name, str(host), gen, bool(value.get("up")))
+        return _Row(row, tuple(map(str, names)))
+
+
+def _unreachable(hosts: Sequence[Host], own: str) -> frozenset[str]:
+    """Return the hosts whose address cannot be that of another host on the wire of ``own``.
+
+    It is no address of one host, of another family, or also that of this host.
+    """
+    here = next((host.address for host in hosts if host.name == own), "")
+    return frozenset(
+        host.name
+        for host in hosts
+        if host.name != own
+        and (
+            not checked.is_host_address(host.address)
+            or (here and (host.address == here or (":" in host.address) != (":" in here)))
+        )
+    )
