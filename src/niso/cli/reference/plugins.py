@@ -85,7 +85,10 @@ def _cni() -> Page:
                     ("dns", "returned as it is"),
                 )
             ),
-            Text("`ipam` is refused: niso leases addresses itself."),
+            Text(
+                "`ipam` is refused: niso leases addresses itself. Other plugins of the list may "
+                "come before and after niso-cni (prevResult), but none that makes an interface."
+            ),
             Heading("Policies of a container"),
             Terms(
                 (
