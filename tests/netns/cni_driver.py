@@ -109,6 +109,39 @@ def judge_result(plugin: Plugin, given: dict[str, str], answer: Answer, version:
         ipaddress.ip_network(route["dst"])
 
 
+class List:
+    """A list of plugins, called as a runtime does: ADD and CHECK in order, DEL in reverse order."""
+
+    def __init__(self, *plugins: Plugin) -> None:
+        self.plugins, self.result = plugins, None
+
+    def add(self, **given: Any) -> Any:
+        """The result of each plugin, which has all of that of the plugins before it."""
+        self.result = None
+        for plugin in self.plugins:
+            before = self.result
+            answer = plugin.call("ADD", extra=self._extra(), **given)
+            assert answer.status == 0, (plugin.path, answer.out, answer.err)
+            self.result = answer.data
+            for key in ("interfaces", "ips", "routes") if before else ():
+                missing = [x for x in before.get(key) or () if x not in self.result[key]]
+                assert not missing, (plugin.path, missing)
+        return self.result
+
+    def check(self, **given: Any) -> list[str]:
+        """The errors."""
+        answers = [each.call("CHECK", extra=self._extra(), **given) for each in self.plugins]
+        return [answer.out for answer in answers if answer.status != 0]
+
+    def delete(self, **given: Any) -> None:
+        for plugin in reversed(self.plugins):
+            answer = plugin.call("DEL", extra=self._extra(), **given)
+            assert (answer.status, answer.out) == (0, ""), (plugin.path, answer.out, answer.err)
+
+    def _extra(self) -> dict[str, Any]:
+        return {"prevResult": self.result} if self.result else {}
+
+
 # --- what the specification demands -------------------------------------------------------------------------------------
 
 

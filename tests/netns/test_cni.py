@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from cni_driver import CASES, Plugin, links, namespace
+from cni_driver import CASES, List, Plugin, links, namespace
 from conftest import TESTS, Lab
 from containerd_world import IMAGE, SOCKET, Containerd, needs_containerd
 from cri import Cri, Refused, framed
@@ -58,6 +58,65 @@ def test_the_driver_judges_debians_bridge_too(lab: Lab) -> None:
         except AssertionError:
             failed.append(name)
     assert failed == list(DEVIATES)
+
+
+def others(lab: Lab, *configs: dict[str, Any]) -> list[Plugin]:
+    """Plugins of Debian's package, in niso's list."""
+    return [
+        Plugin(lab, str(BRIDGE / config["type"]), {"name": "pods", **config}, VERSIONS[:4])
+        for config in configs
+    ]
+
+
+@pytest.mark.skipif(not BRIDGE.exists(), reason="./dev test unpacks Debian's plugins")
+def test_niso_is_one_of_several_plugins_of_a_list(niso: Plugin) -> None:
+    lab = niso.lab
+    limit = {"runtimeConfig": {"bandwidth": {"ingressRate": 8000000, "ingressBurst": 8000000}}}
+    ipam = {"type": "host-local", "ranges": [[{"subnet": "10.66.0.0/24"}]], "dataDir": "/tmp/ipam"}
+    loopback, tuning, bandwidth, sbr, bridge = others(
+        lab,
+        {"type": "loopback"},
+        {"type": "tuning", "sysctl": {"net.ipv4.ip_default_ttl": "63"}},
+        {"type": "bandwidth", **limit},
+        {"type": "sbr"},
+        {"type": "bridge", "bridge": "br0", "ipam": ipam},
+    )
+    with namespace(niso) as given, namespace(niso) as second:
+        name, other = (each["NETNS"].rpartition("/")[2] for each in (given, second))
+        chain = List(loopback, niso, tuning, bandwidth)
+        result = chain.add(**given)
+        ips = {ip["address"]: result["interfaces"][ip["interface"]] for ip in result["ips"]}
+        assert {address: each["name"] for address, each in ips.items()} == {
+            "127.0.0.1/8": "lo",
+            "::1/128": "lo",
+            "10.99.64.2/24": "eth0",
+        }
+        assert chain.check(**given) == []
+        # in a list twice, it has made one interface
+        twice = List(niso, niso)
+        assert twice.add(**second) == List(niso).add(**second)
+        ping = lab.run("ping", "-c1", "-W2", "10.99.64.2", netns=other).stdout
+        assert "ttl=63" in ping  # of tuning
+        twice.delete(**second)
+        lab.run("ip", "-n", name, "address", "delete", "10.99.64.2/24", "dev", "eth0")
+        (lost,) = chain.check(**given)
+        assert "10.99.64.2" in lost
+        lab.niso("net", "repair")
+        assert chain.check(**given) == []
+        chain.delete(**given)
+        assert not links(niso, given)
+        # sbr moves the routes of the interface, so the plugin that made them finds them missing
+        moved = List(niso, sbr)
+        moved.add(**given)
+        assert ["missing: route" in error for error in moved.check(**given)] == [True]
+        moved.delete(**given)
+        # an interface that another plugin has made is not niso's to take
+        made = List(bridge).add(**given)
+        refused = niso.call("ADD", extra={"prevResult": made}, **given)
+        assert refused.error("1.0.0") == 7 and "another plugin" in refused.data["msg"]
+        List(bridge).delete(**given)
+    assert lab.niso("ps").stdout.count("\n") == 1
+    lab.niso("net", "check")
 
 
 def capabilities(**keys: Any) -> dict[str, Any]:
@@ -296,7 +355,7 @@ def test_what_niso_would_not_do_is_refused(niso: Plugin) -> None:
 
     assert "ipam" in refused(7, {"ipam": {"type": "host-local"}})
     assert "unknown key" in refused(7, {"vlan": 5})
-    assert "first plugin" in refused(7, {"prevResult": {}})
+    assert "prevResult" in refused(7, {"prevResult": {"ips": [1]}})
     assert "bandwidth" in refused(7, capabilities(bandwidth={"IngressRate": 1}))
     assert "policy" in refused(7, {"policy": {"allow": []}})
     note = {"io.kubernetes.cri.pod-annotations": {"niso.io/allow-form": "web"}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from niso.cli.meta import first_screen
 from niso.cli.reference import other_tools, results, toml_files
 from niso.cli.reference.document import Code, Heading, Page, Terms, Text, man, markdown
 from niso.cli.reference.pages import pages
+from niso.engines import cni_calls, docker_calls, netavark, plugin
 from niso.manifest import json_schema, load, stack_file
 from niso.manifest.parse_policy import parse
 from niso.manifest.parse_ports import parse_port
@@ -80,6 +82,20 @@ def test_manuals_have_every_command_option_example_and_exit_status() -> None:
             assert f"\\fB{option.takes}\\fR" in shown
         assert all(line in shown for line, _ in command.examples)
         assert all(f"\\fB{status}\\fR" in shown for status, _ in command.exits)
+
+
+def test_manuals_of_plugins_have_every_option() -> None:
+    words = {
+        "cni": (*cni_calls._KEYS, *(f"NISO_{key.upper()}" for key in plugin.POLICY_KEYS)),
+        "docker": (*docker_calls._OPTIONS, *(f"niso.{key}" for key in docker_calls._OWN_OPTIONS)),
+        "netavark": (*netavark._OPTIONS, *netavark._OWN_OPTIONS),
+    }
+    by_runtime = {"cniVersion", "name", "runtimeConfig", "args", "prevResult", "ipMasq"}
+    by_runtime |= {"disableCheck", "disableGC"}
+    for name, keys in words.items():
+        shown = PAGES[f"man/niso-{name}.1"].replace("\\-", "-").replace("\\fB", "")
+        for key in {key for key in keys if not key.startswith("cni.dev/")} - by_runtime:
+            assert re.search(rf"\b{re.escape(key)}\b", shown), (name, key)
 
 
 def test_letters_that_troff_and_markdown_would_read_are_shown_as_they_are() -> None:

@@ -130,15 +130,17 @@ def _args() -> dict[str, str]:
 
 
 def _add(call: Call) -> dict[str, Any]:
-    if "prevResult" in call.config:
-        raise Failure(WRONG_CONFIG, "niso must be the first plugin of its list")
     runtime = _folded(call.config.get("runtimeConfig", {}))
     machine = plugin.machine()
     store = machine.store
     known = store.attachments.all(OWNER, call.container)
     there = machine.kernel.cookie_at(call.netns)
     same = next((each for each in known if there and each.cookie == there), None)
-    waits = "kubernetes" in call.config
+    waits, is_chained = "kubernetes" in call.config, call.config.get("prevResult") is not None
+    if is_chained:
+        from niso.engines import cni_chain
+
+        cni_chain.require_free(store, call, same)
     if waits:
         from niso.engines import pods
 
@@ -160,7 +162,8 @@ def _add(call: Call) -> dict[str, Any]:
     done = attachments.attach(machine, request, instead_of=same)
     if waits:
         pods.wait(machine, call, done.service)
-    return _result(store, call, done.service)
+    own = _result(store, call, done.service)
+    return cni_chain.merged(call, own) if is_chained else own
 
 
 def _folded(value: Any) -> dict[str, Any]:
@@ -388,6 +391,7 @@ def _gc(call: Call) -> None:
 
 def _check(call: Call) -> None:
     from niso.commands import check
+    from niso.engines import cni_chain
 
     machine = plugin.machine()
     store = machine.store
@@ -395,10 +399,9 @@ def _check(call: Call) -> None:
         links = store.attachments.links(attached.service)
         if any(x.network == call.network and x.interface == call.interface for x in links):
             findings = [finding.text() for finding in check.check(machine, attached.service)]
-            previous = call.config.get("prevResult", {}).get("ips", ())
-            had = {str(each.get("address", "")).partition("/")[0] for each in previous}
-            lost = sorted(had - {address for _, address in store.addresses(attached.service)})
-            findings += [f"missing: address {address}" for address in lost if address]
+            own = {address for _, address in store.addresses(attached.service)}
+            lost = cni_chain.addresses(call) - own
+            findings += [f"missing: address {address}" for address in sorted(lost)]
             if machine.kernel.cookie_at(call.netns) != attached.cookie:
                 findings.append(f"different: {call.netns} is another network namespace")
             if findings:

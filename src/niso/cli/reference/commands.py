@@ -62,7 +62,17 @@ FILES = (
         "the unit of an enabled service, if systemd is the init",
     ),
 )
-MANUALS = ("niso(1)", "niso-net(1)", "niso-stack(1)", "niso-manifest(5)", "niso-stack(5)")
+MANUALS = (
+    "niso(1)",
+    "niso-cluster(1)",
+    "niso-net(1)",
+    "niso-stack(1)",
+    "niso-cni(1)",
+    "niso-docker(1)",
+    "niso-netavark(1)",
+    "niso-manifest(5)",
+    "niso-stack(5)",
+)
 
 
 def page_blocks() -> Iterator[Block]:

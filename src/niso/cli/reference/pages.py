@@ -6,7 +6,7 @@ import json
 
 from niso import __version__
 from niso.api import validation
-from niso.cli.reference import commands, results, toml_files
+from niso.cli.reference import commands, plugins, results, toml_files
 from niso.cli.reference.document import man, markdown
 
 
@@ -20,6 +20,6 @@ def pages() -> dict[str, str]:
         "reference/manifest.schema.json": f"{json.dumps(validation.manifest_schema(), indent=2)}\n",
         "reference/stack.schema.json": f"{json.dumps(validation.stack_schema(), indent=2)}\n",
     }
-    for page in (*commands.manuals(), *toml_files.manuals()):
+    for page in (*commands.manuals(), *toml_files.manuals(), *plugins.manuals()):
         texts[f"man/{page.name}.{page.section}"] = man(page, __version__)
     return texts
