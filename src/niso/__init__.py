@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from niso.api.captures import Stage as Stage
     from niso.api.captures import Traced as Traced
     from niso.api.cluster_views import ClusterLine as ClusterLine
+    from niso.api.cluster_views import ClusterPort as ClusterPort
     from niso.api.compose_files import ImportedStack as ImportedStack
     from niso.api.compose_files import Missing as Missing
     from niso.api.compose_files import import_compose as import_compose
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from niso.api.packets import Explanation as Explanation
     from niso.api.packets import Judged as Judged
     from niso.api.packets import Judgement as Judgement
+    from niso.api.packets import OtherHostObject as OtherHostObject
     from niso.api.packets import Pong as Pong
     from niso.api.packets import Proof as Proof
     from niso.api.packets import Stats as Stats
@@ -124,7 +126,7 @@ _MODULES = {
     "api.as_json": "plain",
     "api.validation": "Valid manifest_schema stack_schema validate",
     "api.captures": "Capture Stage Traced",
-    "api.cluster_views": "ClusterLine",
+    "api.cluster_views": "ClusterLine ClusterPort",
     "api.event_views": "Events Happened",
     "api.flow_views": "Flow FlowEnd Flows",
     "api.host": "Host connect",
@@ -137,7 +139,7 @@ _MODULES = {
     "api.map_views": "Map MapChange MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
     "api.metric_views": "Metric Sample",
     "api.outside_views": "OutsideName",
-    "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
+    "api.packets": "Drop Drops Explanation Judged Judgement OtherHostObject Pong Proof Stats",
     "api.policy_views": "PolicyEffect PolicyEntry",
     "api.published": "Port",
     "api.host_services": "Package",

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 from cluster_hosts import Cluster, cluster
-from services import ask
+from services import ask, echo
+from test_json import conforms
+
+from niso.cli.reference.results import RESULTS
 
 DROP_WIRE = """\
 add table bridge wall
@@ -42,6 +45,14 @@ def answers(made: Cluster, name: str, by: str, address: str, text: str) -> None:
     )
 
 
+def has(made: Cluster, name: str, element: str) -> None:
+    """The kernel of a host has an element, as ``element inet niso in4_peer { KEY : VALUE }``."""
+    _, family, table, container, rest = element.split(" ", 4)
+    key = rest.strip("{} ").split(' comment "')[0].split(" : ")[0].strip()
+    words = ("nft", "get", "element", family, table, container, "{", key, "}")
+    assert made.hosts[name].lab.run(*words).stdout, element
+
+
 def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cluster) -> None:
     c = one.hosts["c"].lab
     db = one.activate("b", "db", policy={"allow_from": ["api:80"]})
@@ -68,6 +79,28 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
         "api   10.99.1.3, fd00:99:1::3  on c" in one.niso("b", "net", "inspect", "backend").stdout
     )
     assert "api" in one.niso("b", "net", "flows").stdout
+    # who shares a namespace is found at its address, and its ports are the host's
+    log = echo(c, "log", 81, network={"mode": "share", "share": "api", "ports": ["8081:81"]})
+    one.niso("c", "activate", log)
+    one.wait("b", lambda: one.sees("b", api, "log"), "log's name on b")
+    one.activate("b", "asks", policy={"egress": {"allow": ["log:80"]}})
+    answers(one, "b", "asks", api, "api 10.99.1.5")
+    assert ask(one.hosts["b"].lab, evil, 80, "niso-asks") == ""
+    listed = json.loads(one.niso("b", "net", "ports", "--all-hosts", "--json").stdout)
+    for each in listed:
+        conforms(each, RESULTS["net ports --all-hosts"].fields, "net ports --all-hosts")
+    assert [(each["service"], each["host"], each["port"]) for each in listed] == [
+        ("api", "c", "8080"),
+        ("log", "c", "8081"),
+    ]
+    assert one.rows("b")["log"] == ("c", "up")
+    assert "--exposed is for the ports of this host" in one.refused(
+        "b", "net", "ports", "--all-hosts", "--exposed"
+    )
+    one.niso("c", "remove", "log")
+    one.wait("b", lambda: not one.sees("b", api, "log"), "log gone on b")
+    one.wait("b", lambda: ask(one.hosts["b"].lab, api, 80, "niso-asks") == "", "log means nobody")
+    one.niso("b", "remove", "asks")
     one.niso("c", "net", "attach", "box", "--new", "--network", "backend")
     one.wait("b", lambda: one.sees("b", "10.99.1.5", "box"), "box's name on b")
     assert "box (10.99.1.5)" in one.niso("b", "net", "ping", "db", "box").stdout
@@ -96,7 +129,11 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     assert explained["api"]["path"]["words"] == (
         "api and db (on b) are both on network backend, by VXLAN"
     )
-    assert explained["api"]["ingress"]["words"].endswith('("api:80"); b decides, by this record')
+    ingress = explained["api"]["ingress"]
+    assert ingress["words"].endswith("b decides, by the policy that it has published")
+    assert [each["host"] for each in ingress["elsewhere"]] == ["b", "b"] and not ingress["nft"]
+    for each in (*ingress["elsewhere"], *explained["api"]["path"]["elsewhere"]):
+        has(one, "b", each["nft"])
     seen = one.explain("b", "api", "db:80")
     assert (
         "(on c)" in seen["path"]["words"] and "vx44 { 198.51.100.3 . 4097" in seen["path"]["nft"][1]

@@ -6,9 +6,10 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from niso.api.session import Session
+    from niso.cluster.claims import Claim
     from niso.cluster.requests import Joined
     from niso.plan.known_world import Known, World
-    from niso.plan.records import Entry, Policy
+    from niso.plan.records import Entry, Policy, Port
     from niso.services.machine import Machine
     from niso.store.store import Store
 
@@ -26,6 +27,21 @@ class ClusterLine(NamedTuple):
     """addresses, one per network and family; of another host those on networks that span hosts"""
     ports: tuple[str, ...]
     """published ports: HOST_PORT:PORT"""
+
+
+class ClusterPort(NamedTuple):
+    """A published port in a list of all hosts, or a range of ports."""
+
+    service: str
+    """the service's name"""
+    host: str
+    """the host that has it, and where the port is open"""
+    port: str
+    """the port of the host, ADDRESS:PORT if it is on one of its addresses, or a range"""
+    container: str
+    """the port inside the service, or the range"""
+    proto: str
+    """tcp, udp or sctp"""
 
 
 def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
@@ -57,8 +73,45 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
     return tuple(sorted(found))
 
 
-def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
-    """Return the services of other hosts, as the cluster has them. Raises Error."""
+def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
+    """Return the published ports of active services of all hosts, by service. Raises Error.
+
+    Those of hosts that do not live are left out. Without an answer of the cluster, a caution says
+    that only those of this host are known.
+    """
+    from niso.base.errors import InvalidInput
+    from niso.cluster.requests import NoAnswer
+    from niso.manifest.parse_ports import parse_port
+    from niso.services import span_networks
+
+    store = machine.store
+    joined = span_networks.require_joined(machine)
+    found = [_port(service, joined.host, port) for service, port in store.active_ports()]
+    try:
+        claims, alive = _others(store, joined)
+    except NoAnswer as error:
+        session.caution(error.message, ("only ports of this host are known then",))
+        return tuple(sorted(found))
+    for claim in claims:
+        for service, texts in ((claim.service, claim.ports), *claim.sharers):
+            for text in texts if claim.up and claim.host in alive else ():
+                try:
+                    found.append(_port(service, claim.host, parse_port(text, "")))
+                except InvalidInput:  # no niso has written it
+                    continue
+    return tuple(sorted(found))
+
+
+def _port(service: str, host: str, port: Port) -> ClusterPort:
+    from niso.base.addresses import span
+
+    side = port.host_side.removesuffix(f"/{port.proto}")
+    inside = span(port.container_port, port.count)
+    return ClusterPort(service, host, side, inside, port.proto)
+
+
+def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
+    """Return the claims of other hosts, and the hosts that live. Raises Error."""
     from niso.cluster.membership import Membership
     from niso.services import span_networks
 
@@ -70,16 +123,22 @@ def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
         claims = membership.services()
     finally:
         engine.close()
+    return [claim for claim in claims if claim.host != joined.host], alive
+
+
+def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
+    """Return the services of other hosts, as the cluster has them. Raises Error."""
+    claims, alive = _others(store, joined)
     return [
         ClusterLine(
-            claim.service,
+            service,
             claim.host,
             ("up" if claim.up else "down") if claim.host in alive else "host gone",
             tuple(address for some in claim.networks.values() for address in some),
-            claim.ports,
+            ports,
         )
         for claim in claims
-        if claim.host != joined.host
+        for service, ports in ((claim.service, claim.ports), *claim.sharers)
     ]
 
 
@@ -109,7 +168,9 @@ def _age() -> str:
     return f"services of other hosts are as they were {when}, on the networks of this host"
 
 
-def world(session: Session, here: World, *addresses: str, proves: bool = False) -> World:
+def world(
+    session: Session, here: World, source: str, destination: str, proves: bool = False
+) -> World:
     """Return the services and networks with the policies of those of other hosts at addresses.
 
     Without an answer of the cluster a caution says that they are not known. Raises Error, also if
@@ -119,13 +180,16 @@ def world(session: Session, here: World, *addresses: str, proves: bool = False) 
         known
         for known in here.services.values()
         if known.host
-        and any(a in endpoint.addresses for endpoint in known.endpoints for a in addresses)
+        and any({source, destination} & {*endpoint.addresses} for endpoint in known.endpoints)
     ]
     if not found:
         return here
+    import time
+
     from niso.base.errors import Error
     from niso.cluster.claims import Claims
     from niso.cluster.requests import NoAnswer
+    from niso.reconcile.world import audits
     from niso.services import span_networks
 
     if proves:
@@ -135,12 +199,15 @@ def world(session: Session, here: World, *addresses: str, proves: bool = False) 
             "--prove",
             names_key=False,
         )
+    _require_within(here, source, destination)
     store = session.store()
     joined = span_networks.require_joined(session.machine())
     engine = joined.engine(brief=True)
     try:
         claims = Claims(engine, joined.host, joined.keys)
         held = {known.name: claims.held(known.name) for known in found}
+        hosts = {claim.host for claim in held.values() if claim is not None}
+        silent = {host for host in hosts if not claims.is_alive(host)}
     except NoAnswer as error:
         hints = [f"{known.host} has that of {known.name}: ask there" for known in found]
         session.caution(f"policies of other hosts are not known: {error.message}", hints)
@@ -150,22 +217,46 @@ def world(session: Session, here: World, *addresses: str, proves: bool = False) 
     services = dict(here.services)
     for known in found:
         claim = held[known.name]
-        if claim is not None:
-            policy = _policy(claim.policy, known) if claim.policy else known.policy
-            policy = _resolved(store, here, known, policy)
-            services[known.name] = known._replace(policy=policy, heard=True)
+        if claim is None:
+            services[known.name] = known._replace(active=False, heard=True)
+            continue
+        policy = _policy(claim.policy, known) if claim.policy else known.policy
+        services[known.name] = known._replace(
+            policy=_resolved(store, here, known, policy),
+            active=claim.up,
+            audits=audits(policy, time.time()),
+            heard=True,
+        )
+        if claim.host in silent:
+            session.caution(f"{claim.host} does not answer: {known.name} may not run any more")
     return here._replace(services=services)
+
+
+def _require_within(here: World, source: str, destination: str) -> None:
+    """Raise Error for a packet of another host's service to anything but a service.
+
+    It leaves its own host, whose addresses, ports and routes are not known here.
+    """
+    from niso.base.errors import Error
+    from niso.plan.known_world import holder_of
+
+    sender = holder_of(here, source)
+    if sender is not None and sender[0].host and holder_of(here, destination) is None:
+        name, host = sender[0].name, sender[0].host
+        raise Error(
+            f"{name} is on {host}: this host only knows what reaches services of the cluster",
+            f"niso net explain on {host}",
+        )
 
 
 def _policy(text: str, known: Known) -> Policy:
     """Return the policy of a service of another host. Raises Error if it cannot be read."""
     from niso.base.errors import Error
-    from niso.store.policy_rows import policy_of
-    from niso.store.sqlite import decoded
+    from niso.cluster import checked
 
     try:
-        return policy_of(decoded(text))
-    except (ValueError, TypeError, LookupError):
+        return checked.policy(text)
+    except ValueError:
         raise Error(
             f"the policy of {known.name} on {known.host} is not one that this niso knows",
             f"ask on {known.host}",
