@@ -160,7 +160,6 @@ class Node:
                 batch = next(self.link.watch(KEYS.hosts, self.start, 0))
                 self.start = batch.revision + 1 if kept.hear(batch, now_s) else 0
             except Compacted:
-                kept.lose()
                 self.start = 0
 
     def look(self, now_s: float) -> None:

@@ -48,6 +48,13 @@ def flags(name: str, data: str, client: str, peer: str, tls: str) -> list[str]:
     return [*(f"--{key}={value}" for key, value in words.items()), *more]
 
 
+def spent_s(process: subprocess.Popen[bytes]) -> float:
+    """The processor time of a process (proc_pid_stat(5))."""
+    with open(f"/proc/{process.pid}/stat", encoding="ascii") as file:
+        user, system = file.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 class Member:
     """One member; its process is started by `start` and ends with the test at the latest.
 
@@ -61,9 +68,9 @@ class Member:
         self.client, self.peer = (f"127.0.0.1:{port}" for port in ports)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, members: list[Member]) -> None:
+    def start(self, members: list[Member], *more: str) -> None:
         tls = str(self.folder.parent)
-        words = flags(self.name, str(self.folder), self.client, self.peer, tls)
+        words = [*flags(self.name, str(self.folder), self.client, self.peer, tls), *more]
         others = ",".join(f"{m.name}=https://{m.peer}" for m in members)
         self.process = subprocess.Popen(
             [BINARY, *words, f"--initial-cluster={others}"],
@@ -101,8 +108,13 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def etcd(folder: pathlib.Path, count: int = 1, first_group: int | None = None) -> Iterator[Members]:
-    """Start members and wait until they write. With ``first_group`` each has a group of its own."""
+def etcd(
+    folder: pathlib.Path, count: int = 1, first_group: int | None = None, more: tuple[str, ...] = ()
+) -> Iterator[Members]:
+    """Start members and wait until they write. With ``first_group`` each has a group of its own.
+
+    ``more`` are flags of their first start.
+    """
     if not os.access(BINARY, os.X_OK):
         pytest.fail("etcd is missing: ./dev test unpacks it", pytrace=False)
     certificates.make_authority(str(folder), "test")
@@ -120,7 +132,7 @@ def etcd(folder: pathlib.Path, count: int = 1, first_group: int | None = None) -
     members.folder = folder
     try:
         for member in members:
-            member.start(members)
+            member.start(members, *more)
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:

@@ -12,7 +12,9 @@ import base64
 import contextlib
 import multiprocessing
 import os
+import re
 import select
+import ssl
 import statistics
 import subprocess
 import sys
@@ -22,15 +24,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from etcd_world import Members, etcd
+from etcd_world import Members, etcd, spent_s
 from fake_world import World
 
 from niso.cluster import view
 from niso.cluster.agent import Agent, Me
-from niso.cluster.etcd import Access, Etcd
+from niso.cluster.etcd import Access, Etcd, _batch
 from niso.cluster.keys import Keys, encode
 from niso.cluster.membership import Host, Membership, host_value
-from niso.cluster.requests import Put, Txn
+from niso.cluster.requests import Batch, Put, Txn
 from niso.commands import deactivate, network
 from niso.kernel.nft_wire import CLAIMS
 from niso.services.networks import NetworkRequest
@@ -44,7 +46,12 @@ QUIET_S = 1.0
 WAIT_S = 600.0
 MOST = "12g"
 """Bytes of all stores: 2 to 6 MB each, most of it reserved or log of SQLite."""
+PROGRESS = ("--experimental-watch-progress-notify-interval=5s",)
+"""As niso's own unit of etcd."""
+LATER = 20
+"""Hosts that join when all others are there."""
 KEYS = Keys()
+CHUNK = re.compile(rb"\r\n[0-9a-f]+\r\n")
 
 
 class Joined:
@@ -66,11 +73,23 @@ class Watch(Etcd):
         super().__init__(access, 20.0)
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         span = dict(zip(("key", "range_end"), map(_packed, (prefix, end)), strict=True))
-        request = {**span, "start_revision": revision}
+        request = {**span, "start_revision": revision, "progress_notify": True}
         self._held = self._open("/v3/watch", {"create_request": request})
         self.socket = self._held[0].sock
+        self.prefix, self._data = prefix, b""
         assert self.socket is not None
         self.socket.setblocking(False)
+
+    def read(self) -> list[Batch]:
+        """What has come. Raises EOFError if the watch has ended."""
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+            while more := self.socket.recv(1 << 16):
+                self._data += more
+            raise EOFError(self.prefix)
+        # lines of JSON, which have neither CR nor LF, in chunks (RFC 9112, 7.1)
+        *lines, self._data = CHUNK.sub(b"", self._data).split(b"}\n")
+        found = (_batch(line[line.index(b"{") :] + b"}") for line in lines)
+        return [batch for batch in found if batch is not None]
 
 
 def _packed(text: str) -> str:
@@ -81,6 +100,7 @@ class Simulated:
     """One host."""
 
     def __init__(self, number: int, folder: Path, engine: Etcd) -> None:
+        self.number = number
         self.name, self.network = f"h{number}", f"n{number // NETWORK_HOSTS}"
         self.address = f"198.51.{number // 250}.{number % 250 + 1}"
         self.engine = engine
@@ -146,10 +166,12 @@ class Worker:
         self.access = access
         self.engine = Etcd(access, 20.0)
         self.hosts: dict[str, Simulated] = {}
+        self.joined: list[Simulated] = []
         self.watches: dict[int, tuple[Simulated, Watch]] = {}
         self.poll = select.poll()
         self.known: dict[str, list[float]] = {}  # service -> when hosts had it, or had lost it
-        self.lost: dict[str, list[float]] = {}  # host -> when others knew that it is gone
+        # host -> whether it is to live, and when others knew that it does or does not
+        self.awaited: dict[str, tuple[bool, dict[str, float]]] = {}
         self.looks: list[float] = []  # processor time, in ms
         self.last_s = 0.0
 
@@ -176,12 +198,12 @@ class Worker:
             host.world.__exit__(None, None, None)
 
     def _has_event(self, fd: int) -> bool:
-        data = b""
-        with contextlib.suppress(BlockingIOError, OSError):
-            while more := self.watches[fd][1].socket.recv(1 << 16):
-                data += more
-            raise SystemExit(f"a watch of {self.watches[fd][0].name} has ended")
-        return b'"events"' in data
+        host, watch = self.watches[fd]
+        batches = watch.read()
+        if watch.prefix == KEYS.hosts:
+            for batch in batches:
+                host.agent.roster.kept.hear(batch, time.monotonic())
+        return any(batch.events for batch in batches)
 
     def _look(self, host: Simulated) -> None:
         spent = time.process_time()
@@ -190,11 +212,11 @@ class Worker:
         self.last_s = time.monotonic()
         for name in changed:
             self.known.setdefault(name, []).append(self.last_s)
-        if self.lost:
+        if self.awaited:
             peers = host.world.store.across.peers()
-            for name, times in self.lost.items():
-                if name != host.name and not peers[name][2]:
-                    times.append(self.last_s)
+            for name, (lives, times) in self.awaited.items():
+                if name != host.name and name in peers and peers[name][2] == lives:
+                    times.setdefault(host.name, self.last_s)
 
     # --- what is asked ---
 
@@ -207,30 +229,47 @@ class Worker:
         for host in self.hosts.values():
             host.start(*(f"s{host.name}-{number}" for number in range(SERVICES)))
 
-    def join(self) -> None:
+    def join(self, before: int) -> None:
+        """Have the hosts with lower numbers join."""
         puts = []
         for host in self.hosts.values():
-            lease = self.engine.grant(TTL_S)
-            host.agent._lives = lease
-            puts.append(Put(KEYS.host(host.name), encode(host_value(host.host()))))
-            puts.append(Put(KEYS.live(host.name), encode({"boot": "boot"}), lease))
+            if host.number < before:
+                lease = self.engine.grant(TTL_S)
+                host.agent._lives = lease
+                puts.append(Put(KEYS.host(host.name), encode(host_value(host.host()))))
+                puts.append(Put(KEYS.live(host.name), encode({"boot": "boot"}), lease))
+                self.joined.append(host)
         for at in range(0, len(puts), A_TXN):
             self.engine.commit(Txn((), tuple(puts[at : at + A_TXN])))
 
+    def join_one(self, name: str) -> float:
+        """Have one more host join, by the command's own code, and be followed by its agent."""
+        host = self.hosts[name]
+        Membership(self.engine).join(host.host())
+        assert host.agent.keep(self.engine, self.engine.grant(TTL_S))
+        joined = time.monotonic()
+        self.joined.append(host)
+        self._watch(host)
+        self._look(host)
+        return joined
+
     def watch(self) -> int:
-        """Open the watches of all hosts, each with a connection of its own; how many."""
-        start = self.engine.get("none", one=True).revision + 1
-        for host in self.hosts.values():
-            for prefix in (KEYS.hosts, KEYS.network(host.network)):
-                watch = Watch(self.access, prefix, start)
-                self.watches[watch.socket.fileno()] = (host, watch)
-                self.poll.register(watch.socket, select.POLLIN)
+        """Open the watches of all hosts that have joined, each with a connection of its own; how many."""
+        for host in self.joined:
+            self._watch(host)
         return len(self.watches)
+
+    def _watch(self, host: Simulated) -> None:
+        start = host.agent.roster.kept.begin(self.engine, time.monotonic())
+        for prefix in (KEYS.hosts, KEYS.network(host.network)):
+            watch = Watch(self.access, prefix, start)
+            self.watches[watch.socket.fileno()] = (host, watch)
+            self.poll.register(watch.socket, select.POLLIN)
 
     def look(self) -> float:
         """Have all hosts look; the processor time, in s."""
         spent = time.process_time()
-        for host in self.hosts.values():
+        for host in self.joined:
             self._look(host)
         return time.process_time() - spent
 
@@ -250,15 +289,15 @@ class Worker:
         self.known.clear()
         self.looks.clear()
 
-    def expect_lost(self, name: str) -> None:
-        self.lost[name] = []
+    def expect(self, name: str, lives: bool) -> None:
+        self.awaited = {name: (lives, {})}
 
     def lose(self, name: str) -> float:
         self.engine.revoke(self.hosts[name].agent._lives)
         return time.monotonic()
 
-    def lost_times(self, name: str) -> list[float]:
-        return self.lost[name]
+    def expected(self, name: str) -> list[float]:
+        return [*self.awaited[name][1].values()]
 
     def quiet_s(self) -> float:
         return time.monotonic() - self.last_s
@@ -267,7 +306,7 @@ class Worker:
         return self.looks
 
     def differing(self) -> list[str]:
-        return [name for name, host in self.hosts.items() if host.differs()]
+        return [host.name for host in self.joined if host.differs()]
 
 
 class Far:
@@ -329,6 +368,12 @@ class Simulation:
         with open(f"/proc/{process.pid}/status", encoding="ascii") as file:
             return next(float(line.split()[1]) for line in file if line.startswith("VmRSS:"))
 
+    def etcd_s(self) -> float:
+        """The processor time of etcd so far, in s."""
+        process = self.members[0].process
+        assert process
+        return spent_s(process)
+
     def known(self, method: str, name: str, wanted: int) -> list[float]:
         """Wait until so many hosts know; when each did."""
         end = time.monotonic() + WAIT_S
@@ -358,27 +403,29 @@ def simulate(members: Members, folder: Path, count: int, changes: int) -> Iterat
         for far in it.far[1:]:
             far.call("make")
         it.all("start")
-        it.all("join")
+        it.all("join", count - LATER)
         yield (
             f"{count:,} hosts, {networks:,} networks of {NETWORK_HOSTS} hosts,"
             f" {count * SERVICES:,} services; load {os.getloadavg()[0]:.1f}"
         )
-        before = it.resident()
+        before, began, spent = it.resident(), time.monotonic(), it.etcd_s()
         watches = sum(it.all("watch"))
+        took = time.monotonic() - began
         time.sleep(1)
         grown = it.resident() - before
         yield (
-            f"etcd: {before / 1024:.0f} MiB, and {grown / 1024:.0f} MiB more with {watches:,}"
-            f" watches: {grown / watches:.0f} KiB each"
+            f"all read the hosts and open their watches: {took:.1f} s, etcd {it.etcd_s() - spent:.1f} s of a"
+            f" processor; it has {before / 1024:.0f} MiB, and {grown / 1024:.0f} MiB more with {watches:,} watches"
         )
-        began = time.monotonic()
-        spent = sum(it.all("look"))
+        began, spent = time.monotonic(), it.etcd_s()
+        looks = sum(it.all("look"))
         it.settle()
         yield (
-            f"first look of all: {time.monotonic() - began - QUIET_S:.1f} s,"
-            f" {spent * 1000 / count:.0f} ms of a processor each"
+            f"first look of all: {time.monotonic() - began - QUIET_S:.1f} s, {looks * 1000 / count:.0f} ms of a"
+            f" processor each, etcd {it.etcd_s() - spent:.1f} s"
         )
         yield from _changes(it, changes)
+        yield from _joins(it)
         yield from _loss(it)
         differing = [name for some in it.all("differing") for name in some]
         yield f"mirrors and kernels that differ from the cluster: {len(differing)} of {count:,}"
@@ -389,22 +436,24 @@ def simulate(members: Members, folder: Path, count: int, changes: int) -> Iterat
 
 def _changes(it: Simulation, changes: int) -> Iterator[str]:
     it.all("forget")
-    took, numbers = [], [number * 7919 % it.count for number in range(changes)]
+    spent_s = it.etcd_s()
+    took, numbers = [], [number * 7919 % (it.count - LATER) for number in range(changes)]
     for at, number in enumerate(numbers):
         name, first = f"one{at}", number // NETWORK_HOSTS * NETWORK_HOSTS
         published = it.of(number).call("activate", f"h{number}", name)
-        others = min(NETWORK_HOSTS, it.count - first) - 1
+        others = min(NETWORK_HOSTS, it.count - LATER - first) - 1
         took.append((it.known("times", name, others)[-1] - published) * 1000)
     took.sort()
     spent = [each for some in it.all("spent") for each in some]
     yield (
         f"one service comes, until all hosts of its network know it: median"
         f" {statistics.median(took):.0f} ms, 99 % {took[max(0, len(took) * 99 // 100 - 1)]:.0f} ms, of {len(took)};"
-        f" a look takes {statistics.median(spent):.0f} ms of a processor"
+        f" a look takes {statistics.median(spent):.0f} ms of a processor, and each such change"
+        f" {(it.etcd_s() - spent_s) * 1000 / changes:.0f} ms of etcd's"
     )
     began = time.monotonic()
     for at in range(2 * changes):
-        number = at * 104729 % it.count
+        number = at * 104729 % (it.count - LATER)
         far = it.of(number)
         if at < len(numbers):
             number = numbers[at]
@@ -419,14 +468,30 @@ def _changes(it: Simulation, changes: int) -> Iterator[str]:
     )
 
 
+def _joins(it: Simulation) -> Iterator[str]:
+    it.all("forget")
+    spent, last = it.etcd_s(), it.count - 1
+    it.all("expect", f"h{last}", True)
+    began = time.monotonic()
+    for number in range(it.count - LATER, it.count):
+        joined = it.of(number).call("join_one", f"h{number}")
+    times = it.known("expected", f"h{last}", last)
+    it.settle()
+    looks = sum(len(some) for some in it.all("spent"))
+    yield (
+        f"{LATER} hosts join in {joined - began:.1f} s: all know all {times[-1] - joined:.1f} s after the last, with"
+        f" {looks / it.count:.1f} looks of each; etcd {(it.etcd_s() - spent) / LATER:.2f} s of a processor for each host"
+    )
+
+
 def _loss(it: Simulation) -> Iterator[str]:
-    name = f"h{it.count // 2}"
-    it.all("expect_lost", name)
+    name, spent = f"h{it.count // 2}", it.etcd_s()
+    it.all("expect", name, False)
     lost = it.of(it.count // 2).call("lose", name)
-    times = it.known("lost_times", name, it.count - 1)
+    times = it.known("expected", name, it.count - 1)
     yield (
         f"one host is lost, until half of all hosts know it: {times[len(times) // 2] - lost:.1f} s,"
-        f" all: {times[-1] - lost:.1f} s ({PROCESSES} processes look for all)"
+        f" all: {times[-1] - lost:.1f} s ({PROCESSES} processes look for all); etcd {it.etcd_s() - spent:.1f} s"
     )
 
 
@@ -437,7 +502,7 @@ def main(folder: str, count: str, changes: str) -> None:
     subprocess.run(words, check=True)
     os.environ.setdefault("NISO_STATE_DIR", folder)
     started = time.monotonic()
-    with etcd(Path(folder)) as members:
+    with etcd(Path(folder), more=PROGRESS) as members:
         for line in simulate(members, Path(folder), int(count), int(changes)):
             print(line, flush=True)
     print(f"took {time.monotonic() - started:.0f} s", flush=True)

@@ -8,7 +8,7 @@ import pytest
 
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.kept import CHECK_S, TRUST_S, WHOLE_S, Kept
-from niso.cluster.requests import Answer, Batch, Compacted, Delete, Event, Item, Put, Silent, Txn
+from niso.cluster.requests import Answer, Batch, Compacted, Delete, Event, Item, NoAnswer, Put, Txn
 
 AT = "h/"
 
@@ -51,10 +51,9 @@ class Watch:
             self.next = self.next or self.kept.begin(self.engine, now_s)
             batch = next(self.engine.watch(AT, self.next, 0))
             self.next = batch.revision + 1 if self.kept.hear(batch, now_s) else 0
-        except Silent:
+        except NoAnswer:
             pass
         except Compacted:
-            self.kept.lose()
             self.next = 0
 
 
@@ -119,6 +118,7 @@ def test_data_from_a_backup_void_what_was_kept() -> None:
     assert kept.items(other, TRUST_S) == other.have()
     assert not kept.hear(Batch(99, (Event(AT + "a", None, 99),)), TRUST_S), "of the former data"
     assert kept.items(other, TRUST_S) == other.have()
+    assert kept.items(engine, TRUST_S) == engine.have()
     watch.engine, watch.next = other, 0
     watch.hear(TRUST_S)
     other.put("b")

@@ -23,7 +23,7 @@ from niso.cluster.index import index_of
 from niso.cluster.keys import Keys
 from niso.cluster.lag import Lag
 from niso.cluster.membership import Host, Membership
-from niso.cluster.requests import Compacted, NoAnswer, Refused, Silent
+from niso.cluster.requests import Compacted, NoAnswer, Refused
 from niso.cluster.roster import Roster
 from niso.cluster.settle import settle
 from niso.cluster.view import Known, View
@@ -421,22 +421,23 @@ class Agent:
                 else:
                     start = engine.get(f"{prefix}-none", one=True).revision + 1
                 self._notice()  # whatever came before
-                for batch in engine.watch(prefix, start, SILENCE_S):
-                    wait = _BACK_OFF_S[0]
-                    if kept is not None and not kept.hear(batch, time.monotonic()):
-                        break
-                    if batch.events:
-                        self._notice(hurry=kept is None)
-                    if self._over.is_set():
-                        return
-            except Silent:
+                try:
+                    for batch in engine.watch(prefix, start, SILENCE_S):
+                        wait = _BACK_OFF_S[0]
+                        if kept is not None and not kept.hear(batch, time.monotonic()):
+                            break
+                        if batch.events:
+                            self._notice(hurry=kept is None)
+                        if self._over.is_set():
+                            return
+                finally:
+                    if kept is not None:
+                        kept.lose()
+            except Compacted:
+                continue
+            except Error:
                 self._over.wait(_about(wait))
-            except (Compacted, Error) as error:
-                if kept is not None:
-                    kept.lose()
-                if isinstance(error, Error):
-                    self._over.wait(_about(wait))
-                    wait = min(2 * wait, _BACK_OFF_S[1])
+                wait = min(2 * wait, _BACK_OFF_S[1])
 
     def _listen(self) -> None:
         def called() -> None:

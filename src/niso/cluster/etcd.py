@@ -29,7 +29,6 @@ from niso.cluster.requests import (
     NoAnswer,
     Put,
     Refused,
-    Silent,
     Txn,
 )
 
@@ -108,8 +107,9 @@ class Etcd:
         """As `Engine.mark`. A count alone ignores revisions (etcd 3.5.16)."""
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
-        newest = max((int(each["mod_revision"]) for each in answer.get("kvs", ())), default=0)
-        return Mark(_revision(answer), newest, int(answer.get("count", 0)))
+        last = next(iter(answer.get("kvs", ())), {})
+        newest, lease = (int(last.get(each, 0)) for each in ("mod_revision", "lease"))
+        return Mark(_revision(answer), newest, lease, int(answer.get("count", 0)))
 
     def commit(self, txn: Txn) -> Done:
         """As `Engine.commit`."""
@@ -155,8 +155,6 @@ class Etcd:
                 batch = _batch(line)
                 if batch is not None:
                     yield batch
-        except TimeoutError as error:
-            raise Silent(f"the watch of {prefix} has ended: silence", _HINT) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise NoAnswer(f"the watch of {prefix} has ended: {error}", _HINT) from error
         finally:

@@ -23,7 +23,6 @@ from niso.cluster.requests import (
     NoAnswer,
     Put,
     Refused,
-    Silent,
     Txn,
 )
 
@@ -68,7 +67,8 @@ class FakeEngine:
 
     def mark(self, prefix: str) -> Mark:
         revision, items = self.get(prefix)
-        return Mark(revision, max((item.modified for item in items), default=0), len(items))
+        last = max(items, key=lambda item: item.modified, default=Item("", "", 0))
+        return Mark(revision, last.modified, last.lease, len(items))
 
     def commit(self, txn: Txn) -> Done:
         with self._changed:
@@ -111,7 +111,7 @@ class FakeEngine:
                     raise Compacted(self._compacted)
                 come = partial(self._has, revision)
                 if not self._changed.wait_for(come, silence_s):
-                    raise Silent("the watch has ended: silence")
+                    raise NoAnswer("the watch has ended: silence")
                 self._answers()
                 if revision <= self._compacted:
                     raise Compacted(self._compacted)

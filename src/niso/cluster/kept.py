@@ -1,7 +1,7 @@
 """Keep what the engine has below a prefix: it is read once, and then changed by a watch's events.
 
-Reading all keys costs the engine much if many hosts do it. All are read at the start, after a watch
-that has ended otherwise than by silence, and if what is kept may not be what the engine has.
+Reading all keys costs the engine much if many hosts do it. Whether what is kept is still all costs
+it little.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import threading
 
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.cluster.requests import Mark
 
 if TYPE_CHECKING:
-    from niso.cluster.requests import Batch, Engine, Item
+    from niso.cluster.requests import Batch, Engine, Item, Mark
 
 TRUST_S = 6.0
 """From so long without a sign of life of the watch on, each use asks whether all is known.
@@ -28,7 +27,7 @@ WHOLE_S = 600.0
 class Kept:
     """Thread-safe: one thread has the watch, another one uses what is known.
 
-    Times are of one clock that only goes forward. Without a watch, each use reads all.
+    Times are of one clock that only goes forward. Without a watch, each use asks.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -36,23 +35,20 @@ class Kept:
         self._lock = threading.Lock()
         self._items: dict[str, Item] = {}  # replaced, never changed
         self._is_followed = False
-        self._read = 0  # the revision at which all was read: it has what is older
+        self._all = 0  # the revision up to which all is known: older events are in it
         self._at = 0  # the newest revision that is known
-        self._heard_s = self._checked_s = self._whole_s = 0.0
+        self._heard_s = self._checked_s = 0.0
+        self._whole_s: float | None = None  # when all was read
 
     def begin(self, engine: Engine, now_s: float) -> int:
         """Know all keys; return the revision from which on `hear` has to get events.
 
         Raises NoAnswer and Refused.
         """
+        self.lose()
+        self.items(engine, now_s)
         with self._lock:
-            resumed = self._is_followed
-        if not (resumed and self._is_current(engine, now_s)):
-            answer = engine.get(self.prefix)
-            with self._lock:
-                self._is_followed = True
-                self._set(answer.revision, answer.items, now_s)
-        with self._lock:
+            self._is_followed = True
             self._heard_s = now_s
             return self._at + 1
 
@@ -70,7 +66,7 @@ class Kept:
                 return True
             items = {**self._items}
             for event in batch.events:
-                if event.modified <= self._read:
+                if event.modified <= self._all:
                     continue
                 self._at = max(self._at, event.modified)
                 if event.item is None:
@@ -81,7 +77,7 @@ class Kept:
         return True
 
     def lose(self) -> None:
-        """Forget all, as nothing says any more what changes."""
+        """Record that nothing says any more what changes."""
         with self._lock:
             self._is_followed = False
 
@@ -91,44 +87,51 @@ class Kept:
         If ``known``, one of them, is newer, all are read. Raises NoAnswer and Refused.
         """
         with self._lock:
-            items, is_followed = self._items, self._is_followed
-            is_sure = now_s - self._heard_s < TRUST_S and now_s - self._checked_s < CHECK_S
-            is_old = now_s - self._whole_s >= WHOLE_S
-        if is_followed and (known is None or items.get(known.key) == known) and not is_old:
+            items = self._items
+            is_sure = (
+                self._is_followed
+                and now_s - self._heard_s < TRUST_S
+                and now_s - self._checked_s < CHECK_S
+            )
+            is_old = self._whole_s is None or now_s - self._whole_s >= WHOLE_S
+        if not is_old and (known is None or items.get(known.key) == known):
             if is_sure:
                 return items
-            if self._is_current(engine, now_s):
-                with self._lock:
-                    return self._items
-        return self._read_all(engine, now_s)
+            if (same := self._checked(engine, now_s)) is not None:
+                return same
+        return self._read(engine, now_s)
 
-    def _read_all(self, engine: Engine, now_s: float) -> dict[str, Item]:
-        """Read all keys, and keep them if a watch says what changes from then on."""
+    def _read(self, engine: Engine, now_s: float) -> dict[str, Item]:
+        """Read all keys, and keep them unless the watch knows more by now."""
         with self._lock:
             before = self._at
         answer = engine.get(self.prefix)
+        items = {item.key: item for item in answer.items}
         with self._lock:
             if answer.revision < before:  # its data are from a backup: what came since is void
                 self._is_followed = False
-            if self._is_followed and self._at <= answer.revision:
-                return self._set(answer.revision, answer.items, now_s)
-        return {item.key: item for item in answer.items}
+            if answer.revision < before or self._at <= answer.revision:
+                self._items = items
+                self._all = self._at = answer.revision
+                self._checked_s = self._whole_s = now_s
+        return items
 
-    def _set(self, revision: int, items: tuple[Item, ...], now_s: float) -> dict[str, Item]:
-        self._items = {item.key: item for item in items}
-        self._read = self._at = revision
-        self._checked_s = self._whole_s = now_s
-        return self._items
-
-    def _is_current(self, engine: Engine, now_s: float) -> bool:
-        """Ask the engine whether all is known that it has."""
+    def _checked(self, engine: Engine, now_s: float) -> dict[str, Item] | None:
+        """Return what is kept if that is all that the engine has, else None."""
         with self._lock:
             before = self._at
         mark = engine.mark(self.prefix)
         with self._lock:
-            newest = max((item.modified for item in self._items.values()), default=0)
-            same = self._is_followed and mark == Mark(mark.revision, newest, len(self._items))
-            if same and mark.revision >= before:
-                self._checked_s = now_s
-                return True
-        return False
+            if mark.revision < before or not _are(self._items, mark):
+                return None
+            self._all = max(self._all, mark.revision)
+            self._at = max(self._at, mark.revision)
+            self._checked_s = now_s
+            return self._items
+
+
+def _are(items: dict[str, Item], mark: Mark) -> bool:
+    """Return whether these keys are what the engine had by its answer."""
+    newest = max((item.modified for item in items.values()), default=0)
+    leases = {item.lease for item in items.values() if item.modified == newest} or {0}
+    return (newest, len(items)) == (mark.newest, mark.number) and mark.lease in leases

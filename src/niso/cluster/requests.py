@@ -28,10 +28,6 @@ class NoAnswer(Error):
         self.unknown = unknown
 
 
-class Silent(NoAnswer):
-    """Nothing has come by a watch for a while, not even a sign of life: nothing is known lost."""
-
-
 class Refused(Error):
     """The engine has refused a request: it was not carried out."""
 
@@ -96,11 +92,13 @@ class Answer(NamedTuple):
 class Mark(NamedTuple):
     """What says of keys that none has changed: the newest of them, and their number.
 
-    A key that comes or changes is newer than all others, and one that goes is missing.
+    A key that comes or changes is newer than all others, and one that goes is missing. Data from a
+    backup can have the same revisions again, and then leases tell them apart.
     """
 
     revision: int  # of the engine
-    newest: int
+    newest: int  # 0 without keys
+    lease: int  # of the newest one; of several, any of them
     number: int
 
 
@@ -141,7 +139,7 @@ if TYPE_CHECKING:
             """Return the keys with a prefix, without values."""
 
         def mark(self, prefix: str) -> Mark:
-            """Return the highest modified revision of the keys with a prefix, and how many."""
+            """Return what says whether the keys with a prefix have changed."""
 
         def commit(self, txn: Txn) -> Done:
             """Carry out a transaction.
@@ -161,8 +159,8 @@ if TYPE_CHECKING:
         def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
             """Yield the changes of keys with a prefix, from a revision on.
 
-            It ends with Silent if nothing comes for that long, not even a sign of life, with
-            NoAnswer if the member has ended or lost the others, and with Compacted.
+            It ends with NoAnswer if nothing comes for that long, not even a sign of life, or if
+            the member has lost the others, and with Compacted.
             """
 
     class Joined(Protocol):
