@@ -27,6 +27,7 @@ from niso.cluster import view
 from niso.cluster.agent import STRAY_S, Agent, Me
 from niso.cluster.claims import claim_of
 from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.kept import Kept
 from niso.cluster.keys import decode
 from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import Compacted, NoAnswer
@@ -40,6 +41,7 @@ from niso.store.store import Store
 
 HOSTS = ("a", "b", "c")
 SERVICES = ("api", "db", "evil", "web")
+NETWORKS = ("backend", "front")
 LOST = ("there", "back", "late")
 DEPTH = 3
 """So deep may steps be in the middle of others."""
@@ -131,12 +133,12 @@ class Node:
         """Start the agent, a process of its own."""
         with self:
             self.store = Store.open()
-        self.start = 0  # the revision that the watch of hosts waits for
+        self.starts: dict[str, int] = {}  # the revisions that watches wait for, by prefix
         if self.agent is not None:
             self.agent.stop()
         self.agent = Agent(self.me, self.connect or self._link, self.end, lambda line: None)
         if self.connect is not None:
-            self.agent._watch(KEYS.hosts, self.agent.roster.kept)
+            self.agent.watch(NETWORKS)
 
     def _link(self) -> Any:
         return self.link
@@ -148,23 +150,32 @@ class Node:
         with contextlib.suppress(NoAnswer):
             self.lease = self.agent.keep(self.link, self.lease)  # type: ignore[arg-type]
 
-    def hear(self, now_s: float) -> None:
-        """Have the watch of hosts bring what has changed so far, or begin again."""
-        kept = self.agent.roster.kept
-        with contextlib.suppress(NoAnswer):
-            if self.link.cut:
-                self.start = 0
-                return
-            try:
-                self.start = self.start or kept.begin(self.link, now_s)  # type: ignore[arg-type]
-                batch = next(self.link.watch(KEYS.hosts, self.start, 0))
-                self.start = batch.revision + 1 if kept.hear(batch, now_s) else 0
-            except Compacted:
-                self.start = 0
+    def kept(self) -> dict[str, Kept]:
+        """What watches bring, by their prefixes."""
+        on = {KEYS.network(name): self.agent.kept(name) for name in NETWORKS}
+        return {KEYS.hosts: self.agent.roster.kept, **on}
 
-    def look(self, now_s: float) -> None:
+    def hear(self, now_s: float) -> None:
+        """Have the watches bring what has changed so far, or begin again."""
+        if self.link.cut:
+            self.starts.clear()
+            return
+        link: Any = self.link
+        for prefix, kept in self.kept().items():
+            start = self.starts.pop(prefix, 0)
+            with contextlib.suppress(NoAnswer):
+                try:
+                    start = start or kept.begin(link, now_s)
+                    self.starts[prefix] = start
+                    batch = next(link.watch(prefix, start, 0))
+                    self.starts[prefix] = batch.revision + 1 if kept.hear(batch, now_s) else 0
+                except Compacted:
+                    del self.starts[prefix]
+
+    def look(self, now_s: float, whole: bool = True) -> None:
         with self, contextlib.suppress(NoAnswer):
-            self.agent.look(self.store, self.world.kernel, self.link, now_s)  # type: ignore[arg-type]
+            link: Any = self.link
+            self.agent.look(self.store, self.world.kernel, link, now_s, whole)
 
 
 def refuse(event: object) -> None:
@@ -175,7 +186,7 @@ def refuse(event: object) -> None:
 class Walk:
     """Some hosts, with an engine that all share: one in memory, or a real one, which goes its own ways.
 
-    With ``connect``, hosts are followed by a watch of its own in a thread.
+    With ``connect``, hosts and networks are followed by watches of their own in threads.
     """
 
     def __init__(
@@ -259,7 +270,7 @@ class Walk:
         if what < 0.5:
             self.run(node)
         elif what < 0.8:
-            self.now_s += 10
+            self.now_s += self.draw.choice((0, 1, 10, 10))
             self.look_at(node)
         elif what < 0.88:
             node.link.cut = not node.link.cut
@@ -321,10 +332,11 @@ class Walk:
             return  # an agent is one thread
         number = self.draw.randrange(1, 40) if self.draw.random() < 0.1 else 0
         steps = Steps(node.world, number, True, node.store)
-        self.say(f"{node.name}: look{f', killed at {number}' * bool(number)}")
+        whole = self.draw.random() < 0.4
+        self.say(f"{node.name}: look{' whole' * whole}{f', killed at {number}' * bool(number)}")
         try:
             with self.busy(node, "look", steps):
-                steps.run(partial(node.look, self.now_s))
+                steps.run(partial(node.look, self.now_s, whole))
         except Error as error:
             self.say(f"    {error}")
         if steps.is_dead:
@@ -453,16 +465,16 @@ class Walk:
                 node.world.assert_whole()
 
     def require_followed(self) -> None:
-        """All that the watches of hosts have brought is what the engine has, once they go on."""
+        """All that the watches have brought is what the engine has, once they go on."""
         deadline = time.monotonic() + 60
         for node in self.nodes:
-            while True:
-                have = {item.key: item for item in self.engine.get(KEYS.hosts).items}
-                kept = node.agent.roster.kept
-                if kept._is_followed and kept._items == have:
-                    break
-                assert time.monotonic() < deadline, (kept._is_followed, kept._items, have)
-                time.sleep(0.1)
+            for kept in node.kept().values():
+                while True:
+                    have = {item.key: item for item in self.engine.get(kept.prefix).items}
+                    if kept._is_followed and kept._items == have:
+                        break
+                    assert time.monotonic() < deadline, (kept._is_followed, kept._items, have)
+                    time.sleep(0.1)
 
     def require_agreed(self) -> None:
         items = self.engine.get(KEYS.services).items

@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from niso.base import paths, wake
 from niso.base.errors import Conflict, Error
@@ -20,16 +20,17 @@ from niso.base.locks import Busy, remove_locks, service_lock
 from niso.cluster import gone, mirror, restore
 from niso.cluster.claims import Claims
 from niso.cluster.index import index_of
+from niso.cluster.kept import Kept
 from niso.cluster.keys import Keys
 from niso.cluster.lag import Lag
 from niso.cluster.membership import Host, Membership
-from niso.cluster.requests import Compacted, NoAnswer, Refused
+from niso.cluster.requests import NoAnswer, Refused
 from niso.cluster.roster import Roster
 from niso.cluster.settle import settle
 from niso.cluster.view import Known, View
+from niso.cluster.watchers import Watches, about
 
 if TYPE_CHECKING:
-    from niso.cluster.kept import Kept
     from niso.cluster.requests import Engine
     from niso.cluster.view import Seen
     from niso.kernel.interface import Kernel
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 TTL_S = 10
 KEEP_S = 3.0
 MEND_S = 1.0
-SILENCE_S = 12.0
 LOOK_S = 30.0
 """A look without any event: what a watch has missed is made up for by it."""
 GATHER_S = 0.005
@@ -56,7 +56,6 @@ ORPHAN_S = 60.0
 STRAY_S = 600.0
 """Between two looks for claims of this host on networks that it does not have."""
 _GUARDED = 4
-_BACK_OFF_S = (0.2, 5.0)
 
 
 class Me(NamedTuple):
@@ -100,7 +99,8 @@ class Agent:
         self._hurry = threading.Event()  # more than that hosts come or go
         self._called = threading.Event()  # a command has changed something here
         self._over = threading.Event()
-        self._watched: dict[str, threading.Thread] = {}
+        self._watches = Watches(connect, self._notice, self._over)
+        self._kept: dict[str, Kept] = {}  # by network
         self._doubt_since: float | None = None
         self._orphans: dict[str, float] = {}  # service -> since when its claim is not as recorded
         self._is_sure = False  # nothing that this look has found needs another one
@@ -142,8 +142,7 @@ class Agent:
         hosts, own = self.roster.look(engine, self.me.host, now_s)
         member = own is not None and own.state_id == self.me.state_id
         spans = self._spans(store, kernel, engine, member)
-        found = {name: engine.get(self.keys.addresses(name)).items for name in spans}
-        items = {name: {item.key: item for item in some} for name, some in found.items()}
+        items = {name: self.kept(name).items(engine, now_s) for name in spans}
         subnets = {n.name: tuple((s.cidr, s.gateway) for s in n.subnets) for n in store.networks()}
         now = self._view.seen(hosts, items, subnets)
         if now.wrong and now.wrong != self._wrong:
@@ -358,7 +357,7 @@ class Agent:
         for target in (self._alive, self._listen, *((self._mend,) if self.mend else ())):
             threading.Thread(target=target, daemon=True).start()
         engine = self.connect()
-        self._watch(self.keys.hosts, self.roster.kept)
+        self.watch(())
         due, tended, whole_s = True, -LOOK_S, 0.0
         hosts: set[str] = set()
         while not self._over.is_set():
@@ -366,7 +365,7 @@ class Agent:
                 self._hurry.set()
             time.sleep(GATHER_S)
             # all hosts look when one comes or goes: not all at once
-            self._hurry.wait(_about(SPREAD_S) * len(hosts))
+            self._hurry.wait(about(SPREAD_S) * len(hosts))
             self._wake.clear()
             self._hurry.clear()
             due, self._whole = False, False
@@ -376,20 +375,30 @@ class Agent:
                 self._called.clear()
                 self.lag.notice(began)
                 self.look(store, kernel, engine, began, whole)
-                whole_s = began + _about(LOOK_S) if whole else whole_s
+                whole_s = began + about(LOOK_S) if whole else whole_s
                 if self._whole:
                     self.lag.caught_up(began)
                 hosts, before = {*store.across.peers()}, hosts
                 if time.monotonic() - tended >= LOOK_S or hosts != before:
                     tended = time.monotonic()
                     self.tend(engine)
-                for network in store.networks():
-                    if network.span is not None:
-                        self._watch(self.keys.network(network.name))
+                self.watch(net.name for net in store.networks() if net.span is not None)
             except (Error, OSError) as error:  # files vanish while the host leaves its cluster
                 self._say(error.message if isinstance(error, Error) else str(error))
-                due = not self._over.wait(_about(1.0))
+                due = not self._over.wait(about(1.0))
             self._over.wait(LEAST_S)
+
+    def kept(self, network: str) -> Kept:
+        """Return what is kept of a network: the addresses of services on all hosts."""
+        if network not in self._kept:
+            self._kept[network] = Kept(self.keys.addresses(network))
+        return self._kept[network]
+
+    def watch(self, networks: Iterable[str]) -> None:
+        """Follow hosts, and networks that are not followed yet, in threads."""
+        self._watches.follow(self.keys.hosts, self.roster.kept, hurry=False)
+        for name in networks:
+            self._watches.follow(self.keys.network(name), self.kept(name), hurry=True)
 
     def stop(self) -> None:
         """End `run` soon."""
@@ -403,41 +412,6 @@ class Agent:
         self._wake.set()
         if hurry:
             self._hurry.set()
-
-    def _watch(self, prefix: str, kept: Kept | None = None) -> None:
-        """Have changes below a prefix wake the agent, if they do not yet, and be kept."""
-        if prefix not in self._watched:
-            watcher = threading.Thread(target=self._watcher, args=(prefix, kept), daemon=True)
-            self._watched[prefix] = watcher
-            watcher.start()
-
-    def _watcher(self, prefix: str, kept: Kept | None) -> None:
-        wait = _BACK_OFF_S[0]
-        engine = self.connect()
-        while not self._over.is_set():
-            try:
-                if kept is not None:
-                    start = kept.begin(engine, time.monotonic())
-                else:
-                    start = engine.get(f"{prefix}-none", one=True).revision + 1
-                self._notice()  # whatever came before
-                try:
-                    for batch in engine.watch(prefix, start, SILENCE_S):
-                        wait = _BACK_OFF_S[0]
-                        if kept is not None and not kept.hear(batch, time.monotonic()):
-                            break
-                        if batch.events:
-                            self._notice(hurry=kept is None)
-                        if self._over.is_set():
-                            return
-                finally:
-                    if kept is not None:
-                        kept.lose()
-            except Compacted:
-                continue
-            except Error:
-                self._over.wait(_about(wait))
-                wait = min(2 * wait, _BACK_OFF_S[1])
 
     def _listen(self) -> None:
         def called() -> None:
@@ -506,11 +480,6 @@ def _is_so(store: Store, record: Claim, now: Seen) -> bool:
         and {a.up for a in known.addresses} == {row.active}
         and {*known.names} == {*store.names_there(record.service)}
     )
-
-
-def _about(seconds: float) -> float:
-    """Return half to one and a half of a time, so that hosts do not come all at once."""
-    return seconds * (0.5 + os.urandom(1)[0] / 255)
 
 
 def boot_id() -> str:

@@ -55,7 +55,7 @@ class Kept:
     def hear(self, batch: Batch, now_s: float) -> bool:
         """Apply events, in their order; return False if the watch has to begin again.
 
-        A batch without events is a sign of life.
+        A batch without events is a sign of life. The watch may be of a shorter prefix.
         """
         with self._lock:
             if not self._is_followed:
@@ -69,6 +69,8 @@ class Kept:
                 if event.modified <= self._all:
                     continue
                 self._at = max(self._at, event.modified)
+                if not event.key.startswith(self.prefix):
+                    continue
                 if event.item is None:
                     items.pop(event.key, None)
                 else:

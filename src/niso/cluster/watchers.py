@@ -1,0 +1,75 @@
+"""Keep up with what the engine has below some prefixes, each in a thread of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from niso.base.errors import Error
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.cluster.requests import Compacted
+
+if TYPE_CHECKING:
+    from niso.cluster.kept import Kept
+    from niso.cluster.requests import Engine
+
+SILENCE_S = 12.0
+_BACK_OFF_S = (0.2, 5.0)
+
+
+class Watches:
+    """``connect`` returns a connection for each. ``notice`` is called when there is news.
+
+    Its argument says whether that is worth a hurry.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Engine],
+        notice: Callable[[bool], None],
+        over: threading.Event,
+    ) -> None:
+        self._connect = connect
+        self._notice = notice
+        self._over = over
+        self._followed: set[str] = set()
+
+    def follow(self, prefix: str, kept: Kept, hurry: bool) -> None:
+        """Have changes below a prefix kept, and noticed; no-op if they are already.
+
+        What is kept may be a part of them.
+        """
+        if prefix not in self._followed:
+            self._followed.add(prefix)
+            threading.Thread(target=self._run, args=(prefix, kept, hurry), daemon=True).start()
+
+    def _run(self, prefix: str, kept: Kept, hurry: bool) -> None:
+        wait = _BACK_OFF_S[0]
+        engine = self._connect()
+        while not self._over.is_set():
+            try:
+                start = kept.begin(engine, time.monotonic())
+                self._notice(True)  # whatever came before
+                try:
+                    for batch in engine.watch(prefix, start, SILENCE_S):
+                        wait = _BACK_OFF_S[0]
+                        if not kept.hear(batch, time.monotonic()):
+                            break
+                        if batch.events:
+                            self._notice(hurry)
+                        if self._over.is_set():
+                            return
+                finally:
+                    kept.lose()
+            except Compacted:
+                continue
+            except Error:
+                self._over.wait(about(wait))
+                wait = min(2 * wait, _BACK_OFF_S[1])
+
+
+def about(seconds: float) -> float:
+    """Return half to one and a half of a time, so that hosts do not come all at once."""
+    return seconds * (0.5 + os.urandom(1)[0] / 255)
