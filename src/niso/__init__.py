@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from niso.api.packets import Explanation as Explanation
     from niso.api.packets import Judged as Judged
     from niso.api.packets import Judgement as Judgement
+    from niso.api.packets import OtherHostObject as OtherHostObject
     from niso.api.packets import Pong as Pong
     from niso.api.packets import Proof as Proof
     from niso.api.packets import Stats as Stats
@@ -137,7 +138,7 @@ _MODULES = {
     "api.map_views": "Map MapChange MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
     "api.metric_views": "Metric Sample",
     "api.outside_views": "OutsideName",
-    "api.packets": "Drop Drops Explanation Judged Judgement Pong Proof Stats",
+    "api.packets": "Drop Drops Explanation Judged Judgement OtherHostObject Pong Proof Stats",
     "api.policy_views": "PolicyEffect PolicyEntry",
     "api.published": "Port",
     "api.host_services": "Package",

@@ -42,6 +42,14 @@ def answers(made: Cluster, name: str, by: str, address: str, text: str) -> None:
     )
 
 
+def has(made: Cluster, name: str, element: str) -> None:
+    """The kernel of a host has an element, as ``element inet niso in4_peer { KEY : VALUE }``."""
+    _, family, table, container, rest = element.split(" ", 4)
+    key = rest.strip("{} ").split(' comment "')[0].split(" : ")[0].strip()
+    words = ("nft", "get", "element", family, table, container, "{", key, "}")
+    assert made.hosts[name].lab.run(*words).stdout, element
+
+
 def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cluster) -> None:
     c = one.hosts["c"].lab
     db = one.activate("b", "db", policy={"allow_from": ["api:80"]})
@@ -96,7 +104,11 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     assert explained["api"]["path"]["words"] == (
         "api and db (on b) are both on network backend, by VXLAN"
     )
-    assert explained["api"]["ingress"]["words"].endswith('("api:80"); b decides, by this record')
+    ingress = explained["api"]["ingress"]
+    assert ingress["words"].endswith("b decides, by the policy that it has published")
+    assert [each["host"] for each in ingress["elsewhere"]] == ["b", "b"] and not ingress["nft"]
+    for each in (*ingress["elsewhere"], *explained["api"]["path"]["elsewhere"]):
+        has(one, "b", each["nft"])
     seen = one.explain("b", "api", "db:80")
     assert (
         "(on c)" in seen["path"]["words"] and "vx44 { 198.51.100.3 . 4097" in seen["path"]["nft"][1]

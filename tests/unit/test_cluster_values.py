@@ -100,9 +100,10 @@ def test_claim_outside_the_network_or_of_a_wrong_name_is_ignored_and_named(
     for address, each in (wrong | outside).items():
         put = Put(KEYS.address("backend", address), encode(each))
         assert cluster.engine.commit(Txn((), (put,))).done
-    wrong["10.99.1.16"] = value
-    put = Put(KEYS.address("backend", "10.99.1.16"), "no JSON")
-    assert cluster.engine.commit(Txn((), (put,))).done
+    for address, text in (("10.99.1.16", "no JSON"), ("10.99.1.17", "[" * 100_000)):
+        wrong[address] = value
+        put = Put(KEYS.address("backend", address), text)
+        assert cluster.engine.commit(Txn((), (put,))).done
     said: list[str] = []
     looking = agent(cluster, said)
     for _ in range(2):

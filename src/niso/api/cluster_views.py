@@ -109,7 +109,9 @@ def _age() -> str:
     return f"services of other hosts are as they were {when}, on the networks of this host"
 
 
-def world(session: Session, here: World, *addresses: str, proves: bool = False) -> World:
+def world(
+    session: Session, here: World, source: str, destination: str, proves: bool = False
+) -> World:
     """Return the services and networks with the policies of those of other hosts at addresses.
 
     Without an answer of the cluster a caution says that they are not known. Raises Error, also if
@@ -119,13 +121,16 @@ def world(session: Session, here: World, *addresses: str, proves: bool = False) 
         known
         for known in here.services.values()
         if known.host
-        and any(a in endpoint.addresses for endpoint in known.endpoints for a in addresses)
+        and any({source, destination} & {*endpoint.addresses} for endpoint in known.endpoints)
     ]
     if not found:
         return here
+    import time
+
     from niso.base.errors import Error
     from niso.cluster.claims import Claims
     from niso.cluster.requests import NoAnswer
+    from niso.reconcile.world import audits
     from niso.services import span_networks
 
     if proves:
@@ -135,12 +140,15 @@ def world(session: Session, here: World, *addresses: str, proves: bool = False) 
             "--prove",
             names_key=False,
         )
+    _require_within(here, source, destination)
     store = session.store()
     joined = span_networks.require_joined(session.machine())
     engine = joined.engine(brief=True)
     try:
         claims = Claims(engine, joined.host, joined.keys)
         held = {known.name: claims.held(known.name) for known in found}
+        hosts = {claim.host for claim in held.values() if claim is not None}
+        silent = {host for host in hosts if not claims.is_alive(host)}
     except NoAnswer as error:
         hints = [f"{known.host} has that of {known.name}: ask there" for known in found]
         session.caution(f"policies of other hosts are not known: {error.message}", hints)
@@ -150,22 +158,46 @@ def world(session: Session, here: World, *addresses: str, proves: bool = False) 
     services = dict(here.services)
     for known in found:
         claim = held[known.name]
-        if claim is not None:
-            policy = _policy(claim.policy, known) if claim.policy else known.policy
-            policy = _resolved(store, here, known, policy)
-            services[known.name] = known._replace(policy=policy, heard=True)
+        if claim is None:
+            services[known.name] = known._replace(active=False, heard=True)
+            continue
+        policy = _policy(claim.policy, known) if claim.policy else known.policy
+        services[known.name] = known._replace(
+            policy=_resolved(store, here, known, policy),
+            active=claim.up,
+            audits=audits(policy, time.time()),
+            heard=True,
+        )
+        if claim.host in silent:
+            session.caution(f"{claim.host} does not answer: {known.name} may not run any more")
     return here._replace(services=services)
+
+
+def _require_within(here: World, source: str, destination: str) -> None:
+    """Raise Error for a packet of another host's service to anything but a service.
+
+    It leaves its own host, whose addresses, ports and routes are not known here.
+    """
+    from niso.base.errors import Error
+    from niso.plan.known_world import holder_of
+
+    sender = holder_of(here, source)
+    if sender is not None and sender[0].host and holder_of(here, destination) is None:
+        name, host = sender[0].name, sender[0].host
+        raise Error(
+            f"{name} is on {host}: this host only knows what reaches services of the cluster",
+            f"niso net explain on {host}",
+        )
 
 
 def _policy(text: str, known: Known) -> Policy:
     """Return the policy of a service of another host. Raises Error if it cannot be read."""
     from niso.base.errors import Error
-    from niso.store.policy_rows import policy_of
-    from niso.store.sqlite import decoded
+    from niso.cluster import checked
 
     try:
-        return policy_of(decoded(text))
-    except (ValueError, TypeError, LookupError):
+        return checked.policy(text)
+    except ValueError:
         raise Error(
             f"the policy of {known.name} on {known.host} is not one that this niso knows",
             f"ask on {known.host}",

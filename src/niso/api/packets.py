@@ -71,6 +71,15 @@ class Target(NamedTuple):
     """tcp, udp, sctp or icmp"""
 
 
+class OtherHostObject(NamedTuple):
+    """An nftables object that another host should have."""
+
+    host: str
+    """the host's name"""
+    nft: str
+    """the object"""
+
+
 class Judgement(NamedTuple):
     """The verdict of one part of the configuration on a packet."""
 
@@ -85,7 +94,9 @@ class Judgement(NamedTuple):
     text: str | None
     """entry under the key"""
     nft: tuple[str, ...]
-    """strings: the nftables objects that implement it"""
+    """strings: the nftables objects of this host that implement it"""
+    elsewhere: tuple[OtherHostObject, ...]
+    """those of other hosts, computed from what these have published in the cluster"""
 
 
 class Judged(NamedTuple):
@@ -387,7 +398,8 @@ def _judgement(reason: Reason, objects: tuple[engine.Object, ...]) -> Judgement:
         reason.service or None,
         reason.key or None,
         reason.text or None,
-        tuple(_object(item) for item in objects),
+        tuple(_object(item) for item in objects if not item.host),
+        tuple(OtherHostObject(item.host, _object(item)) for item in objects if item.host),
     )
 
 

@@ -11,8 +11,12 @@ import re
 from functools import lru_cache
 
 from niso.base.errors import InvalidInput
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.manifest import values
 from niso.plan import subnets
+
+if TYPE_CHECKING:
+    from niso.plan.records import Entry, Policy
 
 _KEPT = 1 << 16
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
@@ -74,3 +78,36 @@ def is_host_address(text: str) -> bool:
         or address.is_link_local
         or text == "255.255.255.255"
     )
+
+
+_KINDS = ("service", "network", "prefix", "outside")
+_PROTOCOLS = ("", "tcp", "udp", "sctp", "icmp")
+
+
+def policy(text: str) -> Policy:
+    """Return the policy of a service of another host. Raises ValueError if it is none."""
+    from niso.store.policy_rows import policy_of
+    from niso.store.sqlite import decoded
+
+    try:
+        made = policy_of(decoded(text))
+        sound = all(map(_is_entry, made.entries()))
+        if made.audit is not None:
+            sound = sound and all(type(each) is int for each in made.audit[1:])
+    except (TypeError, LookupError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError(text)
+    return made
+
+
+def _is_entry(entry: Entry) -> bool:
+    """Return whether an entry of a policy is one that a manifest can have."""
+    texts = (entry.key, entry.text, entry.peer.kind, entry.peer.name, entry.proto)
+    if not all(type(each) is str for each in texts):
+        return False
+    if entry.peer.kind == "prefix":
+        ipaddress.ip_network(entry.peer.name)  # raises ValueError
+    known = entry.peer.kind in _KINDS and entry.proto in _PROTOCOLS
+    numbers = (entry.first, entry.last)
+    return known and all(type(each) is int and 0 <= each <= 65535 for each in numbers)

@@ -78,7 +78,7 @@ def decode(text: str, key: str) -> dict[str, Any]:
     """Return the value of a key. Raises Error if it is not a JSON object."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise invalid(key)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 from niso.base import names
@@ -31,6 +31,7 @@ class Object(NamedTuple):
     container: str
     text: str
     place: int | None = None  # of a rule in its chain, from 0; None for an element
+    host: str = ""  # the other host that has it, by what that host has published
 
     @property
     def counts(self) -> bool:
@@ -91,7 +92,7 @@ def explain(
     if link:
         message = f"the host forwards no packets from {link}: net/ipv4/conf/{link}/forwarding is 0"
         verdict, counted = verdict._replace(passes=False, path=Reason(False, message)), ()
-    counters = tuple(item for item in counted if item.counts)
+    counters = tuple(item for item in counted if item.counts and not item.host)
     return Explanation(packet, verdict, path, egress, ingress, counters)
 
 
@@ -142,7 +143,9 @@ def _path(
     store: Store, world: World, packet: Packet, verdict: Verdict
 ) -> tuple[_Rules, _Rules, _Rules]:
     """Return (objects of the path, those that drop before the policies, those that drop after)."""
-    sender = world.services.get(verdict.source.service)
+    sender, receiver = (
+        world.services.get(party.service) for party in (verdict.source, verdict.destination)
+    )
     family = packet.family
     if family_of(packet.source) != family or (
         sender and not (sender.active and _walks(world, packet, verdict))
@@ -169,7 +172,7 @@ def _path(
             spoofed = _static(nft_tables.BRIDGE, "from_port", "not its own address")
             # IPv6 sends nothing: no neighbour solicitation has a source that the link does not have
             return spoofed, spoofed if family == 4 else (), ()
-        objects += _port_elements(store, sender, by, packet.source, family)
+        objects += _port_elements(store, sender, receiver or sender, by, packet.source)
     elif not sender and not is_host(world, packet.source) and network_of(world, packet.source):
         spoofed = _static(
             nft_tables.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
@@ -178,6 +181,8 @@ def _path(
     if target != packet.destination:
         objects += _published(world, packet, verdict, entered)
     if verdict.path.passes:
+        if sender and receiver and sender.host and receiver.host:
+            return tuple(objects), (), ()  # no rule of this host sees it
         return (*objects, *_passing(world, packet, sender, entered, reached)), (), ()
     if to.is_multicast or (
         reached and verdict.destination.service == "" and _is_broadcast(reached, target)
@@ -253,24 +258,38 @@ def _object(element: Element) -> Object:
 
 
 def _port_elements(
-    store: Store, sender: Known, network: Network, address: str, family: int
+    store: Store, sender: Known, receiver: Known, network: Network, address: str
 ) -> _Rules:
     """Return the set elements that let a service send with its address from its bridge port.
 
-    The port of a service of another host is the network's VXLAN device, and only its own host may
-    send with its address.
+    On another host than its own that port is the network's VXLAN device, and only its own host may
+    send with its address. What a host has for its own port is known there alone.
     """
     service, row = sender.name, store.service(sender.name)
-    port = names.veth(service, network.name, row.generation if row else 0)
+    lets = (f"sources{family_of(address)}", *nft_wire.CLAIMS)
     owner = network.span.cluster if network.span is not None else store.state_id()
     mac = names.mac(service, network.name, owner)
-    elements = nft.endpoint(service, port, mac, [(address, "")])
-    if sender.host and network.span is not None:
-        host = store.across.peers().get(sender.host, ("", sender.host, True))[1]
+    objects: list[Object] = []
+    if not sender.host:
+        port = names.veth(service, network.name, row.generation if row else 0)
+        objects += _objects(nft.endpoint(service, port, mac, [(address, "")]), lets)
+    if sender.host != receiver.host and network.span is not None:
+        host = network.span.local
+        if sender.host:
+            host = store.across.peers().get(sender.host, ("", sender.host, True))[1]
         link = names.vxlan(network.name)
         elements = nft.claim(service, host, network.span.vni, link, mac, [address])
-    lets = (f"sources{family}", *nft_wire.CLAIMS)
-    return tuple(_object(element) for element in elements if element.container in lets)
+        objects += _objects(elements, lets, receiver.host)
+    return tuple(objects)
+
+
+def _objects(elements: Iterable[Element], containers: Collection[str], host: str = "") -> _Rules:
+    """Return the elements of these containers, of this or of another host."""
+    return tuple(
+        _object(element)._replace(host=host)
+        for element in elements
+        if element.container in containers
+    )
 
 
 def _published(
@@ -300,7 +319,7 @@ def _policy_objects(
     world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged
 ) -> _Rules:
     """Return the element that leads a packet to a service's policy, and the one that decides."""
-    if known is None or not known.active or known.host:
+    if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)
     deciding = rules.decides(policed, _members(world, known.policy), ingress, own, peer, *packet)
@@ -318,7 +337,8 @@ def _policy_objects(
         place = f"audit_{'in' if ingress else 'out'}{6 if ':' in own else 4}"
         audit = (Object(nft_tables.INET, place, own),)
     text = f'{deciding.element} comment "{deciding.comment}" : {deciding.value}'
-    return _object(leads), Object(nft_tables.INET, deciding.container, text), *audit
+    objects = (_object(leads), Object(nft_tables.INET, deciding.container, text), *audit)
+    return tuple(each._replace(host=known.host) for each in objects)
 
 
 _Judged = tuple[str, int | None]

@@ -184,16 +184,17 @@ def _ingress(world: World, receiver: Holder | None, source: str, path: _Path, pr
 def _said(known: Known, reason: Reason) -> Reason:
     """Return the result of a service's policy, which denies nothing if it is in audit.
 
-    That of a service of another host is enforced there, and known here by what it claims.
+    That of a service of another host is enforced there, and known here as that host published it.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
+    if known.audits and not reason.passes:
+        message = f"passes while the policy of {known.name} is in audit: {reason.message}"
+        reason = reason._replace(passes=True, message=message, audits=True)
     if known.host:
-        return reason._replace(message=f"{reason.message}; {known.host} decides, by this record")
-    if reason.passes or not known.audits:
-        return reason
-    message = f"passes while the policy of {known.name} is in audit: {reason.message}"
-    return reason._replace(passes=True, message=message, audits=True)
+        there = f"{known.host} decides, by the policy that it has published"
+        reason = reason._replace(message=f"{reason.message}; {there}")
+    return reason
 
 
 class _Side(NamedTuple):

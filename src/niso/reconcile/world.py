@@ -8,7 +8,7 @@ import time
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.interface import Kernel
 from niso.kernel.rtnl_records import prefix
-from niso.plan.records import Audit, Endpoint, Policy
+from niso.plan.records import Endpoint, Policy
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.store.store import Store
 
@@ -47,7 +47,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
                 for sharer in store.sharers(row.name)
                 for _, port in store.ports(sharer)
             ),
-            audits=policy.audit is not None and _lasts(policy.audit, now),
+            audits=audits(policy, now),
         )
     others = store.others()
     hosts = store.across.peers() if others else {}
@@ -77,11 +77,13 @@ def read_world(kernel: Kernel, store: Store) -> World:
     return World(services, networks, host, closed, wires, pools, outside, ever)
 
 
-def _lasts(audit: Audit, now: float) -> bool:
-    """Return whether an audit has not ended."""
+def audits(policy: Policy, now: float) -> bool:
+    """Return whether a policy has an audit that has not ended."""
+    if policy.audit is None:
+        return False
     from niso.kernel import nft_audit
 
-    return nft_audit.left_s(audit.since, audit.until, now) > 0
+    return nft_audit.left_s(policy.audit.since, policy.audit.until, now) > 0
 
 
 def _lives(kernel: Kernel, store: Store, name: str) -> bool:

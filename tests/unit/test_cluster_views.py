@@ -1,0 +1,128 @@
+"""Test what a host shows of services of other hosts: explanations and lists, on the fake engine and kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cluster_world import Cluster
+from fake_world import World
+from stored import service_spec
+
+from niso.api import cluster_views
+from niso.base.errors import Error
+from niso.cluster.claims import About, Claims
+from niso.explain.explanation import Explanation, explain
+from niso.explain.question import Packet
+from niso.plan.records import Audit
+from niso.reconcile.world import read_world
+from niso.store.sqlite import encoded
+
+
+def policy_text(audit: Audit | None = None, **keys: Any) -> str:
+    """A policy as a claim has it."""
+    spec = service_spec(network={"network": "backend", "policy": keys})
+    return encoded(spec.policy._replace(audit=audit))
+
+
+class Shown(Cluster):
+    """Host b, with db and api, which asks for what a and c have."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.said: list[str] = []
+        world.activate(world.package("api", network={"network": "backend"}))
+        self.session: Any = SimpleNamespace(
+            store=lambda: world.store,
+            machine=lambda: world.machine,
+            caution=lambda text, hints=(): self.said.append(text),
+        )
+
+    def publish(self, host: str, service: str, policy: str = "", up: bool = True) -> str:
+        """Have a host publish a service with a policy; return its address."""
+        held = self.claim(host, service, up=False)
+        claims = Claims(self.engine, host)
+        assert claims.publish(service, held.mark, up, About((), policy))
+        self.follow()
+        return held.networks["backend"][0]
+
+    def explain(self, source: str, destination: str, port: int = 80) -> Explanation:
+        store = self.world.store
+        here = read_world(self.world.kernel, store)
+        seen = cluster_views.world(self.session, here, source, destination)
+        return explain(store, seen, Packet(source, destination, port, "tcp"))
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Iterator[Shown]:
+    with World(tmp_path) as world:
+        yield Shown(world)
+
+
+DB, API = "10.99.1.2", "10.99.1.3"
+
+
+def objects(some: Any) -> list[tuple[str, str]]:
+    return [(each.host, each.container) for each in some]
+
+
+def test_rules_of_another_host_follow_from_what_it_has_published(shown: Shown) -> None:
+    web = shown.publish("c", "web", policy_text(allow_from=["api:80"]))
+    seen = shown.explain(API, web)
+    assert seen.verdict.passes
+    assert objects(seen.path) == [
+        ("", "sources4"),
+        ("c", "sources4"),
+        ("c", "vx44"),
+        ("", "forward"),
+    ]
+    assert seen.path[2].text.startswith("198.51.100.2 . "), "this host is the outer source"
+    assert objects(seen.ingress) == [("c", "ingress4"), ("c", "in4_port")]
+    assert API in seen.ingress[1].text and not [each for each in seen.counted if each.host]
+    assert seen.verdict.ingress.message.endswith("c decides, by the policy that it has published")
+    refused = shown.explain(DB, web)
+    assert refused.verdict.dropped_by == refused.verdict.ingress
+    assert objects(refused.ingress)[0] == ("c", "ingress4")
+    # what comes from there is for the rules of this host
+    back = shown.explain(web, DB)
+    assert objects(back.path) == [("", "sources4"), ("", "vx44"), ("", "forward")]
+    assert objects(back.ingress)[0] == ("", "ingress4")
+    # and what passes between two others, for none of this host
+    far = shown.publish("a", "far", policy_text(egress={"deny": ["web"]}))
+    between = shown.explain(far, web)
+    assert not between.verdict.egress.passes
+    assert {host for host, _ in objects(between.path)} == {"c"}
+    assert {host for host, _ in objects(between.egress)} == {"a"}
+    with pytest.raises(Error, match="far is on a: this host only knows"):
+        shown.explain(far, "198.51.100.2")
+
+
+BAD = ("[", "{}", "[1]", '[[["k","t",["prefix","x"],0,1,"tcp"]],[],null,[],false]',
+    '[[["k","t",["service","x"],"0",1,"tcp"]],[],null,[],false]',
+    '[[["k","t",["else","x"],0,1,"tcp"]],[],null,[],false]',
+    '[[["k",7,["service","x"],0,1,"tcp"]],[],null,[],false]',
+    '[[["k","t",7,0,1,"tcp"]],[],null,[],false]', "[null,[],null,[],false,[1,\"x\",1]]",
+    "[" * 100_000)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_policy_that_nobody_can_have_written_is_an_error(shown: Shown, text: str) -> None:
+    web = shown.publish("c", "web", text)
+    with pytest.raises(Error, match="the policy of web on c is not one that this niso knows"):
+        shown.explain(API, web)
+
+
+def test_service_of_another_host_is_down_audited_or_lost_with_it(shown: Shown) -> None:
+    audited = policy_text(Audit("", 1, 1 << 40), allow_from=[])
+    web = shown.publish("c", "web", audited)
+    assert shown.explain(API, web).verdict.passes and shown.said == []
+    shown.engine.revoke(shown.lease)  # c's
+    assert shown.explain(API, web).verdict.passes
+    assert shown.said == ["c does not answer: web may not run any more"]
+    shown.publish("c", "web", audited, up=False)
+    assert "web is not active" in shown.explain(API, web).verdict.path.message
+    shown.engine.down = True
+    assert "is not known here" in shown.explain(API, web).verdict.ingress.message
