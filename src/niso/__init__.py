@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from niso.api.captures import Stage as Stage
     from niso.api.captures import Traced as Traced
     from niso.api.cluster_views import ClusterLine as ClusterLine
+    from niso.api.cluster_views import ClusterPort as ClusterPort
     from niso.api.compose_files import ImportedStack as ImportedStack
     from niso.api.compose_files import Missing as Missing
     from niso.api.compose_files import import_compose as import_compose
@@ -125,7 +126,7 @@ _MODULES = {
     "api.as_json": "plain",
     "api.validation": "Valid manifest_schema stack_schema validate",
     "api.captures": "Capture Stage Traced",
-    "api.cluster_views": "ClusterLine",
+    "api.cluster_views": "ClusterLine ClusterPort",
     "api.event_views": "Events Happened",
     "api.flow_views": "Flow FlowEnd Flows",
     "api.host": "Host connect",

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 from cluster_hosts import Cluster, cluster
-from services import ask
+from services import ask, echo
+from test_json import conforms
+
+from niso.cli.reference.results import RESULTS
 
 DROP_WIRE = """\
 add table bridge wall
@@ -76,6 +79,28 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
         "api   10.99.1.3, fd00:99:1::3  on c" in one.niso("b", "net", "inspect", "backend").stdout
     )
     assert "api" in one.niso("b", "net", "flows").stdout
+    # who shares a namespace is found at its address, and its ports are the host's
+    log = echo(c, "log", 81, network={"mode": "share", "share": "api", "ports": ["8081:81"]})
+    one.niso("c", "activate", log)
+    one.wait("b", lambda: one.sees("b", api, "log"), "log's name on b")
+    one.activate("b", "asks", policy={"egress": {"allow": ["log:80"]}})
+    answers(one, "b", "asks", api, "api 10.99.1.5")
+    assert ask(one.hosts["b"].lab, evil, 80, "niso-asks") == ""
+    listed = json.loads(one.niso("b", "net", "ports", "--all-hosts", "--json").stdout)
+    for each in listed:
+        conforms(each, RESULTS["net ports --all-hosts"].fields, "net ports --all-hosts")
+    assert [(each["service"], each["host"], each["port"]) for each in listed] == [
+        ("api", "c", "8080"),
+        ("log", "c", "8081"),
+    ]
+    assert one.rows("b")["log"] == ("c", "up")
+    assert "--exposed is for the ports of this host" in one.refused(
+        "b", "net", "ports", "--all-hosts", "--exposed"
+    )
+    one.niso("c", "remove", "log")
+    one.wait("b", lambda: not one.sees("b", api, "log"), "log gone on b")
+    one.wait("b", lambda: ask(one.hosts["b"].lab, api, 80, "niso-asks") == "", "log means nobody")
+    one.niso("b", "remove", "asks")
     one.niso("c", "net", "attach", "box", "--new", "--network", "backend")
     one.wait("b", lambda: one.sees("b", "10.99.1.5", "box"), "box's name on b")
     assert "box (10.99.1.5)" in one.niso("b", "net", "ping", "db", "box").stdout

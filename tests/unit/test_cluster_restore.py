@@ -64,7 +64,7 @@ def test_all_that_a_host_knows_is_written_again_and_newer_claims_have_higher_num
         for unlike in ("claim", "boot", "base"):
             have.pop(unlike, None), was.pop(unlike, None)
         if item.key.startswith(KEYS.services):
-            was = {"up": False, "ports": [], "policy": "", **was}
+            was = {"up": False, "ports": [], "policy": "", "sharers": {}, **was}
             if was["host"] == "c":
                 was["up"] = True
         assert have == was, item.key

@@ -100,6 +100,40 @@ def test_rules_of_another_host_follow_from_what_it_has_published(shown: Shown) -
         shown.explain(far, "198.51.100.2")
 
 
+def test_ports_of_all_hosts_are_listed_where_they_are_open(shown: Shown) -> None:
+    world, claims = shown.world, Claims(shown.engine, "c")
+    on = {"network": "backend", "ports": ["127.0.0.1:9000-9001:90-91/udp"]}
+    world.activate(world.package("log", network=on))
+    share = {"mode": "share", "share": "log", "ports": ["9100:91"]}
+    world.activate(world.package("side", network=share))
+    held = shown.claim("c", "web", up=False)
+    about = About(("8080:80", "no port"), "", (("tail", ("[2001:db8::1]:8081:81",)),))
+    assert claims.publish("web", held.mark, True, about)
+    address = held.networks["backend"]
+
+    def ports() -> list[tuple[str, ...]]:
+        return [tuple(line) for line in cluster_views.ports(shown.session, world.machine)]
+
+    own = [
+        ("log", "b", "127.0.0.1:9000-9001", "90-91", "udp"),
+        ("side", "b", "9100", "91", "tcp"),
+    ]
+    assert ports() == [
+        *own,
+        ("tail", "c", "[2001:db8::1]:8081", "81", "tcp"),
+        ("web", "c", "8080", "80", "tcp"),
+    ]
+    lines = {line.service: line for line in cluster_views.lines(shown.session, world.machine)}
+    assert lines["tail"] == ("tail", "c", "up", address, ("[2001:db8::1]:8081:81",))
+    assert shown.said == []
+    assert claims.publish("web", held.mark, False) and ports() == own
+    assert claims.publish("web", held.mark, True) and ports() != own
+    shown.engine.revoke(shown.lease)
+    assert ports() == own
+    shown.engine.down = True
+    assert ports() == own and "does not answer" in shown.said[-1]
+
+
 BAD = ("[", "{}", "[1]", '[[["k","t",["prefix","x"],0,1,"tcp"]],[],null,[],false]',
     '[[["k","t",["service","x"],"0",1,"tcp"]],[],null,[],false]',
     '[[["k","t",["else","x"],0,1,"tcp"]],[],null,[],false]',

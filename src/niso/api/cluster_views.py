@@ -6,9 +6,10 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from niso.api.session import Session
+    from niso.cluster.claims import Claim
     from niso.cluster.requests import Joined
     from niso.plan.known_world import Known, World
-    from niso.plan.records import Entry, Policy
+    from niso.plan.records import Entry, Policy, Port
     from niso.services.machine import Machine
     from niso.store.store import Store
 
@@ -26,6 +27,21 @@ class ClusterLine(NamedTuple):
     """addresses, one per network and family; of another host those on networks that span hosts"""
     ports: tuple[str, ...]
     """published ports: HOST_PORT:PORT"""
+
+
+class ClusterPort(NamedTuple):
+    """A published port in a list of all hosts, or a range of ports."""
+
+    service: str
+    """the service's name"""
+    host: str
+    """the host that has it, and where the port is open"""
+    port: str
+    """the port of the host, ADDRESS:PORT if it is on one of its addresses, or a range"""
+    container: str
+    """the port inside the service, or the range"""
+    proto: str
+    """tcp, udp or sctp"""
 
 
 def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
@@ -57,8 +73,45 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
     return tuple(sorted(found))
 
 
-def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
-    """Return the services of other hosts, as the cluster has them. Raises Error."""
+def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
+    """Return the published ports of active services of all hosts, by service. Raises Error.
+
+    Those of hosts that do not live are left out. Without an answer of the cluster, a caution says
+    that only those of this host are known.
+    """
+    from niso.base.errors import InvalidInput
+    from niso.cluster.requests import NoAnswer
+    from niso.manifest.parse_ports import parse_port
+    from niso.services import span_networks
+
+    store = machine.store
+    joined = span_networks.require_joined(machine)
+    found = [_port(service, joined.host, port) for service, port in store.active_ports()]
+    try:
+        claims, alive = _others(store, joined)
+    except NoAnswer as error:
+        session.caution(error.message, ("only ports of this host are known then",))
+        return tuple(sorted(found))
+    for claim in claims:
+        for service, texts in ((claim.service, claim.ports), *claim.sharers):
+            for text in texts if claim.up and claim.host in alive else ():
+                try:
+                    found.append(_port(service, claim.host, parse_port(text, "")))
+                except InvalidInput:  # no niso has written it
+                    continue
+    return tuple(sorted(found))
+
+
+def _port(service: str, host: str, port: Port) -> ClusterPort:
+    from niso.base.addresses import span
+
+    side = port.host_side.removesuffix(f"/{port.proto}")
+    inside = span(port.container_port, port.count)
+    return ClusterPort(service, host, side, inside, port.proto)
+
+
+def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
+    """Return the claims of other hosts, and the hosts that live. Raises Error."""
     from niso.cluster.membership import Membership
     from niso.services import span_networks
 
@@ -70,16 +123,22 @@ def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
         claims = membership.services()
     finally:
         engine.close()
+    return [claim for claim in claims if claim.host != joined.host], alive
+
+
+def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
+    """Return the services of other hosts, as the cluster has them. Raises Error."""
+    claims, alive = _others(store, joined)
     return [
         ClusterLine(
-            claim.service,
+            service,
             claim.host,
             ("up" if claim.up else "down") if claim.host in alive else "host gone",
             tuple(address for some in claim.networks.values() for address in some),
-            claim.ports,
+            ports,
         )
         for claim in claims
-        if claim.host != joined.host
+        for service, ports in ((claim.service, claim.ports), *claim.sharers)
     ]
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
+    from niso.api.cluster_views import ClusterPort
     from niso.api.published import Port
     from niso.api.session import Session
     from niso.plan import records
@@ -248,6 +249,17 @@ class Networks:
         return tuple(
             _published(service, row, None) for service, _, row in _port_rows(self.session.store())
         )
+
+    @guarded
+    def ports_everywhere(self) -> tuple[ClusterPort, ...]:
+        """Return the published ports of active services of all hosts of the cluster, by service.
+
+        Of other hosts those of services on networks that span hosts. Raises Error without a
+        cluster.
+        """
+        from niso.api import cluster_views
+
+        return cluster_views.ports(self.session, self.session.machine())
 
     @guarded
     def exposure(self) -> tuple[PublishedPort, ...]:

@@ -146,6 +146,8 @@ def _remove(host: Host, args: Args) -> int:
 
 
 def _ports(host: Host, args: Args) -> int:
+    if args.all_hosts:
+        return _ports_everywhere(host, args)
     lines = host.networks.exposure() if args.exposed else host.networks.ports()
     if args.json:
         output.as_json(lines)
@@ -165,6 +167,19 @@ def _ports(host: Host, args: Args) -> int:
         for cell, line in zip(cells, lines, strict=True):
             cell.append("; ".join(line.from_ or ()))
     output.table(columns, cells)
+    return 0
+
+
+def _ports_everywhere(host: Host, args: Args) -> int:
+    """Print the published ports of all hosts of the cluster. Raises UsageError."""
+    if args.exposed:
+        raise UsageError("is for the ports of this host", "leave out --all-hosts", "--exposed")
+    with output.LateProgress(args) as host.progress:
+        lines = host.networks.ports_everywhere()
+    if args.json:
+        output.as_json(lines)
+    else:
+        output.table(("SERVICE", "HOST", "PORT", "CONTAINER", "PROTO"), lines)
     return 0
 
 

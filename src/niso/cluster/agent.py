@@ -503,7 +503,7 @@ def _is_so(store: Store, record: Claim, now: Seen) -> bool:
         and {*record.addresses} == {*on}
         and {a.gen for a in known.addresses} == {record.gen}
         and {a.up for a in known.addresses} == {row.active}
-        and {*known.names} == {*store.names(record.service)}
+        and {*known.names} == {*store.names_there(record.service)}
     )
 
 

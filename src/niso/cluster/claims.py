@@ -34,6 +34,10 @@ MOST_KEYS = 120
 """Keys of a claim: etcd takes 128 operations in a transaction."""
 
 
+type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
+"""The active services that share the namespace of one, each with its published ports."""
+
+
 class Wanted(NamedTuple):
     """What a host wants to hold for a service.
 
@@ -67,6 +71,7 @@ class Claim(NamedTuple):
     up: bool = False  # as last published, for people
     policy: str = ""  # JSON, as the store has it, for explanations; "" for none
     kept: tuple[str, ...] = ()  # keys of former addresses and names, until it is published
+    sharers: Sharers = ()  # for people
 
     def keys(self, keys: Keys) -> set[str]:
         """Return the keys of its addresses and names, also of those that it keeps for a while."""
@@ -92,6 +97,12 @@ class About(NamedTuple):
 
     ports: tuple[str, ...]
     policy: str
+    sharers: Sharers = ()
+
+    def values(self) -> dict[str, Any]:
+        """Return the fields of the service's key."""
+        sharers = {name: list(ports) for name, ports in self.sharers}
+        return {"ports": list(self.ports), "policy": self.policy, "sharers": sharers}
 
 
 class Claims:
@@ -183,7 +194,7 @@ class Claims:
             value = decode(items[key].value, key)
             more: dict[str, Any] = {"up": up}
             if about is not None:
-                more |= {"ports": list(about.ports), "policy": about.policy}
+                more |= about.values()
             if up:
                 value.pop("former", None)
             value["kept"] = []
@@ -408,9 +419,11 @@ def claim_of(item: Item, keys: Keys) -> Claim:
         if not checked.is_number(value["gen"]):
             raise ValueError
         former = [value["former"]["host"]] if "former" in value else []
-        if not all(
-            checked.is_name(str(each)) for each in (value["host"], *former, *value["names"])
-        ):
+        sharers = tuple(
+            (str(name), tuple(map(str, some))) for name, some in value.get("sharers", {}).items()
+        )
+        called = (value["host"], *former, *value["names"], *(name for name, _ in sharers))
+        if not all(checked.is_name(str(each)) for each in called):
             raise ValueError
         return Claim(
             item.key.removeprefix(keys.services),
@@ -425,6 +438,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
             bool(value.get("up")),
             str(value.get("policy", "")),
             tuple(map(str, value.get("kept", ()))),
+            sharers,
         )
     except (LookupError, TypeError, ValueError, AttributeError):
         raise invalid(item.key) from None

@@ -7,7 +7,8 @@ Values are JSON objects. Who changes one keeps the fields that he does not know.
     net/NETWORK/spec         {vni, mtu, subnets: [{cidr, gateway}], internal, base}
     net/NETWORK/a/ADDRESS    {service, host, gen, names, up}
     net/NETWORK/n/NAME       {service}
-    svc/SERVICE              {host, gen, claim, networks: {NETWORK: [address]}, names}
+    svc/SERVICE              {host, gen, claim, networks: {NETWORK: [address]}, names, up, kept,
+                              ports, policy, sharers: {SERVICE: [port]}}
     h/HOST                   {id, address, mtu, niso}
     h/HOST/live              {boot}, with the host's lease
     cert/HOST/SERIAL         {}: a certificate that HOST was given, SERIAL as openssl(1) shows it

@@ -124,7 +124,7 @@ def _own(store: Store, host: str) -> Iterable[_Claim]:
         row = store.service(record.service)
         if row is not None and record.addresses:
             addresses = tuple((net, a) for net, some in record.addresses.items() for a in some)
-            names = tuple(store.names(record.service))
+            names = store.names_there(record.service)
             yield _Claim(
                 record.service,
                 host,
@@ -160,9 +160,7 @@ def _values(claim: _Claim, membership: Membership) -> dict[str, str]:
         "names": list(claim.names),
         "kept": [],
         "up": claim.up,
-        "ports": list(claim.about.ports),
-        "policy": claim.about.policy,
-    }
+    } | claim.about.values()
     address_value = {
         "service": claim.service,
         "host": claim.host,

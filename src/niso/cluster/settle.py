@@ -66,16 +66,20 @@ def about(store: Store, service: str) -> About:
     return About(
         tuple(port.text for _, port in store.ports(service)),
         "" if policy is None else encoded(policy),
+        tuple(
+            (sharer, tuple(port.text for _, port in store.ports(sharer)))
+            for sharer in store.sharers(service)
+        ),
     )
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
-    """Return what a service needs, by its rows: the addresses that it has."""
+    """Return what a service needs, by its rows: the addresses that it has, and all names there."""
     leased: dict[str, tuple[str, ...]] = {}
     for network, address in store.addresses(row.name):
         if network in on:
             leased[network] = (*leased.get(network, ()), address)
-    return Wanted(row.name, tuple(on), tuple(store.names(row.name)), leased, {})
+    return Wanted(row.name, tuple(on), store.names_there(row.name), leased, {})
 
 
 def _is_same(have: Held, wanted: Wanted) -> bool:

@@ -9,7 +9,7 @@ its process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack
 
 from niso.base import names, paths
@@ -132,19 +132,44 @@ def activate(
                     if target.contents is not None:
                         target.contents.save()
         except BaseException as error:
-            from niso.services.undo import undo_all
-
-            undo_all(machine, every, error, report)
+            _undo(machine, every, error, held, report)
             raise
         finally:
             if held is not None:
                 held.close()
         if store.cluster_id():
-            _tell(machine, [name for name in every if held is None or name not in held], report)
+            _tell(machine, _untold(store, every, changes, held), report)
         return [_outcome(store, change, change.name in touched) for change in changes]
 
 
-def _tell(machine: Machine, services: list[str], report: Report) -> None:
+def _undo(
+    machine: Machine,
+    every: list[str],
+    error: BaseException,
+    held: across.Held | None,
+    report: Report,
+) -> None:
+    """Undo the activation after an error; raises ErrorGroup if that fails."""
+    from niso.services.undo import undo_all
+
+    undo_all(machine, every, error, report)
+    if held is not None and held.homes:
+        _tell(machine, held.homes, report)
+
+
+def _untold(
+    store: Store, every: list[str], changes: list[Change], held: across.Held | None
+) -> list[str]:
+    """Return the services whose claims are not yet as their rows say."""
+    from niso.services import across
+
+    pairs = ((c.name, c.before.provider if c.before else None) for c in changes)
+    untold = across.behind(store, pairs)
+    others = (name for name in every if held is None or name not in held)
+    return list(dict.fromkeys((*untold, *others)))
+
+
+def _tell(machine: Machine, services: Iterable[str], report: Report) -> None:
     """Tell the cluster of services that need nothing of it any more, or ended."""
     from niso.services import across
 

@@ -353,11 +353,17 @@ def _mending(machine: Machine) -> Callable[[bool], None]:
 
 
 def end_services(machine: Machine, services: list[str]) -> None:
-    """End services that another host has taken over, and detach attachments. Raises Error."""
-    attached = [name for name in services if machine.store.attachments.get(name) is not None]
+    """End services that another host has taken over, and detach attachments. Raises Error.
+
+    Those that share their namespaces end with them.
+    """
+    store = machine.store
+    attached = [name for name in services if store.attachments.get(name) is not None]
     for name in attached:
         attachments.detach(machine, name)
-    deactivate(machine, [name for name in services if name not in attached])
+    ending = [name for name in services if name not in attached]
+    sharers = [sharer for name in ending for sharer in store.held_sharers(name)]
+    deactivate(machine, list(dict.fromkeys((*sharers, *ending))))
 
 
 def _tend_certificates(machine: Machine, own: Config, membership: Membership) -> None:

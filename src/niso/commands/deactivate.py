@@ -63,6 +63,7 @@ def remove(
         if with_volumes:
             for name in services:
                 volumes.check_removable(name)  # before anything is stopped
+        homes = [store.home(name) for name in known]
         begin(store, known, "remove volumes" if with_volumes else "remove")
         errors = stop.finish(machine, known, report, ends=False)
         ended = [name for name in known if (row := store.service(name)) and not row.active]
@@ -70,7 +71,7 @@ def remove(
         for name in services if with_volumes else ():
             if name not in known:
                 volumes.remove_all(name, report)
-        _tell(machine, known, report)
+        _tell(machine, [*known, *homes], report)
         stop.raise_all(errors)
 
 

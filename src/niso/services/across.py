@@ -18,7 +18,7 @@ from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.membership import Membership
 from niso.cluster.requests import NoAnswer
-from niso.cluster.settle import about, recorded, settle
+from niso.cluster.settle import about, recorded, settle, wanted_by_rows
 from niso.services import span_networks
 from niso.services.machine import Machine
 from niso.store.span_rows import Claim
@@ -41,8 +41,11 @@ class Held:
         engine: Engine,
         arriving: span_networks.Arriving,
         unobserved: Collection[str] = (),
+        homes: Collection[str] = (),
     ) -> None:
         self._unobserved = unobserved
+        self.homes = homes
+        """Services that the command does not change, and whose namespaces its services share."""
         self._machine = machine
         self._joined = joined
         self._engine = engine
@@ -72,7 +75,7 @@ class Held:
         What this host holds by its own record needs no answer of the cluster.
         """
         store = self._machine.store
-        known = {name: _own_record(store, *each) for name, each in wanted.items()}
+        known = {name: self._own_record(name, *each) for name, each in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])
         errors: list[Error] = []
         for name, (target, asked) in wanted.items():
@@ -89,7 +92,7 @@ class Held:
                     raise
                 self._is_silent = True
                 self._held[name] = record
-                text = f"{name} starts by this host's own record: {error.message}"
+                text = f"{target.name} starts by this host's own record: {error.message}"
                 report(Caution(text, (_LATER,)))
             except Error as error:
                 if error.key:
@@ -106,10 +109,14 @@ class Held:
                     raise self.lost
                 self._held[name] = recorded(self._claims.foreseen(asked, target.take))
             except NoAnswer:
-                record = _own_record(self._machine.store, target, asked)
+                record = self._own_record(name, target, asked)
                 if record is None:
                     raise
                 self._held[name] = record
+
+    def _own_record(self, name: str, target: Target, asked: Wanted) -> Claim | None:
+        store = self._machine.store
+        return store.across.claim(name) if name in self.homes else _own_record(store, target, asked)
 
     def _begin(self, services: list[str]) -> None:
         """Record that claims are asked for: whoever comes after a kill finds them by that."""
@@ -144,8 +151,10 @@ class Held:
         store, changed = self._machine.store, self._turned()
         self._arriving.record(self._machine, True, self._unobserved)
         mirror.write(store, self._arriving.seen, self._joined.host, changed)
-        for claim in self._held.values():
-            store.across.set_claim(claim)
+        for name, claim in self._held.items():
+            have = store.across.claim(name) if name in self.homes else None
+            if have is None or have.gen < claim.gen:  # a command may be changing the provider
+                store.across.set_claim(claim)
 
     def _turned(self) -> dict[str, view.Known]:
         seen, own = self._arriving.seen, self._joined.host
@@ -161,6 +170,8 @@ class Held:
         """Say that the services are up. Raises Conflict if this host has lost one meanwhile."""
         store = self._machine.store
         for name, claim in self._held.items() if not self._is_silent else ():
+            if name in self.homes:  # `tell` does it: a command may be changing it
+                continue
             try:
                 held = self._claims.publish(name, claim.mark, True, about(store, name))
             except NoAnswer as error:
@@ -190,15 +201,19 @@ def prepare(
     Raises Conflict, NoAnswer, Refused, Error; what was claimed by then is given up by `tell`.
     """
     store = machine.store
-    targets = [target for target in targets if target.spec.mode in ("bridge", "attached")]
+    every = list(targets)
+    homes = {target.name: _home(store, target, every) for target in every}
+    names = _names(store, homes, every)
+    around = _around(store, homes, names)
+    targets = [target for target in every if target.spec.mode in ("bridge", "attached")]
     on = sorted({net for target in targets for net in target.spec.networks} - {*made})
     spans = store.across.spanning(on)
     unknown = [net for net in on if net != DEFAULT_NETWORK and store.network(net) is None]
-    joined = machine.joined() if spans or unknown else None
+    joined = machine.joined() if spans or unknown or around else None
     if joined is None:
         return None
     brief = not unknown and all(
-        _own_record(store, target, _wanted(store, target, spans)) for target in targets
+        _own_record(store, target, _wanted(store, target, spans, names)) for target in targets
     )
     engine = joined.engine(brief)
     report(AskingCluster())
@@ -213,11 +228,16 @@ def prepare(
             lost = NoAnswer(error.reason, error.hint)
         spans += [spec.name for spec in arriving.specs]
         wanted = {
-            target.name: (target, _wanted(store, target, spans))
+            target.name: (target, _wanted(store, target, spans, names))
             for target in targets
             if not {*target.spec.networks}.isdisjoint(spans)
         }
-        held = Held(machine, joined, engine, arriving, unobserved)
+        wanted |= {
+            home: (target, around[home])
+            for target in every
+            if (home := homes[target.name]) in around
+        }
+        held = Held(machine, joined, engine, arriving, unobserved, around)
         held.lost = lost
         if dry_run:
             held.foresee(wanted)
@@ -237,7 +257,9 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
     What cannot be told now is told by the agent. ``final`` is as for `settle.settle`.
     """
     store = machine.store
-    told = [name for name in services if store.across.claim(name) is not None]
+    services = list(services)
+    both = dict.fromkeys((*services, *(store.home(name) for name in services)))
+    told = [name for name in both if store.across.claim(name) is not None]
     joined = machine.joined() if told else None
     if joined is None:
         return
@@ -281,16 +303,95 @@ def _arriving(
     return span_networks.arriving(store, joined, engine, cluster, found)
 
 
-def _wanted(store: Store, target: Target, spans: list[str]) -> Wanted:
-    """Return what a service needs: the addresses of its manifest, else those that it had."""
+def _home(store: Store, target: Target, targets: Iterable[Target]) -> str:
+    """Return the service whose namespace one is to share; "" for none, or an unknown one."""
+    share = target.spec.share if target.spec.mode == "share" else None
+    if share is None:
+        return ""
+    for other in targets:
+        if share == other.name or share in other.spec.names:
+            return other.name
+    try:
+        return store.name_holder(share) or ""
+    except Conflict:  # which one it is decides whether it is refused
+        return ""
+
+
+def _shares(store: Store, target: Target) -> bool:
+    """Return whether a service shares the namespace of another one now."""
+    row = store.service(target.name)
+    return row is not None and row.active and row.provider is not None
+
+
+def _names(
+    store: Store, homes: dict[str, str], targets: Iterable[Target]
+) -> dict[str, tuple[str, ...]]:
+    """Return the names of sharers at the addresses of their providers, by provider.
+
+    A sharer has one name, its own. A name that moves between two services of this host follows at
+    the end, when the one has given it up (`behind`). Those that a provider gives up stay with it
+    until then.
+    """
+    providers = {*homes.values(), *(target.name for target in targets)} - {""}
+    fresh = [
+        target.name
+        for target in targets
+        if store.across.claim(target.name) is None and not _shares(store, target)
+    ]
+    return {
+        provider: tuple(
+            sorted({*store.sharers(provider), *(s for s in fresh if homes[s] == provider)})
+        )
+        for provider in providers
+    }
+
+
+def _around(
+    store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
+) -> dict[str, Wanted]:
+    """Return what providers need that the command does not change, for those that share."""
+    wanted: dict[str, Wanted] = {}
+    for home in {*homes.values()} - {*homes, ""}:
+        row = store.service(home)
+        on = store.across.spanning(row.networks) if row is not None else []
+        if row is not None and on and store.across.claim(home) is not None:
+            asked = wanted_by_rows(store, row, on)
+            every = dict.fromkeys((*store.names(home), *names[home]))
+            wanted[home] = asked._replace(names=tuple(every))
+    return wanted
+
+
+def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
+    """Return the services whose claims do not have the names of sharers yet, the losers first.
+
+    ``services`` are those that were changed, each with its provider before.
+    """
+    found: dict[str, None] = {}
+    for name, before in services:
+        row = store.service(name)
+        now = row.provider if row is not None else None
+        if before or now:
+            found |= dict.fromkeys(each for each in (before, name, now) if each)
+    return list(found)
+
+
+def _wanted(
+    store: Store, target: Target, spans: list[str], names: dict[str, tuple[str, ...]]
+) -> Wanted:
+    """Return what a service needs: the addresses of its manifest, else those that it had.
+
+    A name that it has as a sharer of another one is still the other one's.
+    """
     spec = target.spec
     on = tuple(network for network in spec.networks if network in spans)
     had: dict[str, tuple[str, ...]] = {}
     for network, address in store.addresses(target.name):
         had[network] = (*had.get(network, ()), address)
-    return Wanted(
-        target.name, on, tuple(spec.names), {net: tuple(spec.statics(net)) for net in on}, had
-    )
+    former = store.names(target.name) if _shares(store, target) else ()
+    every = dict.fromkeys((*spec.names, *names.get(target.name, ())))
+    called = tuple(name for name in every if name not in former)
+    statics = {net: tuple(spec.statics(net)) for net in on}
+    return Wanted(target.name, on, called, statics, had)
 
 
 def _own_record(store: Store, target: Target, wanted: Wanted) -> Claim | None:
@@ -300,5 +401,5 @@ def _own_record(store: Store, target: Target, wanted: Wanted) -> Claim | None:
         return None
     statics = {address for some in wanted.requested.values() for address in some}
     held = {address for some in claim.addresses.values() for address in some}
-    same = statics <= held and {*store.names(target.name)} == {*wanted.names}
+    same = statics <= held and {*store.names(target.name)} == {*target.spec.names}
     return claim if same else None

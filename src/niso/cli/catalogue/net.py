@@ -116,8 +116,15 @@ GROUP = Group(
             "net ports",
             "list published ports",
             (),
-            (Option("exposed", ("--exposed",), "show from where each port can be reached"), JSON),
-            "A port without a host address has a row for each address family of its network.",
+            (
+                Option("exposed", ("--exposed",), "show from where each port can be reached"),
+                Option("all_hosts", ("--all-hosts",), "also list the ports of other hosts"),
+                JSON,
+            ),
+            "A port without a host address has a row for each address family of its network. With "
+            "--all-hosts it has one row, and HOST is the host of the cluster where it is open. Of "
+            "other hosts only services on networks that span hosts are known. If the cluster does "
+            "not answer, a warning says that only the ports of this host are listed.",
             (("niso net ports", ""), ("niso net ports --exposed", "")),
         ),
         Command(
