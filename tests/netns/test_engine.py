@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import signal
 import subprocess
@@ -193,6 +194,43 @@ def test_certificate_is_needed_on_both_sides(members: Members, tmp_path) -> None
     with pytest.raises(NoAnswer) as raised:
         Etcd(whole._replace(authority=str(tmp_path / "c"))).get("x")
     assert not raised.value.unknown
+
+
+def test_what_another_program_has_written_is_read_as_far_as_it_is_text(
+    members: Members, at: str
+) -> None:
+    with Etcd(members.access()) as engine:
+        start = put(engine, at + "a")
+        for key, value in ((b"b", b"\xff{}"), (b"\xfe", b"{}")):
+            packed = (base64.b64encode(part).decode() for part in (at.encode() + key, value))
+            engine.call("/v3/kv/put", dict(zip(("key", "value"), packed, strict=True)))
+        assert [item.value for item in engine.get(at).items] == ["x", "\ufffd{}", "{}"]
+        assert engine.keys(at) == [at + "a", at + "b", at + "\ufffd"]
+        events = [
+            e for batch in itertools.islice(engine.watch(at, start, 5), 3) for e in batch.events
+        ]
+        assert events[1].item is not None and events[1].item.value == "\ufffd{}"
+
+
+def test_full_engine_refuses_what_is_new_and_goes_on_with_the_others(
+    members: Members, at: str
+) -> None:
+    with Etcd(members.access()) as engine:
+        put(engine, at + "a")
+        full = {
+            "alarm": "NOSPACE",
+            "memberID": engine.call("/v3/maintenance/status", {})["header"]["member_id"],
+        }
+        engine.call("/v3/maintenance/alarm", {"action": "ACTIVATE", **full})
+        try:
+            with pytest.raises(Refused, match="space exceeded") as raised:
+                put(engine, at + "b")
+            assert "etcdctl defrag" in (raised.value.hint or "") and not raised.value.unknown
+            assert engine.keys(at) == [at + "a"]
+            assert engine.commit(Txn((), (Delete(at + "a"),))).done
+        finally:
+            engine.call("/v3/maintenance/alarm", {"action": "DEACTIVATE", **full})
+        put(engine, at + "b")
 
 
 def test_nobody_there_is_known_at_once_and_nothing_was_sent() -> None:

@@ -20,7 +20,7 @@ from niso.cluster.claims import Claim, Claims, Wanted
 from niso.cluster.index import Spec
 from niso.cluster.keys import decode
 from niso.cluster.membership import Host
-from niso.cluster.requests import NoAnswer
+from niso.cluster.requests import NoAnswer, Refused
 from niso.commands import network, stack
 from niso.commands.activate import activate
 from niso.commands.cluster_hosts import end_services
@@ -806,3 +806,34 @@ def test_service_that_is_taken_over_ends_with_its_sharers(host: Hosted) -> None:
         row = host.world.store.service(name)
         assert row is not None and not row.active
     host.world.assert_whole()
+
+
+def test_what_is_held_starts_and_others_are_followed_while_the_engine_is_full(host: Hosted) -> None:
+    path = host.package("api")
+    host.activate(path)
+    deactivate(host.world.machine, ["api"])
+    host.engine.is_full = True
+    host.activate("api")
+    assert "starts by this host's own record" in host.warned[-1]
+    restart(host.world.machine, ["api"])
+    with pytest.raises(Refused, match="database space exceeded"):
+        host.activate(host.package("web"))
+    assert host.world.store.service("web") is None
+    # what the engine still takes is followed
+    host.engine.is_full = False
+    host.claim("c", "other")
+    host.engine.is_full = True
+    host.look()
+    assert ("other", "198.51.100.3") in host.claims() and "space exceeded" in host.said[-1]
+    assert not host.up("api")
+    host.engine.is_full = False
+    host.look()
+    assert host.up("api") and host.record("api")
+    host.world.assert_whole()
+
+
+def test_policy_that_is_too_long_for_a_claim_is_left_out(host: Hosted) -> None:
+    entries = [f"10.{a}.{b}.0/24" for a in range(10) for b in range(120)]
+    host.activate(host.package("api", policy={"allow_from": entries}))
+    held = host.held("api")
+    assert held and held.policy == "too long" and host.up("api")

@@ -239,14 +239,19 @@ class Agent:
                             lost.append(record.service)
                     if store.service(record.service) is None:
                         remove_locks(record.service)
-            except (NoAnswer, Refused):
+            except Refused as error:  # what others have counts all the same
+                self._say(error.message)
+            except NoAnswer:
                 raise
             except Busy:
                 continue
             except Error as error:  # a clash: the other one has it, and this host is fenced by it
                 self._say(error.message)
         self._is_settled = True
-        self._end_strays(store, claims, now, now_s)
+        try:
+            self._end_strays(store, claims, now, now_s)
+        except Refused as error:
+            self._say(error.message)
         return lost
 
     def _end_strays(self, store: Store, claims: Claims, now: Seen, now_s: float) -> None:

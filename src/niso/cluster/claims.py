@@ -30,6 +30,8 @@ TRIES = 16
 """Attempts of one change: each is lost to a change of another host, or has had no answer."""
 NEAR = 64
 """After a lost race, one of so many free addresses is taken at random."""
+MOST_POLICY = 1 << 16
+"""Characters of a policy that others are shown; etcd refuses a request of more than 1.5 MB."""
 MOST_KEYS = 120
 """Keys of a claim: etcd takes 128 operations in a transaction."""
 
@@ -102,7 +104,8 @@ class About(NamedTuple):
     def values(self) -> dict[str, Any]:
         """Return the fields of the service's key."""
         sharers = {name: list(ports) for name, ports in self.sharers}
-        return {"ports": list(self.ports), "policy": self.policy, "sharers": sharers}
+        policy = self.policy if len(self.policy) <= MOST_POLICY else "too long"
+        return {"ports": list(self.ports), "policy": policy, "sharers": sharers}
 
 
 class Claims:

@@ -41,6 +41,11 @@ LONGEST = 8 << 20
 """Bytes of one line of a watch: etcd's own limit of a request is 1.5 MB, in base64."""
 _HINT = "what runs goes on; niso cluster status shows the members"
 _UNAVAILABLE = (500, 502, 503, 504)
+_HINTS = {
+    "space exceeded": "etcd is full: etcdctl defrag, then etcdctl alarm disarm",
+    "permission denied": "its user has to read and write all keys below the prefix",
+    "corrupt": "a member of etcd has other data than the others: etcdctl alarm list names it",
+}
 _NO_LEASE = 5  # NOT_FOUND (google.rpc.Code)
 _UNAUTHENTICATED = 16
 _FILES = "cluster.toml names it"
@@ -107,7 +112,7 @@ class Etcd:
         """As `Engine.mark`. A count alone ignores revisions (etcd 3.5.16)."""
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
-        last = next(iter(answer.get("kvs", ())), {})
+        last: dict[str, Any] = next(iter(answer.get("kvs", ())), {})
         newest, lease = (int(last.get(each, 0)) for each in ("mod_revision", "lease"))
         return Mark(_revision(answer), newest, lease, int(answer.get("count", 0)))
 
@@ -209,7 +214,7 @@ class Etcd:
                 if code == _UNAUTHENTICATED and self._token:  # tokens end after a while
                     self._token = ""
                     continue
-                raise Refused(f"etcd refuses the request: {reason}", value=str(code))
+                raise _refused(code, reason)
             if sent and not repeatable:
                 self._next()
                 raise NoAnswer(f"{self._where()}: {problem}", _HINT, unknown=True)
@@ -331,12 +336,18 @@ def _error(text: bytes) -> tuple[int, str]:
         return 0, "an answer that is not etcd's"
 
 
+def _refused(code: int, reason: str) -> Refused:
+    hint = next((hint for part, hint in _HINTS.items() if part in reason), _HINT)
+    return Refused(f"etcd refuses the request: {reason}", hint, str(code))
+
+
 def _packed(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
 def _text(packed: str) -> str:
-    return base64.b64decode(packed).decode()
+    """Return a key or a value; one that is no text can only be another program's."""
+    return base64.b64decode(packed).decode(errors="replace")
 
 
 def _end(prefix: str) -> str:

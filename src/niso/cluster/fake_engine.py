@@ -39,6 +39,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.down = False
+        self.is_full = False
         self.lose: list[str] = []
         self.late: list[Txn] = []
         self._revision = 1
@@ -153,6 +154,8 @@ class FakeEngine:
             raise NoAnswer("the cluster does not answer")
 
     def _commit(self, txn: Txn) -> Done:
+        if self.is_full and any(isinstance(change, Put) for change in txn.changes):
+            raise Refused("etcd refuses the request: etcdserver: mvcc: database space exceeded")
         keys = [change.key for change in txn.changes]
         if len(keys) > MOST_CHANGES or len(txn.conditions) > MOST_CHANGES:
             raise Refused("etcd refuses the request: too many operations in txn request")

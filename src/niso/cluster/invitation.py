@@ -14,7 +14,7 @@ from niso.base.lite_typing import NamedTuple
 from niso.cluster import certificates, config
 from niso.cluster.config import Config, Own, Reach
 from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer
+from niso.cluster.requests import NoAnswer, Refused
 from niso.manifest import values
 
 MAX_BYTES = 64 * 1024
@@ -157,9 +157,9 @@ def require_valid(invited: Invitation, own: Config) -> None:
         try:
             with own._replace(etcd=reach).engine() as engine:
                 cluster = Membership(engine, own.keys).cluster()
-        except NoAnswer:
-            raise
         except Error as error:
+            if isinstance(error, NoAnswer) and not isinstance(error, Refused):
+                raise
             reason = f"the files of the invitation do not work: {error.message}"
             raise InvalidInput(reason, _NOT_ONE) from None
         if cluster is None or cluster.identity != invited.cluster:

@@ -73,7 +73,7 @@ def state(access: Access, client: str) -> EtcdState | None:
     with Etcd(access._replace(members=(client,)), _ANSWER_S, rounds=1) as engine:
         try:
             answer = engine.call("/v3/maintenance/status", {})
-        except (NoAnswer, Refused):
+        except NoAnswer:
             return None
         ahead_s = _ahead_s(engine.date, time.time())
     head = answer.get("header", {})
@@ -153,8 +153,8 @@ def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
     while not is_done():
         try:
             request()
-        except (NoAnswer, Refused) as error:
-            wait = isinstance(error, NoAnswer) or error.value == _NOT_YET
+        except NoAnswer as error:
+            wait = not isinstance(error, Refused) or error.value == _NOT_YET
             if not wait or time.monotonic() >= until:
                 raise
             time.sleep(_PAUSE_S)

@@ -28,8 +28,16 @@ class NoAnswer(Error):
         self.unknown = unknown
 
 
-class Refused(Error):
-    """The engine has refused a request: it was not carried out."""
+class Refused(NoAnswer):
+    """The engine has refused a request: it was not carried out.
+
+    It is full, or the user may not do it. What needs no answer goes on as without one.
+    ``value`` is the code of the refusal (google.rpc.Code).
+    """
+
+    def __init__(self, reason: str, hint: str | None = None, value: str = "") -> None:
+        super().__init__(reason, hint)
+        self.value = value
 
 
 class Compacted(Exception):

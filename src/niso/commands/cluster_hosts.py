@@ -15,7 +15,7 @@ from niso.cluster import restore as restoring
 from niso.cluster.agent import Agent, Me, boot_id
 from niso.cluster.config import Member
 from niso.cluster.membership import Host, Membership
-from niso.cluster.requests import NoAnswer
+from niso.cluster.requests import NoAnswer, Refused
 from niso.commands import cluster_units as units
 from niso.commands.agents import Following, alone
 from niso.commands.cluster import LOCK, Joined, as_member, become_member, end_member, require_member
@@ -199,6 +199,8 @@ def be_only_member(machine: Machine, report: Report) -> None:
     with service_lock(LOCK):
         try:
             _count(own)
+        except Refused:
+            raise
         except NoAnswer:
             pass
         else:
@@ -247,8 +249,8 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
         with own.engine() as engine:
             engine.mark(own.keys.prefix)
         return own
-    except NoAnswer:
-        if not own.etcd.own:
+    except NoAnswer as error:
+        if isinstance(error, Refused) or not own.etcd.own:
             raise
     if os.path.lexists(os.path.join(own_etcd.data(), "member")):
         raise Conflict(
