@@ -35,6 +35,7 @@ A_TXN = 120
 """Keys in a transaction: etcd takes 128 operations."""
 CROWD_HOSTS = 50
 LEASE_S = 3600
+KNOWN_S = 20.0
 BEFORE_KILL_S = 0.7
 
 
@@ -236,25 +237,40 @@ class Crowd(NisoWorld):
         took = timed(self._look)
         if len(self.store.across.addresses()) != count:
             raise RuntimeError(f"the mirror has not all {count:,} services")
+        self.agent.watch([SPAN])
+        self._until_known(puts[-1].key, True)
+        self._look()
         return took
 
     def change(self) -> dict[str, float]:
-        """One more service of another host comes, and goes: a look of the agent, and the part after reading."""
+        """One more service of another host comes, and goes: a look of the agent, and the part after reading; and a whole look."""
         found = {}
         put = self._put(self._next)
         for words, change in (("comes", put), ("goes", Delete(put.key))):
             self.engine.commit(Txn((), (change,)))
+            self._until_known(put.key, change is put)
             with _following() as applied:
-                look = timed(self._look)
+                look = timed(partial(self._look, False))
             found |= {
                 f"look: one {words}": look,
                 f"apply: one {words}": applied[0][0],
                 f"apply, processor time: one {words}": applied[0][1],
             }
-        return found
+        before = time.process_time()
+        self._look()
+        return found | {"whole look, processor time": (time.process_time() - before) * 1000}
 
-    def _look(self) -> None:
-        self.agent.look(self.store, self.machine.kernel, self.engine, time.monotonic())
+    def _look(self, whole: bool = True) -> None:
+        now_s = time.monotonic()
+        self.agent.look(self.store, self.machine.kernel, self.engine, now_s, whole)
+
+    def _until_known(self, key: str, there: bool) -> None:
+        """Wait until the agent's watch has brought a key, or its end."""
+        end = time.monotonic() + KNOWN_S
+        while (key in self.agent.kept(SPAN)._items) != there:
+            if time.monotonic() > end:
+                raise RuntimeError(f"the agent's watch has not brought {key}")
+            time.sleep(LOOK_AGAIN_S)
 
     def _put(self, number: int) -> Put:
         name, at = f"r{number}", number + 1_000

@@ -56,11 +56,10 @@ class FakeEngine:
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
         with self._changed:
             self._answers(stale)
-            found = [
-                i
-                for k, i in self._items.items()
-                if (k == prefix if one else k[: len(prefix)] == prefix)
-            ]
+            if one:
+                found = [self._items[prefix]] if prefix in self._items else []
+            else:
+                found = [i for k, i in self._items.items() if k[: len(prefix)] == prefix]
             return Answer(self._revision, tuple(sorted(found)))
 
     def keys(self, prefix: str) -> list[str]:

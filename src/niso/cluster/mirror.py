@@ -51,21 +51,21 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = s
         changed: set[str] = set()
         if moved:  # first what goes
             rest = {name: known for name, known in wanted.items() if name not in moved}
-            changed |= _apply(store, kernel, now, rest, own, report)
-        changed |= _apply(store, kernel, now, wanted, own, report)
+            changed |= _apply(store, kernel, now, (present, rest), own, report)
+            present = _present(store, now.only)
+        changed |= _apply(store, kernel, now, (present, wanted), own, report)
     return sorted(changed)
 
 
 def _wanted(store: Store, now: Seen, own: str, spans: Collection[str]) -> dict[str, Known]:
     """Return the services of others that this host shall have, of those that may have changed."""
     names = now.services if now.only is None else now.only
-    some = [(name, now.services.get(name, NOTHING)) for name in names]
-    wanted = {
-        name: known._replace(addresses=tuple(a for a in known.addresses if a.network in spans))
-        for name, known in some
-        if any(a.network in spans for a in known.addresses)
-        and all(address.host != own for address in known.addresses)
-    }
+    wanted = {}
+    for name in names:
+        known = now.services.get(name, NOTHING)
+        on = tuple(a for a in known.addresses if a.network in spans)
+        if on and all(address.host != own for address in known.addresses):
+            wanted[name] = known if len(on) == len(known.addresses) else Known(on, known.names)
     return _without_own(store, wanted)
 
 
@@ -98,35 +98,29 @@ def _apply(
     store: Store,
     kernel: Kernel,
     now: Seen,
-    wanted: dict[str, Known],
+    turn: tuple[dict[str, Known], dict[str, Known]],
     own: str,
     report: Report,
 ) -> set[str]:
     """Write the rows that differ and converge what they concern; return the services.
 
-    If only some services may have changed, no host has.
+    ``turn`` is what services are by the rows, and what they shall be. If only some may have
+    changed, no host has.
     """
+    present, wanted = turn
     peers, before_peers = {}, {}
     if now.only is None:
         others = [host for host in now.hosts if host.name != own]
         peers = {host.name: (host.state_id, _wire(store, host), host.alive) for host in others}
         before_peers = store.across.peers()
     differ = {name for name in {*peers, *before_peers} if peers.get(name) != before_peers.get(name)}
-    present = _present(store, now.only)
-    changed = {
-        name
-        for name in {*wanted, *present}
-        if wanted.get(name) != present.get(name)
-        or any(
-            address.host in differ
-            for known in (wanted.get(name), present.get(name))
-            if known
-            for address in known.addresses
-        )
-    }
+    changed = {name for name in {*wanted, *present} if wanted.get(name) != present.get(name)}
+    if differ:
+        both = (*wanted.items(), *present.items())
+        changed |= {name for name, known in both if any(a.host in differ for a in known.addresses)}
     if changed or differ:
-        turn = {name: peers.get(name) for name in differ}
-        _change(store, kernel, {name: wanted.get(name, NOTHING) for name in changed}, turn, report)
+        hosts = {name: peers.get(name) for name in differ}
+        _change(store, kernel, {name: wanted.get(name, NOTHING) for name in changed}, hosts, report)
     return changed
 
 

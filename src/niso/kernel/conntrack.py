@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
+from niso.base.errors import KernelError
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg
@@ -157,8 +158,9 @@ def _flush(
     It repeats until a pass finds none, or until one began so late that all it finds was made by the
     new rules: the clients of a busy service send all the time.
 
-    With ``exact`` the IPv4 filters return only matches. If there are many entries the kernel is
-    then asked to delete by filter itself (seen with Linux 6.18; an older one should refuse).
+    With ``exact`` the IPv4 filters return only matches. Where that costs less, the kernel is then
+    asked to delete by filter itself (seen with Linux 6.18; one that cannot refuses, as the filter
+    is not a whole tuple).
     """
 
     def parse(body: bytes) -> bytes | None:
@@ -179,20 +181,17 @@ def _flush(
         if not count:
             return 0
         ours = [body for body in filters if body[0] == socket.AF_INET]
+        is_all = len(ours) == len(filters)
+        dumped = _GIVEN * count + (_WALK if is_all else 0)
         # one request per address and end: only where that costs less than a dump of all entries
-        if exact and ours and len(ours) * (_OWN_WALK + _OWN_SKIPPED * count) < _GIVEN * count:
-            refusals = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT)
-            for start in range(0, len(ours), _CHUNK):
-                chunk = ours[start : start + _CHUNK]
-                kernel.transact(
-                    *(
-                        Message("delete conntrack entries", _CT_DELETE, 0, body, refusals)
-                        for body in chunk
-                    )
-                )
+        if exact and ours and len(ours) * (_OWN_WALK + _OWN_SKIPPED * count) < dumped:
+            can = _delete_by(kernel, ours)
             answer = kernel.get_one(what, _CT_GET_STATS, nfgenmsg(socket.AF_UNSPEC), _ABSENT)
             left = netlink.understood(what, _entries, answer or b"")
             deleted, count = max(0, count - left), left
+            if can and is_all:
+                _delete_by(kernel, ours)  # what packets under way have made
+                return deleted
         # Each dump walks the whole table. With few entries a single walk of all is the cheapest.
         if _GIVEN * count < (len(filters) - 1) * (_WALK + _SKIPPED * count):
             filters = [nfgenmsg(socket.AF_UNSPEC)]
@@ -213,6 +212,24 @@ def _flush(
             if late or not matching:
                 break
     return deleted
+
+
+def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
+    """Have the kernel delete the entries that the filters choose; return False if it cannot."""
+    can = True
+    for start in range(0, len(filters), _CHUNK):
+        try:
+            kernel.transact(
+                *(
+                    Message("delete conntrack entries", _CT_DELETE, 0, body)
+                    for body in filters[start : start + _CHUNK]
+                )
+            )
+        except KernelError as error:
+            if error.errno not in (*_ABSENT, errno.ENOENT):
+                raise
+            can = False
+    return can
 
 
 def _entries(answer: bytes) -> int:
