@@ -49,7 +49,7 @@ MOST = "12g"
 """Bytes of all stores: 2 to 6 MB each, most of it reserved or log of SQLite."""
 PROGRESS = ("--experimental-watch-progress-notify-interval=5s",)
 """As niso's own unit of etcd."""
-LATER = 20
+LATER = 10
 """Hosts that join when all others are there."""
 KEYS = Keys()
 CHUNK = re.compile(rb"\r\n[0-9a-f]+\r\n")
@@ -164,7 +164,7 @@ class Worker:
 
     def __init__(self, numbers: range, access: Access, folder: Path, pipe: Connection) -> None:
         folder.mkdir()
-        os.environ["NISO_RUN_DIR"] = str(folder / "run")
+        os.environ["NISO_RUN_DIR"] = f"/dev/shm/{folder.name}"  # in memory, as /run
         self.pipe, self.folder, self.numbers = pipe, folder, numbers
         self.access = access
         self.engine = Etcd(access, 20.0)
@@ -245,16 +245,16 @@ class Worker:
         for at in range(0, len(puts), A_TXN):
             self.engine.commit(Txn((), tuple(puts[at : at + A_TXN])))
 
-    def join_one(self, name: str) -> float:
-        """Have one more host join, by the command's own code, and be followed by its agent."""
-        host = self.hosts[name]
-        Membership(self.engine).join(host.host())
-        assert host.agent.keep(self.engine, self.engine.grant(TTL_S))
-        joined = time.monotonic()
-        self.joined.append(host)
-        self._watch(host)
-        self._look(host)
-        return joined
+    def join_more(self) -> float:
+        """Have all other hosts join, by the command's own code, and be followed by their agents."""
+        for host in self.hosts.values():
+            if host not in self.joined:
+                Membership(self.engine).join(host.host())
+                assert host.agent.keep(self.engine, self.engine.grant(TTL_S))
+                self.joined.append(host)
+                self._watch(host)
+                self._look(host)
+        return time.monotonic()
 
     def watch(self) -> int:
         """Open the watches of all hosts that have joined, each with a connection of its own; how many."""
@@ -480,8 +480,7 @@ def _joins(it: Simulation) -> Iterator[str]:
     spent, last = it.etcd_s(), it.count - 1
     it.all("expect", f"h{last}", True)
     began = time.monotonic()
-    for number in range(it.count - LATER, it.count):
-        joined = it.of(number).call("join_one", f"h{number}")
+    joined = max(it.all("join_more"))
     times = it.known("expected", f"h{last}", last)
     it.settle()
     looks = sum(len(some) for some in it.all("spent"))
