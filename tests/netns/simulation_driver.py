@@ -30,6 +30,7 @@ from fake_world import World
 from niso.cluster import view
 from niso.cluster.agent import Agent, Me
 from niso.cluster.etcd import Access, Etcd, _batch
+from niso.cluster.kept import Kept
 from niso.cluster.keys import Keys, encode
 from niso.cluster.membership import Host, Membership, host_value
 from niso.cluster.requests import Batch, Put, Txn
@@ -43,12 +44,12 @@ PROCESSES = 2
 TTL_S = 3600
 A_TXN = 120
 QUIET_S = 1.0
-WAIT_S = 600.0
+WAIT_S = 1_800.0
 MOST = "12g"
 """Bytes of all stores: 2 to 6 MB each, most of it reserved or log of SQLite."""
 PROGRESS = ("--experimental-watch-progress-notify-interval=5s",)
 """As niso's own unit of etcd."""
-LATER = 20
+LATER = 10
 """Hosts that join when all others are there."""
 KEYS = Keys()
 CHUNK = re.compile(rb"\r\n[0-9a-f]+\r\n")
@@ -69,8 +70,9 @@ class Joined:
 class Watch(Etcd):
     """A watch as the agent's, to select."""
 
-    def __init__(self, access: Access, prefix: str, revision: int) -> None:
+    def __init__(self, access: Access, prefix: str, kept: Kept, revision: int) -> None:
         super().__init__(access, 20.0)
+        self.kept = kept
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         span = dict(zip(("key", "range_end"), map(_packed, (prefix, end)), strict=True))
         request = {**span, "start_revision": revision, "progress_notify": True}
@@ -133,9 +135,10 @@ class Simulated:
     def host(self) -> Host:
         return Host(self.name, self.world.store.state_id(), self.address, 1500, False)
 
-    def look(self) -> list[str]:
+    def look(self, whole: bool) -> list[str]:
         self.here()
-        return self.agent.look(self.world.store, self.world.kernel, self.engine, time.monotonic())
+        store, kernel = self.world.store, self.world.kernel
+        return self.agent.look(store, kernel, self.engine, time.monotonic(), whole)
 
     def differs(self) -> bool:
         """Whether its mirror or its kernel is not as the cluster is."""
@@ -161,7 +164,7 @@ class Worker:
 
     def __init__(self, numbers: range, access: Access, folder: Path, pipe: Connection) -> None:
         folder.mkdir()
-        os.environ["NISO_RUN_DIR"] = str(folder / "run")
+        os.environ["NISO_RUN_DIR"] = f"/dev/shm/{folder.name}"  # in memory, as /run
         self.pipe, self.folder, self.numbers = pipe, folder, numbers
         self.access = access
         self.engine = Etcd(access, 20.0)
@@ -187,7 +190,7 @@ class Worker:
                     host = self.watches[fd][0]
                     woken[host.name] = host
             for host in woken.values():
-                self._look(host)
+                self._look(host, whole=False)
             if asked:
                 method, *words = self.pipe.recv()
                 if method == "end":
@@ -200,14 +203,14 @@ class Worker:
     def _has_event(self, fd: int) -> bool:
         host, watch = self.watches[fd]
         batches = watch.read()
-        if watch.prefix == KEYS.hosts:
-            for batch in batches:
-                host.agent.roster.kept.hear(batch, time.monotonic())
+        for batch in batches:
+            if not watch.kept.hear(batch, time.monotonic()):
+                raise SystemExit(f"a watch of {host.name} has to begin again")
         return any(batch.events for batch in batches)
 
-    def _look(self, host: Simulated) -> None:
+    def _look(self, host: Simulated, whole: bool = True) -> None:
         spent = time.process_time()
-        changed = host.look()
+        changed = host.look(whole)
         self.looks.append((time.process_time() - spent) * 1000)
         self.last_s = time.monotonic()
         for name in changed:
@@ -242,16 +245,16 @@ class Worker:
         for at in range(0, len(puts), A_TXN):
             self.engine.commit(Txn((), tuple(puts[at : at + A_TXN])))
 
-    def join_one(self, name: str) -> float:
-        """Have one more host join, by the command's own code, and be followed by its agent."""
-        host = self.hosts[name]
-        Membership(self.engine).join(host.host())
-        assert host.agent.keep(self.engine, self.engine.grant(TTL_S))
-        joined = time.monotonic()
-        self.joined.append(host)
-        self._watch(host)
-        self._look(host)
-        return joined
+    def join_more(self) -> float:
+        """Have all other hosts join, by the command's own code, and be followed by their agents."""
+        for host in self.hosts.values():
+            if host not in self.joined:
+                Membership(self.engine).join(host.host())
+                assert host.agent.keep(self.engine, self.engine.grant(TTL_S))
+                self.joined.append(host)
+                self._watch(host)
+                self._look(host)
+        return time.monotonic()
 
     def watch(self) -> int:
         """Open the watches of all hosts that have joined, each with a connection of its own; how many."""
@@ -260,9 +263,13 @@ class Worker:
         return len(self.watches)
 
     def _watch(self, host: Simulated) -> None:
-        start = host.agent.roster.kept.begin(self.engine, time.monotonic())
-        for prefix in (KEYS.hosts, KEYS.network(host.network)):
-            watch = Watch(self.access, prefix, start)
+        agent = host.agent
+        follow = (
+            (KEYS.hosts, agent.roster.kept),
+            (KEYS.network(host.network), agent.kept(host.network)),
+        )
+        for prefix, kept in follow:
+            watch = Watch(self.access, prefix, kept, kept.begin(self.engine, time.monotonic()))
             self.watches[watch.socket.fileno()] = (host, watch)
             self.poll.register(watch.socket, select.POLLIN)
 
@@ -473,8 +480,7 @@ def _joins(it: Simulation) -> Iterator[str]:
     spent, last = it.etcd_s(), it.count - 1
     it.all("expect", f"h{last}", True)
     began = time.monotonic()
-    for number in range(it.count - LATER, it.count):
-        joined = it.of(number).call("join_one", f"h{number}")
+    joined = max(it.all("join_more"))
     times = it.known("expected", f"h{last}", last)
     it.settle()
     looks = sum(len(some) for some in it.all("spent"))

@@ -14,7 +14,7 @@ import pytest
 from conftest import TESTS
 
 HOSTS, CHANGES = 1_000, 100
-PATIENCE_S = 1_800
+PATIENCE_S = 3_600
 
 
 @pytest.mark.skipif(os.environ.get("NISO_TEST_LONG") != "1", reason="part of ./dev test-long")

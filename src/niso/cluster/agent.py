@@ -26,15 +26,15 @@ from niso.cluster.lag import Lag
 from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import NoAnswer, Refused
 from niso.cluster.roster import Roster
-from niso.cluster.settle import settle
+from niso.cluster.settle import is_so, settle
 from niso.cluster.view import Known, View
-from niso.cluster.watchers import Watches, about
+from niso.cluster.watchers import Watches, about, connected
+from niso.store.sqlite import sqlite3, unusable
 
 if TYPE_CHECKING:
     from niso.cluster.requests import Engine
     from niso.cluster.view import Seen
     from niso.kernel.interface import Kernel
-    from niso.store.span_rows import Claim
     from niso.store.store import Store
 
 TTL_S = 10
@@ -124,9 +124,7 @@ class Agent:
         """
         if whole:
             self._view.doubt()
-        if store.cluster_id() != self.me.cluster:
-            self._say(f"this host has left cluster {self.me.cluster}")
-            self.stop()
+        if self._has_left(store):
             return []
         membership = Membership(engine, self.keys)
         cluster = membership.cluster()
@@ -175,6 +173,14 @@ class Agent:
             gone.note((host.name for host in hosts if not host.alive), now_s)
         self._said = "" if self._doubt_since is None else self._said
         return changed
+
+    def _has_left(self, store: Store) -> bool:
+        """Return whether this host has left the cluster: then the agent ends."""
+        if store.cluster_id() == self.me.cluster:
+            return False
+        self._say(f"this host has left cluster {self.me.cluster}")
+        self.stop()
+        return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Engine, member: bool) -> list[str]:
         """Return this host's networks that span hosts; of a member, those that are gone go."""
@@ -225,11 +231,11 @@ class Agent:
             recorded = {record.service for record in records}
             self._orphans = {n: since for n, since in self._orphans.items() if n in recorded}
         for record in records:
-            is_so = _is_so(store, record, now)
-            if is_so and self._is_settled:
+            so = is_so(store, record, now)
+            if so and self._is_settled:
                 self._orphans.pop(record.service, None)
                 continue
-            since = now_s if is_so else self._orphans.setdefault(record.service, now_s)
+            since = now_s if so else self._orphans.setdefault(record.service, now_s)
             self._is_sure = False
             try:
                 with service_lock(record.service, 0):
@@ -309,7 +315,8 @@ class Agent:
         now = now._replace(only=None)
         known = store.across.addresses() if empty else {}
         empty = bool(known)
-        before = {name for name, (_, _, live) in store.across.peers().items() if live}
+        peers = store.across.peers()
+        before = {name for name, (_, _, live) in peers.items() if live}
         gone = before - {host.name for host in others if host.alive}
         most = len(before) >= _GUARDED and len(gone) * 2 > len(before)
         if not (most or (empty and len(known) > 1)):
@@ -328,7 +335,6 @@ class Agent:
             now = now._replace(services=services)
         hosts = [h._replace(alive=h.alive or h.name in gone) for h in now.hosts]
         missing = gone - {host.name for host in hosts}
-        peers = store.across.peers()
         hosts += [Host(name, *peers[name][:2], 0, True) for name in sorted(missing)]
         return now._replace(hosts=tuple(hosts))
 
@@ -361,7 +367,7 @@ class Agent:
         """Look whenever there is something to see, until `stop`."""
         for target in (self._alive, self._listen, *((self._mend,) if self.mend else ())):
             threading.Thread(target=target, daemon=True).start()
-        engine = self.connect()
+        engine = None
         self.watch(())
         due, tended, whole_s = True, -LOOK_S, 0.0
         hosts: set[str] = set()
@@ -379,6 +385,9 @@ class Agent:
                 whole = began >= whole_s or self._called.is_set()
                 self._called.clear()
                 self.lag.notice(began)
+                if self._has_left(store):
+                    break
+                engine = engine or self.connect()
                 self.look(store, kernel, engine, began, whole)
                 whole_s = began + about(LOOK_S) if whole else whole_s
                 if self._whole:
@@ -388,8 +397,9 @@ class Agent:
                     tended = time.monotonic()
                     self.tend(engine)
                 self.watch(net.name for net in store.networks() if net.span is not None)
-            except (Error, OSError) as error:  # files vanish while the host leaves its cluster
-                self._say(error.message if isinstance(error, Error) else str(error))
+            # files vanish while the host leaves its cluster, and a busy store is locked for long
+            except (Error, OSError, sqlite3.Error) as error:
+                self._say(_text(error))
                 due = not self._over.wait(about(1.0))
             self._over.wait(LEAST_S)
 
@@ -438,19 +448,19 @@ class Agent:
             whole = now_s if due else whole
             try:
                 self.mend(due)
-            except Error as error:
+            except (Error, OSError, sqlite3.Error) as error:
                 whole = -LOOK_S
-                self._say(error.message)
+                self._say(_text(error))
             self._over.wait(MEND_S)
 
     def _alive(self) -> None:
         """Keep the lease, which outlives this process for a while: a restart is not noticed."""
-        engine = self.connect()
+        engine = connected(self.connect, self._over)
         path = os.path.join(paths.run_dir(), "lease")
         lease, said = 0, True  # another process may have said it by the same lease
         with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
             lease = int(file.read())
-        while not self._over.is_set():
+        while engine is not None and not self._over.is_set():
             try:
                 kept = self.keep(engine, lease)
                 if kept != lease:
@@ -467,24 +477,10 @@ class Agent:
             self._over.wait(KEEP_S)
 
 
-def _is_so(store: Store, record: Claim, now: Seen) -> bool:
-    """Return whether the cluster has of a service what this host's rows say, as far as seen.
-
-    The record of a claim is not enough: an activation that was undone may have changed it.
-    """
-    row, known = store.service(record.service), now.services.get(record.service)
-    if row is None or known is None or not record.addresses:
-        return False
-    on = store.across.spanning(row.networks)
-    leased = {each for each in store.addresses(record.service) if each[0] in on}
-    held = {(net, a) for net, some in record.addresses.items() for a in some}
-    return (
-        {(a.network, a.address) for a in known.addresses} == held == leased
-        and {*record.addresses} == {*on}
-        and {a.gen for a in known.addresses} == {record.gen}
-        and {a.up for a in known.addresses} == {row.active}
-        and {*known.names} == {*store.names_there(record.service)}
-    )
+def _text(error: Exception) -> str:
+    """Return what the log says of an error."""
+    error = unusable(error) if isinstance(error, sqlite3.Error) else error
+    return error.message if isinstance(error, Error) else str(error)
 
 
 def boot_id() -> str:

@@ -138,5 +138,6 @@ def _run(*words: str, text: str = "") -> str:
     except FileNotFoundError:
         raise Error("openssl is missing", "apt-get install openssl") from None
     if done.returncode:
-        raise Error(f"openssl {words[0]}: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        raise Error(f"openssl {words[0]}: {said[-1]}")
     return done.stdout

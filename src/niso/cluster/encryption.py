@@ -140,6 +140,8 @@ def follow(
         return
     scope = Scope((), ())
     with Lock(), store.transaction():
+        if store.across.tunnel() is None:  # a command has left the cluster meanwhile
+            return
         before = desired_now(kernel, store, scope)
         store.across.set_tunnel(wanted)
         converge(kernel, store, scope, before, report)
@@ -161,13 +163,16 @@ def _adopt(store: Store, kernel: Kernel) -> str:
     A command that renewed it may have been killed before.
     """
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
-    assert present is not None
+    if present is None:  # a command has left the cluster meanwhile
+        return ""
     if not private:
         return present.public
     public = kernel.wireguard_keys(private.decode("ascii", "replace").strip())[1]
     if public != present.public:
         scope = Scope((), ())
         with Lock(), store.transaction():
+            if store.across.tunnel() is None:
+                return ""
             before = desired_now(kernel, store, scope)
             store.across.set_tunnel(present._replace(public=public))
             converge(kernel, store, scope, before)

@@ -1,8 +1,10 @@
 """Talk to etcd through its JSON gateway (etcd.io/docs/v3.5/dev-guide/api_grpc_gateway).
 
 Any member answers. One that does not is left for the next, so a request waits for at most
-`ROUNDS` × `REQUEST_S` for each. JSON leaves out fields that are false or 0, and has 64-bit numbers
-as text. The gateway takes client certificates only without a common name once users are in use.
+`ROUNDS` × `REQUEST_S` for each. Where there are fewer than `ROUNDS` members, it waits for each the
+longer: a busy one is slow, and there is no other one to ask. JSON leaves out fields that are false
+or 0, and has 64-bit numbers as text. The gateway takes client certificates only without a common
+name once users are in use.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ _HINTS = {
     "permission denied": "its user has to read and write all keys below the prefix",
     "corrupt": "a member of etcd has other data than the others: etcdctl alarm list names it",
 }
+_PASSWORD = 3
+"""So many times as long etcd may take to check a password, by bcrypt."""
 _NO_LEASE = 5  # NOT_FOUND (google.rpc.Code)
 _UNAUTHENTICATED = 16
 _FILES = "cluster.toml names it"
@@ -73,6 +77,7 @@ class Etcd:
     def __init__(self, access: Access, request_s: float = REQUEST_S, rounds: int = ROUNDS) -> None:
         self._members = list(access.members)
         self._request_s = request_s
+        self._wait_s = request_s * max(1.0, rounds / len(access.members))
         self._rounds = rounds
         self._context = _context(access) if access.authority else None
         self._user = _user(access.user_file) if access.user_file else None
@@ -131,7 +136,7 @@ class Etcd:
 
     def keep(self, lease: int) -> bool:
         """As `Engine.keep`. The answer about a lease that has ended has no TTL."""
-        answer = self._ask("/v3/lease/keepalive", {"ID": str(lease)})
+        answer = self._ask("/v3/lease/keepalive", {"ID": str(lease)}, wait_s=self._request_s)
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     def revoke(self, lease: int) -> None:
@@ -186,7 +191,13 @@ class Etcd:
 
     # --- transport ------------------------------------------------------------
 
-    def _ask(self, path: str, body: dict[str, Any], repeatable: bool = True) -> dict[str, Any]:
+    def _ask(
+        self,
+        path: str,
+        body: dict[str, Any],
+        repeatable: bool = True,
+        wait_s: float | None = None,
+    ) -> dict[str, Any]:
         """Return the answer of the first member that has one.
 
         A request that is not ``repeatable`` goes to another member only if it cannot have reached
@@ -199,6 +210,7 @@ class Etcd:
                 connection = self._connected()
                 headers = self._headers()
                 sent = True
+                _wait(connection, wait_s or self._wait_s)
                 connection.request("POST", path, json.dumps(body), headers)
                 response = connection.getresponse()
                 status, text = response.status, response.read()
@@ -229,6 +241,7 @@ class Etcd:
         headers = {"Host": "niso"}
         if self._user and not self._token:
             connection = self._connected()
+            _wait(connection, _PASSWORD * self._wait_s)
             body = json.dumps(dict(zip(("name", "password"), self._user, strict=True)))
             connection.request("POST", "/v3/auth/authenticate", body, headers)
             response = connection.getresponse()
@@ -252,6 +265,7 @@ class Etcd:
                 connection = self._connected()
                 headers = self._headers() | {"Grpc-Metadata-hasleader": "true"}
                 self._connection = None
+                _wait(connection, self._wait_s)
                 connection.request("POST", path, json.dumps(body), headers)
                 response = connection.getresponse()
                 if response.status == 200:
@@ -269,10 +283,10 @@ class Etcd:
             host, _, port = self._members[0].rpartition(":")
             place = (host.strip("[]"), int(port))
             if self._context is None:
-                connection = http.client.HTTPConnection(*place, timeout=self._request_s)
+                connection = http.client.HTTPConnection(*place, timeout=self._wait_s)
             else:
                 connection = http.client.HTTPSConnection(
-                    *place, timeout=self._request_s, context=self._context
+                    *place, timeout=self._wait_s, context=self._context
                 )
             connection.connect()
             self._connection = connection
@@ -284,6 +298,12 @@ class Etcd:
 
     def _where(self) -> str:
         return f"the cluster does not answer ({', '.join(sorted(self._members))})"
+
+
+def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
+    """Have the next answer of a connection come in time, or be a timeout."""
+    if connection.sock is not None:
+        connection.sock.settimeout(seconds)
 
 
 def _context(access: Access) -> ssl.SSLContext:

@@ -32,6 +32,8 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = s
     KernelError and Error: nothing is recorded then, and the next call does the same again.
     """
     with Lock():
+        if not store.cluster_id():  # a command has left the cluster meanwhile
+            return []
         _go_back(store, kernel, report)
         spans = {network.name for network in store.networks() if network.span is not None}
         wanted = _wanted(store, now, own, spans)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from niso.cluster.claims import Claim as Held
     from niso.cluster.claims import Claims
+    from niso.cluster.view import Seen
     from niso.kernel.interface import Kernel
     from niso.store.store import ServiceRow, Store
 
@@ -53,6 +54,26 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
             store.across.set_claim(recorded(have))
     claims.publish(service, have.mark, row.active, about(store, service))
     return True
+
+
+def is_so(store: Store, record: Claim, now: Seen) -> bool:
+    """Return whether the cluster has of a service what this host's rows say, as far as seen.
+
+    The record of a claim is not enough: an activation that was undone may have changed it.
+    """
+    row, known = store.service(record.service), now.services.get(record.service)
+    if row is None or known is None or not record.addresses:
+        return False
+    on = store.across.spanning(row.networks)
+    leased = {each for each in store.addresses(record.service) if each[0] in on}
+    held = {(net, a) for net, some in record.addresses.items() for a in some}
+    return (
+        {(a.network, a.address) for a in known.addresses} == held == leased
+        and {*record.addresses} == {*on}
+        and {a.gen for a in known.addresses} == {record.gen}
+        and {a.up for a in known.addresses} == {row.active}
+        and {*known.names} == {*store.names_there(record.service)}
+    )
 
 
 def recorded(claim: Held) -> Claim:

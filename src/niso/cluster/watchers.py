@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from niso.cluster.requests import Engine
 
 SILENCE_S = 12.0
+_AGAIN_S = 1.0
 _BACK_OFF_S = (0.2, 5.0)
 
 
@@ -47,8 +48,8 @@ class Watches:
 
     def _run(self, prefix: str, kept: Kept, hurry: bool) -> None:
         wait = _BACK_OFF_S[0]
-        engine = self._connect()
-        while not self._over.is_set():
+        engine = connected(self._connect, self._over)
+        while engine is not None and not self._over.is_set():
             try:
                 start = kept.begin(engine, time.monotonic())
                 self._notice(True)  # whatever came before
@@ -68,6 +69,19 @@ class Watches:
             except Error:
                 self._over.wait(about(wait))
                 wait = min(2 * wait, _BACK_OFF_S[1])
+
+
+def connected(connect: Callable[[], Engine], over: threading.Event) -> Engine | None:
+    """Return a connection, as soon as the files for it are there; None once ``over`` is set.
+
+    A command changes them, and removes them when the host leaves the cluster.
+    """
+    while not over.is_set():
+        try:
+            return connect()
+        except (Error, OSError):
+            over.wait(about(_AGAIN_S))
+    return None
 
 
 def about(seconds: float) -> float:
