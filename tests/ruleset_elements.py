@@ -61,10 +61,8 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
         ),
     )
     return [
-        *nft.network(network, names.bridge(network), subnets, internal=True),
-        *nft.endpoint(
-            service, link, mac, ((four, subnets[0].cidr), (six, subnets[1].cidr)), Limits(1, 2, 3)
-        ),
+        *nft.network(network, names.bridge(network), mac, subnets, internal=True),
+        *nft.endpoint(service, link, mac, (four, six), Limits(1, 2, 3)),
         *(element for port in ports for element in nft.published(service, port, (four, six))),
         *(
             element

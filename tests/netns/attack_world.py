@@ -237,6 +237,13 @@ class World:
             self.lab.run("nft", "-s", "list", "table", *each.split()).stdout
             for each in ("inet niso", "bridge niso")
         )
+        # some sets list their elements in the order in which they were added
+        text = re.sub(
+            r"elements = \{(.*?)\}",
+            lambda found: str(sorted(each.strip() for each in found[1].split(","))),
+            text,
+            flags=re.DOTALL,
+        )
         # what was seen, and ports of the host's programs: the rules' own memory
         return re.sub(
             r"\t(?:set|map) \w+ \{\n.*?\n\t\}\n",

@@ -21,7 +21,10 @@ from scapy.packet import Raw
 from scapy.utils import checksum
 from wire import FAMILY, Wire
 
-ROUTED_BACK = [Rule("bridge niso", f"to_own{n}", (f"@own{n}",)) for n in (4, 6)]
+ROUTED_BACK = {
+    "bridge": [Rule("bridge niso", f"to_own{n}", (f"@own{n}",)) for n in (4, 6)],
+    "port": [Rule("bridge niso", f"to_own{n}", ("@host_macs",)) for n in (4, 6)],
+}
 ASKING = [Rule("bridge niso", chain, ("@arp_nd",)) for chain in ("from_port", "from_own_nd")]
 FRAGMENTS = [Rule("bridge niso", chain, ("@fragments",)) for chain in ("prerouting", "from_own6")]
 FLOWS = [Rule("inet niso", chain, ("@flows",)) for chain in ("forward", "input")]
@@ -62,9 +65,9 @@ NOBODY = {
 }
 
 
-def asked_for(world: World, family: int) -> int:
-    """Send to addresses that nobody has, by the gateway's MAC; return how many the host then asks for."""
-    head = Ether(src=world.mac["mallory"], dst=world.bridge["backend"].mac)
+def asked_for(world: World, family: int, mac: str) -> int:
+    """Send to addresses that nobody has, by a MAC of the host; return how many it then asks for."""
+    head = Ether(src=world.mac["mallory"], dst=mac)
     own = world.of["mallory"].ip(family)
     flood(
         world,
@@ -75,11 +78,21 @@ def asked_for(world: World, family: int) -> int:
     return len({each["dst"] for each in entries} & set(NOBODY[family]))
 
 
+@pytest.mark.parametrize("by", ["bridge", "port"])
 @both_families
-def test_host_asks_for_no_neighbour_in_a_services_stead(world: World, family: int) -> None:
-    with world.without(ROUTED_BACK):
-        assert asked_for(world, family) == len(NOBODY[family])
-    assert asked_for(world, family) == 0
+def test_host_asks_for_no_neighbour_in_a_services_stead(world: World, family: int, by: str) -> None:
+    """Neither by the MAC of the bridge nor by that of mallory's port, which it would have to guess."""
+    mac = world.bridge["backend"].mac
+    if by == "port":
+        (port,) = (
+            link
+            for link in world.lab.ip_json("link", "show", "master", "niso-backend")
+            if link["ifname"].startswith("nimal")
+        )
+        mac = port["address"]
+    with world.without(ROUTED_BACK[by]):
+        assert asked_for(world, family, mac) == len(NOBODY[family])
+    assert asked_for(world, family, mac) == 0
     assert world.honest(world.link["db"]) and world.honest(world.link["api"])
 
 

@@ -13,7 +13,7 @@ import pytest
 from kernel_world import ip, nft, sh, throw_away_host
 
 from niso.base.errors import KernelError
-from niso.kernel import neighbours, netns
+from niso.kernel import bridge_flags, neighbours, netns
 from niso.kernel.rtnetlink import Rtnl
 
 ALIAS = "niso:0123abcd"
@@ -36,7 +36,7 @@ def add_pair(
             peer_mac=MAC,
             mtu=1400,
             bridge=bridge,
-            hairpin=hairpin,
+            port=bridge_flags.new_port(hairpin, learns=True),
             alias=ALIAS,
         )
     finally:
@@ -153,7 +153,7 @@ def test_only_a_bridge_that_calls_shows_its_frames_to_the_forward_hook(
                 peer_mac=mac,
                 mtu=1500,
                 bridge="niso-b",
-                hairpin=False,
+                port=bridge_flags.new_port(hairpin=False, learns=True),
                 alias=ALIAS,
             )
             os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 from kernel_world import sh, throw_away_host
@@ -18,6 +19,7 @@ from niso.kernel import netns, sysctl
 def test_written_value_is_that_namespaces_only(fsopen: int, walks: int) -> None:
     """By a proc file system of our own, by one after the other, and where the kernel gives none."""
     sysctl._FSOPEN, sysctl._MOST_WALKS = fsopen, walks
+    sysctl._FEW = -1  # as on a host with many namespaces
     netns.create("niso-api")
     before = sh("cat /proc/sys/net/ipv4/ip_forward")
     with netns.inside("niso-api"):
@@ -33,6 +35,25 @@ def test_written_value_is_that_namespaces_only(fsopen: int, walks: int) -> None:
     assert (
         sh("ip netns exec niso-api cat /proc/sys/net/ipv4/ip_local_port_range") == "30000\t40000\n"
     )
+    own = os.fstat(sysctl._top).st_dev != os.stat("/proc/sys").st_dev
+    assert own == (fsopen != 9999)
+
+
+@throw_away_host
+def test_read_only_sysctls_of_networks_stay_so_and_read_only_others_do_not_matter() -> None:
+    sysctl._FEW = -1
+    netns.create("niso-api")
+    sh("mount --bind /proc/sys /proc/sys")
+    sh("mount --bind /proc/sys/net /proc/sys/net")
+    sh("mount -o remount,bind,ro /proc/sys")  # as in a lab
+    sysctl.write("net/ipv4/ip_forward", "1")
+    assert os.fstat(sysctl._top).st_dev != os.stat("/proc/sys").st_dev
+    sh("mount -o remount,bind,ro /proc/sys/net")
+    sysctl._top = -1
+    sysctl._folders.clear()
+    with pytest.raises(KernelError, match="read-only") as caught:
+        sysctl.write("net/ipv4/ip_forward", "0")
+    assert caught.value.errno == errno.EROFS
 
 
 @throw_away_host

@@ -272,7 +272,7 @@ def _port_elements(
     objects: list[Object] = []
     if not sender.host:
         port = names.veth(service, network.name, row.generation if row else 0)
-        objects += _objects(nft.endpoint(service, port, mac, [(address, "")]), lets)
+        objects += _objects(nft.endpoint(service, port, mac, [address]), lets)
     if sender.host != receiver.host and network.span is not None:
         host = network.span.local
         if sender.host:

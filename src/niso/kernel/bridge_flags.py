@@ -19,6 +19,8 @@ NEW_PORT = "learning on, flood on"
 """The drift of a port that the kernel has just made."""
 _STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
 
+_MODE, _LEARNING, _FLOOD = 4, 8, 9  # IFLA_BRPORT_MODE (hairpin), _LEARNING, _UNICAST_FLOOD
+
 # IFLA_BRPORT_*: (name in bridge(8), value of niso's ports)
 _FLAGS: dict[int, tuple[str, int]] = {
     5: ("guard", 0),
@@ -91,6 +93,18 @@ def _flags(tunnel: bool) -> dict[int, tuple[str, int]]:
     if not tunnel:
         return _FLAGS
     return {kind: (name, _OF_TUNNELS.get(kind, usual)) for kind, (name, usual) in _FLAGS.items()}
+
+
+def new_port(hairpin: bool, learns: bool = False) -> bytes:
+    """Return the attributes that make a new port one of niso's, in one RTM_NEWLINK.
+
+    One that ``learns`` also floods, as the kernel makes it. For each message that changes one of
+    the two, the kernel walks all ports (nbp_update_port_count, net/bridge/br_if.c).
+    """
+    flags = attribute(_MODE, bytes([hairpin]))
+    for kind in (_LEARNING, _FLOOD):
+        flags += attribute(kind, bytes([learns]))
+    return _linkinfo(_INFO_SLAVE_KIND, _INFO_SLAVE_DATA, flags)
 
 
 def usual(drift: str, tunnel: bool = False) -> list[bytes]:

@@ -391,8 +391,9 @@ table bridge niso {{
 	set quoted6 {{ typeof iifname . @th,256,128; }}
 	set subnets4 {{ type ipv4_addr; flags interval; }}
 	set subnets6 {{ type ipv6_addr; flags interval; }}
-	set own4 {{ type ifname . ipv4_addr; flags interval; }}
-	set own6 {{ type ifname . ipv6_addr; flags interval; }}
+	set own4 {{ type ether_addr . ipv4_addr; flags interval; }}
+	set own6 {{ type ether_addr . ipv6_addr; flags interval; }}
+	set host_macs {{ type ether_addr; }}
 	set gateways4 {{ type ipv4_addr; }}
 	set gateways6 {{ type ipv6_addr; }}
 	set broadcasts {{ type ipv4_addr; }}
@@ -413,12 +414,14 @@ table bridge niso {{
 
 	chain to_own4 {{
 		ip daddr @gateways4 return
-		iifname . ip daddr @own4 counter drop comment "the host would ask for a neighbour in a service's stead"
+		ether daddr . ip daddr @own4 counter drop comment "the host would ask for a neighbour in a service's stead"
+		ether daddr != @host_macs counter drop comment "to the MAC of a port: the same"
 	}}
 
 	chain to_own6 {{
 		ip6 daddr @gateways6 return
-		iifname . ip6 daddr @own6 counter drop comment "the host would ask for a neighbour in a service's stead"
+		ether daddr . ip6 daddr @own6 counter drop comment "the host would ask for a neighbour in a service's stead"
+		ether daddr != @host_macs counter drop comment "to the MAC of a port: the same"
 	}}
 
 	chain from_own_error {{

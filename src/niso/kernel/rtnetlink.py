@@ -159,19 +159,13 @@ class Rtnl(netlink.Netlink):
         what = f"create bridge '{name}'"
         self.create(
             index,
-            Message(
-                what,
-                NEWLINK,
-                netlink.CREATE | netlink.EXCL,
-                ifinfo(index)
-                + text(IFLA_IFNAME, name)
-                + attribute(IFLA_ADDRESS, own)
-                + nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), nested(INFO_DATA, *data)),
-            ),
+            what,
+            text(IFLA_IFNAME, name)
+            + attribute(IFLA_ADDRESS, own)
+            + nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), nested(INFO_DATA, *data)),
             # the MTU after creation: only a change counts as set by hand and outlives the last port
-            Message(what, NEWLINK, 0, ifinfo(index) + alias_data(alias) + u32(IFLA_MTU, mtu)),
-            no_link_local(what, index),
-            Message(f"set bridge '{name}' up", NEWLINK, 0, ifinfo(index, IFF_UP, IFF_UP)),
+            alias_data(alias) + u32(IFLA_MTU, mtu),
+            raise_up(name, index),
         )
 
     def add_veth(
@@ -183,13 +177,15 @@ class Rtnl(netlink.Netlink):
         peer_mac: str,
         mtu: int,
         bridge: str,
-        hairpin: bool,
+        port: bytes,
         alias: str,
-    ) -> None:
-        """Create a veth pair.
+    ) -> int:
+        """Create a veth pair; return the index of its end here.
 
-        ``name`` is here, up, and a port of ``bridge``. ``peer`` is down, in the namespace of
-        ``peer_netns_fd``.
+        ``name`` is here, up, and a port of ``bridge`` with the settings ``port``
+        (`bridge_flags.new_port`). ``peer`` is down, in the namespace of ``peer_netns_fd``.
+
+        It is set up last: the kernel walks all IPv6 routes for each change of a link that is up.
         """
         master = self.index(bridge)
         index = self.free_index()
@@ -203,30 +199,20 @@ class Rtnl(netlink.Netlink):
         )
         self.create(
             index,
-            Message(
-                what,
-                NEWLINK,
-                netlink.CREATE | netlink.EXCL,
-                ifinfo(index)
-                + text(IFLA_IFNAME, name)
-                + u32(IFLA_MTU, mtu)
-                + nested(
-                    IFLA_LINKINFO,
-                    text(INFO_KIND, "veth"),
-                    nested(INFO_DATA, attribute(_VETH_INFO_PEER, far)),
-                ),
+            what,
+            text(IFLA_IFNAME, name)
+            + u32(IFLA_MTU, mtu)
+            + nested(
+                IFLA_LINKINFO,
+                text(INFO_KIND, "veth"),
+                nested(INFO_DATA, attribute(_VETH_INFO_PEER, far)),
             ),
-            Message(what, NEWLINK, 0, ifinfo(index) + alias_data(alias)),
-            no_link_local(what, index),
-            Message(
-                f"attach '{name}' to bridge '{bridge}'",
-                NEWLINK,
-                0,
-                ifinfo(index) + u32(IFLA_MASTER, master),
-            ),
-            Message(f"set hairpin of '{name}'", NEWLINK, 0, ifinfo(index) + hairpin_data(hairpin)),
-            Message(f"set link '{name}' up", NEWLINK, 0, ifinfo(index, IFF_UP, IFF_UP)),
+            alias_data(alias),
+            join(name, index, bridge, master),
+            Message(f"set port '{name}'", NEWLINK, 0, ifinfo(index) + port),
+            raise_up(name, index),
         )
+        return index
 
     def set_link(
         self,
@@ -453,10 +439,16 @@ class Rtnl(netlink.Netlink):
                 return index
         raise refused("find a free link index", errno.EBUSY)
 
-    def create(self, index: int, *messages: Message) -> None:
-        """Send the messages of a new link; if one fails, delete the link."""
+    def create(self, index: int, what: str, made: bytes, marked: bytes, *more: Message) -> None:
+        """Create a link with the attributes ``made`` and set ``marked``, its alias.
+
+        It has no automatic link-local address. ``more`` follow in the same sendmsg; if one
+        fails, the link is deleted. ``what`` names the creation in a KernelError.
+        """
+        new = Message(what, NEWLINK, netlink.CREATE | netlink.EXCL, ifinfo(index) + made)
+        mark = Message(what, NEWLINK, 0, ifinfo(index) + marked)
         try:
-            self.transact(*messages)
+            self.transact(new, mark, no_link_local(what, index), *more)
         except KernelError:
             self.transact(
                 Message("delete the unfinished link", _DELLINK, 0, ifinfo(index), (errno.ENODEV,))
@@ -466,6 +458,17 @@ class Rtnl(netlink.Netlink):
 
 def ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return ifinfomsg.pack(socket.AF_UNSPEC, 0, index, flags, change)
+
+
+def join(name: str, index: int, bridge: str, master: int) -> Message:
+    """Return the message that makes a link a port of a bridge, whose index is ``master``."""
+    what = f"attach '{name}' to bridge '{bridge}'"
+    return Message(what, NEWLINK, 0, ifinfo(index) + u32(IFLA_MASTER, master))
+
+
+def raise_up(name: str, index: int) -> Message:
+    """Return the message that sets a link up."""
+    return Message(f"set link '{name}' up", NEWLINK, 0, ifinfo(index, IFF_UP, IFF_UP))
 
 
 def no_link_local(what: str, index: int) -> Message:

@@ -127,13 +127,13 @@ def _own_sys() -> int:
 
     These folders have the same name in all namespaces, so they share one chain of the file system's
     dentry cache. With 1,000 namespaces, opening two of them in /proc takes 1 to 2 ms; in a private
-    mount 0.07 ms, including the mount. If /proc/sys is read-only, niso respects that.
+    mount 0.07 ms, including the mount. If /proc/sys/net is read-only, niso respects that.
     """
     if not _has_many():
         return os.open(_SYS, _FOLDER)
     import ctypes
 
-    read_only = os.statvfs(_SYS).f_flag & os.ST_RDONLY
+    read_only = os.statvfs(f"{_SYS}/net").f_flag & os.ST_RDONLY
     libc = ctypes.CDLL(None, use_errno=True)
     context = -1 if read_only else libc.syscall(_FSOPEN, b"proc", 1)
     if context >= 0:

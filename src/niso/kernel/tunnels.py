@@ -9,14 +9,13 @@ import struct
 from niso.base.addresses import family_of
 from niso.base.errors import Conflict, KernelError
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import bridge_flags, netlink
+from niso.kernel import bridge_flags
 from niso.kernel.netlink import Message, attribute, attributes, nested, text, u32
-from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo, no_link_local
+from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo, join, raise_up
 from niso.kernel.rtnl_records import (
     IFF_UP,
     IFLA_IFNAME,
     IFLA_LINKINFO,
-    IFLA_MASTER,
     IFLA_MTU,
     INFO_DATA,
     INFO_KIND,
@@ -87,26 +86,15 @@ def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str
     try:
         rtnl.create(
             index,
-            Message(
-                what,
-                NEWLINK,
-                netlink.CREATE | netlink.EXCL,
-                ifinfo(index)
-                + text(IFLA_IFNAME, name)
-                # in the creation: the default without an underlying link is 1500 bytes
-                + u32(IFLA_MTU, mtu)
-                + nested(IFLA_LINKINFO, text(INFO_KIND, "vxlan"), nested(INFO_DATA, *settings)),
-            ),
-            Message(what, NEWLINK, 0, ifinfo(index) + alias_data(alias)),
-            no_link_local(what, index),
-            Message(
-                f"attach '{name}' to bridge '{bridge}'",
-                NEWLINK,
-                0,
-                ifinfo(index) + u32(IFLA_MASTER, master),
-            ),
+            what,
+            text(IFLA_IFNAME, name)
+            # in the creation: the default without an underlying link is 1500 bytes
+            + u32(IFLA_MTU, mtu)
+            + nested(IFLA_LINKINFO, text(INFO_KIND, "vxlan"), nested(INFO_DATA, *settings)),
+            alias_data(alias),
+            join(name, index, bridge, master),
             *(Message(what, NEWLINK, 0, ifinfo(index) + each) for each in _port_settings()),
-            Message(f"set link '{name}' up", NEWLINK, 0, ifinfo(index, IFF_UP, IFF_UP)),
+            raise_up(name, index),
         )
     except KernelError as error:
         if error.errno == errno.EEXIST and rtnl.link(name) is None:

@@ -157,17 +157,11 @@ def _create(rtnl: Rtnl, link: WireGuard) -> None:
         index = rtnl.free_index()
         rtnl.create(
             index,
-            Message(
-                what,
-                NEWLINK,
-                netlink.CREATE | netlink.EXCL,
-                ifinfo(index)
-                + text(IFLA_IFNAME, link.name)
-                + u32(IFLA_MTU, link.mtu)
-                + nested(IFLA_LINKINFO, text(INFO_KIND, link.form)),
-            ),
-            Message(what, NEWLINK, 0, ifinfo(index) + alias_data(link.alias)),
-            no_link_local(what, index),
+            what,
+            text(IFLA_IFNAME, link.name)
+            + u32(IFLA_MTU, link.mtu)
+            + nested(IFLA_LINKINFO, text(INFO_KIND, link.form)),
+            alias_data(link.alias),
         )
         return
     try:

@@ -99,7 +99,8 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
     )
     mac = names.mac("", bridge, alias)
     yield Bridge(bridge, network.mtu, alias, True, tracked4, tracked6, mac)
-    yield from nft.network(network.name, bridge, network.subnets, network.internal, network.observe)
+    words = (network.subnets, network.internal, network.observe)
+    yield from nft.network(network.name, bridge, mac, *words)
     if network.internal:
         yield from (RoutingRule(bridge, family) for family in sorted(families))
     for subnet in network.subnets:
@@ -166,15 +167,12 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             if routes:
                 everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                 yield Route(netns, everywhere, subnet.gateway, inner)
-        pairs = [
-            (address, subnet.cidr)
-            for subnet, address in zip(network.subnets, endpoint.addresses, strict=True)
-        ]
         gateway_mac = names.mac("", network.bridge, alias)
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             yield Peer("", network.bridge, address, mac)
             yield Peer(netns, inner, subnet.gateway, gateway_mac)
-        yield from nft.endpoint(service.name, host_end, mac, pairs, service.limits, network.observe)
+        own_limits = (service.limits, network.observe)
+        yield from nft.endpoint(service.name, host_end, mac, endpoint.addresses, *own_limits)
         if network.span is not None:
             yield nft.here(service.name, network.span.vni, mac)
     if service.publishes:

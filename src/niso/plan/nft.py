@@ -61,10 +61,12 @@ def sysctl_before(element: str) -> tuple[str, str]:
 def network(
     name: str,
     bridge: str,
+    mac: str,
     subnets: Iterable[Subnet],
     internal: bool = False,
     observe: bool = True,
 ) -> list[Element]:
+    """Return the elements of a network; ``mac`` is its bridge's."""
     quoted = _quoted(bridge)
     elements = [
         Element(INET, "bridges", quoted, "", name),
@@ -74,10 +76,12 @@ def network(
         elements.append(Element(INET, "internal", quoted, "", name))
     if observe:
         elements.append(Element(INET, WATCHED, quoted, "", name))
+    elements.append(Element(BRIDGE, "host_macs", mac, "", name))
     for subnet in subnets:
         family = subnet.family
         for table in (INET, BRIDGE):
             elements.append(Element(table, f"subnets{family}", subnet.cidr, "", name))
+        elements.append(Element(BRIDGE, f"own{family}", f"{mac} . {subnet.cidr}", "", name))
         elements.append(Element(BRIDGE, f"gateways{family}", subnet.gateway, "", name))
         if family == 4:
             whole = prefix(subnet.cidr)
@@ -155,13 +159,13 @@ def endpoint(
     service: str,
     host_end: str,
     mac: str,
-    addresses: Iterable[tuple[str, str]],
+    addresses: Iterable[str],
     limits: Limits = LIMITS,
     observe: bool = True,
 ) -> list[Element]:
     """Return the elements of a service's bridge port: its MAC, its source addresses, its limits.
 
-    ``addresses`` has pairs of an address and its subnet. ``observe`` is that of its network.
+    ``observe`` is that of its network.
     """
     port = _quoted(host_end)
     elements = [
@@ -170,9 +174,8 @@ def endpoint(
     ]
     if observe:
         elements.append(Element(BRIDGE, WATCHED, port, "", service))
-    for address, subnet in addresses:
+    for address in addresses:
         family = family_of(address)
-        elements.append(Element(BRIDGE, f"own{family}", f"{port} . {subnet}", "", service))
         elements += _source(service, host_end, mac, address)
         if limits.new_flows:
             new = limit(FLOWS, limits.new_flows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import netns
+from niso.kernel import bridge_flags, netns
 from niso.kernel.rtnetlink import Rtnl
 
 _MTU = 1500
@@ -74,7 +74,7 @@ def _plug(rtnl: Rtnl, machine: _Machine, far: int) -> None:
         peer_mac=machine.mac,
         mtu=_MTU,
         bridge="segment",
-        hairpin=False,
+        port=bridge_flags.new_port(hairpin=False, learns=True),
         alias="",
     )
 

@@ -283,26 +283,25 @@ def delete_links(rtnl: Rtnl, names: list[str]) -> None:
 
 def _add(writer: Writer, veth: Veth) -> None:
     from niso.kernel import neighbours, netns
-    from niso.kernel.bridge_flags import NEW_PORT
+    from niso.kernel.bridge_flags import new_port
     from niso.kernel.kinds.setting import write_first
 
+    rtnl = writer.rtnl("")
     fd = netns.open_fd(veth.netns)
     try:
-        writer.rtnl("").add_veth(
+        index = rtnl.add_veth(
             veth.name,
             peer=veth.peer,
             peer_netns_fd=fd,
             peer_mac=veth.mac,
             mtu=veth.mtu,
             bridge=veth.bridge,
-            hairpin=veth.hairpin,
+            port=new_port(veth.hairpin),
             alias=veth.alias,
         )
     finally:
         os.close(fd)
-    rtnl = writer.rtnl("")
-    neighbours.fix(rtnl, rtnl.index(veth.name), veth.mac)
-    rtnl.set_link(veth.name, drift=NEW_PORT)
+    neighbours.fix(rtnl, index, veth.mac)
     write_first(writer, veth.netns, veth.peer)
     writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
 
