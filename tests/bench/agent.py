@@ -10,6 +10,8 @@ import sys
 WORLDS = {
     "niso": ("niso_world", "NisoWorld"),
     "niso-whole": ("niso_world", "NisoWhole"),
+    "thousand": ("thousand_world", "Thousand"),
+    "thousand-rebooted": ("thousand_world", "Rebooted"),
     "batch": ("bare_worlds", "Batch"),
     "plain": ("bare_worlds", "Plain"),
     "netavark": ("peer_worlds", "Netavark"),

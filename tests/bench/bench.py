@@ -26,6 +26,7 @@ import chapter_cluster
 import chapter_policies
 import chapter_ports
 import chapter_services
+import chapter_thousand
 import page
 from driver import CACHE, ROOT, load, machine, say, settle, versions
 from figures import Found
@@ -33,6 +34,9 @@ from figures import Found
 CHAPTERS: dict[str, Callable[[bool, frozenset[str]], Found]] = {
     "services": lambda quick, without: chapter_services.measure(
         chapter_services.QUICK if quick else chapter_services.FULL, without
+    ),
+    "thousand": lambda quick, without: chapter_thousand.measure(
+        chapter_thousand.QUICK if quick else chapter_thousand.FULL, without
     ),
     "ports": lambda quick, without: chapter_ports.measure(
         chapter_ports.QUICK if quick else chapter_ports.FULL, without

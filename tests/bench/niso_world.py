@@ -100,10 +100,11 @@ class NisoWhole(World):
     """Services with their processes, by the command alone."""
 
     AT_ONCE = 50
+    SUBNET = control.SUBNET
 
     def __init__(self, flows: str) -> None:
         super().__init__(flows)
-        run("niso", "net", "create", control.NETWORK, "--subnet", control.SUBNET)
+        run("niso", "net", "create", control.NETWORK, "--subnet", self.SUBNET)
 
     def grow_by(self, numbers: list[int]) -> None:
         run(

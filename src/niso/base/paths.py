@@ -35,69 +35,69 @@ def policy_dir() -> str:
 
 
 def database() -> str:
-    return os.path.join(state_dir(), "state.db")
+    return f"{state_dir()}/state.db"
 
 
 def cluster_dir() -> str:
     """Return the folder of cluster.toml and of the certificates of this host in its cluster."""
-    return os.path.join(state_dir(), "cluster")
+    return f"{state_dir()}/cluster"
 
 
 def wireguard_key() -> str:
     """Return the file with this host's private key of an encrypted cluster, for root alone."""
-    return os.path.join(cluster_dir(), "wireguard.key")
+    return f"{cluster_dir()}/wireguard.key"
 
 
 def packages_dir() -> str:
     """Return the folder of all package copies."""
-    return os.path.join(state_dir(), "packages")
+    return f"{state_dir()}/packages"
 
 
 def package_dir(service: str) -> str:
     """Return the folder of a service's package copies, one folder for each content."""
-    return os.path.join(packages_dir(), service)
+    return f"{packages_dir()}/{service}"
 
 
 def contents_file(service: str) -> str:
     """Return the file with the digests of the files of a service's package."""
-    return os.path.join(state_dir(), "contents", service)
+    return f"{state_dir()}/contents/{service}"
 
 
 def log_dir(service: str) -> str:
-    return os.path.join(state_dir(), "logs", service)
+    return f"{state_dir()}/logs/{service}"
 
 
 def service_dir(service: str) -> str:
     """Return the folder of an active service's bundle, pid files and spec."""
-    return os.path.join(run_dir(), "services", service)
+    return f"{run_dir()}/services/{service}"
 
 
 def volume_dir(service: str) -> str:
     """Return the folder of a service's named volumes, which outlive the service."""
-    return os.path.join(state_dir(), "volumes", service)
+    return f"{state_dir()}/volumes/{service}"
 
 
 def health_file(service: str) -> str:
     """Return the file with the last health check result of a running service."""
-    return os.path.join(run_dir(), "health", f"{service}.json")
+    return f"{run_dir()}/health/{service}.json"
 
 
 def hosts_root() -> str:
     """Return the folder of hosts files: one folder for each ordered list of networks."""
-    return os.path.join(run_dir(), "hosts")
+    return f"{run_dir()}/hosts"
 
 
 def hosts_file(folder: str) -> str:
     """Return the path of the hosts file in ``folder`` of `hosts_root`."""
-    return os.path.join(hosts_root(), folder, "hosts")
+    return f"{hosts_root()}/{folder}/hosts"
 
 
 def lock_dir() -> str:
-    return os.path.join(run_dir(), "locks")
+    return f"{run_dir()}/locks"
 
 
 def netns_path(service: str) -> str:
-    return os.path.join(NETNS_DIR, f"niso-{service}")
+    return f"{NETNS_DIR}/niso-{service}"
 
 
 def in_lab() -> bool:

@@ -49,18 +49,17 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
     copy = store.in_memory()
     try:
         copy.drop_orphans()
-        before, restored = copy.rows_of_all(), []
-        for row in copy.services():
+        copy.keep_rows()
+        restored = set()
+        for row in copy.each_service():
             spec = row.service
             if copy.intent(row.name) is None and spec is not None:
                 _restore(kernel, copy, row, spec)
-                restored.append(row.name)
-        after = copy.rows_of_all()
+                restored.add(row.name)
         defects += [
             Defect("missing", table, name)
-            for name in restored
-            for table, rows in after.items()
-            if not rows.get(name, set()) <= before[table].get(name, set())
+            for name, table in sorted(copy.rows_added())
+            if name in restored
         ]
         if store.any_active() and store.sysctls_before().keys() != _sysctls(kernel, copy):
             defects.append(Defect("missing", "sysctl", ""))
@@ -73,7 +72,7 @@ def damaged(store: Store) -> list[ServiceRow]:
     """Return the services whose manifest or process spec in the store is unreadable."""
     return [
         row
-        for row in store.services()
+        for row in store.each_service()
         if row.service is None or (row.has_process and row.process is None)
     ]
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
 from niso.kernel import sysctl
 from niso.kernel.nft_wire import TUNNEL
 from niso.kernel.rtnetlink import Rtnl
+
+if TYPE_CHECKING:
+    from niso.kernel.rtnl_records import Link
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -103,22 +107,22 @@ def not_forwarding() -> dict[str, set[str]]:
         return {}
     by_link: dict[str, set[str]] = {}
     with Rtnl() as rtnl:
-        links = {link.index: link for link in rtnl.links()}
         for entry in rtnl.addresses():
-            address, link = ipaddress.ip_interface(entry.address).ip, links.get(entry.index)
-            if (
-                address.version == 4
-                and not address.is_loopback
-                and link
-                and link.up
-                and not is_marked(link.alias)
-            ):
-                by_link.setdefault(link.name, set()).add(str(address))
+            address = ipaddress.ip_interface(entry.address).ip
+            if address.version == 4 and not address.is_loopback:
+                by_link.setdefault(rtnl.name(entry.index), set()).add(str(address))
+        # one by one: there may be a thousand links without an address
+        links = [link for name in by_link if name and (link := rtnl.link(name)) is not None]
+        by_link = {link.name: by_link[link.name] for link in links if _is_foreign(link)}
     return {
         name: own
         for name, own in by_link.items()
         if sysctl.read(f"net/ipv4/conf/{name}/forwarding") == "0"
     }
+
+
+def _is_foreign(link: Link) -> bool:
+    return link.up and not is_marked(link.alias)
 
 
 def resolv_conf(

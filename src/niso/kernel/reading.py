@@ -43,6 +43,10 @@ class Space:
         self.is_of_others = False
         """Whether others made it: then only the candidates in it are niso's."""
         self._things = things
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what the kernel has answered; another question asks it again."""
         self._links: dict[str, Link | None] = {}
         self._addresses: dict[int, list[LinkAddress]] = {}
         self._routes: dict[int, list[LinkRoute]] = {}
@@ -199,6 +203,8 @@ class Reading:
         for kind in order.KINDS:
             for name, things in kind.by_space(candidates[kind.thing]).items():
                 spaces.setdefault(name, {})[kind.thing] = things
+        # of what is as it should be, the wanted things are kept: a state is large
+        known = {kind.thing: {t: t for t in candidates[kind.thing]} for kind in order.KINDS}
         self.host = Space(self, "", spaces.pop(""))
         self.inner_spaces = [Space(self, name, spaces[name]) for name in sorted(spaces)]
         for space in (self.host, *self.inner_spaces):
@@ -209,12 +215,18 @@ class Reading:
                     present = kind.read(space, space.things(kind.thing))
                     if space.is_of_others:
                         present = _asked(kind, present, space.things(kind.thing))
-                    self._present.setdefault(kind.thing, set()).update(present)
+                    same = known[kind.thing]
+                    self._present.setdefault(kind.thing, set()).update(
+                        same.get(thing, thing) for thing in present
+                    )
+            if space.name:
+                space.forget()
         if self.everything:
             self.inner_spaces = [space for space in self.inner_spaces if space.is_open]
             for kind in order.KINDS:
                 self._present[kind.thing].update(kind.left_over(self))
-        return State.of_kinds(lambda kind: self._present.get(kind.thing, ()))
+        present, self._present, self.inner_spaces = self._present, {}, []
+        return State.of_kinds(lambda kind: present.get(kind.thing, ()))
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], things: Collection[Any]) -> list[Any]:
@@ -243,5 +255,6 @@ def read(
 def read_all(want: State, alias: str, sockets: Sockets, foreign: Foreign) -> State:
     """Return everything that is niso's. See `niso.kernel.interface.Kernel.read_all`."""
     reading = Reading(alias, sockets, foreign, strays=True, everything=True)
+    reading.candidates = want
     claimed: Iterable[Any] = (thing for kind in order.KINDS for thing in kind.claimed(reading))
     return reading.run(want | State(claimed))

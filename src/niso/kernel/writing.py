@@ -16,7 +16,8 @@ from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.rtnl_sockets import Sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
+    from typing import Any
 
     from niso.kernel.kinds.kind import AnyStep
 
@@ -40,6 +41,7 @@ class Writer:
         self.sockets = sockets
         self.known = known
         self.ending = ending if ending is not None else []
+        self._by_space: dict[str, list[Step[Any]]] = {}
         self.detached = {
             step.thing.name
             for step in self.steps
@@ -48,6 +50,14 @@ class Writer:
             and step.action == "delete"
             and isinstance(step.thing, Netns | Named)
         }
+
+    def steps_in(self, netns: str) -> Sequence[Step[Any]]:
+        """Return the steps for things in a namespace, in their order."""
+        if not self._by_space:
+            for step in self.steps:
+                if isinstance(step, Step):
+                    self._by_space.setdefault(step.kind.space(step.thing), []).append(step)
+        return self._by_space.get(netns, ())
 
     def rtnl(self, netns: str) -> Rtnl:
         """Return a socket of a namespace; "" is the host. Raises KernelError."""

@@ -13,6 +13,7 @@ from niso.runtime.spec import APP, load
 from niso.store.store import ServiceRow
 
 if TYPE_CHECKING:
+    from niso.plan.process_spec import ProcessSpec
     from niso.runtime.processes import Processes
 
 
@@ -43,9 +44,9 @@ def of_process(name: str) -> Finding | None:
         )
     if _lost_sight(spec.package, now.pid):
         return Finding("different", what, "its package copy was deleted while running")
-    if not status.in_own_netns(name):
+    if not status.is_in_own_netns(spec, now.pid):
         return Finding("different", what, "it runs in another network namespace")
-    if not _sees_hosts(name, now.pid):
+    if not _sees_hosts(spec, now.pid):
         return Finding(
             "different", what, "it does not see its hosts file: the folder was removed", BLIND
         )
@@ -89,9 +90,6 @@ def of_package(row: ServiceRow) -> Finding | None:
     return None
 
 
-INTERRUPTED = "a stop of it was interrupted"
-
-
 def of_sources(row: ServiceRow) -> list[Finding]:
     """Return a finding for each path of a service that leads elsewhere than at its activation."""
     spec = row.process
@@ -118,11 +116,10 @@ def _lost_sight(copy: str, pid: int | None) -> bool:
         return False
 
 
-def _sees_hosts(name: str, pid: int | None) -> bool:
+def _sees_hosts(spec: ProcessSpec, pid: int | None) -> bool:
     """Return whether a service sees the hosts folder that niso writes; True if that is unknown."""
-    spec = load(name)
     try:
-        return spec is None or os.path.samestat(
+        return os.path.samestat(
             os.stat(f"/proc/{pid}/root/etc/{HOSTS}"), os.stat(spec.hosts_folder)
         )
     except OSError:

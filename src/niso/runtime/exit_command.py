@@ -37,6 +37,8 @@ def text() -> str:
     needs = (sys.executable, os.path.realpath(sys.executable), own)
     return (
         "# conmon runs this when a service of niso ends\n"
+        # so that a thousand that are stopped at once do not each start Python for nothing
+        f'test -e "$2/{status.STOPPING}" && exit\n'
         f"if {' && '.join(f'test -e {_quoted(name)}' for name in needs)}; then\n"
         f'    exec {python} -I -m {MODULE} "$@"\n'
         "fi\n"

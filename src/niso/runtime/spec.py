@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 
 from niso.base import convert, files, paths
 from niso.base.lite_typing import TYPE_CHECKING
@@ -41,7 +42,14 @@ def save(spec: ProcessSpec) -> None:
 
 def load(service: str) -> ProcessSpec | None:
     """Read the spec of a service's present activation; None if there is none, or it is damaged."""
-    fields = read_json(os.path.join(paths.service_dir(service), "spec.json"))
+    text = files.read(os.path.join(paths.service_dir(service), "spec.json"))
+    return None if text is None else _parsed(text)
+
+
+@lru_cache(maxsize=1)
+def _parsed(text: bytes) -> ProcessSpec | None:
+    """Return the spec in a spec.json. A look at a process reads it several times in a row."""
+    fields = _parse_json(text)
     try:
         return None if fields is None else convert.convert(fields, ProcessSpec)
     except convert.Mismatch:  # damaged
@@ -69,9 +77,14 @@ def write_json(path: str, value: object) -> None:
 
 def read_json(path: str) -> dict[str, Any] | None:
     """Read the JSON object in ``path``; None if there is none. Raises OSError."""
+    text = files.read(path)
+    return None if text is None else _parse_json(text)
+
+
+def _parse_json(text: bytes) -> dict[str, Any] | None:
+    """Return a JSON object; None if the text is none."""
     try:
-        text = files.read(path)
-        value = None if text is None else json.loads(text.decode())
+        value = json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -23,6 +23,8 @@ from niso.runtime.spec import cgroup_of, load, read_json, read_state, write_json
 if TYPE_CHECKING:
     from typing import Any
 
+    from niso.plan.process_spec import ProcessSpec
+
 STOPPING = "stopping"
 """A file of a run: someone stops this run, so the restart policy does not apply."""
 EXITED_PID = "exited.pid"
@@ -148,8 +150,11 @@ def in_own_netns(service: str) -> bool:
 
     True if that cannot be determined. A service without a namespace belongs in the caller's.
     """
-    spec = load(service)
-    pid = read(service).pid
+    return is_in_own_netns(load(service), read(service).pid)
+
+
+def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
+    """As `in_own_netns`, of a service whose spec and PID 1 are known."""
     try:
         expected = os.stat((spec.netns if spec else "") or "/proc/self/ns/net")
         actual = os.stat(f"/proc/{pid}/ns/net")

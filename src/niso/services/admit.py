@@ -179,7 +179,7 @@ def _record(
     if before is not None:
         _refuse_other(before, target)
     provider = _provider_of(store, target, together)
-    held = _held_names(store, wanted, provider, beside)
+    held = _held_names(store, wanted, provider, together, beside)
     errors += held.values()
     on = wanted.networks
     for network in on:
@@ -229,7 +229,7 @@ def _record(
 
         policy = auditing.begun(policy, store.policy(name), time.time())
     store.set_policy(name, None if policy.is_empty else policy)
-    _check_peers(store, wanted)
+    _check_peers(store, wanted, together)
     for network in on:
         try:
             kept = store.attachment_key(name)
@@ -289,14 +289,18 @@ def published_by(row: ServiceRow) -> tuple[Port, ...]:
 
 
 def _held_names(
-    store: Store, spec: ServiceSpec, provider: str | None, beside: frozenset[str]
+    store: Store,
+    spec: ServiceSpec,
+    provider: str | None,
+    together: frozenset[str],
+    beside: frozenset[str],
 ) -> dict[str, Conflict]:
     """Return {name: error} for the names that another service holds on one of its networks.
 
     The names of its sharers count as its own, since they are on its networks too.
     """
     networks = spec.networks if provider is None else store.networks_of(provider)
-    sharers = store.held_sharers(spec.name)
+    sharers = store.held_sharers(spec.name, together)
     names = (*spec.names, *(name for sharer in sharers for name in store.names(sharer)))
     held: dict[str, Conflict] = {}
     for name in dict.fromkeys(names):
@@ -339,7 +343,7 @@ def _name_key(spec: ServiceSpec, name: str) -> str:
     return "network.hostname" if name == spec.hostname else "network.aliases"
 
 
-def _check_peers(store: Store, spec: ServiceSpec) -> None:
+def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
     """Raise Conflict if a policy's name is ambiguous, or stands for a service of mode host.
 
     The packets of a service of mode host have the host's own addresses. Both the policy of this
@@ -362,7 +366,7 @@ def _check_peers(store: Store, spec: ServiceSpec) -> None:
                     "in egress, name the host's addresses instead",
                     entry.key,
                 )
-    sharers = store.held_sharers(spec.name)
+    sharers = store.held_sharers(spec.name, together)
     for name in (*spec.names, *(name for sharer in sharers for name in store.names(sharer))):
         for other in store.naming("service", name):
             _check_naming(store, spec, name, other)

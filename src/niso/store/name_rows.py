@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable
 
 from niso.base.errors import Conflict, NotFound
 from niso.store.service_rows import ModeRows
-from niso.store.sqlite import decoded
+from niso.store.sqlite import decoded, others_intend
 
 _ON = (
     "SELECT h.service FROM host_name h JOIN service s ON s.name=h.service"
@@ -154,7 +154,7 @@ class NameRows(ModeRows):
         return next(iter(self._restored(name)), None)
 
     def holders_on(
-        self, name: str, networks: Container[str], but: str, beside: Container[str]
+        self, name: str, networks: Container[str], but: str, beside: frozenset[str]
     ) -> list[tuple[str, str]]:
         """Return (service, network) of those that hold a name on one of these networks.
 
@@ -162,7 +162,8 @@ class NameRows(ModeRows):
         are in ``beside``: those are undone together with the caller's change. ``but`` is left out.
         """
         held = {service: set(self.networks_of(service)) for service in self.holders(name)}
-        for service, on in self._restored(name).items():
+        restored = self._restored(name) if others_intend(self._db, beside) else {}
+        for service, on in restored.items():
             if service not in beside:
                 held[service] = held.get(service, set()) | on
         return [

@@ -224,15 +224,24 @@ class IntentRows:
             ]
         return rows
 
-    def rows_of_all(self) -> dict[str, dict[str, set[tuple[object, ...]]]]:
-        """Return the rows of all services by table and service, one query for each table."""
-        found: dict[str, dict[str, set[tuple[object, ...]]]] = {}
-        for table in ROW_TABLES:
-            key = "name" if table == "service" else "service"
-            by_service = found[table] = {}
-            for service, *row in self._db.execute(f"SELECT {key}, * FROM {table}"):
-                by_service.setdefault(service, set()).add(tuple(row))
-        return found
+    def keep_rows(self) -> None:
+        """Keep a copy of the rows that follow from those of services, for `rows_added`.
+
+        Only for a copy of the store in memory: it gets tables of its own.
+        """
+        for table in ROW_TABLES[1:]:
+            self._db.execute(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}")
+
+    def rows_added(self) -> set[tuple[str, str]]:
+        """Return (service, table) of the rows that `keep_rows` did not find."""
+        return {
+            (service, table)
+            for table in ROW_TABLES[1:]
+            for (service,) in self._db.execute(
+                "SELECT DISTINCT service FROM"
+                f" (SELECT * FROM {table} EXCEPT SELECT * FROM kept_{table})"
+            )
+        }
 
 
 class StackRows:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _decoded: dict[tuple[type, str], Any] = {}
 """Cache of decoded texts, since a command reads the same row many times. None if damaged."""
+_MOST_DECODED = 64
+"""A command that reads the rows of all services does not keep them all."""
 
 
 def encode_service(spec: ServiceSpec) -> str:
@@ -21,7 +23,7 @@ def encode_service(spec: ServiceSpec) -> str:
     A changed default in a later version of niso therefore does not change a known service.
     """
     text = lite_json.dumps(convert.plain(spec), compact=True)
-    _decoded[ServiceSpec, text] = spec
+    _remember((ServiceSpec, text), spec)
     return text
 
 
@@ -31,7 +33,7 @@ def encode_process(spec: ProcessSpec) -> str:
     Bytes of resolv.conf that are not UTF-8 are surrogates.
     """
     text = lite_json.dumps(convert.plain(spec))
-    _decoded[type(spec), text] = spec
+    _remember((type(spec), text), spec)
     return text
 
 
@@ -55,7 +57,13 @@ def _decode[T](text: str, table: type[T]) -> T | None:
             if table is ServiceSpec and "\\u" in text:
                 # json accepts lone surrogates, which are not valid text
                 lite_json.dumps(data, compact=True).encode()
-            _decoded[known] = convert.convert(data, table)
+            _remember(known, convert.convert(data, table))
         except (ValueError, RecursionError):  # Mismatch is a ValueError
-            _decoded[known] = None
+            _remember(known, None)
     return _decoded[known]  # type: ignore[no-any-return]
+
+
+def _remember(known: tuple[type, str], spec: object) -> None:
+    if len(_decoded) >= _MOST_DECODED:
+        del _decoded[next(iter(_decoded))]  # the oldest
+    _decoded[known] = spec

@@ -97,7 +97,7 @@ def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
 
     The content of intents is slow to read, and mostly not needed.
     """
-    return any(row[0] not in but for row in connection.execute("SELECT service FROM intent"))
+    return not {row[0] for row in connection.execute("SELECT service FROM intent")} <= but
 
 
 def way_back() -> str:

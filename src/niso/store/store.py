@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 
 from niso.base import failpoint, paths
 from niso.base.errors import Error, NotFound
@@ -245,6 +245,13 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     def services(self) -> list[ServiceRow]:
         """Return the rows of all known services, sorted by name."""
         return [service_row(row) for row in self._db.execute("SELECT * FROM service ORDER BY name")]
+
+    def each_service(self) -> Iterator[ServiceRow]:
+        """Yield what `services` returns, without having all rows in memory at once."""
+        for name, _, _ in self.service_names():
+            row = self.service(name)
+            if row is not None:
+                yield row
 
     def checked_services(self) -> list[str]:
         """Return the active services that have a healthcheck; cheap with many services."""

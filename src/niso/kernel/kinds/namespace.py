@@ -45,8 +45,10 @@ class _Namespaces(Kind[Netns]):
         from niso.kernel import netns
         from niso.kernel.rtnetlink import Rtnl
 
+        wanted = {thing.name for thing in reading.candidates[Netns]}
         for name in netns.names():
-            if netns.target(name):  # a symlink to a namespace that has its name elsewhere
+            # what is wanted is read anyway; a symlink leads to what has its name elsewhere
+            if name in wanted or netns.target(name):
                 continue
             with netns.inside(name), Rtnl() as rtnl:
                 lo = rtnl.link("lo")

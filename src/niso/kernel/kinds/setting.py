@@ -199,10 +199,8 @@ def write_first(writer: Writer, netns: str, link: str) -> None:
 
     first = [
         (step.thing.name, step.thing.value)
-        for step in writer.steps
-        if isinstance(step, Step)
-        and isinstance(step.thing, Sysctl)
-        and (step.thing.netns, _link(step.thing)) == (netns, link)
+        for step in writer.steps_in(netns)
+        if isinstance(step.thing, Sysctl) and _link(step.thing) == link
     ]
     if first:
         with spaces.inside(netns):

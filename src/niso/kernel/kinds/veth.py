@@ -180,18 +180,24 @@ class _Veths(Kind[Veth]):
 
     def left_over(self, reading: Reading) -> Iterable[Veth]:
         known = {veth.name for veth in reading.so_far(Veth)}
+        links = reading.host.all_links()
+        left = [
+            link
+            for link in links
+            if link.alias == reading.alias and link.kind == "veth" and link.name not in known
+        ]
+        if not left:
+            return
         ends = {
             link.peer_index: (space.name, link)
             for space in reading.inner_spaces
             for link in space.all_links()
             if link.kind == "veth"
         }
-        links = reading.host.all_links()
         names = {link.index: link.name for link in links}
-        for link in links:
-            if link.alias == reading.alias and link.kind == "veth" and link.name not in known:
-                name, far = ends.get(link.index, ("", link))
-                yield _pair(link, name, [far], names.get(link.master, ""))
+        for link in left:
+            name, far = ends.get(link.index, ("", link))
+            yield _pair(link, name, [far], names.get(link.master, ""))
 
     # --- writing ---
 
