@@ -14,6 +14,7 @@ from niso.base import names
 from niso.base.errors import KernelError
 from niso.cluster import mirror
 from niso.cluster.claims import Claims, Wanted
+from niso.commands.deactivate import remove
 from niso.kernel.kinds.fdb import Fdb
 from niso.kernel.kinds.peer import Peer
 from niso.kernel.state import State
@@ -163,4 +164,34 @@ def test_change_that_the_kernel_broke_off_leaves_nothing_of_what_has_gone_since(
         cluster.release("c", "evil")
         cluster.follow()
         assert not cluster.claims()
+    assert number > 4
+
+
+def test_command_first_goes_back_from_what_the_kernel_broke_off(cluster: Cluster) -> None:
+    """Elements of its policy for a service that the rows do not have would stay, for its next address."""
+    world, kernel = cluster.world, cluster.world.kernel
+    package = str(world.folder / "db")
+    for number in range(1, 40):
+        cluster.claim("a", "api")
+        passed = 0
+
+        def step(_: object, number: int = number) -> int:
+            nonlocal passed
+            passed += 1
+            return errno.ENOMEM if passed == number else 0
+
+        kernel.fail = step
+        try:
+            cluster.follow()
+        except KernelError:
+            pass
+        else:
+            break
+        kernel.fail = lambda step: 0
+        remove(world.machine, ["db"])
+        cluster.release("a", "api")
+        cluster.follow()
+        world.assert_whole()
+        world.activate(package)
+        world.assert_whole()
     assert number > 4

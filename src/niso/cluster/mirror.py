@@ -156,6 +156,16 @@ def _change(
         spans.set_attempt(None)
 
 
+def go_back(store: Store, kernel: Kernel, report: Report = silent) -> None:
+    """Have the kernel be as the rows say after a change that was broken off; no-op if none was.
+
+    A command does it before its own changes: it could not undo what the rows do not say. The caller
+    does not hold niso's lock. Raises KernelError.
+    """
+    with Lock():
+        _go_back(store, kernel, report)
+
+
 def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
     """Have the kernel be as the rows say after a change that was broken off; no-op if none was.
 
@@ -251,8 +261,15 @@ def scope_on(store: Store, networks: Collection[str]) -> Scope:
     """Return what it concerns that networks go, with what services of others have there."""
     remotes = store.across.on(networks)
     called = {name for remote in remotes for name in (remote, *store.across.names(remote))}
+    # services here may have the same names on other networks, and hosts files have both
+    here = {holder for name in called for holder in store.holders(name)}
     names = [*(("service", name) for name in called), *(("network", name) for name in networks)]
-    return Scope((), tuple(sorted(networks)), names=tuple(sorted(names)), remotes=tuple(remotes))
+    return Scope(
+        tuple(sorted(here)),
+        tuple(sorted(networks)),
+        names=tuple(sorted(names)),
+        remotes=tuple(remotes),
+    )
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:

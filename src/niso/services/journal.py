@@ -47,12 +47,17 @@ def recover(
 ) -> int:
     """Finish or undo interrupted changes; return the number of services concerned.
 
+    That of the agent for services of other hosts comes first, and is not counted.
     Changes of commands that still run are left alone. ``names`` are the services of the command
     that follows: what happened to others is reported (`Recovered`, `Unfinished`). Failures for
     services in ``names``, or with ``every`` for any, are raised as an ErrorGroup at the end.
     """
     store = machine.store
     machine.processes.renew()
+    if store.is_broken_off():
+        from niso.cluster import mirror
+
+        mirror.go_back(store, machine.kernel, report)
     intents = store.intents()
     if not intents:
         return 0

@@ -175,6 +175,11 @@ class SnapshotRows(PortRows, PolicyRows):
 
         return Spans(self._db)
 
+    def is_broken_off(self) -> bool:
+        """Return whether a change of what other hosts have is on record that has not ended."""
+        query = "SELECT 1 FROM meta WHERE key='attempt'"
+        return self._db.execute(query).fetchone() is not None
+
     def others(self) -> list[Remote]:
         """Return all services of other hosts, sorted by name."""
         spans = self._db.execute("SELECT 1 FROM span LIMIT 1").fetchone() is not None
