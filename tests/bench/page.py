@@ -737,6 +737,8 @@ def _cluster(found: Found, drawn: set[str]) -> list[str]:
                 beside += f"; ratio {times(ratio(each, sizes[0]))}"
             text = f"one service {words} beside {each.at:,} of other hosts, rows and kernel"
             line(text, each, " ms", beside, aim)
+    for each in sorted(found.rows("whole look, processor time"), key=lambda each: each.at):
+        line(f"all compared beside {each.at:,} of other hosts, processor time", each, " ms")
     alone, inside = row("attach", "alone"), row("attach", "in a cluster")
     beside = (
         f"without one: {spread(alone)} ms, ratio {times(ratio(inside, alone))}" if alone else ""

@@ -22,7 +22,6 @@ _KEPT = 1 << 16
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 
 
-@lru_cache(_KEPT)
 def is_address(text: str) -> bool:
     """Return whether a text is one IP address in its usual form, without a zone."""
     try:
@@ -31,7 +30,6 @@ def is_address(text: str) -> bool:
         return False
 
 
-@lru_cache(_KEPT)
 def is_name(text: str) -> bool:
     """Return whether a text may be the name of a service or of a host."""
     try:
@@ -51,7 +49,6 @@ def is_public_key(text: str) -> bool:
     return _PUBLIC_KEY.fullmatch(text) is not None
 
 
-@lru_cache(_KEPT)
 def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
     """Return whether a service can have an address in one of these subnets (CIDR, gateway)."""
     number = ipaddress.ip_address(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from sys import intern
 
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -180,8 +181,10 @@ class View:
             self._wrong[item.key] = None
             return None
         family = 6 if ":" in address else 4
-        row = Address(network, family, address, name, str(host), gen, bool(value.get("up")))
-        return _Row(row, tuple(map(str, names)))
+        # texts that many rows have are kept once
+        name, host, *names = (intern(str(each)) for each in (name, host, *names))
+        row = Address(network, family, address, name, host, gen, bool(value.get("up")))
+        return _Row(row, tuple(names))
 
 
 def _unreachable(hosts: Sequence[Host], own: str) -> frozenset[str]:
