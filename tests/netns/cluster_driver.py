@@ -16,7 +16,8 @@ LEAST = 20
 """Lines of what was done: on a slow machine it takes longer."""
 
 
-def main(access: str, name: str, seed: str, seconds: str, folder: str) -> None:
+def main(access: str, name: str, seed: str, seconds: str, share: str, folder: str) -> None:
+    """``share`` is the part of a processor that the steps may take."""
     places = json.loads(access)
 
     def connect() -> Etcd:
@@ -26,8 +27,11 @@ def main(access: str, name: str, seed: str, seconds: str, folder: str) -> None:
     until = time.monotonic() + float(seconds)
     try:
         while time.monotonic() < until or len(walk.done) < LEAST:
+            before = time.process_time()
             walk.step()
             walk.require_safe()
+            spent_s = time.process_time() - before
+            time.sleep(min(1.0, spent_s * (1 / float(share) - 1)))
         print("done", flush=True)
         for line in sys.stdin:
             orders = {"heal": walk.heal, "look": walk.look, "agree": walk.require_agreed}
@@ -42,5 +46,5 @@ def main(access: str, name: str, seed: str, seconds: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("NISO_STATE_DIR", sys.argv[5])
+    os.environ.setdefault("NISO_STATE_DIR", sys.argv[6])
     main(*sys.argv[1:])

@@ -108,10 +108,10 @@ class Nemesis:
 
 
 def start(
-    members: Members, name: str, seed: int, seconds: float, folder: Path
+    members: Members, name: str, seed: int, seconds: float, share: float, folder: Path
 ) -> subprocess.Popen[str]:
     folder.mkdir()
-    words = (json.dumps(members.access()), name, str(seed), str(seconds), str(folder))
+    words = (json.dumps(members.access()), name, str(seed), str(seconds), str(share), str(folder))
     return subprocess.Popen(
         [sys.executable, str(HERE / "cluster_driver.py"), *words],
         stdin=subprocess.PIPE,
@@ -144,14 +144,16 @@ def ready(members: Members) -> None:
                 time.sleep(0.1)
 
 
-def main(folder: str, text: str, seconds: float) -> None:
+def main(folder: str, text: str, seconds: float, share: float) -> None:
     draw = random.Random(text)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with etcd(Path(folder), 3, GROUP) as members:
         with Etcd(members.access()) as engine:
             Membership(engine).make()
         drivers = [
-            start(members, name, draw.randrange(1 << 30), seconds, Path(folder, f"host-{name}"))
+            start(
+                members, name, draw.randrange(1 << 30), seconds, share, Path(folder, f"host-{name}")
+            )
             for name in HOSTS
         ]
         try:
@@ -181,4 +183,4 @@ def main(folder: str, text: str, seconds: float) -> None:
 if __name__ == "__main__":
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join((before, str(HERE.parent), str(HERE)))
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))

@@ -255,7 +255,7 @@ def test_cluster_in_an_etcd_with_users_and_a_prefix(hosts: list[Host]) -> None:
     assert "not a member" in cluster(c, "join", "-", input=text).stdout
     assert "not niso's" in refused(c, "backup", "/tmp/x")
     agents = [start_agent(host) for host in (b, c)]
-    b.lab.wait_for(lambda: states(b) == {"b": "here", "c": "alive"}, 20, "c alive")
+    b.lab.wait_for(lambda: states(b) == {"b": "here", "c": "alive"}, 40, "c alive")
     for host in (c, b):
         cluster(host, "leave")
     for agent in agents:
@@ -268,7 +268,7 @@ context = ssl.create_default_context(cafile="/tmp/tls/authority.pem")
 context.load_cert_chain("/tmp/tls/host.pem", "/tmp/tls/host.key")
 def ask(path, **body):
     request = urllib.request.Request("https://198.51.100.1:2379/v3/" + path, json.dumps(body).encode())
-    urllib.request.urlopen(request, context=context, timeout=5).read()
+    urllib.request.urlopen(request, context=context, timeout=60).read()
 for _ in range(100):
     try:
         ask("kv/range", key="eA==")

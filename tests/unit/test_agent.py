@@ -14,10 +14,12 @@ from cluster_world import KEYS, ME, Cluster
 from fake_world import World
 from samples import samples
 
-from niso.base.errors import Conflict
-from niso.cluster import gone, mirror
+from niso.base.errors import Conflict, Error
+from niso.base.locks import Lock
+from niso.cluster import agent, gone, mirror, watchers
 from niso.cluster.agent import GUARD_S, TTL_S, Agent, Me
 from niso.cluster.claims import Claims, Wanted
+from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import decode, encode
 from niso.cluster.membership import Host
 from niso.cluster.requests import Answer, Delete, NoAnswer, Put, Txn
@@ -291,6 +293,51 @@ def test_running_agent_sees_what_changes(host: Hosted) -> None:
         thread.join(20)
     assert not thread.is_alive()
     host.world.assert_whole()
+
+
+def test_agent_waits_for_its_files_and_ends_well_once_the_host_has_left(
+    host: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (agent, watchers):
+        monkeypatch.setattr(module, "about", lambda seconds: 0.01)
+    cluster, missing = host.cluster, [True]
+
+    def connect() -> FakeEngine:
+        if missing[0]:
+            raise Error("this host is in no cluster")
+        return cluster.engine
+
+    following = Agent(host.agent.me, connect, host.end, host.said.append)
+    ended = threading.Event()
+
+    def run() -> None:
+        store = Store.open()
+        following.run(store, host.world.kernel)
+        ended.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    wait(lambda: "this host is in no cluster" in host.said)
+    missing[0] = False
+    address = cluster.claim("a", "api").networks["backend"][0]
+    wait(lambda: f"{address} api" in cluster.lines())
+    cluster.claim("a", "web")  # a look is on its way
+    missing[0] = True
+    with Lock(), host.world.store.transaction():
+        host.world.store.across.set_cluster("")
+    following._notice()
+    assert ended.wait(20)
+    assert host.said[-1].startswith("this host has left cluster")
+
+
+def test_look_of_a_host_that_leaves_meanwhile_writes_nothing(host: Hosted) -> None:
+    cluster, store = host.cluster, host.world.store
+    cluster.claim("a", "api")
+    host.look()
+    now = cluster.seen()
+    with Lock(), store.transaction():
+        store.across.set_cluster("")
+    assert mirror.follow(store, host.world.kernel, now, ME) == []
+    assert store.across.peers() == {} == store.across.addresses()
 
 
 def wait(so: Callable[[], bool]) -> None:

@@ -70,7 +70,8 @@ class Me(NamedTuple):
 class Agent:
     """``end`` ends services that another host has taken over, ``log`` takes one line of text.
 
-    ``tend`` is called at the start, when hosts come or go, and about every `LOOK_S` seconds.
+    ``tend`` is called at the start and about every `LOOK_S` seconds, and when hosts come or go: its
+    second argument says whether it is not only that.
     ``mend`` is called in a thread of its own, every `MEND_S` seconds; it gets whether a whole look
     is due.
     """
@@ -82,7 +83,7 @@ class Agent:
         end: Callable[[list[str]], None],
         log: Callable[[str], None],
         keys: Keys | None = None,
-        tend: Callable[[Engine], None] = lambda engine: None,
+        tend: Callable[[Engine, bool], None] = lambda engine, whole: None,
         mend: Callable[[bool], None] | None = None,
     ) -> None:
         self.me = me
@@ -393,9 +394,10 @@ class Agent:
                 if self._whole:
                     self.lag.caught_up(began)
                 hosts, before = {*store.across.peers()}, hosts
-                if time.monotonic() - tended >= LOOK_S or hosts != before:
-                    tended = time.monotonic()
-                    self.tend(engine)
+                is_due = time.monotonic() - tended >= LOOK_S
+                tended = time.monotonic() if is_due else tended
+                if is_due or hosts != before:
+                    self.tend(engine, is_due)
                 self.watch(net.name for net in store.networks() if net.span is not None)
             # files vanish while the host leaves its cluster, and a busy store is locked for long
             except (Error, OSError, sqlite3.Error) as error:

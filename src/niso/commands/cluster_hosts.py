@@ -14,7 +14,7 @@ from niso.cluster import certificates, config, gone, members, own_etcd
 from niso.cluster import restore as restoring
 from niso.cluster.agent import Agent, Me, boot_id
 from niso.cluster.config import Member
-from niso.cluster.membership import Host, Membership
+from niso.cluster.membership import Host, Membership, host_of
 from niso.cluster.requests import NoAnswer, Refused
 from niso.commands import cluster_units as units
 from niso.commands.agents import Following, alone
@@ -324,8 +324,8 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
     def end(services: list[str]) -> None:
         end_services(machine, services)
 
-    def tend(engine: Engine) -> None:
-        _tend(machine, engine)
+    def tend(engine: Engine, whole: bool) -> None:
+        _tend(machine, engine, whole)
 
     mend = _mending(machine) if own.encryption else None
     agent = Agent(me, connect, end, log, own.keys, tend, mend)
@@ -373,9 +373,10 @@ def _tend_certificates(machine: Machine, own: Config, membership: Membership) ->
 
     No-op if the cluster, or this host in it, is not there: its data may be lost.
     """
-    cluster, me = membership.cluster(), (own.host, machine.store.state_id())
-    here = me in {(host.name, host.state_id) for host in membership.hosts()}
-    if cluster is None or cluster.identity != machine.store.cluster_id() or not here:
+    cluster, item = membership.cluster(), membership.host_item(own.host)
+    if cluster is None or cluster.identity != machine.store.cluster_id():
+        return
+    if item is None or host_of(item, own.keys).state_id != machine.store.state_id():
         return
     path = os.path.join(paths.cluster_dir(), certificates.CERTIFICATE)
     serial = certificates.serial(path)
@@ -386,9 +387,14 @@ def _tend_certificates(machine: Machine, own: Config, membership: Membership) ->
         membership.refuse({*own_etcd.refuse(refused)} - {*refused})
 
 
-def _tend(machine: Machine, engine: Engine) -> None:
-    """Keep what the cluster knows of this host, and the list of etcd's members here."""
+def _tend(machine: Machine, engine: Engine, whole: bool) -> None:
+    """Keep what the cluster knows of this host, and the list of etcd's members here.
+
+    Unless ``whole``, hosts have come or gone: only members refuse certificates, and all agents ask.
+    """
     own = config.require()
+    if not whole and own.member is None:
+        return
     mtu = machine.kernel.mtu_of(own.address)
     if mtu is not None:
         Membership(engine, own.keys).refresh(as_member(machine, own, mtu))
