@@ -8,11 +8,15 @@ import re
 import sys
 from typing import Any
 
+import pytest
 from conftest import Lab
-from docker_world import IMAGE, SOCKET, Docker, needs_docker
+from docker_world import IMAGE, PEERS, SOCKET, Docker, needs_docker
 from machine import Machine, needs_systemd
 from pages import ROOT
+from samples import LONG
 from services import BUSYBOX, CLIENT, HOST, ps
+
+HOST6 = "2001:db8::1"
 
 
 def network(name: str, *options: str) -> str:
@@ -129,6 +133,73 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     assert json.loads(lab.niso("net", "list", "--json").stdout) == []
     assert "nix" not in lab.run("ip", "-o", "link").stdout
     assert list(lab.path("/run/niso/docker").iterdir()) == []
+    lab.niso("net", "check")
+
+
+COMPOSE = """\
+x-server: &server
+  image: IMAGE
+  command: [/bin/busybox, sh, -c, "hostname > /index.html; exec /bin/busybox httpd -f -p 80 -h /"]
+networks:
+  closed:
+    driver: niso
+    enable_ipv6: true
+    driver_opts: { network: shop, allow_from: "10.99.52.9 fd52::9 192.0.2.2 2001:db8::2" }
+    ipam: { config: [{ subnet: 10.99.52.0/24 }, { subnet: "fd52::/64" }] }
+  open:
+    driver: niso
+    enable_ipv6: true
+    ipam: { config: [{ subnet: 10.99.53.0/24 }, { subnet: "fd53::/64" }] }
+services:
+  api:
+    <<: *server
+    networks: { closed: { ipv4_address: 10.99.52.9, ipv6_address: "fd52::9" } }
+  web:
+    <<: *server
+    hostname: web
+    ports: ["8080:80"]
+    networks:
+      closed: { ipv4_address: 10.99.52.8, ipv6_address: "fd52::8", aliases: [www] }
+      open: { ipv4_address: 10.99.53.8, ipv6_address: "fd53::8" }
+  bad:
+    <<: *server
+    networks: [closed, open]
+"""
+
+
+@needs_docker
+@pytest.mark.skipif(not LONG, reason="part of ./dev test-long")
+def test_compose_file_with_networks_of_two_families(lab: Lab) -> None:
+    docker = Docker(lab)
+    plugins = lab.path("/tmp/.docker/cli-plugins")
+    plugins.mkdir(parents=True)
+    program = PEERS / "docker-compose/usr/libexec/docker/cli-plugins/docker-compose"
+    (plugins / "docker-compose").symlink_to(program)
+    for way in ("-i", "-o"):
+        lab.run("iptables", "-I", "DOCKER-USER", way, "niso-+", "-j", "ACCEPT")
+    lab.write("/tmp/shop/compose.yaml", COMPOSE.replace("IMAGE", IMAGE))
+    compose = ("compose", "-f", "/tmp/shop/compose.yaml")
+    for _ in range(2):  # the second one changes nothing
+        docker(*compose, "up", "-d", timeout=120)
+    lab.wait_for(lambda: docker.get("shop-web-1", "127.0.0.1") == "web", 10, "the server")
+    lab.wait_for(
+        lambda: {row["status"] for row in rows(lab).values()} == {"attached"}, 10, "interfaces"
+    )
+    assert len(rows(lab)) == 5
+    closed, open_ = ("10.99.52.8", "[fd52::8]"), ("10.99.53.8", "[fd53::8]")
+    for address in ("www", *closed):
+        assert docker.get("shop-api-1", address) == "web"
+    for address in open_:
+        assert docker.get("shop-bad-1", address) == "web"
+        assert docker.get("shop-api-1", address) == ""  # not of its network
+    for address in closed:
+        assert docker.get("shop-bad-1", address) == ""
+    for address in (HOST, f"[{HOST6}]"):
+        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{address}:8080/index.html")
+        assert lab.client(*words, check=False).stdout == "web\n", address
+    lab.niso("net", "check")
+    docker(*compose, "down", timeout=120)
+    assert rows(lab) == {} and json.loads(lab.niso("net", "list", "--json").stdout) == []
     lab.niso("net", "check")
 
 

@@ -16,7 +16,9 @@ from fake_world import World
 
 from niso.engines import cni, netavark, plugin, pods
 from niso.kubernetes import waiting
+from niso.plan.records import Policy
 from niso.services import attachments
+from niso.services.attach_request import Request
 from niso.services.machine import Machine
 
 NETNS = "/run/netns/netns-1"
@@ -281,6 +283,40 @@ def test_second_network_of_a_pod_leaves_its_network_policy_and_limits(
     assert before is not None and now is not None and len(now.wishes) == 2
     assert now.policy == before.policy == waiting.CLOSED
     assert now.labels == before.labels and now.bandwidth == before.bandwidth != ()
+
+
+def test_policy_that_the_agent_narrows_meanwhile_stays(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ADD and DEL of another network repeat the policy that they have read."""
+    real = attachments.attach
+
+    def say(policy: Policy) -> None:
+        now = attachments.current(world.store, "web-shop")
+        assert now is not None
+        real(world.machine, waiting.standing(now, policy))
+
+    def meanwhile(machine: Machine, request: Request, **more: Any) -> object:
+        monkeypatch.setattr(attachments, "attach", real)
+        say(waiting.CLOSED)
+        return real(machine, request, **more)
+
+    monkeypatch.setattr(waiting, "agent_runs", lambda: True)
+    monkeypatch.setattr(pods, "wait", lambda *_: say(Policy()))
+    second = {"cniVersion": "1.0.0", "name": "second", "type": "niso-cni"}
+    pod = POD | {"ARGS": "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_UID=u"}
+    first = second | {"name": "pods", "kubernetes": {}}
+    assert run(cni.main, first, COMMAND="ADD", **pod)[0] == 0
+    pod["IFNAME"] = "net1"
+    for command in ("ADD", "DEL"):
+        monkeypatch.setattr(attachments, "attach", meanwhile)
+        status, answer = run(cni.main, second, COMMAND=command, **pod)
+        assert status == 1 and "meanwhile" in answer["msg"], command
+        now = attachments.current(world.store, "web-shop")
+        assert now is not None and now.policy == waiting.CLOSED
+        say(Policy())
+        assert run(cni.main, second, COMMAND=command, **pod)[0] == 0
+    world.assert_whole()
 
 
 @pytest.mark.parametrize(

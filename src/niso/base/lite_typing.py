@@ -18,7 +18,28 @@ if TYPE_CHECKING:
 
 __all__ = ["TYPE_CHECKING", "Choice", "Generic", "Literal", "NamedTuple"]
 
-_templates: dict[int, FunctionType] = {}
+_getters = [_tuplegetter(place, "") for place in range(16)]
+_new = tuple.__new__
+# written out, because to compile one takes as long as to make two classes
+_templates: dict[int, Any] = {
+    0: lambda _cls: _new(_cls, ()),
+    1: lambda _cls, a: _new(_cls, (a,)),
+    2: lambda _cls, a, b: _new(_cls, (a, b)),
+    3: lambda _cls, a, b, c: _new(_cls, (a, b, c)),
+    4: lambda _cls, a, b, c, d: _new(_cls, (a, b, c, d)),
+    5: lambda _cls, a, b, c, d, e: _new(_cls, (a, b, c, d, e)),
+    6: lambda _cls, a, b, c, d, e, f: _new(_cls, (a, b, c, d, e, f)),
+    7: lambda _cls, a, b, c, d, e, f, g: _new(_cls, (a, b, c, d, e, f, g)),
+    8: lambda _cls, a, b, c, d, e, f, g, h: _new(_cls, (a, b, c, d, e, f, g, h)),
+}
+
+
+def _template(count: int) -> Any:
+    if count not in _templates:
+        arguments = "".join(f"a{i}, " for i in range(count))
+        text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
+        _templates[count] = eval(text)  # noqa: S307  # it depends on nothing but a number
+    return _templates[count]
 
 
 def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
@@ -26,12 +47,7 @@ def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> 
 
     All classes with as many fields share its code, each with its own names for the arguments.
     """
-    if len(fields) not in _templates:
-        arguments = "".join(f"a{i}, " for i in range(len(fields)))
-        text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
-        # the text depends on nothing but a number
-        _templates[len(fields)] = eval(text, {"_new": tuple.__new__})  # noqa: S307
-    template = _templates[len(fields)]
+    template = _template(len(fields))
     code = template.__code__.replace(
         co_varnames=("_cls", *fields), co_name="__new__", co_qualname=f"{name}.__new__"
     )
@@ -69,19 +85,16 @@ class _Kind(type):
         if not bases:
             return super().__new__(mcs, name, bases, body)
         fields = tuple(body.get("__annotations__", ()))
-        defaults = tuple(body[field] for field in fields if field in body)
-        if any(field in body for field in fields[: len(fields) - len(defaults)]):
+        optional = tuple([field for field in fields if field in body])
+        if optional != fields[len(fields) - len(optional) :]:
             raise TypeError(f"{name}: a field without a default comes after one that has one")
-        body |= {field: _tuplegetter(i, "") for i, field in enumerate(fields)}
-        body |= {
-            "__new__": _maker(name, fields, defaults),
-            "__slots__": (),
-            "__match_args__": fields,
-            "_fields": fields,
-            "_field_defaults": dict(
-                zip(fields[len(fields) - len(defaults) :], defaults, strict=True)
-            ),
-        }
+        body["_field_defaults"] = {field: body[field] for field in optional}
+        body["__new__"] = _maker(name, fields, tuple(body["_field_defaults"].values()))
+        body["__slots__"] = ()
+        body["_fields"] = body["__match_args__"] = fields
+        while len(_getters) < len(fields):
+            _getters.append(_tuplegetter(len(_getters), ""))
+        body.update(zip(fields, _getters, strict=False))
         return type(name, (_Tuple,), body)
 
 

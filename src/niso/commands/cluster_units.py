@@ -6,12 +6,11 @@ be done without it, and the agent is left to the caller.
 
 from __future__ import annotations
 
-from niso.base import paths
 from niso.base.errors import Conflict
 from niso.base.report import Caution, ChangingUnit, Report
 from niso.cluster import own_etcd
 from niso.cluster.config import Config
-from niso.commands.unit_files import command, environment, quoted
+from niso.commands.unit_files import agent
 from niso.runtime.units import WANTED_BY, unit_file
 from niso.services.machine import Machine
 
@@ -28,28 +27,8 @@ _MORE = {
 
 def unit_text(which: str, state_id: str) -> str:
     """Return the unit file of the agent or of etcd (systemd.service(5))."""
-    return "\n".join(
-        [
-            f"{_MARK}{state_id}",
-            "[Unit]",
-            f"Description={_DESCRIPTIONS[which]}",
-            "Wants=network-online.target",
-            "After=network-online.target",
-            f"RequiresMountsFor={quoted(paths.state_dir())}",
-            "StartLimitIntervalSec=0",
-            "",
-            "[Service]",
-            "Type=notify",
-            "Restart=always",
-            *_MORE[which],
-            *environment(),
-            f"ExecStart={command(*_WORDS[which])}",
-            "",
-            "[Install]",
-            f"WantedBy={WANTED_BY}",
-            "",
-        ]
-    )
+    lines = agent(f"{_MARK}{state_id}", _DESCRIPTIONS[which], _WORDS[which], _MORE[which])
+    return "\n".join([*lines, "[Install]", f"WantedBy={WANTED_BY}", ""])
 
 
 def require_free(machine: Machine, which: str) -> None:

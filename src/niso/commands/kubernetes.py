@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.report import ChangingUnit, Report, silent
+from niso.commands import unit_files
 from niso.commands.agents import Following, alone
-from niso.commands.unit_files import command, environment, quoted
 from niso.kubernetes import kubeconfig
 from niso.kubernetes.api_server import ApiServer
 from niso.kubernetes.pod_agent import PodAgent
@@ -42,26 +41,11 @@ def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Followi
 
 def unit_texts(config: str, state_id: str) -> dict[str, str]:
     """Return the unit and the drop-in that starts it at boot, by their paths."""
-    head = (f"{_MARK}{state_id}", "[Unit]")
-    service = (
-        *head,
-        "Description=niso: network policies of Kubernetes",
-        "Wants=network-online.target",
-        "After=network-online.target",
-        f"RequiresMountsFor={quoted(paths.state_dir())}",
-        "StartLimitIntervalSec=0",
-        "",
-        "[Service]",
-        "Type=notify",
-        "Restart=always",
-        "RestartSec=1",
-        *environment(),
-        f"ExecStart={command('kubernetes', '--kubeconfig', config)}",
-        "",
-    )
+    mark = f"{_MARK}{state_id}"
+    words = ("kubernetes", "--kubeconfig", config)
     files = {
-        UNIT: service,
-        f"{WANTED_BY}.d/{UNIT}.conf": (*head, f"Wants={UNIT}", ""),
+        UNIT: unit_files.agent(mark, "niso: network policies of Kubernetes", words),
+        f"{WANTED_BY}.d/{UNIT}.conf": [mark, "[Unit]", f"Wants={UNIT}", ""],
     }
     return {os.path.join(UNITS, name): "\n".join(lines) for name, lines in files.items()}
 

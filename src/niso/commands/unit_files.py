@@ -31,6 +31,33 @@ def command(*words: str) -> str:
     return ":" + " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli", *words))
 
 
+def agent(
+    mark: str, description: str, words: tuple[str, ...], more: tuple[str, ...] = ("RestartSec=1",)
+) -> list[str]:
+    """Return the lines of the unit of a command that runs all the time (systemd.service(5)).
+
+    It says that it is ready, and systemd starts it again whenever it ends. ``mark`` is the first
+    line, and ``more`` are lines of ``[Service]``.
+    """
+    return [
+        mark,
+        "[Unit]",
+        f"Description={description}",
+        "Wants=network-online.target",
+        "After=network-online.target",
+        f"RequiresMountsFor={quoted(paths.state_dir())}",
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        "Type=notify",
+        "Restart=always",
+        *more,
+        *environment(),
+        f"ExecStart={command(*words)}",
+        "",
+    ]
+
+
 def environment() -> list[str]:
     """Return ``Environment=`` lines for folders and a pool of networks that are not the default."""
     folders = {"NISO_STATE_DIR": paths.state_dir(), "NISO_RUN_DIR": paths.run_dir()}

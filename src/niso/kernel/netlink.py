@@ -46,7 +46,8 @@ _NESTED = 0x8000
 _KIND_MASK = 0x3FFF
 
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
-_BUFFER = 1 << 17  # bytes; the kernel packs dumps into at most 32 KiB
+# bytes; the kernel packs dumps into at most 32 KiB. malloc(3) would map 128 KiB for each answer.
+_BUFFER = 1 << 16
 _DUMP_TRIES = 10
 _TRUNCATED = socket.MSG_TRUNC
 _MOST_ERRNO = 4095  # MAX_ERRNO, linux/err.h

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import time
 
@@ -11,11 +12,7 @@ from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import sqlite3
     from typing import Any
-else:
-    # sqlite3 without the conversion of dates, which no column needs (1 ms of a command)
-    import _sqlite3 as sqlite3
 
 __all__ = ["sqlite3"]
 
