@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import page
+import page_parts
 from figures import Found, Row, number, percentile, ratio, slope, spread
 
 
@@ -70,7 +71,7 @@ def test_a_table_says_where_a_party_was_and_which_there_was_not() -> None:
         ("attach", "netavark", "peer"),
         ("attach", "docker", "other"),
     )
-    table = page._table(found(), "ms", rows, [10, 1_000], ("attach", "niso"), "ms")
+    table = page_parts.table(found(), "ms", rows, [10, 1_000], ("attach", "niso"), "ms")
     assert table[2:] == [
         "| own | **3.00** (2.00 to 4.00) | 1.00 | **4.00** (4.00 to 4.00) | 1.00 |",
         "| peer | **30.0** (20.0 to 80.0) | 10.0 | 100 (once) at 400 | 25.0 |",
