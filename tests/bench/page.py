@@ -7,6 +7,7 @@ from typing import Any
 
 from figures import Found
 from page_cluster import cluster
+from page_expect import expect
 from page_inside import inside
 from page_parts import NAMES, prose
 from page_ports import ports
@@ -25,6 +26,7 @@ def text(figures: dict[str, Any], pictures: Iterable[str]) -> str:
         "# Benchmarks: niso and its peers",
         "",
         *_how(figures),
+        *expect(figures),
         "## Summary",
         "",
         short(figures),
