@@ -28,6 +28,7 @@ import chapter_ports
 import chapter_services
 import chapter_thousand
 import page
+import page_summary
 from driver import CACHE, ROOT, load, machine, say, settle, versions
 from figures import Found
 
@@ -73,7 +74,7 @@ def main() -> int:
     pictures = draw(store, folder)
     text = page.text(figures, pictures)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    print(page.short(figures))
+    print(page_summary.short(figures))
     say(f"all of it is in {folder / 'README.md'}")
     return int(failed)
 

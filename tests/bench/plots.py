@@ -10,7 +10,9 @@ from typing import Any
 
 import matplotlib
 from figures import Found, Row, median, number
-from page import INSIDE, NAMES, flow_lines
+from page_inside import INSIDE
+from page_parts import NAMES
+from page_ports import flow_lines
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import page
+import page_expect
+import page_parts
 from figures import Found, Row, number, percentile, ratio, slope, spread
 
 
@@ -70,7 +73,7 @@ def test_a_table_says_where_a_party_was_and_which_there_was_not() -> None:
         ("attach", "netavark", "peer"),
         ("attach", "docker", "other"),
     )
-    table = page._table(found(), "ms", rows, [10, 1_000], ("attach", "niso"), "ms")
+    table = page_parts.table(found(), "ms", rows, [10, 1_000], ("attach", "niso"), "ms")
     assert table[2:] == [
         "| own | **3.00** (2.00 to 4.00) | 1.00 | **4.00** (4.00 to 4.00) | 1.00 |",
         "| peer | **30.0** (20.0 to 80.0) | 10.0 | 100 (once) at 400 | 25.0 |",
@@ -113,3 +116,20 @@ def test_the_section_about_several_hosts_has_what_was_found_and_names_what_was_n
     assert "0 of 900 requests failed; 1 of 50 claims failed | slowest claim 500 ms | 0 |" in text
     assert "agent, processor, idle | not measured" in text
     assert "- the cluster (traffic): no compiler" in text
+
+
+def test_the_page_is_what_its_figures_make_of_it_and_says_in_ten_lines_what_to_expect() -> None:
+    folder = Path(__file__).resolve().parents[2] / "docs/bench"
+    figures = json.loads((folder / "figures.json").read_text())
+    text = page.text(figures, [picture.stem for picture in folder.glob("*.svg")])
+    assert text == (folder / "README.md").read_text()
+    section = text.partition("## What to expect\n\n")[2].partition("\n\n##")[0]
+    assert section.count("- **") == 10
+    assert page_expect.expect({}) == []  # without its figures no line is written
+
+
+def test_niso_is_ahead_behind_or_level() -> None:
+    assert page_expect._standing(1.0, 2.0) == "behind"
+    assert page_expect._standing(1.0, 2.0, less_is_better=True) == "ahead of"
+    assert page_expect._standing(2.0, 1.0) == "ahead of"
+    assert page_expect._standing(0.99, 1.0) == "level with"

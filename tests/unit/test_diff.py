@@ -267,6 +267,16 @@ def test_rules_of_another_version_and_a_service_that_goes_at_once_leave_it_guard
     assert same(kernel.everything(state(DB, networks=(BACKEND,))), state(DB, networks=(BACKEND,)))
 
 
+def test_rebuilt_rules_keep_a_guard_that_is_wanted_though_its_link_goes() -> None:
+    """Such an element is deleted with no link: the rules need it for something else."""
+    want = state(API)
+    have = want.replace(Ruleset, {Ruleset("00000000")})
+    (pair,) = want[Veth]
+    steps = diff(want.replace(Veth, frozenset()), have)
+    assert Step("delete", pair) in steps
+    assert [step for step in steps if isinstance(step, NftTransaction)] == steps[:1]
+
+
 def test_sysctl_that_nobody_wants_is_left_alone() -> None:
     have = State({Sysctl("", "net/ipv4/ip_forward", "1")})
     assert diff(State(), have) == []

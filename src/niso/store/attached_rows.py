@@ -55,11 +55,10 @@ class Attachments:
 
     def all(self, owner: str | None = None, id: str | None = None) -> list[Attached]:
         """Return all attachments, or those of an owner and id, sorted by name."""
-        rows = self._db.execute(
-            "SELECT * FROM attached WHERE (?1 IS NULL OR owner=?1) AND (?2 IS NULL OR id=?2)"
-            " ORDER BY service",
-            (owner, id),
-        )
+        asked = {key: text for key, text in (("owner", owner), ("id", id)) if text is not None}
+        where = " AND ".join(f"{key}=:{key}" for key in asked) or "TRUE"
+        query = f"SELECT * FROM attached WHERE {where} ORDER BY service"
+        rows = self._db.execute(query, asked)
         return [Attached(*row) for row in rows]
 
     def of_cookie(self, cookie: int) -> list[Attached]:

@@ -1,0 +1,113 @@
+"""Write the chapter of networks over several hosts."""
+
+from __future__ import annotations
+
+from figures import Found, Row, median, number, percentile, ratio, spread, times
+from page_parts import prose
+
+WIRES = {
+    "underlay": "plain underlay: two namespaces, no rule, no connection tracking",
+    "span": "niso, services of two hosts, by VXLAN",
+    "one host": "niso, services of one host",
+    "swarm": "Docker Swarm, containers of two hosts on an overlay",
+}
+
+
+def cluster(found: Found, drawn: set[str]) -> list[str]:
+    lines = ["## Networks over several hosts", ""]
+    lines += ["| | measured | compared with | target |", "| --- | --- | --- | --- |"]
+
+    def line(words: str, row: Row | None, unit: str, beside: str = "", aim: str = "") -> None:
+        cell = f"{spread(row)}{unit}" if row else "not measured"
+        lines.append(f"| {words} | {cell} | {beside} | {aim} |")
+
+    def row(what: str, who: str = "span") -> Row | None:
+        return next(iter(found.rows(what, who)), None)
+
+    line("`niso activate`: asking the cluster and claiming", row("claim"), " ms", "", "≤ 40 ms")
+    line("`niso activate`: saying that the service is up", row("publish"), " ms")
+    for what, words in (("activate", "all but the process, in process"), ("command", "command")):
+        whos = ("span", "local") if what == "activate" else ("span command", "local command")
+        own, local = row(what, whos[0]), row(what, whos[1])
+        beside = f"a local network: {spread(local)} ms" if local else ""
+        line(f"`niso activate`: {words}", own, " ms", beside)
+    seen = row("published until known", "b")
+    late = f"99 %: {number(percentile(seen, 0.99))} ms, of {len(seen.values)}" if seen else ""
+    line("published until an idle host has the name", seen, " ms", late, "≤ 100 ms, 99 %: ≤ 500 ms")
+    swarm = row("command until known", "swarm")
+    beside = f"`docker network connect` in a swarm: {spread(swarm)} ms" if swarm else ""
+    text = "the whole command, from its start until an idle host has the name"
+    line(text, row("command until known"), " ms", beside)
+    for words in ("comes", "goes"):
+        sizes = sorted(found.rows(f"apply: one {words}"), key=lambda each: each.at)
+        for each, aim in zip(sizes, ("≤ 10 ms", "≤ 1.5 of that"), strict=False):
+            spent = found.row(f"apply, processor time: one {words}", each.who, each.wanted)
+            look = found.row(f"look: one {words}", each.who, each.wanted)
+            beside = f"processor time {number(median(spent))} ms" if spent else ""
+            beside += f"; with reading {number(median(look))} ms" if look else ""
+            if each is not sizes[0]:
+                beside += f"; ratio {times(ratio(each, sizes[0]))}"
+            text = f"one service {words} beside {each.at:,} of other hosts, rows and kernel"
+            line(text, each, " ms", beside, aim)
+    for each in sorted(found.rows("whole look, processor time"), key=lambda each: each.at):
+        line(f"all compared beside {each.at:,} of other hosts, processor time", each, " ms")
+    alone, inside = row("attach", "alone"), row("attach", "in a cluster")
+    beside = (
+        f"without one: {spread(alone)} ms, ratio {times(ratio(inside, alone))}" if alone else ""
+    )
+    line("attach a local network on a host of a cluster", inside, " ms", beside, "unchanged")
+    for what, unit, aim in (("PSS", " MiB", "≤ 40"), ("RSS", " MiB", "")):
+        kib = row(f"agent, {what}", "agent")
+        mib = Row("", "", 0, 0, [each / 1024 for each in kib.values]) if kib else None
+        line(f"agent, resident ({what}), idle", mib, unit, "", aim)
+    line("agent, processor, idle", row("agent, processor", "agent"), " %", "", "≤ 0.5 %")
+    lines += _fates(found)
+    heads = " | ".join(f"{name} | to the underlay" for name in RATE_HEADS)
+    lines += ["", f"| | {heads} |", f"| --- |{' --- |' * 6}"]
+    for who, name in WIRES.items():
+        cells = [name]
+        for what in ("tcp", "udp", "bulk"):
+            own = row(what, who)
+            cells += [
+                spread(own) if own else "not measured",
+                times(ratio(own, row(what, "underlay"))),
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        prose(
+            "Three hosts are labs on one wire, each with a member of etcd (data on tmpfs) and an agent, with TLS. Targets of"
+            " traffic: connections ≥ 0.85 of the underlay, throughput ≥ 0.9. Services have no process. Of other"
+            " hosts' many services there are the claims alone, in a real etcd. A request is a connection with one"
+            " byte of answer, to another host."
+        ),
+        "",
+    ]
+
+
+RATE_HEADS = ("new TCP connections/s", "new UDP flows/s", "throughput, Gbit/s")
+
+
+def _fates(found: Found) -> list[str]:
+    """Return lines of what happened while something failed."""
+
+    def values(what: str) -> list[float]:
+        return [value for row in found.rows(what) for value in row.values]
+
+    lines = []
+    if made := values("claims at once"):
+        different, took = values("claims at once, different"), values("claims at once, seconds")
+        text = f"{different[0]:.0f} different addresses of {made[0]:.0f} claims"
+        lines.append(
+            f"| claims of three hosts at one time | {text}, in {number(took[0])} s | | all different |"
+        )
+    if asked := values("requests"):
+        text = f"{sum(values('requests failed')):.0f} of {sum(asked):,.0f} requests failed"
+        more = f"{sum(values('claims failed')):.0f} of {sum(values('claims')):,.0f} claims failed"
+        slow = f"slowest claim {number(max(values('slowest claim')))} ms"
+        lines.append(f"| a member of etcd is killed | {text}; {more} | {slow} | 0 |")
+    if lost := values("host lost until its names go"):
+        shown = spread(Row("", "", 0, 0, lost))
+        lines.append(f"| a host is lost, until its names go | {shown} s | lease 10 s | ≤ 13 s |")
+    return lines

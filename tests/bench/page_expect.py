@@ -1,0 +1,172 @@
+"""Write what a user should expect, in ten lines: each with its figures, and why they are so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from figures import Found, Row, median, number, ratio, slope, times
+from page_parts import NAMES, prose
+
+_LEVEL = 0.03
+"""Figures that differ by less are called level: rounds differ by more."""
+
+
+class _Missing(Exception):
+    """A figure has not been measured."""
+
+
+class _Figures:
+    """The figures of all chapters. A missing one raises `_Missing`."""
+
+    def __init__(self, figures: dict[str, Any]) -> None:
+        self._chapters = {name: Found.load(data) for name, data in figures.items()}
+
+    def row(self, chapter: str, what: str, who: str, last: bool = False) -> Row:
+        """Return a row of the smallest size, or of the largest."""
+        found = self._chapters.get(chapter)
+        rows = found.rows(what, who) if found else []
+        if not rows:
+            raise _Missing
+        return rows[-1 if last else 0]
+
+    def size(self, chapter: str, what: str) -> str:
+        """Return the largest number of services that niso was measured beside."""
+        return f"{self.row(chapter, what, 'niso', True).at:,}"
+
+    def to(self, chapter: str, what: str, who: str, other: str) -> str:
+        """Return how many times the figure of ``other`` ``who`` has, at the smallest size."""
+        return times(ratio(self.row(chapter, what, who), self.row(chapter, what, other)))
+
+    def growth(self, chapter: str, what: str, who: str = "niso") -> str:
+        """Return how many times the figure at the smallest size it is at the largest."""
+        own = self.row(chapter, what, who, True), self.row(chapter, what, who)
+        return times(ratio(*own))
+
+    def each(self, who: str) -> float:
+        """Return the memory of one more service, in MiB."""
+        found = self._chapters.get("services")
+        kib = slope(found.rows("kib", who)) if found else None
+        if kib is None:
+            raise _Missing
+        return kib / 1024
+
+
+def expect(figures: dict[str, Any]) -> list[str]:
+    """Return the section; a line without all of its figures is left out."""
+    lines = []
+    given = _Figures(figures)
+    for write in _LINES:
+        try:
+            lines.append(prose(f"- {' '.join(write(given))}", "  "))
+        except _Missing:
+            continue
+    return ["## What to expect", "", *lines, ""] if lines else []
+
+
+def _standing(own: float, other: float, less_is_better: bool = False) -> str:
+    """Return where niso stands to another: "level with", "ahead of" or "behind"."""
+    if abs(own - other) <= _LEVEL * other:
+        return "level with"
+    return "ahead of" if (own < other) == less_is_better else "behind"
+
+
+def _network(f: _Figures) -> Iterator[str]:
+    own = f.row("services", "attach", "niso")
+    peers = ("netavark", "cni", "docker")
+    others = ", ".join(
+        f"{NAMES[who]} {number(median(f.row('services', 'attach', who)))}" for who in peers
+    )
+    yield f"**A network for a service** takes {number(median(own))} ms in a program that runs"
+    yield f"({others}). No daemon, one netlink socket, one transaction of nftables."
+
+
+def _command(f: _Figures) -> Iterator[str]:
+    yield f"**`niso activate`** takes {f.to('services', 'start', 'niso', 'podman')} of the time of"
+    yield f"`podman run`, and {f.to('services', 'start', 'niso', 'docker')} of `docker run`."
+    yield "Nearly half of it is Python's start and imports."
+
+
+def _plugin(f: _Figures) -> Iterator[str]:
+    own, peer = (f.row("services", "attach", who) for who in ("niso command", "netavark"))
+    standing = _standing(median(own), median(peer), True)
+    yield f"**The network by a command** of its own takes {number(median(own))} ms. That is"
+    yield f"{standing} netavark ({number(median(peer))}), a compiled program that keeps no records"
+    yield "of leases, names and policies."
+
+
+def _several(f: _Figures) -> Iterator[str]:
+    many = f.row("services", "start of many, each", "niso")
+    alone = f.row("services", "start", "niso")
+    yield f"**{many.at} services in one command** take {number(median(many))} ms each, one alone"
+    yield f"{number(median(alone))}: the start is paid once, and the kernel is written once."
+
+
+def _beside(f: _Figures) -> Iterator[str]:
+    yield f"**Beside {f.size('services', 'attach')} services** attaching takes"
+    yield f"{f.growth('services', 'attach')} times, and `niso activate`"
+    yield f"{f.growth('services', 'start')} times as long as beside"
+    yield f"{f.row('services', 'attach', 'niso').at}. The kernel walks all ports of a bridge for a"
+    yield "new one, and a new address is announced to all of them."
+
+
+def _memory(f: _Figures) -> Iterator[str]:
+    own, podman, docker = (f.each(who) for who in ("niso", "podman", "docker"))
+    standing = _standing(own, podman, True)
+    yield f"**Memory**: {number(own)} MiB for each service, {standing} podman"
+    yield f"({number(podman)}): niso's services have an init of 0.05 MiB that reaps processes and"
+    yield f"passes signals on. docker has {number(docker)}, and its daemons."
+
+
+def _ports(f: _Figures) -> Iterator[str]:
+    own, peer = (f.row("ports", "tcp", who) for who in ("niso 1", "netavark 1"))
+    standing = _standing(median(own), median(peer))
+    yield "**New connections through a port** reach"
+    yield f"{times(ratio(own, f.row('ports', 'tcp', 'tracked')))} of a routed path with connection"
+    yield f"tracking, {standing} netavark"
+    yield f"({f.to('ports', 'tcp', 'netavark 1', 'tracked')}): niso also checks the sender, limits"
+    yield "new flows and remembers who talks to whom. Throughput reaches"
+    yield f"{f.to('ports', 'bulk', 'niso 1', 'tracked')}."
+
+
+def _many_ports(f: _Figures) -> Iterator[str]:
+    last = f.row("ports", "tcp", "niso many last")
+    yield f"**The last of {last.at:,} ports** reaches"
+    yield f"{times(ratio(last, f.row('ports', 'tcp', 'niso 1')))} of an only port, because ports are"
+    yield "elements of a map. Of netavark's the last reaches"
+    yield f"{f.to('ports', 'tcp', 'netavark many last', 'netavark 1')}, of docker's"
+    yield f"{f.row('ports', 'tcp', 'docker many last').at:,}"
+    yield f"{f.to('ports', 'tcp', 'docker many last', 'docker 1')}: a rule for each port."
+
+
+def _inside(f: _Figures) -> Iterator[str]:
+    yield "**Between two services of a network** new connections reach"
+    yield f"{f.to('policies', 'tcp', 'no-policy', 'switched')} of plain switching, and"
+    yield f"{f.to('policies', 'tcp', 'policed', 'switched')} with a policy, throughput"
+    yield f"{f.to('policies', 'bulk', 'no-policy', 'switched')} and"
+    yield f"{f.to('policies', 'bulk', 'policed', 'switched')}. A policy needs connection tracking,"
+    yield f"which alone reaches {f.to('policies', 'tcp', 'tracked', 'switched')}."
+
+
+def _hosts(f: _Figures) -> Iterator[str]:
+    own, peer = (f.row("cluster", "tcp", who) for who in ("span", "swarm"))
+    yield "**Between two hosts** new connections reach"
+    yield f"{f.to('cluster', 'tcp', 'span', 'underlay')} of the underlay and throughput"
+    yield f"{f.to('cluster', 'bulk', 'span', 'underlay')}, {_standing(median(own), median(peer))}"
+    yield f"Docker Swarm ({f.to('cluster', 'tcp', 'swarm', 'underlay')} and"
+    yield f"{f.to('cluster', 'bulk', 'swarm', 'underlay')}): the sender of each packet is checked on"
+    yield "both hosts, and policies hold between hosts."
+
+
+_LINES = (
+    _network,
+    _command,
+    _plugin,
+    _several,
+    _beside,
+    _memory,
+    _ports,
+    _many_ports,
+    _inside,
+    _hosts,
+)

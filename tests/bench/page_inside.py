@@ -1,0 +1,72 @@
+"""Write the chapter of traffic inside a bridge, and of policies."""
+
+from __future__ import annotations
+
+from figures import Found, ratio, spread, times
+from page_parts import picture, prose
+
+INSIDE = {
+    "switched": "plain switching: no rule, no connection tracking",
+    "tracked": "the same, tracked, with one rule",
+    "no-policy": "niso, no policy",
+    "policed": "niso, a policy that allows the client among 10 peers",
+    "unlimited": "the same without the rules of limits",
+    "no-policy-forgets": "niso, no policy, without the rules that remember flows",
+    "policed-forgets": "niso, that policy, without the rules that remember flows",
+}
+
+
+def inside(found: Found, drawn: set[str]) -> list[str]:
+    lines = [
+        "## Traffic between two services on one bridge",
+        "",
+        *picture("inside", "Traffic inside a bridge", drawn),
+    ]
+    heads = "new TCP connections/s | to switching | new UDP flows/s | to switching | throughput, Gbit/s | to switching"
+    lines += [f"| | {heads} |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for who, name in INSIDE.items():
+        cells = [name]
+        for what in ("tcp", "udp", "bulk"):
+            row = next(iter(found.rows(what, who)), None)
+            cells += [
+                spread(row) if row else "not measured",
+                times(ratio(row, found.row(what, "switched", 0))),
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    cost = [
+        times(ratio(found.row(what, "policed", 0), found.row(what, "unlimited", 0)))
+        or "not measured"
+        for what in ("tcp", "udp", "bulk")
+    ]
+    lines += [
+        f"| limits: cost to an honest service (with to without) | | {cost[0]} | | {cost[1]} | | {cost[2]} |",
+        "",
+        "More is better.",
+        "",
+        "### One change of a policy, beside other policies",
+        "",
+    ]
+    rows = {row.who: row.at for row in found.rows("peer put in")}
+    if len(rows) == 2:
+        (few, few_at), (many, many_at) = sorted(rows.items(), key=lambda each: each[1])
+        lines += [
+            f"| ms | {few_at} services | {many_at:,} services | ratio |",
+            "| --- | --- | --- | --- |",
+        ]
+        for what, name in (
+            ("peer taken out", "remove one peer from a policy"),
+            ("peer put in", "add one peer to it"),
+            ("service added", "add a service with such a policy"),
+            ("service taken away", "remove it"),
+        ):
+            a, b = found.rows(what, few)[0], found.rows(what, many)[0]
+            lines.append(f"| {name} | {spread(a)} | {spread(b)} | {times(ratio(b, a))} |")
+        lines += [
+            "",
+            prose(
+                "Each service's policy names 10 others on its network with a port. Measured in process; the services"
+                " have no process."
+            ),
+            "",
+        ]
+    return lines

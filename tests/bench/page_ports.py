@@ -1,0 +1,160 @@
+"""Write the chapter of published ports."""
+
+from __future__ import annotations
+
+from figures import Found, median, number, ratio, slope, spread, times
+from page_parts import NAMES, picture, prose, table
+
+
+def ports(found: Found, drawn: set[str]) -> list[str]:
+    lines = [
+        "## Publishing ports",
+        "",
+        *picture("ports", "Publishing ports, by number of ports", drawn),
+    ]
+    for what, words in (("publish", "published"), ("withdraw", "withdrawn")):
+        for shape, as_what in (
+            ("range", "a range that keeps its numbers (8000-8999)"),
+            ("each", "each port mapped to another number"),
+        ):
+            rows = (
+                (f"{what} {shape}", "niso", "niso: a service with them, in process"),
+                (
+                    f"{what} {shape}",
+                    "niso command",
+                    "niso: a service with them, whole command without the process",
+                ),
+                (
+                    f"{what} {shape}",
+                    "niso forward",
+                    "niso port-forward on a running service, in process",
+                ),
+                (f"{what} {shape}", "netavark", "netavark: a network with them"),
+                (f"{what} {shape}", "cni", "CNI: a network with them"),
+                (f"{what} {shape}", "podman", "podman: a container with them"),
+                (f"{what} {shape}", "docker", "docker: a container with them"),
+            )
+            lines += table(
+                found,
+                f"ms, {words}: {as_what}",
+                rows,
+                found.sizes(f"{what} {shape}"),
+                (f"{what} {shape}", "niso"),
+                "ms",
+            )
+    lines += [
+        prose(
+            "No peer can publish a port of a running container. The figures of podman and docker include the whole"
+            " container. podman merges consecutive ports into one range."
+        ),
+        "",
+        "### One more port beside others",
+        "",
+    ]
+    lines += _one_more(found)
+    lines += [
+        "## Traffic through a port, from another machine",
+        "",
+        *picture("flows", "Traffic through a port", drawn),
+    ]
+    lines += _flows(found)
+    lines += ["## Memory of published ports", ""]
+    lines += [
+        "| resident (PSS) of all processes | with 1 port, MiB | with many, MiB | each further port, KiB | further processes |"
+    ]
+    lines += ["| --- | --- | --- | --- | --- |"]
+    for who in ("niso", "docker", "docker with its proxy"):
+        sizes, processes = found.rows("port kib", who), found.rows("port processes", who)
+        if not sizes:
+            lines.append(f"| {NAMES.get(who, who)} | not measured | | | |")
+            continue
+        first, last = sizes[0], sizes[-1]
+        each = slope(sizes)
+        cells = [
+            NAMES.get(who, who),
+            f"{median(first) / 1024:.1f}",
+            f"{median(last) / 1024:.1f} at {last.at:,}",
+            f"**{each:.1f}**" if each is not None else "",
+            number(median(processes[-1]) - median(processes[0])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        prose(
+            "niso's service has no process here, so its figure is what ports alone need: none. netavark and CNI have"
+            " no process either."
+        ),
+        "",
+    ]
+    return lines
+
+
+def _one_more(found: Found) -> list[str]:
+    lines = [
+        "| ms | beside 1 port | beside many | how many | ratio | withdrawn, beside 1 | beside many |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for who, name in (
+        ("niso", "niso port-forward, in process"),
+        ("niso command", "niso port-forward, whole command"),
+        ("netavark", "netavark: one more network with it"),
+        ("cni", "CNI: one more network with it"),
+        ("docker", "docker: one more container with it"),
+    ):
+        added, taken = found.rows("one more: publish", who), found.rows("one more: withdraw", who)
+        if not added:
+            lines.append(f"| {name} | not measured | | | | | |")
+            continue
+        few, many = added[0], added[-1] if len(added) > 1 else None
+        cells = [
+            name,
+            spread(few),
+            spread(many) if many else "–",
+            f"{many.at:,}" if many else "",
+            times(ratio(many, few)),
+        ]
+        cells += [spread(taken[0]), spread(taken[-1]) if len(taken) > 1 else "–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def flow_lines(found: Found) -> list[tuple[str, str]]:
+    """Return (who, name) of all flows, in the order of the table."""
+    named = [
+        ("routed", "routed to the service: no NAT, no netfilter"),
+        ("tracked", "routed, with connection tracking"),
+        ("translated", "one DNAT rule, no other rule"),
+    ]
+    for who in ("niso", "netavark", "cni", "docker"):
+        for row in sorted(found.rows("tcp"), key=lambda row: (row.at, row.who)):
+            if row.who.startswith(f"{who} "):
+                which = (
+                    "its only port"
+                    if row.at == 1
+                    else f"the {row.who.split()[-1]} of {row.at:,} ports"
+                )
+                named.append((row.who, f"{NAMES[who]}, {which}"))
+    return named
+
+
+def _flows(found: Found) -> list[str]:
+    heads = "new TCP connections/s | to tracked | new UDP flows/s | to tracked | throughput, Gbit/s | to tracked"
+    lines = [f"| | {heads} |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for who, name in flow_lines(found):
+        cells = [name]
+        for what in ("tcp", "udp", "bulk"):
+            row = next(iter(found.rows(what, who)), None)
+            cells += [spread(row) if row else "–", times(ratio(row, found.row(what, "tracked", 0)))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        prose(
+            "More is better. One client process runs on the first processor and one server process on the last,"
+            " both in C. They and the kernel's work for them fill both processors. New flows: 64 are open at a time."
+            " A TCP flow is a connection, one byte and a reset. A UDP flow is a new socket, one datagram and its"
+            " answer. Each has a source address and port of its own. Throughput: one TCP connection from the"
+            " client. docker runs without its userland proxy, except where named. podman uses netavark's rules."
+        ),
+        "",
+    ]

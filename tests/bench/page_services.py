@@ -1,0 +1,136 @@
+"""Write the chapter of single services: network, whole command, memory, overhead."""
+
+from __future__ import annotations
+
+from figures import Found, median, number, slope, spread, times
+from page_parts import NAMES, picture, prose, table
+
+
+def services(found: Found, drawn: set[str]) -> list[str]:
+    sizes = found.sizes("attach")
+    lines = ["## Attach and detach one service's network", ""]
+    lines += picture(
+        "network", "Attach and detach of one service's network, by number of services", drawn
+    )
+    for what, whole, words in (
+        ("attach", "activate", "attached"),
+        ("detach", "deactivate", "detached"),
+    ):
+        rows = (
+            (what, "niso", "niso, in process: the kernel's part"),
+            (whole, "niso", f"niso, in process: all of `niso {whole}` except the process"),
+            (what, "niso command", f"niso, whole command: `niso {whole}` without the process"),
+            (what, "batch", NAMES["batch"] + ", no bookkeeping"),
+            (what, "netavark", f"netavark {'setup' if what == 'attach' else 'teardown'}"),
+            (
+                what,
+                "cni",
+                f"CNI {'ADD' if what == 'attach' else 'DEL'}: bridge, host-local, portmap, firewall",
+            ),
+            (what, "docker", f"docker network {'connect' if what == 'attach' else 'disconnect'}"),
+        )
+        lines += table(found, f"ms, {words}", rows, sizes, (what, "niso"), "ms")
+    lines += [
+        prose(
+            "Each service has one published port; all services of a party are on one bridge. niso's kernel part of"
+            " a detach ends when nothing can pass any more. The kernel then needs some 10 to 20 ms to delete the"
+            " pair; all other figures include that. *In process* means a program that is already running, as a"
+            " daemon would be. All others start a program (CNI: four). niso and the bare commands create the"
+            " namespace; netavark and CNI receive it."
+        ),
+        "",
+        "## Start and remove one service",
+        "",
+        *picture("whole", "Start and removal of one service, by number of services", drawn),
+    ]
+    for what, commands in (
+        ("start", ("`niso activate`", "`podman run -d -p`", "the same on a network of niso")),
+        ("remove", ("`niso remove`", "`podman rm -f`", "the same on a network of niso")),
+    ):
+        parties = ("niso", "podman", "podman-niso", "docker")
+        docker = f"`docker {'run -d -p' if what == 'start' else 'rm -f'}`"
+        rows = tuple(
+            (what, who, name) for who, name in zip(parties, (*commands, docker), strict=True)
+        )
+        lines += table(
+            found,
+            f"ms, {'started' if what == 'start' else 'removed'}",
+            rows,
+            sizes,
+            (what, "niso"),
+            "ms",
+        )
+    for row in found.rows("start of many, each"):
+        gone = found.row("removal of many, each", "niso", row.wanted)
+        lines += [
+            prose(
+                f"{row.at} services in one `niso activate`: {spread(row)} ms each"
+                + (f"; in one `niso remove`: {spread(gone)} ms each." if gone else ".")
+            ),
+            "",
+        ]
+    lines += [
+        prose(
+            "Every service is busybox' `sleep` with one published port. niso and podman use crun and conmon, docker"
+            " uses runc and containerd. podman and docker use overlayfs and kill the process at once"
+            " (`podman rm --time 0`). niso sends TERM. podman is on netavark's bridge, and on a network of niso"
+            " by its plugin: neither has a name server."
+        ),
+        "",
+        "## Memory of the processes",
+        "",
+        *picture("memory", "Resident memory of all processes, by number of services", drawn),
+        *_memory_table(found),
+        "## Minimum cost of a command",
+        "",
+        *picture("floor", "Minimum cost of the commands", drawn),
+    ]
+    rows = [
+        (f"floor: {name}", who, f"`{name}`")
+        for name, who in (
+            ("python -c pass", "niso"),
+            ("niso --version", "niso"),
+            ("niso net list", "niso"),
+            ("niso ps", "niso"),
+            ("docker version", "docker"),
+            ("podman version", "podman"),
+        )
+    ]
+    return [*lines, *table(found, "", rows, [0], ("floor: niso net list", "niso"), "ms")]
+
+
+def _memory_table(found: Found) -> list[str]:
+    rows = [
+        (who, found.rows("kib", who), found.rows("processes", who))
+        for who in ("niso", "podman", "docker")
+    ]
+    own = slope(rows[0][1])
+    lines = [
+        "| MiB, resident (PSS) | total at the largest number | each further service | to niso | processes each | daemons |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for who, sizes, processes in rows:
+        each = slope(sizes)
+        if not sizes:
+            lines.append(f"| {NAMES[who]} | not measured | | | | |")
+            continue
+        first, last = sizes[0], sizes[-1]
+        cells = [NAMES[who], f"{median(last) / 1024:,.1f} at {last.at:,}"]
+        if each is not None:
+            rest = max(0.0, median(first) - each * first.at)
+            cells += [
+                f"**{each / 1024:.2f}**",
+                times(each / own if own else None),
+                number(slope(processes) or 0),
+                f"{rest / 1024:.1f}",
+            ]
+        lines.append(f"| {' | '.join([*cells, *[''] * (6 - len(cells))])} |")
+    return [
+        *lines,
+        "",
+        prose(
+            "Pages shared by several processes count proportionally (`Pss` of /proc/PID/smaps_rollup). Kernel memory"
+            " for links, namespaces and rules is not included."
+        ),
+        "",
+    ]
