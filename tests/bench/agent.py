@@ -37,6 +37,7 @@ WORLDS = {
     "swarm": ("engine_worlds", "Swarm"),
     "span-host": ("span_worlds", "SpanHost"),
     "span-bare": ("span_worlds", "Bare"),
+    "span-tunnel": ("span_worlds", "Tunnelled"),
     "span-crowd": ("span_worlds", "Crowd"),
 }
 

@@ -14,7 +14,9 @@ from driver import Case, Chapter, Failed, Lab, flows_program, say
 from figures import Found
 
 HOSTS = ("a", "b", "c")
-BARE = ("bare client", "bare server")
+ENDS = ("client", "server")
+BARE = {"underlay": 8, "underlay tracked": 12, "tunnel": 14, "tunnel tracked": 16}
+"""Pairs of labs without niso -> the number of the first one on the wire."""
 SWARM = ("swarm manager", "swarm worker")
 AT_ONCE = 64
 TTL_S = 10
@@ -32,14 +34,15 @@ class Sizes:
     names_s: float
     flow_rounds: int
     flow_ms: int
+    flow_s: float
     crowds: tuple[int, ...]
     losses: int
     idle_s: float
     request_ms: int
 
 
-FULL = Sizes(330, 10, 20, 80, 25, 12, 250, (1_000, 10_000), 2, 30, 4_000)
-QUICK = Sizes(90, 4, 8, 15, 8, 4, 100, (100, 1_000), 1, 5, 3_000)
+FULL = Sizes(420, 10, 20, 80, 25, 12, 250, 130, (1_000, 10_000), 2, 30, 4_000)
+QUICK = Sizes(90, 4, 8, 15, 8, 4, 100, 12, (100, 1_000), 1, 5, 3_000)
 
 
 class Wire:
@@ -235,34 +238,56 @@ def _crowds(chapter: Chapter, hosts: Hosts, sizes: Sizes) -> None:
 
 def _traffic(chapter: Chapter, hosts: Hosts, sizes: Sizes, flows: str) -> None:
     cases: dict[str, Case] = {}
+
+    def case(who: str, lab: Lab, enter: str, address: str, source: str) -> None:
+        cases[who] = partial(_rates, lab, enter, address, source, sizes.flow_ms)
+
+    for who, number in BARE.items():
+        try:
+            case(who, *_bare(chapter, hosts.wire, who, number, flows))
+        except Failed as error:
+            chapter.found.lacks("traffic", who, 0, str(error))
+    near, far = hosts.labs["a"], hosts.labs["b"]
     try:
-        hosts.labs["a"].call("serve", ["on-a"])
-        client = hosts.labs["a"].call("more", "client")
-        to = hosts.address["a"]
-        words = {
-            "span": (hosts.labs["b"], "niso-on-b", to, hosts.address["b"]),
-            "one host": (hosts.labs["a"], "niso-client", to, client),
-        }
-        ends = [chapter.lab("span-bare", name, name, flows) for name in BARE]
-        if all(ends):
-            near, far = ends
-            assert near and far
-            source = hosts.wire.connect(8, near)
-            words["underlay"] = (near, "bare", hosts.wire.connect(9, far), source)
-            far.call("serve")
-        for who, (lab, enter, address, source) in words.items():
-            cases[who] = partial(_rates, lab, enter, address, source, sizes.flow_ms)
+        client, to = near.call("more", "client"), hosts.address["a"]
+        caller, guarded = (
+            far.call("guarded", "caller", ""),
+            near.call("guarded", "guarded", "caller"),
+        )
+        near.call("until_named", "caller", True, WAIT_S, "guarded")
+        far.call("until_named", "guarded", True, WAIT_S, "guarded")
+        near.call("serve", ["on-a", "guarded"])
+        case("span", far, "niso-on-b", to, hosts.address["b"])
+        case("span policed", far, "niso-caller", guarded, caller)
+        case("one host", near, "niso-client", to, client)
     except Failed as error:
         chapter.found.lacks("traffic", "span", 0, str(error))
     numbers = iter(range(1_000_000, 2_000_000))
-    near, far = hosts.labs["a"], hosts.labs["b"]
     names: dict[str, Case] = {"span": partial(_until_known, near, far, numbers, "command")}
     if swarm := _swarm(chapter, hosts.wire, sizes, flows):
         cases["swarm"] = swarm
         ends = [chapter.lab("swarm", name, name) for name in SWARM]
         names["swarm"] = partial(_until_known, *ends, numbers, "command")
-    chapter.in_turn("between hosts", cases, 0, 0, sizes.flow_rounds, sizes.rounds_s)
+    chapter.in_turn("between hosts", cases, 0, 0, sizes.flow_rounds, sizes.flow_s)
     chapter.in_turn("names of commands", names, 0, 0, sizes.rounds, sizes.rounds_s)
+
+
+def _bare(
+    chapter: Chapter, wire: Wire, who: str, number: int, flows: str
+) -> tuple[Lab, str, str, str]:
+    """Two labs without niso; return the client's, its namespace, and the addresses of server and client."""
+    kind = "span-tunnel" if who.startswith("tunnel") else "span-bare"
+    ends = [lab for end in ENDS if (lab := chapter.lab(kind, who, f"{who} {end}", flows))]
+    if len(ends) < len(ENDS):
+        raise Failed(f"no labs for {who}")
+    outer = [wire.connect(number + at, lab) for at, lab in enumerate(ends)]
+    inner = outer
+    if kind == "span-tunnel":
+        inner = [lab.call("tunnel", at + 1, 2 - at, outer[1 - at]) for at, lab in enumerate(ends)]
+    for lab in ends if who.endswith("tracked") else ():
+        lab.call("track")
+    ends[1].call("serve")
+    return ends[0], "bare", inner[1], inner[0]
 
 
 def _swarm(chapter: Chapter, wire: Wire, sizes: Sizes, flows: str) -> Case | None:

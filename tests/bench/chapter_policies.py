@@ -49,20 +49,33 @@ def _rates(chapter: Chapter, sizes: Sizes) -> None:
         chapter.found.lacks("", "", 0, str(error))
         return
     cases: dict[str, Case] = {}
+    paths: dict[str, Case] = {}
+    labs: dict[str, Lab] = {}
     for kind in KINDS:
         say(f"inside a bridge: {kind}")
         if lab := chapter.lab(kind, flows=flows):
             try:
                 lab.call("fill", 0)
-                lab.call("serve")
-                cases[kind] = partial(_rate, lab, sizes.flow_ms)
+                lab.call("forget_soon")
+                labs[kind], paths[kind] = lab, partial(_path, lab)
             except Failed as error:
                 chapter.found.lacks("", kind, 0, str(error))
+    chapter.in_turn("one processor", paths, 0, 0, sizes.flow_rounds, sizes.rounds_s)
+    for kind, lab in labs.items():
+        try:
+            lab.call("serve")
+            cases[kind] = partial(_rate, lab, sizes.flow_ms)
+        except Failed as error:
+            chapter.found.lacks("", kind, 0, str(error))
     chapter.in_turn("inside a bridge", cases, 0, 0, sizes.flow_rounds, sizes.seconds / 3)
 
 
 def _rate(lab: Lab, ms: int) -> dict[str, float]:
     return {proto: lab.call("rate", proto, "", ms) for proto in RATES}
+
+
+def _path(lab: Lab) -> dict[str, float]:
+    return {f"path {proto}": lab.call("path", proto) for proto in RATES}
 
 
 def _changes(chapter: Chapter, sizes: Sizes) -> None:

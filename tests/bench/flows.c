@@ -6,10 +6,13 @@
  *             [SOURCE]                                from this address alone
  *   flows load bulk CPU ADDRESS PORT MS NUMBER        prints "bytes, 0, microseconds", when the server has read them all
  *             [SOURCE]
+ *   flows path tcp|udp|bulk CPU ADDRESS PORT SOURCE CLIENT SERVER
+ *                                                     prints nanoseconds for a flow, or for BLOCK bytes of one connection
  *
  * The client keeps WINDOW flows open at a time, for MS milliseconds, or longer until one is through. Flow n comes from
  * address source + n / PORTS and port LOW + n % PORTS, so that none is taken for an earlier one that connection tracking
- * still has.
+ * still has. In "path" one thread is client and server, in these two network namespaces (files), so that all of
+ * a packet's way is on one processor. The fastest of BATCHES batches counts: the load of others changes it little.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -26,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { WINDOW = 64, LOW = 2048, PORTS = 63488, SOURCES = 16, EVENTS = 256, PATIENCE_US = 5000000, BLOCK = 256 << 10 };
+enum { WINDOW = 64, LOW = 2048, PORTS = 63488, SOURCES = 16, EVENTS = 256, PATIENCE_US = 5000000, BLOCK = 256 << 10, BATCHES = 60, BATCH = 10 };
 static char block[BLOCK];
 static const char *source = "192.0.2.16";
 static int sources = SOURCES;
@@ -40,11 +43,16 @@ static void pin(const char *cpu)
 		err(1, "sched_setaffinity");
 }
 
-static int64_t now_us(void)
+static int64_t now_ns(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static int64_t now_us(void)
+{
+	return now_ns() / 1000;
 }
 
 static void watch(int epoll, int fd, uint32_t events)
@@ -168,6 +176,92 @@ static int bulk(const char *address, int port, int64_t duration_us, int64_t numb
 	return 0;
 }
 
+static void enter(const char *file)
+{
+	int fd = open(file, O_RDONLY);
+	if (fd < 0 || setns(fd, CLONE_NEWNET))
+		err(1, "%s", file);
+	close(fd);
+}
+
+static void expect(ssize_t got, ssize_t wanted, const char *what)
+{
+	if (got != wanted)
+		err(1, "%s: %zd of %zd", what, got, wanted);
+}
+
+/* A socket of the client that is connected to the server. */
+static int joined(int kind, const struct sockaddr_in *to, int *number)
+{
+	struct sockaddr_in from = {.sin_family = AF_INET, .sin_port = htons(LOW + (*number)++ % PORTS)};
+	struct linger reset = {.l_onoff = 1};
+	int fd, buffer = 4 << 20;
+	inet_pton(AF_INET, source, &from.sin_addr);
+	fd = bound(kind, from);
+	if (fcntl(fd, F_SETFL, 0) || setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof buffer))
+		err(1, "a socket");
+	if (kind == SOCK_STREAM && setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset))
+		err(1, "SO_LINGER");
+	if (connect(fd, (void *)to, sizeof *to))
+		err(1, "connect");
+	return fd;
+}
+
+static void block_passes(int from, int to)
+{
+	expect(write(from, block, BLOCK), BLOCK, "write");
+	for (ssize_t left = BLOCK, n; left > 0; left -= n)
+		if ((n = read(to, block, left)) <= 0)
+			err(1, "read");
+}
+
+static int path(const char *what, const char *address, int port, const char *client, const char *server)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)}, any = to, peer;
+	int tcp, udp, fd = -1, end = -1, number = now_us() % PORTS, buffer = 4 << 20;
+	int64_t least = INT64_MAX;
+	char data[16];
+	inet_pton(AF_INET, address, &to.sin_addr);
+	enter(server);
+	tcp = bound(SOCK_STREAM, any);
+	udp = bound(SOCK_DGRAM, any);
+	if (setsockopt(tcp, SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer) || fcntl(tcp, F_SETFL, 0) || fcntl(udp, F_SETFL, 0) ||
+	    listen(tcp, 128))
+		err(1, "a server");
+	enter(client);
+	if (!strcmp(what, "bulk")) {
+		fd = joined(SOCK_STREAM, &to, &number);
+		end = accept(tcp, NULL, NULL);
+	}
+	for (int batch = 0; batch < BATCHES; batch++) {
+		int64_t start = now_ns();
+		for (int i = 0; i < BATCH; i++) {
+			if (!strcmp(what, "bulk")) {
+				block_passes(fd, end);
+			} else if (!strcmp(what, "tcp")) {
+				fd = joined(SOCK_STREAM, &to, &number);
+				end = accept(tcp, NULL, NULL);
+				expect(write(end, "x", 1), 1, "write");
+				expect(read(fd, data, sizeof data), 1, "read");
+				close(fd);
+				close(end);
+			} else {
+				socklen_t size = sizeof peer;
+				fd = joined(SOCK_DGRAM, &to, &number);
+				expect(send(fd, "x", 1, 0), 1, "send");
+				expect(recvfrom(udp, data, sizeof data, 0, (void *)&peer, &size), 1, "recvfrom");
+				expect(sendto(udp, data, 1, 0, (void *)&peer, size), 1, "sendto");
+				expect(recv(fd, data, sizeof data, 0), 1, "recv");
+				close(fd);
+			}
+		}
+		if (now_ns() - start < least)
+			least = now_ns() - start;
+	}
+	printf("%lld\n", (long long)least / BATCH);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "serve")) {
@@ -184,5 +278,11 @@ int main(int argc, char **argv)
 			return bulk(argv[4], atoi(argv[5]), 1000 * atoll(argv[6]), atoll(argv[7]));
 		return load(strcmp(argv[2], "udp") ? SOCK_STREAM : SOCK_DGRAM, argv[4], atoi(argv[5]), 1000 * atoll(argv[6]), atoll(argv[7]));
 	}
-	errx(2, "usage: flows serve CPU PORT | flows load tcp|udp|bulk CPU ADDRESS PORT MS NUMBER [SOURCE]");
+	if (argc == 9 && !strcmp(argv[1], "path")) {
+		source = argv[6];
+		pin(argv[3]);
+		return path(argv[2], argv[4], atoi(argv[5]), argv[7], argv[8]);
+	}
+	errx(2, "usage: flows serve CPU PORT | flows load tcp|udp|bulk CPU ADDRESS PORT MS NUMBER [SOURCE] | "
+		"flows path tcp|udp|bulk CPU ADDRESS PORT SOURCE CLIENT SERVER");
 }

@@ -7,8 +7,12 @@ from page_parts import prose
 
 WIRES = {
     "underlay": "plain underlay: two namespaces, no rule, no connection tracking",
-    "span": "niso, services of two hosts, by VXLAN",
-    "one host": "niso, services of one host",
+    "underlay tracked": "the same, tracked at both ends, with one rule each",
+    "tunnel": "bridge and VXLAN at both ends, no rule, no connection tracking",
+    "tunnel tracked": "the same, what the bridges switch tracked, with one rule",
+    "span": "niso, services of two hosts, by VXLAN, no policy",
+    "span policed": "niso, the same, with a policy that allows the client",
+    "one host": "niso, services of one host, no policy",
     "swarm": "Docker Swarm, containers of two hosts on an overlay",
 }
 
@@ -62,8 +66,8 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
         line(f"agent, resident ({what}), idle", mib, unit, "", aim)
     line("agent, processor, idle", row("agent, processor", "agent"), " %", "", "≤ 0.5 %")
     lines += _fates(found)
-    heads = " | ".join(f"{name} | to the underlay" for name in RATE_HEADS)
-    lines += ["", f"| | {heads} |", f"| --- |{' --- |' * 6}"]
+    heads = " | ".join(f"{name} | to the underlay | to the tunnel" for name in RATE_HEADS)
+    lines += ["", f"| | {heads} |", f"| --- |{' --- |' * 9}"]
     for who, name in WIRES.items():
         cells = [name]
         for what in ("tcp", "udp", "bulk"):
@@ -71,6 +75,7 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
             cells += [
                 spread(own) if own else "not measured",
                 times(ratio(own, row(what, "underlay"))),
+                times(ratio(own, row(what, "tunnel"))),
             ]
         lines.append(f"| {' | '.join(cells)} |")
     return [

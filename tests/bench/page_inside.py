@@ -43,6 +43,7 @@ def inside(found: Found, drawn: set[str]) -> list[str]:
         "",
         "More is better.",
         "",
+        *_one_processor(found),
         "### One change of a policy, beside other policies",
         "",
     ]
@@ -70,3 +71,32 @@ def inside(found: Found, drawn: set[str]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _one_processor(found: Found) -> list[str]:
+    """Return the section about all of a flow's way on one processor."""
+    if not found.rows("path tcp"):
+        return []
+    heads = ("a TCP connection, µs", "a UDP flow, µs", "256 KiB of a connection, µs")
+    lines = ["### The same on one processor", ""]
+    lines += [f"| | {' | switching to it | '.join(heads)} | switching to it |"]
+    lines += [f"| --- |{' --- |' * 6}"]
+    for who, name in INSIDE.items():
+        cells = [name]
+        for what in ("path tcp", "path udp", "path bulk"):
+            row = next(iter(found.rows(what, who)), None)
+            cells += [
+                spread(row) if row else "not measured",
+                times(ratio(found.row(what, "switched", 0), row)),
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        prose(
+            "Smaller is better. One thread is client and server, in both network namespaces, so the time is that"
+            " of all of a packet's way. Each value is the fastest of 60 batches: the load of others changes it"
+            " little."
+        ),
+        "",
+    ]

@@ -28,8 +28,11 @@ from niso.commands import deactivate
 from niso.services import across
 
 SPAN, SUBNET, WIDE = "span", "10.99.0.0/22", "10.96.0.0/17"
+GUARDED, GUARDED_SUBNET = "guarded", "10.99.8.0/22"
 LINK = "under0"
-HOSTS_FILE = f"/run/niso/hosts/{SPAN}/hosts"
+HOSTS_FILE = "/run/niso/hosts/{}/hosts"
+INSIDE = "10.99.16"
+TRACK = "ct state established accept"
 LOOK_AGAIN_S = 0.001
 A_TXN = 120
 """Keys in a transaction: etcd takes 128 operations."""
@@ -54,17 +57,75 @@ class Bare(World):
     def serve(self, names: Iterable[str] = ()) -> None:
         self.start_servers(["server"])
 
+    def track(self) -> None:
+        """Have what comes and goes tracked, with one rule for each."""
+        chains = [
+            f"chain {hook} {{ type filter hook {hook} priority 0; {TRACK}; }};"
+            for hook in ("input", "output")
+        ]
+        enter = ("ip", "netns", "exec", "bare")
+        run(*enter, "nft", f"table inet track {{ {' '.join(chains)} }}")
+        forget_soon(*enter)
+
+
+class Tunnelled(Bare):
+    """A service behind a bridge and a VXLAN device, without niso."""
+
+    def connect(self, address: str) -> None:
+        run("ip", "link", "set", LINK, "up")
+        run("ip", "address", "add", f"{address}/24", "dev", LINK)
+        write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
+        self._local = address
+
+    def tunnel(self, number: int, other: int, remote: str) -> str:
+        """Make the devices; return the address of this end, ``number``, that reaches the other one."""
+        mtu, mac = "1450", "0a:00:00:00:00:{:02x}"
+        run("ip", "link", "add", "br0", "mtu", mtu, "type", "bridge")
+        run("ip", "link", "set", "br0", "up")
+        run("ip", "netns", "add", "bare")
+        veth = ["ip", "link", "add", "v0", "mtu", mtu, "master", "br0", "type", "veth", "peer"]
+        end = ["name", "eth0", "mtu", mtu, "address", mac.format(number), "netns", "bare"]
+        run(*veth, *end)
+        run("ip", "link", "set", "v0", "up")
+        run("ip", "-n", "bare", "link", "set", "eth0", "up")
+        run("ip", "-n", "bare", "address", "add", f"{INSIDE}.{number}/24", "dev", "eth0")
+        settings = f"type vxlan id 9 local {self._local} dstport 4789 nolearning ttl 64"
+        run("ip", "link", "add", "vx0", "mtu", mtu, *settings.split())
+        run("ip", "link", "set", "vx0", "master", "br0", "up")
+        far = mac.format(other)
+        run("bridge", "fdb", "replace", far, "dev", "vx0", "master", "static")
+        run("bridge", "fdb", "replace", far, "dev", "vx0", "self", "dst", remote, "permanent")
+        neighbour = (f"{INSIDE}.{other}", "lladdr", far, "dev", "eth0", "nud", "permanent")
+        run("ip", "-n", "bare", "neigh", "replace", *neighbour)
+        return f"{INSIDE}.{number}"
+
+    def track(self) -> None:
+        """Have what the bridge switches tracked, and the tunnel's packets left out."""
+        run("ip", "link", "set", "br0", "type", "bridge", "nf_call_iptables", "1")
+        chains = f"chain f {{ type filter hook forward priority 0; {TRACK}; }};"
+        for hook in ("prerouting", "output"):
+            words = f"type filter hook {hook} priority raw; udp dport 4789 notrack;"
+            chains += f" chain {hook} {{ {words} }};"
+        run("nft", f"table inet track {{ {chains} }}")
+        forget_soon()
+
+
+def forget_soon(*enter: str) -> None:
+    """Shorten the timeouts of closed flows, in s: the table must not fill up."""
+    for name in ("tcp_timeout_close", "udp_timeout"):
+        run(*enter, "sysctl", "-qw", f"net.netfilter.nf_conntrack_{name}=1")
+
 
 class SpanHost(NisoWorld):
     """A host of a cluster. Services have no process."""
 
     def serve(self, names: Iterable[str] = ()) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            for name in ("tcp_timeout_close", "udp_timeout"):  # in s: the table must not fill up
-                write(f"/proc/sys/net/netfilter/nf_conntrack_{name}", "1")
+        forget_soon()
         self.start_servers(names)
 
     def connect(self, address: str) -> None:
+        # as niso leaves it where it loads the module: only bridges that need it are tracked
+        write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
         run("ip", "link", "set", LINK, "up")
         run("ip", "address", "add", f"{address}/24", "dev", LINK)
 
@@ -83,6 +144,13 @@ class SpanHost(NisoWorld):
         """Have the network, and a service on it that clients may ask; return its address."""
         run("niso", "net", "create", SPAN, "--subnet", SUBNET, "--span")
         self.activate([package(service, [], SPAN, FAST)])
+        return self.address(service)
+
+    def guarded(self, service: str, client: str) -> str:
+        """Have a service with a policy on another network, or without ``client`` its client."""
+        run("niso", "net", "create", GUARDED, "--subnet", GUARDED_SUBNET, "--span")
+        rules = f'[network.policy]\nallow_from = ["{client}:{SERVED}"]\n' if client else ""
+        self.activate([package(service, [], GUARDED, FAST + rules)])
         return self.address(service)
 
     def more(self, service: str) -> str:
@@ -139,11 +207,11 @@ class SpanHost(NisoWorld):
     def vanish(self, name: str) -> None:
         deactivate.remove(self.machine, [name])
 
-    def until_named(self, name: str, there: bool, seconds: float) -> float:
+    def until_named(self, name: str, there: bool, seconds: float, network: str = SPAN) -> float:
         """Return when a name came into the hosts file, or went."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            with open(HOSTS_FILE, encoding="ascii") as file:
+            with open(HOSTS_FILE.format(network), encoding="ascii") as file:
                 if (name in file.read().split()) == there:
                     return time.monotonic()
             time.sleep(LOOK_AGAIN_S)
