@@ -34,7 +34,7 @@ def count(frame: FrameType, event: str, _: object) -> None:
     caller = frame.f_back.f_code if frame.f_back else None
     if not isinstance(text, str) or (package == "json" and not is_spec(text)):
         return
-    if package == "json" and caller is not None and caller.co_name == "read_json":
+    if package == "json" and caller is not None and caller.co_name == "_parse_json":
         package = "spec.json"  # a file of the run, which may be another one each time
     if code.co_name == "size" and caller is not None and caller.co_name in ("memory_max", "size"):
         return  # a part of that

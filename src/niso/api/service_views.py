@@ -266,11 +266,12 @@ def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Statu
     logs.rotate_if_large(row.name)
     now = process.read(row.name, closely=True)
     status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
-    if row.is_job and (
+    # whether it is a job is asked last: that decodes its manifest
+    if (
         (now.state == "exited" and now.exit_code == 0)
         # the failed run of a version that was rolled back has left no record of the run before
         or (now.state == "none" and store.intent(row.name) is None)
-    ):
+    ) and row.is_job:
         status = "completed"
     return status, now
 

@@ -57,18 +57,32 @@ def _empty(name: str, top: int, numbers: count[int]) -> None:
 
 
 def _unlink(name: str, folder: int) -> bool:
-    """Remove a file; return False if it is a folder, which is then unprotected. Raises OSError."""
+    """Remove a file or an empty folder. Raises OSError.
+
+    Return False if it is another folder, which is then unprotected.
+    """
     try:
         os.unlink(name, dir_fd=folder)
     except IsADirectoryError:
-        return False
+        return _rmdir(name, folder)
     except PermissionError:
         _unprotect(".", folder)
         _unprotect(name, folder)
         try:
             os.unlink(name, dir_fd=folder)
         except IsADirectoryError:
-            return False
+            return _rmdir(name, folder)
+    return True
+
+
+def _rmdir(name: str, folder: int) -> bool:
+    """Remove a folder if it is empty; return whether it was. Raises OSError."""
+    try:
+        os.rmdir(name, dir_fd=folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
     return True
 
 

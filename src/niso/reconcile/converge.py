@@ -287,6 +287,23 @@ def compare(kernel: Kernel, store: Store) -> tuple[list[AnyStep], State, State, 
     return diff(want, have), want, have, foreign
 
 
+def _read_again(
+    kernel: Kernel, store: Store, steps: list[AnyStep], want: State, have: State
+) -> State:
+    """Return what the kernel has after a repair of ``have``.
+
+    After one of rules and elements alone, these are read again, and not every namespace.
+    """
+    if not all(step.kind.is_transactional for step in steps):
+        return compare(kernel, store)[2]
+    both = want | have
+    rules = State.of_kinds(lambda kind: both[kind.thing] if kind.is_transactional else ())
+    now = kernel.read(rules, alias(store.state_id()))
+    return State.of_kinds(
+        lambda kind: now[kind.thing] if kind.is_transactional else have[kind.thing]
+    )
+
+
 def _in(thing: Thing, spaces: Container[str]) -> bool:
     return kind_of(thing).space(thing) in spaces
 
@@ -301,7 +318,7 @@ def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnySte
     for step in steps:
         report(step)
     _warn(kernel.write(steps), report)
-    left = _left(want, have, compare(kernel, store)[2]) if steps else []
+    left = _left(want, have, _read_again(kernel, store, steps, want, have)) if steps else []
     if foreign:
         raise ErrorGroup(list(foreign.values()))
     if left:

@@ -281,6 +281,8 @@ def keep_in(root: str, pid: int, path: str) -> None:
     cpuset has no CPUs). Where that fails too, it stays.
     """
     folder = f"{root}{os.path.dirname(path)}/{KEEPERS}"
+    if move(pid, folder):
+        return
     with suppress(OSError):
         os.makedirs(folder, exist_ok=True)
     if not move(pid, folder):

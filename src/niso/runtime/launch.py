@@ -19,9 +19,11 @@ import os
 import resource
 import signal
 from contextlib import ExitStack, suppress
+from functools import cache
 
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_held
 from niso.plan.process_spec import ProcessSpec
@@ -29,6 +31,9 @@ from niso.runtime import cgroup, crun, exit_command, oci, root, sources, unit, v
 from niso.runtime.logs import LOG_NAME
 from niso.runtime.pids import wait_readable
 from niso.runtime.spec import cgroup_of, write_json
+
+if TYPE_CHECKING:
+    from typing import Any
 
 LOG_SIZE_MAX = 64 << 20
 """Bytes after which conmon itself starts a new log file; see `niso.runtime.logs`."""
@@ -174,12 +179,10 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
     volumes.make_points(spec.rootfs, f"{bundle}/layer", where)
     shared = f"{bundle}/{sources.VOLUMES}"
     volumes.make_sources(shared, where)
-    with open(_PROFILE, encoding="utf-8") as file:
-        profile = json.load(file)
     machine = oci.Machine(
         init=os.path.join(bundle, root.INIT, os.path.basename(init())),
         nofile_max=nofile_max(),
-        seccomp=profile,
+        seccomp=_profile(),
         host=f"{bundle}/{root.HOST}",
         secrets=f"{bundle}/{root.SECRETS}" if spec.secrets else "",
         folders=root.host_folders() if spec.rootfs is None else (),
@@ -188,6 +191,14 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
     mounts = volumes.mounts(spec, where, shared)
     config = oci.config(spec, f"{bundle}/root", hosts_at, machine, mounts)
     write_json(f"{bundle}/config.json", config)
+
+
+@cache
+def _profile() -> dict[str, Any]:
+    """Return the seccomp profile of all services."""
+    with open(_PROFILE, encoding="utf-8") as file:
+        profile: dict[str, Any] = json.load(file)
+    return profile
 
 
 class _Creator:
