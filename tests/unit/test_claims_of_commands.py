@@ -570,6 +570,14 @@ def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None
     host.membership.create_network(Spec("side", 0, 1400, (("10.99.8.0/24", "10.99.8.9"),), True))
     with pytest.raises(Conflict, match="already exists in the cluster with subnet"):
         create(host, "side", "10.99.9.0/24")
+    with pytest.raises(Conflict, match="'backend' already exists and spans hosts"):
+        network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",)))
+    world.make("near", "10.99.60.0/24")
+    host.membership.create_network(Spec("over", 0, 1400, (("10.99.60.0/23", "10.99.60.1"),)))
+    with pytest.raises(Conflict, match=r"overlaps 10\.99\.60\.0/24 of network 'near'") as raised:
+        host.activate(host.package("web", "over"))
+    assert raised.value.hint == "the cluster has it with this subnet: another one here has to go"
+    assert host.held("web") is None
     taken = create(host, "side", internal=True)
     assert (taken.mtu, taken.internal, taken.subnets[0].gateway) == (1400, True, "10.99.8.9")
     Claims(host.engine, "c").claim(Wanted("web", ("side",), ("web",), {}, {}))

@@ -273,6 +273,10 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
 def backup(machine: Machine, path: str) -> int:
     """Write etcd's data to a file for root alone; return its size in bytes. Raises Error."""
     own = _require_own_etcd(machine)
+    if os.path.isdir(path):
+        raise Error(f"{path} is a folder", "name a file in it")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise Error(f"{os.path.dirname(path)} does not exist", "make that folder first")
     draft, size = f"{path}.new", 0
     with own.engine() as engine:
         fd = files.make(draft, 0o600)
