@@ -244,10 +244,10 @@ def test_what_another_host_has_is_refused(host: Hosted) -> None:
     with pytest.raises(Conflict, match="web is on c, which is alive"):
         host.activate(host.package("web"))
     with pytest.raises(
-        Conflict, match=r"address 10\.99\.1\.3 on network 'backend' belongs to 'web'"
+        Conflict, match=r"address 10\.99\.1\.3 on network 'backend' belongs to 'web' on c"
     ):
         host.activate(host.package("api", ip="10.99.1.3"))
-    with pytest.raises(Conflict, match="name shop on network 'backend' belongs to 'web'"):
+    with pytest.raises(Conflict, match="name shop on network 'backend' belongs to 'web' on c"):
         host.activate(host.package("api", aliases=["shop"]))
     lose(host, "c")
     with pytest.raises(Conflict, match="web is on c, which does not answer") as raised:
@@ -257,6 +257,10 @@ def test_what_another_host_has_is_refused(host: Hosted) -> None:
     held = host.held("web")
     assert held and (held.mark, held.networks) == (other.mark, other.networks)
     assert host.world.store.across.claim("web") is None
+    host.follow()
+    with pytest.raises(NotFound, match="no service 'web' on this host") as missing:
+        host.activate("web")
+    assert missing.value.hint == "it is on c: run the command there"
 
 
 def test_attachment_is_held_as_a_service_is(host: Hosted) -> None:

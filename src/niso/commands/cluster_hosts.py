@@ -87,8 +87,10 @@ def status(machine: Machine) -> Status:
         places = {inside: place for _, place, inside in tunnel.others} if tunnel else {}
         hosts = tuple(
             Host(name, state_id, _without_port(places.get(address, "")) or address, 0, live)
-            for name, (state_id, address, live) in sorted(store.across.peers().items())
+            for name, (state_id, address, live) in store.across.peers().items()
         )
+        mine = Host(own.host, store.state_id(), own.address, 0, False)
+        hosts = tuple(sorted((*hosts, mine)))
         claims, late = (), {}
         networks = tuple(network.name for network in store.networks() if network.span is not None)
         known = _members(own, None)
