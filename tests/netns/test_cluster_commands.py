@@ -112,6 +112,11 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
         assert shown.wait(20) == 2
     text = a.lab.path("/tmp/b.join").read_text()
     assert "not an invitation" in refused(b, "join", "-", input=text.replace("[host]", "[hos]"))
+    said = refused(b, "join", "-", input=text.replace("BEGIN CERT", "BEGIN CERX"))
+    assert "the invitation has not a certificate" in said and "niso cluster invite HOST" in said
+    a.lab.run("ip", "link", "set", "under0", "down")
+    assert "etcd has to run there" in refused(b, "join", "-", "--no-member", input=text)
+    a.lab.run("ip", "link", "set", "under0", "up")
     assert not os.path.exists(b.lab.path("/var/lib/niso/cluster"))
     assert "is no address of this host" in refused(c, "join", "-", input=text)
     b.lab.run("rm", "-f", "/usr/local/bin/etcd")
@@ -159,6 +164,8 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     assert before != after == b.lab.path("/var/lib/niso-etcd/tls/host.pem").read_text()
     assert len([each for each in status(b)["members"] if each["version"]]) == 3
     # a backup is a whole snapshot
+    assert "/tmp is a folder" in refused(d, "backup", "/tmp")
+    assert "/tmp/no does not exist" in refused(d, "backup", "/tmp/no/x")
     cluster(d, "backup", "/tmp/backup")
     content = d.lab.path("/tmp/backup").read_bytes()
     assert hashlib.sha256(content[:-32]).digest() == content[-32:] and len(content) > 8192
@@ -191,7 +198,8 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     assert again.stdout
     lines = [again.stdout.readline() for _ in range(2)]
     assert b"does not answer" in lines[1]
-    assert "others have forgotten gets no answer" in cluster(c, "status", check=False).stderr
+    said = cluster(c, "status", check=False).stderr
+    assert "others have forgotten gets no answer" in said and "a certificate was refused" in said
     cluster(c, "leave", "--force")
     # an invitation that nobody has used
     invite(a, c)

@@ -181,4 +181,4 @@ def test_mirror_that_stands_still_and_host_that_is_cut_off_from_etcd(made: Clust
     made.check("b", "c")
     # a second host of one name is none, and changes nothing
     refusal = made.hosts["c"].lab.run(sys.executable, "-c", NAMESAKE, check=False).stderr
-    assert "host b of the cluster has the state folder" in refusal
+    assert "the cluster has another host b, with the address" in refusal

@@ -147,6 +147,12 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     one.kill_agent("c")
     listed = one.niso("b", "ps", "--all-hosts")
     assert "evil     c     up       10.99.1.4" in listed.stdout and " s ago" in listed.stderr
+    shown = one.niso("b", "cluster", "status", check=False).stdout.splitlines()
+    assert [line.split()[:3:2] for line in shown[2:5]] == [
+        ["a", "alive"],
+        ["b", "here"],
+        ["c", "alive"],
+    ]
     assert "b decides: the policy of db is not known" in str(one.explain("c", "api", "db:80"))
     assert "not compared with the others" in one.niso("b", "net", "check").stderr
     said = one.refused("b", "activate", one.package("b", "web"))

@@ -244,10 +244,10 @@ def test_what_another_host_has_is_refused(host: Hosted) -> None:
     with pytest.raises(Conflict, match="web is on c, which is alive"):
         host.activate(host.package("web"))
     with pytest.raises(
-        Conflict, match=r"address 10\.99\.1\.3 on network 'backend' belongs to 'web'"
+        Conflict, match=r"address 10\.99\.1\.3 on network 'backend' belongs to 'web' on c"
     ):
         host.activate(host.package("api", ip="10.99.1.3"))
-    with pytest.raises(Conflict, match="name shop on network 'backend' belongs to 'web'"):
+    with pytest.raises(Conflict, match="name shop on network 'backend' belongs to 'web' on c"):
         host.activate(host.package("api", aliases=["shop"]))
     lose(host, "c")
     with pytest.raises(Conflict, match="web is on c, which does not answer") as raised:
@@ -257,6 +257,10 @@ def test_what_another_host_has_is_refused(host: Hosted) -> None:
     held = host.held("web")
     assert held and (held.mark, held.networks) == (other.mark, other.networks)
     assert host.world.store.across.claim("web") is None
+    host.follow()
+    with pytest.raises(NotFound, match="no service 'web' on this host") as missing:
+        host.activate("web")
+    assert missing.value.hint == "it is on c: run the command there"
 
 
 def test_attachment_is_held_as_a_service_is(host: Hosted) -> None:
@@ -570,6 +574,14 @@ def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None
     host.membership.create_network(Spec("side", 0, 1400, (("10.99.8.0/24", "10.99.8.9"),), True))
     with pytest.raises(Conflict, match="already exists in the cluster with subnet"):
         create(host, "side", "10.99.9.0/24")
+    with pytest.raises(Conflict, match="'backend' already exists and spans hosts"):
+        network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",)))
+    world.make("near", "10.99.60.0/24")
+    host.membership.create_network(Spec("over", 0, 1400, (("10.99.60.0/23", "10.99.60.1"),)))
+    with pytest.raises(Conflict, match=r"overlaps 10\.99\.60\.0/24 of network 'near'") as raised:
+        host.activate(host.package("web", "over"))
+    assert raised.value.hint == "the cluster has it with this subnet: another one here has to go"
+    assert host.held("web") is None
     taken = create(host, "side", internal=True)
     assert (taken.mtu, taken.internal, taken.subnets[0].gateway) == (1400, True, "10.99.8.9")
     Claims(host.engine, "c").claim(Wanted("web", ("side",), ("web",), {}, {}))

@@ -15,9 +15,18 @@ from niso.cluster.config import Config, Reach
 from niso.cluster.index import Spec
 from niso.cluster.members import EtcdState
 from niso.commands import cluster_check, network
+from niso.kernel.fake import Fake
 from niso.services.networks import NetworkRequest
 
 OWN = Config(ME, "198.51.100.2", Reach(("198.51.100.1:2379",)))
+
+
+@pytest.fixture(autouse=True)
+def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses of the host."""
+    own = ["127.0.0.1/8", "198.51.100.2/24"]
+    monkeypatch.setattr(Fake, "host_addresses", lambda self: own)
+    return own
 
 
 def said(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, ahead_s: float = 0.0) -> list[str]:
@@ -59,6 +68,20 @@ def test_clocks_that_differ_and_an_agent_that_does_not_look_are_named(
         cluster.engine.down = True
         [_, none] = said(cluster, monkeypatch)
         assert none.startswith("this host is not compared with the others")
+
+
+def test_host_without_its_address_between_the_hosts_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, addresses: list[str]
+) -> None:
+    with World(tmp_path) as world:
+        cluster = Cluster(world)
+        addresses.pop()
+        for down in (False, True):
+            cluster.engine.down = down
+            monkeypatch.setattr(Config, "engine", lambda own, brief=False: cluster.engine)
+            monkeypatch.setattr(cluster_check, "_clocks", lambda own: [])
+            [finding] = cluster_check.check(world.machine, OWN).findings
+            assert finding.text().startswith("missing: 198.51.100.2, by which the other hosts")
 
 
 def test_a_member_of_etcd_says_the_time() -> None:

@@ -249,3 +249,18 @@ def test_member_refuses_for_ever_what_it_once_refused(tmp_path: Path) -> None:
         assert "verify OK" in shown.stderr
         assert re.findall("Serial Number: (.*)", shown.stdout) == ["0A", "0B"]
         assert made.stat().st_mode & 0o777 == 0o400
+
+
+def test_host_with_the_name_or_the_state_folder_of_another_one_is_refused() -> None:
+    engine = FakeEngine()
+    membership = Membership(engine)
+    membership.make()
+    c = Host("c", "id-c", "198.51.100.3", 1500, False)
+    membership.join(c)
+    with pytest.raises(Conflict, match=r"another host c, with the address 198\.51\.100\.3"):
+        membership.join(Host("c", "id-d", "198.51.100.4", 1500, False))
+    with pytest.raises(Conflict, match="host c of the cluster has the same state folder, id-c"):
+        membership.join(Host("d", "id-c", "198.51.100.4", 1500, False))
+    for version in ("\x1b[31m", "1" * 99):
+        membership.refresh(c._replace(version=version))
+        assert [host.version for host in membership.hosts()] == [""]

@@ -151,7 +151,7 @@ class Clusters:
 
         machine = self.session.machine_for_change(create=True)
         existing = None if etcd is None else _existing(etcd)
-        made = _usage(
+        made = _entering(
             lambda: cluster.init(
                 machine,
                 text(name, "--name"),
@@ -192,8 +192,10 @@ class Clusters:
         from niso.commands import cluster
 
         machine = self.session.machine_for_change(create=True)
-        how = text(encrypt, "--encrypt")
-        return _membership(cluster.join(machine, invitation, member, self.session.report, how))
+        how, report = text(encrypt, "--encrypt"), self.session.report
+        return _membership(
+            _entering(lambda: cluster.join(machine, invitation, member, report, how))
+        )
 
     @guarded
     def leave(self, *, force: bool = False) -> str:
@@ -256,14 +258,17 @@ class Clusters:
     @guarded
     def status(self) -> ClusterStatus:
         """Return the hosts and the members of etcd. Raises Error if this host is in no cluster."""
-        from niso.commands import cluster_hosts
+        from niso.commands import cluster_check, cluster_hosts
 
-        seen = cluster_hosts.status(self.session.machine())
+        machine = self.session.machine()
+        seen = cluster_hosts.status(machine)
         if seen.problem is not None:
             self.session.caution(
                 seen.problem.message,
                 (seen.problem.hint or "", "hosts are listed as this one knew them last"),
             )
+        for finding in cluster_check.lost_address(machine, seen.own):
+            self.session.caution(finding.text())
         return _status(seen)
 
     @guarded
@@ -294,6 +299,28 @@ def _usage[T](call: Callable[[], T]) -> T:
         if error.file:
             raise
         raise UsageError.of(error) from None
+
+
+def _entering[T](call: Callable[[], T]) -> T:
+    """Return the result of a call that makes this host one of a cluster, as `_usage` does.
+
+    An error is about what the host was given to enter, of which nothing is left.
+    """
+    from niso.base import paths
+    from niso.base.errors import Error, InvalidInput
+    from niso.cluster.requests import NoAnswer, Refused
+
+    try:
+        return _usage(call)
+    except NoAnswer as error:
+        if not isinstance(error, Refused):
+            error.hint = "etcd has to run there, and a firewall to let its port pass"
+        raise
+    except Error as error:
+        if not error.file.startswith(paths.cluster_dir()):
+            raise
+        hint = "make a new one: niso cluster invite HOST --address ADDRESS"
+        raise InvalidInput(f"the invitation has {error.reason}", hint) from None
 
 
 def _existing(given: ExistingEtcd) -> Existing:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from niso.plan.records import Entry, Policy
 
 _KEPT = 1 << 16
+_LONGEST_VERSION = 40
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 
 
@@ -42,6 +43,12 @@ def is_name(text: str) -> bool:
 def is_number(value: object, most: int = 1 << 53) -> bool:
     """Return whether a value is a whole number from 1 to less than ``most``."""
     return type(value) is int and 0 < value < most
+
+
+def version(text: object) -> str:
+    """Return the version of niso that a host has, for people; "" if it is none."""
+    good = isinstance(text, str) and len(text) <= _LONGEST_VERSION and text.isprintable()
+    return str(text) if good else ""
 
 
 def is_public_key(text: str) -> bool:

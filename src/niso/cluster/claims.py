@@ -406,8 +406,11 @@ class Claims:
                 continue
             network, kind, what = key.removeprefix(f"{self.keys.prefix}net/").split("/", 2)
             called = "address" if kind == "a" else "name"
+            there = (decode(item.value, k) for k, item in known.items() if "/a/" in k)
+            host = next((f" on {v.get('host')}" for v in there if v.get("service") == holder), "")
             raise Conflict(
-                f"{claim.service}: {called} {what} on network {network!r} belongs to {holder!r}",
+                f"{claim.service}: {called} {what} on network {network!r} belongs to {holder!r}"
+                f"{host}",
                 "choose another one",
             )
 

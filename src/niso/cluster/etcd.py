@@ -14,7 +14,7 @@ import http.client
 import json
 import os
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -55,6 +55,15 @@ _UNAUTHENTICATED = 16
 _FILES = "cluster.toml names it"
 
 
+_tokens: dict[tuple[str, str] | None, str] = {}
+"""The token of each user, for all clients of a process: a password costs etcd 150 ms to check.
+
+On a busy machine, those of all threads of an agent took longer than a request may.
+"""
+_PASSWORD_S = 10.0
+"""Time for that check: a shorter one would only begin another check."""
+
+
 class Access(NamedTuple):
     """Where the members are, and files of certificates (PEM); without ``authority`` plain HTTP.
 
@@ -81,7 +90,6 @@ class Etcd:
         self._rounds = rounds
         self._context = _context(access) if access.authority else None
         self._user = _user(access.user_file) if access.user_file else None
-        self._token = ""
         self.date = ""  # of the last answer (RFC 9110, 6.6.1)
         self._connection: http.client.HTTPConnection | None = None
 
@@ -203,7 +211,7 @@ class Etcd:
         A request that is not ``repeatable`` goes to another member only if it cannot have reached
         the one before. Raises NoAnswer, Refused.
         """
-        problem = ""
+        problems: dict[str, None] = {}  # in their order, each once
         for _ in range(self._rounds * len(self._members)):
             sent = False
             try:
@@ -217,21 +225,21 @@ class Etcd:
                 self.date = response.getheader("Date", "")
                 if status == 200:
                     return _document(text)
-                problem = _error(text)[1]
+                problems[_error(text)[1]] = None
             except (OSError, http.client.HTTPException, ValueError) as error:
-                status, problem = 0, str(error)
+                status, problems[_problem(error)] = 0, None
                 self.close()
             if status and status not in _UNAVAILABLE:
                 code, reason = _error(text)
-                if code == _UNAUTHENTICATED and self._token:  # tokens end after a while
-                    self._token = ""
+                if code == _UNAUTHENTICATED and self._user in _tokens:  # they end after a while
+                    _tokens.pop(self._user, None)
                     continue
                 raise _refused(code, reason)
             if sent and not repeatable:
                 self._next()
-                raise NoAnswer(f"{self._where()}: {problem}", _HINT, unknown=True)
+                raise NoAnswer(self._silence(problems), _HINT, unknown=True)
             self._next()
-        raise NoAnswer(f"{self._where()}: {problem}", _HINT)
+        raise NoAnswer(self._silence(problems), _HINT)
 
     def _headers(self) -> dict[str, str]:
         """Return the headers of a request; with the token of the user, if there is one.
@@ -239,20 +247,24 @@ class Etcd:
         Raises OSError, HTTPException, ValueError, and Refused.
         """
         headers = {"Host": "niso"}
-        if self._user and not self._token:
+        token = _tokens.get(self._user)
+        if self._user and not token:
             connection = self._connected()
             _wait(connection, _PASSWORD * self._wait_s)
             body = json.dumps(dict(zip(("name", "password"), self._user, strict=True)))
+            connection.sock.settimeout(max(self._request_s, _PASSWORD_S))
             connection.request("POST", "/v3/auth/authenticate", body, headers)
             response = connection.getresponse()
             text = response.read()
+            if connection.sock is not None:  # else the answer has ended the connection
+                connection.sock.settimeout(self._request_s)
             if response.status in _UNAVAILABLE:
                 raise ValueError(_error(text)[1])
             if response.status != 200:
                 code, reason = _error(text)
                 raise Refused(f"etcd refuses user {self._user[0]}: {reason}", value=str(code))
-            self._token = str(_document(text)["token"])
-        return headers | ({"Authorization": self._token} if self._token else {})
+            token = _tokens[self._user] = str(_document(text)["token"])
+        return headers | ({"Authorization": token} if token else {})
 
     def _open(
         self, path: str, body: dict[str, Any]
@@ -273,9 +285,9 @@ class Etcd:
                 problem = _error(response.read(LONGEST))[1]
                 connection.close()
             except (OSError, http.client.HTTPException, ValueError) as error:
-                problem = str(error)
+                problem = _problem(error)
             self._next()
-        raise NoAnswer(f"{self._where()}: {problem}", _HINT)
+        raise NoAnswer(self._silence([problem]), _HINT)
 
     def _connected(self) -> http.client.HTTPConnection:
         """Return a connection to the current member. Raises OSError."""
@@ -296,8 +308,9 @@ class Etcd:
         self.close()
         self._members.append(self._members.pop(0))
 
-    def _where(self) -> str:
-        return f"the cluster does not answer ({', '.join(sorted(self._members))})"
+    def _silence(self, problems: Iterable[str]) -> str:
+        members = ", ".join(sorted(self._members))
+        return f"the cluster does not answer ({members}): {'; '.join(problems)}"
 
 
 def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
@@ -354,6 +367,18 @@ def _error(text: bytes) -> tuple[int, str]:
         return int(inner.get("code", 0)), str(inner.get("message") or inner.get("error"))
     except (ValueError, TypeError):
         return 0, "an answer that is not etcd's"
+
+
+def _problem(error: Exception) -> str:
+    """Return why nothing was answered, for people."""
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    if isinstance(error, ssl.SSLError):
+        reason = (getattr(error, "reason", "") or reason).replace("_", " ")
+    if isinstance(error, (ssl.SSLError, ConnectionResetError, BrokenPipeError)):
+        # with TLS 1.3 a refused certificate shows once the connection is in use
+        return f"a certificate was refused, or the connection closed ({reason.lower()})"
+    reason = reason.partition(": ")[2] if reason.startswith("_ssl.c:") else reason
+    return reason[:1].lower() + reason[1:]
 
 
 def _refused(code: int, reason: str) -> Refused:

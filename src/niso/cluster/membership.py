@@ -11,7 +11,7 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.cluster import checked
 from niso.cluster.claims import TRIES, Claim, claim_of
-from niso.cluster.index import Spec, index_of, spec_of, valid
+from niso.cluster.index import Spec, clash, index_of, spec_of, valid
 from niso.cluster.keys import Keys, decode, encode, invalid
 from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
 
@@ -128,10 +128,7 @@ class Membership:
                 )
             for other in self.hosts():
                 if (other.name == host.name) != (other.state_id == host.state_id):
-                    raise Conflict(
-                        f"host {other.name} of the cluster has the state folder {other.state_id}",
-                        "choose another name",
-                    )
+                    raise clash(host, other)
                 if other.name != host.name and other.address == host.address:
                     raise Conflict(
                         f"{host.address} is the address of host {other.name}", "choose another one"
@@ -442,7 +439,7 @@ def host_of(item: Item, keys: Keys) -> Host:
     if public and not checked.is_public_key(public):
         raise invalid(item.key)
     where = (str(value["address"]), int(value["mtu"]), False)
-    return Host(name, str(value["id"]), *where, str(value.get("niso", "")), public)
+    return Host(name, str(value["id"]), *where, checked.version(value.get("niso")), public)
 
 
 def cluster_value(cluster: Cluster) -> dict[str, Any]:

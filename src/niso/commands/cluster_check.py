@@ -60,6 +60,7 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
     spans = [each for each in store.networks() if each.span is not None]
     spans = [each for each in spans if name in (None, each.name)]
     warnings = _own_agent() if name is None else []
+    lost = lost_address(machine, own)
     try:
         with contextlib.closing(own.engine(brief=True)) as engine:
             membership = Membership(engine, own.keys)
@@ -70,14 +71,24 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
             elsewhere = {*membership.network_names()} if name is None else set()
     except NoAnswer as error:
         what = f"this host is not compared with the others: {error.message}"
-        return Checked([], [*warnings, (what, "what runs goes on; niso cluster status")])
+        return Checked(lost, [*warnings, (what, "what runs goes on; niso cluster status")])
     if name is None:
         warnings += _hidden(store, elsewhere, claims, own.host)
         warnings += _clocks(own)
     reachable = [
         host for host in hosts if host.name != own.host and host.alive and host.name not in late
     ]
-    return Checked(_wires(own, reachable, _pairs(store, claims, own.host, spans), spans), warnings)
+    pairs = {} if lost else _pairs(store, claims, own.host, spans)
+    return Checked(lost or _wires(own, reachable, pairs, spans), warnings)
+
+
+def lost_address(machine: Machine, own: Config) -> list[Finding]:
+    """Return a finding if this host does not have its address between the hosts any more."""
+    if machine.kernel.mtu_of(own.address) is not None:
+        return []
+    what = f"{own.address}, by which the other hosts reach this one"
+    detail = "with another address it has to leave the cluster, and join again"
+    return [Finding("missing", what, detail)]
 
 
 # --- names, clocks, the agent ---------------------------------------------------------------------

@@ -87,8 +87,10 @@ def status(machine: Machine) -> Status:
         places = {inside: place for _, place, inside in tunnel.others} if tunnel else {}
         hosts = tuple(
             Host(name, state_id, _without_port(places.get(address, "")) or address, 0, live)
-            for name, (state_id, address, live) in sorted(store.across.peers().items())
+            for name, (state_id, address, live) in store.across.peers().items()
         )
+        mine = Host(own.host, store.state_id(), own.address, 0, False)
+        hosts = tuple(sorted((*hosts, mine)))
         claims, late = (), {}
         networks = tuple(network.name for network in store.networks() if network.span is not None)
         known = _members(own, None)
@@ -273,6 +275,10 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
 def backup(machine: Machine, path: str) -> int:
     """Write etcd's data to a file for root alone; return its size in bytes. Raises Error."""
     own = _require_own_etcd(machine)
+    if os.path.isdir(path):
+        raise Error(f"{path} is a folder", "name a file in it")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise Error(f"{os.path.dirname(path)} does not exist", "make that folder first")
     draft, size = f"{path}.new", 0
     with own.engine() as engine:
         fd = files.make(draft, 0o600)

@@ -75,7 +75,7 @@ def ping(
         if row is None and end is receiver:
             continue  # it is on another host
         if row is None:
-            raise Error(f"{end.name} is on another host", "ping from there")
+            raise Error(f"{end.name} is on another host", "niso net ping there")
         if not row.active:
             raise Error(f"{end.name} is not active", f"niso activate {end.name}")
     from_, to = sender.service, receiver.service

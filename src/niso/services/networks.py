@@ -356,7 +356,9 @@ def require_same(present: Network, request: NetworkRequest, where: str = "") -> 
     there = {subnet.family: subnet for subnet in present.subnets}
     shown = ", ".join(subnet.cidr for subnet in present.subnets)
     differs = None
-    if request.families != there.keys() or any(
+    if request.span != (present.span is not None):
+        differs = "and spans hosts" if present.span else "on this host alone"
+    elif request.families != there.keys() or any(
         str(net) != there[net.version].cidr for net in request.nets
     ):
         differs = f"with subnet {shown}"
@@ -373,8 +375,6 @@ def require_same(present: Network, request: NetworkRequest, where: str = "") -> 
         differs = "and is observed"
     if differs is None and request.mtu is not None and request.mtu != present.mtu:
         differs = f"with mtu {present.mtu}"
-    if differs is None and request.span != (present.span is not None):
-        differs = "and spans hosts" if present.span else "on this host alone"
     if differs is not None:
         raise Conflict(
             f"network {present.name!r} already exists {where}{differs}",

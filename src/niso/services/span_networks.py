@@ -75,7 +75,11 @@ class Arriving(NamedTuple):
                     store.keep_network(spec.name)
                 continue
             plain = request_of(spec, spec.name not in unobserved)._replace(span=False)
-            networks.ensure(machine, plain, implicit=implicit)
+            try:
+                networks.ensure(machine, plain, implicit=implicit)
+            except Conflict as error:  # it is not this command that chose its subnets
+                error.hint = "the cluster has it with this subnet: another one here has to go"
+                raise
             where = (self.port, _wire(store, self.joined))
             store.across.set_span(spec.name, spec.vni, *where)
             made.append(store.require_network(spec.name))
@@ -87,10 +91,8 @@ def require_joined(machine: Machine) -> Joined:
     joined = machine.joined()
     if joined is None:
         raise Error(
-            "this host is in no cluster, so its networks cannot span hosts",
+            "this host is in no cluster",
             "niso cluster init makes one; niso cluster join FILE joins one",
-            "--span",
-            names_key=False,
         )
     return joined
 

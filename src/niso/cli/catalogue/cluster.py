@@ -68,8 +68,18 @@ GROUP = Group(
                 Option("cacert", ("--cacert",), "the authority of its certificates (PEM)", "FILE"),
                 Option("cert", ("--cert",), "the certificate for it (PEM)", "FILE"),
                 Option("key", ("--key",), "the key of that certificate (PEM)", "FILE"),
-                Option("user", ("--user",), "a file with one line, NAME:PASSWORD", "FILE"),
-                Option("prefix", ("--prefix",), "of its keys there (default: /niso/v1/)", "PREFIX"),
+                Option(
+                    "user",
+                    ("--user",),
+                    "etcd's user: a file with one line, NAME:PASSWORD",
+                    "FILE",
+                ),
+                Option(
+                    "prefix",
+                    ("--prefix",),
+                    "of the cluster's keys there (default: /niso/v1/)",
+                    "PREFIX",
+                ),
                 Option(
                     "restore",
                     ("--restore",),
@@ -81,12 +91,13 @@ GROUP = Group(
             "Hosts agree through etcd on names and addresses. Without --etcd this host runs it, "
             "with certificates of the cluster's own: niso-etcd.service, in /var/lib/niso-etcd. "
             "niso-agent.service follows what other hosts have. Without systemd, etcd is started "
-            "in the background, and niso agent is for the caller to run. Packets between hosts are "
-            "VXLAN, UDP port 4799. etcd needs TCP ports 2379 and 2380. With --encrypt they go "
-            "through the kernel's WireGuard, UDP port 4800. On a host whose kernel lacks it, "
-            "--encrypt=userspace uses the process wireguard-go, at a tenth of the speed. All hosts "
-            "encrypt, or none. --restore writes the cluster's hosts, networks, names and addresses "
-            "again, as far as this host knows them; the agents of the others add what they know. "
+            "in the background, and niso agent is for the caller to run. Hosts need TCP ports 2379 "
+            "and 2380 for etcd. Packets of services between them are VXLAN, UDP port 4799. With "
+            "--encrypt these packets go through the kernel's WireGuard, UDP port 4800. On a host "
+            "whose kernel lacks it, --encrypt=userspace uses the process wireguard-go, at a tenth "
+            "of the speed. All hosts encrypt, or none. --restore writes the cluster's hosts, "
+            "networks, names and addresses again, as far as this host knows them; the agents of "
+            "the others add what they know. "
             "If no member of etcd answers, this host runs the first one. A backup has more, so "
             "restore that if there is one.",
             (
@@ -101,7 +112,12 @@ GROUP = Group(
             "print the invitation of a host, a secret",
             (Argument("host", "HOST", "the name that it is to have", "", "nothing"),),
             (
-                Option("address", ("--address",), "address of HOST for the others", "ADDRESS"),
+                Option(
+                    "address",
+                    ("--address",),
+                    "address of HOST for the others; needed without --renew",
+                    "ADDRESS",
+                ),
                 Option(
                     "renew",
                     ("--renew",),
