@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _KEY = "prevResult"
 _LISTS = ("interfaces", "ips", "routes")
+_HINT = "look at the plugins before niso-cni in the list"
 
 
 def require_free(store: Store, call: Call, same: Attached | None) -> None:
@@ -65,11 +66,11 @@ def addresses(call: Call) -> set[str]:
     if call.config.get(_KEY) is None:
         return set()
     previous = _previous(call)
-    of_container = {
+    of_container = [
         place
         for place, each in enumerate(previous["interfaces"])
         if each.get("sandbox") and each.get("name") == call.interface
-    }
+    ]
     return {
         str(ip.get("address", "")).partition("/")[0]
         for ip in previous["ips"]
@@ -81,10 +82,10 @@ def _previous(call: Call) -> dict[str, Any]:
     """Return ``prevResult`` with its lists, which can be missing or null. Raises Failure."""
     given = call.config[_KEY]
     if not isinstance(given, dict):
-        raise Failure(WRONG_CONFIG, f"{_KEY} is not an object")
+        raise Failure(WRONG_CONFIG, f"{_KEY} is not an object", _HINT)
     previous = {**given, **{key: given.get(key) or [] for key in _LISTS}}
     for key in _LISTS:
         value = previous[key]
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            raise Failure(WRONG_CONFIG, f"{_KEY}.{key} is not a list of objects")
+            raise Failure(WRONG_CONFIG, f"{_KEY}.{key} is not a list of objects", _HINT)
     return previous
