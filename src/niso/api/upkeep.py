@@ -50,7 +50,7 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
     findings = check.check(machine, name)
     for line in foreign_firewalls.unseen((4, 6)):
         session.caution(line)
-    for line, hint in check.full_neighbour_tables(machine.kernel):
+    for line, hint in check.full_neighbour_tables(machine):
         session.caution(line, (hint,))
     for line, hint in check.policy_warnings(machine, name):
         session.caution(line, (hint,))

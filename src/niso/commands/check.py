@@ -99,11 +99,16 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
     ]
 
 
-def full_neighbour_tables(kernel: Kernel) -> list[tuple[str, str]]:
+def full_neighbour_tables(machine: Machine) -> list[tuple[str, str]]:
     """Return (warning, next step) for each neighbour table that is over half full.
 
+    The permanent entry of its gateway in each service's namespace does not count against the limit.
     Not a difference: the limit is the machine's. Raises KernelError.
     """
+    tables = [
+        table._replace(entries=table.entries - machine.store.leased_by_active(table.family))
+        for table in machine.kernel.neighbour_tables()
+    ]
     return [
         (
             f"the machine's IPv{table.family} neighbour table, shared by the host and all services,"
@@ -111,7 +116,7 @@ def full_neighbour_tables(kernel: Kernel) -> list[tuple[str, str]]:
             " cannot be reached",
             f"raise it: sysctl -w net.ipv{table.family}.neigh.default.gc_thresh3={4 * table.most}",
         )
-        for table in kernel.neighbour_tables()
+        for table in tables
         if table.entries > table.most // 2
     ]
 
