@@ -89,7 +89,11 @@ def image(name: str, command: list[str], entrypoint: list[str], files: dict[str,
     config = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Cmd": command, "Entrypoint": entrypoint, "Env": ["PATH=/bin:/:/usr/bin:/usr/sbin:/sbin"]},
+        "config": {
+            "Cmd": command,
+            "Entrypoint": entrypoint,
+            "Env": ["PATH=/bin:/:/usr/bin:/usr/sbin:/sbin"],
+        },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
     parts = {
