@@ -348,6 +348,22 @@ def test_policy_in_two_spellings_is_refused(world: World, run: Run, given: Any) 
     assert world.store.services() == []
 
 
+def test_options_of_no_meaning_are_refused(world: World, run: Run) -> None:
+    """A policy with ``log = maybe`` would be one without it."""
+    for option in ({"mtu": "x"}, {"log": "maybe"}):
+        status, answer = run(netavark.main, NETWORK | {"options": option}, "create")
+        ((key, value),) = option.items()
+        assert status == 1 and f"{key}={value}: not a " in answer["error"]
+    config = CONFIG | {"policy": {"log": "yes please"}}
+    status, answer = run(cni.main, config, COMMAND="ADD", **POD)
+    assert status == 1 and "policy.log=yes please: not a truth value" in answer["msg"]
+    assert world.store.services() == [] and world.store.networks() == []
+    config = CONFIG | {"policy": {"log": True}}
+    assert run(cni.main, config, COMMAND="ADD", **POD)[0] == 0
+    policy = world.store.policy("c1")
+    assert policy is not None and policy.log
+
+
 def test_annotations_in_another_form_are_refused(world: World, run: Run) -> None:
     for wrong in (["niso.io/allow-from="], '{"niso.io/allow-from": ""}', 7):
         config = CONFIG | {"runtimeConfig": {"io.kubernetes.cri.pod-annotations": wrong}}

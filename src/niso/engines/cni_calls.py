@@ -145,8 +145,6 @@ def _add(call: Call) -> dict[str, Any]:
         from niso.engines import pods
 
         pods.require(call, same)
-    if store.network(call.network) is None:
-        _create_network(machine, call)
     if same is not None:
         name = same.service
     elif known:
@@ -158,6 +156,8 @@ def _add(call: Call) -> dict[str, Any]:
         request = pods.closed(store, call, request, same)
     if same is not None:
         request = plugin.joined(store, request)
+    if store.network(call.network) is None:
+        _create_network(machine, call)
     # the agent may have narrowed the policy that the request repeats
     done = attachments.attach(machine, request, instead_of=same)
     if waits:

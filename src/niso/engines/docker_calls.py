@@ -114,10 +114,7 @@ def _create_network(given: dict[str, Any]) -> None:
     data = [*(given.get("IPv4Data") or ()), *(given.get("IPv6Data") or ())]
     if any(one.get("AddressSpace") == "null" for one in data):
         raise InvalidInput("--ipam-driver null: Docker must choose addresses", "leave it out")
-    try:
-        mtu = int(own["mtu"]) if "mtu" in own else None
-    except ValueError as error:
-        raise InvalidInput(f"-o mtu={own['mtu']}: not a number", "-o mtu=1400") from error
+    mtu = plugin.mtu(own.get("mtu"), "-o mtu")
     request = NetworkRequest(
         name,
         tuple(str(one["Pool"]) for one in data),

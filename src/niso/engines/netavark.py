@@ -118,8 +118,8 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
     for key, option in (("routes", "--route"), ("network_dns_servers", "--dns")):
         if given.get(key):
             raise InvalidInput(f"{option}: not supported by networks of niso", "leave it out")
+    mtu = plugin.mtu(options.get("mtu"), "--opt mtu")
     try:
-        mtu = int(options["mtu"]) if "mtu" in options else None
         prefixes = tuple(str(ip_network(str(subnet["subnet"]))) for subnet in subnets)
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"network {name}: {error}") from error

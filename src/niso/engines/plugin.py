@@ -104,6 +104,14 @@ def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) ->
     return parse_port(f"{address}{spans[0]}:{spans[1]}/{proto.lower() or 'tcp'}", "port")
 
 
+def mtu(text: str | None, option: str) -> int | None:
+    """Return the MTU of an option in bytes; None without one. Raises InvalidInput."""
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise InvalidInput(f"{option}={text}: not a number", f"{option}=1400") from None
+
+
 def policy(given: Mapping[str, object], where: str) -> Policy:
     """Return the policy of the keys allow_from, deny_from, egress_allow, egress_deny and log.
 
@@ -132,8 +140,16 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
         entries("deny_from") or (),
         entries("egress_allow"),
         entries("egress_deny") or (),
-        str(given.get("log", False)).lower() in ("true", "1"),
+        _flag(given.get("log", False), f"{where}log"),
     )
+
+
+def _flag(value: object, where: str) -> bool:
+    """Return a truth value, which engines pass as a text. Raises InvalidInput."""
+    text = str(value).lower()
+    if text not in ("true", "1", "false", "0"):
+        raise InvalidInput(f"{where}={value}: not a truth value", "true or false")
+    return text in ("true", "1")
 
 
 def free_name(machine: Machine, wanted: str, id: str) -> str:
