@@ -23,7 +23,8 @@ def of_process(name: str) -> Finding | None:
     A process that has ended is not a defect if its policy accepts that end.
     """
     what = f"process of service {name!r}"
-    if status.outside_cgroup(name):
+    keeper = status.conmon(name)
+    if status.outside_cgroup(name, keeper):
         return Finding(
             "different", f"cgroup of service {name!r}", "its process was moved out of it"
         )
@@ -50,7 +51,7 @@ def of_process(name: str) -> Finding | None:
         return Finding(
             "different", what, "it does not see its hosts file: the folder was removed", BLIND
         )
-    if not status.conmon_alive(name):
+    if keeper is None:
         return Finding(
             "missing",
             f"conmon of service {name!r}",

@@ -177,13 +177,13 @@ def known_to_crun(service: str, pid: int) -> bool:
     return (known or {}).get("pid") == pid
 
 
-def outside_cgroup(service: str) -> bool:
+def outside_cgroup(service: str, keeper: int | None) -> bool:
     """Return whether PID 1 runs as conmon's child but was moved out of the service's cgroup.
 
-    With several hierarchies, it must be in the cgroup in each one that crun uses.
+    ``keeper`` is its `conmon`. With several hierarchies, PID 1 must be in the cgroup in each one
+    that crun uses.
     """
     record = read_json(os.path.join(paths.service_dir(service), "state.json"))
-    keeper = conmon(service)
     spec = load(service)
     pid = int_or_none((record or {}).get("pid"))
     if spec is None or pid is None or keeper is None or pid not in children(keeper):
