@@ -20,6 +20,7 @@ from niso.cluster.etcd import Access, Etcd
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.index import Spec
 from niso.cluster.keys import Keys
+from niso.cluster.members import state
 from niso.cluster.membership import Membership
 from niso.cluster.requests import (
     Batch,
@@ -225,6 +226,8 @@ def test_full_engine_refuses_what_is_new_and_goes_on_with_the_others(
         try:
             with pytest.raises(Refused, match="space exceeded") as raised:
                 put(engine, at + "b")
+            states = [state(members.access(), place) for place in members.access().members]
+            assert {alarm for each in states if each for alarm in each.alarms} == {"NOSPACE"}
             assert "etcdctl defrag" in (raised.value.hint or "") and not raised.value.unknown
             assert engine.keys(at) == [at + "a"]
             assert engine.commit(Txn((), (Delete(at + "a"),))).done

@@ -29,9 +29,14 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return own
 
 
-def said(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, ahead_s: float = 0.0) -> list[str]:
+def said(
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    ahead_s: float = 0.0,
+    alarms: tuple[str, ...] = (),
+) -> list[str]:
     monkeypatch.setattr(Config, "engine", lambda own, brief=False: cluster.engine)
-    state = EtcdState("3.5.16", "1", "1", 7, ahead_s)
+    state = EtcdState("3.5.16", "1", "1", 7, ahead_s, alarms)
     monkeypatch.setattr(members, "state", lambda access, place: state)
     monkeypatch.setattr(cluster_check, "_answered", lambda wanted: dict.fromkeys(wanted, True))
     checked = cluster_check.check(cluster.world.machine, OWN)
@@ -65,6 +70,10 @@ def test_clocks_that_differ_and_an_agent_that_does_not_look_are_named(
         assert agent == "the agent of this host looked last 300 s ago"
         assert clock == "this host's clock is 125 s behind that of 198.51.100.1:2379"
         assert len(said(cluster, monkeypatch, ahead_s=-59)) == 1
+        assert said(cluster, monkeypatch, alarms=("NOSPACE", "ELSE"))[1:] == [
+            "etcd is full: nothing new can be claimed (alarm NOSPACE)",
+            "etcd has an alarm (alarm ELSE)",
+        ]
         cluster.engine.down = True
         [_, none] = said(cluster, monkeypatch)
         assert none.startswith("this host is not compared with the others")
@@ -79,7 +88,7 @@ def test_host_without_its_address_between_the_hosts_is_missed(
         for down in (False, True):
             cluster.engine.down = down
             monkeypatch.setattr(Config, "engine", lambda own, brief=False: cluster.engine)
-            monkeypatch.setattr(cluster_check, "_clocks", lambda own: [])
+            monkeypatch.setattr(cluster_check, "_etcd", lambda own: [])
             [finding] = cluster_check.check(world.machine, OWN).findings
             assert finding.text().startswith("missing: 198.51.100.2, by which the other hosts")
 

@@ -258,6 +258,7 @@ class Clusters:
     @guarded
     def status(self) -> ClusterStatus:
         """Return the hosts and the members of etcd. Raises Error if this host is in no cluster."""
+        from niso.cluster import members
         from niso.commands import cluster_check, cluster_hosts
 
         machine = self.session.machine()
@@ -267,6 +268,8 @@ class Clusters:
                 seen.problem.message,
                 (seen.problem.hint or "", "hosts are listed as this one knew them last"),
             )
+        for line, step in members.alarmed(state for _, state in seen.members if state):
+            self.session.caution(line, (step,))
         for finding in cluster_check.lost_address(machine, seen.own):
             self.session.caution(finding.text())
         return _status(seen)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import time
 
 from niso.base.errors import Error, NotFound
@@ -16,7 +17,7 @@ from niso.cluster.etcd import Access, Etcd
 from niso.cluster.requests import NoAnswer, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 PATIENCE_S = 30.0
 _PAUSE_S = 0.3
@@ -43,6 +44,7 @@ class EtcdState(NamedTuple):
     identity: str
     revision: int
     ahead_s: float = 0.0  # of its clock to this host's, as far as it says the time
+    alarms: tuple[str, ...] = ()  # such as NOSPACE
 
 
 def members(engine: Etcd) -> list[EtcdMember]:
@@ -83,7 +85,24 @@ def state(access: Access, client: str) -> EtcdState | None:
         str(head.get("member_id", "")),
         int(head.get("revision", 0)),
         ahead_s,
+        tuple(re.findall(r"alarm:(\w+)", " ".join(map(str, answer.get("errors", ()))))),
     )
+
+
+_ALARMS = {
+    "NOSPACE": ("is full: nothing new can be claimed", "etcdctl defrag, then etcdctl alarm disarm"),
+    "CORRUPT": ("has members with different data", "etcdctl alarm list names them"),
+}
+
+
+def alarmed(states: Iterable[EtcdState]) -> list[tuple[str, str]]:
+    """Return (warning, next step) for each alarm of etcd."""
+    known = dict.fromkeys(alarm for state in states for alarm in state.alarms)
+    said = (_ALARMS.get(alarm, ("has an alarm", "etcdctl alarm list")) for alarm in known)
+    return [
+        (f"etcd {what} (alarm {alarm})", step)
+        for alarm, (what, step) in zip(known, said, strict=True)
+    ]
 
 
 def _ahead_s(date: str, now_s: float) -> float:

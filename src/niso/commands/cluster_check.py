@@ -74,7 +74,7 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
         return Checked(lost, [*warnings, (what, "what runs goes on; niso cluster status")])
     if name is None:
         warnings += _hidden(store, elsewhere, claims, own.host)
-        warnings += _clocks(own)
+        warnings += _etcd(own)
     reachable = [
         host for host in hosts if host.name != own.host and host.alive and host.name not in late
     ]
@@ -127,16 +127,17 @@ def _hidden(
     ]
 
 
-def _clocks(own: Config) -> list[tuple[str, str]]:
-    """Return a warning for each member of etcd whose clock differs much from this host's."""
-    found = []
+def _etcd(own: Config) -> list[tuple[str, str]]:
+    """Return a warning for each alarm, and each member whose clock is far from this host's."""
+    found, states = [], []
     for place in own.etcd.members:
         state = members.state(own.access(), place)
+        states += [state] if state is not None else []
         if state is not None and abs(state.ahead_s) > _APART_S:
             way = "behind" if state.ahead_s > 0 else "ahead of"
             text = f"this host's clock is {abs(state.ahead_s):.0f} s {way} that of {place}"
             found.append((text, "timedatectl on both shows which one is wrong"))
-    return found
+    return found + members.alarmed(states)
 
 
 # --- packets --------------------------------------------------------------------------------------
