@@ -199,6 +199,14 @@ def test_compose_file_with_networks_of_two_families(lab: Lab) -> None:
         assert lab.client(*words, check=False).stdout == "web\n", address
     lab.niso("net", "check")
     docker(*compose, "down", timeout=120)
+    # this version of Compose does not pass options of a container
+    named = COMPOSE.replace("network: shop", 'network: shop, named: "true"')
+    own = "aliases: [www], driver_opts: { niso.name: web, niso.allow_from: api }"
+    named = named.replace("aliases: [www]", own).replace("IMAGE", IMAGE)
+    lab.write("/tmp/shop/compose.yaml", named)
+    refused = docker(*compose, "up", "-d", check=False, timeout=120)
+    assert refused.returncode and "only containers with a name" in refused.stderr
+    docker(*compose, "down", timeout=120)
     assert rows(lab) == {} and json.loads(lab.niso("net", "list", "--json").stdout) == []
     lab.niso("net", "check")
 

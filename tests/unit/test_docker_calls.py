@@ -62,6 +62,15 @@ def test_endpoint_is_kept_for_its_join_and_wrong_options_are_refused_before() ->
         with pytest.raises(InvalidInput):
             docker_calls.answer("CreateEndpoint", {**endpoint, "EndpointID": "cd", **wrong})
     assert not os.path.lexists(docker_calls._file(os.environ["NISO_RUN_DIR"], "cd"))
+    # without a name, which may have been dropped with a policy
+    nameless = endpoint | {"EndpointID": "ee"} | options(allow_from="web:80")
+    docker_calls.answer("CreateEndpoint", nameless)
+    named = {"options": {"named": "true"}}
+    docker_calls._keep(docker_calls._file(os.environ["NISO_STATE_DIR"], ID), named)
+    with pytest.raises(InvalidInput, match="only containers with a name"):
+        docker_calls.answer("CreateEndpoint", nameless | {"EndpointID": "ef"})
+    assert not os.path.exists(docker_calls._file(os.environ["NISO_RUN_DIR"], "ef"))
+    docker_calls.answer("CreateEndpoint", endpoint)
 
 
 @pytest.mark.parametrize("id", ["", "../x", "AB", "a/b", "a" * 65, None, 5.0])

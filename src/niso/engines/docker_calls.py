@@ -38,7 +38,8 @@ _PORTS = "com.docker.network.portmap"
 _INTERNAL = "com.docker.network.internal"
 _PREFIX = "niso."
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
-_OPTIONS = ("mtu", "network", *plugin.POLICY_KEYS)
+_NAMED = "named"
+_OPTIONS = ("mtu", "network", _NAMED, *plugin.POLICY_KEYS)
 _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
 
 _waiting: dict[str, float] = {}
@@ -111,6 +112,7 @@ def _create_network(given: dict[str, Any]) -> None:
     path = _file(paths.state_dir(), given["NetworkID"])
     name = network_name(own.get("network") or f"docker-{os.path.basename(path)[:12]}", "-o network")
     _policy(own, {})
+    plugin.flag(own.get(_NAMED, False), f"-o {_NAMED}")
     data = [*(given.get("IPv4Data") or ()), *(given.get("IPv6Data") or ())]
     if any(one.get("AddressSpace") == "null" for one in data):
         raise InvalidInput("--ipam-driver null: Docker must choose addresses", "leave it out")
@@ -156,10 +158,15 @@ def _delete_network(given: dict[str, Any]) -> None:
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
     """Keep what `_join` needs. A wrong option fails before anything of the container is made."""
-    own = _own_options(given)
-    _policy(_network(given)["options"], own)
+    own, options = _own_options(given), _network(given)["options"]
+    _policy(options, own)
     if own.get("name"):
         plugin.label(own["name"])
+    elif plugin.flag(options.get(_NAMED, False), f"-o {_NAMED}"):
+        raise InvalidInput(
+            "this network takes only containers with a name for niso",
+            "driver-opt niso.name=NAME; Compose passes it from 2.27.1 on",
+        )
     _keep(_file(paths.run_dir(), given["EndpointID"]), {"endpoint": given})
     return {"Interface": {}}
 

@@ -140,11 +140,11 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
         entries("deny_from") or (),
         entries("egress_allow"),
         entries("egress_deny") or (),
-        _flag(given.get("log", False), f"{where}log"),
+        flag(given.get("log", False), f"{where}log"),
     )
 
 
-def _flag(value: object, where: str) -> bool:
+def flag(value: object, where: str) -> bool:
     """Return a truth value, which engines pass as a text. Raises InvalidInput."""
     text = str(value).lower()
     if text not in ("true", "1", "false", "0"):

@@ -167,6 +167,7 @@ def _docker() -> Page:
                         "id). A network that exists is used if subnet and gateway are the same",
                     ),
                     ("mtu", "in bytes"),
+                    ("named", "true: containers without niso.name are refused"),
                     ("allow_from and the like", f"{_ENTRIES}, for all containers on it"),
                 )
             ),
