@@ -356,6 +356,7 @@ def test_what_niso_would_not_do_is_refused(niso: Plugin) -> None:
     assert "ipam" in refused(7, {"ipam": {"type": "host-local"}})
     assert "unknown key" in refused(7, {"vlan": 5})
     assert "prevResult" in refused(7, {"prevResult": {"ips": [1]}})
+    assert "{pod}" in refused(7, {"names": "{name}-{namespace}"})
     assert "bandwidth" in refused(7, capabilities(bandwidth={"IngressRate": 1}))
     assert "policy" in refused(7, {"policy": {"allow": []}})
     note = {"io.kubernetes.cri.pod-annotations": {"niso.io/allow-form": "web"}}

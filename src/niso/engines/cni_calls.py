@@ -113,6 +113,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
     for key, kind in kinds.items():
         if key in config and not isinstance(config[key], kind):
             raise Failure(WRONG_CONFIG, f"{key} has the wrong type")
+    form = config.get("names", "").replace("{pod}", "").replace("{namespace}", "")
+    if "{" in form or "}" in form:
+        raise Failure(WRONG_CONFIG, "names: only {pod} and {namespace} are replaced")
     if config.get("policy", {}).keys() - set(plugin.POLICY_KEYS):
         known = ", ".join(plugin.POLICY_KEYS)
         raise Failure(WRONG_CONFIG, f"policy: only {known} are known keys")
