@@ -23,6 +23,7 @@ from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import decode, encode
 from niso.cluster.membership import Host
 from niso.cluster.requests import Answer, Delete, NoAnswer, Put, Txn
+from niso.cluster.settle import recorded
 from niso.cluster.view import Seen
 from niso.commands.deactivate import deactivate
 from niso.kernel.interface import Kernel
@@ -83,6 +84,25 @@ def test_service_that_another_host_took_is_ended(host: Hosted) -> None:
     assert host.ended == ["db"]
     assert host.said == ["taken over by other hosts, and ended here: db"]
     assert host.world.store.across.claims() == []
+
+
+def test_service_is_ended_that_has_back_an_address_which_others_have_claimed_since(
+    host: Hosted,
+) -> None:
+    """A command had given it up, was killed, and was undone: rows and record differ."""
+    engine, store = host.cluster.engine, host.world.store
+    address = next(each for _, each in store.addresses("db"))
+    host.cluster.release(ME, "db")
+    host.cluster.claim("a", "evil", address=address)
+    now = Claims(engine, ME).claim(Wanted("db", ("backend",), ("db",), {}, {}))
+    with store.transaction():
+        store.across.set_claim(recorded(now))
+    assert host.look() == ["evil"]
+    assert host.ended == ["db"]
+    assert host.cluster.claims() == {("evil", "198.51.100.1")}
+    host.look()
+    assert Claims(engine, ME).held("db") is None
+    host.world.assert_whole()
 
 
 def test_other_cluster_or_none_changes_nothing(host: Hosted) -> None:

@@ -379,8 +379,12 @@ def _without(
 
 
 def _without_own(store: Store, wanted: dict[str, Known]) -> dict[str, Known]:
-    """Return the services of others without what this host has claims of by its own record."""
+    """Return the services of others without what this host has claims of by its own record.
+
+    Nor have they, until it has ended, an address that an active service has here.
+    """
     claims = [claim for claim in store.across.claims() if claim.addresses]
     held = {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}
+    held |= store.across.leased()
     changed = _without(wanted, {claim.service for claim in claims}, held)
     return {name: known for name, known in (wanted | changed).items() if known.addresses}

@@ -6,6 +6,7 @@ not say: whoever comes next, a command or the agent, says it.
 
 from __future__ import annotations
 
+from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cluster import mirror
 from niso.cluster.claims import About, Wanted
@@ -13,7 +14,7 @@ from niso.store.span_rows import Claim
 from niso.store.sqlite import encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from niso.cluster.claims import Claim as Held
     from niso.cluster.claims import Claims
@@ -48,7 +49,12 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
     if have is not None and not mine and have.gen >= since:
         return False
     if not mine or have is None or not _is_same(have, wanted):
-        have = claims.claim(wanted, since=since)
+        try:
+            have = claims.claim(wanted, since=since)
+        except Conflict:
+            if record is None or _places(wanted.requested) <= _places(record.addresses):
+                raise
+            return False  # a command gave it up, was undone here, and another service has it now
     if record != recorded(have):
         with store.transaction():
             store.across.set_claim(recorded(have))
@@ -66,14 +72,17 @@ def is_so(store: Store, record: Claim, now: Seen) -> bool:
         return False
     on = store.across.spanning(row.networks)
     leased = {each for each in store.addresses(record.service) if each[0] in on}
-    held = {(net, a) for net, some in record.addresses.items() for a in some}
     return (
-        {(a.network, a.address) for a in known.addresses} == held == leased
+        {(a.network, a.address) for a in known.addresses} == _places(record.addresses) == leased
         and {*record.addresses} == {*on}
         and {a.gen for a in known.addresses} == {record.gen}
         and {a.up for a in known.addresses} == {row.active}
         and {*known.names} == {*store.names_there(record.service)}
     )
+
+
+def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
+    return {(network, each) for network, some in addresses.items() for each in some}
 
 
 def recorded(claim: Held) -> Claim:

@@ -141,6 +141,14 @@ class Spans:
         """Return the claims of these services of this host, or of all, sorted by name."""
         return sorted(_claim(row) for row in self._of("SELECT * FROM claim", services))
 
+    def leased(self) -> set[tuple[str, str]]:
+        """Return the (network, address) of this host's active services on networks that span."""
+        rows = self._db.execute(
+            "SELECT l.network, l.address FROM span s CROSS JOIN lease l ON l.network=s.network"
+            " JOIN service v ON v.name=l.service AND v.active=1"
+        )
+        return {(network, address) for network, address in rows}
+
     def spanning(self, networks: Collection[str], implicit: bool = False) -> list[str]:
         """Return those of ``networks`` that span hosts, in their order.
 
