@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 import snapshots
 from conftest import Lab
+from damage import Damage
 from damage_world import World
-from damages import DAMAGES, Damage
+from damages import DAMAGES
 from services import CLIENT, HOST, address, answer, ask, echo, idle, inspect, on, refused
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
