@@ -29,6 +29,7 @@ NOT_PUBLISHED = Rule("inet niso", "forward", ("oifname @bridges", "goto refuse")
 BY_STATE = Rule("inet niso", "forward", ("ct state", "invalid"))
 INTERNAL = Rule("inet niso", "forward", ("iifname @internal", "goto refuse"))
 LOOPBACK = Rule("inet niso", "raw", ("daddr 127.0.0.0/8", "drop"))
+OWN_LOOPBACK = Rule("bridge niso", "from_own4", ("loopback from a wire", "drop"))
 FROM_LOOPBACK = Rule("inet niso", "raw", ("saddr 127.0.0.0/8", "drop"))
 TO_SUBNETS = Rule("inet niso", "raw", ("daddr @subnets", "drop"))
 MAPPED = Rule("inet niso", "raw", ("::ffff:0.0.0.0/96", "drop"))
@@ -241,7 +242,7 @@ def test_loopback_of_the_host_is_reached_from_no_wire_and_no_service(world: Worl
                 (world.ear[4],),
             )
         )
-    world.prove(attacks, [LOOPBACK], RAW)
+    world.prove(attacks, [LOOPBACK, OWN_LOOPBACK], [*RAW, ("bridge niso", "from_own4")])
     world.prove(
         sources, [FROM_LOOPBACK, FROM_PORT, UNCHECKED], [*RAW, ("bridge niso", "from_port")]
     )

@@ -26,7 +26,7 @@ ROUTED_BACK = {
     "port": [Rule("bridge niso", f"to_own{n}", ("@host_macs",)) for n in (4, 6)],
 }
 ASKING = [Rule("bridge niso", chain, ("@arp_nd",)) for chain in ("from_port", "from_own_nd")]
-FRAGMENTS = [Rule("bridge niso", chain, ("@fragments",)) for chain in ("prerouting", "from_own6")]
+FRAGMENTS = [Rule("bridge niso", chain, ("@fragments",)) for chain in ("from_own4", "from_own6")]
 FLOWS = [Rule("inet niso", chain, ("@flows",)) for chain in ("forward", "input")]
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 

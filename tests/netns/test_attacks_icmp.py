@@ -25,7 +25,7 @@ from scapy.packet import Raw
 from wire import Link, Wire
 
 FROM_SERVICES = [
-    Rule("bridge niso", "prerouting", ("icmp type",)),
+    Rule("bridge niso", "from_own4", ("icmp type",)),
     Rule("bridge niso", "from_own6", ("counter", "drop")),
 ]
 INVALID = Rule("inet niso", "input", ("ct state", "invalid"))

@@ -98,6 +98,23 @@ def test_services_reach_one_another(world: World) -> None:
     assert "packets 0 " in heard
 
 
+def test_what_is_wrapped_has_no_mark(world: World) -> None:
+    """With one, the device would look up its route for each packet (ip_tunnel_dst_cache_usable)."""
+    lab, chain = world.a.lab, ("bridge", "niso", "postrouting")
+    rule = f"udp dport {PORT} meta mark != 0 counter"
+    hook = "type filter hook output priority 0"
+    lab.run("nft", f"table inet probe {{ chain c {{ {hook}; {rule}; }}; }}")
+    try:
+        for marked in (False, True):
+            assert reaches(world.a, "api", DB.addresses[0])
+            found = lab.run("nft", "list", "table", "inet", "probe").stdout
+            assert ("packets 0 " not in found) == marked
+            lab.run("nft", "flush", "chain", *chain)
+    finally:
+        lab.run("nft", "delete", "table", "inet", "probe")
+        lab.niso("net", "repair")
+
+
 def test_service_is_not_heard_once_its_claim_is_gone(world: World) -> None:
     """As after a take-over: its own host sends on, believing that it has it."""
     world.fill(world.b, [DB, EVIL])

@@ -186,7 +186,7 @@ def test_agent_runs_once_and_tells_the_cluster_of_its_host(
 
     def run(agent: Agent, store: object, kernel: object) -> None:
         ran.append(agent.me.host)
-        agent.tend(engine)
+        agent.tend(engine, True)
         with pytest.raises(Conflict, match="runs already"):
             second.run()
 

@@ -130,7 +130,7 @@ def test_address_that_a_backup_gives_to_another_service_is_named(host: Hosted) -
     assert host.activate(host.package("api")) == other.networks["backend"][0]
     host.engine._items = old
     host.look()
-    assert "api: address 10.99.1.6 on network 'backend' belongs to 'other'" in host.said
+    assert "api: address 10.99.1.6 on network 'backend' belongs to 'other' on a" in host.said
     host.release("a", "other")  # a's agent has no record of it
     host.look()
     assert host.record("api") and host.up("api")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from samples import samples
 
 from niso.base import names
+from niso.kernel.nft_wire import TUNNEL
 
 NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 LINK = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -31,6 +32,14 @@ def test_bridge_name_is_plain_where_it_fits(network) -> None:
         assert names.bridge(network) == plain
     else:
         assert names.bridge(network) != plain
+
+
+@BOUNDED
+@given(NAME, NAME, st.integers(1, 10**6))
+def test_rules_may_tell_links_by_the_beginning_of_their_names(service, network, generation) -> None:
+    assert names.bridge(network).startswith("niso-")
+    assert names.vxlan(network).startswith("nx-")
+    assert names.veth(service, network, generation).startswith("n") and TUNNEL.startswith("n")
 
 
 def test_names_of_the_contract() -> None:

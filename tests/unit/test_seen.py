@@ -171,10 +171,10 @@ def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
         body = nft_tables.TABLES.partition(f"table {table} {{")[2].partition("\n}")[0]
         chains = [line.split()[1] for line in body.splitlines() if line.startswith("\tchain ")]
         hooks = body.count("\t\ttype ")
-        rules = sum(len(nft_tables.rules_of(table, chain)) for chain in chains)
+        rules = sum(len(nft_sets.rules_of(table, chain)) for chain in chains)
         assert rules + hooks == sum(line.startswith("\t\t") for line in body.splitlines())
     assert (
-        nft_tables.rules_of(nft_tables.INET, "forward")[-1]
+        nft_sets.rules_of(nft_tables.INET, "forward")[-1]
         == 'oifname @bridges counter goto refuse comment "not published"'
     )
 

@@ -67,3 +67,14 @@ LATE = frozenset(_GUARDS.split())
 
 See kinds/element.py for policies.
 """
+
+
+def rules_of(table: str, chain: str) -> list[str]:
+    """Return the rules of a chain of the ruleset, in order."""
+    body = (
+        TABLES.partition(f"table {table} {{")[2]
+        .partition(f"chain {chain} {{\n")[2]
+        .partition("\n\t}")[0]
+    )
+    lines = [line.strip() for line in body.splitlines()]
+    return [line for line in lines if not line.startswith("type ")]

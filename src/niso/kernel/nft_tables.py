@@ -25,6 +25,8 @@ networks it is set again before routing, since mangle rules may overwrite it: wi
 routing rule drops them (kernel/rules.py).
 """
 
+BRIDGES = '"niso-*"'  # niso's (base/names.py): comparing costs less than half a look-up. Ports begin with n too
+
 PROGRAM = "0x20000000"
 """The bit of the packet mark for what a program of the host would receive on one of `OWN_PORTS`.
 
@@ -114,8 +116,6 @@ def _policy_chains() -> str:
     return "\n\n".join(chains)
 
 
-_POLICY_MAPS = _policy_maps()
-_POLICY_CHAINS = _policy_chains()
 _CHECK = f"meta mark set meta mark | {CHECKED}"
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 
@@ -141,7 +141,7 @@ table inet niso {{
 	set egress4 {{ type ipv4_addr; }}
 	set egress6 {{ type ipv6_addr; }}
 {nft_audit.SETS}
-{_POLICY_MAPS}
+{_policy_maps()}
 	set log_in4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
 	set log_in6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
 	set log_out4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
@@ -177,13 +177,14 @@ table inet niso {{
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
 		{nft_wire.ARRIVES}
+		meta mark & {CHECKED} != 0 iifname {BRIDGES} meta mark set meta mark | {nft_sensor.TRACKED} accept comment "of a service: the bridge table has judged it"
 		iif "lo" accept
 		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
 		ip saddr 127.0.0.0/8 counter drop
 		ip6 daddr ::1 counter drop
 		ip6 saddr ::1 counter drop
-		iifname @bridges goto from_bridge
-		iifname @ports counter drop comment "not switched: link-local control frames"
+		iifname {BRIDGES} iifname @bridges goto from_bridge
+		iifname "n*" iifname @ports counter drop comment "not switched: link-local control frames"
 		ip daddr @subnets4 counter drop comment "not published: to a subnet of niso from outside"
 		ip6 daddr @subnets6 counter drop comment "not published: to a subnet of niso from outside"
 		ip6 saddr ::ffff:0:0/96 counter drop
@@ -196,7 +197,6 @@ table inet niso {{
 {nft_wire.CHAINS}
 
 	chain from_bridge {{
-		meta mark & {CHECKED} != 0 meta mark set meta mark | {nft_sensor.TRACKED} accept
 		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
 		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
 	}}
@@ -232,7 +232,7 @@ table inet niso {{
 
 	chain mark_internal {{
 		type filter hook prerouting priority dstnat + 1; policy accept;
-		iifname @internal {_CHECK} comment "the routing rule of its bridge prohibits what has no mark"
+		meta mark & {CHECKED} == 0 iifname {BRIDGES} iifname @internal {_CHECK} comment "the routing rule of its bridge prohibits what has no mark"
 	}}
 
 	chain output {{
@@ -266,7 +266,7 @@ table inet niso {{
 	chain kept {{
 		type filter hook postrouting priority srcnat + 1; policy accept;
 		{nft_wire.LEAVES}
-		ct state established accept
+		ct state {{ established, untracked }} accept
 		oifname @bridges accept
 		ct original ip saddr @subnets4 goto kept4
 		ct original ip6 saddr @subnets6 goto kept6
@@ -301,8 +301,10 @@ table inet niso {{
 
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
+		iifname {BRIDGES} ct state established accept
+		oifname {BRIDGES} ct state established accept
 		iifname != @bridges oifname != @bridges goto others
-		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
+		ct state vmap {{ related : goto related, invalid : drop }}
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @same_bridge accept
 		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
 		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
@@ -320,7 +322,7 @@ table inet niso {{
 
 	chain input {{
 		type filter hook input priority filter; policy accept;
-		iifname != @bridges goto from_outside
+		iifname != {BRIDGES} goto from_outside
 		ct state vmap {{ established : accept, related : goto related, invalid : drop }}
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
@@ -338,7 +340,7 @@ table inet niso {{
 
 	chain from_host {{
 		type filter hook output priority filter; policy accept;
-		oifname != @bridges accept
+		oifname != {BRIDGES} accept
 		{_NO_START} jump no_start
 	}}
 
@@ -349,7 +351,7 @@ table inet niso {{
 		ip6 saddr != @audit_out6 ip6 saddr @no_start_out6 drop
 	}}
 
-{_POLICY_CHAINS}
+{_policy_chains()}
 
 	chain log_in {{
 		update @log_in4 {{ ip daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
@@ -404,12 +406,17 @@ table bridge niso {{
 
 	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
-		ip frag-off & 0x3fff != 0 iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
-		meta pkttype host ip daddr @subnets4 jump to_own4
-		icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} iifname @ports goto from_own_error
-		ether type ip iifname . ether saddr . ip saddr @sources4 {_CHECK} accept
+		ether type ip iifname . ether saddr . ip saddr @sources4 goto from_own4
 		iifname @ports goto from_port
 		ether type arp arp saddr ip @subnets4 counter drop comment "ARP for a service from a port that niso has not made"
+	}}
+
+	chain from_own4 {{
+		@nh,48,16 & 0x3fff != 0 iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
+		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
+		meta pkttype host ip daddr @subnets4 jump to_own4
+		meta l4proto icmp icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} goto from_own_error
+		{_CHECK} accept
 	}}
 
 	chain to_own4 {{
@@ -425,7 +432,7 @@ table bridge niso {{
 	}}
 
 	chain from_own_error {{
-		icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} iifname . ether saddr . ip saddr @sources4 iifname . @th,192,32 @quoted4 {_CHECK} accept comment "about a packet to itself"
+		icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} iifname . @th,192,32 @quoted4 {_CHECK} accept comment "about a packet to itself"
 		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "about the packets of others"
 	}}
@@ -441,6 +448,7 @@ table bridge niso {{
 
 	chain from_own6 {{
 		meta pkttype host ip6 daddr @subnets6 jump to_own6
+		ip6 daddr ::1 counter drop comment "loopback from a wire"
 		exthdr frag exists iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
 		meta l4proto != ipv6-icmp accept
 		icmpv6 type {{ echo-request, echo-reply }} accept
@@ -462,7 +470,7 @@ table bridge niso {{
 
 	chain forward {{
 		type filter hook forward priority -200; policy accept;
-		iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
+		meta mark & {CHECKED} == 0 iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
 		ether type ip oifname . ether daddr . ip daddr @sources4 goto see comment "to one service alone"
 		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 goto see
 		iifname @ports goto between
@@ -483,20 +491,10 @@ table bridge niso {{
 
 	chain postrouting {{
 		type filter hook postrouting priority 300; policy accept;
+		{nft_wire.UNMARKED}
 		meta mark & 0xffff0000 == {SWITCHED} meta mark set meta mark & 0x0000ffff
 	}}
 }}
 """
 
 DIGEST = sha256(TABLES.encode()).hexdigest()[:8]
-
-
-def rules_of(table: str, chain: str) -> list[str]:
-    """Return the rules of a chain of the ruleset, in order."""
-    body = (
-        TABLES.partition(f"table {table} {{")[2]
-        .partition(f"chain {chain} {{\n")[2]
-        .partition("\n\t}")[0]
-    )
-    lines = [line.strip() for line in body.splitlines()]
-    return [line for line in lines if not line.startswith("type ")]

@@ -35,7 +35,8 @@ SETS = "\n".join(
 )
 """The sets: the UDP port, VXLAN devices, services here, and the claims of others.
 
-The port is also in ``sealed`` if its packets must go through the tunnel.
+The port is also in ``sealed`` if its packets must go through the tunnel. Its addresses are IPv6, so
+only IPv6 is looked up there; no claim has another host's IPv4 address then.
 
 ``vx46`` has claims of IPv6 addresses by hosts with IPv4 underlay addresses.
 """
@@ -50,11 +51,18 @@ Their outer source would be this host's. Only packets that a VXLAN device has wr
 their input device (ip_output, net/ipv4/ip_output.c).
 """
 
+UNMARKED = 'oifname "nx-*" meta mark set meta mark & 0xb7ffffff'
+"""The rule that takes niso's marks (`CHECKED`, `TRACKED`) off what a VXLAN device is to wrap.
+
+For a packet with a mark the device looks up its route again (ip_tunnel_dst_cache_usable,
+include/net/ip_tunnels.h).
+"""
+
 CHAINS = "\n".join(
     (
         "\tchain wire {",
-        f'\t\tudp dport @sealed iifname != "{TUNNEL}" fib daddr type != unicast counter drop'
-        ' comment "not through the tunnel"',
+        f'\t\tmeta nfproto ipv6 udp dport @sealed iifname != "{TUNNEL}" fib daddr type != unicast'
+        ' counter drop comment "not through the tunnel"',
         f"\t\t{VNI} . {TO} @here jump claimed",
         '\t\tfib daddr type unicast return comment "not for this host"',
         '\t\tcounter drop comment "of another host, and nobody has claimed it"',
@@ -70,8 +78,8 @@ CHAINS = "\n".join(
         "\tchain wire_away {",
         "\t\tiifname != @vxlans fib saddr type local counter drop"
         ' comment "not sent by a VXLAN device, but with the address of this host"',
-        f'\t\tudp dport @sealed oifname != "{TUNNEL}" fib saddr type local counter drop'
-        ' comment "it would leave unencrypted"',
+        f'\t\tmeta nfproto ipv6 udp dport @sealed oifname != "{TUNNEL}" fib saddr type local'
+        ' counter drop comment "it would leave unencrypted"',
         "\t}",
         "",
         "\tchain wire_out {",
