@@ -75,7 +75,7 @@ class Thousand(NisoWhole):
                 store.put_service(idle)
                 store.set_names(name, spec.names)
                 store.set_endpoints(name, (network,))
-                offset = 1_000 + number
+                offset = self.services + 2 + number
                 address = f"10.64.{offset >> 8}.{offset & 255}"
                 store.add_lease(name, network, 4, offset, address, static=False)
         with niso.connect() as host:

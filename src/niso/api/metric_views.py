@@ -142,17 +142,17 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
     from niso.explain import drops
     from niso.kernel import link_counters
 
+    active = store.active_rows()
     ends = {
         names.veth(row.name, network, row.generation): (row.name, network)
-        for row in store.services()
-        if row.active
+        for row in active
         for network in row.networks
     }
     there = [
         ({"service": ends[end][0], "network": ends[end][1]}, traffic)
         for end, traffic in link_counters.of_links(ends).items()
     ]
-    stats = drops.stats(store.services())
+    stats = drops.stats(active)
     dropped = [
         Sample({"service": each.service, "direction": direction}, number)
         for each in stats

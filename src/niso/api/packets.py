@@ -348,7 +348,7 @@ def stats(session: Session) -> tuple[Stats, ...]:
     """Read the counters of each active service: `Host.stats`."""
     from niso.explain import drops
 
-    return tuple(Stats(*row) for row in drops.stats(session.store().services()))
+    return tuple(Stats(*row) for row in drops.stats(session.store().active_rows()))
 
 
 def drops(session: Session, name: str | None) -> Drops:

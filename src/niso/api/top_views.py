@@ -113,7 +113,7 @@ def look(session: Session, states: States, with_open: bool = False) -> tuple[Loo
     states.read()
     networks = {row.name: row.networks for row in states.rows}
     memory = seen.remembered(session.kernel(), states.world, with_open)
-    stats = {each.service: each for each in drops.stats(states.rows)}
+    stats = {each.service: each for each in drops.stats([row for row in states.rows if row.active])}
     return Look(time.monotonic(), states.lines, networks, stats, counts(memory)), memory
 
 

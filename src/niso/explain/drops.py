@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from niso.base import names
 from niso.base.lite_typing import NamedTuple
@@ -58,9 +58,8 @@ class Drop(NamedTuple):
     link: str
 
 
-def stats(services: Iterable[ServiceRow]) -> list[Stats]:
-    """Return the counters of each active service of these. Raises KernelError."""
-    rows = [row for row in services if row.active]
+def stats(rows: Sequence[ServiceRow]) -> list[Stats]:
+    """Return the counters of each of these active services. Raises KernelError."""
     if not rows:
         return []
     ends = {

@@ -33,6 +33,7 @@ from niso.runtime.pids import wait_readable
 from niso.runtime.spec import cgroup_of, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 LOG_SIZE_MAX = 64 << 20
@@ -131,9 +132,10 @@ class Launch:
                 # conmon loads while the bundle is written
                 creator = _Creator(spec, bundle, held)
                 self._held.callback(creator.close)
-            write_bundle(held.spec, bundle)
+            folders = root.host_folders() if spec.rootfs is None else []
+            write_bundle(held.spec, bundle, folders)
             failpoint.hit(f"mount the root of {spec.service}")
-            creator.mount()
+            creator.mount(folders)
             failpoint.hit(f"create the process of {spec.service}")
             self.fd = creator.create()
             """Readable once the container exists, or its creation has failed."""
@@ -163,10 +165,10 @@ def init() -> str:
     return os.path.realpath(crun.tool("catatonit"))
 
 
-def write_bundle(spec: ProcessSpec, bundle: str) -> None:
+def write_bundle(spec: ProcessSpec, bundle: str, folders: Sequence[str]) -> None:
     """Write the OCI bundle: config.json and the folders of the root. Raises OSError.
 
-    ``spec`` is that of `sources.Held`.
+    ``spec`` is that of `sources.Held`, ``folders`` are those of the host that it sees.
     """
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
@@ -175,7 +177,7 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
     spec = spec._replace(package=f"{bundle}/{sources.PACKAGE}")
     where = volumes.placed(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
-    hosts_at = root.write_layer(spec, f"{bundle}/layer")
+    hosts_at = root.write_layer(spec, f"{bundle}/layer", folders)
     volumes.make_points(spec.rootfs, f"{bundle}/layer", where)
     shared = f"{bundle}/{sources.VOLUMES}"
     volumes.make_sources(shared, where)
@@ -185,7 +187,7 @@ def write_bundle(spec: ProcessSpec, bundle: str) -> None:
         seccomp=_profile(),
         host=f"{bundle}/{root.HOST}",
         secrets=f"{bundle}/{root.SECRETS}" if spec.secrets else "",
-        folders=root.host_folders() if spec.rootfs is None else (),
+        folders=folders,
         controllers=cgroup.usable(cgroup.limits(spec)),
     )
     mounts = volumes.mounts(spec, where, shared)
@@ -214,6 +216,7 @@ class _Creator:
         self._spec = spec
         self._bundle = bundle
         self._sources = held
+        self._folders: Sequence[str] = ()
         self._error: Exception | None = None
         self._conmon = 0
         """Its pid until it has forked; then 0."""
@@ -231,8 +234,12 @@ class _Creator:
         except RuntimeError:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
-    def mount(self) -> None:
-        """Mount the root of the container. Raises ProcessError or OSError."""
+    def mount(self, folders: Sequence[str]) -> None:
+        """Mount the root of the container, which shows ``folders`` of the host.
+
+        Raises ProcessError or OSError.
+        """
+        self._folders = folders
         self._may_mount.release()
         self._mounted.acquire()
         if self._conmon and isinstance(self._error, OSError):
@@ -286,7 +293,7 @@ class _Creator:
                 return
             os.unshare(os.CLONE_NEWNS)
             held = self._sources
-            root.assemble(self._spec, self._bundle, init(), held.trees, held.secrets)
+            root.assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
             self._mounted.release()
             _move_nowhere()  # while conmon and crun start
             self._may_end.acquire()

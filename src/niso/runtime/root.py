@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from niso.base import files, paths
 from niso.base.errors import InvalidInput
@@ -97,17 +97,17 @@ HOST, INIT, LOWER, SECRETS = "host", "init", "lower", "secrets"
 """
 
 
-def write_layer(spec: ProcessSpec, layer: str) -> str:
+def write_layer(spec: ProcessSpec, layer: str, folders: Iterable[str]) -> str:
     """Fill the empty folder ``layer`` with what niso adds to the root.
 
+    ``folders`` are those of the host that it shows.
     Returns the mount point of the hosts folder inside the service. Raises OSError.
     """
     os.chmod(layer, 0o755)
-    points = list(_MOUNT_POINTS)
+    points = [*_MOUNT_POINTS, *folders]
     if spec.rootfs is None:
         etc = "/etc"
         _assembled_folders(layer)
-        points += host_folders()
     else:
         _copy_owner(spec.rootfs, layer)
         etc = place(spec.rootfs, "/etc")
@@ -123,13 +123,15 @@ def assemble(
     spec: ProcessSpec,
     bundle: str,
     init: str,
+    folders: Sequence[str],
     sources: Mapping[str, int],
     secrets: Mapping[str, bytes],
 ) -> None:
     """Mount the root at ``bundle``/root, in a mount namespace that the caller has unshared.
 
-    ``init`` is the path of catatonit; its folder is shown at ``bundle``/init. ``sources`` are
-    detached mounts, by their mount point in ``bundle``; ``secrets`` is the content of each by name.
+    ``init`` is the path of catatonit; its folder is shown at ``bundle``/init. ``folders`` are those
+    of the host that it shows. ``sources`` are detached mounts, by their mount point in ``bundle``;
+    ``secrets`` is the content of each by name.
 
     Makes the namespace a slave of the host's, and ``bundle`` the working directory: relative names
     of the layers keep ``:`` and ``,`` out of overlay's options. Raises OSError.
@@ -142,7 +144,7 @@ def assemble(
     flags = MS_NOSUID | MS_NODEV
     _show(os.path.dirname(init), INIT)
     if spec.rootfs is None:
-        _show_host()
+        _show_host(folders)
     for point, tree in sources.items():
         attach(tree, point)
     if secrets:
@@ -179,13 +181,12 @@ def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
             os.close(fd)
 
 
-def _show_host() -> None:
+def _show_host(folders: Sequence[str]) -> None:
     """Mount an overlay of each top-level folder of the host that an assembled root shows.
 
     An overlay does not contain what is mounted below its folder. So a shown folder on a file system
     of its own gets an overlay of its own, and so does one directly below /usr.
     """
-    folders = host_folders()
     devices = {}
     for top in dict.fromkeys(folder.split("/")[1] for folder in folders):
         os.mkdir(f"{HOST}/{top}")

@@ -246,6 +246,11 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         """Return the rows of all known services, sorted by name."""
         return [service_row(row) for row in self._db.execute("SELECT * FROM service ORDER BY name")]
 
+    def active_rows(self) -> list[ServiceRow]:
+        """Return the rows of the active services, sorted by name."""
+        rows = self._db.execute("SELECT * FROM service WHERE active=1 ORDER BY name")
+        return [service_row(row) for row in rows]
+
     def each_service(self) -> Iterator[ServiceRow]:
         """Yield what `services` returns, without having all rows in memory at once."""
         for name, _, _ in self.service_names():
