@@ -53,7 +53,7 @@ def test_all_that_a_host_knows_is_written_again_and_newer_claims_have_higher_num
     for now_s in (0.0, 100.0):
         host.look(now_s)
     assert host.said == [
-        f"the engine has no cluster, not {host.world.store.cluster_id()}: nothing is changed"
+        f"etcd has no cluster, not {host.world.store.cluster_id()}: nothing is changed"
     ]
     with pytest.raises(Conflict, match="nothing is changed"):
         host.activate(host.package("new"))
@@ -130,7 +130,7 @@ def test_address_that_a_backup_gives_to_another_service_is_named(host: Hosted) -
     assert host.activate(host.package("api")) == other.networks["backend"][0]
     host.engine._items = old
     host.look()
-    assert "api: address 10.99.1.6 on network 'backend' belongs to 'other'" in host.said
+    assert "api: address 10.99.1.6 on network 'backend' belongs to 'other' on a" in host.said
     host.release("a", "other")  # a's agent has no record of it
     host.look()
     assert host.record("api") and host.up("api")
