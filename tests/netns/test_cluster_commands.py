@@ -253,7 +253,10 @@ def test_cluster_in_an_etcd_with_users_and_a_prefix(hosts: list[Host]) -> None:
     own = ("--name", "b", "--address", b.address[4])
     assert "needs --etcd" in refused(b, "init", "--cert", files[1])
     assert "https needs --cacert" in refused(b, "init", *own, *etcd[:2])
-    assert "refuses user niso" in refused(b, "init", *own, *etcd, "--user", "/tmp/tls/wrong")
+    said = refused(b, "init", *own, *etcd, "--user", "/tmp/tls/wrong")
+    assert said.startswith("niso: etcd refuses user niso") and "has its password" in said
+    said = refused(b, "init", *own, *etcd[:2], *etcd[4:], "--user", "/tmp/tls/user")
+    assert said.startswith("niso: etcd refuses the request") and "below the prefix" in said
     assert not os.path.exists(b.lab.path("/var/lib/niso/cluster"))
     said = cluster(b, "init", *own, *etcd, "--user", "/tmp/tls/user")
     assert "an etcd that exists" in said.stdout
@@ -262,6 +265,8 @@ def test_cluster_in_an_etcd_with_users_and_a_prefix(hosts: list[Host]) -> None:
     text = str(cluster(b, "invite", "c", "--address", c.address[4]).stdout)
     assert "not a member" in cluster(c, "join", "-", input=text).stdout
     assert "not niso's" in refused(c, "backup", "/tmp/x")
+    said = refused(b, "invite", "x", "--address", "198.51.100.9", "--member")
+    assert "--member is for a cluster whose etcd niso runs" in said
     agents = [start_agent(host) for host in (b, c)]
     b.lab.wait_for(lambda: states(b) == {"b": "here", "c": "alive"}, 40, "c alive")
     for host in (c, b):

@@ -88,7 +88,7 @@ def test_etcd_loses_its_data_or_goes_back_to_a_backup(made: Cluster) -> None:
     etcd_anew(made, f"rm -rf {DATA}/member")
     for name in "abc":
         said = made.refused(name, "activate", made.package(name, "new"))
-        assert "the engine has no cluster" in said and "nothing is changed" in said
+        assert "etcd has no cluster" in said and "nothing is changed" in said
     assert "niso cluster init --restore" in made.refused("b", "cluster", "status")
     assert "nothing is changed" in made.niso("c", "deactivate", "api").stderr
     assert "api starts by this host's own record" in made.niso("c", "activate", "api").stderr

@@ -103,7 +103,7 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     one.niso("b", "remove", "asks")
     one.niso("c", "net", "attach", "box", "--new", "--network", "backend")
     one.wait("b", lambda: one.sees("b", "10.99.1.5", "box"), "box's name on b")
-    assert "box (10.99.1.5)" in one.niso("b", "net", "ping", "db", "box").stdout
+    assert "box (10.99.1.5 on c): ok" in one.niso("b", "net", "ping", "db", "box").stdout
     one.niso("c", "net", "detach", "box")
     one.wait("b", lambda: not one.sees("b", "10.99.1.5", "box"), "box gone on b")
     # what is between the hosts lets small packets pass, and then none of services
@@ -196,6 +196,10 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     assert said == "c: forgotten, with api, db and its certificate, which is withdrawn\n"
     one.niso("a", "net", "remove", "backend")
     one.check("a", "b")
+    # c is back: nothing answers it any more, and it leaves without
+    assert "other hosts do not know it yet" in one.niso("c", "remove", "api", "db").stderr
+    one.niso("c", "cluster", "leave", "--force")
+    assert "backend" not in one.niso("c", "net", "list").stdout
 
 
 def test_members_fail_and_a_host_is_cut_off_and_comes_back(three: Cluster) -> None:

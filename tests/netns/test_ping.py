@@ -61,8 +61,8 @@ def test_json(backend: Lab) -> None:
     found = json.loads(backend.niso("net", "ping", "api", "db", "--json").stdout)
     assert found.pop("seconds") > 0
     assert found == {
-        "from": {"service": "api", "address": "10.99.1.3"},
-        "to": {"service": "db", "address": "10.99.1.2"},
+        "from": {"service": "api", "address": "10.99.1.3", "host": None},
+        "to": {"service": "db", "address": "10.99.1.2", "host": None},
         "ok": True,
     }
 

@@ -53,7 +53,7 @@ def test_all_that_a_host_knows_is_written_again_and_newer_claims_have_higher_num
     for now_s in (0.0, 100.0):
         host.look(now_s)
     assert host.said == [
-        f"the engine has no cluster, not {host.world.store.cluster_id()}: nothing is changed"
+        f"etcd has no cluster, not {host.world.store.cluster_id()}: nothing is changed"
     ]
     with pytest.raises(Conflict, match="nothing is changed"):
         host.activate(host.package("new"))

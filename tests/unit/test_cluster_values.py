@@ -84,6 +84,7 @@ def test_claim_outside_the_network_or_of_a_wrong_name_is_ignored_and_named(
         "10.99.1.9": value | {"service": "localhost"},
         "10.99.1.10": value | {"names": ["x\n1.2.3.4 y"]},
         "10.99.1.11": value | {"host": "../a"},
+        "10.99.1.18": value | {"names": [f"n{number}" for number in range(121)]},
         "10.99.1.12": value | {"gen": "9"},
         "10.99.1.13": value | {"host": "own"},
         "10.99.1.14": value | {"host": "many"},

@@ -317,7 +317,9 @@ def _entering[T](call: Callable[[], T]) -> T:
         return _usage(call)
     except NoAnswer as error:
         if not isinstance(error, Refused):
-            error.hint = "etcd has to run there, and a firewall to let its port pass"
+            error.hint = (
+                "etcd has to run there and accept the certificate, and firewalls let its port pass"
+            )
         raise
     except Error as error:
         if not error.file.startswith(paths.cluster_dir()):

@@ -23,6 +23,8 @@ class Participant(NamedTuple):
     """the service's name"""
     address: str
     """an IPv4 or IPv6 address"""
+    host: str | None
+    """name of the other host that has the service; null if this one has"""
 
 
 class Pong(NamedTuple):
@@ -47,6 +49,17 @@ class Source(NamedTuple):
     """an IPv4 or IPv6 address"""
 
 
+class Sender(NamedTuple):
+    """The source of a packet that is explained."""
+
+    service: str | None
+    """name of the service; null if the address is not a service's"""
+    address: str
+    """an IPv4 or IPv6 address"""
+    host: str | None
+    """name of the other host that has the service; null if this one has"""
+
+
 class Asked(NamedTuple):
     """The destination that a packet is sent to."""
 
@@ -69,6 +82,8 @@ class Target(NamedTuple):
     """null for icmp"""
     proto: str
     """tcp, udp, sctp or icmp"""
+    host: str | None
+    """name of the other host that has the service; null if this one has"""
 
 
 class OtherHostObject(NamedTuple):
@@ -102,7 +117,7 @@ class Judgement(NamedTuple):
 class Judged(NamedTuple):
     """A packet and its verdict."""
 
-    from_: Source
+    from_: Sender
     """the sender"""
     asked: Asked
     """the destination as sent"""
@@ -298,11 +313,16 @@ def ping(session: Session, source: str, destination: str) -> Pong:
     packet, took = prove.ping(session.kernel(), store, source, destination, **known)
     from_, to = question.resolve_both(store, source, destination)
     return Pong(
-        Participant(from_.name, packet.source),
-        Participant(to.name, packet.destination),
+        Participant(from_.name, packet.source, None),
+        Participant(to.name, packet.destination, _elsewhere(store, to.service)),
         True,
         round(took, 6),
     )
+
+
+def _elsewhere(store: Store, service: str) -> str | None:
+    """Return the name of the other host that has a service; None if this one has."""
+    return next(iter(store.hosts_of(service)), None) if store.service(service) is None else None
 
 
 def explain(
@@ -337,8 +357,8 @@ def explain(
     other = None if family else explanation.other_family(store, world, from_, to, packet, closed)
     proof = prove.prove(world, explained) if proves else None
     return Explanation(
-        _judged(explained),
-        None if other is None else _judged(other),
+        _judged(world, explained),
+        None if other is None else _judged(world, other),
         {end.sharer: end.service for end in (from_, to) if end.sharer},
         None if proof is None else _proof(proof),
     )
@@ -377,13 +397,17 @@ def _warn_of_silence(session: Session, store: Store, service: str | None) -> Non
         )
 
 
-def _judged(explained: engine.Explanation) -> Judged:
+def _judged(world: World, explained: engine.Explanation) -> Judged:
     packet, verdict = explained.packet, explained.verdict
     to = verdict.destination
+    hosts = [
+        world.services[party.service].host or None if party.service else None
+        for party in (verdict.source, to)
+    ]
     return Judged(
-        Source(verdict.source.service or None, packet.source),
+        Sender(verdict.source.service or None, packet.source, hosts[0]),
         Asked(packet.destination, packet.port, packet.proto),
-        Target(to.service or None, to.address, verdict.port, packet.proto),
+        Target(to.service or None, to.address, verdict.port, packet.proto, hosts[1]),
         _word(verdict.passes),
         _judgement(verdict.path, explained.path),
         _judgement(verdict.egress, explained.egress),

@@ -41,7 +41,9 @@ def _ping(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(pong)
     else:
-        from_, to = (f"{end.service} ({end.address})" for end in (pong.from_, pong.to))
+        from_, to = (
+            _end(end.service, end.address, None, end.host) for end in (pong.from_, pong.to)
+        )
         print(f"{from_} {output.arrow()} {to}: ok ({_ms(pong.seconds)}ms)")
     return 0
 
@@ -89,8 +91,9 @@ def _print_judged(judged: Judged) -> None:
         if judged.to.address != judged.asked.address
         else []
     )
-    reached = _end(judged.to.service, judged.to.address, judged.to.port)
-    ends = [_end(judged.from_.service, judged.from_.address, None), *asked, reached]
+    from_, to = judged.from_, judged.to
+    reached = _end(to.service, to.address, to.port, to.host)
+    ends = [_end(from_.service, from_.address, None, from_.host), *asked, reached]
     print(f"{f' {arrow} '.join(ends)}/{judged.asked.proto}: {judged.verdict}")
     for name in ("path", "egress", "ingress"):
         part = getattr(judged, name)
@@ -101,11 +104,11 @@ def _print_judged(judged: Judged) -> None:
             print(output.escaped(f"  {'':<8} {'':<4}  on {each.host}, computed: nft {each.nft}"))
 
 
-def _end(service: str | None, address: str, port: int | None) -> str:
-    """Return one end of a packet: ``db (10.99.1.2):5432``, ``[2001:db8::2]:80``."""
-    shown = (
-        f"{service} ({address})" if service else bracketed(address) if port is not None else address
-    )
+def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:
+    """Return one end: ``db (10.99.1.2):5432``, ``db (10.99.1.2 on a)``, ``[2001:db8::2]:80``."""
+    shown = bracketed(address) if port is not None else address
+    if service:
+        shown = f"{service} ({address}{f' on {host}' if host else ''})"
     return shown if port is None else f"{shown}:{port}"
 
 

@@ -131,7 +131,7 @@ class Agent:
         cluster = membership.cluster()
         if cluster is None or cluster.identity != self.me.cluster:
             other = f"cluster {cluster.identity}" if cluster else "no cluster"
-            self._say(f"the engine has {other}, not {self.me.cluster}: nothing is changed")
+            self._say(f"etcd has {other}, not {self.me.cluster}: nothing is changed")
             self._is_settled = False
             self._view.doubt()
             return []

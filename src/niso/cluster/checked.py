@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _KEPT = 1 << 16
 _LONGEST_VERSION = 40
+MOST_NAMES = 120
+"""Names of a service: etcd takes 128 operations in a transaction, and each is a key of a claim."""
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 
 

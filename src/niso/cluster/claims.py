@@ -32,7 +32,7 @@ NEAR = 64
 """After a lost race, one of so many free addresses is taken at random."""
 MOST_POLICY = 1 << 16
 """Characters of a policy that others are shown; etcd refuses a request of more than 1.5 MB."""
-MOST_KEYS = 120
+MOST_KEYS = checked.MOST_NAMES
 """Keys of a claim: etcd takes 128 operations in a transaction."""
 
 

@@ -152,7 +152,7 @@ class Etcd:
         try:
             self._ask("/v3/lease/revoke", {"ID": str(lease)})
         except Refused as error:
-            if error.value != str(_NO_LEASE):
+            if error.code != _NO_LEASE:
                 raise
 
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
@@ -262,7 +262,8 @@ class Etcd:
                 raise ValueError(_error(text)[1])
             if response.status != 200:
                 code, reason = _error(text)
-                raise Refused(f"etcd refuses user {self._user[0]}: {reason}", value=str(code))
+                hint = "the file of --user, or what cluster.toml names as user, has its password"
+                raise Refused(f"etcd refuses user {self._user[0]}: {reason}", hint, code)
             token = _tokens[self._user] = str(_document(text)["token"])
         return headers | ({"Authorization": token} if token else {})
 
@@ -383,7 +384,7 @@ def _problem(error: Exception) -> str:
 
 def _refused(code: int, reason: str) -> Refused:
     hint = next((hint for part, hint in _HINTS.items() if part in reason), _HINT)
-    return Refused(f"etcd refuses the request: {reason}", hint, str(code))
+    return Refused(f"etcd refuses the request: {reason}", hint, code)
 
 
 def _packed(text: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 30.0
 _PAUSE_S = 0.3
 _ANSWER_S = 1.0
-_NOT_YET = "9"  # FAILED_PRECONDITION (google.rpc.Code): members are not connected, or learn
+_NOT_YET = 9  # FAILED_PRECONDITION (google.rpc.Code): members are not connected, or learn
 _SUM = 32  # bytes of SHA-256 after a snapshot
 
 
@@ -173,7 +173,7 @@ def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
         try:
             request()
         except NoAnswer as error:
-            wait = not isinstance(error, Refused) or error.value == _NOT_YET
+            wait = not isinstance(error, Refused) or error.code == _NOT_YET
             if not wait or time.monotonic() >= until:
                 raise
             time.sleep(_PAUSE_S)

@@ -86,7 +86,7 @@ class Membership:
             have = self.cluster()
             if have is not None and have != made:
                 raise Conflict(
-                    f"the engine has a cluster already: {have.identity}",
+                    f"etcd has a cluster already: {have.identity}",
                     "join it, or choose another prefix",
                 )
             return Txn((Compare(self.keys.cluster),), (put,))

@@ -32,12 +32,12 @@ class Refused(NoAnswer):
     """The engine has refused a request: it was not carried out.
 
     It is full, or the user may not do it. What needs no answer goes on as without one.
-    ``value`` is the code of the refusal (google.rpc.Code).
+    ``code`` is that of the refusal (google.rpc.Code); 0 for an unknown one.
     """
 
-    def __init__(self, reason: str, hint: str | None = None, value: str = "") -> None:
+    def __init__(self, reason: str, hint: str | None = None, code: int = 0) -> None:
         super().__init__(reason, hint)
-        self.value = value
+        self.code = code
 
 
 class Compacted(Exception):

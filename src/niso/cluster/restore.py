@@ -74,7 +74,7 @@ def restore(store: Store, membership: Membership, own: Host, encryption: str = "
     have = membership.cluster()
     if have is not None:
         raise Conflict(
-            f"the engine has cluster {have.identity}: there is nothing to restore",
+            f"etcd has cluster {have.identity}: there is nothing to restore",
             "niso cluster status shows its hosts",
         )
     engine, keys = membership.engine, membership.keys

@@ -176,6 +176,7 @@ class View:
             and host not in self._strange
             and checked.is_number(gen)
             and isinstance(names, list)
+            and len(names) <= checked.MOST_NAMES
             and all(checked.is_name(str(each)) for each in names)
         ):
             self._wrong[item.key] = None

@@ -32,6 +32,7 @@ from niso.cluster.invitation import Invitation
 from niso.cluster.membership import Cluster, Host, Membership, require_family
 from niso.cluster.requests import NoAnswer
 from niso.commands import cluster_units as units
+from niso.services import across
 from niso.services.machine import Machine
 
 LOCK = "niso.cluster"
@@ -199,7 +200,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
             kept, serial = invitation.issued(own, address, member)
             Membership(engine, own.keys).issued(host, serial)
         elif member:
-            raise UsageError("this cluster has an etcd of its own", key="--member")
+            raise UsageError("is for a cluster whose etcd niso runs", key="--member")
         else:
             kept = invitation.contents(own)
         cluster = Membership(engine, own.keys).cluster()
@@ -222,7 +223,7 @@ def join(
     invited = invitation.parsed(text)
     own = invited.config()
     if member and not own.etcd.own:
-        raise UsageError("this cluster has an etcd of its own", key="--member")
+        raise UsageError("is for a cluster whose etcd niso runs", key="--member")
     with service_lock(LOCK, _LOCK_S):
         if machine.store.cluster_id() == invited.cluster:
             return _renew(machine, invited, member, report)
@@ -363,15 +364,15 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
     store = machine.store
     own = config.require()
     with service_lock(LOCK, _LOCK_S):
-        held = [claim.service for claim in store.across.claims() if claim.addresses]
         spans = [network.name for network in store.networks() if network.span is not None]
-        held += [service for name in spans for service, _ in store.members(name)]
+        held = [service for name in spans for service, _ in store.members(name)]
         if held:
             raise Conflict(
                 f"services are on networks of the cluster: {', '.join(sorted(set(held)))}",
                 "the host can leave once they are removed, or on other networks",
             )
         if store.cluster_id():
+            across.tell_rest(machine, report)
             _give_notice(machine, own, force, report)
         for name in spans:
             mirror.drop_network(store, machine.kernel, name, report)

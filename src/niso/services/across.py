@@ -284,6 +284,15 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
     wake.agent()
 
 
+def tell_rest(machine: Machine, report: Report) -> None:
+    """Tell the cluster of all services that it may not know to be gone. Raises no Error."""
+    from niso.services.journal import locked
+
+    left = [claim.service for claim in machine.store.across.claims()]
+    with locked(machine.store, left):
+        tell(machine, left, report)
+
+
 def _arriving(
     store: Store, joined: Joined, engine: Engine, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:

@@ -106,7 +106,7 @@ def require_own(store: Store, membership: Membership) -> Cluster:
     if cluster is None or cluster.identity != own:
         has = f"cluster {cluster.identity}" if cluster else "no cluster"
         raise Conflict(
-            f"the engine has {has}, and this host is in {own or 'none'}: nothing is changed",
+            f"etcd has {has}, and this host is in {own or 'none'}: nothing is changed",
             "niso cluster status shows both",
         )
     return cluster

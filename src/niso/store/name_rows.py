@@ -87,7 +87,7 @@ class NameRows(ModeRows):
         rows = self._db.execute(f"{query} WHERE n.name=? ORDER BY n.service", values)
         return [row[0] for row in rows]
 
-    def _hosts_of(self, name: str) -> list[str]:
+    def hosts_of(self, name: str) -> list[str]:
         """Return the other hosts that have a service with this name, sorted."""
         query = (
             "SELECT DISTINCT r.host FROM remote r JOIN remote_name n ON n.service=r.service"
@@ -145,7 +145,7 @@ class NameRows(ModeRows):
         bare = bare_name(name)
         if (service := self._found(bare, asker)) is not None:
             return service
-        if there := self._hosts_of(bare):
+        if there := self.hosts_of(bare):
             hint = f"it is on {', '.join(there)}: run the command there"
             raise NotFound(f"no service {name!r} on this host", hint)
         names = self._db.execute("SELECT DISTINCT name FROM host_name WHERE name!='' ORDER BY name")
