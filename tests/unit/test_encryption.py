@@ -138,7 +138,10 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     # hosts are shown by their addresses between them, also if nothing answers
     engine.down = True
     seen = cluster_hosts.status(world.machine)
-    assert {host.name: host.address for host in seen.hosts} == {"b": "192.0.2.2"}
+    assert {host.name: host.address for host in seen.hosts} == {
+        "a": "192.0.2.1",
+        "b": "192.0.2.2",
+    }
     engine.down = False
     # it has gone with all that it had
     engine.revoke(lease)
