@@ -42,7 +42,7 @@ def measure(sizes: Sizes, leave_out: frozenset[str]) -> Found:
             for who in ("few", "stored", "many")
             if (lab := chapter.lab("thousand", who, who))
         }
-        at = {"few": sizes.few, "stored": sizes.few, "many": sizes.many}
+        at = {"few": sizes.few, "stored": sizes.many, "many": sizes.many}
         say(f"{at} services, and {sizes.leases:,} leases")
         asked = {who: (lab, "grow", [at[who], sizes.grow_s]) for who, lab in labs.items()}
         for who, grown in chapter.at_once(asked, sizes.grow_s + 60).items():

@@ -60,13 +60,13 @@ def thousand(found: Found, drawn: set[str]) -> list[str]:
         words = f"`niso stack up` of {whole.at} services that wait for others to be healthy"
         lines.append(f"| {words} | {cell(whole, ' ms')} | {beside} | ratio ≤ 1.3 |")
     ratios = [
-        f"{words} {times(ratio(row(what, 'stored'), row(what, 'few')))}"
+        f"{words} {times(ratio(row(what, 'stored'), row(what, 'many')))}"
         for what, words, _ in BESIDE_MANY
         if row(what, "stored")
     ]
     if ratios:
-        words = f"{few} services beside 10,000 leases of inactive ones and 200 more networks"
-        lines.append(f"| {words}, to without | {', '.join(ratios)} | | ≤ 1.2 |")
+        words = f"beside {many:,} services, 10,000 leases of inactive ones and 200 more networks"
+        lines.append(f"| {words}, to without these | {', '.join(ratios)} | | ≤ 1.2 |")
     return [
         *lines,
         "",
