@@ -141,10 +141,9 @@ class Simulated:
         store, kernel = self.world.store, self.world.kernel
         return self.agent.look(store, kernel, self.engine, time.monotonic(), whole)
 
-    def differs(self) -> bool:
+    def differs(self, hosts: list[Host]) -> bool:
         """Whether its mirror or its kernel is not as the cluster is."""
         items = self.engine.get(KEYS.addresses(self.network)).items
-        hosts = Membership(self.engine).hosts()
         seen = view.seen(hosts, {self.network: items}, KEYS, None, self.name)
         wanted = {
             name: (known.addresses, known.names)
@@ -317,7 +316,8 @@ class Worker:
         return self.looks
 
     def differing(self) -> list[str]:
-        return [host.name for host in self.joined if host.differs()]
+        hosts = Membership(self.engine).hosts()
+        return [host.name for host in self.joined if host.differs(hosts)]
 
 
 class Far:
