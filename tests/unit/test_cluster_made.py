@@ -23,7 +23,7 @@ from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import Keys
 from niso.cluster.membership import Host, Membership
 from niso.cluster.requests import NoAnswer, Put, Txn
-from niso.commands import cluster, cluster_hosts
+from niso.commands import cluster, cluster_hosts, cluster_leave
 
 HERE = "192.0.2.1"
 ETCD = cluster.Existing(("http://etcd1:2379",))
@@ -89,7 +89,7 @@ def test_init_leave_and_join_fail_at_each_request(
         raise AssertionError("it never ends")
 
     def leave() -> None:
-        cluster.leave(world.machine, False, lambda event: None)
+        cluster_leave.leave(world.machine, False, lambda event: None)
 
     trying(lambda: init(world), lambda: world.store.cluster_id() != "")
     hosts = Membership(engine).hosts()

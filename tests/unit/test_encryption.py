@@ -22,7 +22,7 @@ from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import encode
 from niso.cluster.membership import PROTO, Cluster, Host, Membership
 from niso.cluster.requests import Delete, Put, Txn
-from niso.commands import cluster, cluster_hosts, network
+from niso.commands import cluster, cluster_hosts, cluster_leave, network
 from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.fdb import Fdb
 from niso.kernel.kinds.vxlan import Vxlan
@@ -149,7 +149,7 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     look(world, engine)
     assert links(world) == [link]
     # and so has this one
-    cluster.leave(world.machine, False, lambda event: None)
+    cluster_leave.leave(world.machine, False, lambda event: None)
     assert not links(world) and not os.path.exists(paths.wireguard_key())
     assert world.store.across.tunnel() is None
 
@@ -224,7 +224,7 @@ def test_all_hosts_of_a_cluster_encrypt_or_none(world: World, engine: Engine) ->
         membership.join(plain)
     text = cluster.invite(world.machine, "b", "192.0.2.2", False)
     assert invitation.parsed(text.encode()).config().encryption == "userspace"
-    cluster.leave(world.machine, False, lambda event: None)
+    cluster_leave.leave(world.machine, False, lambda event: None)
     with pytest.raises(Conflict, match=r"--encrypt=userspace"):
         init(world, "")
     assert not os.path.exists(paths.cluster_dir())

@@ -344,7 +344,7 @@ def owner_is_in(scope: Scope, thing, snapshot: Snapshot) -> bool:
         readers[folder] = tuple(endpoint.network for endpoint in service.endpoints)
     folders = {folder for folder, reader in readers.items() if set(reader) & networks}
     of_networks = ("bridges", "same_bridge", "subnets4", "subnets6", "broadcasts", "internal")
-    of_networks += ("gateways4", "gateways6")
+    of_networks += ("gateways4", "gateways6", "own4", "own6", "host_macs")
     watched_bridge = kind == "Element" and thing[:2] == ("inet niso", "watched")
     if watched_bridge or (kind == "Element" and thing.container in of_networks):
         return thing.comment in networks

@@ -203,10 +203,10 @@ class Clusters:
 
         With ``force`` also if nothing answers. Raises Conflict if it has services there, Error.
         """
-        from niso.commands import cluster
+        from niso.commands import cluster_leave
 
         machine = self.session.machine_for_change()
-        return cluster.leave(machine, force, self.session.report).host
+        return cluster_leave.leave(machine, force, self.session.report).host
 
     @guarded
     def forget(self, host: str) -> Forgotten:

@@ -1,4 +1,4 @@
-"""Make a cluster, join one, and leave it.
+"""Make a cluster, and join one.
 
 A host is in a cluster once its store has the cluster's id. What an interrupted command left before
 that is removed by the next one.
@@ -13,7 +13,7 @@ import socket
 from urllib.parse import urlsplit
 
 import niso
-from niso.base import files, paths, wake
+from niso.base import files, paths
 from niso.base.errors import Conflict, Error, InvalidInput, UsageError
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock, service_lock
@@ -23,20 +23,17 @@ from niso.cluster import (
     config,
     invitation,
     members,
-    mirror,
     own_etcd,
 )
 from niso.cluster.config import Config, Member, Own, Reach
 from niso.cluster.etcd import Etcd
 from niso.cluster.invitation import Invitation
 from niso.cluster.membership import Cluster, Host, Membership, require_family
-from niso.cluster.requests import NoAnswer
 from niso.commands import cluster_units as units
-from niso.services import across
 from niso.services.machine import Machine
 
 LOCK = "niso.cluster"
-_LOCK_S = 60.0
+LOCK_S = 60.0
 MOST_MEMBERS = 3
 """The first hosts become members of etcd: with three, the loss of one changes nothing."""
 
@@ -80,10 +77,10 @@ def init(
     host = config.host_name(host or _own_name(), "--name")
     address = config.ip_address(address or _own_address(), "--address")
     mtu = _require_own(machine, address, "--address")
-    with service_lock(LOCK, _LOCK_S):
+    with service_lock(LOCK, LOCK_S):
         _require_apart(machine)
         how = _encrypts(machine, encrypt, mtu, address)
-        _clear(machine, report)
+        clear(machine, report)
         if existing is None:
             places = own_etcd.client_place(address), own_etcd.peer_url(address)
             reach = Reach((places[0],), *_OWN_FILES, own=True)
@@ -113,7 +110,7 @@ def init(
                     membership.issued(host, certificates.serial(path))
                 _record(machine, own, cluster, mtu)
         except BaseException:
-            _clear(machine, report)
+            clear(machine, report)
             raise
         units.start_agent(machine, report)
     return Joined(own, cluster.identity, 1 if existing is None else 0)
@@ -196,7 +193,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
         places = own.etcd.members
         if own.etcd.own:
             places = members.endpoints(members.members(engine)) or places
-            member = member or (not renew and _voting(engine) < MOST_MEMBERS)
+            member = member or (not renew and voting(engine) < MOST_MEMBERS)
             kept, serial = invitation.issued(own, address, member)
             Membership(engine, own.keys).issued(host, serial)
         elif member:
@@ -224,7 +221,7 @@ def join(
     own = invited.config()
     if member and not own.etcd.own:
         raise UsageError("is for a cluster whose etcd niso runs", key="--member")
-    with service_lock(LOCK, _LOCK_S):
+    with service_lock(LOCK, LOCK_S):
         if machine.store.cluster_id() == invited.cluster:
             return _renew(machine, invited, member, report)
         _require_apart(machine)
@@ -234,7 +231,7 @@ def join(
         if own.encryption:
             how = _encrypts(machine, encrypt or own.encryption, mtu, own.address)
             own = own._replace(encryption=how)
-        _clear(machine, report)
+        clear(machine, report)
         units.require_free(machine, units.AGENT)
         try:
             invitation.keep(invited.files)
@@ -247,7 +244,7 @@ def join(
                         f"etcd does not have cluster {invited.cluster}",
                         "the invitation is of another one, or its data were lost",
                     )
-                count = _voting(engine) if own.etcd.own else 0
+                count = voting(engine) if own.etcd.own else 0
                 if member is None:
                     member = bool(invited.files.authority_key) and count < MOST_MEMBERS
                 if member:
@@ -258,7 +255,7 @@ def join(
                     _drop_authority_key()
                 _record(machine, own, cluster, mtu)
         except BaseException:
-            _clear(machine, report)
+            clear(machine, report)
             raise
         units.start_agent(machine, report)
         if member:
@@ -306,7 +303,7 @@ def _renew(machine: Machine, invited: Invitation, member: bool | None, report: R
             encryption.renew(machine.store, machine.kernel)
             mtu = _require_own(machine, own.address, "cluster.toml")
             Membership(engine, own.keys).refresh(as_member(machine, own, mtu))
-        return Joined(own, invited.cluster, _voting(engine) if own.etcd.own else 0)
+        return Joined(own, invited.cluster, voting(engine) if own.etcd.own else 0)
 
 
 # --- members --------------------------------------------------------------------------------------
@@ -348,64 +345,9 @@ def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> N
     own_etcd.forget()
 
 
-def _voting(engine: Etcd) -> int:
+def voting(engine: Etcd) -> int:
+    """Return how many members of etcd vote."""
     return sum(not each.learns for each in members.members(engine))
-
-
-# --- leave ----------------------------------------------------------------------------------------
-
-
-def leave(machine: Machine, force: bool, report: Report) -> Config:
-    """Take this host out of its cluster; return what it was there.
-
-    With ``force`` also if the cluster does not answer, which then still lists it. Raises Conflict
-    if it has services there, NoAnswer, Error.
-    """
-    store = machine.store
-    own = config.require()
-    with service_lock(LOCK, _LOCK_S):
-        spans = [network.name for network in store.networks() if network.span is not None]
-        held = [service for name in spans for service, _ in store.members(name)]
-        if held:
-            raise Conflict(
-                f"services are on networks of the cluster: {', '.join(sorted(set(held)))}",
-                "the host can leave once they are removed, or on other networks",
-            )
-        if store.cluster_id():
-            across.tell_rest(machine, report)
-            _give_notice(machine, own, force, report)
-        for name in spans:
-            mirror.drop_network(store, machine.kernel, name, report)
-        with Lock(), store.transaction():
-            store.across.set_cluster("")
-        wake.agent()
-        _clear(machine, report)
-    return own
-
-
-def _give_notice(machine: Machine, own: Config, force: bool, report: Report) -> None:
-    """Remove this host from the cluster's keys and from etcd's members."""
-    try:
-        with own.engine() as engine:
-            membership = Membership(engine, own.keys)
-            alone = all(host.name == own.host for host in membership.hosts())
-            if own.member is not None and not alone and _voting(engine) < 2:
-                raise Conflict(
-                    "this host runs the only member of etcd",
-                    "niso cluster member add on another host makes a second one",
-                )
-            membership.leave(own.host, machine.store.state_id())
-            if own.member is not None and not alone:
-                end_member(machine, own, engine, report)
-            if not alone:
-                membership.withdraw(own.host)
-    except NoAnswer as error:
-        if not force:
-            raise NoAnswer(
-                error.reason,
-                "with --force the host leaves without it; another host forgets it, if none has",
-                error.unknown,
-            ) from error
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -466,7 +408,7 @@ _OF_THE_RUN = ("lease", "gone", "agent.wake", "etcd.pid")
 """What the agent and etcd leave in the run folder."""
 
 
-def _clear(machine: Machine, report: Report) -> None:
+def clear(machine: Machine, report: Report) -> None:
     """Remove all of a cluster that this host is not in. No-op if there is nothing."""
     units.end(machine, units.AGENT, report)
     units.end(machine, units.ETCD, report)
