@@ -90,7 +90,7 @@ def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
     try:
         claims, alive = _others(store, joined)
     except NoAnswer as error:
-        session.caution(error.message, ("only ports of this host are known then",))
+        session.caution(error.message, ("only the ports of this host are listed",))
         return tuple(sorted(found))
     for claim in claims:
         for service, texts in ((claim.service, claim.ports), *claim.sharers):

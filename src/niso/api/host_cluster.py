@@ -307,7 +307,7 @@ def _usage[T](call: Callable[[], T]) -> T:
 def _entering[T](call: Callable[[], T]) -> T:
     """Return the result of a call that makes this host one of a cluster, as `_usage` does.
 
-    An error is about what the host was given to enter, of which nothing is left.
+    An error names what the caller passed, because the files made from it are removed again.
     """
     from niso.base import paths
     from niso.base.errors import Error, InvalidInput

@@ -46,7 +46,7 @@ GATHER_S = 0.005
 LEAST_S = 0.05
 """Seconds between two looks at least: 20 a second."""
 SPREAD_S = 0.001
-"""For each host, a look waits about so long if it is only because hosts come or go."""
+"""A look that is only because hosts come or go first waits about so long for each host."""
 LATE_S = 5.0
 """From so many seconds on, the agent says that it is behind."""
 GUARD_S = 60.0
@@ -70,8 +70,8 @@ class Me(NamedTuple):
 class Agent:
     """``end`` ends services that another host has taken over, ``log`` takes one line of text.
 
-    ``tend`` is called at the start and about every `LOOK_S` seconds, and when hosts come or go: its
-    second argument says whether it is not only that.
+    ``tend`` is called at the start and about every `LOOK_S` seconds, and when hosts come or go. Its
+    second argument is false if it is only because of the latter.
     ``mend`` is called in a thread of its own, every `MEND_S` seconds; it gets whether a whole look
     is due.
     """
@@ -119,8 +119,8 @@ class Agent:
     ) -> list[str]:
         """Do all that is due; return the services of others that changed.
 
-        Unless ``whole``, only services are compared that have changed in the cluster since the last
-        look, if that has come to its end, and hosts and networks are as then. ``now_s`` is of a
+        Unless ``whole``, it compares only services that have changed in the cluster since the last
+        look, if that one was completed and hosts and networks are the same. ``now_s`` is of a
         clock that only goes forward. Raises NoAnswer, Refused and Error.
         """
         if whole:

@@ -48,7 +48,7 @@ def is_number(value: object, most: int = 1 << 53) -> bool:
 
 
 def version(text: object) -> str:
-    """Return the version of niso that a host has, for people; "" if it is none."""
+    """Return the version of niso that a host has, for people; "" if it is not valid."""
     good = isinstance(text, str) and len(text) <= _LONGEST_VERSION and text.isprintable()
     return str(text) if good else ""
 
@@ -91,7 +91,7 @@ _PROTOCOLS = ("", "tcp", "udp", "sctp", "icmp")
 
 
 def policy(text: str) -> Policy:
-    """Return the policy of a service of another host. Raises ValueError if it is none."""
+    """Return the policy of a service of another host. Raises ValueError if it is not valid."""
     from niso.store.policy_rows import policy_of
     from niso.store.sqlite import decoded
 

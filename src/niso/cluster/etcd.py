@@ -1,8 +1,8 @@
 """Talk to etcd through its JSON gateway (etcd.io/docs/v3.5/dev-guide/api_grpc_gateway).
 
 Any member answers. One that does not is left for the next, so a request waits for at most
-`ROUNDS` × `REQUEST_S` for each. Where there are fewer than `ROUNDS` members, it waits for each the
-longer: a busy one is slow, and there is no other one to ask. JSON leaves out fields that are false
+`ROUNDS` × `REQUEST_S` for each. With fewer members than `ROUNDS` it waits longer each time: a busy
+member is slow, and there is no other one to ask. JSON leaves out fields that are false
 or 0, and has 64-bit numbers as text. The gateway takes client certificates only without a common
 name once users are in use.
 """
@@ -48,20 +48,19 @@ _HINTS = {
     "permission denied": "its user has to read and write all keys below the prefix",
     "corrupt": "a member of etcd has other data than the others: etcdctl alarm list names it",
 }
-_PASSWORD = 3
-"""So many times as long etcd may take to check a password, by bcrypt."""
 _NO_LEASE = 5  # NOT_FOUND (google.rpc.Code)
 _UNAUTHENTICATED = 16
 _FILES = "cluster.toml names it"
 
 
 _tokens: dict[tuple[str, str] | None, str] = {}
-"""The token of each user, for all clients of a process: a password costs etcd 150 ms to check.
+"""The token of each user, for all clients of a process.
 
-On a busy machine, those of all threads of an agent took longer than a request may.
+etcd takes 150 ms to check a password (bcrypt). On a busy machine, the checks for all threads of an
+agent took longer than a request may.
 """
 _PASSWORD_S = 10.0
-"""Time for that check: a shorter one would only begin another check."""
+"""etcd may take so long for that check: after a shorter wait another check would begin."""
 
 
 class Access(NamedTuple):
@@ -250,9 +249,8 @@ class Etcd:
         token = _tokens.get(self._user)
         if self._user and not token:
             connection = self._connected()
-            _wait(connection, _PASSWORD * self._wait_s)
+            _wait(connection, max(self._wait_s, _PASSWORD_S))
             body = json.dumps(dict(zip(("name", "password"), self._user, strict=True)))
-            connection.sock.settimeout(max(self._request_s, _PASSWORD_S))
             connection.request("POST", "/v3/auth/authenticate", body, headers)
             response = connection.getresponse()
             text = response.read()
@@ -315,7 +313,7 @@ class Etcd:
 
 
 def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
-    """Have the next answer of a connection come in time, or be a timeout."""
+    """Limit the time that a connection waits for its next answer."""
     if connection.sock is not None:
         connection.sock.settimeout(seconds)
 
@@ -392,7 +390,7 @@ def _packed(text: str) -> str:
 
 
 def _text(packed: str) -> str:
-    """Return a key or a value; one that is no text can only be another program's."""
+    """Return a key or a value. One that is not UTF-8 can only be another program's."""
     return base64.b64decode(packed).decode(errors="replace")
 
 

@@ -1,7 +1,7 @@
 """Keep what the engine has below a prefix: it is read once, and then changed by a watch's events.
 
-Reading all keys costs the engine much if many hosts do it. Whether what is kept is still all costs
-it little.
+Reading all keys costs the engine much if many hosts do it. Asking whether what is kept is still
+complete costs it little.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from niso.cluster.requests import Batch, Engine, Item, Mark
 
 TRUST_S = 6.0
-"""From so long without a sign of life of the watch on, each use asks whether all is known.
+"""If the watch has shown no sign of life for so long, each use asks whether all is known.
 
 The members of a cluster's own etcd report progress every 5 s.
 """
@@ -41,7 +41,7 @@ class Kept:
         self._whole_s: float | None = None  # when all was read
 
     def begin(self, engine: Engine, now_s: float) -> int:
-        """Know all keys; return the revision from which on `hear` has to get events.
+        """Read all keys; return the first revision of which `hear` needs the events.
 
         Raises NoAnswer and Refused.
         """
@@ -79,7 +79,7 @@ class Kept:
         return True
 
     def lose(self) -> None:
-        """Record that nothing says any more what changes."""
+        """Record that the watch has ended, so that nothing reports changes."""
         with self._lock:
             self._is_followed = False
 
@@ -110,7 +110,7 @@ class Kept:
         answer = engine.get(self.prefix)
         items = {item.key: item for item in answer.items}
         with self._lock:
-            if answer.revision < before:  # its data are from a backup: what came since is void
+            if answer.revision < before:  # its data are from a backup: what came since is lost
                 self._is_followed = False
             if answer.revision < before or self._at <= answer.revision:
                 self._items = items

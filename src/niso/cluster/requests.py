@@ -98,7 +98,7 @@ class Answer(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """What says of keys that none has changed: the newest of them, and their number.
+    """The newest of some keys, and their number: if both are as before, no key has changed.
 
     A key that comes or changes is newer than all others, and one that goes is missing. Data from a
     backup can have the same revisions again, and then leases tell them apart.

@@ -1,4 +1,4 @@
-"""Read what the cluster has on networks, and again only as far as it has changed since."""
+"""Read what the cluster has on networks, and after that only what has changed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     hosts: tuple[Host, ...]
     services: dict[str, Known]
     networks: frozenset[str]  # that were looked at
-    wrong: tuple[str, ...] = ()  # keys without a valid value, which are as absent
+    wrong: tuple[str, ...] = ()  # keys without a valid value, which count as absent
     only: frozenset[str] | None = None
     """The services that have changed since the last look; None: anything may have."""
 
@@ -154,7 +154,7 @@ class View:
         return {self._keys.address(each.network, each.address) for each in known.addresses}
 
     def _row(self, network: str, item: Item) -> _Row | None:
-        """Return what an item says; None if it is of no service, or has no valid value."""
+        """Return what an item says; None if it names no service, or its value is not valid."""
         prefix = self._keys.addresses(network)
         if not item.key.startswith(prefix):
             return None
@@ -191,7 +191,7 @@ class View:
 def _unreachable(hosts: Sequence[Host], own: str) -> frozenset[str]:
     """Return the hosts whose address cannot be that of another host on the wire of ``own``.
 
-    It is no address of one host, of another family, or also that of this host.
+    It is not the address of one host, has another family, or is also that of this host.
     """
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(

@@ -1,4 +1,4 @@
-"""Keep up with what the engine has below some prefixes, each in a thread of its own."""
+"""Follow what the engine has below some prefixes, each in a thread of its own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _BACK_OFF_S = (0.2, 5.0)
 
 
 class Watches:
-    """``connect`` returns a connection for each. ``notice`` is called when there is news.
+    """The threads. ``connect`` returns a connection for each.
 
-    Its argument says whether that is worth a hurry.
+    ``notice`` is called when something has changed. Its argument is false if that can wait.
     """
 
     def __init__(

@@ -396,7 +396,8 @@ def _tend_certificates(machine: Machine, own: Config, membership: Membership) ->
 def _tend(machine: Machine, engine: Engine, whole: bool) -> None:
     """Keep what the cluster knows of this host, and the list of etcd's members here.
 
-    Unless ``whole``, hosts have come or gone: only members refuse certificates, and all agents ask.
+    Unless ``whole``, it is only because hosts have come or gone. Then hosts that are not members do
+    nothing: only members refuse certificates, and all agents would ask at once.
     """
     own = config.require()
     if not whole and own.member is None:

@@ -159,8 +159,8 @@ def _flush(
     new rules: the clients of a busy service send all the time.
 
     With ``exact`` the IPv4 filters return only matches. Where that costs less, the kernel is then
-    asked to delete by filter itself (seen with Linux 6.18; one that cannot refuses, as the filter
-    is not a whole tuple).
+    asked to delete by filter itself. Linux 6.18 can; a kernel that cannot refuses, because the
+    filter is not a whole tuple.
     """
 
     def parse(body: bytes) -> bytes | None:

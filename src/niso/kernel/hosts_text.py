@@ -39,8 +39,8 @@ def _order(text: str) -> tuple[int, bytes]:
 def edit(text: str, remove: set[str], add: set[str]) -> str:
     """Return ``text`` without the lines ``remove`` and with the lines ``add``, sorted by address.
 
-    Both sets contain complete lines. The lines of ``text`` are searched as sorted, since parsing
-    all takes time per service.
+    Both sets contain complete lines. ``text`` is searched by bisection, because parsing all its
+    lines would take time for each service.
     """
     changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # from, to, and what is to be there
     for line in remove - add:

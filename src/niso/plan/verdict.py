@@ -184,7 +184,7 @@ def _ingress(world: World, receiver: Holder | None, source: str, path: _Path, pr
 def _said(known: Known, reason: Reason) -> Reason:
     """Return the result of a service's policy, which denies nothing if it is in audit.
 
-    That of a service of another host is enforced there, and known here as that host published it.
+    Another host enforces its services' policies. They are known here as it has published them.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")

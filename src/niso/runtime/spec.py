@@ -82,7 +82,7 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 
 def _parse_json(text: bytes) -> dict[str, Any] | None:
-    """Return a JSON object; None if the text is none."""
+    """Return a JSON object; None if the text is not one."""
     try:
         value = json.loads(text.decode())
     except (ValueError, RecursionError):

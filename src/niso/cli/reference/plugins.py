@@ -31,9 +31,9 @@ def _page(name: str, does: str, blocks: list[Block], also: tuple[str, ...] = ())
     return Page(name, 1, does, tuple(blocks), (*others, *also))
 
 
-def _policy_text(container: str) -> Text:
+def _policy_text(container: str = "") -> Text:
     return Text(
-        f"{_BOTH}`/etc/niso/policies`. {container} An option that niso does not know is an error, "
+        f"{_BOTH}`/etc/niso/policies`. {container}An option that niso does not know is an error, "
         "because it could be a misspelt policy."
     )
 
@@ -104,7 +104,7 @@ def _cni() -> Page:
                     ),
                 )
             ),
-            _policy_text(""),
+            _policy_text(),
             Heading("Exit status"),
             Terms(
                 (
@@ -183,7 +183,7 @@ def _docker() -> Page:
                     ),
                 )
             ),
-            _policy_text("A policy belongs to one interface."),
+            _policy_text("A policy belongs to one interface. "),
             Heading("Exit status"),
             Terms((("0", "nothing was asked for 30 s"), ("1", "there is no socket to serve"))),
             Text("Errors of calls go to Docker, which prints them, and to stderr."),
@@ -243,7 +243,7 @@ def _netavark() -> Page:
                     ("ip, mac, interface_name, alias", "as with every driver"),
                 )
             ),
-            _policy_text(""),
+            _policy_text(),
             Heading("Exit status"),
             Terms((("0", "success"), ("1", 'failure; stdout has {"error": MESSAGE}'))),
             Heading("Files"),
