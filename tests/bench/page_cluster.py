@@ -9,7 +9,7 @@ WIRES = {
     "underlay": "plain underlay: two namespaces, no rule, no connection tracking",
     "underlay tracked": "the same, tracked at both ends, with one rule each",
     "tunnel": "bridge and VXLAN at both ends, no rule, no connection tracking",
-    "tunnel tracked": "the same, what the bridges switch tracked, with one rule",
+    "tunnel tracked": "the same, with what the bridges switch tracked, and one rule",
     "span": "niso, services of two hosts, by VXLAN, no policy",
     "span policed": "niso, the same, with a policy that allows the client",
     "one host": "niso, services of one host, no policy",

@@ -77,7 +77,7 @@ def _network(f: _Figures) -> Iterator[str]:
     others = ", ".join(
         f"{NAMES[who]} {number(median(f.row('services', 'attach', who)))}" for who in peers
     )
-    yield f"**A network for a service** takes {number(median(own))} ms in a program that runs"
+    yield f"**A network for a service** takes {number(median(own))} ms in a running program"
     yield f"({others}). No daemon, one netlink socket, one transaction of nftables."
 
 
@@ -90,7 +90,7 @@ def _command(f: _Figures) -> Iterator[str]:
 def _plugin(f: _Figures) -> Iterator[str]:
     own, peer = (f.row("services", "attach", who) for who in ("niso command", "netavark"))
     standing = _standing(median(own), median(peer), True)
-    yield f"**The network by a command** of its own takes {number(median(own))} ms. That is"
+    yield f"**A network by a command** of its own takes {number(median(own))} ms. That is"
     yield f"{standing} netavark ({number(median(peer))}), a compiled program that keeps no records"
     yield "of leases, names and policies."
 
@@ -115,7 +115,7 @@ def _memory(f: _Figures) -> Iterator[str]:
     standing = _standing(own, podman, True)
     yield f"**Memory**: {number(own)} MiB for each service, {standing} podman"
     yield f"({number(podman)}): niso's services have an init of 0.05 MiB that reaps processes and"
-    yield f"passes signals on. docker has {number(docker)}, and its daemons."
+    yield f"passes signals on. docker takes {number(docker)}, and its daemons more."
 
 
 def _ports(f: _Figures) -> Iterator[str]:
@@ -132,11 +132,11 @@ def _ports(f: _Figures) -> Iterator[str]:
 def _many_ports(f: _Figures) -> Iterator[str]:
     last = f.row("ports", "tcp", "niso many last")
     yield f"**The last of {last.at:,} ports** reaches"
-    yield f"{times(ratio(last, f.row('ports', 'tcp', 'niso 1')))} of an only port, because ports are"
-    yield "elements of a map. Of netavark's the last reaches"
-    yield f"{f.to('ports', 'tcp', 'netavark many last', 'netavark 1')}, of docker's"
+    yield f"{times(ratio(last, f.row('ports', 'tcp', 'niso 1')))} of a single port, because ports"
+    yield "are elements of a map. With a rule for each port, netavark's last reaches"
+    yield f"{f.to('ports', 'tcp', 'netavark many last', 'netavark 1')}, and the last of docker's"
     yield f"{f.row('ports', 'tcp', 'docker many last').at:,}"
-    yield f"{f.to('ports', 'tcp', 'docker many last', 'docker 1')}: a rule for each port."
+    yield f"{f.to('ports', 'tcp', 'docker many last', 'docker 1')}."
 
 
 def _inside(f: _Figures) -> Iterator[str]:
