@@ -53,6 +53,11 @@ def pytest_configure() -> None:
     settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # what waits for a minute comes first, so that nothing else is over before it
+    items.sort(key=lambda item: not item.path.name.startswith("test_cluster_"))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     below = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
     if (below in NEEDS_ROOT or "lab" in getattr(item, "fixturenames", ())) and os.geteuid() != 0:
