@@ -107,7 +107,6 @@ class Agent:
         self._is_sure = False  # nothing that this look has found needs another one
         self._is_settled = False  # all claims of this host were compared in full
         self._lives = 0  # the lease by which this host is known to live
-        self._whole = False  # the last look has done all
         self._strays_s: float | None = None  # when all claims were looked at
         self._said = ""
         self._wrong: tuple[str, ...] = ()
@@ -169,7 +168,7 @@ class Agent:
         changed = mirror.follow(store, kernel, now, self.me.host)
         if self._is_sure and self._doubt_since is None:
             self._view.done()
-        self._whole = True
+        self.lag.caught_up(now_s)
         with contextlib.suppress(OSError):  # only lists show it
             gone.note((host.name for host in hosts if not host.alive), now_s)
         self._said = "" if self._doubt_since is None else self._said
@@ -370,17 +369,16 @@ class Agent:
             threading.Thread(target=target, daemon=True).start()
         engine = None
         self.watch(())
-        due, tended, whole_s = True, -LOOK_S, 0.0
+        tended, whole_s = -LOOK_S, 0.0
         hosts: set[str] = set()
         while not self._over.is_set():
-            if not due and not self._wake.wait(max(0.0, whole_s - time.monotonic())):
+            if not self._wake.wait(max(0.0, whole_s - time.monotonic())):
                 self._hurry.set()
             time.sleep(GATHER_S)
             # all hosts look when one comes or goes: not all at once
             self._hurry.wait(about(SPREAD_S) * len(hosts))
             self._wake.clear()
             self._hurry.clear()
-            due, self._whole = False, False
             try:
                 began = time.monotonic()
                 whole = began >= whole_s or self._called.is_set()
@@ -391,8 +389,6 @@ class Agent:
                 engine = engine or self.connect()
                 self.look(store, kernel, engine, began, whole)
                 whole_s = began + about(LOOK_S) if whole else whole_s
-                if self._whole:
-                    self.lag.caught_up(began)
                 hosts, before = {*store.across.peers()}, hosts
                 is_due = time.monotonic() - tended >= LOOK_S
                 tended = time.monotonic() if is_due else tended
@@ -402,7 +398,8 @@ class Agent:
             # files vanish while the host leaves its cluster, and a busy store is locked for long
             except (Error, OSError, sqlite3.Error) as error:
                 self._say(_text(error))
-                due = not self._over.wait(about(1.0))
+                self._over.wait(about(1.0))
+                self._wake.set()
             self._over.wait(LEAST_S)
 
     def kept(self, network: str) -> Kept:
