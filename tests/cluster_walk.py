@@ -24,12 +24,13 @@ from fake_world import Steps, World
 from niso.base import failpoint, locks, names
 from niso.base.errors import Conflict, Error
 from niso.cluster import view
-from niso.cluster.agent import STRAY_S, Agent, Me
+from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import claim_of
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.kept import Kept
 from niso.cluster.keys import decode
 from niso.cluster.membership import Host, Membership
+from niso.cluster.own_claims import STRAY_S
 from niso.cluster.requests import Compacted, NoAnswer
 from niso.commands import network, repair
 from niso.commands.activate import activate

@@ -17,8 +17,9 @@ from samples import samples
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Lock
 from niso.cluster import agent, gone, mirror, watchers
-from niso.cluster.agent import GUARD_S, TTL_S, Agent, Me
+from niso.cluster.agent import TTL_S, Agent, Me
 from niso.cluster.claims import Claims, Wanted
+from niso.cluster.doubt import GUARD_S
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import decode, encode
 from niso.cluster.membership import Host

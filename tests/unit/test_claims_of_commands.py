@@ -15,11 +15,12 @@ from fake_world import Steps, World
 from samples import samples
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
-from niso.cluster.agent import ORPHAN_S, STRAY_S, Agent, Me
+from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claim, Claims, Wanted
 from niso.cluster.index import Spec
 from niso.cluster.keys import decode
 from niso.cluster.membership import Host
+from niso.cluster.own_claims import ORPHAN_S, STRAY_S
 from niso.cluster.requests import NoAnswer, Refused
 from niso.commands import network, stack
 from niso.commands.activate import activate

@@ -16,24 +16,23 @@ from collections.abc import Callable, Iterable
 from niso.base import paths, wake
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.base.locks import Busy, remove_locks, service_lock
+from niso.base.locks import Busy, service_lock
 from niso.cluster import gone, mirror, restore
 from niso.cluster.claims import Claims
+from niso.cluster.doubt import Guard
 from niso.cluster.index import index_of
 from niso.cluster.kept import Kept
 from niso.cluster.keys import Keys
 from niso.cluster.lag import Lag
-from niso.cluster.membership import Host, Membership
-from niso.cluster.requests import NoAnswer, Refused
+from niso.cluster.membership import Membership
+from niso.cluster.own_claims import OwnClaims
 from niso.cluster.roster import Roster
-from niso.cluster.settle import is_so, settle
-from niso.cluster.view import Known, View
+from niso.cluster.view import View
 from niso.cluster.watchers import Watches, about, connected
 from niso.store.sqlite import sqlite3, unusable
 
 if TYPE_CHECKING:
     from niso.cluster.requests import Engine
-    from niso.cluster.view import Seen
     from niso.kernel.interface import Kernel
     from niso.store.store import Store
 
@@ -49,13 +48,6 @@ SPREAD_S = 0.001
 """A look that is only because hosts come or go first waits about so long for each host."""
 LATE_S = 5.0
 """From so many seconds on, the agent says that it is behind."""
-GUARD_S = 60.0
-"""How long names stay if most hosts, or all services, seem to go at once."""
-ORPHAN_S = 60.0
-"""How long a claim may be without its service, which a command is about to record."""
-STRAY_S = 600.0
-"""Between two looks for claims of this host on networks that it does not have."""
-_GUARDED = 4
 
 
 class Me(NamedTuple):
@@ -102,12 +94,9 @@ class Agent:
         self._over = threading.Event()
         self._watches = Watches(connect, self._notice, self._over)
         self._kept: dict[str, Kept] = {}  # by network
-        self._doubt_since: float | None = None
-        self._orphans: dict[str, float] = {}  # service -> since when its claim is not as recorded
-        self._is_sure = False  # nothing that this look has found needs another one
-        self._is_settled = False  # all claims of this host were compared in full
+        self._own = OwnClaims(log, self._say)
+        self._guard = Guard(me.host, self._say)
         self._lives = 0  # the lease by which this host is known to live
-        self._strays_s: float | None = None  # when all claims were looked at
         self._said = ""
         self._wrong: tuple[str, ...] = ()
 
@@ -131,7 +120,7 @@ class Agent:
         if cluster is None or cluster.identity != self.me.cluster:
             other = f"cluster {cluster.identity}" if cluster else "no cluster"
             self._say(f"etcd has {other}, not {self.me.cluster}: nothing is changed")
-            self._is_settled = False
+            self._own.doubt()
             self._view.doubt()
             return []
         if bool(cluster.encryption) != (store.across.tunnel() is not None):
@@ -146,16 +135,17 @@ class Agent:
         if now.wrong and now.wrong != self._wrong:
             self.log(f"without a valid value, and ignored: {', '.join(now.wrong[:20])}")
         self._wrong = now.wrong
-        self._is_sure = True
-        lost = self._still(store, engine, mirror.fenced(store, now, self.me.host))
+        claims = Claims(engine, self.me.host, self.keys)
+        fenced = mirror.fenced(store, now, self.me.host)
+        lost, is_sure = self._still(store, claims, fenced), not fenced
         if member:
-            lost = sorted({*lost, *self._own(store, kernel, engine, now, now_s)})
-            now = self._guarded(store, now, now_s)
+            others, is_so = self._own.bring(store, kernel, claims, now, now_s)
+            lost, is_sure = sorted({*lost, *others}), is_sure and is_so
+            now = self._guard.guarded(store, now, now_s)
         if lost:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
             self.end(lost)
             mirror.drop_claims(store, kernel, lost)
-            self._is_sure = False
         if not member:  # others gave up what it had, and it may be somebody's by now
             self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
             return []
@@ -163,15 +153,15 @@ class Agent:
             from niso.cluster import encryption
 
             encryption.follow(store, kernel, hosts, self.me.host)
-        if not self._is_sure:  # by this host's own claims others may be meant now
+        if not is_sure:  # by this host's own claims others may be meant now
             now = now._replace(only=None)
         changed = mirror.follow(store, kernel, now, self.me.host)
-        if self._is_sure and self._doubt_since is None:
+        if is_sure and not self._guard.doubts:
             self._view.done()
         self.lag.caught_up(now_s)
         with contextlib.suppress(OSError):  # only lists show it
             gone.note((host.name for host in hosts if not host.alive), now_s)
-        self._said = "" if self._doubt_since is None else self._said
+        self._said = self._said if self._guard.doubts else ""
         return changed
 
     def _has_left(self, store: Store) -> bool:
@@ -217,78 +207,8 @@ class Agent:
         except Conflict as error:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
-    def _own(
-        self, store: Store, kernel: Kernel, engine: Engine, now: Seen, now_s: float
-    ) -> list[str]:
-        """Bring the cluster what this host's services are: there, up, down, or removed.
-
-        A service that a command is changing is left to it. Return those that other hosts have.
-        """
-        lost = []
-        claims = Claims(engine, self.me.host, self.keys)
-        records = store.across.claims(now.only)
-        if now.only is None:
-            recorded = {record.service for record in records}
-            self._orphans = {n: since for n, since in self._orphans.items() if n in recorded}
-        for record in records:
-            so = is_so(store, record, now)
-            if so and self._is_settled:
-                self._orphans.pop(record.service, None)
-                continue
-            since = now_s if so else self._orphans.setdefault(record.service, now_s)
-            self._is_sure = False
-            try:
-                with service_lock(record.service, 0):
-                    if store.intent(record.service) is None:
-                        final = now_s - since >= ORPHAN_S
-                        if not settle(store, kernel, claims, record.service, final):
-                            lost.append(record.service)
-                    if store.service(record.service) is None:
-                        remove_locks(record.service)
-            except Refused as error:  # what others have counts all the same
-                self._say(error.message)
-            except NoAnswer:
-                raise
-            except Busy:
-                continue
-            except Error as error:  # a clash: the other one has it, and this host is fenced by it
-                self._say(error.message)
-        self._is_settled = True
-        try:
-            self._end_strays(store, claims, now, now_s)
-        except Refused as error:
-            self._say(error.message)
-        return lost
-
-    def _end_strays(self, store: Store, claims: Claims, now: Seen, now_s: float) -> None:
-        """Give up claims of this host that it has no record of.
-
-        A request has come late, another host has given one back that had been taken over, or one of
-        the two has data from a backup.
-        """
-        names = now.services if now.only is None else now.only & now.services.keys()
-        own = {
-            name
-            for name in names
-            if all(address.host == self.me.host for address in now.services[name].addresses)
-        }
-        if self._strays_s is None or now_s - self._strays_s >= STRAY_S:
-            own |= {*Membership(claims.engine, self.keys).services_of(self.me.host)}
-            self._strays_s = now_s
-        recorded = {record.service for record in store.across.claims(own)}
-        for service in sorted(own - recorded):
-            self._is_sure = False
-            with contextlib.suppress(Busy), service_lock(service, 0):
-                held = claims.held(service)
-                if held and held.host == self.me.host and store.across.claim(service) is None:
-                    claims.release(service, held.mark)
-                    self.log(f"{service} is not on this host: its claim is given up")
-                if store.service(service) is None:
-                    remove_locks(service)
-
-    def _still(self, store: Store, engine: Engine, lost: list[str]) -> list[str]:
+    def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
         """Return those that another host has now too: a command may have taken one meanwhile."""
-        claims = Claims(engine, self.me.host, self.keys)
         ended = []
         for service in lost:
             try:
@@ -297,46 +217,8 @@ class Agent:
                     if held and record and held.host != self.me.host and held.gen > record.gen:
                         ended.append(service)
             except Busy:
-                self._is_sure = False
                 self._notice()
         return ended
-
-    def _guarded(self, store: Store, now: Seen, now_s: float) -> Seen:
-        """Return what was seen; for a while without what cannot well be true.
-
-        An engine whose data were lost, or a cut of its own, looks as if all others had gone.
-        """
-        others = [host for host in now.hosts if host.name != self.me.host]
-        empty = not any(
-            a.host != self.me.host for each in now.services.values() for a in each.addresses
-        )
-        if now.only is not None and not empty:
-            return now  # hosts are as they were
-        now = now._replace(only=None)
-        known = store.across.addresses() if empty else {}
-        empty = bool(known)
-        peers = store.across.peers()
-        before = {name for name, (_, _, live) in peers.items() if live}
-        gone = before - {host.name for host in others if host.alive}
-        most = len(before) >= _GUARDED and len(gone) * 2 > len(before)
-        if not (most or (empty and len(known) > 1)):
-            self._doubt_since = None
-            return now
-        if self._doubt_since is None:
-            self._doubt_since = now_s
-        if now_s - self._doubt_since >= GUARD_S:
-            return now
-        what = "all services" if empty else f"{len(gone)} of {len(before)} hosts"
-        self._say(f"{what} have gone at once: their names stay for {GUARD_S:.0f} s")
-        if empty:
-            services = now.services | {
-                name: Known(rows, store.across.names(name)) for name, rows in known.items()
-            }
-            now = now._replace(services=services)
-        hosts = [h._replace(alive=h.alive or h.name in gone) for h in now.hosts]
-        missing = gone - {host.name for host in hosts}
-        hosts += [Host(name, *peers[name][:2], 0, True) for name in sorted(missing)]
-        return now._replace(hosts=tuple(hosts))
 
     def keep(self, engine: Engine, lease: int) -> int:
         """Keep this host's lease; return it, or a new one. Raises NoAnswer, Refused, Error.

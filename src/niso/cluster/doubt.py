@@ -1,0 +1,68 @@
+"""Doubt for a while what cannot well be true: that most hosts, or all services, go at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.cluster.membership import Host
+from niso.cluster.view import Known
+
+if TYPE_CHECKING:
+    from niso.cluster.view import Seen
+    from niso.store.store import Store
+
+GUARD_S = 60.0
+"""How long names stay if most hosts, or all services, seem to go at once."""
+_GUARDED = 4
+
+
+class Guard:
+    """``own`` is the name of this host, ``say`` takes one line of text."""
+
+    def __init__(self, own: str, say: Callable[[str], None]) -> None:
+        self._own = own
+        self._say = say
+        self._doubt_since: float | None = None
+
+    @property
+    def doubts(self) -> bool:
+        """Whether what was seen last cannot well be true."""
+        return self._doubt_since is not None
+
+    def guarded(self, store: Store, now: Seen, now_s: float) -> Seen:
+        """Return what was seen; for a while without what cannot well be true.
+
+        An engine whose data were lost, or a cut of its own, looks as if all others had gone.
+        """
+        others = [host for host in now.hosts if host.name != self._own]
+        empty = not any(
+            a.host != self._own for each in now.services.values() for a in each.addresses
+        )
+        if now.only is not None and not empty:
+            return now  # hosts are as they were
+        now = now._replace(only=None)
+        known = store.across.addresses() if empty else {}
+        empty = bool(known)
+        peers = store.across.peers()
+        before = {name for name, (_, _, live) in peers.items() if live}
+        gone = before - {host.name for host in others if host.alive}
+        most = len(before) >= _GUARDED and len(gone) * 2 > len(before)
+        if not (most or (empty and len(known) > 1)):
+            self._doubt_since = None
+            return now
+        if self._doubt_since is None:
+            self._doubt_since = now_s
+        if now_s - self._doubt_since >= GUARD_S:
+            return now
+        what = "all services" if empty else f"{len(gone)} of {len(before)} hosts"
+        self._say(f"{what} have gone at once: their names stay for {GUARD_S:.0f} s")
+        if empty:
+            services = now.services | {
+                name: Known(rows, store.across.names(name)) for name, rows in known.items()
+            }
+            now = now._replace(services=services)
+        hosts = [h._replace(alive=h.alive or h.name in gone) for h in now.hosts]
+        missing = gone - {host.name for host in hosts}
+        hosts += [Host(name, *peers[name][:2], 0, True) for name in sorted(missing)]
+        return now._replace(hosts=tuple(hosts))
