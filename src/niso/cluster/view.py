@@ -76,7 +76,6 @@ class View:
         self._rows: dict[str, _Row] = {}  # by key
         self._wrong: dict[str, None] = {}
         self._services: dict[str, Known] = {}
-        self._changed: set[str] = set()
         self._is_done = False
 
     def seen(
@@ -100,10 +99,10 @@ class View:
             same = False
         self._is_done = False
         self._hosts, self._strange, self._subnets = hosts, strange, pairs
-        self._changed = set()
+        changed: set[str] = set()
         for network, items in sorted(networks.items()):
-            self._take(network, items)
-        only = frozenset(self._changed) if same else None
+            changed |= self._take(network, items)
+        only = frozenset(changed) if same else None
         return Seen(hosts, self._services, frozenset(networks), tuple(sorted(self._wrong)), only)
 
     def done(self) -> None:
@@ -114,11 +113,11 @@ class View:
         """Have the next call say that anything may have changed."""
         self._is_done = False
 
-    def _take(self, network: str, items: Mapping[str, Item]) -> None:
-        """Read those items of a network that differ from what was read last."""
+    def _take(self, network: str, items: Mapping[str, Item]) -> set[str]:
+        """Read those items of a network that differ from what was read last; return whose."""
         before = self._items.get(network, {})
         if items is before:
-            return
+            return set()
         touched: dict[str, set[str]] = {}  # service -> keys of its rows
         differ = [
             key
@@ -147,7 +146,7 @@ class View:
             else:
                 self._services.pop(name, None)
         self._items[network] = items
-        self._changed |= touched.keys()
+        return {*touched}
 
     def _keys_of(self, service: str) -> set[str]:
         known = self._services.get(service, NOTHING)
