@@ -440,7 +440,7 @@ def test_modules_that_tests_load_early_exist() -> None:
 
 def test_local_networks_load_nothing_of_the_cluster() -> None:
     """Only it, `niso cluster`, and what is about networks that span import it at their top."""
-    about = {"services.across", "services.span_networks"}
+    about = {"services.across", "services.needs", "services.span_networks"}
     for module, path in MODULES.items():
         free = layer(module) == "cluster" or module.startswith("commands.cluster")
         if free or module in about:

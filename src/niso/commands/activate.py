@@ -161,10 +161,10 @@ def _untold(
     store: Store, every: list[str], changes: list[Change], held: across.Held | None
 ) -> list[str]:
     """Return the services whose claims are not yet as their rows say."""
-    from niso.services import across
+    from niso.services import needs
 
     pairs = ((c.name, c.before.provider if c.before else None) for c in changes)
-    untold = across.behind(store, pairs)
+    untold = needs.behind(store, pairs)
     others = (name for name in every if held is None or name not in held)
     return list(dict.fromkeys((*untold, *others)))
 

@@ -1,0 +1,120 @@
+"""Say what services need in the cluster, by their manifests and by the rows of those around them.
+
+Only hosts of a cluster load this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from niso.base.errors import Conflict
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.cluster.claims import Wanted
+from niso.cluster.settle import wanted_by_rows
+from niso.store.span_rows import Claim
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.services.admit import Target
+
+
+def home(store: Store, target: Target, targets: Iterable[Target]) -> str:
+    """Return the service whose namespace one is to share; "" for none, or an unknown one."""
+    share = target.spec.share if target.spec.mode == "share" else None
+    if share is None:
+        return ""
+    for other in targets:
+        if share == other.name or share in other.spec.names:
+            return other.name
+    try:
+        return store.name_holder(share) or ""
+    except Conflict:  # which one it is decides whether it is refused
+        return ""
+
+
+def _shares(store: Store, target: Target) -> bool:
+    """Return whether a service shares the namespace of another one now."""
+    row = store.service(target.name)
+    return row is not None and row.active and row.provider is not None
+
+
+def names(
+    store: Store, homes: dict[str, str], targets: Iterable[Target]
+) -> dict[str, tuple[str, ...]]:
+    """Return the names of sharers at the addresses of their providers, by provider.
+
+    A sharer has one name, its own. A name that moves between two services of this host follows at
+    the end, when the one has given it up (`behind`). Those that a provider gives up stay with it
+    until then.
+    """
+    providers = {*homes.values(), *(target.name for target in targets)} - {""}
+    fresh = [
+        target.name
+        for target in targets
+        if store.across.claim(target.name) is None and not _shares(store, target)
+    ]
+    return {
+        provider: tuple(
+            sorted({*store.sharers(provider), *(s for s in fresh if homes[s] == provider)})
+        )
+        for provider in providers
+    }
+
+
+def around(
+    store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
+) -> dict[str, Wanted]:
+    """Return what providers need that the command does not change, for those that share."""
+    wanted: dict[str, Wanted] = {}
+    for home in {*homes.values()} - {*homes, ""}:
+        row = store.service(home)
+        on = store.across.spanning(row.networks) if row is not None else []
+        if row is not None and on and store.across.claim(home) is not None:
+            asked = wanted_by_rows(store, row, on)
+            every = dict.fromkeys((*store.names(home), *names[home]))
+            wanted[home] = asked._replace(names=tuple(every))
+    return wanted
+
+
+def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
+    """Return the services whose claims do not have the names of sharers yet, the losers first.
+
+    ``services`` are those that were changed, each with its provider before.
+    """
+    found: dict[str, None] = {}
+    for name, before in services:
+        row = store.service(name)
+        now = row.provider if row is not None else None
+        if before or now:
+            found |= dict.fromkeys(each for each in (before, name, now) if each)
+    return list(found)
+
+
+def wanted(
+    store: Store, target: Target, spans: list[str], names: dict[str, tuple[str, ...]]
+) -> Wanted:
+    """Return what a service needs: the addresses of its manifest, else those that it had.
+
+    A name that it has as a sharer of another one is still the other one's.
+    """
+    spec = target.spec
+    on = tuple(network for network in spec.networks if network in spans)
+    had: dict[str, tuple[str, ...]] = {}
+    for network, address in store.addresses(target.name):
+        had[network] = (*had.get(network, ()), address)
+    former = store.names(target.name) if _shares(store, target) else ()
+    every = dict.fromkeys((*spec.names, *names.get(target.name, ())))
+    called = tuple(name for name in every if name not in former)
+    statics = {net: tuple(spec.statics(net)) for net in on}
+    return Wanted(target.name, on, called, statics, had)
+
+
+def own_record(store: Store, target: Target, wanted: Wanted) -> Claim | None:
+    """Return this host's record of a claim, if it has all that is wanted."""
+    claim = store.across.claim(target.name)
+    if claim is None or {*claim.addresses} != {*wanted.networks}:
+        return None
+    statics = {address for some in wanted.requested.values() for address in some}
+    held = {address for some in claim.addresses.values() for address in some}
+    same = statics <= held and {*store.names(target.name)} == {*target.spec.names}
+    return claim if same else None
