@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from policy_worlds import SERVICES, Packet, known, network, packets, policy, world, worlds
 from samples import samples
 
-from niso.kernel import nft_audit, nft_tables
+from niso.kernel import nft_audit, nft_policies, nft_tables
 from niso.kernel.kinds.element import Element
 from niso.plan import policy_maps as rules
 from niso.plan.known_world import Known, World
@@ -58,7 +58,7 @@ def look_up(
     peer, proto, port = packet
     family = 6 if ":" in own else 4
     found = []
-    for part, (fields, _) in nft_tables.POLICY_PARTS.items():
+    for part, (fields, _) in nft_policies.POLICY_PARTS.items():
         for each in elements:
             if each.container != f"{'in' if ingress else 'out'}{family}_{part}":
                 continue

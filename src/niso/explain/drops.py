@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from niso.base import names
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import link_counters, nft_audit, nft_sets, nft_tables
+from niso.kernel import link_counters, nft_audit, nft_policies, nft_sets, nft_tables
 from niso.kernel.interface import Kernel
 from niso.kernel.libnftables import Nft
 from niso.kernel.nflog import Logged, Nflog
@@ -144,7 +144,7 @@ class Log:
     def __init__(self, kernel: Kernel, store: Store, service: str | None) -> None:
         self._kernel, self._store, self._service = kernel, store, service
         self._known: tuple[int, World] | None = None
-        self._source = Nflog(nft_tables.LOG_GROUP)
+        self._source = Nflog(nft_policies.LOG_GROUP)
 
     def __enter__(self) -> Log:
         return self

@@ -8,7 +8,7 @@ describes the path of a packet.
 from __future__ import annotations
 
 from niso.base.digest import sha256
-from niso.kernel import nft_audit, nft_sensor, nft_wire
+from niso.kernel import nft_audit, nft_policies, nft_sensor, nft_wire
 
 INET = "inet niso"
 BRIDGE = "bridge niso"
@@ -67,55 +67,6 @@ def limit(what: str, rate: int) -> str:
     return f"limit rate over {rate}/second burst {rate * _BURST[what]} packets"
 
 
-LOG_GROUP = 28271
-"""The nfnetlink_log group for packets dropped by policies with ``log = true``."""
-LOG_RATE = "rate 20/second burst 50 packets"
-
-POLICY_PARTS = {
-    "port": ("{own} . {peer} . inet_proto . inet_service", False),
-    "ports": ("{own} . {peer} . inet_proto . inet_service", True),
-    "peer": ("{own} . {peer}", False),
-    "prefix_ports": ("{own} . {peer} . inet_proto . inet_service", True),
-    "prefix": ("{own} . {peer}", True),
-    "any_port": ("{own} . inet_proto . inet_service", False),
-    "any_ports": ("{own} . inet_proto . inet_service", True),
-    "rest": ("{own}", False),
-}
-"""Maps each part of a policy to (fields of its key, whether they are intervals), in lookup order.
-
-``own`` is an address of the service with the policy. plan/policy_maps.py says what each part is
-for.
-"""
-
-
-def _policy_maps() -> str:
-    return "\n".join(
-        f"\tmap {way}{family}_{part} {{ type {fields.format(own=kind, peer=kind)} : verdict;"
-        f"{' flags interval;' if interval else ''} counter; last; }}"
-        for way in ("in", "out")
-        for family, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
-        for part, (fields, interval) in POLICY_PARTS.items()
-    )
-
-
-def _policy_chains() -> str:
-    chains = []
-    for way, own, peer in (("in", "daddr", "saddr"), ("out", "saddr", "daddr")):
-        for family, word in ((4, "ip"), (6, "ip6")):
-            read = {
-                "{own}": f"{word} {own}",
-                "{peer}": f"{word} {peer}",
-                "inet_proto": "meta l4proto",
-                "inet_service": "th dport",
-            }
-            lines = [f"\tchain check_{way}{family} {{"]
-            for part, (fields, _) in POLICY_PARTS.items():
-                key = " . ".join(read[field] for field in fields.split(" . "))
-                lines.append(f"\t\t{key} vmap @{way}{family}_{part}")
-            chains.append("\n".join((*lines, "\t}")))
-    return "\n\n".join(chains)
-
-
 _CHECK = f"meta mark set meta mark | {CHECKED}"
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 
@@ -141,11 +92,7 @@ table inet niso {{
 	set egress4 {{ type ipv4_addr; }}
 	set egress6 {{ type ipv6_addr; }}
 {nft_audit.SETS}
-{_policy_maps()}
-	set log_in4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
-	set log_in6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
-	set log_out4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
-	set log_out6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+{nft_policies.SETS}
 	map local_addr4 {{ type ifname . ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 	map local_addr6 {{ type ifname . ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
 	map local_any4 {{ type ifname . inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -351,19 +298,7 @@ table inet niso {{
 		ip6 saddr != @audit_out6 ip6 saddr @no_start_out6 drop
 	}}
 
-{_policy_chains()}
-
-	chain log_in {{
-		update @log_in4 {{ ip daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
-		update @log_in6 {{ ip6 daddr limit {LOG_RATE} }} log prefix "niso in" group {LOG_GROUP}
-		goto {nft_sensor.REFUSE}
-	}}
-
-	chain log_out {{
-		update @log_out4 {{ ip saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
-		update @log_out6 {{ ip6 saddr limit {LOG_RATE} }} log prefix "niso out" group {LOG_GROUP}
-		goto {nft_sensor.REFUSE}
-	}}
+{nft_policies.CHAINS}
 
 {nft_audit.CHAINS}
 {nft_sensor.INET_CHAINS}

@@ -28,8 +28,9 @@ from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import nft_audit
 from niso.kernel.kinds.element import Element
+from niso.kernel.nft_policies import POLICY_PARTS
 from niso.kernel.nft_sensor import REFUSE
-from niso.kernel.nft_tables import INET, POLICY_PARTS
+from niso.kernel.nft_tables import INET
 from niso.plan.records import Entry, Member, Policed, Policy
 
 ALL_PORTS = (0, 65535)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kernel import nft_audit, nft_sets, nft_tables
+from niso.kernel import nft_audit, nft_policies, nft_sets, nft_tables
 from niso.kernel.kinds.kind import Kind, Steps
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _room(element: Element) -> tuple[str, ...] | None:
     A new interval may overlap one that is to be deleted.
     """
     part = element.container.partition("_")[2]
-    intervals = nft_tables.POLICY_PARTS.get(part, ("", False))[1]
+    intervals = nft_policies.POLICY_PARTS.get(part, ("", False))[1]
     if element.container not in nft_sets.POLICIES or not intervals:
         return None
     own, peer = element.element.split(" . ")[:2]
