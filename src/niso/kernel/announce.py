@@ -7,12 +7,22 @@ unreachable until they ask again. No packet socket is used: the kernel needs som
 
 from __future__ import annotations
 
+import errno
 import struct
 
 from niso.base import lite_socket as socket
-from niso.kernel import netns
-from niso.kernel.netlink import refused
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.kernel import netlink, netns
+from niso.kernel.netlink import Message, attribute, refused
+from niso.kernel.rtnl_records import parse_cidr
 from niso.kernel.rtnl_sockets import Sockets
+
+if TYPE_CHECKING:
+    from niso.kernel.rtnetlink import Rtnl
+
+_NEWNEIGH, _DELNEIGH = 28, 29  # RTM_*
+_ndmsg = struct.Struct("=BBHiHBB")
+_NDA_DST, _NTF_USE = 1, 0x01
 
 _ALL_NODES = "ff02::1"
 _NEIGHBOUR_ADVERT, _OVERRIDE, _TARGET_LINK = 136, 0x20000000, 2  # ICMPv6 type, flag O, option
@@ -27,7 +37,7 @@ def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
     rtnl = sockets.at(name)
     what = f"announce {cidr.partition('/')[0]} on link '{link}' of {name}"
     if ":" not in cidr:
-        rtnl.announce(what, rtnl.index(link), cidr)
+        _resolve(rtnl, what, rtnl.index(link), cidr)
         return
     end = rtnl.link(link)
     if end is None:
@@ -57,3 +67,19 @@ def announce(sockets: Sockets, name: str, link: str, cidr: str) -> None:
                 raw.close()
     except OSError as error:
         raise refused(what, error.errno or 0) from error
+
+
+def _resolve(rtnl: Rtnl, what: str, link_index: int, address: str) -> None:
+    """Have the kernel send a gratuitous ARP request for an IPv4 address of the link.
+
+    It resolves the address like that of any neighbour in use (NTF_USE); the entry is then
+    deleted. ``what`` names the step in a KernelError; its errno is ENOBUFS if the neighbour
+    table is full.
+    """
+    family, packed, _ = parse_cidr(address)
+    use = _ndmsg.pack(family, 0, 0, link_index, 0, _NTF_USE, 0) + attribute(_NDA_DST, packed)
+    drop = _ndmsg.pack(family, 0, 0, link_index, 0, 0, 0) + attribute(_NDA_DST, packed)
+    rtnl.transact(
+        Message(what, _NEWNEIGH, netlink.CREATE, use),
+        Message(what, _DELNEIGH, 0, drop, (errno.ENOENT,)),
+    )

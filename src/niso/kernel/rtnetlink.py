@@ -64,7 +64,6 @@ NOWHERE = {"blackhole": 6, "unreachable": 7, "prohibit": 8, "throw": 9}
 NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
-_NEWNEIGH, _DELNEIGH = 28, 29
 
 _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK, _IFLA_GROUP = 26, 28, 29, 27
 _AT_ONCE = 64  # messages whose answers fit the socket's buffer together
@@ -85,8 +84,6 @@ _INDEX_TRIES = 16
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _ifreq = struct.Struct("=16si20x")
-_ndmsg = struct.Struct("=BBHiHBB")
-_NDA_DST, _NTF_USE = 1, 0x01
 
 
 class Rtnl(netlink.Netlink):
@@ -373,21 +370,6 @@ class Rtnl(netlink.Netlink):
         absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
         dumped = self.dump("list routes", _GETROUTE, body, parse_route, absent)
         return [route for family, route in dumped if family in _FAMILIES and route.table == table]
-
-    def announce(self, what: str, link_index: int, address: str) -> None:
-        """Have the kernel send a gratuitous ARP request for an IPv4 address of the link.
-
-        It resolves the address like that of any neighbour in use (NTF_USE); the entry is then
-        deleted. ``what`` names the step in a KernelError; its errno is ENOBUFS if the neighbour
-        table is full.
-        """
-        family, packed, _ = parse_cidr(address)
-        use = _ndmsg.pack(family, 0, 0, link_index, 0, _NTF_USE, 0) + attribute(_NDA_DST, packed)
-        drop = _ndmsg.pack(family, 0, 0, link_index, 0, 0, 0) + attribute(_NDA_DST, packed)
-        self.transact(
-            Message(what, _NEWNEIGH, netlink.CREATE, use),
-            Message(what, _DELNEIGH, 0, drop, (errno.ENOENT,)),
-        )
 
     def add_route(self, destination: str, gateway: str, index: int) -> None:
         """Add a unicast route to the main table, on-link if ``gateway`` is "".
