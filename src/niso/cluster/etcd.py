@@ -230,7 +230,7 @@ class Etcd:
                 self.close()
             if status and status not in _UNAVAILABLE:
                 code, reason = _error(text)
-                if code == _UNAUTHENTICATED and self._user in _tokens:  # they end after a while
+                if code == _UNAUTHENTICATED and self._user:  # tokens end after a while
                     _tokens.pop(self._user, None)
                     continue
                 raise _refused(code, reason)
