@@ -25,7 +25,7 @@ from niso.base import failpoint, locks, names
 from niso.base.errors import Conflict, Error
 from niso.cluster import view
 from niso.cluster.agent import Agent, Me
-from niso.cluster.claims import claim_of
+from niso.cluster.claim_values import claim_of
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.kept import Kept
 from niso.cluster.keys import decode

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fake_world import World
 
 from niso.cluster import mirror, view
-from niso.cluster.claims import Claim as Held
+from niso.cluster.claim_values import Claim as Held
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import Keys

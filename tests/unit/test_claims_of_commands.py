@@ -16,7 +16,8 @@ from samples import samples
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.cluster.agent import Agent, Me
-from niso.cluster.claims import Claim, Claims, Wanted
+from niso.cluster.claim_values import Claim
+from niso.cluster.claims import Claims, Wanted
 from niso.cluster.index import Spec
 from niso.cluster.keys import decode
 from niso.cluster.membership import Host

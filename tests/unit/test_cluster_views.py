@@ -14,7 +14,8 @@ from stored import service_spec
 
 from niso.api import cluster_views
 from niso.base.errors import Error
-from niso.cluster.claims import About, Claims
+from niso.cluster.claim_values import About
+from niso.cluster.claims import Claims
 from niso.explain.explanation import Explanation, explain
 from niso.explain.question import Packet
 from niso.plan.records import Audit

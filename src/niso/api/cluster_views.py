@@ -6,7 +6,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from niso.api.session import Session
-    from niso.cluster.claims import Claim
+    from niso.cluster.claim_values import Claim
     from niso.cluster.requests import Joined
     from niso.plan.known_world import Known, World
     from niso.plan.records import Entry, Policy, Port

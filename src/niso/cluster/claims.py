@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.cluster import checked
+from niso.cluster.claim_values import About, Claim, address_value, claim_of
 from niso.cluster.index import spec_of
-from niso.cluster.keys import Keys, decode, encode, invalid
+from niso.cluster.keys import Keys, decode, encode
 from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
 from niso.plan import subnets
 
@@ -30,14 +31,8 @@ TRIES = 16
 """Attempts of one change: each is lost to a change of another host, or has had no answer."""
 NEAR = 64
 """After a lost race, one of so many free addresses is taken at random."""
-MOST_POLICY = 1 << 16
-"""Characters of a policy that others are shown; etcd refuses a request of more than 1.5 MB."""
 MOST_KEYS = checked.MOST_NAMES
 """Keys of a claim: etcd takes 128 operations in a transaction."""
-
-
-type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
-"""The active services that share the namespace of one, each with its published ports."""
 
 
 class Wanted(NamedTuple):
@@ -54,37 +49,6 @@ class Wanted(NamedTuple):
     preferred: dict[str, tuple[str, ...]]
 
 
-class Claim(NamedTuple):
-    """What a host holds for a service. ``revision`` is the modified revision of its key.
-
-    ``gen`` is higher than that of each claim before, so that the older one gives way.
-    ``former`` is the host that it was taken from, until it is up on the new one.
-    """
-
-    service: str
-    host: str
-    gen: int
-    mark: str
-    networks: dict[str, tuple[str, ...]]  # addresses by network
-    names: tuple[str, ...]
-    revision: int
-    former: str = ""
-    ports: tuple[str, ...] = ()  # published ones, for people
-    up: bool = False  # as last published, for people
-    policy: str = ""  # JSON, as the store has it, for explanations; "" for none
-    kept: tuple[str, ...] = ()  # keys of former addresses and names, until it is published
-    sharers: Sharers = ()  # for people
-
-    def keys(self, keys: Keys) -> set[str]:
-        """Return the keys of its addresses and names, also of those that it keeps for a while."""
-        names = {keys.name(net, name) for net in self.networks for name in self.names}
-        return {*names, *self.address_keys(keys), *self.kept}
-
-    def address_keys(self, keys: Keys) -> set[str]:
-        """Return the keys of its addresses."""
-        return {keys.address(net, a) for net, some in self.networks.items() for a in some}
-
-
 class Asked(NamedTuple):
     """How a host asks for a claim: see `Claims.claim`."""
 
@@ -92,20 +56,6 @@ class Asked(NamedTuple):
     keep: bool = False
     since: int = 0
     renew: bool = False
-
-
-class About(NamedTuple):
-    """What other hosts show of a service, and nothing depends on."""
-
-    ports: tuple[str, ...]
-    policy: str
-    sharers: Sharers = ()
-
-    def values(self) -> dict[str, Any]:
-        """Return the fields of the service's key."""
-        sharers = {name: list(ports) for name, ports in self.sharers}
-        policy = self.policy if len(self.policy) <= MOST_POLICY else "too long"
-        return {"ports": list(self.ports), "policy": policy, "sharers": sharers}
 
 
 class Claims:
@@ -206,7 +156,7 @@ class Claims:
                 for address in addresses:
                     key = self.keys.address(network, address)
                     value = decode(items[key].value, key) if key in items else {}
-                    values[key] = value | _address(claim, up)
+                    values[key] = value | address_value(claim, up)
             texts = {key: encode(value) for key, value in values.items()}
             have = {key: items[key].value for key in texts.keys() & items.keys()}
             gone = [Delete(key) for key in claim.kept]
@@ -236,7 +186,7 @@ class Claims:
                 for address in addresses:
                     key = self.keys.address(network, address)
                     kept = decode(items[key].value, key) if key in items else {}
-                    puts.append(Put(key, encode(kept | _address(back, bool(former["up"])))))
+                    puts.append(Put(key, encode(kept | address_value(back, bool(former["up"])))))
             return puts
 
         return self._changed(service, mark, change, gives_up=True)
@@ -347,7 +297,7 @@ class Claims:
                 key = self.keys.address(network, address)
                 kept = decode(known[key].value, key) if key in known else {}
                 up = bool(kept.get("up")) and have is not None and have.host == self.host
-                puts.append(Put(key, encode(kept | _address(claim, up))))
+                puts.append(Put(key, encode(kept | address_value(claim, up))))
             for name in wanted.names:
                 puts.append(Put(self.keys.name(network, name), encode({"service": wanted.service})))
         puts += [Delete(key) for key in sorted(old - new)]
@@ -415,57 +365,12 @@ class Claims:
             )
 
 
-def claim_of(item: Item, keys: Keys) -> Claim:
-    """Return the claim in the value of a service's key. Raises Error if it is malformed."""
-    value = decode(item.value, item.key)
-    try:
-        networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
-        if not all(checked.is_address(each) for some in networks.values() for each in some):
-            raise ValueError
-        if not checked.is_number(value["gen"]):
-            raise ValueError
-        former = [value["former"]["host"]] if "former" in value else []
-        sharers = tuple(
-            (str(name), tuple(map(str, some))) for name, some in value.get("sharers", {}).items()
-        )
-        called = (value["host"], *former, *value["names"], *(name for name, _ in sharers))
-        if not all(checked.is_name(str(each)) for each in called):
-            raise ValueError
-        return Claim(
-            item.key.removeprefix(keys.services),
-            str(value["host"]),
-            int(value["gen"]),
-            str(value["claim"]),
-            networks,
-            tuple(map(str, value["names"])),
-            item.modified,
-            str(value["former"]["host"]) if "former" in value else "",
-            tuple(map(str, value.get("ports", ()))),
-            bool(value.get("up")),
-            str(value.get("policy", "")),
-            tuple(map(str, value.get("kept", ()))),
-            sharers,
-        )
-    except (LookupError, TypeError, ValueError, AttributeError):
-        raise invalid(item.key) from None
-
-
 def require_usable(net: subnets.Network, gateway: str, text: str) -> None:
     """Raise InvalidInput if a service cannot have an address of a subnet."""
     base = int(net.network_address)
     own, number = (int(ipaddress.ip_address(each)) - base for each in (gateway, text))
     if reason := subnets.refusal(net, own, number):
         raise InvalidInput(f"{text} cannot be a service's address: {reason}", None, "network.ip")
-
-
-def _address(claim: Claim, up: bool) -> dict[str, Any]:
-    return {
-        "service": claim.service,
-        "host": claim.host,
-        "gen": claim.gen,
-        "names": list(claim.names),
-        "up": up,
-    }
 
 
 def _free(

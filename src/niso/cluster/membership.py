@@ -10,7 +10,8 @@ import re
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.cluster import checked
-from niso.cluster.claims import TRIES, Claim, claim_of
+from niso.cluster.claim_values import Claim, claim_of
+from niso.cluster.claims import TRIES
 from niso.cluster.index import Spec, clash, index_of, spec_of, valid
 from niso.cluster.keys import Keys, decode, encode, invalid
 from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn

@@ -11,7 +11,7 @@ import os
 
 from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster.claims import About
+from niso.cluster.claim_values import About
 from niso.cluster.index import Spec
 from niso.cluster.keys import encode
 from niso.cluster.membership import PORT, Cluster, Host, Membership, cluster_value, host_value

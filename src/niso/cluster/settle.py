@@ -9,14 +9,15 @@ from __future__ import annotations
 from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cluster import mirror
-from niso.cluster.claims import About, Wanted
+from niso.cluster.claim_values import About
+from niso.cluster.claims import Wanted
 from niso.store.span_rows import Claim
 from niso.store.sqlite import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from niso.cluster.claims import Claim as Held
+    from niso.cluster.claim_values import Claim as Held
     from niso.cluster.claims import Claims
     from niso.cluster.view import Seen
     from niso.kernel.interface import Kernel

@@ -14,7 +14,7 @@ from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.cluster import gone, members
 from niso.cluster.agent import LOOK_S
-from niso.cluster.claims import Claim
+from niso.cluster.claim_values import Claim
 from niso.cluster.membership import Membership
 from niso.cluster.requests import NoAnswer
 from niso.kernel import probe

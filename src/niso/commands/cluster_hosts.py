@@ -26,7 +26,7 @@ from niso.services.machine import Machine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from niso.cluster.claims import Claim
+    from niso.cluster.claim_values import Claim
     from niso.cluster.config import Config
     from niso.cluster.etcd import Etcd
     from niso.cluster.requests import Engine

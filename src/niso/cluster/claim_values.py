@@ -1,0 +1,111 @@
+"""Define what a claim is, and its values in the cluster's keys."""
+
+from __future__ import annotations
+
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster import checked
+from niso.cluster.keys import decode, invalid
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.cluster.keys import Keys
+    from niso.cluster.requests import Item
+
+MOST_POLICY = 1 << 16
+"""Characters of a policy that others are shown; etcd refuses a request of more than 1.5 MB."""
+
+
+type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
+"""The active services that share the namespace of one, each with its published ports."""
+
+
+class Claim(NamedTuple):
+    """What a host holds for a service. ``revision`` is the modified revision of its key.
+
+    ``gen`` is higher than that of each claim before, so that the older one gives way.
+    ``former`` is the host that it was taken from, until it is up on the new one.
+    """
+
+    service: str
+    host: str
+    gen: int
+    mark: str
+    networks: dict[str, tuple[str, ...]]  # addresses by network
+    names: tuple[str, ...]
+    revision: int
+    former: str = ""
+    ports: tuple[str, ...] = ()  # published ones, for people
+    up: bool = False  # as last published, for people
+    policy: str = ""  # JSON, as the store has it, for explanations; "" for none
+    kept: tuple[str, ...] = ()  # keys of former addresses and names, until it is published
+    sharers: Sharers = ()  # for people
+
+    def keys(self, keys: Keys) -> set[str]:
+        """Return the keys of its addresses and names, also of those that it keeps for a while."""
+        names = {keys.name(net, name) for net in self.networks for name in self.names}
+        return {*names, *self.address_keys(keys), *self.kept}
+
+    def address_keys(self, keys: Keys) -> set[str]:
+        """Return the keys of its addresses."""
+        return {keys.address(net, a) for net, some in self.networks.items() for a in some}
+
+
+class About(NamedTuple):
+    """What other hosts show of a service, and nothing depends on."""
+
+    ports: tuple[str, ...]
+    policy: str
+    sharers: Sharers = ()
+
+    def values(self) -> dict[str, Any]:
+        """Return the fields of the service's key."""
+        sharers = {name: list(ports) for name, ports in self.sharers}
+        policy = self.policy if len(self.policy) <= MOST_POLICY else "too long"
+        return {"ports": list(self.ports), "policy": policy, "sharers": sharers}
+
+
+def claim_of(item: Item, keys: Keys) -> Claim:
+    """Return the claim in the value of a service's key. Raises Error if it is malformed."""
+    value = decode(item.value, item.key)
+    try:
+        networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
+        if not all(checked.is_address(each) for some in networks.values() for each in some):
+            raise ValueError
+        if not checked.is_number(value["gen"]):
+            raise ValueError
+        former = [value["former"]["host"]] if "former" in value else []
+        sharers = tuple(
+            (str(name), tuple(map(str, some))) for name, some in value.get("sharers", {}).items()
+        )
+        called = (value["host"], *former, *value["names"], *(name for name, _ in sharers))
+        if not all(checked.is_name(str(each)) for each in called):
+            raise ValueError
+        return Claim(
+            item.key.removeprefix(keys.services),
+            str(value["host"]),
+            int(value["gen"]),
+            str(value["claim"]),
+            networks,
+            tuple(map(str, value["names"])),
+            item.modified,
+            str(value["former"]["host"]) if "former" in value else "",
+            tuple(map(str, value.get("ports", ()))),
+            bool(value.get("up")),
+            str(value.get("policy", "")),
+            tuple(map(str, value.get("kept", ()))),
+            sharers,
+        )
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise invalid(item.key) from None
+
+
+def address_value(claim: Claim, up: bool) -> dict[str, Any]:
+    """Return the value of the key of an address."""
+    return {
+        "service": claim.service,
+        "host": claim.host,
+        "gen": claim.gen,
+        "names": list(claim.names),
+        "up": up,
+    }
