@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 
 from niso.base.errors import Conflict
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster.claim_values import About
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.cluster.claim_values import About, Claim, address_value
 from niso.cluster.index import Spec
 from niso.cluster.keys import encode
 from niso.cluster.membership import PORT, Cluster, Host, Membership, cluster_value, host_value
@@ -22,25 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from niso.cluster.keys import Keys
     from niso.plan.records import Network, Tunnel
     from niso.store.store import Store
 
 EPOCH = 1 << 32
 LIVES_S = 30
 """How long a host counts as alive, if it was, before its agent has said so."""
-
-
-class _Claim(NamedTuple):
-    """What a host has, by a store."""
-
-    service: str
-    host: str
-    mark: str
-    gen: int
-    addresses: tuple[tuple[str, str], ...]  # (network, address)
-    names: tuple[str, ...]
-    up: bool
-    about: About = About((), "")
 
 
 def spec_of(network: Network) -> Spec:
@@ -85,8 +73,8 @@ def restore(store: Store, membership: Membership, own: Host, encryption: str = "
             _put(membership, {keys.live(host.name): encode({"boot": ""})}, lease)
     for network in networks:
         membership.restore_network(spec_of(network)._replace(base=base_of(store)))
-    for claim in (*_own(store, own.name), *_others(store)):
-        _put(membership, _values(claim, membership))
+    for claim, shown in (*_own(store, own.name), *_others(store)):
+        _put(membership, _values(claim, shown, keys))
     _put(membership, {keys.cluster: encode(cluster_value(made))})
     if membership.cluster() != made:
         raise Conflict("another host makes the cluster", "niso cluster status")
@@ -118,58 +106,43 @@ def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None
         membership.engine.commit(txn)  # it changes nothing if the first one is carried out
 
 
-def _own(store: Store, host: str) -> Iterable[_Claim]:
+def _own(store: Store, host: str) -> Iterable[tuple[Claim, About]]:
     """Yield what this host has by its record."""
     for record in store.across.claims():
         row = store.service(record.service)
         if row is not None and record.addresses:
-            addresses = tuple((net, a) for net, some in record.addresses.items() for a in some)
-            names = store.names_there(record.service)
-            yield _Claim(
-                record.service,
-                host,
-                record.mark,
-                record.gen,
-                addresses,
-                names,
-                row.active,
-                about(store, record.service),
-            )
+            who = (record.service, host, record.gen, record.mark)
+            what = (record.addresses, store.names_there(record.service), 0)
+            yield Claim(*who, *what, up=row.active), about(store, record.service)
 
 
-def _others(store: Store) -> Iterable[_Claim]:
+def _others(store: Store) -> Iterable[tuple[Claim, About]]:
     """Yield what other hosts have on the networks that this one has too."""
     for service, rows in store.across.addresses().items():
-        addresses = tuple((row.network, row.address) for row in rows)
+        networks: dict[str, tuple[str, ...]] = {}
+        for row in rows:
+            networks[row.network] = (*networks.get(row.network, ()), row.address)
         newest = max(rows, key=lambda row: row.gen)
-        names, mark = store.across.names(service), os.urandom(16).hex()
-        yield _Claim(service, newest.host, mark, newest.gen, addresses, names, newest.up)
+        who = (service, newest.host, newest.gen, os.urandom(16).hex())
+        yield Claim(*who, networks, store.across.names(service), 0, up=newest.up), About((), "")
 
 
-def _values(claim: _Claim, membership: Membership) -> dict[str, str]:
+def _values(claim: Claim, shown: About, keys: Keys) -> dict[str, str]:
     """Return the keys of a claim, with their values."""
-    keys = membership.keys
-    networks: dict[str, list[str]] = {}
-    for network, address in claim.addresses:
-        networks.setdefault(network, []).append(address)
     service = {
         "host": claim.host,
         "gen": claim.gen,
         "claim": claim.mark,
-        "networks": networks,
-        "names": list(claim.names),
-        "kept": [],
+        "networks": claim.networks,
+        "names": claim.names,
+        "kept": claim.kept,
         "up": claim.up,
-    } | claim.about.values()
-    address_value = {
-        "service": claim.service,
-        "host": claim.host,
-        "gen": claim.gen,
-        "names": list(claim.names),
-        "up": claim.up,
+    } | shown.values()
+    values: dict[str, dict[str, Any]] = {keys.service(claim.service): service}
+    values |= {
+        keys.name(network, name): {"service": claim.service}
+        for network in claim.networks
+        for name in claim.names
     }
-    called = [(net, name) for net in networks for name in claim.names]
-    names = {keys.name(*each): {"service": claim.service} for each in called}
-    values: dict[str, dict[str, Any]] = {keys.service(claim.service): service, **names}
-    values |= {keys.address(net, address): address_value for net, address in claim.addresses}
+    values |= {key: address_value(claim, claim.up) for key in sorted(claim.address_keys(keys))}
     return {key: encode(value) for key, value in values.items()}
