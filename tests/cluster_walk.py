@@ -27,9 +27,10 @@ from niso.cluster import view
 from niso.cluster.agent import Agent, Me
 from niso.cluster.claim_values import claim_of
 from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.host_values import Host
 from niso.cluster.kept import Kept
 from niso.cluster.keys import decode
-from niso.cluster.membership import Host, Membership
+from niso.cluster.membership import Membership
 from niso.cluster.own_claims import STRAY_S
 from niso.cluster.requests import Compacted, NoAnswer
 from niso.commands import network, repair

@@ -10,8 +10,9 @@ from niso.cluster import mirror, view
 from niso.cluster.claim_values import Claim as Held
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.host_values import Host
 from niso.cluster.keys import Keys
-from niso.cluster.membership import Host, Membership
+from niso.cluster.membership import Membership
 from niso.commands import network
 from niso.kernel.kinds.hosts_line import HostsLine
 from niso.kernel.nft_wire import CLAIMS

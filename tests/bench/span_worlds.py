@@ -21,8 +21,9 @@ from niso.base.errors import Error
 from niso.cluster import config, mirror
 from niso.cluster.agent import Agent, Me, boot_id
 from niso.cluster.claims import Claims, Wanted
+from niso.cluster.host_values import Host
 from niso.cluster.keys import encode
-from niso.cluster.membership import Host, Membership
+from niso.cluster.membership import Membership
 from niso.cluster.requests import Delete, Put, Txn
 from niso.commands import deactivate
 from niso.services import across

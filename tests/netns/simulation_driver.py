@@ -30,9 +30,10 @@ from fake_world import World
 from niso.cluster import view
 from niso.cluster.agent import Agent, Me
 from niso.cluster.etcd import Access, Etcd, _batch
+from niso.cluster.host_values import Host, host_value
 from niso.cluster.kept import Kept
 from niso.cluster.keys import Keys, encode
-from niso.cluster.membership import Host, Membership, host_value
+from niso.cluster.membership import Membership
 from niso.cluster.requests import Batch, Put, Txn
 from niso.commands import deactivate, network
 from niso.kernel.nft_wire import CLAIMS

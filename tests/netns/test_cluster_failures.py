@@ -30,7 +30,8 @@ table inet cut {
 """
 NAMESAKE = """\
 from niso.cluster import config
-from niso.cluster.membership import Host, Membership
+from niso.cluster.host_values import Host
+from niso.cluster.membership import Membership
 own = config.require()
 with own.engine() as engine:
     Membership(engine, own.keys).join(Host("b", "01234567", "198.51.100.9", 1500, False))

@@ -21,8 +21,8 @@ from niso.cluster.agent import TTL_S, Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.doubt import GUARD_S
 from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.host_values import Host
 from niso.cluster.keys import decode, encode
-from niso.cluster.membership import Host
 from niso.cluster.requests import Answer, Delete, NoAnswer, Put, Txn
 from niso.cluster.settle import recorded
 from niso.cluster.view import Seen

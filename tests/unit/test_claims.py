@@ -10,9 +10,10 @@ import pytest
 from niso.base.errors import Conflict, NotFound
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.host_values import Host
 from niso.cluster.index import Spec
 from niso.cluster.keys import Keys, decode
-from niso.cluster.membership import FIRST_VNI, Host, Membership
+from niso.cluster.membership import FIRST_VNI, Membership
 from niso.cluster.requests import NoAnswer
 
 KEYS = Keys()

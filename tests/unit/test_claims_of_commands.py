@@ -18,9 +18,9 @@ from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.cluster.agent import Agent, Me
 from niso.cluster.claim_values import Claim
 from niso.cluster.claims import Claims, Wanted
+from niso.cluster.host_values import Host
 from niso.cluster.index import Spec
 from niso.cluster.keys import decode
-from niso.cluster.membership import Host
 from niso.cluster.own_claims import ORPHAN_S, STRAY_S
 from niso.cluster.requests import NoAnswer, Refused
 from niso.commands import network, stack

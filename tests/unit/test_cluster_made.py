@@ -20,8 +20,9 @@ from niso.cluster.agent import Agent
 from niso.cluster.config import Config
 from niso.cluster.etcd import Etcd
 from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.host_values import Host
 from niso.cluster.keys import Keys
-from niso.cluster.membership import Host, Membership
+from niso.cluster.membership import Membership
 from niso.cluster.requests import NoAnswer, Put, Txn
 from niso.commands import cluster, cluster_hosts, cluster_leave
 

@@ -13,8 +13,8 @@ from test_claims_of_commands import Hosted, create, lose
 from niso.base.errors import Conflict
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.host_values import Host
 from niso.cluster.keys import decode
-from niso.cluster.membership import Host
 from niso.cluster.requests import NoAnswer
 from niso.cluster.restore import restore
 from niso.commands.deactivate import deactivate, remove

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from niso.api.session import Session
     from niso.cluster.config import Config
-    from niso.cluster.membership import Host
+    from niso.cluster.host_values import Host
     from niso.commands.agents import Following
     from niso.commands.cluster import Existing, Joined
     from niso.commands.cluster_hosts import Status

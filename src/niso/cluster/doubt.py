@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.cluster.membership import Host
+from niso.cluster.host_values import Host
 from niso.cluster.view import Known
 
 if TYPE_CHECKING:

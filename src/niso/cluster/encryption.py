@@ -24,7 +24,7 @@ from niso.store.store import Scope
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from niso.cluster.membership import Host
+    from niso.cluster.host_values import Host
     from niso.kernel.interface import Kernel
     from niso.store.store import Store
 

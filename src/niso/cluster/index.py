@@ -1,10 +1,9 @@
-"""Read networks and hosts from the values of the cluster's keys, and check them."""
+"""Read networks from the values of the cluster's keys, and check them."""
 
 from __future__ import annotations
 
 import ipaddress
 
-from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.cluster import checked
 from niso.cluster.keys import decode, invalid
@@ -12,21 +11,7 @@ from niso.cluster.keys import decode, invalid
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.cluster.membership import Host
     from niso.cluster.requests import Item
-
-
-def clash(host: Host, other: Host) -> Conflict:
-    """Return the error for a host that has the name, or the state folder, of another one."""
-    if other.name == host.name:
-        return Conflict(
-            f"the cluster has another host {other.name}, with the address {other.address}",
-            f"use another name; if that host is lost, niso cluster forget {other.name} first",
-        )
-    return Conflict(
-        f"host {other.name} of the cluster has the same state folder, {other.state_id}",
-        f"a copy of the machine {other.name} needs a state folder of its own",
-    )
 
 
 class Spec(NamedTuple):
@@ -83,3 +68,14 @@ def spec_of(name: str, item: Item) -> Spec:
         raise invalid(item.key)
     internal = bool(value.get("internal"))
     return Spec(name, int(value["vni"]), int(value["mtu"]), subnets, internal, base)
+
+
+def spec_value(spec: Spec) -> dict[str, Any]:
+    """Return the value of a network's key."""
+    return {
+        "vni": spec.vni,
+        "mtu": spec.mtu,
+        "subnets": [{"cidr": cidr, "gateway": gateway} for cidr, gateway in spec.subnets],
+        "internal": spec.internal,
+        **({"base": spec.base} if spec.base else {}),
+    }

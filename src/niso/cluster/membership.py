@@ -8,11 +8,22 @@ import os
 import re
 
 from niso.base.errors import Conflict, Error, NotFound
-from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.cluster import checked
 from niso.cluster.claim_values import Claim, claim_of
 from niso.cluster.claims import TRIES
-from niso.cluster.index import Spec, clash, index_of, spec_of, valid
+from niso.cluster.host_values import (
+    ENCRYPTED,
+    PROTO,
+    Cluster,
+    Host,
+    clash,
+    cluster_value,
+    host_of,
+    host_value,
+    require_family,
+)
+from niso.cluster.index import Spec, index_of, spec_of, spec_value, valid
 from niso.cluster.keys import Keys, decode, encode, invalid
 from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
 
@@ -25,29 +36,8 @@ if TYPE_CHECKING:
 PORT = 4799
 """UDP. 4789 is Docker's, whose packets the wire's rules would drop."""
 FIRST_VNI = 4097
-PROTO, ENCRYPTED = 1, 2
-"""Versions of the keys. A host that does not know that of its cluster changes nothing.
-
-An encrypted cluster has the second: hosts that know the first alone would send in plain text.
-"""
 SERIAL = re.compile("[0-9A-F]{1,64}", re.ASCII)
 MOST_VNI = (1 << 24) - 1
-
-
-class Host(NamedTuple):
-    name: str
-    state_id: str
-    address: str  # between the hosts
-    mtu: int  # bytes, of the link with that address
-    alive: bool
-    version: str = ""  # of niso, when it joined or its agent started last
-    public: str = ""  # its key of WireGuard, in an encrypted cluster
-
-
-class Cluster(NamedTuple):
-    identity: str
-    port: int
-    encryption: str = ""  # of new hosts: see cluster/encryption.py
 
 
 class Membership:
@@ -320,7 +310,7 @@ class Membership:
                 (Compare(self.keys.nets, item.modified if item else 0),),
                 (
                     Put(self.keys.nets, encode(index)),
-                    Put(self.keys.spec(spec.name), encode(_value(made[0]))),
+                    Put(self.keys.spec(spec.name), encode(spec_value(made[0]))),
                 ),
             )
 
@@ -356,7 +346,7 @@ class Membership:
             index[spec.name] = {"vni": spec.vni, "subnets": [cidr for cidr, _ in spec.subnets]}
             puts = (
                 Put(self.keys.nets, encode(index)),
-                Put(self.keys.spec(spec.name), encode(_value(spec))),
+                Put(self.keys.spec(spec.name), encode(spec_value(spec))),
             )
             return Txn((Compare(self.keys.nets, item.modified if item else 0),), puts)
 
@@ -428,56 +418,6 @@ class Membership:
     def _delete(self, key: str, txn: Txn) -> None:
         """Carry out a transaction that deletes a key among others."""
         self._settle(lambda: txn, lambda: self._item(key) is None)
-
-
-def host_of(item: Item, keys: Keys) -> Host:
-    """Return the host of a key, which does not say whether it lives. Raises Error."""
-    value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
-    name = item.key.removeprefix(keys.hosts)
-    if not (checked.is_name(name) and checked.is_address(str(value["address"]))):
-        raise invalid(item.key)
-    public = str(value.get("wgkey", ""))
-    if public and not checked.is_public_key(public):
-        raise invalid(item.key)
-    where = (str(value["address"]), int(value["mtu"]), False)
-    return Host(name, str(value["id"]), *where, checked.version(value.get("niso")), public)
-
-
-def cluster_value(cluster: Cluster) -> dict[str, Any]:
-    """Return the value of the cluster's key."""
-    value: dict[str, Any] = {"id": cluster.identity, "port": cluster.port, "proto": PROTO}
-    if cluster.encryption:
-        value |= {"encrypt": cluster.encryption, "proto": ENCRYPTED}
-    return value
-
-
-def host_value(host: Host) -> dict[str, Any]:
-    """Return the value of a host's key."""
-    value: dict[str, Any] = {"id": host.state_id, "address": host.address, "mtu": host.mtu}
-    if host.public:
-        value["wgkey"] = host.public
-    if host.version:
-        value["niso"] = host.version
-    return value
-
-
-def require_family(address: str, other: str, host: str) -> None:
-    """Raise Conflict if the kernels of two hosts cannot send to each other's address."""
-    if (":" in address) != (":" in other):
-        raise Conflict(
-            f"{address} is of another family than {other} of host {host}",
-            "all hosts of a cluster have IPv4 addresses, or all have IPv6 addresses",
-        )
-
-
-def _value(spec: Spec) -> dict[str, Any]:
-    return {
-        "vni": spec.vni,
-        "mtu": spec.mtu,
-        "subnets": [{"cidr": cidr, "gateway": gateway} for cidr, gateway in spec.subnets],
-        "internal": spec.internal,
-        **({"base": spec.base} if spec.base else {}),
-    }
 
 
 def _require_apart(spec: Spec, index: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from niso.store.span_rows import Address, Attempt
 from niso.store.store import Scope, Store
 
 if TYPE_CHECKING:
-    from niso.cluster.membership import Host
+    from niso.cluster.host_values import Host
     from niso.kernel.interface import Kernel
     from niso.store.span_rows import Spans
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.cluster.host_values import Host, host_of
 from niso.cluster.kept import Kept
-from niso.cluster.membership import Host, Membership, host_of
+from niso.cluster.membership import Membership
 
 if TYPE_CHECKING:
     from niso.cluster.keys import Keys

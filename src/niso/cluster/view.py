@@ -12,7 +12,7 @@ from niso.cluster.keys import Keys, decode
 from niso.store.span_rows import Address
 
 if TYPE_CHECKING:
-    from niso.cluster.membership import Host
+    from niso.cluster.host_values import Host
     from niso.cluster.requests import Item
 
     Subnets = Mapping[str, Sequence[tuple[str, str]]]

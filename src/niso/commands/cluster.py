@@ -27,8 +27,9 @@ from niso.cluster import (
 )
 from niso.cluster.config import Config, Member, Own, Reach
 from niso.cluster.etcd import Etcd
+from niso.cluster.host_values import Cluster, Host, require_family
 from niso.cluster.invitation import Invitation
-from niso.cluster.membership import Cluster, Host, Membership, require_family
+from niso.cluster.membership import Membership
 from niso.commands import cluster_units as units
 from niso.services.machine import Machine
 

@@ -24,7 +24,7 @@ from niso.services.machine import Machine
 
 if TYPE_CHECKING:
     from niso.cluster.config import Config
-    from niso.cluster.membership import Host
+    from niso.cluster.host_values import Host
     from niso.plan.records import Network
     from niso.store.store import Store
 

@@ -14,7 +14,8 @@ from niso.cluster import certificates, config, gone, members, own_etcd
 from niso.cluster import restore as restoring
 from niso.cluster.agent import Agent, Me, boot_id
 from niso.cluster.config import Member
-from niso.cluster.membership import Host, Membership, host_of
+from niso.cluster.host_values import Host, host_of
+from niso.cluster.membership import Membership
 from niso.cluster.requests import NoAnswer, Refused
 from niso.commands import cluster_units as units
 from niso.commands.agents import Following, alone

@@ -12,8 +12,9 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import Caution
 from niso.cluster import mirror, view
+from niso.cluster.host_values import Cluster
 from niso.cluster.index import Spec
-from niso.cluster.membership import FIRST_VNI, MOST_VNI, Cluster, Membership
+from niso.cluster.membership import FIRST_VNI, MOST_VNI, Membership
 from niso.plan.records import Network, Span, Subnet
 from niso.services import networks
 from niso.services.machine import Machine
