@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.base.errors import Conflict
+from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.cluster import checked
 from niso.cluster.index import valid
@@ -47,6 +47,22 @@ def host_of(item: Item, keys: Keys) -> Host:
         raise invalid(item.key)
     where = (str(value["address"]), int(value["mtu"]), False)
     return Host(name, str(value["id"]), *where, checked.version(value.get("niso")), public)
+
+
+def cluster_of(item: Item) -> Cluster:
+    """Return the cluster of its own key. Raises Error if this niso does not know its version."""
+    value = valid(decode(item.value, item.key), item.key, "id", "port")
+    encryption = str(value.get("encrypt", ""))
+    if encryption not in ("", "kernel", "userspace"):
+        raise invalid(item.key)
+    known = ENCRYPTED if encryption else PROTO
+    version = value.get("proto", PROTO)
+    if version != known:
+        raise Error(
+            f"the cluster's keys are of version {version}, and this niso has {known}",
+            "upgrade niso on this host",
+        )
+    return Cluster(str(value["id"]), int(value["port"]), encryption)
 
 
 def cluster_value(cluster: Cluster) -> dict[str, Any]:

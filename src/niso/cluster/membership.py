@@ -13,18 +13,17 @@ from niso.cluster import checked
 from niso.cluster.claim_values import Claim, claim_of
 from niso.cluster.claims import TRIES
 from niso.cluster.host_values import (
-    ENCRYPTED,
-    PROTO,
     Cluster,
     Host,
     clash,
+    cluster_of,
     cluster_value,
     host_of,
     host_value,
     require_family,
 )
-from niso.cluster.index import Spec, index_of, spec_of, spec_value, valid
-from niso.cluster.keys import Keys, decode, encode, invalid
+from niso.cluster.index import Spec, index_of, spec_of, spec_value
+from niso.cluster.keys import Keys, decode, encode
 from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
 
 if TYPE_CHECKING:
@@ -52,21 +51,8 @@ class Membership:
 
         etcd's own id is the same after its data were wiped, so the cluster has one of its own.
         """
-        items = self.engine.get(self.keys.cluster, one=True).items
-        if not items:
-            return None
-        value = valid(decode(items[0].value, self.keys.cluster), self.keys.cluster, "id", "port")
-        encryption = str(value.get("encrypt", ""))
-        if encryption not in ("", "kernel", "userspace"):
-            raise invalid(self.keys.cluster)
-        known = ENCRYPTED if encryption else PROTO
-        version = value.get("proto", PROTO)
-        if version != known:
-            raise Error(
-                f"the cluster's keys are of version {version}, and this niso has {known}",
-                "upgrade niso on this host",
-            )
-        return Cluster(str(value["id"]), int(value["port"]), encryption)
+        item = self._item(self.keys.cluster)
+        return cluster_of(item) if item is not None else None
 
     def make(self, port: int = PORT, encryption: str = "") -> Cluster:
         """Make the cluster. Raises Conflict if the engine has one."""
