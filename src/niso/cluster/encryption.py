@@ -14,7 +14,6 @@ from niso.base.addresses import bracketed
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
-from niso.base.report import Report, silent
 from niso.kernel.kinds import wireguard as kinds
 from niso.kernel.nft_wire import TUNNEL
 from niso.plan.records import Tunnel
@@ -121,9 +120,7 @@ def tunnel(cluster: str, port: int, how: str, own: Host, hosts: Iterable[Host] =
     )
 
 
-def follow(
-    store: Store, kernel: Kernel, hosts: Iterable[Host], own: str, report: Report = silent
-) -> None:
+def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> None:
     """Have the link know the hosts that the cluster has; no-op without encryption.
 
     The caller does not hold niso's lock. Raises KernelError: nothing is recorded then.
@@ -144,7 +141,7 @@ def follow(
             return
         before = desired_now(kernel, store, scope)
         store.across.set_tunnel(wanted)
-        converge(kernel, store, scope, before, report)
+        converge(kernel, store, scope, before)
 
 
 def renew(store: Store, kernel: Kernel) -> str:
@@ -179,7 +176,7 @@ def _adopt(store: Store, kernel: Kernel) -> str:
     return public
 
 
-def mend(store: Store, kernel: Kernel, report: Report = silent) -> None:
+def mend(store: Store, kernel: Kernel) -> None:
     """Have the link be as on record, whatever it is: nothing else may tell that it has changed.
 
     The caller does not hold niso's lock. Raises KernelError and Conflict.
@@ -197,10 +194,7 @@ def mend(store: Store, kernel: Kernel, report: Report = silent) -> None:
         if not want:
             return
         have = kernel.read(want, alias(store.state_id()), strays=True)
-        steps = diff(want, State(have[WireGuard]))
-        for step in steps:
-            report(step)
-        kernel.write(steps)
+        kernel.write(diff(want, State(have[WireGuard])))
 
 
 def serves(store: Store, kernel: Kernel) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from niso.store.span_rows import Spans
 
 
-def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = silent) -> list[str]:
+def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
     """Make rows and kernel as the engine has it; return the services of others that changed.
 
     ``own`` is the name of this host, whose services are not mirrored, nor is what a command has
@@ -34,7 +34,7 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = s
     with Lock():
         if not store.cluster_id():  # a command has left the cluster meanwhile
             return []
-        _go_back(store, kernel, report)
+        _go_back(store, kernel, silent)
         spans = {network.name for network in store.networks() if network.span is not None}
         wanted = _wanted(store, now, own, spans)
         if now.only is not None:
@@ -53,9 +53,9 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str, report: Report = s
         changed: set[str] = set()
         if moved:  # first what goes
             rest = {name: known for name, known in wanted.items() if name not in moved}
-            changed |= _apply(store, kernel, now, (present, rest), own, report)
+            changed |= _apply(store, kernel, now, (present, rest), own)
             present = _present(store, now.only)
-        changed |= _apply(store, kernel, now, (present, wanted), own, report)
+        changed |= _apply(store, kernel, now, (present, wanted), own)
     return sorted(changed)
 
 
@@ -102,7 +102,6 @@ def _apply(
     now: Seen,
     turn: tuple[dict[str, Known], dict[str, Known]],
     own: str,
-    report: Report,
 ) -> set[str]:
     """Write the rows that differ and converge what they concern; return the services.
 
@@ -122,7 +121,7 @@ def _apply(
         changed |= {name for name, known in both if any(a.host in differ for a in known.addresses)}
     if changed or differ:
         hosts = {name: peers.get(name) for name in differ}
-        _change(store, kernel, {name: wanted.get(name, NOTHING) for name in changed}, hosts, report)
+        _change(store, kernel, {name: wanted.get(name, NOTHING) for name in changed}, hosts, silent)
     return changed
 
 
@@ -156,7 +155,7 @@ def _change(
         spans.set_attempt(None)
 
 
-def go_back(store: Store, kernel: Kernel, report: Report = silent) -> None:
+def go_back(store: Store, kernel: Kernel, report: Report) -> None:
     """Have the kernel be as the rows say after a change that was broken off; no-op if none was.
 
     A command does it before its own changes: it could not undo what the rows do not say. The caller
@@ -223,7 +222,7 @@ def make_way(
     kernel: Kernel,
     services: Collection[str],
     addresses: Collection[tuple[str, str]],
-    report: Report = silent,
+    report: Report,
 ) -> None:
     """Have services of others, and (network, address) of others, go: this host has them now.
 

@@ -66,7 +66,7 @@ class View:
     ``own`` is as for `seen`.
     """
 
-    def __init__(self, keys: Keys, own: str = "") -> None:
+    def __init__(self, keys: Keys, own: str) -> None:
         self._keys = keys
         self._own = own
         self._hosts: tuple[Host, ...] = ()

@@ -40,8 +40,8 @@ class Held:
         joined: Joined,
         engine: Engine,
         arriving: span_networks.Arriving,
-        unobserved: Collection[str] = (),
-        homes: Collection[str] = (),
+        unobserved: Collection[str],
+        homes: Collection[str],
     ) -> None:
         self._unobserved = unobserved
         self.homes = homes
