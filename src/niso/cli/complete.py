@@ -117,7 +117,7 @@ def _commands() -> Candidates:
     ]
 
 
-def _actions(group: Command | Group | None, words: Sequence[str] = ()) -> Candidates:
+def _actions(group: Command | Group | None, words: Sequence[str]) -> Candidates:
     """Return the next words of the actions that begin with these words."""
     found: dict[str, str] = {}
     for action in group.actions if isinstance(group, Group) else ():

@@ -59,7 +59,7 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 }
 
 
-def drift_of_port(settings: dict[int, bytes], operstate: int, tunnel: bool = False) -> str:
+def drift_of_port(settings: dict[int, bytes], operstate: int, tunnel: bool) -> str:
     """Return the settings of a port that differ from niso's: ``isolated on, learning on``.
 
     ``settings`` is its IFLA_INFO_SLAVE_DATA; a ``tunnel`` is a VXLAN device. The port's state

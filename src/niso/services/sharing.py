@@ -99,7 +99,7 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
     return provider
 
 
-def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()) -> list[str]:
+def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> list[str]:
     """Return the active services that must restart with ``wanted``.
 
     Services in ``ending`` are left out. Sharers see the hostname and hosts file of their provider,

@@ -144,7 +144,7 @@ class Proposed(NamedTuple):
     exists: bool  # in the cluster; not if nothing was to be changed
 
 
-def propose(machine: Machine, request: NetworkRequest, dry_run: bool = False) -> Proposed:
+def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Proposed:
     """Make a network in the cluster, unless it has the same one; nothing changes on this host.
 
     With ``dry_run`` nothing changes at all. Raises Error without a cluster or an answer of it, and
@@ -184,7 +184,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool = False) ->
         engine.close()
 
 
-def request_of(spec: Spec, observe: bool = True) -> NetworkRequest:
+def request_of(spec: Spec, observe: bool) -> NetworkRequest:
     """Return the request for a network as the cluster has it."""
     return NetworkRequest(
         spec.name,

@@ -112,16 +112,15 @@ class Attachments:
             "UPDATE attached_link SET interface=? WHERE service=?", (interface, service)
         )
 
-    def release(self, service: str, now: float, network: str | None = None) -> None:
-        """Record the addresses of an attachment as released, on one network or all.
+    def release(self, service: str, now: float) -> None:
+        """Record the addresses of an attachment as released.
 
         ``now`` is in seconds since 1970.
         """
         self._db.execute(
             "INSERT OR REPLACE INTO released SELECT l.network, l.family, l.number, a.owner,"
-            " a.given, ?1 FROM lease l JOIN attached a ON a.service=l.service"
-            " WHERE l.service=?2 AND (?3 IS NULL OR l.network=?3)",
-            (now, service, network),
+            " a.given, ? FROM lease l JOIN attached a ON a.service=l.service WHERE l.service=?",
+            (now, service),
         )
 
     def drop_released(self) -> None:
