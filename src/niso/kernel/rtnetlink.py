@@ -19,8 +19,6 @@ from niso.base.errors import KernelError
 from niso.kernel import bridge_flags, netlink
 from niso.kernel.netlink import Message, attribute, nested, refused, text, u32
 from niso.kernel.rtnl_records import (
-    BR_NF_CALL_IP6TABLES,
-    BR_NF_CALL_IPTABLES,
     IFA_ADDRESS,
     IFA_LOCAL,
     IFF_NOARP,
@@ -40,6 +38,7 @@ from niso.kernel.rtnl_records import (
     LinkAddress,
     LinkRoute,
     alias_data,
+    call_flags,
     canonical,
     ifaddrmsg,
     ifinfomsg,
@@ -150,7 +149,7 @@ class Rtnl(netlink.Netlink):
             u32(_BR_FORWARD_DELAY, 0),
             u32(_BR_STP_STATE, 0),
             attribute(_BR_MCAST_SNOOPING, b"\0"),
-            *_calls(call_iptables, call_ip6tables),
+            *call_flags(call_iptables, call_ip6tables),
         )
         own = packed_mac(mac) if mac else bytes([0x0A, *os.urandom(5)])
         what = f"create bridge '{name}'"
@@ -268,7 +267,7 @@ class Rtnl(netlink.Netlink):
     ) -> None:
         """Change the settings of the bridge ``name`` that are not None; see `add_bridge`."""
         what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
-        data = nested(INFO_DATA, *_calls(call_iptables, call_ip6tables))
+        data = nested(INFO_DATA, *call_flags(call_iptables, call_ip6tables))
         own = nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), data)
         self.transact(Message(what, NEWLINK, 0, ifinfo() + text(IFLA_IFNAME, name) + own))
 
@@ -461,11 +460,6 @@ def no_link_local(what: str, index: int) -> Message:
     mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = ifinfo(index) + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
     return Message(what, NEWLINK, 0, body, (errno.EAFNOSUPPORT,))
-
-
-def _calls(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:
-    wanted = ((BR_NF_CALL_IPTABLES, call_iptables), (BR_NF_CALL_IP6TABLES, call_ip6tables))
-    return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
 
 
 def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
