@@ -255,28 +255,6 @@ def not_unicast(octets: tuple[int, ...]) -> str | None:
     return "is a multicast or reserved address" if octets[0] >= 224 else None
 
 
-def ipv4_prefix(text: str, key: str) -> str:
-    """Return ``text`` if it is a prefix of unicast IPv4 addresses, /8 to /30: ``10.99.1.0/24``.
-
-    Raises InvalidInput, also if host bits are set.
-    """
-    right, example = "a prefix of length 8 to 30, such as 10.99.1.0/24", '"10.99.1.0/24"'
-    address, _, length = text.partition("/")
-    octets, bits = ipv4_octets(address), _number(length, 2)
-    if octets is None or bits is None:
-        raise wrong(key, text, "is not a valid IPv4 prefix", right, example)
-    if not 8 <= bits <= 30:
-        raise wrong(key, text, f"is not a valid subnet: /{bits} is out of range", right, example)
-    number = int.from_bytes(bytes(octets))
-    start = (number >> (32 - bits) << (32 - bits)).to_bytes(4)
-    if number != int.from_bytes(start):
-        network = f"{'.'.join(map(str, start))}/{bits}"
-        raise wrong(key, text, "has host bits set", network, f'"{network}"')
-    if reason := not_unicast(octets):
-        raise wrong(key, text, reason, right, example)
-    return text
-
-
 def user(text: str, key: str) -> User:
     """Return the User of ``uid``, ``uid:gid``, or a name in the rootfs' /etc/passwd.
 
