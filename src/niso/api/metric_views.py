@@ -301,6 +301,7 @@ def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
 
 def _of_ports(store: Store) -> tuple[Metric, ...]:
     from niso.api.published import rows
+    from niso.base.addresses import span
     from niso.plan.known_world import parsed
 
     samples = []
@@ -309,17 +310,13 @@ def _of_ports(store: Store) -> tuple[Metric, ...]:
             labels = {
                 "service": service,
                 "host_ip": row.host_ip,
-                "host_port": _span(row.host_port, row.range),
-                "container_port": _span(row.container_port, row.range),
+                "host_port": span(row.host_port, row.range),
+                "container_port": span(row.container_port, row.range),
                 "protocol": row.proto,
                 "scope": "host" if parsed(row.host_ip).is_loopback else "machines",
             }
             samples.append(Sample(labels, 1))
     return (_metric(GAUGE, "published_port_info", "A published port; always 1.", samples),)
-
-
-def _span(first: int, count: int) -> str:
-    return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
 def _of_tracking() -> tuple[Metric, ...]:
