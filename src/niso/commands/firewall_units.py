@@ -7,13 +7,10 @@ waits for no service, whose unit may be waiting for the firewall's.
 
 from __future__ import annotations
 
-import os
-
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import NamedTuple
 from niso.base.report import ChangingUnit, Report, silent
-from niso.commands.unit_files import command, environment
-from niso.runtime.units import UNITS
+from niso.commands.unit_files import command, drop_in, environment
 from niso.services.machine import Machine
 
 _UNITS = ("nftables.service", "firewalld.service")
@@ -27,10 +24,6 @@ class Guarded(NamedTuple):
     changed: bool
     path: str
     """Path of niso's drop-in."""
-
-
-def _path(unit: str) -> str:
-    return os.path.join(UNITS, f"{unit}.d", "niso.conf")
 
 
 def _text(state_id: str) -> str:
@@ -66,14 +59,14 @@ def enable(machine: Machine, report: Report = silent) -> list[Guarded]:
             "--firewall",
         )
     text = _text(state_id)
-    texts = {unit: units.read(_path(unit)) for unit in _UNITS}
+    texts = {unit: units.read(drop_in(unit)) for unit in _UNITS}
     for unit, now in texts.items():
         if now is not None and not now.startswith(_MARK + state_id):
             raise Conflict(
-                f"{_path(unit)} already exists and was not made for this state folder",
+                f"{drop_in(unit)} already exists and was not made for this state folder",
                 "move it away",
             )
-    done = [Guarded(unit, texts[unit] != text, _path(unit)) for unit in _UNITS]
+    done = [Guarded(unit, texts[unit] != text, drop_in(unit)) for unit in _UNITS]
     for each in done:
         if each.changed:
             report(ChangingUnit("write", each.path))
@@ -88,11 +81,11 @@ def disable(machine: Machine, report: Report = silent) -> list[Guarded]:
     units, state_id = machine.processes.units, machine.store.state_id()
     done = []
     for unit in _UNITS:
-        is_ours = (units.read(_path(unit)) or "").startswith(_MARK + state_id)
+        is_ours = (units.read(drop_in(unit)) or "").startswith(_MARK + state_id)
         if is_ours:
-            report(ChangingUnit("remove", _path(unit)))
-            units.delete(_path(unit))
-        done.append(Guarded(unit, is_ours, _path(unit)))
+            report(ChangingUnit("remove", drop_in(unit)))
+            units.delete(drop_in(unit))
+        done.append(Guarded(unit, is_ours, drop_in(unit)))
     if any(each.changed for each in done) and units.booted():
         units.reload()
     return done

@@ -6,6 +6,7 @@ import os
 import sys
 
 from niso.base import paths
+from niso.runtime.units import UNITS
 
 AFTER = (
     "nftables.service",
@@ -21,6 +22,11 @@ AFTER = (
 The first ones load their own rules and may flush all others. The last ones switch forwarding on,
 which they share with niso if they are first.
 """
+
+
+def drop_in(unit: str) -> str:
+    """Return the path of niso's drop-in for a unit (systemd.unit(5))."""
+    return os.path.join(UNITS, f"{unit}.d", "niso.conf")
 
 
 def command(*words: str) -> str:

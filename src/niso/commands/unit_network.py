@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from niso.base import names, paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.report import Caution, ChangingUnit, Report, silent
-from niso.commands.unit_files import AFTER, command, environment, quoted
+from niso.commands.unit_files import AFTER, command, drop_in, environment, quoted
 from niso.runtime.units import UNITS, Units
 from niso.services import attachments
 from niso.services.attach_request import Request
@@ -50,11 +50,6 @@ def network_unit(attachment: str) -> str:
 
 def _file(attachment: str) -> str:
     return os.path.join(UNITS, network_unit(attachment))
-
-
-def drop_in(unit: str) -> str:
-    """Return the path of niso's drop-in for a unit (systemd.unit(5))."""
-    return os.path.join(UNITS, f"{unit}.d", "niso.conf")
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
