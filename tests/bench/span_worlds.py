@@ -17,9 +17,10 @@ from bridge_worlds import FAST
 from niso_world import WITHOUT_PROCESS, NisoWorld, package
 from worlds import HOST, SERVED, World, run, timed, write
 
+from niso.base import paths
 from niso.base.errors import Error
 from niso.cluster import config, mirror
-from niso.cluster.agent import Agent, Me, boot_id
+from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.host_values import Host
 from niso.cluster.keys import encode
@@ -300,7 +301,7 @@ class Crowd(NisoWorld):
         puts = [self._put(number) for number in range(count)]
         for at in range(0, count, A_TXN):
             self.engine.commit(Txn((), tuple(puts[at : at + A_TXN])))
-        me = Me(own.host, self.store.state_id(), self.store.cluster_id(), boot_id())
+        me = Me(own.host, self.store.state_id(), self.store.cluster_id(), paths.boot_id())
         self.agent = Agent(me, own.engine, lambda lost: None, lambda line: None, self.keys)
         self._next = count
         took = timed(self._look)

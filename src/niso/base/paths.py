@@ -108,6 +108,12 @@ def in_lab() -> bool:
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)
 
 
+def boot_id() -> str:
+    """Return the kernel's id of this boot (random(4)). Raises OSError."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
 def shown(path: str) -> str:
     """Return a path for a message: of a long one, the beginning and the end."""
     return path if len(path) <= 200 else f"{path[:120]} ... {path[-75:]}"

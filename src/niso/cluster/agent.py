@@ -362,9 +362,3 @@ def _text(error: Exception) -> str:
     """Return what the log says of an error."""
     error = unusable(error) if isinstance(error, sqlite3.Error) else error
     return error.message if isinstance(error, Error) else str(error)
-
-
-def boot_id() -> str:
-    """Return the kernel's id of this boot (random(4))."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()

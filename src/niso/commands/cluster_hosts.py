@@ -12,7 +12,7 @@ from niso.base.locks import service_lock
 from niso.base.report import Report
 from niso.cluster import certificates, config, gone, members, own_etcd
 from niso.cluster import restore as restoring
-from niso.cluster.agent import Agent, Me, boot_id
+from niso.cluster.agent import Agent, Me
 from niso.cluster.config import Member
 from niso.cluster.host_values import Host, host_of
 from niso.cluster.membership import Membership
@@ -323,7 +323,7 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
     """Return the agent of this host. Raises Error if the host is in no cluster."""
     own = require_member(machine)
     store = machine.store
-    me = Me(own.host, store.state_id(), store.cluster_id(), boot_id())
+    me = Me(own.host, store.state_id(), store.cluster_id(), paths.boot_id())
 
     def connect() -> Etcd:
         return config.require().engine()

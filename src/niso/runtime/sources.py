@@ -19,7 +19,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from niso.base import files
+from niso.base import files, paths
 from niso.base.digest import sha256
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import NamedTuple
@@ -61,7 +61,7 @@ def recorded(spec: ProcessSpec) -> ProcessSpec:
 
     The links of a host volume's path are followed now, and never again. Raises OSError.
     """
-    boot = _boot()
+    boot = paths.boot_id()
     if spec.rootfs is not None and spec.rootfs_identity is None:
         fd = mount_calls.open_place(spec.rootfs, _NO_LINKS)
         spec = spec._replace(rootfs_identity=_identity(fd, boot))
@@ -235,7 +235,7 @@ def _open(source: _Source, service: str = "") -> int:
     if was is None:
         return fd
     now = _identity(fd, was.boot)
-    if was.boot != _boot():  # devices may have other numbers since
+    if was.boot != paths.boot_id():  # devices may have other numbers since
         now = now._replace(device=was.device)
     if now == was or (
         source.volume is not None
@@ -290,8 +290,3 @@ def _identity(fd: int, boot: str) -> Identity:
     if not stat.S_ISDIR(info.st_mode):
         return Identity(0, 0, boot)
     return Identity(info.st_dev, info.st_ino, boot)
-
-
-def _boot() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()

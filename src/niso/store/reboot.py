@@ -34,11 +34,9 @@ def here() -> str:
 
     See random(4), namespaces(7) and proc_pid_stat(5). Raises OSError.
     """
-    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
-        boot = file.read().strip()
     with open("/proc/1/stat", encoding="utf-8", errors="replace") as file:
         started = file.read().rpartition(")")[2].split()[19]
-    return f"{boot} {os.stat('/proc/self/ns/net').st_ino} {started}"
+    return f"{paths.boot_id()} {os.stat('/proc/self/ns/net').st_ino} {started}"
 
 
 def folder() -> str:
