@@ -27,6 +27,7 @@ from niso.cluster.settle import recorded
 from niso.cluster.view import Seen
 from niso.commands.deactivate import deactivate
 from niso.kernel.interface import Kernel
+from niso.store.sqlite import encoded
 from niso.store.store import Store
 
 
@@ -368,3 +369,18 @@ def wait(so: Callable[[], bool]) -> None:
                 return
         time.sleep(0.01)
     pytest.fail("not so in time")
+
+
+def test_policy_that_was_changed_while_the_engine_was_silent_is_said_later(host: Hosted) -> None:
+    """Its addresses and names are as the cluster has them: nothing else shows that it is behind."""
+    world, engine = host.world, host.cluster.engine
+    host.look()
+    engine.down = True
+    policy = {"allow_from": ["web"]}
+    world.activate(world.package("db", network={"network": "backend", "policy": policy}))
+    with pytest.raises(NoAnswer):
+        host.look(31.0)
+    engine.down = False
+    host.look(62.0)
+    held = Claims(engine, ME).held("db")
+    assert held is not None and held.policy == encoded(world.store.policy("db"))

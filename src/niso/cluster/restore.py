@@ -128,7 +128,7 @@ def _own(store: Store, host: str) -> Iterable[_Claim]:
             yield _Claim(
                 record.service,
                 host,
-                record.mark,
+                record.mark or os.urandom(16).hex(),
                 record.gen,
                 addresses,
                 names,

@@ -18,7 +18,7 @@ from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.membership import Membership
 from niso.cluster.requests import NoAnswer
-from niso.cluster.settle import about, recorded, settle, wanted_by_rows
+from niso.cluster.settle import about, recorded, settle, untold, wanted_by_rows
 from niso.services import span_networks
 from niso.services.machine import Machine
 from niso.store.span_rows import Claim
@@ -169,12 +169,16 @@ class Held:
     def publish(self, report: Report) -> None:
         """Say that the services are up. Raises Conflict if this host has lost one meanwhile."""
         store = self._machine.store
-        for name, claim in self._held.items() if not self._is_silent else ():
-            if name in self.homes:  # `tell` does it: a command may be changing it
-                continue
+        # `tell` does it for providers: a command may be changing them
+        own = {name: claim for name, claim in self._held.items() if name not in self.homes}
+        if self._is_silent:
+            untold(store, own)
+            own = {}
+        for name, claim in own.items():
             try:
                 held = self._claims.publish(name, claim.mark, True, about(store, name))
             except NoAnswer as error:
+                untold(store, own)
                 report(Caution(f"other hosts do not know yet that {name} is up", (_LATER,)))
                 report(Caution(error.message))
                 break
@@ -276,6 +280,7 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
             except Error as error:
                 report(Caution(error.message, (error.hint,) if error.hint else ()))
     except NoAnswer as error:
+        untold(store, told)
         report(Caution(f"other hosts do not know it yet: {error.message}", (_LATER,)))
     except Error as error:
         report(Caution(error.message, (error.hint,) if error.hint else ()))
