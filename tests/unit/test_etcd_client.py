@@ -32,6 +32,8 @@ class Member(BaseHTTPRequestHandler):
         text = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
+        if status == 401:
+            self.send_header("Connection", "close")  # the next request opens another
         self.end_headers()
         self.wfile.write(text)
 
@@ -59,6 +61,10 @@ def test_password_is_checked_once_for_all_clients_until_the_token_ends(access: A
         with Etcd(access) as client:
             client.get("x")
     assert len(Member.issued) == 3
+    Member.issued.append("and again")
+    with Etcd(access, rounds=1) as client:
+        client.get("x")
+    assert len(Member.issued) == 5
 
 
 def test_reason_is_for_people() -> None:
