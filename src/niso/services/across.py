@@ -13,7 +13,7 @@ from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.names import DEFAULT_NETWORK
-from niso.base.report import AskingCluster, Caution, Report
+from niso.base.report import AskingCluster, Caution, Report, silent
 from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.membership import Membership
@@ -289,13 +289,16 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
     wake.agent()
 
 
-def tell_rest(machine: Machine, report: Report) -> None:
-    """Tell the cluster of all services that it may not know to be gone. Raises no Error."""
+def tell_rest(machine: Machine) -> None:
+    """Tell the cluster of all services that it may not know to be gone. Raises no Error.
+
+    What cannot be told is not reported: the host leaves, or is refused to.
+    """
     from niso.services.journal import locked
 
     left = [claim.service for claim in machine.store.across.claims()]
     with locked(machine.store, left):
-        tell(machine, left, report)
+        tell(machine, left, silent)
 
 
 def _arriving(
