@@ -256,14 +256,16 @@ def prepare(
 
 
 def tell(machine: Machine, services: Iterable[str], report: Report, final: bool = True) -> None:
-    """Tell the cluster what has become of services; the caller holds their locks. Raises no Error.
+    """Tell the cluster what has become of services, and of their providers. Raises no Error.
 
-    What cannot be told now is told by the agent. ``final`` is as for `settle.settle`.
+    What cannot be told now is told by the agent, and that of a service that another command is
+    changing by that one. The caller has the locks of services, but not of each provider. ``final``
+    is as for `settle.settle`.
     """
     store = machine.store
     services = list(services)
     both = dict.fromkeys((*services, *(store.home(name) for name in services)))
-    told = [name for name in both if store.across.claim(name) is not None]
+    told = [name for name in both if store.across.claim(name) and store.intent(name) is None]
     joined = machine.joined() if told else None
     if joined is None:
         return
@@ -366,10 +368,14 @@ def _names(
 def _around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return what providers need that the command does not change, for those that share."""
+    """Return what providers need that the command does not change, for those that share.
+
+    One that another command is changing is left out: with another mark of its claim, that command
+    would take it for lost.
+    """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:
-        row = store.service(home)
+        row = store.service(home) if store.intent(home) is None else None
         on = store.across.spanning(row.networks) if row is not None else []
         if row is not None and on and store.across.claim(home) is not None:
             asked = wanted_by_rows(store, row, on)
