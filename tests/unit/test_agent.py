@@ -350,6 +350,40 @@ def test_agent_waits_for_its_files_and_ends_well_once_the_host_has_left(
     assert host.said[-1].startswith("this host has left cluster")
 
 
+def test_command_that_calls_just_as_a_look_begins_gets_a_whole_one(
+    host: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[bool] = []
+    following = host.agent
+
+    class Called(threading.Event):
+        def is_set(self) -> bool:
+            was = super().is_set()
+            if len(whole) == 1:
+                self.set()
+                following._notice()
+            return was
+
+    def look(
+        store: Store, kernel: Kernel, engine: FakeEngine, now_s: float, is_whole: bool
+    ) -> None:
+        whole.append(is_whole)
+        following._notice()
+
+    following._called = Called()
+    monkeypatch.setattr(following, "look", look)
+
+    def run() -> None:
+        following.run(Store.open(), host.world.kernel)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    wait(lambda: len(whole) > 3)
+    following.stop()
+    thread.join(20)
+    assert whole[:4] == [True, False, True, False]
+
+
 def test_look_of_a_host_that_leaves_meanwhile_writes_nothing(host: Hosted) -> None:
     cluster, store = host.cluster, host.world.store
     cluster.claim("a", "api")
