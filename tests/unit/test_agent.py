@@ -28,6 +28,7 @@ from niso.cluster.settle import recorded
 from niso.cluster.view import Seen
 from niso.commands.deactivate import deactivate
 from niso.kernel.interface import Kernel
+from niso.store.sqlite import encoded
 from niso.store.store import Store
 
 
@@ -350,6 +351,40 @@ def test_agent_waits_for_its_files_and_ends_well_once_the_host_has_left(
     assert host.said[-1].startswith("this host has left cluster")
 
 
+def test_command_that_calls_just_as_a_look_begins_gets_a_whole_one(
+    host: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[bool] = []
+    following = host.agent
+
+    class Called(threading.Event):
+        def is_set(self) -> bool:
+            was = super().is_set()
+            if len(whole) == 1:
+                self.set()
+                following._notice()
+            return was
+
+    def look(
+        store: Store, kernel: Kernel, engine: FakeEngine, now_s: float, is_whole: bool
+    ) -> None:
+        whole.append(is_whole)
+        following._notice()
+
+    following._called = Called()
+    monkeypatch.setattr(following, "look", look)
+
+    def run() -> None:
+        following.run(Store.open(), host.world.kernel)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    wait(lambda: len(whole) > 3)
+    following.stop()
+    thread.join(20)
+    assert whole[:4] == [True, False, True, False]
+
+
 def test_look_of_a_host_that_leaves_meanwhile_writes_nothing(host: Hosted) -> None:
     cluster, store = host.cluster, host.world.store
     cluster.claim("a", "api")
@@ -369,3 +404,18 @@ def wait(so: Callable[[], bool]) -> None:
                 return
         time.sleep(0.01)
     pytest.fail("not so in time")
+
+
+def test_policy_that_was_changed_while_the_engine_was_silent_is_said_later(host: Hosted) -> None:
+    """Its addresses and names are as the cluster has them: nothing else shows that it is behind."""
+    world, engine = host.world, host.cluster.engine
+    host.look()
+    engine.down = True
+    policy = {"allow_from": ["web"]}
+    world.activate(world.package("db", network={"network": "backend", "policy": policy}))
+    with pytest.raises(NoAnswer):
+        host.look(31.0)
+    engine.down = False
+    host.look(62.0)
+    held = Claims(engine, ME).held("db")
+    assert held is not None and held.policy == encoded(world.store.policy("db"))

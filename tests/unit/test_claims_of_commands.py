@@ -15,6 +15,7 @@ from fake_world import Steps, World
 from samples import samples
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
+from niso.base.locks import service_lock
 from niso.cluster.agent import Agent, Me
 from niso.cluster.claim_values import Claim
 from niso.cluster.claims import Claims, Wanted
@@ -762,6 +763,21 @@ def test_names_of_sharers_are_held_by_the_owner_of_the_namespace(host: Hosted) -
     assert shared.names() == {"api", "log"} and host.held("log") is None
     remove(host.world.machine, ["log"])
     assert shared.names() == {"api"} and host.warned == []
+
+
+def test_claim_of_an_owner_that_another_command_is_changing_is_left_to_that(host: Hosted) -> None:
+    """With another mark, that command would find its service taken over, and undo it."""
+    shared, store = Shared(host), host.world.store
+    before = host.held("api")
+    with service_lock("api"):
+        with store.transaction():
+            store.begin_intent("api", "activate", 0.0)
+        with pytest.raises(Conflict, match="is being changed by another command"):
+            host.activate(shared.package("log"))
+        assert host.held("api") == before
+        with store.transaction():
+            store.end_intent("api")
+    assert shared.names() == {"api"}
 
 
 def test_owner_and_sharer_are_activated_and_restarted_together_without_an_answer(

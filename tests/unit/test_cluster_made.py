@@ -15,6 +15,7 @@ from fake_world import Killed, World
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError
+from niso.base.report import Caution
 from niso.cluster import certificates, config, invitation, own_etcd
 from niso.cluster.agent import Agent
 from niso.cluster.config import Config
@@ -25,6 +26,7 @@ from niso.cluster.keys import Keys
 from niso.cluster.membership import Membership
 from niso.cluster.requests import NoAnswer, Put, Txn
 from niso.commands import cluster, cluster_hosts, cluster_leave
+from niso.store.span_rows import Claim
 
 HERE = "192.0.2.1"
 ETCD = cluster.Existing(("http://etcd1:2379",))
@@ -53,7 +55,7 @@ class Engine(FakeEngine):
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     engine = Engine()
-    monkeypatch.setattr(Config, "engine", lambda own: engine)
+    monkeypatch.setattr(Config, "engine", lambda own, brief=False: engine)
     return engine
 
 
@@ -107,6 +109,20 @@ def test_init_leave_and_join_fail_at_each_request(
     joining = lambda: cluster.join(world.machine, own, None, lambda event: None)  # noqa: E731
     trying(joining, lambda: world.store.cluster_id() == made)
     assert config.require().host == "b"
+
+
+def test_host_that_leaves_without_an_answer_does_not_say_that_its_agent_will_tell(
+    world: World, engine: Engine
+) -> None:
+    init(world)
+    world.machine = world.machine._replace(joined=config.require)
+    with world.store.transaction():
+        world.store.across.set_claim(Claim("old", "mark", 1, {}))
+    engine.down = True
+    said: list[Any] = []
+    cluster_leave.leave(world.machine, True, said.append)
+    assert not [each for each in said if isinstance(each, Caution)]
+    assert is_clean(world)
 
 
 @pytest.mark.parametrize(

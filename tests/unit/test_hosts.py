@@ -48,6 +48,17 @@ def test_edited_file_keeps_its_header_and_is_sorted_by_address(there, removed, a
 
 
 @BOUNDED
+@given(LINES, LINES, LINES, st.data())
+def test_line_of_somebody_else_stays_and_is_in_nobodys_way(there, removed, added, data) -> None:
+    """Only a repair writes the whole file again: until then services come and go."""
+    lines = sorted(there)
+    lines.insert(data.draw(st.integers(0, len(lines))), "# a note\n")
+    text = hosts_text.HEADER + "".join(lines)
+    edited = hosts_text.edit(text, removed, added)[len(hosts_text.HEADER) :]
+    assert {*edited.splitlines(keepends=True)} == (there - removed | added | {"# a note\n"})
+
+
+@BOUNDED
 @given(LINES, LINES)
 def test_edit_and_its_reverse_leave_the_file_as_it_was(there, added) -> None:
     text = hosts_text.edit(hosts_text.HEADER, set(), there - added)

@@ -263,8 +263,10 @@ class Agent:
             self._hurry.clear()
             try:
                 began = time.monotonic()
-                whole = began >= whole_s or self._called.is_set()
-                self._called.clear()
+                called = self._called.is_set()
+                if called:  # else one that comes now would be cleared too
+                    self._called.clear()
+                whole = called or began >= whole_s
                 self.lag.notice(began)
                 if self._has_left(store):
                     break

@@ -211,8 +211,9 @@ class Etcd:
         the one before. Raises NoAnswer, Refused.
         """
         problems: dict[str, None] = {}  # in their order, each once
-        for _ in range(self._rounds * len(self._members)):
-            sent = False
+        tries, renewed = self._rounds * len(self._members), False
+        while tries > 0:
+            tries, sent = tries - 1, False
             try:
                 connection = self._connected()
                 headers = self._headers()
@@ -230,8 +231,9 @@ class Etcd:
                 self.close()
             if status and status not in _UNAVAILABLE:
                 code, reason = _error(text)
-                if code == _UNAUTHENTICATED and self._user:  # tokens end after a while
-                    _tokens.pop(self._user, None)
+                if code == _UNAUTHENTICATED and self._user and not renewed:
+                    _tokens.pop(self._user, None)  # they end after a while
+                    tries, renewed = tries + 1, True
                     continue
                 raise _refused(code, reason)
             if sent and not repeatable:
@@ -254,8 +256,6 @@ class Etcd:
             connection.request("POST", "/v3/auth/authenticate", body, headers)
             response = connection.getresponse()
             text = response.read()
-            if connection.sock is not None:  # else the answer has ended the connection
-                connection.sock.settimeout(self._request_s)
             if response.status in _UNAVAILABLE:
                 raise ValueError(_error(text)[1])
             if response.status != 200:

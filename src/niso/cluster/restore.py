@@ -112,7 +112,8 @@ def _own(store: Store, host: str) -> Iterable[tuple[Claim, About]]:
     for record in store.across.claims():
         row = store.service(record.service)
         if row is not None and record.addresses:
-            who = (record.service, host, record.gen, record.mark)
+            mark = record.mark or os.urandom(16).hex()
+            who = (record.service, host, record.gen, mark)
             what = (record.addresses, store.names_there(record.service), 0)
             yield Claim(*who, *what, up=row.active), about(store, record.service)
 

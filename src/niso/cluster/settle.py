@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.locks import Lock
 from niso.cluster import mirror
 from niso.cluster.claim_values import About
 from niso.cluster.claims import Wanted
@@ -56,20 +57,25 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
             if record is None or _places(wanted.requested) <= _places(record.addresses):
                 raise
             return False  # a command gave it up, was undone here, and another service has it now
-    if record != recorded(have):
+    now = recorded(have)
+    if record != now:
         with store.transaction():
-            store.across.set_claim(recorded(have))
+            store.across.set_claim(now._replace(mark=""))
     claims.publish(service, have.mark, row.active, about(store, service))
+    if record != now:
+        with store.transaction():
+            store.across.set_claim(now)
     return True
 
 
 def is_so(store: Store, record: Claim, now: Seen) -> bool:
     """Return whether the cluster has of a service what this host's rows say, as far as seen.
 
-    The record of a claim is not enough: an activation that was undone may have changed it.
+    The record of a claim is not enough: an activation that was undone may have changed it. Ports
+    and policies are not seen: `untold` records that they are not told yet.
     """
     row, known = store.service(record.service), now.services.get(record.service)
-    if row is None or known is None or not record.addresses:
+    if row is None or known is None or not record.addresses or not record.mark:
         return False
     on = store.across.spanning(row.networks)
     leased = {each for each in store.addresses(record.service) if each[0] in on}
@@ -80,6 +86,17 @@ def is_so(store: Store, record: Claim, now: Seen) -> bool:
         and {a.up for a in known.addresses} == {row.active}
         and {*known.names} == {*store.names_there(record.service)}
     )
+
+
+def untold(store: Store, services: Iterable[str]) -> None:
+    """Record that the cluster may not know all of services, which have claims: the agent tells it.
+
+    The caller does not hold niso's lock.
+    """
+    with Lock(), store.transaction():
+        for service in services:
+            if (record := store.across.claim(service)) is not None:
+                store.across.set_claim(record._replace(mark=""))
 
 
 def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:

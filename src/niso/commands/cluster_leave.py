@@ -32,7 +32,7 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
                 "the host can leave once they are removed, or on other networks",
             )
         if store.cluster_id():
-            across.tell_rest(machine, report)
+            across.tell_rest(machine)
             _give_notice(machine, own, force, report)
         for name in spans:
             mirror.drop_network(store, machine.kernel, name, report)

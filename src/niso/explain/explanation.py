@@ -191,7 +191,9 @@ def _path(
     if not sender and is_host(world, packet.source):
         return tuple(objects), (), ()
     if to.is_loopback:
-        martian = _loopback(sender is not None, family)
+        martian = _static(
+            nft_tables.INET, "raw", "ip daddr 127.0.0.0/8" if family == 4 else "ip6 daddr ::1"
+        )
         return martian, martian, ()
     if entered and entered.internal and (reached is None or reached.name != entered.name):
         closed = _static(nft_tables.INET, "forward", "out of an internal network")
@@ -204,14 +206,6 @@ def _path(
         apart = _static(nft_tables.INET, "forward", "not published")
         return (*objects, *apart), (), apart
     return tuple(objects), (), ()
-
-
-def _loopback(by_service: bool, family: int) -> _Rules:
-    """Return the rule that drops what is for the host's loopback addresses."""
-    if by_service:
-        return _static(nft_tables.BRIDGE, f"from_own{family}", "loopback from a wire")
-    words = "ip daddr 127.0.0.0/8" if family == 4 else "ip6 daddr ::1"
-    return _static(nft_tables.INET, "raw", words)
 
 
 def _passing(

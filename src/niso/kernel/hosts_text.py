@@ -36,6 +36,14 @@ def _order(text: str) -> tuple[int, bytes]:
     return (family, socket.inet_pton(family, address))
 
 
+def _rank(text: str) -> tuple[int, bytes]:
+    """Return the order of a line of a file; that of somebody else has none, and is the lowest."""
+    try:
+        return _order(text)
+    except (OSError, ValueError):
+        return (0, b"")
+
+
 def edit(text: str, remove: set[str], add: set[str]) -> str:
     """Return ``text`` without the lines ``remove`` and with the lines ``add``, sorted by address.
 
@@ -66,7 +74,7 @@ def _place(text: str, line: str) -> int:
     while low < high:
         start = max(low, text.rfind("\n", low, (low + high) // 2) + 1)
         end = text.find("\n", start) + 1 or len(text)
-        if _order(text[start:end]) <= order:
+        if _rank(text[start:end]) <= order:
             low = end
         else:
             high = start
@@ -80,7 +88,7 @@ def _find(text: str, line: str, place: int) -> int:
         end, place = place, text.rfind("\n", 0, place - 1) + 1
         if text[place:end] == line:
             return place
-        if _order(text[place:end]) != order:
+        if _rank(text[place:end]) != order:
             break
     return -1
 

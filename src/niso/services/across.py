@@ -13,12 +13,12 @@ from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.names import DEFAULT_NETWORK
-from niso.base.report import AskingCluster, Caution, Report
+from niso.base.report import AskingCluster, Caution, Report, silent
 from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.membership import Membership
 from niso.cluster.requests import NoAnswer
-from niso.cluster.settle import about, recorded, settle
+from niso.cluster.settle import about, recorded, settle, untold
 from niso.services import needs, span_networks
 from niso.services.machine import Machine
 from niso.store.span_rows import Claim
@@ -171,12 +171,16 @@ class Held:
     def publish(self, report: Report) -> None:
         """Say that the services are up. Raises Conflict if this host has lost one meanwhile."""
         store = self._machine.store
-        for name, claim in self._held.items() if not self._is_silent else ():
-            if name in self.homes:  # `tell` does it: a command may be changing it
-                continue
+        # `tell` does it for providers: a command may be changing them
+        own = {name: claim for name, claim in self._held.items() if name not in self.homes}
+        if self._is_silent:
+            untold(store, own)
+            own = {}
+        for name, claim in own.items():
             try:
                 held = self._claims.publish(name, claim.mark, True, about(store, name))
             except NoAnswer as error:
+                untold(store, own)
                 report(Caution(f"other hosts do not know yet that {name} is up", (_LATER,)))
                 report(Caution(error.message))
                 break
@@ -255,14 +259,16 @@ def prepare(
 
 
 def tell(machine: Machine, services: Iterable[str], report: Report, final: bool = True) -> None:
-    """Tell the cluster what has become of services; the caller holds their locks. Raises no Error.
+    """Tell the cluster what has become of services, and of their providers. Raises no Error.
 
-    What cannot be told now is told by the agent. ``final`` is as for `settle.settle`.
+    What cannot be told now is told by the agent, and that of a service that another command is
+    changing by that one. The caller has the locks of services, but not of each provider. ``final``
+    is as for `settle.settle`.
     """
     store = machine.store
     services = list(services)
     both = dict.fromkeys((*services, *(store.home(name) for name in services)))
-    told = [name for name in both if store.across.claim(name) is not None]
+    told = [name for name in both if store.across.claim(name) and store.intent(name) is None]
     joined = machine.joined() if told else None
     if joined is None:
         return
@@ -279,6 +285,7 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
             except Error as error:
                 report(Caution(error.message, (error.hint,) if error.hint else ()))
     except NoAnswer as error:
+        untold(store, told)
         report(Caution(f"other hosts do not know it yet: {error.message}", (_LATER,)))
     except Error as error:
         report(Caution(error.message, (error.hint,) if error.hint else ()))
@@ -287,13 +294,16 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
     wake.agent()
 
 
-def tell_rest(machine: Machine, report: Report) -> None:
-    """Tell the cluster of all services that it may not know to be gone. Raises no Error."""
+def tell_rest(machine: Machine) -> None:
+    """Tell the cluster of all services that it may not know to be gone. Raises no Error.
+
+    What cannot be told is not reported: the host leaves, or is refused to.
+    """
     from niso.services.journal import locked
 
     left = [claim.service for claim in machine.store.across.claims()]
     with locked(machine.store, left):
-        tell(machine, left, report)
+        tell(machine, left, silent)
 
 
 def _arriving(

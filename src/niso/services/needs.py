@@ -64,10 +64,14 @@ def names(
 def around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return what providers need that the command does not change, for those that share."""
+    """Return what providers need that the command does not change, for those that share.
+
+    One that another command is changing is left out: with another mark of its claim, that command
+    would take it for lost.
+    """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:
-        row = store.service(home)
+        row = store.service(home) if store.intent(home) is None else None
         on = store.across.spanning(row.networks) if row is not None else []
         if row is not None and on and store.across.claim(home) is not None:
             asked = wanted_by_rows(store, row, on)

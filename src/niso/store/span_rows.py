@@ -34,7 +34,8 @@ class Claim(NamedTuple):
     """What this host holds in the cluster for a service of its own.
 
     ``mark`` is a random text in the claim: who got no answer to a request finds by it whether it
-    was carried out. ``gen`` grows with each change and each new claim.
+    was carried out. It is "" while the cluster may not know all of the service. ``gen`` grows with
+    each change and each new claim.
     """
 
     service: str
