@@ -406,6 +406,7 @@ table bridge niso {{
 	chain forward {{
 		type filter hook forward priority -200; policy accept;
 		meta mark & {CHECKED} == 0 iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
+		iifname != "n*" oifname @ports counter drop comment "the same, with a mark of another firewall"
 		ether type ip oifname . ether daddr . ip daddr @sources4 goto see comment "to one service alone"
 		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 goto see
 		iifname @ports goto between

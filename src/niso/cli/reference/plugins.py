@@ -87,7 +87,8 @@ def _cni() -> Page:
             ),
             Text(
                 "`ipam` is refused: niso leases addresses itself. Other plugins of the list may "
-                "come before and after niso-cni (prevResult), but none that makes an interface."
+                "come before and after niso-cni (prevResult), but none that makes the same "
+                "interface."
             ),
             Heading("Policies of a container"),
             Terms(
