@@ -865,7 +865,7 @@ def test_what_is_held_starts_and_others_are_followed_while_the_engine_is_full(ho
 def test_policy_that_is_too_long_for_a_claim_is_left_out(
     host: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("niso.cluster.claims.MOST_POLICY", 200)
+    monkeypatch.setattr("niso.cluster.claim_values.MOST_POLICY", 200)
     entries = [f"10.0.{number}.0/24" for number in range(20)]
     host.activate(host.package("api", policy={"allow_from": entries}))
     held = host.held("api")
