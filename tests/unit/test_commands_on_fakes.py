@@ -623,6 +623,18 @@ def test_neighbour_table_that_is_over_half_full_is_named(world: World) -> None:
     assert "net.ipv6.neigh.default.gc_thresh3=4096" in hint
 
 
+def test_service_that_goes_has_its_policy_until_its_link_has_gone(world: World) -> None:
+    world.activate(world.package("web", network={}))
+    closed = {"policy": {"allow_from": ["10.9.9.9:80"]}}
+    world.activate(world.package("db", network=closed))
+    before = len(world.kernel.done)
+    deactivate(world.machine, ["db"])
+    done = world.kernel.done[before:]
+    (untracked,) = (at for at, step in enumerate(done) if "nf_call_iptables 0" in step)
+    (gone,) = (at for at, step in enumerate(done) if step.startswith("ip link delete"))
+    assert gone < untracked
+
+
 def test_only_new_addresses_are_announced(world: World) -> None:
     manifest = world.package("api", network=WEB)
     world.activate(manifest)

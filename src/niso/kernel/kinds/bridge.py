@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel.kinds.element import Element
-from niso.kernel.kinds.kind import Kind, Step, link_place
+from niso.kernel.kinds.kind import AnyStep, Kind, Step, Steps, link_place
 from niso.kernel.nft_tables import INET
 
 if TYPE_CHECKING:
     from niso.kernel.reading import Reading, Space
+    from niso.kernel.state import State
     from niso.kernel.writing import Writer
 
 
@@ -46,6 +47,25 @@ class _Bridges(Kind[Bridge]):
             Element(INET, "bridges", name, "", ""),
             Element(INET, "same_bridge", f"{name} . {name}", "", ""),
         )
+
+    def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
+        """Stop tracking after deletions: a service that goes has its policy to the end."""
+        steps = super().steps(want, have, going)
+        made: list[AnyStep] = []
+        stopped: list[AnyStep] = []
+        for step in steps.made:
+            if not isinstance(step, Step) or step.was is None:
+                made.append(step)
+                continue
+            bridge, was = step.thing, step.was
+            kept = bridge._replace(
+                tracked4=bridge.tracked4 or was.tracked4, tracked6=bridge.tracked6 or was.tracked6
+            )
+            if kept != was:
+                made.append(Step("change", kept, was))
+            if kept != bridge:
+                stopped.append(Step("change", bridge, kept))
+        return Steps(made=made, gone=[*steps.gone, *stopped])
 
     def describe(self, step: Step[Bridge]) -> str:
         bridge = step.thing
