@@ -15,7 +15,7 @@ from policy_shop import CLIENT, EVERY, HOST, PROTOCOLS, TRIED_SECONDS, Shop
 from samples import LONG
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
-from services import idle
+from services import idle, on
 from wire import Addresses, Wire
 
 
@@ -366,3 +366,46 @@ def test_repair_of_a_policy_cuts_what_came_in_meanwhile(shop: Shop) -> None:
     intruders, friends = shop.open(("web", "db")), shop.open(("api", "db"))
     shop.lab.niso("net", "repair")
     assert shop.flows.judge(friends, intruders, servers_first=True) == []
+
+
+SENDER = """\
+import socket, time
+sockets = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
+while True:
+    for one, host in zip(sockets, ("192.0.2.1", "2001:db8::1")):
+        one.sendto(b"x", (host, 8080))
+    time.sleep(0.002)
+"""
+
+
+def test_nothing_held_for_an_address_reaches_its_next_owner(lab: Lab) -> None:
+    """The host holds packets for up to 3 s while nobody answers for their address (arp(7)).
+
+    Those that come while a service goes were for its published port.
+    """
+    addresses = ["10.99.1.50", "fd00:99:1::50"]
+    lab.niso("net", "create", "one", "--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
+    network = on("one", ip=addresses)
+    former = idle(lab, "former", network={**network, "ports": ["8080:80/udp"]})
+    later = idle(lab, "later", network={**network, "policy": {"allow_from": []}})
+    with Wire(lab):
+        lab.niso("activate", former, idle(lab, "other", network=on("one")))
+        sender = lab.popen("ip", "netns", "exec", "client", "python3", "-ISc", SENDER)
+        lab.wait_for(lambda: all(_datagrams(lab, "former")))
+        lab.niso("remove", "former")
+        asked = lab.run("ip", "neigh", "show").stdout
+        assert all(address in asked for address in addresses)
+        lab.niso("activate", later)
+        assert _datagrams(lab, "later") == [0, 0]
+        assert sender.poll() is None
+
+
+def _datagrams(lab: Lab, service: str) -> list[int]:
+    """Return how many datagrams came in at closed ports of a service, for each family."""
+    files = ("/proc/net/snmp", "/proc/net/snmp6")
+    text = lab.run("ip", "netns", "exec", f"niso-{service}", "cat", *files).stdout
+    found = (
+        re.search(r"^Udp: \d+ (\d+)", text, re.M),
+        re.search(r"^Udp6NoPorts\s+(\d+)", text, re.M),
+    )
+    return [int(match[1]) for match in found if match]

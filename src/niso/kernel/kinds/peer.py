@@ -4,6 +4,10 @@ The host has one on the bridge for each address of a service, and a service has 
 gateways. So a packet between them needs no ARP and no place in the machine's neighbour table, which
 has room for 1,024 others (gc_thresh3, arp(7)). For services of other hosts the bridge also answers
 ARP requests and neighbour solicitations with them (neigh_suppress), so that none has to cross.
+
+For up to 3 s the host holds packets to an address for which nobody answers, and sends them once the
+address has an entry. They may have been meant for an earlier owner of the address, and have passed
+rules that did not know the present one. So they are dropped before an entry is added.
 """
 
 from __future__ import annotations
@@ -103,6 +107,8 @@ class _Peers(Kind[Peer]):
             index = writer.link(netns, peer.link)[1]
             if step.action != "delete":
                 index = writer.existing(index, peer.link)
+                if step.action == "add":
+                    messages.append(neighbours.forget(index, peer.address))
                 messages.append(neighbours.resolve(index, peer.address, peer.mac))
             elif index is not None:
                 messages.append(neighbours.forget(index, peer.address))
