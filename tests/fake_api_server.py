@@ -116,6 +116,7 @@ class FakeApi:
         parts = urlsplit(to.path)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         self.requests.append(to.path)
+        cut = self.cut  # before it is asked whether to refuse: a watch that is let in then ends
         if self.closed:
             to.close_connection = True
             return None
@@ -125,7 +126,7 @@ class FakeApi:
             return answer(to, 200, self.says.pop(0))
         kind, space, name = kind_of(parts.path)
         if query.get("watch"):
-            return self._watch(to, kind, int(query["resourceVersion"]))
+            return self._watch(to, kind, int(query["resourceVersion"]), cut)
         wanted = query.get("fieldSelector", "").removeprefix("metadata.name=") or name
         with self.changed:
             items = [
@@ -141,7 +142,9 @@ class FakeApi:
             meta["continue"] = str(start + limit)
         return answer(to, 200, {"metadata": meta, "items": items[start : start + limit]})
 
-    def _watch(self, to: http.server.BaseHTTPRequestHandler, kind: str, version: int) -> None:
+    def _watch(
+        self, to: http.server.BaseHTTPRequestHandler, kind: str, version: int, cut: int
+    ) -> None:
         to.send_response(200)
         to.send_header("Transfer-Encoding", "chunked")
         to.end_headers()
@@ -150,7 +153,6 @@ class FakeApi:
             line = json.dumps(data).encode() + b"\n"
             to.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
 
-        cut = self.cut
         with contextlib.suppress(OSError):
             if version < self.forgotten:
                 send({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "old"}})
