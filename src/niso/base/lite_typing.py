@@ -20,21 +20,11 @@ __all__ = ["TYPE_CHECKING", "Choice", "Generic", "Literal", "NamedTuple"]
 
 _getters = [_tuplegetter(place, "") for place in range(16)]
 _new = tuple.__new__
-# written out, because to compile one takes as long as to make two classes
-_templates: dict[int, Any] = {
-    0: lambda _cls: _new(_cls, ()),
-    1: lambda _cls, a: _new(_cls, (a,)),
-    2: lambda _cls, a, b: _new(_cls, (a, b)),
-    3: lambda _cls, a, b, c: _new(_cls, (a, b, c)),
-    4: lambda _cls, a, b, c, d: _new(_cls, (a, b, c, d)),
-    5: lambda _cls, a, b, c, d, e: _new(_cls, (a, b, c, d, e)),
-    6: lambda _cls, a, b, c, d, e, f: _new(_cls, (a, b, c, d, e, f)),
-    7: lambda _cls, a, b, c, d, e, f, g: _new(_cls, (a, b, c, d, e, f, g)),
-    8: lambda _cls, a, b, c, d, e, f, g, h: _new(_cls, (a, b, c, d, e, f, g, h)),
-}
+_templates: dict[int, Any] = {}
 
 
 def _template(count: int) -> Any:
+    """Return a ``__new__`` of so many arguments. Compiling one takes as long as making a class."""
     if count not in _templates:
         arguments = "".join(f"a{i}, " for i in range(count))
         text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
