@@ -137,7 +137,7 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> Non
         return
     scope = Scope((), ())
     with Lock(), store.transaction():
-        if store.across.tunnel() is None:  # a command has left the cluster meanwhile
+        if store.across.tunnel() is None:  # a command left the cluster during the look
             return
         before = desired_now(kernel, store, scope)
         store.across.set_tunnel(wanted)
@@ -160,7 +160,7 @@ def _adopt(store: Store, kernel: Kernel) -> str:
     A command that renewed it may have been killed before.
     """
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
-    if present is None:  # a command has left the cluster meanwhile
+    if present is None:  # a command left the cluster during the look
         return ""
     if not private:
         return present.public

@@ -32,7 +32,7 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
     KernelError and Error: nothing is recorded then, and the next call does the same again.
     """
     with Lock():
-        if not store.cluster_id():  # a command has left the cluster meanwhile
+        if not store.cluster_id():  # a command left the cluster during the look
             return []
         _go_back(store, kernel, silent)
         spans = {network.name for network in store.networks() if network.span is not None}

@@ -44,7 +44,7 @@ class OwnClaims:
         """Bring the cluster what this host's services are: there, up, down, or removed.
 
         A service that a command is changing is left to it. Return those that other hosts have, and
-        whether all was as it should be.
+        whether the cluster had all of it right.
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)

@@ -203,7 +203,7 @@ class Reading:
         for kind in order.KINDS:
             for name, things in kind.by_space(candidates[kind.thing]).items():
                 spaces.setdefault(name, {})[kind.thing] = things
-        # of what is as it should be, the wanted things are kept: a state is large
+        # unchanged things are the wanted objects themselves: a state is large
         known = {kind.thing: {t: t for t in candidates[kind.thing]} for kind in order.KINDS}
         self.host = Space(self, "", spaces.pop(""))
         self.inner_spaces = [Space(self, name, spaces[name]) for name in sorted(spaces)]

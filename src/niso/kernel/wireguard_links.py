@@ -101,7 +101,7 @@ def shown(name: str, known: Mapping[str, FarEnd]) -> Shown:
     """Return what a link has. ``known`` are other hosts as they should be, by public key.
 
     A host that answers may do so from another of its addresses, which WireGuard then sends to: its
-    endpoint is as it should be.
+    endpoint is not a difference.
     """
     try:
         lines = _run(["wg", "show", name, "dump"]).splitlines()

@@ -221,7 +221,7 @@ def _located(
         found = Outside(before.cookie, "", frozenset(), frozenset())
     if found is None:
         raise NotFound(
-            f"{request.netns}: there is no network namespace",
+            f"{request.netns}: the network namespace does not exist",
             "a path like /proc/PID/ns/net or /run/netns/NAME",
         )
     if found.is_host:
