@@ -234,7 +234,7 @@ class Undisturbed:
         self.points = world.points(*self.case.command.split())
         self.uses = world.uses()
         assert self.case.least <= len(self.points) <= 3 * self.case.least, self.points
-        world.assert_content()
+        world.assert_whole()
         self.wanted = world.snapshot()
         assert guarded(self.wanted) == []
         as_before(world, self.baseline, "undisturbed")

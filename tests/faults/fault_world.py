@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-from conftest import Lab
+from conftest import Lab, assert_whole
 from kernel_snapshot import differences
 
 SNAPSHOT = pathlib.Path(__file__).parent / "kernel_snapshot.py"
@@ -178,9 +178,5 @@ class World:
         if networks:
             self.niso("net", "remove", *networks)
 
-    def assert_content(self) -> None:
-        done = self.niso("net", "check", check=False)
-        assert (done.returncode, done.stdout) == (
-            0,
-            "OK: the kernel matches the configuration\n",
-        ), done.stdout + done.stderr
+    def assert_whole(self) -> None:
+        assert_whole(self)

@@ -56,7 +56,7 @@ def others_work(world: World, known: Undisturbed, position: int, action: str, wh
     another(world)
     # a process that cannot be started again is told, and left to `repair`
     if known.case.recovers and another is not look and action not in ("crun", "conmon"):
-        world.assert_content()
+        world.assert_whole()
         assert world.snapshot()["store"] in (known.before["store"], known.wanted["store"]), what
 
 
@@ -78,7 +78,7 @@ def killed(world: World, known: Undisturbed, number: int, position: int) -> None
     others_work(world, known, position, "kill", what)
     again(world, case)
     world.wait_for_snapshot(known.wanted, f"{what}: after the same command again")
-    world.assert_content()
+    world.assert_whole()
     as_before(world, known.baseline, what)
 
 
@@ -107,12 +107,12 @@ def failed(world: World, known: Undisturbed, number: int, action: str, position:
         last = known.before if was_undone(world, known) else known.wanted
         assert last is known.before or action in LATER, what
         world.wait_for_snapshot(last, f"{what}: right after the failure")
-        world.assert_content()
+        world.assert_whole()
         return last is known.before
     others_work(world, known, position, action, what)
     again(world, case)
     world.wait_for_snapshot(known.wanted, f"{what}: after the same command again")
-    world.assert_content()
+    world.assert_whole()
     return False
 
 
@@ -200,7 +200,7 @@ def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> No
         world.wait_until_right(guarded, what)
         world.niso("net", "repair")
         world.wait_for_snapshot(wanted, what)
-        world.assert_content()
+        world.assert_whole()
         as_before(world, baseline, what)
 
 

@@ -81,12 +81,12 @@ def test_command_that_is_interrupted_at_any_moment_is_undone_or_done_again(
             world.wait_for_snapshot(
                 known.before if found == known.before["store"] else known.wanted, what
             )
-            world.assert_content()
+            world.assert_whole()
         if not case.damaged:
             world.wait_until_right(guarded, what)
         again(world, case)
         world.wait_for_snapshot(known.wanted, f"{what}: after the same command again")
-        world.assert_content()
+        world.assert_whole()
         as_before(world, known.baseline, what)
     assert interrupted or name.startswith("port-")  # these can be over before a signal comes
 

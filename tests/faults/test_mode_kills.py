@@ -166,7 +166,7 @@ def test_command_killed_at_any_step_converges(world: World, name: str) -> None:
     prepare(world, case)
     points = world.points(*command)
     assert case.least <= len(points) <= 3 * case.least, points
-    world.assert_content()
+    world.assert_whole()
     wanted = world.snapshot()
     assert wide(wanted, case) == []
     world.clear()
@@ -194,10 +194,10 @@ def test_command_killed_at_any_step_converges(world: World, name: str) -> None:
         world.niso("net", "ports")
         world.niso("net", "create", "other")  # which recovers, and mends nothing
         world.niso("net", "remove", "other")
-        world.assert_content()
+        world.assert_whole()
         again(world, case)
         world.wait_for_snapshot(wanted, f"{what}: after the same command again")
-        world.assert_content()
+        world.assert_whole()
         world.clear()
         world.wait_for_snapshot(baseline, f"{what}: after everything is removed")
 
@@ -227,14 +227,14 @@ def test_step_that_is_refused_undoes_the_command(world: World, name: str) -> Non
             continue
         assert done.returncode == 1 and done.stderr.startswith("niso: "), what
         world.wait_for_snapshot(before, f"{what}: right after the failure")
-        world.assert_content()
+        world.assert_whole()
         now = {
             row["service"]: (row["status"], row["mode"])
             for row in json.loads(world.niso("ps", "--json").stdout)
         }
         assert now == statuses, what
     world.niso(*command)
-    world.assert_content()
+    world.assert_whole()
 
 
 @pytest.mark.parametrize("name", ["both-at-once", "share-to-bridge", "both-end"])
@@ -264,5 +264,5 @@ def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> No
         assert done.returncode == -9, what
         world.niso("net", "repair")
         world.wait_for_snapshot(wanted, what)
-        world.assert_content()
+        world.assert_whole()
         world.clear()

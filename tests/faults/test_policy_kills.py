@@ -184,7 +184,7 @@ def test_nothing_that_is_denied_comes_in_whatever_dies_or_fails(
         prepare(world, case)
         points = world.points(*command)
         assert len(points) >= 4, points
-        world.assert_content()
+        world.assert_whole()
         prober.assert_nothing_came_in("undisturbed")
         world.niso(*reset)
         place, uses = list(CASES).index(name), world.uses()
@@ -201,11 +201,11 @@ def test_nothing_that_is_denied_comes_in_whatever_dies_or_fails(
             assert how != "kill" or done.returncode == -9 or len(reached) < number, what
             prober.assert_nothing_came_in(what)
             world.niso("net", "repair")
-            world.assert_content()
+            world.assert_whole()
             prober.assert_nothing_came_in(f"{what}: repaired")
             again = world.niso(*command, check=False)
             assert again.returncode == 0 or "no service" in again.stderr, again.stderr
-            world.assert_content()
+            world.assert_whole()
             prober.assert_nothing_came_in(f"{what}: done again")
             world.niso(*reset, check=name != "remove")
         prober.assert_nothing_came_in("at the end")

@@ -117,7 +117,7 @@ def test_commands_at_once_give_nothing_twice_and_end_as_they_say(world: World) -
     assert_all_clear(results, killed=False)
     done = {result["argv"][0] for result in results if result["status"] == 0}  # type: ignore[index]
     assert {"activate", "deactivate", "port-forward", "ps", "net"} <= done
-    world.assert_content()
+    world.assert_whole()
     assert_nothing_twice(world)
     world.clear()
     world.wait_for_snapshot(baseline, "after everything is removed")
@@ -129,7 +129,7 @@ def test_commands_at_once_of_which_some_are_killed_converge(world: World) -> Non
     assert_all_clear(results, killed=True)
     assert any(result["status"] == -9 for result in results)
     world.niso("net", "repair")
-    world.assert_content()
+    world.assert_whole()
     assert_nothing_twice(world)
     world.clear()
     world.wait_for_snapshot(baseline, "after everything is removed")
@@ -155,14 +155,14 @@ def test_no_change_of_many_at_once_is_lost(world: World) -> None:
         world, [("port-forward", name, f"{9200 + i}:80") for i, name in enumerate(names)]
     )
     every_one_works(world, [("net", "create", f"w{number}") for number in range(len(names))])
-    world.assert_content()
+    world.assert_whole()
     assert len(world.snapshot()["rules"]["inet niso"]["sets"]["publish_any4"]) == 2 * len(names)
     every_one_works(
         world,
         [(("deactivate", "remove")[i % 2], name) for i, name in enumerate(names)]
         + [("net", "remove", f"w{number}") for number in range(len(names))],
     )
-    world.assert_content()
+    world.assert_whole()
     assert world.snapshot()["homes"] == {}
     world.clear()
     world.wait_for_snapshot(baseline, "after everything is removed")
@@ -231,7 +231,7 @@ def test_nobody_waits_for_a_process_that_takes_long_to_stop(world: World) -> Non
     world.niso("net", "remove", "other")
     world.niso("restart", "a")
     world.niso("remove", "a")
-    world.assert_content()
+    world.assert_whole()
     assert stopping.poll() is None, "the others waited for it"
     # who wants the very same service waits for its turn
     waiting = world.lab.popen("niso", "activate", stubborn)
@@ -241,7 +241,7 @@ def test_nobody_waits_for_a_process_that_takes_long_to_stop(world: World) -> Non
     _, words = waiting.communicate(timeout=30)
     assert (waiting.returncode, without_progress(words)) == (0, [])
     assert world.snapshot()["homes"] == {"stubborn": ["niso-stubborn"]}
-    world.assert_content()
+    world.assert_whole()
     world.lab.run("pkill", "-KILL", "-f", "^/(usr/)?bin/sh -c trap")
 
 
@@ -272,7 +272,7 @@ def test_command_killed_at_any_moment_converges(world: World, command: str) -> N
         )  # niso alone: not the group, which conmon is in
         victim.communicate(timeout=20)
         world.niso("activate", "/tmp/a")
-        world.assert_content()
+        world.assert_whole()
         assert world.snapshot()["homes"] == {"a": ["niso-a"]}
         world.niso("remove", "a")
         world.wait_for_snapshot(baseline, f"killed at moment {moment}")
@@ -300,12 +300,12 @@ def test_what_somebody_else_has_put_beside_a_hosts_file_keeps_nobody_from_ending
     hosts.with_name("hosts~").write_text("an editor's")
     world.lab.path("/run/niso/hosts/file").write_text("no folder")
     world.niso("deactivate", "a")
-    world.assert_content()
+    world.assert_whole()
     assert hosts.with_name("hosts~").exists() and not hosts.exists()
     world.niso("activate", "/tmp/a")
     world.niso("net", "repair")
     world.niso("remove", "a")
-    world.assert_content()
+    world.assert_whole()
     world.lab.run("rm", "-r", "/run/niso/hosts/file", f"/run/niso/hosts/{hosts.parent.name}")
     assert world.snapshot() == baseline
 
@@ -328,8 +328,8 @@ def test_sweep_beside_an_activation_comes_before_it_or_after_it(world: World) ->
         seen.add(row["status"])
         assert bool(world.snapshot()["homes"]) == (row["status"] == "running"), (moment, row)
         if row["status"] == "running":
-            world.assert_content()
+            world.assert_whole()
         world.niso("activate", "/tmp/a")
-        world.assert_content()
+        world.assert_whole()
         world.niso("remove", "a")
     assert seen == {"running", "inactive"}

@@ -59,7 +59,7 @@ def test_store_lost_while_services_run_is_told_swept_and_begun_anew(world: World
     assert kernel(world.snapshot()) == kernel(running)
     assert_swept(world, baseline)
     world.niso("activate", "/tmp/a", "/tmp/b")
-    world.assert_content()
+    world.assert_whole()
     anew = world.snapshot()
     assert anew["homes"] == running["homes"]
     assert (
@@ -217,7 +217,7 @@ def test_every_command_says_what_is_wrong_with_the_store_and_changes_nothing(
         "sh", "-c", f"rm -rf {DATABASE} {DATABASE}-wal {DATABASE}-shm; cp /tmp/whole.db {DATABASE}"
     )
     assert held.snapshot() == running
-    held.assert_content()
+    held.assert_whole()
 
 
 @pytest.mark.parametrize("damage", ["garbage", "a folder", "newer"])
@@ -235,10 +235,10 @@ def test_damaged_store_is_swept_and_begun_anew(world: World, damage: str) -> Non
     (copy,) = world.lab.run("sh", "-c", f"echo {STATE}/packages/a/*").stdout.split()
     world.lab.run("rm", "-r", "/tmp/a")
     world.niso("activate", copy)
-    world.assert_content()
+    world.assert_whole()
     world.niso("deactivate", "a")
     world.niso("activate", "a")
-    world.assert_content()
+    world.assert_whole()
     world.clear()
     assert_after_all(world, baseline)
 
@@ -268,7 +268,7 @@ def test_read_only_state_folder_is_told_and_nothing_changes(world: World) -> Non
     assert world.snapshot() == running
     world.niso("activate", "/tmp/b")
     world.niso("deactivate", "a")
-    world.assert_content()
+    world.assert_whole()
 
 
 LOCKER = """\
@@ -297,7 +297,7 @@ def test_store_that_somebody_keeps_locked_is_told_and_nothing_changes(
     locker.communicate()
     assert world.snapshot() == running
     world.niso(*command.split())
-    world.assert_content()
+    world.assert_whole()
 
 
 def fill(world: World, folder: str, leave: int) -> None:

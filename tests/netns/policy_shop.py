@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from conftest import Lab
+from conftest import Lab, assert_whole
 from policy_flows import Asked, Flow, Flows
 from services import idle
 from wire import Addresses, Wire
@@ -49,23 +49,16 @@ class Shop:
         before = self.pids()
         self.lab.niso("activate", self.write(name, rules))
         assert self.pids() == before
-        self.content()
+        assert_whole(self.lab)
 
     def stop(self, command: str, name: str) -> None:
         """Deactivate or remove a service, of whose namespace nobody holds anything any more."""
         self.flows.leave(f"niso-{name}")
         self.lab.niso(command, name)
-        self.content()
+        assert_whole(self.lab)
 
     def pids(self) -> list[str]:
         return self.lab.run("pgrep", "-f", "sleep 100000").stdout.split()
-
-    def content(self) -> None:
-        done = self.lab.niso("net", "check", check=False)
-        assert (done.returncode, done.stdout) == (
-            0,
-            "OK: the kernel matches the configuration\n",
-        ), done.stdout + done.stderr
 
     def address(self, name: str, family: int = 4) -> str:
         return Addresses(self.lab, f"niso-{name}").ip(family)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import snapshots
-from conftest import Lab
+from conftest import Lab, assert_whole
 from services import (
     CLIENT,
     HOST,
@@ -216,7 +216,7 @@ def test_process_that_ended_for_good_leaves_its_service_active(lab: Lab) -> None
         "80",
         "tcp",
     ]
-    assert lab.niso("net", "check").returncode == 0  # an end for good is as it should be
+    assert_whole(lab)  # an end for good is as it should be
     lab.niso("restart", "job")
     assert lab.niso("logs", "job").stdout == "begin\nbegin\n"
     lab.wait_for(lambda: ps(lab, "job")["status"] == "exited (3)")
@@ -347,7 +347,7 @@ def test_two_services_whose_links_hash_alike_both_have_a_network(lab: Lab) -> No
         assert answer(lab, HOST, port, "client").startswith(f"{name} ")
     lab.niso("deactivate", second)
     assert answer(lab, HOST, 8001, "client").startswith(f"{first} ")
-    assert lab.niso("net", "check").returncode == 0
+    assert_whole(lab)
 
 
 def test_activation_in_a_mount_namespace_of_its_own_warns_that_names_are_hidden(lab: Lab) -> None:

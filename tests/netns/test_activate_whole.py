@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import snapshots
-from conftest import Lab
+from conftest import Lab, assert_whole
 from services import (
     address,
     echo,
@@ -243,7 +243,7 @@ def test_services_activated_at_the_same_time_get_different_addresses(lab: Lab) -
     assert sorted(address(lab, f"s{number}") for number in range(4)) == [
         f"10.99.0.{n}" for n in (2, 3, 4, 5)
     ]
-    assert lab.niso("net", "check").returncode == 0
+    assert_whole(lab)
 
 
 def test_same_service_activated_at_the_same_time_is_started_once(lab: Lab) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Lab
+from conftest import Lab, assert_whole
 from policy_shop import CLIENT, EVERY, HOST, Shop
 from services import idle
 from wire import Wire
@@ -95,7 +95,7 @@ def test_audit_drops_nothing_says_so_and_ends_in_the_kernel(shop: Shop) -> None:
     lab.wait_for(lambda: not left(lab), what="the end of the audit")
     assert (shop.reach("web", "db"), shop.reach("api", "db")) == (set(), EVERY)
     assert shop.reach("db", "web") == set()
-    shop.content()
+    assert_whole(shop.lab)
     stats = row(lab, "db", "net", "stats")
     assert stats["in-drops"] > 0 and stats["out-drops"] > 0 and stats["in-audits"] is None
     assert "has ended: it is enforced" in lab.niso("net", "check").stderr

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from conftest import Lab
+from conftest import Lab, assert_whole
 from services import address, answer, ask, echo, idle, inspect, on, package, ps, refused
 
 STATE = "/var/lib/niso"
@@ -34,12 +34,6 @@ def boots() -> Iterator[Callable[[Lab | None], Lab]]:
 
 def statuses(lab: Lab) -> dict[str, str]:
     return {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)}
-
-
-def all_is_well(lab: Lab) -> bool:
-    done = lab.niso("net", "check", check=False)
-    assert (done.stdout, done.stderr) == ("OK: the kernel matches the configuration\n", "")
-    return True
 
 
 def store(lab: Lab, sql: str) -> list[Any]:
@@ -90,7 +84,7 @@ def test_restore_brings_enabled_services_back_as_they_were(boots) -> None:
     for port in (8080, 9000):
         assert answer(lab, "192.0.2.1", port, "client") == "api 192.0.2.2"
         assert ask(lab, "192.0.2.1", port, "neighbour") == ""
-    assert all_is_well(lab)
+    assert_whole(lab)
     assert {"niso-spare", "niso-backend"} <= {link["ifname"] for link in lab.ip_json("link")}
     assert lab.niso("restore").stdout.count("already active") == 3
 
@@ -114,7 +108,7 @@ def test_port_that_a_forward_took_stays_where_it_is(boots, taker: str) -> None:
     assert lab.niso("restore").stdout.count("already active") == 2
     assert answer(lab, "192.0.2.1", 8080, "client") == f"{taker} 192.0.2.2"
     assert answer(lab, "192.0.2.1", 8081, "client") == "api 192.0.2.2"
-    assert all_is_well(lab)
+    assert_whole(lab)
     # nor does it come back by being deactivated, but as soon as the forward has ended
     lab.niso("deactivate", "api")
     lab.niso("activate", "api")
@@ -122,7 +116,7 @@ def test_port_that_a_forward_took_stays_where_it_is(boots, taker: str) -> None:
     lab.niso("deactivate", taker)
     assert lab.niso("activate", "api").stderr == ""
     assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
-    assert all_is_well(lab)
+    assert_whole(lab)
 
 
 def test_service_that_was_active_and_is_not_enabled_is_inactive(boots) -> None:
@@ -133,13 +127,14 @@ def test_service_that_was_active_and_is_not_enabled_is_inactive(boots) -> None:
     lab = boots(lab)
     assert ps(lab, "api")["status"] == "inactive"
     lab.niso("net", "repair")
-    assert all_is_well(lab) and ps(lab, "api")["status"] == "inactive"
+    assert_whole(lab)
+    assert ps(lab, "api")["status"] == "inactive"
     assert lab.niso("restore").stdout == "no service is enabled\n"
     # and what it had is still its own
     lab.niso("activate", "api")
     assert address(lab, "api") == was
     assert answer(lab, "192.0.2.1", 9000, "client") == "api 192.0.2.2"
-    assert all_is_well(lab)
+    assert_whole(lab)
 
 
 def test_forwarding_goes_back_to_what_this_boot_had(boots) -> None:
@@ -196,7 +191,7 @@ def test_forward_that_somebody_took_meanwhile_is_no_ones_secret(boots) -> None:
     lab.niso("restore")
     assert answer(lab, "192.0.2.1", 9000, "client") == "web 192.0.2.2"
     assert answer(lab, "192.0.2.1", 9001, "client") == "api 192.0.2.2"
-    assert all_is_well(lab)
+    assert_whole(lab)
 
 
 def test_deactivate_ends_forwards_that_a_reboot_kept(boots) -> None:
@@ -235,7 +230,7 @@ def test_activation_that_was_cut_off_is_undone_after_a_reboot(boots, at) -> None
     assert address(lab, "api") == was
     assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
     assert ask(lab, "192.0.2.1", 8081, "client") == ""
-    assert all_is_well(lab)
+    assert_whole(lab)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +255,7 @@ def test_other_commands_that_were_cut_off_are_finished_after_a_reboot(boots, com
     )
     if command[0] == "port-forward":
         assert answer(lab, "192.0.2.1", 9000, "client") == "api 192.0.2.2"
-    assert all_is_well(lab)
+    assert_whole(lab)
 
 
 def test_another_network_namespace_is_no_reboot(lab) -> None:
@@ -272,14 +267,15 @@ def test_another_network_namespace_is_no_reboot(lab) -> None:
     }
     lab.run("unshare", "--pid", "--fork", "--mount-proc", "niso", "ps")
     assert statuses(lab) == {"api": "running", "bare": "running"}
-    assert all_is_well(lab)
+    assert_whole(lab)
 
 
 def test_store_of_an_older_niso_is_taken_as_it_is(boots) -> None:
     lab = boots()
     lab.niso("activate", echo(lab, "api", network=on("backend", ports=["8080:80"])))
     store(lab, "DELETE FROM meta WHERE key='world'")
-    assert ps(lab, "api")["status"] == "running" and all_is_well(lab)
+    assert ps(lab, "api")["status"] == "running"
+    assert_whole(lab)
     store(lab, "DELETE FROM meta WHERE key='world'")
     lab = boots(lab)
     assert ps(lab, "api")["status"] == "inactive"

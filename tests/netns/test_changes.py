@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import snapshots
-from conftest import Lab, Process
+from conftest import Lab, Process, assert_whole
 from services import (
     HOST,
     address,
@@ -243,7 +243,7 @@ def test_new_network_is_plugged_in_while_the_process_runs_and_connections_live_o
     assert [link["ifname"] for link in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
     lab.niso("restart", "api")
     assert "late" in lab.niso("exec", "api", "--", "cat", "/etc/hosts").stdout
-    assert lab.niso("net", "check").returncode == 0
+    assert_whole(lab)
 
 
 def test_network_change_that_cannot_be_leaves_process_hosts_and_connections(lab: Lab) -> None:
@@ -259,7 +259,7 @@ def test_network_change_that_cannot_be_leaves_process_hosts_and_connections(lab:
     assert known.same_process() and known.same_network() and connection.lives()
     lab.niso("activate", idle(lab, "late", network=on("backend")))
     assert "late" in lab.run("cat", f"/proc/{known.pid}/root/etc/hosts").stdout
-    assert lab.niso("net", "check").returncode == 0
+    assert_whole(lab)
     assert [row["ifname"] for row in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
 
 
@@ -354,7 +354,7 @@ def test_a_name_moves_between_two_services_of_one_command(
     lab.niso("activate", *(folders[name] for name in order))
     assert answers_as_db(lab) == "b"
     assert (pid_of(lab, "a"), pid_of(lab, "b")) == processes
-    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
+    assert_whole(lab)
 
 
 def test_a_name_goes_back_where_the_move_fails(lab: Lab) -> None:
@@ -366,7 +366,7 @@ def test_a_name_goes_back_where_the_move_fails(lab: Lab) -> None:
     assert "its process ended" in refused(lab, "activate", folders["b"], folders["a"])
     assert answers_as_db(lab) == "a"
     assert answer(lab, address(lab, "b"), 80, "niso-peer").startswith("b ")
-    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
+    assert_whole(lab)
     # and a command that only one of them is in gives nothing up
     echo(lab, "b", network=has)
     assert "the name 'db' is already used by service 'a'" in refused(lab, "activate", folders["b"])
@@ -384,4 +384,4 @@ def test_interrupted_restart_leaves_the_service_running(lab: Lab) -> None:
         interrupted += process.returncode == 130
         assert json.loads(lab.niso("ps", "--json").stdout)[-1]["status"] == "running", after_s
     assert interrupted
-    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
+    assert_whole(lab)

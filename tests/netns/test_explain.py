@@ -7,7 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import Lab
+from conftest import Lab, assert_whole
 from services import idle, on, refused
 
 SUBNETS = {
@@ -182,7 +182,7 @@ def test_each_part_is_named_and_a_real_packet_proves_it(world: Lab, family: int)
         assert (found["verdict"] == "drop") == bool(decides)
         assert ":" in found["from"]["address"] or family == 4
     assert not wrong, "\n".join(wrong)
-    assert world.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
+    assert_whole(world)
 
 
 def short(rule: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import Lab
+from conftest import Lab, assert_whole
 from services import CLIENT, HOST, answer, ask, echo, on
 
 DROP = """\
@@ -47,7 +47,7 @@ def test_another_tables_drop_is_told_with_the_rule_that_mends_it_and_nobody_edit
     for line in remedy:
         lab.run(*line.split())
     answer(lab, HOST, 8080, "client")
-    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
+    assert_whole(lab)
     ways = json.loads(lab.niso("net", "ports", "--exposed", "--json").stdout)[0]["from"]
     assert ways == ["this host", "services", f"other machines via {HOST} on uplink0"]
 
@@ -81,7 +81,7 @@ def test_link_of_the_host_that_does_not_forward_is_told_and_left_alone(lab: Lab)
 
     lab.run(*remedy.split())
     answer(lab, HOST, 8080, "client")
-    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
+    assert_whole(lab)
     assert lab.niso("net", "explain", CLIENT, f"{HOST}:8080").returncode == 0
 
 

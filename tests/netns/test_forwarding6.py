@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import snapshots
-from conftest import Lab
+from conftest import Lab, assert_whole
 from samples import LONG
 from services import idle, on, refused
 
@@ -61,12 +61,6 @@ def put(lab: Lab, name: str, to: str) -> None:
 
 def activate(lab: Lab, name: str, network: str) -> None:
     lab.niso("activate", idle(lab, name, network=on(network)))
-
-
-def content(lab: Lab) -> bool:
-    return bool(
-        lab.niso("net", "check", check=False).stdout == "OK: the kernel matches the configuration\n"
-    )
 
 
 def kernel_now(lab: Lab) -> dict[str, Any]:
@@ -120,10 +114,10 @@ def test_all_is_as_it_was_after_the_last_service(
     before = kernel_now(host)
     activate(host, "api", "dual")
     assert pings(host, CLIENT6, "niso-api")
-    assert content(host)
+    assert_whole(host)
     end(host, "api")
     assert snapshots.differences(before, kernel_now(host)) == []
-    assert content(host)
+    assert_whole(host)
 
 
 def test_ipv6_goes_back_with_its_last_service_while_others_stay(host: Lab) -> None:
@@ -132,12 +126,13 @@ def test_ipv6_goes_back_with_its_last_service_while_others_stay(host: Lab) -> No
     activate(host, "one", "dual")
     activate(host, "two", "dual")
     ends(host, "one")
-    assert pings(host, CLIENT6, "niso-two") and content(host)
+    assert pings(host, CLIENT6, "niso-two")
+    assert_whole(host)
     ends(host, "two")
     assert snapshots.differences(before, kernel_now(host)) == []
     # and what another program changes from then on is its own
     put(host, "all/forwarding", "1")
-    assert content(host)
+    assert_whole(host)
     ends(host, "plain")
     assert value(host, "all/forwarding") == "1"
 
@@ -173,7 +168,8 @@ def test_link_that_comes_later_works_and_is_as_others_afterwards(host: Lab) -> N
     assert not pings(host, "2001:db8:2::2", "client")
     host.niso("net", "create", "later", "--ipv6")
     activate(host, "second", "later")
-    assert pings(host, CLIENT6, "niso-second") and content(host)
+    assert pings(host, CLIENT6, "niso-second")
+    assert_whole(host)
     ends(host, "api")
     ends(host, "second")
     for name in ("forwarding", "accept_ra", "force_forwarding"):
@@ -209,12 +205,13 @@ def test_sweep_without_a_store_puts_sysctls_back(host: Lab) -> None:
 def test_link_that_goes_is_in_nobodys_way(host: Lab) -> None:
     activate(host, "api", "dual")
     host.run("ip", "link", "del", "far0")
-    assert content(host)
+    assert_whole(host)
     host.niso("net", "create", "later", "--ipv6")
     activate(host, "second", "later")
     host.run("ip", "link", "del", "niso-later")
     host.niso("net", "repair")
-    assert pings(host, CLIENT6, "niso-second") and content(host)
+    assert pings(host, CLIENT6, "niso-second")
+    assert_whole(host)
     ends(host, "second")
     ends(host, "api")
     host.niso("remove", "second", "api")
@@ -232,7 +229,8 @@ def test_forwarding_that_another_program_ends_is_found_and_mended(host: Lab) -> 
         or "all/forwarding" in said
     )
     host.niso("net", "repair")
-    assert pings(host, CLIENT6, "niso-api") and content(host)
+    assert pings(host, CLIENT6, "niso-api")
+    assert_whole(host)
 
 
 ADVERTISE = """\

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from conftest import TESTS, Lab
+from conftest import TESTS, Lab, assert_whole
 from machine import Machine, needs_systemd
 from services import ask, idle, inspect, refused
 
@@ -140,11 +140,6 @@ def reached(lab: Lab, service: str) -> dict[str, str]:
 
 def age(lab: Lab, seconds: int) -> None:
     lab.run("/usr/bin/python3", "-ISc", AGE, str(seconds))
-
-
-def assert_whole(lab: Lab) -> None:
-    done = lab.niso("net", "check", check=False)
-    assert done.returncode == 0, done.stdout
 
 
 def web(lab: Lab, name: str = "web", *more: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import Lab
+from conftest import Lab, assert_whole
 from policy_shop import EVERY, Shop
 from services import idle
 from wire import Wire
@@ -26,7 +26,7 @@ def test_peer_that_comes_changes_nothing_for_one_that_is_named_by_its_address_to
     shop.policy("db", {"allow_from": [own, own6, "web"], "deny_from": ["api"]})
     assert shop.reach("api", "db") == set()
     shop.activate("web")
-    shop.content()
+    assert_whole(shop.lab)
     assert (shop.reach("api", "db"), shop.reach("web", "db")) == (set(), EVERY)
     shop.stop("remove", "web")
     assert shop.reach("api", "db") == set()
@@ -39,13 +39,13 @@ def test_ports_of_a_peer_that_goes_make_room_for_what_is_left_of_them(shop: Shop
     shop.lab.niso("activate", side)
     shop.policy("db", {"allow_from": ["side:85-95", "api:80-90"]})
     shop.lab.niso("deactivate", "side", "api")
-    shop.content()
+    assert_whole(shop.lab)
     shop.lab.niso("activate", "api", "side")
-    shop.content()
+    assert_whole(shop.lab)
     shop.activate("moved", ip={"backend": "10.99.1.60"})
     shop.policy("db", {"allow_from": ["moved:80-90", "10.99.1.60:85-100"]})
     shop.activate("moved", ip={"backend": "10.99.1.61"})
-    shop.content()
+    assert_whole(shop.lab)
 
 
 @pytest.mark.parametrize("goes", ["another provider", "its own network", "deactivate"])
@@ -65,7 +65,7 @@ def test_sharer_that_leaves_takes_what_its_name_allowed_with_it(shop: Shop, goes
         shop.lab.niso("activate", idle(shop.lab, "side", network={"network": "backend"}))
     assert shop.flows.judge([], cut) == []
     assert shop.reach("api", "db") == set()
-    shop.content()
+    assert_whole(shop.lab)
 
 
 @pytest.mark.parametrize("ends", ["undone", "killed"])
@@ -90,7 +90,7 @@ def test_connection_that_a_policy_let_in_which_is_undone_is_cut(shop: Shop, ends
         assert process.wait(60) == 1
     assert shop.flows.judge(alive, cut) == []
     assert shop.reach("api", "db") == set()
-    shop.content()
+    assert_whole(shop.lab)
 
 
 def test_network_without_ipv6_goes_while_another_forwards_it(shop: Shop) -> None:
@@ -101,12 +101,12 @@ def test_network_without_ipv6_goes_while_another_forwards_it(shop: Shop) -> None
     shop.policy("db", {"deny_from": ["network:niso-default"]})
     shop.lab.niso("net", "remove", "old")
     shop.lab.niso("remove", "lone")
-    shop.content()
+    assert_whole(shop.lab)
     shop.lab.niso("net", "create", "new", "--ipv6")
     shop.lab.niso("activate", idle(shop.lab, "six", network={"network": "new"}))
     shop.lab.niso("remove", "six")
     shop.lab.niso("net", "remove", "new")
-    shop.content()
+    assert_whole(shop.lab)
 
 
 @pytest.mark.parametrize("ends", ["published anew", "deactivate"])
@@ -121,7 +121,7 @@ def test_bridge_that_a_publisher_has_left_is_as_others_when_its_ports_are_elsewh
         shop.lab.niso("deactivate", "db")
     else:
         shop.activate("db", ports=["8080:80"], network="other")
-    shop.content()
+    assert_whole(shop.lab)
     assert tracked(shop.lab, "niso-backend") == 0
     assert tracked(shop.lab, "niso-other") == (ends != "deactivate")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import snapshots
-from conftest import Lab, Process
+from conftest import Lab, Process, assert_whole
 from services import CLIENT, HOST, address, answer, ask, echo, idle, on, package, ps, refused
 from talkers import speaker, start
 
@@ -46,13 +46,6 @@ def everything(lab: Lab) -> dict[str, Any]:
 
 def unchanged(lab: Lab, before: dict[str, Any]) -> None:
     assert snapshots.differences(before, everything(lab)) == []
-
-
-def content(lab: Lab) -> None:
-    done = lab.niso("net", "check", check=False)
-    assert (done.returncode, done.stdout) == (0, "OK: the kernel matches the configuration\n"), (
-        done.stdout + done.stderr
-    )
 
 
 # --- another service has it -------------------------------------------------------------------------------------------
@@ -112,7 +105,7 @@ def test_ports_that_do_not_meet_are_shared_by_number(taken: Lab) -> None:
     ):
         assert ask(taken, at, port).startswith(f"{who} "), (at, port)
     assert ask(taken, HOST, 5432, "client") == ""
-    content(taken)
+    assert_whole(taken)
     taken.niso("remove", "b")
 
 
@@ -179,7 +172,7 @@ def test_service_swaps_a_port_with_another_in_one_activation(lab: Lab) -> None:
     lab.niso("activate", *folders)
     assert ask(lab, HOST, 6002, "client") == f"one 80 {CLIENT}"
     assert ask(lab, HOST, 6001, "client") == f"two 80 {CLIENT}"
-    content(lab)
+    assert_whole(lab)
 
 
 # --- a process of the host has it -------------------------------------------------------------------------------------
@@ -334,14 +327,14 @@ def test_specific_address_wins_over_all_addresses_within_one_service(lab: Lab) -
     ):
         assert ask(lab, at, port).startswith(f"a {inner} "), (at, port)
     assert ask(lab, HOST, 8080, "client") == f"a 80 {CLIENT}"
-    content(lab)
+    assert_whole(lab)
     # each can go alone, and what is left takes its place
     lab.niso(
         "activate", speaker(lab, "a", 80, 81, 82, 8005, ports=["8080:80", "8000-8010:8000-8010"])
     )
     assert ask(lab, "127.0.0.1", 8080).startswith("a 80 ")
     assert ask(lab, "10.99.0.1", 8005).startswith("a 8005 ")
-    content(lab)
+    assert_whole(lab)
 
 
 def test_equal_entries_are_one(lab: Lab) -> None:
@@ -361,7 +354,7 @@ def test_equal_entries_are_one(lab: Lab) -> None:
         if "map" in thing and thing["map"]["name"] in ("publish_any4", "range_any4")
     )
     assert count == 2
-    content(lab)
+    assert_whole(lab)
 
 
 def test_entries_that_contradict_each_other_are_refused_with_both_places(lab: Lab) -> None:
@@ -401,7 +394,7 @@ def test_host_address_that_appears_later_works_at_once(lab: Lab) -> None:
     lab.run("ip", "address", "delete", "192.0.2.50/24", "dev", "uplink0")
     lab.run("ip", "address", "add", "192.0.2.50/32", "dev", "lo")
     assert ask(lab, "192.0.2.50", 8088).startswith("a 80 ")
-    content(lab)
+    assert_whole(lab)
 
 
 def test_loopback_of_ipv6_is_refused_with_the_reason(lab: Lab) -> None:
@@ -469,7 +462,7 @@ def test_free_port_is_kept_and_given_to_nobody_else(lab: Lab) -> None:
     lab.niso("activate", "a")
     assert first not in chosen(lab, "a") and ranged in chosen(lab, "a")
     end(other)
-    content(lab)
+    assert_whole(lab)
 
 
 # --- how they read ----------------------------------------------------------------------------------------------------

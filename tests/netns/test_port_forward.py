@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import snapshots
-from conftest import Lab
+from conftest import Lab, assert_whole
 from generations import Generations
 from services import CLIENT, HOST, address, answer, ask, idle, package, pid_of, refused
 from talkers import Conversation, Load, speaker, start
@@ -48,13 +48,6 @@ def rows(lab: Lab) -> list[tuple[str, int, int, str]]:
     ]
 
 
-def content(lab: Lab) -> None:
-    done = lab.niso("net", "check", check=False)
-    assert (done.returncode, done.stdout) == (0, "OK: the kernel matches the configuration\n"), (
-        done.stdout + done.stderr
-    )
-
-
 def test_forwarded_port_works_at_once_and_restarts_nothing(pair: Lab) -> None:
     pid = pid_of(pair, "a")
     before = snapshots.take(pair)
@@ -72,7 +65,7 @@ def test_forwarded_port_works_at_once_and_restarts_nothing(pair: Lab) -> None:
     assert "no longer published" in pair.niso("port-forward", "a", "9090:81", "--remove").stdout
     assert ask(pair, HOST, 9090, "client") == ""
     assert snapshots.differences(before, snapshots.take(pair)) == []
-    content(pair)
+    assert_whole(pair)
 
 
 def test_first_port_of_a_service_without_any_reaches_it_by_every_way(lab: Lab) -> None:
@@ -84,10 +77,10 @@ def test_first_port_of_a_service_without_any_reaches_it_by_every_way(lab: Lab) -
     assert ask(lab, "127.0.0.1", 9090).startswith("a 80 10.99.0.1")
     assert ask(lab, HOST, 9090, "niso-peer") == f"a 80 {peer}"
     assert ask(lab, HOST, 9090, "niso-a").startswith("a 80 10.99.0.1"), own
-    content(lab)
+    assert_whole(lab)
     lab.niso("port-forward", "a", "9090:80", "--remove")
     assert elements(lab) == {}
-    content(lab)
+    assert_whole(lab)
     # what open connections by it need stays until the service is deactivated
     lab.niso("deactivate", "a")
     lab.niso("activate", "a")
@@ -104,7 +97,7 @@ def test_forwarded_port_lives_as_long_as_the_service_is_active(pair: Lab, form: 
 
     def still() -> None:
         assert rows(pair) == wanted
-        content(pair)
+        assert_whole(pair)
         assert elements(pair) == before
         if form.endswith(":81"):
             assert answer(pair, "127.0.0.1", 9090).startswith("a 81 ")
@@ -126,7 +119,7 @@ def test_forwarded_port_lives_as_long_as_the_service_is_active(pair: Lab, form: 
     assert not any(row[0] == "a" for row in rows(pair))
     pair.niso("activate", "a")
     assert [row[1:] for row in rows(pair) if row[0] == "a"] == [(8080, 80, "tcp")]
-    content(pair)
+    assert_whole(pair)
 
 
 def test_forwarded_port_survives_a_manifest_change(pair: Lab) -> None:
@@ -141,7 +134,7 @@ def test_forwarded_port_survives_a_manifest_change(pair: Lab) -> None:
     assert [row for row in rows(pair) if row[0] == "a"] == [("a", 9090, 81, "tcp")]
     said = refused(pair, "activate", speaker(pair, "b", 80, 81, ports=["9090:80"]))
     assert "'a'" in said
-    content(pair)
+    assert_whole(pair)
 
 
 @pytest.mark.parametrize("mode", ["none", "host"])
@@ -151,7 +144,7 @@ def test_forward_ends_with_the_network_of_its_service(pair: Lab, mode: str) -> N
     assert json.loads(pair.niso("inspect", "a").stdout)["forwards"] == []
     pair.niso("activate", speaker(pair, "a", 80, 81))
     assert not [row for row in rows(pair) if row[0] == "a"]
-    content(pair)
+    assert_whole(pair)
 
 
 def test_manifest_may_not_take_a_port_forwarded_elsewhere(pair: Lab) -> None:
@@ -181,7 +174,7 @@ def test_reboot_leaves_a_forwarded_port(pair: Lab) -> None:
     pair.niso("activate", "a", "b")
     assert answer(pair, HOST, 9090, "client") == f"a 81 {CLIENT}"
     assert ("a", 9090, 81, "tcp") in rows(pair)
-    content(pair)
+    assert_whole(pair)
 
 
 def pid_or_none(lab: Lab, name: str) -> int | None:
@@ -280,28 +273,28 @@ def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
         "8081/tcp": f"{address(pair, 'b')}:80",
     }
     assert rows(pair) == [("b", 8081, 80, "tcp"), ("b", 8080, 81, "tcp")]
-    content(pair)
+    assert_whole(pair)
     # a has none left; what its manifest says comes back when it is activated anew, if b no longer has it
     changed = pair.niso(
         "activate", speaker(pair, "a", 80, 81, ports=["8080:80"], aliases=["other"])
     )
     assert "a: host port 8080/tcp is not published: it is forwarded to 'b'" in changed.stderr
     assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
-    content(pair)
+    assert_whole(pair)
     # a port that it never had is refused
     assert "published by 'b'" in refused(
         pair, "activate", speaker(pair, "a", 80, 81, ports=["8080:80", "8081:80"])
     )
     assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
-    content(pair)
+    assert_whole(pair)
     pair.niso("port-forward", "b", "8080:81", "--remove")
     assert ask(pair, HOST, 8080, "client") == ""
-    content(pair)
+    assert_whole(pair)
     pair.niso("port-forward", "b", "8080:81")
     pair.niso("deactivate", "b")
     pair.niso("activate", "a")
     assert ask(pair, HOST, 8080, "client") == f"a 80 {CLIENT}"
-    content(pair)
+    assert_whole(pair)
 
 
 def test_replace_within_one_service_changes_the_inner_port(pair: Lab) -> None:
@@ -310,7 +303,7 @@ def test_replace_within_one_service_changes_the_inner_port(pair: Lab) -> None:
     pair.niso("port-forward", "a", "9090:81", "--replace")
     assert ask(pair, HOST, 9090, "client") == f"a 81 {CLIENT}"
     assert [row for row in rows(pair) if row[1] == 9090] == [("a", 9090, 81, "tcp")]
-    content(pair)
+    assert_whole(pair)
 
 
 def test_replace_within_one_service_of_a_port_of_its_manifest_lasts(lab: Lab) -> None:
@@ -349,9 +342,9 @@ def test_replace_by_a_wildcard_takes_every_specific_address(lab: Lab) -> None:
     for at in (HOST, "127.0.0.1", "127.0.0.2"):
         assert ask(lab, at, 8080).startswith("b ")
     assert rows(lab) == [("a", 8090, 80, "tcp"), ("b", 8080, 80, "tcp")]
-    content(lab)
+    assert_whole(lab)
     lab.niso("port-forward", "c", "127.0.0.2:8080:80", "--replace", check=False)
-    content(lab)
+    assert_whole(lab)
 
 
 def test_moving_a_port_under_load_loses_no_connection(pair: Lab) -> None:
@@ -391,7 +384,7 @@ def test_moving_a_port_under_load_loses_no_connection(pair: Lab) -> None:
         assert not strays, f"{name} had it: {strays[:10]}"
         assert any(began <= each[0] < end for each in done)
     assert len(done) > 500, "that was no load"
-    content(pair)
+    assert_whole(pair)
 
 
 # --- niso dies --------------------------------------------------------------------------------------------------------
@@ -435,7 +428,7 @@ def test_port_is_whole_wherever_niso_was_killed(
             break
         assert died.returncode == -9, died.stderr
         pair.niso(*another)
-        content(pair)
+        assert_whole(pair)
         now = elements(pair).get(f"{number}/tcp", "")
         owner = next(((row[0], row[2]) for row in rows(pair) if row[1] == number), None)
         assert now == (f"{address(pair, owner[0])}:{owner[1]}" if owner else ""), (
@@ -448,4 +441,4 @@ def test_port_is_whole_wherever_niso_was_killed(
             pair.niso(*words)
         pair.niso("port-forward", *back.split())
     assert point > 5
-    content(pair)
+    assert_whole(pair)
