@@ -24,7 +24,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
-from services import idle
+from services import BRIDGE_CALLS, filter_bridged, idle
 from wire import Addresses, Ear, Link, Wire
 
 HOST = {4: "192.0.2.1", 6: "2001:db8::1"}
@@ -63,7 +63,6 @@ NETWORK = {
     "mate": "inner",
 }
 CAPABILITIES = {"mallory": ["NET_RAW"], "evil": ["NET_RAW"]}
-BRIDGE_CALLS = ("iptables", "ip6tables", "arptables")
 EAR, LOOPBACK_EAR = 5555, 5556
 ARRIVES_SECONDS = 3
 ENOUGH = 10  # findings, after which a trial ends
@@ -215,7 +214,7 @@ class World:
         ).stdout
         handles = dict.fromkeys(place for rule in rules for place in self._handles(rule))
         self.lab.run("nft", "-f", "-", input="".join(f"delete rule {place}\n" for place in handles))
-        bridged(self.lab, 0)
+        filter_bridged(self.lab, 0)
         self._bridges("nf_call_iptables 0 nf_call_ip6tables 0")
         ports = [
             each for each in self.lab.ip_json("link", "show", "type", "veth") if "master" in each
@@ -362,9 +361,3 @@ class World:
             if any(each.saw(mark) for each in attack.receivers):
                 break
         return found
-
-
-def bridged(lab: Lab, value: int) -> None:
-    """What other programs of the host may have set: frames that any bridge switches go through iptables, or not."""
-    for name in BRIDGE_CALLS:
-        lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{name}={value}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import TESTS, Lab
-from services import BUSYBOX
+from services import BUSYBOX, fetch
 
 PEERS = TESTS.parent / ".cache/bench"
 IMAGE = "bench:1"
@@ -84,5 +84,4 @@ class Docker:
 
     def get(self, name: str, url: str) -> str:
         """What a container reads at a URL; empty where nobody answers."""
-        words = ("/bin/busybox", "wget", "-q", "-T", "1", "-O", "-", f"http://{url}/index.html")
-        return str(self("exec", name, *words, check=False).stdout).strip()
+        return fetch(self, url, "exec", name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import snapshots
 from conftest import Lab
-from services import echo, inspect, on, pid_of
+from services import echo, inspect, on, pid_of, process_below
 
 PORT, SHARED = 8080, 9090
 """Host ports of ``api`` (80 inside) and of ``side``, which shares its network (90 inside)."""
@@ -51,16 +51,10 @@ def home_of(lab: Lab, pid: int | str) -> int:
     return int(lab.run("stat", "-Lc", "%i", f"/proc/{pid}/ns/net").stdout)
 
 
-def namespace(lab: Lab, service: str) -> int:
-    """The network namespace that has a service's name."""
-    return int(lab.run("stat", "-Lc", "%i", f"/run/netns/niso-{service}").stdout)
-
-
 def lives_in(lab: Lab, service: str) -> int:
     """The network namespace that all of a service's processes are in."""
     first = pid_of(lab, service)
-    child = lab.run("cat", f"/proc/{first}/task/{first}/children").stdout.split()[0]
-    found = {home_of(lab, pid) for pid in (first, child)}
+    found = {home_of(lab, pid) for pid in (first, process_below(lab, first))}
     assert len(found) == 1
     return found.pop()
 

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+from collections.abc import Callable
 from typing import Any
 
 from conftest import Lab
 
 HOST, CLIENT, NEIGHBOUR = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 BUSYBOX = "/usr/bin/busybox"
+BRIDGE_CALLS = ("iptables", "ip6tables", "arptables")
+
+Run = Callable[..., subprocess.CompletedProcess[Any]]
 
 ECHO = """\
 import os, signal, socket, sys
@@ -122,6 +127,87 @@ def answer(lab: Lab, address: str, port: int, netns: str | None = None) -> str:
     return found
 
 
+def fetch(run: Run, address: str, *inside: str) -> str:
+    """Return the page at ``address`` (``HOST[:PORT]``); empty if nobody serves one within a second.
+
+    ``run`` is `Lab.client` or alike. ``inside`` are words before the command, as ``exec NAME`` of an engine.
+    """
+    words = ("/bin/busybox", "wget", "-q", "-T", "1", "-O", "-", f"http://{address}/index.html")
+    return str(run(*inside, *words, check=False).stdout).strip()
+
+
+def pings(lab: Lab, address: str, netns: str | None = None, seconds: int = 1) -> bool:
+    """Return whether one ping from ``netns`` is answered in that time."""
+    done = lab.run("ping", "-c1", f"-W{seconds}", address, netns=netns, check=False)
+    return done.returncode == 0
+
+
+def send(lab: Lab, netns: str | None, address: str, port: int, data: str = "x") -> None:
+    """Send one UDP datagram from ``netns`` to an address of either family."""
+    lab.run("python3", "-ISc", _SEND, address, str(port), data, netns=netns)
+
+
+_SEND = """\
+import socket, sys
+address, port, data = sys.argv[1:]
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+socket.socket(family, socket.SOCK_DGRAM).sendto(data.encode(), (address, int(port)))
+"""
+
+
+def seen_source(lab: Lab, source: str | None, address: str, server: str = "client") -> str:
+    """Return from which address a server in a namespace is asked by somebody in ``source``.
+
+    ``address`` is the server's.
+    """
+    listener = lab.popen("python3", "-ISc", _SEES, address, netns=server)
+    assert listener.stdout
+    ask(lab, address, int(listener.stdout.readline()), source)
+    return str(listener.communicate()[0]).strip()
+
+
+_SEES = """\
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+server = socket.create_server((sys.argv[1], 0), family=family)
+print(server.getsockname()[1], flush=True)
+server.settimeout(5)
+print(server.accept()[1][0])
+"""
+
+
+def counts(lab: Lab, name: str) -> dict[str, int]:
+    """Return the counters of a service's kernel (nstat(8)): ``UdpNoPorts``, ``Icmp6InEchos`` …"""
+    shown = lab.run(
+        "nstat", "--json", "--ignore", "--noupdate", "--zeros", netns=f"niso-{name}"
+    ).stdout
+    counters: dict[str, int] = json.loads(shown)["kernel"]
+    return counters
+
+
+def filter_bridged(lab: Lab, value: int) -> None:
+    """Set whether frames that any bridge switches go through iptables, as other programs of the host may."""
+    calls = (f"net.bridge.bridge-nf-call-{name}={value}" for name in BRIDGE_CALLS)
+    lab.run("sysctl", "-qw", *calls)
+
+
+def set_resolver(lab: Lab, text: str) -> None:
+    """Mount a file of the lab's own over its host's /etc/resolv.conf."""
+    lab.write("/tmp/resolv.conf", text)
+    lab.run("mount", "--bind", "/tmp/resolv.conf", "/etc/resolv.conf")
+
+
+def refuse_names(lab: Lab) -> None:
+    """Set a resolver that refuses at once (ICMP port unreachable): an unknown name costs no time-out."""
+    set_resolver(lab, f"nameserver {CLIENT}\n")
+
+
+def subnets(lab: Lab) -> dict[str, str]:
+    """Return each network's subnets as ``net list`` shows them."""
+    rows = json.loads(lab.niso("net", "list", "--json").stdout)
+    return {row["name"]: row["subnet"] for row in rows}
+
+
 def ps(lab: Lab, name: str) -> dict[str, Any]:
     rows = json.loads(lab.niso("ps", "--json").stdout)
     found: dict[str, Any] = next(row for row in rows if row["service"] == name)
@@ -140,10 +226,19 @@ def pid_of(lab: Lab, name: str) -> int:
     return found
 
 
+def process_below(lab: Lab, pid: int) -> int:
+    """Return the pid in the lab of a service's own process, the first child of its PID 1."""
+    return int(lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0])
+
+
 def environment_of(lab: Lab, pid: int) -> list[str]:
     """The environment of the service below the PID 1 ``pid``."""
-    child = lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0]
-    return lab.run("cat", f"/proc/{child}/environ").stdout.split("\0")
+    return lab.run("cat", f"/proc/{process_below(lab, pid)}/environ").stdout.split("\0")
+
+
+def namespace(lab: Lab, name: str) -> int:
+    """Return the inode of the network namespace that has a service's name."""
+    return lab.path(f"/run/netns/niso-{name}").stat().st_ino
 
 
 def address(lab: Lab, name: str) -> str:

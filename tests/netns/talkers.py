@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from conftest import Lab, Process
-from services import answer, on, package
+from services import answer, on, package, send
 from wire import Wire
 
 SERVER = """\
@@ -79,7 +79,7 @@ def received(lab: Lab, name: str, inner: str, port: int = 80) -> list[tuple[str,
     A last one goes straight to it, so that what came before is in the log when that is.
     """
     mark = f"mark-{time.monotonic_ns()}"
-    lab.run("python3", "-ISc", _SEND, mark, inner, str(port))
+    send(lab, None, inner, port, mark)
 
     def log() -> str:
         text = str(lab.niso("logs", name).stdout)
@@ -90,12 +90,6 @@ def received(lab: Lab, name: str, inner: str, port: int = 80) -> list[tuple[str,
         match.groups() for line in lines if (match := re.fullmatch(r"got (\S+) from (\S+)", line))
     ]
     return [(data, peer) for data, peer in found if not data.startswith("mark-")]
-
-
-_SEND = """\
-import socket, sys
-socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(sys.argv[1].encode(), (sys.argv[2], int(sys.argv[3])))
-"""
 
 
 class Talker:

@@ -18,6 +18,7 @@ from services import (
     echo,
     idle,
     inside,
+    namespace,
     on,
     package,
     pid_of,
@@ -26,10 +27,6 @@ from services import (
 )
 
 from niso.base import names
-
-
-def netns_inode(lab: Lab, name: str) -> int:
-    return os.stat(lab.path(f"/run/netns/niso-{name}")).st_ino
 
 
 def host_end(lab: Lab, name: str, link: str = "eth0") -> dict[str, Any]:
@@ -73,7 +70,7 @@ def test_first_activation_makes_bridge_namespace_veth_address_and_default_route(
 def test_process_runs_in_the_named_namespace_under_conmon_alone(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
     pid = pid_of(lab, "api")
-    assert os.stat(lab.path(f"/proc/{pid}/ns/net")).st_ino == netns_inode(lab, "api")
+    assert os.stat(lab.path(f"/proc/{pid}/ns/net")).st_ino == namespace(lab, "api")
     listing = lab.run("ps", "-eo", "comm=,args=").stdout.splitlines()
     known = "conmon |niso-init |.* -m niso.commands.lab |.*/lab_agent"  # the last where the clone is called niso
     assert not [line for line in listing if "niso" in line and not re.match(known, line)]
@@ -313,10 +310,10 @@ def test_remove_succeeds_and_leaves_nothing_where_much_is_gone_already(lab: Lab)
 def test_restart_keeps_namespace_address_and_ports(lab: Lab) -> None:
     lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
     answer(lab, HOST, 8080, "client")
-    pid, inode, link = pid_of(lab, "api"), netns_inode(lab, "api"), inside(lab, "api", "eth0")
+    pid, inode, link = pid_of(lab, "api"), namespace(lab, "api"), inside(lab, "api", "eth0")
     assert lab.niso("restart", "api").stdout == "api: restarted\n"
     assert pid_of(lab, "api") != pid
-    assert (netns_inode(lab, "api"), inside(lab, "api", "eth0")) == (inode, link)
+    assert (namespace(lab, "api"), inside(lab, "api", "eth0")) == (inode, link)
     assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
     lab.niso("deactivate", "api")
     assert "'api' is not active" in refused(lab, "restart", "api")

@@ -6,23 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from attack_world import (
-    CLIENT,
-    EAR,
-    GATEWAY,
-    HOST,
-    LOOPBACK_EAR,
-    NEIGHBOUR,
-    Attack,
-    Rule,
-    World,
-    bridged,
-)
+from attack_world import CLIENT, EAR, GATEWAY, HOST, LOOPBACK_EAR, NEIGHBOUR, Attack, Rule, World
 from conftest import Lab
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
+from services import filter_bridged
 from wire import Link, Wire, sctp_init
 
 NOT_PUBLISHED = Rule("inet niso", "forward", ("oifname @bridges", "goto refuse"))
@@ -170,7 +160,7 @@ def test_sources_that_nobody_outside_has_are_not_believed(world: World) -> None:
 def test_services_of_other_networks_are_not_reached_by_their_addresses(
     world: World, nf_call: int
 ) -> None:
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     attacks = []
     for source, target in (
         ("mallory", "web"),
@@ -299,7 +289,7 @@ def test_service_of_an_internal_network_reaches_nothing_outside_of_it(
     world: World, nf_call: int
 ) -> None:
     """Not other machines, not services of other networks, and not these by what they publish on the host."""
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     head, sender = Ether(src=world.mac["mate"], dst=world.bridge["inner"].mac), world.link["mate"]
     attacks = []
     for family in (4, 6):
@@ -332,7 +322,7 @@ def test_service_of_an_internal_network_reaches_the_host_and_its_network(
     world: World, family: int, nf_call: int
 ) -> None:
     """And is reached by the ports that it publishes."""
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     own, inner, vault = (
         world.of["mate"].ip(family),
         world.bridge["inner"].mac,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from attack_world import CLIENT, EAR, GATEWAY, HOST, NEIGHBOUR, Rule, World, bridged
+from attack_world import CLIENT, EAR, GATEWAY, HOST, NEIGHBOUR, Rule, World
 from conftest import Lab
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.inet6 import (
@@ -22,6 +22,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
+from services import filter_bridged
 from wire import Link, Wire
 
 FROM_SERVICES = [
@@ -92,7 +93,7 @@ def test_service_says_nothing_about_the_flow_of_others(
     world: World, who: str, family: int, nf_call: int
 ) -> None:
     """To another machine, out of an internal network too, and into another network."""
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     own = world.of[who].ip(family)
 
     def tell(mark: bytes, port: int) -> None:
@@ -178,7 +179,7 @@ def test_service_lowers_no_path_mtu_of_the_host(world: World, family: int) -> No
 def test_service_lowers_no_path_mtu_of_its_neighbour(
     world: World, family: int, nf_call: int
 ) -> None:
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     own, db, client = world.of["mallory"].ip(family), world.of["db"].ip(family), CLIENT[family]
     echo = ip(db, client) / (ICMPv6EchoReply(id=7) if family == 6 else ICMP(type=0, id=7))
     mark = b"bare-mtu-%d%d" % (family, nf_call)
@@ -195,7 +196,7 @@ def test_service_lowers_no_path_mtu_of_its_neighbour(
 @both_ways
 def test_honest_errors_arrive(world: World, family: int, nf_call: int) -> None:
     """Port unreachable through DNAT; path MTU and traceroute from a router outside; between services, and to the host."""
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     client, host, router = CLIENT[family], HOST[family], NEIGHBOUR[family]
     web, api, db = (world.of[name].ip(family) for name in ("web", "api", "db"))
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import frames
 import pytest
-from attack_world import CLIENT, EAR, GATEWAY, HOST, NEIGHBOUR, Attack, Rule, World, bridged
+from attack_world import CLIENT, EAR, GATEWAY, HOST, NEIGHBOUR, Attack, Rule, World
 from conftest import Lab
 from frames import Lies, Shouts
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
+from services import filter_bridged
 from wire import Wire
 
 FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
@@ -87,7 +88,7 @@ def lies(world: World) -> Lies:
     "kind", ["ipv4", "arp", "ipv6", "nd", "hidden_nd", "tagged", "other_types"]
 )
 def test_service_sends_nothing_but_its_own(world: World, kind: str, nf_call: int) -> None:
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     made = getattr(lies(world), kind)()
     world.prove(from_mallory(world, made, to_host=True), LIES, COUNT_FROM)
 
@@ -95,7 +96,7 @@ def test_service_sends_nothing_but_its_own(world: World, kind: str, nf_call: int
 @both_ways
 def test_broadcast_and_multicast_reach_no_other_service(world: World, nf_call: int) -> None:
     """In frames to all, to a group, and to one MAC; with mallory's own addresses."""
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     made = Shouts(me=world.of["mallory"], victim=world.of["db"]).frames()
     world.prove(from_mallory(world, made, to_host=False), [BETWEEN], COUNT_BETWEEN)
 
@@ -104,7 +105,7 @@ def test_broadcast_and_multicast_reach_no_other_service(world: World, nf_call: i
 @pytest.mark.parametrize("family", [4, 6])
 def test_mac_and_address_of_the_receiver_must_fit(world: World, family: int, nf_call: int) -> None:
     """Policies are looked up by address: a frame to db's MAC with api's would pass by those of api."""
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     me, router = world.of["mallory"], GATEWAY["backend"][family]
     attacks = [
         Attack(
@@ -129,7 +130,7 @@ def test_mac_and_address_of_the_receiver_must_fit(world: World, family: int, nf_
 
 @both_ways
 def test_arp_carries_nothing_else(world: World, nf_call: int) -> None:
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     me, db = world.of["mallory"], world.of["db"]
     ask = ARP(op=1, hwsrc=me.mac, psrc=me.ip4, pdst=db.ip4)
     attacks = [
@@ -234,7 +235,7 @@ def test_port_that_niso_does_not_know_says_nothing(
         return found | ({"lie"} if mine in entry else set())
 
     try:
-        bridged(lab, nf_call)
+        filter_bridged(lab, nf_call)
         with world.without(ODD_PORTS), odd_port(lab):
             assert len(received()) == 7
         lab.run("ip", "neigh", "flush", "all")
@@ -250,7 +251,7 @@ def test_port_that_niso_does_not_know_says_nothing(
 
 @both_ways
 def test_no_ipv6_frame_passes_on_a_network_without_ipv6(world: World, nf_call: int) -> None:
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     evil, plain, router = world.of["evil"], world.of["plain"], world.bridge["old"].mac
     receivers = (world.link["plain"], world.link["niso-old"])
     made = frames.ipv6_anywhere(evil.mac, plain.mac, router)
@@ -270,7 +271,7 @@ def test_no_ipv6_frame_passes_on_a_network_without_ipv6(world: World, nf_call: i
 @both_ways
 def test_frames_to_link_local_macs_bring_nothing_to_the_host(world: World, nf_call: int) -> None:
     """The bridge hands these to the host as from the port itself, past its own tables."""
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     mallory, api = world.of["mallory"], world.of["api"]
     attacks = []
     for last in ("02", "03", "0e", "0f"):

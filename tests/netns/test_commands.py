@@ -13,7 +13,20 @@ import pytest
 import snapshots
 from conftest import UNPRIVILEGED, Lab
 from jsonschema import Draft202012Validator
-from services import CLIENT, HOST, answer, echo, idle, inspect, on, package, ps, refused
+from services import (
+    CLIENT,
+    HOST,
+    answer,
+    echo,
+    idle,
+    inspect,
+    on,
+    package,
+    pid_of,
+    process_below,
+    ps,
+    refused,
+)
 
 # --- ps and inspect ---------------------------------------------------------------------------------------------------
 
@@ -177,14 +190,10 @@ def test_exec_runs_in_the_services_namespaces_root_user_and_environment(lab: Lab
     found = lab.niso("exec", "api", "--", "sh", "-c", script).stdout.splitlines()
     inode = os.stat(lab.path("/run/netns/niso-api")).st_ino
     assert found[1:5] == ["api", "/app", "info", f"net:[{inode}]"]
-    assert found[0] == lab.run("stat", "-c", "%u", f"/proc/{_child(lab, 'api')}").stdout.strip()
+    own = process_below(lab, pid_of(lab, "api"))
+    assert found[0] == lab.run("stat", "-c", "%u", f"/proc/{own}").stdout.strip()
     assert found[5].split()[1] == "0" * 16 and found[6].split()[1] == "1"
     assert lab.niso("exec", "api", "echo", "without dashes").stdout == "without dashes\n"
-
-
-def _child(lab: Lab, name: str) -> str:
-    pid = inspect(lab, name)["pid"]
-    return lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0]
 
 
 @pytest.mark.parametrize(

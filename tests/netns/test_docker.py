@@ -14,7 +14,7 @@ from docker_world import IMAGE, PEERS, SOCKET, Docker, needs_docker
 from machine import Machine, needs_systemd
 from pages import ROOT
 from samples import LONG
-from services import BUSYBOX, CLIENT, HOST, ps
+from services import CLIENT, HOST, fetch, ps
 
 HOST6 = "2001:db8::1"
 
@@ -33,8 +33,7 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     docker = Docker(lab)
 
     def outside(port: str = "8080") -> str:
-        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{HOST}:{port}/index.html")
-        return str(lab.client(*words, check=False).stdout).strip()
+        return fetch(lab.client, f"{HOST}:{port}")
 
     def attached(*names: str) -> None:
         lab.wait_for(
@@ -195,8 +194,7 @@ def test_compose_file_with_networks_of_two_families(lab: Lab) -> None:
     for address in closed:
         assert docker.get("shop-bad-1", address) == ""
     for address in (HOST, f"[{HOST6}]"):
-        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{address}:8080/index.html")
-        assert lab.client(*words, check=False).stdout == "web\n", address
+        assert fetch(lab.client, f"{address}:8080") == "web", address
     lab.niso("net", "check")
     docker(*compose, "down", timeout=120)
     # this version of Compose does not pass options of a container

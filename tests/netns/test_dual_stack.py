@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab, assert_whole
-from services import BUSYBOX, CLIENT, HOST, idle, on, package, refused
+from services import CLIENT, HOST, answer, ask, idle, on, package, pings, refused, seen_source, send
 
 HOST6, CLIENT6 = "2001:db8::1", "2001:db8::2"
 SUBNET, SUBNET6 = "10.99.1.0/24", "fd00:1::/64"
@@ -31,37 +31,6 @@ while True:
 def tell(lab: Lab, name: str, **sections: dict[str, Any]) -> str:
     command = ("/usr/bin/python3", "-ISu", "/app/tell.py", name, "80")
     return package(lab, name, *command, files={"tell.py": TELL}, **sections)
-
-
-def ask(lab: Lab, address: str, port: int, netns: str | None = None) -> str:
-    """What a service there answers to somebody in ``netns``; empty where nobody answers within a second."""
-    done = lab.run(
-        BUSYBOX, "nc", "-w", "1", address, str(port), input="", netns=netns, check=False, timeout=10
-    )
-    return str(done.stdout).strip()
-
-
-def answer(lab: Lab, address: str, port: int, netns: str | None = None) -> str:
-    where = f"an answer of [{address}]:{port} to {netns or 'the host'}"
-    found: str = lab.wait_for(lambda: ask(lab, address, port, netns), 10, where)
-    return found
-
-
-def pings(lab: Lab, address: str, netns: str | None = None, seconds: int = 1) -> bool:
-    done = lab.run("ping", "-c1", f"-W{seconds}", address, netns=netns, check=False, timeout=20)
-    return done.returncode == 0
-
-
-def seen_by_client(lab: Lab, source: str, address: str) -> str:
-    """The address that the client sees when somebody in the namespace ``source`` connects to it at ``address``."""
-    server = (
-        "import socket, sys; s = socket.create_server((sys.argv[1], 0), family=socket.AF_INET6 if ':' in sys.argv[1] else 2)\n"
-        "print(s.getsockname()[1], flush=True); s.settimeout(5); print(s.accept()[1][0])"
-    )
-    listener = lab.popen("python3", "-ISc", server, address, netns="client")
-    assert listener.stdout
-    ask(lab, address, int(listener.stdout.readline()), source)
-    return str(listener.communicate()[0]).strip()
 
 
 def checked(lab: Lab) -> list[str]:
@@ -133,7 +102,7 @@ def test_host_and_service_reach_each_other_by_both_families(
 
 @pytest.mark.parametrize(("client", "host"), [(CLIENT, HOST), (CLIENT6, HOST6)])
 def test_service_reaches_out_as_the_host(dual: Lab, client: str, host: str) -> None:
-    assert seen_by_client(dual, "niso-db", client) == host
+    assert seen_source(dual, "niso-db", client) == host
     assert pings(dual, client, "niso-db")
 
 
@@ -239,8 +208,7 @@ def test_no_datagram_is_lost_while_neighbours_are_confirmed_anew(dual: Lab) -> N
 
 def test_host_confirms_a_stale_service_by_a_probe(dual: Lab) -> None:
     dual.run("ip", "neigh", "replace", API6, "dev", "niso-backend", "nud", "stale")
-    send = f"import socket; socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b'x', ({API6!r}, 9))"
-    dual.run("python3", "-ISc", send)
+    send(dual, None, API6, 9)
     dual.wait_for(
         lambda: neighbour(dual, API6, "niso-backend") == {"REACHABLE"}, 15, "the probe's answer"
     )
@@ -411,7 +379,7 @@ def test_network_of_ipv6_alone(lab: Lab) -> None:
     assert {line.split()[0] for line in names.splitlines()} == {"fd00:6::1"}
     assert answer(lab, HOST6, 8080, "client") == f"api {CLIENT6}"
     assert ask(lab, HOST, 8080, "client") == ""
-    assert seen_by_client(lab, "niso-db", CLIENT6) == HOST6
+    assert seen_source(lab, "niso-db", CLIENT6) == HOST6
     assert not pings(lab, CLIENT, "niso-db")
     said = refused(lab, "activate", idle(lab, "more", network=on("six", ip="10.99.1.9")))
     assert "network.ip" in said and "'six' has no IPv4 subnet" in said

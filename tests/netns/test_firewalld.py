@@ -11,7 +11,7 @@ import pytest
 from conftest import TESTS, Lab
 from machine import UNITS, Machine, needs_systemd
 from samples import LONG
-from services import BUSYBOX, CLIENT, HOST
+from services import BUSYBOX, CLIENT, HOST, fetch
 
 PEERS = TESTS.parent / ".cache/bench"
 PACKAGES = ("firewalld", "python3-firewall", "python3-nftables")
@@ -50,9 +50,7 @@ def test_rules_of_niso_hold_beside_firewalld_and_come_back(lab: Lab) -> None:
     machine.run("systemd-run", "--unit=web", "-p", space, BUSYBOX, *SERVE)
 
     def get(url: str, *inside: str) -> str:
-        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{url}/index.html")
-        run = machine.run if inside else lab.client
-        return str(run(*inside, *words, check=False).stdout).strip()
+        return fetch(machine.run if inside else lab.client, url, *inside)
 
     def seen() -> tuple[str, str, str]:
         """What a client outside, a service that the policy allows, and its neighbour read."""

@@ -13,7 +13,7 @@ import pytest
 import snapshots
 from conftest import Lab, assert_whole
 from samples import LONG
-from services import idle, on, refused
+from services import idle, on, pings, refused
 
 CLIENT6, BEYOND6 = "2001:db8::2", "2001:db8:1::2"
 CONF = "/proc/sys/net/ipv6/conf"
@@ -45,10 +45,6 @@ def host(lab: Lab, request: pytest.FixtureRequest) -> Lab:
 
 def way(lab: Lab) -> str:
     return WAYS[not lab.run("cat", f"{CONF}/default/force_forwarding").stdout]
-
-
-def pings(lab: Lab, address: str, netns: str | None) -> bool:
-    return lab.run("ping", "-c1", "-W1", address, netns=netns, check=False).returncode == 0
 
 
 def value(lab: Lab, name: str) -> str:

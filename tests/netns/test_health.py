@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Lab
-from services import BUSYBOX, idle, inspect, package, pid_of, ps, refused
+from services import BUSYBOX, idle, inspect, package, pid_of, process_below, ps, refused
 
 PYTHON = "/usr/bin/python3"
 
@@ -110,7 +110,7 @@ def test_probe_that_takes_over_a_second_is_told(lab: Lab) -> None:
         server(lab, "api", ":8080", check=http("/200", interval="100ms", timeout="1500ms")),
     )
     pid = pid_of(lab, "api")
-    lab.run("kill", "-STOP", lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.strip())
+    lab.run("kill", "-STOP", str(process_below(lab, pid)))
     time.sleep(0.2)
     assert lab.niso("ps").stderr == "niso: waiting for the health checks of api (1s)\n"
     time.sleep(0.2)

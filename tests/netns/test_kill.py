@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from conftest import Lab
-from services import BUSYBOX, package, pid_of, ps, refused
+from services import BUSYBOX, package, pid_of, process_below, ps, refused
 
 LOOP = "trap 'echo reloaded' HUP; while :; do sleep 0.05; done"
 
@@ -21,7 +21,7 @@ def test_a_signal_reaches_the_process_and_restarts_stay_the_policy(lab: Lab) -> 
     assert pid_of(lab, "api") == pid
     for number, state in (("STOP", "T"), ("18", "S")):
         lab.niso("kill", "-s", number, "api")
-        process = lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0]
+        process = process_below(lab, pid)
         lab.wait_for(
             lambda p=process, s=state: f"State:\t{s}" in lab.run("cat", f"/proc/{p}/status").stdout
         )

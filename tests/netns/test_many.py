@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 
 import pytest
 import snapshots
 from conftest import Lab
-from services import HOST, answer, echo, idle, on, package, pid_of, ps, refused
+from services import HOST, answer, echo, idle, namespace, on, package, pid_of, ps, refused
 
 GENERATION = """\
 import socket, struct
@@ -24,10 +23,6 @@ MANY = 8
 
 def generation(lab: Lab) -> int:
     return int(lab.run("python3", "-ISc", GENERATION).stdout)
-
-
-def netns_inode(lab: Lab, name: str) -> int:
-    return os.stat(lab.path(f"/run/netns/niso-{name}")).st_ino
 
 
 def many(lab: Lab, first_port: int = 9000) -> list[str]:
@@ -68,7 +63,7 @@ def test_one_transaction_of_the_rules_is_made_for_all(lab: Lab) -> None:
 
 def test_all_are_undone_where_the_last_one_fails(lab: Lab) -> None:
     lab.niso("activate", echo(lab, "old", network={"ports": ["9003:80"]}))
-    pid, inode = pid_of(lab, "old"), netns_inode(lab, "old")
+    pid, inode = pid_of(lab, "old"), namespace(lab, "old")
     taken = echo(lab, "old", network={"ports": ["9999:80"]})
     dies = package(lab, "zz", "sh", "-c", "exit 3", network=on("backend"))
     before = snapshots.take(lab)
@@ -76,7 +71,7 @@ def test_all_are_undone_where_the_last_one_fails(lab: Lab) -> None:
     said = refused(lab, "activate", taken, *many(lab), dies)
     assert "zz: its process ended at once (exit status 3)" in said and said.count("niso: ") == 1
     assert snapshots.differences(before, snapshots.take(lab)) == []
-    assert (pid_of(lab, "old"), netns_inode(lab, "old")) == (pid, inode)
+    assert (pid_of(lab, "old"), namespace(lab, "old")) == (pid, inode)
     assert answer(lab, HOST, 9003, "client").startswith("old ")
     assert lab.niso("net", "check").returncode == 0
 

@@ -17,7 +17,6 @@ from modes import (
     home_of,
     lives_in,
     names_in,
-    namespace,
     no_folders_but,
     open_,
     running,
@@ -33,8 +32,10 @@ from services import (
     echo,
     idle,
     inspect,
+    namespace,
     on,
     pid_of,
+    process_below,
     ps,
     refused,
 )
@@ -45,8 +46,7 @@ KERNEL = ("namespaces", "in the host", "mounts", "cgroups")
 
 def capabilities(lab: Lab, service: str) -> dict[str, str]:
     pid = pid_of(lab, service)
-    child = lab.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0]
-    lines = lab.run("cat", f"/proc/{child}/status").stdout.splitlines()
+    lines = lab.run("cat", f"/proc/{process_below(lab, pid)}/status").stdout.splitlines()
     fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     return {key: fields[key] for key in ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp")}
 

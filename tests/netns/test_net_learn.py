@@ -10,7 +10,7 @@ import signal
 import tomllib
 
 from conftest import Lab
-from services import CLIENT, ECHO, answer, ask, echo, idle, inspect, on
+from services import CLIENT, ECHO, answer, ask, echo, idle, inspect, on, send
 
 KEEP = """
 import socket, sys
@@ -18,13 +18,7 @@ s = socket.create_connection((sys.argv[1], 80)); print(s.recv(99).decode(), flus
 while line := sys.stdin.readline():
     s.sendall(line.encode()); print(s.recv(99).decode(), end="", flush=True)
 """
-SEND = "import socket, sys; s = socket.socket({}, socket.SOCK_DGRAM); s.sendto(b'x', (sys.argv[1], {}))"
 DB4, DB6 = "10.99.1.2", "fd00:99:1::2"
-
-
-def send(lab: Lab, netns: str, address: str, port: int) -> None:
-    family = "socket.AF_INET6" if ":" in address else "socket.AF_INET"
-    lab.run("/usr/bin/python3", "-ISc", SEND.format(family, port), address, netns=netns)
 
 
 def refused(lab: Lab) -> set[tuple[str, str, int, str]]:

@@ -9,18 +9,26 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab
-from services import HOST, address, answer, ask, echo, idle, inside, on, package, refused
+from services import (
+    CLIENT,
+    HOST,
+    address,
+    answer,
+    ask,
+    echo,
+    idle,
+    inside,
+    on,
+    package,
+    refused,
+    send,
+    subnets,
+)
 
 
 def bridge_addresses(lab: Lab, bridge: str) -> list[str]:
     found = lab.ip_json("-4", "address", "show", "dev", bridge)[0]["addr_info"]
     return [f"{each['local']}/{each['prefixlen']}" for each in found]
-
-
-def subnets(lab: Lab) -> dict[str, str]:
-    return {
-        row["name"]: row["subnet"] for row in json.loads(lab.niso("net", "list", "--json").stdout)
-    }
 
 
 def test_create_makes_the_bridge_at_once_and_remove_takes_it_away(lab: Lab) -> None:
@@ -492,9 +500,8 @@ def test_changed_static_address_moves_the_service_and_its_name(lab: Lab) -> None
 
 def test_address_that_became_free_inherits_no_flow(lab: Lab) -> None:
     """A UDP flow from outside, not closed by anybody, would live on in conntrack for its 30 s."""
-    talk = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('192.0.2.2', 9999))"
     lab.niso("activate", package(lab, "old", "sleep", "1000"))
-    lab.run("python3", "-ISc", talk, netns="niso-old")
+    send(lab, "niso-old", CLIENT, 9999)
     assert "src=10.99.0.2" in lab.run("conntrack", "-L").stdout
     lab.niso("remove", "old")
     lab.niso("activate", idle(lab, "new"))

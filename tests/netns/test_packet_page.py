@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pages
 import pytest
 from conftest import Lab
-from services import CLIENT, HOST, idle, on
+from services import CLIENT, HOST, idle, on, send
 
 UPDATE = os.environ.get("UPDATE") == "1"
 PAGE = pages.ROOT / "docs/design/packet.md"
@@ -33,8 +33,6 @@ table bridge tracer {
 	chain in { type filter hook prerouting priority -350; udp dport { 80, 8080, 8081, 8082, 53 } meta nftrace set 1; }
 }
 """
-SEND = "import socket, sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (sys.argv[1], int(sys.argv[2])))"
-
 API, PEER, DB, WEB, LEFT, RIGHT = (
     "10.99.1.2",
     "10.99.1.3",
@@ -112,7 +110,7 @@ class Trace:
         self.lines.append("(nft monitor has ended)\n")
 
     def _probe(self, port: int) -> None:
-        self._lab.run("python3", "-ISc", SEND, CLIENT, str(port))
+        send(self._lab, None, CLIENT, port)
 
     def _seen(self, port: int, start: int) -> bool:
         """Whether a probe to ``port`` has passed the last of its six chains since line ``start``."""
@@ -181,7 +179,7 @@ def test_a_packet_passes_the_chains_that_the_page_names(
     lab, trace = traced
     wanted = rows()[way.name]
     start = len(trace.lines)
-    lab.run("python3", "-ISc", SEND, way.to[0], str(way.to[1]), netns=way.sender)
+    send(lab, way.sender, *way.to)
     with contextlib.suppress(pytest.fail.Exception):  # what it is in its place is said below
         lab.wait_for(
             lambda: trace.chains(start)[: len(wanted)] == wanted, timeout=1 if UPDATE else 10

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from conftest import Lab
-from services import idle, on, refused
+from services import counts, idle, on, refused
 
 BACKEND = ("niso", "net", "create", "backend", "--subnet", "10.99.1.0/24")
 
@@ -43,10 +43,8 @@ def test_echo_is_sent_by_the_source_and_answered_by_the_target(backend: Lab) -> 
     """Both links carry it: the service's own sees a reply that it did not have before."""
 
     def echoes(name: str) -> list[int]:
-        text = backend.run("ip", "netns", "exec", f"niso-{name}", "cat", "/proc/net/snmp").stdout
-        heads, values = [line.split()[1:] for line in text.splitlines() if line.startswith("Icmp:")]
-        found = dict(zip(heads, map(int, values), strict=True))
-        return [found["InEchos"], found["OutEchoReps"], found["InEchoReps"]]
+        found = counts(backend, name)
+        return [found["IcmpInEchos"], found["IcmpOutEchoReps"], found["IcmpInEchoReps"]]
 
     before = echoes("api"), echoes("db")
     backend.niso("net", "ping", "api", "db")

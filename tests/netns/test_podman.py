@@ -8,7 +8,7 @@ import pytest
 from conftest import Lab
 from podman_world import AARDVARK, IMAGE, PEERS, WITH_PODMAN, Podman, needs_podman
 from samples import LONG
-from services import BUSYBOX, HOST, echo, on, ps
+from services import HOST, echo, fetch, on, ps
 
 
 @needs_podman
@@ -16,8 +16,7 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     podman = Podman(lab)
 
     def outside() -> str:
-        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{HOST}:8080/index.html")
-        return str(lab.client(*words, check=False).stdout).strip()
+        return fetch(lab.client, f"{HOST}:8080")
 
     podman("network", "create", "-d", "niso", "--subnet", "10.99.30.0/24", "backend")
     podman("network", "create", "-d", "niso", "--opt", "egress_deny=10.99.30.0/24", "front")
@@ -103,10 +102,7 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     assert outside() == "api"
     podman("pod", "create", "--name", "shop", "--network", "backend", "-p", "9090:80")
     podman.run("inside", "--pod", "shop")
-    assert (
-        lab.client(BUSYBOX, "wget", "-q", "-O", "-", f"http://{HOST}:9090/index.html").stdout
-        == "inside\n"
-    )
+    assert fetch(lab.client, f"{HOST}:9090") == "inside"
     podman("pod", "rm", "-f", "-t0", "shop")
     # the default network of all containers
     conf = lab.path("/tmp/podman/containers.conf")
@@ -171,8 +167,7 @@ def test_compose_files_with_networks_of_niso(lab: Lab) -> None:
     lab.wait_for(lambda: lab.path(SOCKET).exists(), 10, "Podman's socket")
 
     def get(who: str) -> str:
-        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{HOST}:8080/index.html")
-        return str(getattr(lab, who)(*words, check=False).stdout).strip()
+        return fetch(getattr(lab, who), f"{HOST}:8080")
 
     create = ("network", "create", "-d", "niso")
     podman(*create, *(f"--opt={key}={value}" for key, value in FRONT.items()), "of_front")

@@ -15,7 +15,7 @@ from policy_shop import CLIENT, EVERY, HOST, PROTOCOLS, TRIED_SECONDS, Shop
 from samples import LONG
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
-from services import idle, on
+from services import counts, filter_bridged, idle, on
 from wire import Addresses, Wire
 
 
@@ -23,11 +23,6 @@ from wire import Addresses, Wire
 def shop(lab: Lab) -> Iterator[Shop]:
     with Wire(lab) as wire:
         yield Shop(lab, wire)
-
-
-def bridged(lab: Lab, value: int) -> None:
-    for kind in ("iptables", "ip6tables"):
-        lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{kind}={value}")
 
 
 # --- what is cut ------------------------------------------------------------------------------------------------------
@@ -41,7 +36,7 @@ def test_stricter_ingress_cuts_what_it_denies_and_nothing_else(
     shop: Shop, value: int, first: str, servers_first: bool
 ) -> None:
     """``first``: it is the first policy of the network, on which no port is published: frames were not tracked before."""
-    bridged(shop.lab, value)
+    filter_bridged(shop.lab, value)
     shop.activate("db", "api", "web", "x", "y")
     if first == "another":
         shop.policy("y", {"allow_from": ["x"]})
@@ -70,7 +65,7 @@ def test_stricter_ingress_cuts_what_it_denies_and_nothing_else(
 def test_stricter_egress_cuts_what_it_denies_and_nothing_else(
     shop: Shop, value: int, servers_first: bool
 ) -> None:
-    bridged(shop.lab, value)
+    filter_bridged(shop.lab, value)
     shop.activate("db", "api", "web")
     alive = shop.open(("web", "api"), ("api", "web"), ("db", "web"), (None, "web"))
     outside = [
@@ -401,10 +396,5 @@ def test_nothing_held_for_an_address_reaches_its_next_owner(lab: Lab) -> None:
 
 def _datagrams(lab: Lab, service: str) -> list[int]:
     """Return how many datagrams came in at closed ports of a service, for each family."""
-    files = ("/proc/net/snmp", "/proc/net/snmp6")
-    text = lab.run("ip", "netns", "exec", f"niso-{service}", "cat", *files).stdout
-    found = (
-        re.search(r"^Udp: \d+ (\d+)", text, re.M),
-        re.search(r"^Udp6NoPorts\s+(\d+)", text, re.M),
-    )
-    return [int(match[1]) for match in found if match]
+    found = counts(lab, service)
+    return [found["UdpNoPorts"], found["Udp6NoPorts"]]

@@ -11,7 +11,18 @@ import pytest
 import snapshots
 from conftest import Lab, assert_whole
 from generations import Generations
-from services import CLIENT, HOST, address, answer, ask, idle, package, pid_of, refused
+from services import (
+    CLIENT,
+    HOST,
+    address,
+    answer,
+    ask,
+    idle,
+    package,
+    pid_of,
+    process_below,
+    refused,
+)
 from talkers import Conversation, Load, speaker, start
 from wire import Wire
 
@@ -103,8 +114,7 @@ def test_forwarded_port_lives_as_long_as_the_service_is_active(pair: Lab, form: 
             assert answer(pair, "127.0.0.1", 9090).startswith("a 81 ")
 
     pid = pid_of(pair, "a")
-    child = pair.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0]
-    pair.run("kill", "-KILL", child)
+    pair.run("kill", "-KILL", str(process_below(pair, pid)))
     pair.wait_for(lambda: pid_or_none(pair, "a") not in (pid, None), 10, "started again")
     still()
     pair.niso("restart", "a")

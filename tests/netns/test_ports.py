@@ -7,7 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import Lab
-from services import CLIENT, HOST, NEIGHBOUR, address, answer, ask, echo, idle, on
+from services import (
+    BRIDGE_CALLS,
+    CLIENT,
+    HOST,
+    NEIGHBOUR,
+    address,
+    answer,
+    ask,
+    echo,
+    filter_bridged,
+    idle,
+    on,
+    pings,
+    seen_source,
+)
 
 BACKEND, FRONTEND = "10.99.1.0/24", "10.99.2.0/24"
 
@@ -93,11 +107,7 @@ def test_services_of_a_network_reach_each_other_by_name_and_address(shop: Lab) -
 
 
 def test_service_reaches_out_as_the_host(shop: Lab) -> None:
-    server = "import socket; s = socket.create_server(('', 7777)); print(1, flush=True); print(s.accept()[1][0])"
-    listener = shop.popen("python3", "-ISc", server, netns="client")
-    assert listener.stdout and listener.stdout.readline() == b"1\n"
-    ask(shop, CLIENT, 7777, "niso-db")
-    assert listener.communicate()[0].strip() == HOST
+    assert seen_source(shop, "niso-db", CLIENT) == HOST
 
 
 def test_no_process_of_niso_listens_for_published_ports(shop: Lab) -> None:
@@ -337,31 +347,21 @@ def test_frames_of_a_foreign_bridge_are_untouched(lab: Lab, nf_call: str) -> Non
         lab.run("ip", "address", "add", f"172.20.0.{number}/24", "dev", "eth0", netns=f"m{number}")
         lab.run("ip", "link", "set", "eth0", "up", netns=f"m{number}")
     lab.niso("activate", idle(lab, "api"))
-    server = "import socket; s = socket.create_server(('', 7777)); print(1, flush=True); print(s.accept()[1][0])"
-    listener = lab.popen("python3", "-ISc", server, netns="m2")
-    assert listener.stdout and listener.stdout.readline() == b"1\n"
-    ask(lab, "172.20.0.2", 7777, "m1")
-    assert listener.communicate()[0].strip() == "172.20.0.1"
+    assert seen_source(lab, "m1", "172.20.0.2", server="m2") == "172.20.0.1"
     assert lab.run(
         "ping", "-c1", "-W1", "-b", "172.20.0.255", netns="m1", check=False
     ).returncode in (0, 1)
-    assert lab.run("ping", "-c1", "-W1", "172.20.0.2", netns="m1").returncode == 0
+    assert pings(lab, "172.20.0.2", "m1")
 
 
 def test_global_bridge_sysctls_stay_as_found(lab: Lab) -> None:
-    for value in ("0", "1"):
-        for name in ("iptables", "ip6tables", "arptables"):
-            lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{name}={value}")
+    for value in (0, 1):
+        filter_bridged(lab, value)
         lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}), echo(lab, "db"))
         assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
         assert answer(lab, address(lab, "db"), 80, "niso-api") == f"db {address(lab, 'api')}"
-        found = lab.run(
-            "sysctl",
-            "-n",
-            *(
-                f"net.bridge.bridge-nf-call-{name}"
-                for name in ("iptables", "ip6tables", "arptables")
-            ),
+        kept = lab.run(
+            "sysctl", "-n", *(f"net.bridge.bridge-nf-call-{name}" for name in BRIDGE_CALLS)
         )
-        assert found.stdout.split() == [value] * 3
+        assert kept.stdout.split() == [str(value)] * 3
         lab.niso("deactivate", "--all")

@@ -14,7 +14,7 @@ from conftest import Lab
 from machine import Machine, needs_systemd
 from podman_world import IMAGE, PEERS, SECCOMP, needs_podman
 from samples import LONG
-from services import BUSYBOX, CLIENT, HOST
+from services import BUSYBOX, CLIENT, HOST, fetch
 
 GENERATOR = PEERS / "podman/usr/lib/systemd/system-generators/podman-system-generator"
 FILES = {
@@ -109,16 +109,14 @@ def test_units_of_quadlet_are_on_networks_of_niso(lab: Lab, machine: Machine) ->
         return next(each for each in rows if each["service"] == name)
 
     def get(address: str, *inside: str) -> str:
-        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{address}/index.html")
-        return str(machine.run(*inside, *words, check=False).stdout).strip()
+        return fetch(machine.run, address, *inside)
 
     def from_bad(*words: str) -> str:
         done = machine.run("podman", "exec", "bad", "/bin/busybox", *words, check=False)
         return str(done.stdout)
 
     def from_client() -> str:
-        words = (BUSYBOX, "wget", "-q", "-T", "1", "-O", "-", f"http://{HOST}:8080/index.html")
-        return str(lab.client(*words, check=False).stdout).strip()
+        return fetch(lab.client, f"{HOST}:8080")
 
     web, bad = row("web")["address"][0], row("bad")["address"][0]
     assert {web, bad} <= {f"10.99.40.{n}" for n in range(2, 5)}

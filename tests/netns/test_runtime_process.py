@@ -9,24 +9,12 @@ import signal
 import pytest
 from conftest import Lab
 from runtime_world import CGROUP, FOLDER, HOSTS, NOTHING, SERVICE, UID, Refused, Runtime
+from services import busybox_rootfs
 
 
 @pytest.fixture
 def runtime(lab: Lab) -> Runtime:
     return Runtime(lab)
-
-
-def busybox(lab: Lab, rootfs: str) -> str:
-    """A root file system of busybox alone, with its own users."""
-    lab.run("mkdir", "-p", f"{rootfs}/bin", f"{rootfs}/etc", f"{rootfs}/var")
-    lab.run("cp", "/usr/bin/busybox", f"{rootfs}/bin/busybox")
-    for name in ("sh", "cat", "id", "ls", "touch", "sleep", "hostname"):
-        lab.run("ln", "-s", "busybox", f"{rootfs}/bin/{name}")
-    lab.path(f"{rootfs}/etc/passwd").write_text(
-        "root:x:0:0::/:/bin/sh\nweb:x:33:44::/srv:/bin/sh\n"
-    )
-    lab.path(f"{rootfs}/etc/group").write_text("root:x:0:\nweb:x:44:\nextra:x:55:web\n")
-    return rootfs
 
 
 def status_fields(text: str) -> dict[str, str]:
@@ -165,13 +153,13 @@ AWKWARD = ["/tmp/plain", "/tmp/a:b,c\\d e=f/root,fs:1"]
 def test_own_rootfs_is_used_and_never_written_to(
     runtime: Runtime, lab: Lab, rootfs: str, read_only: bool
 ) -> None:
-    busybox(lab, rootfs)
+    busybox_rootfs(lab, rootfs)
     tree = ("find", rootfs, "-printf", "%p %m %u %g %s %T@ %l\\n")
     before = lab.run(*tree).stdout
     script = "id -u; hostname; ls /app; cat /etc/passwd; touch /written && ls /written; touch /var/tmp/x /run/x && echo tmpfs; cat /etc/hosts"
     lines = runtime.output(script, rootfs=rootfs, read_only=read_only).splitlines()
     assert lines[:3] == [str(UID), "shop", "readme"]
-    assert "web:x:33:44::/srv:/bin/sh" in lines
+    assert "web:x:33:44::/home/web:/bin/sh" in lines
     assert f"{SERVICE}:x:{UID}:{UID}::/tmp:/bin/sh" in lines
     assert "tmpfs" in lines
     assert "127.0.0.1 localhost" in lines
@@ -179,7 +167,7 @@ def test_own_rootfs_is_used_and_never_written_to(
 
 
 def test_writable_root_takes_writes_of_root_and_forgets_them(runtime: Runtime, lab: Lab) -> None:
-    rootfs = busybox(lab, "/tmp/writable")
+    rootfs = busybox_rootfs(lab, "/tmp/writable")
     options = {"uid": 0, "gid": 0, "user_name": "root", "rootfs": rootfs, "read_only": False}
     assert runtime.output("touch /written && ls /written", **options).split() == ["/written"]
     assert "No such file" in runtime.output("ls /written", **options).splitlines()[-1]
@@ -200,7 +188,7 @@ def test_writable_assembled_root_takes_writes(runtime: Runtime) -> None:
 def test_rootfs_with_links_for_etc_var_and_run_keeps_them_inside(
     runtime: Runtime, lab: Lab
 ) -> None:
-    rootfs = busybox(lab, "/tmp/links")
+    rootfs = busybox_rootfs(lab, "/tmp/links")
     lab.run(
         "sh",
         "-c",
@@ -215,7 +203,7 @@ def test_rootfs_with_links_for_etc_var_and_run_keeps_them_inside(
 def test_overlay_and_bind_mounts_are_never_in_the_hosts_namespace(
     runtime: Runtime, lab: Lab
 ) -> None:
-    rootfs = busybox(lab, "/tmp/hidden")
+    rootfs = busybox_rootfs(lab, "/tmp/hidden")
     before = lab.run("cat", "/proc/mounts").stdout
     runtime.start(["/bin/sleep", "1000"], rootfs=rootfs)
     assert lab.run("cat", "/proc/mounts").stdout == before

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import Lab
-from services import answer, ask, echo, idle, on
+from services import answer, ask, echo, filter_bridged, idle, on
 
 from niso.kernel import nft_sensor, sensor
 
@@ -137,8 +137,7 @@ def test_network_that_is_not_observed(lab: Lab) -> None:
 
 
 def test_bridge_that_nobody_tracks(lab: Lab) -> None:
-    for kind in ("iptables", "ip6tables"):
-        lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{kind}=0")
+    filter_bridged(lab, 0)
     lab.niso("net", "create", "plain", "--subnet", "10.99.1.0/24")
     lab.niso("activate", echo(lab, "a", network=on("plain")), idle(lab, "b", network=on("plain")))
     answer(lab, "10.99.1.2", 80, "niso-b")

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 from conftest import Lab, assert_whole
-from services import BUSYBOX, CLIENT, address, busybox_rootfs, echo, idle, on, package, refused
+from services import (
+    BUSYBOX,
+    address,
+    busybox_rootfs,
+    echo,
+    idle,
+    on,
+    package,
+    refuse_names,
+    refused,
+    set_resolver,
+)
 
 HEAD = "# written by niso; changes as services come and go\n127.0.0.1  localhost\n::1  localhost ip6-localhost ip6-loopback\n"
 
@@ -21,17 +32,6 @@ def seen(lab: Lab, name: str) -> str:
     services = [line for line in lines if not line.endswith("  host.niso.local\n")]
     assert len(services) == len(lines) - 1
     return "".join(services)
-
-
-def resolv_conf(lab: Lab, text: str) -> None:
-    """The lab host's /etc/resolv.conf, by a file of the lab's own mounted over it."""
-    lab.write("/tmp/resolv.conf", text)
-    lab.run("mount", "--bind", "/tmp/resolv.conf", "/etc/resolv.conf")
-
-
-def quick_answers(lab: Lab) -> None:
-    """A resolver that refuses at once (ICMP port unreachable), so that an unknown name costs no time-out."""
-    resolv_conf(lab, f"nameserver {CLIENT}\n")
 
 
 def test_hosts_shows_each_active_service_of_a_shared_network_hostname_first_then_name_then_aliases(
@@ -75,7 +75,7 @@ def test_service_on_two_networks_is_seen_by_its_address_on_the_readers_first_one
 
 def test_names_change_in_a_running_process_that_holds_nothing_open(lab: Lab) -> None:
     """The same process, started before the others are known, sees them come and go by glibc's look-up."""
-    quick_answers(lab)
+    refuse_names(lab)
     script = (
         "import socket, time\nlast = None\nwhile True:\n"
         "    try:\n        now = socket.gethostbyname('late')\n"
@@ -144,7 +144,7 @@ def test_services_with_the_same_networks_share_one_file(lab: Lab) -> None:
 
 
 def test_look_ups_of_glibc_and_busybox_work_forward_and_reverse(lab: Lab) -> None:
-    quick_answers(lab)
+    refuse_names(lab)
     box = package(
         lab, "box", "sleep", "1000", package={"rootfs": "rootfs"}, network={"aliases": ["crate"]}
     )
@@ -211,7 +211,7 @@ for family in socket.AF_INET, socket.AF_INET6:
 
 def test_host_and_extra_hosts_are_reached_by_name_from_static_addresses(lab: Lab) -> None:
     """A program of the host answers each by its own address, over both families; on an internal network too."""
-    resolv_conf(lab, "search example.net\nnameserver 192.0.2.3\n")
+    set_resolver(lab, "search example.net\nnameserver 192.0.2.3\n")
     lab.niso(
         "net", "create", "in", "--subnet", "10.99.7.0/24", "--subnet", "fd00:7::/64", "--internal"
     )
@@ -258,7 +258,7 @@ def test_host_and_extra_hosts_are_reached_by_name_from_static_addresses(lab: Lab
 def test_each_address_on_shared_networks_has_a_name_and_the_nearest_the_plain_one(lab: Lab) -> None:
     for number, name in enumerate(("one", "two"), 1):
         lab.niso("net", "create", name, "--subnet", f"10.99.{number}.0/24")
-    quick_answers(lab)
+    refuse_names(lab)
     lab.niso("activate", idle(lab, "api", network={"networks": ["two", "one"]}))
     # db comes to a service that runs
     lab.niso("activate", echo(lab, "db", network={"networks": ["one", "two"]}))
@@ -283,13 +283,13 @@ def test_each_address_on_shared_networks_has_a_name_and_the_nearest_the_plain_on
 
 def test_resolv_conf_is_the_hosts(lab: Lab) -> None:
     text = "search example.net\nnameserver 192.0.2.2\noptions timeout:1\n"
-    resolv_conf(lab, text)
+    set_resolver(lab, text)
     assert "warning" not in lab.niso("activate", idle(lab, "api")).stderr
     assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == text
 
 
 def test_loopback_resolver_is_replaced_by_its_upstreams(lab: Lab) -> None:
-    resolv_conf(lab, "nameserver 127.0.0.53\noptions edns0\n")
+    set_resolver(lab, "nameserver 127.0.0.53\noptions edns0\n")
     lab.write("/run/systemd/resolve/resolv.conf", "nameserver 192.0.2.2\nnameserver 192.0.2.3\n")
     assert "warning" not in lab.niso("activate", idle(lab, "api")).stderr
     found = lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout
@@ -300,7 +300,7 @@ def test_loopback_resolver_is_replaced_by_its_upstreams(lab: Lab) -> None:
 
 
 def test_loopback_resolver_without_known_upstreams_is_left_out_with_a_warning(lab: Lab) -> None:
-    resolv_conf(lab, "nameserver 127.0.0.1\nnameserver ::1\noptions edns0\n")
+    set_resolver(lab, "nameserver 127.0.0.1\nnameserver ::1\noptions edns0\n")
     said = lab.niso("activate", idle(lab, "api"))
     assert said.stderr.startswith("niso: warning: ") and "loopback" in said.stderr
     assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == "options edns0\n"

@@ -18,7 +18,7 @@ import pytest
 from conftest import UNPRIVILEGED
 from damages import OF_SPANS
 from many_hosts import MTU, PORT, VNI, Host, Service, fill, network, underlay
-from services import BUSYBOX, CLIENT, ask, echo, on
+from services import BUSYBOX, CLIENT, ask, echo, on, pings
 from wire import Ear, Link, Wire  # before scapy: it silences its warnings
 
 from scapy.layers.inet import IP, UDP, fragment  # isort: skip
@@ -75,12 +75,6 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         yield world
 
 
-def reaches(host: Host, service: str, address: str) -> bool:
-    """Whether a service's ping to an address is answered."""
-    words = ("ping", "-c1", "-W1", address)
-    return host.lab.run(*words, netns=f"niso-{service}", check=False).returncode == 0
-
-
 def test_services_reach_one_another(world: World) -> None:
     a = world.a.lab
     inside = a.ip_json("address", "show", "eth0", netns="niso-api")[0]["addr_info"]
@@ -106,7 +100,7 @@ def test_what_is_wrapped_has_no_mark(world: World) -> None:
     lab.run("nft", f"table inet probe {{ chain c {{ {hook}; {rule}; }}; }}")
     try:
         for marked in (False, True):
-            assert reaches(world.a, "api", DB.addresses[0])
+            assert pings(world.a.lab, DB.addresses[0], "niso-api")
             found = lab.run("nft", "list", "table", "inet", "probe").stdout
             assert ("packets 0 " not in found) == marked
             lab.run("nft", "flush", "chain", *chain)
@@ -118,19 +112,19 @@ def test_what_is_wrapped_has_no_mark(world: World) -> None:
 def test_service_is_not_heard_once_its_claim_is_gone(world: World) -> None:
     """As after a take-over: its own host sends on, believing that it has it."""
     world.fill(world.b, [DB, EVIL])
-    assert not reaches(world.a, "api", DB.addresses[0])
+    assert not pings(world.a.lab, DB.addresses[0], "niso-api")
     assert "10.99.1.2" not in world.b.lab.path("/run/niso/hosts/backend/hosts").read_text()
     # it is c's now, with the same address
     world.fill(world.b, [DB, EVIL, API._replace(host="c")])
-    assert not reaches(world.a, "api", DB.addresses[0])
+    assert not pings(world.a.lab, DB.addresses[0], "niso-api")
     world.fill(world.b, SERVICES)
-    assert reaches(world.a, "api", DB.addresses[0])
+    assert pings(world.a.lab, DB.addresses[0], "niso-api")
 
 
 def test_names_of_a_host_that_is_gone_are_hidden_and_its_addresses_stay(world: World) -> None:
     world.fill(world.b, SERVICES, gone=("a",))
     assert "10.99.1.2" not in world.b.lab.path("/run/niso/hosts/backend/hosts").read_text()
-    assert reaches(world.a, "api", DB.addresses[0])
+    assert pings(world.a.lab, DB.addresses[0], "niso-api")
     world.fill(world.b, SERVICES)
 
 
@@ -208,7 +202,7 @@ def test_every_damage_is_found_and_repaired(world: World) -> None:
         if found != findings or not left.startswith("OK"):
             wrong[cases] = (shown, left)
     assert not wrong
-    assert reaches(world.a, "api", DB.addresses[0])
+    assert pings(world.a.lab, DB.addresses[0], "niso-api")
     assert {case for cases, _, _ in DAMAGES for case in cases} == OF_SPANS
 
 

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab
-from services import HOST, address, answer, echo, environment_of, idle, package, pid_of, ps, refused
+from services import (
+    HOST,
+    address,
+    answer,
+    echo,
+    environment_of,
+    idle,
+    package,
+    pid_of,
+    ps,
+    refused,
+    subnets,
+)
 from stack_world import members, needs, server, service, write
 
 BACKEND = {"backend": {"subnet": "10.99.7.0/24"}}
@@ -18,12 +30,6 @@ HEALTHY = {"tcp": 80, "interval": "200ms"}
 
 def up(lab: Lab, folder: str, *options: str) -> str:
     return str(lab.niso("stack", "up", folder, *options).stdout)
-
-
-def networks(lab: Lab) -> dict[str, str]:
-    return {
-        row["name"]: row["subnet"] for row in json.loads(lab.niso("net", "list", "--json").stdout)
-    }
 
 
 def stack_of_two(lab: Lab, **api: Any) -> str:
@@ -45,7 +51,7 @@ def test_up_makes_networks_and_starts_each_service_when_what_it_needs_is_healthy
         f"db: active  {address(lab, 'db')}",
         f"api: active  {address(lab, 'api')}  ports: 8080→80",
     ]
-    assert networks(lab) == {"backend": "10.99.7.0/24"}
+    assert subnets(lab) == {"backend": "10.99.7.0/24"}
     assert (
         address(lab, "db").startswith("10.99.7.")
         and lab.niso("logs", "api").stdout == "start reached\n"
@@ -80,7 +86,7 @@ def test_down_ends_each_service_before_those_that_it_depends_on_and_keeps_addres
     assert {
         row["status"] for row in json.loads(lab.niso("stack", "status", folder, "--json").stdout)
     } == {"inactive"}
-    assert networks(lab) == {"backend": "10.99.7.0/24"}
+    assert subnets(lab) == {"backend": "10.99.7.0/24"}
     assert (
         lab.niso("stack", "down", folder).stdout
         == "api: already inactive, unchanged\ndb: already inactive, unchanged\n"
@@ -180,7 +186,7 @@ def test_failed_up_leaves_networks_services_and_those_that_would_have_left_as_th
     said = refused(lab, "stack", "up", folder)
     assert "bad: its process ended at once (exit status 7)" in said and "no luck" in said
     assert answer(lab, HOST, 8080, "client").startswith("web ") and pid_of(lab, "job") == job
-    assert networks(lab).keys() == {"niso-default"}
+    assert subnets(lab).keys() == {"niso-default"}
     assert {row["service"] for row in json.loads(lab.niso("ps", "--json").stdout)} == {"web", "job"}
     assert members(lab) == [
         "job",
@@ -244,10 +250,10 @@ def test_services_that_were_activated_singly_can_join_and_one_can_be_removed_alo
     assert pid_of(lab, "db") == pid
     lab.niso("remove", "web")
     assert members(lab) == ["db"]
-    assert networks(lab).keys() == {"niso-default"}  # which went with its last service
+    assert subnets(lab).keys() == {"niso-default"}  # which went with its last service
     assert "web: active" in up(lab, folder) and pid_of(lab, "db") == pid
     lab.niso("remove", "web", "db")
-    assert networks(lab) == {}
+    assert subnets(lab) == {}
 
 
 def test_network_that_no_service_is_on_is_not_made_and_one_that_was_there_stays(lab: Lab) -> None:
@@ -257,7 +263,7 @@ def test_network_that_no_service_is_on_is_not_made_and_one_that_was_there_stays(
     )
     assert up(lab, folder).splitlines()[0] == "network spare: not created, no service uses it"
     lab.niso("remove", "db")
-    assert networks(lab) == {"backend": "10.99.7.0/24"}
+    assert subnets(lab) == {"backend": "10.99.7.0/24"}
 
 
 def test_what_takes_over_a_second_is_told(lab: Lab) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from conftest import Lab
-from services import BUSYBOX, package
+from services import BUSYBOX, package, refuse_names
 
 SERVE = """\
 import os, socket
@@ -47,12 +47,6 @@ depends_on = ["db"]
 """
 
 
-def quick_answers(lab: Lab) -> None:
-    """A resolver that refuses at once, so that an unknown name costs no time-out."""
-    lab.write("/tmp/resolv.conf", "nameserver 192.0.2.2\n")
-    lab.run("mount", "--bind", "/tmp/resolv.conf", "/etc/resolv.conf")
-
-
 def asked(lab: Lab, service: str, name: str) -> list[str]:
     """Return what a service hears from ``name`` over each family."""
     done = lab.niso("exec", service, "--", "/usr/bin/python3", "-ISc", ASK, name)
@@ -60,7 +54,7 @@ def asked(lab: Lab, service: str, name: str) -> list[str]:
 
 
 def test_each_of_two_stacks_finds_its_own_services_by_name_over_both_families(lab: Lab) -> None:
-    quick_answers(lab)
+    refuse_names(lab)
     healthy = {"tcp": 80, "interval": "200ms"}
     command = ("/usr/bin/python3", "-ISu", "/app/serve.py")
     package(lab, "db", *command, files={"serve.py": SERVE}, healthcheck=healthy)
@@ -89,7 +83,7 @@ def test_service_on_both_networks_means_the_first_and_a_second_alias_lets_nobody
     lab: Lab,
 ) -> None:
     """With the packets: a service that is called db on another network, and comes by a published port."""
-    quick_answers(lab)
+    refuse_names(lab)
     command = ("/usr/bin/python3", "-ISu", "/app/serve.py")
     for name, network in (("one-db", "one"), ("two-db", "two")):
         package(

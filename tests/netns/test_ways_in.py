@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Lab
-from services import idle
+from services import filter_bridged, idle
 from ways import Cell, Path, Port, Servers, travel, wrong
 from wire import PROTOCOLS, Addresses, Wire
 
@@ -163,19 +163,13 @@ def world() -> Iterator[World]:
         yield World(lab, wire)
 
 
-def bridged(lab: Lab, value: int) -> None:
-    """What other programs of the host may have set: frames that any bridge switches go through iptables, or not."""
-    for name in ("iptables", "ip6tables"):
-        lab.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{name}={value}")
-
-
 @pytest.mark.parametrize("nf_call", [0, 1])
 @pytest.mark.parametrize("proto", PROTOCOLS)
 @pytest.mark.parametrize("family", [4, 6])
 def test_each_way_in_reaches_whom_it_should_and_no_other(
     world: World, family: int, proto: str, nf_call: int
 ) -> None:
-    bridged(world.lab, nf_call)
+    filter_bridged(world.lab, nf_call)
     cells = world.cells(family)
     servers = Servers(world.wire, PORTS, world.addresses, proto, family)
     try:
