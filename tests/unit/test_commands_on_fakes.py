@@ -590,10 +590,14 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
     first, second = f"{world.folder}/one/stack.toml", f"{world.folder}/two/stack.toml"
     world.up(first)
     before = world.picture()
-    for command in (lambda: world.up(second), lambda: stack.down(world.machine, second)):
+    for command in (
+        lambda: world.up(second),
+        lambda: stack.down(world.machine, second),
+        lambda: stack.outlined(world.store, second),  # status and logs
+    ):
         with pytest.raises(Conflict) as caught:
             command()
-        assert f"stack 'shop' is that of {first}" in caught.value.message
+        assert caught.value.message == f"{second}: stack 'shop' is that of {first}"
         assert world.picture() == before
     assert sorted(world.store.active_services()) == ["api", "db"]
     up = world.up(second, replace=True)
@@ -602,6 +606,18 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
         stack.down(world.machine, first)
     stack.down(world.machine, second)
     world.assert_whole()
+
+
+def test_stack_that_joins_the_network_of_another_one_is_told_so_once(world: World) -> None:
+    files = []
+    for name in ("one", "two"):
+        world.package(f"{name}-api", below=name, network={"network": "backend"})
+        files.append(world.stack(f"{name}-api", name=name, below=name, backend="10.99.7.0/24"))
+    events: list[Event] = []
+    for file in files * 2:
+        stack.up(world.machine, stack.load(file), 5.0, events.append)
+    (caution,) = [event for event in events if isinstance(event, Caution)]
+    assert "network backend is also that of stack one" in caution.text
 
 
 def test_announcement_that_the_kernel_refuses_is_a_warning(world: World) -> None:

@@ -191,6 +191,31 @@ def test_internal_networks_come_last_and_the_default_one_is_the_stacks(tmp_path:
     assert data["services"]["b"]["network"]["networks"] == ["main"]
 
 
+def test_networks_of_the_file_do_not_become_one(tmp_path: Path) -> None:
+    """Where niso's names are fewer, and where an external one has the name of the file's own."""
+    text = """
+services:
+  a: {image: a, networks: [a_b]}
+  b: {image: b, networks: [A-B, out]}
+  c: {image: c, networks: [n]}
+networks:
+  a_b: {internal: true}
+  A-B:
+  n: {name: shared_n}
+  out: {external: true, name: n}
+  again: {external: true, name: n}
+  other: {external: true, name: N}
+"""
+    made = niso.import_compose(write(tmp_path, text))
+    data = tomllib.loads(made.text)
+    assert data["networks"] == {"a-b": {"internal": True}, "a-b-2": {}, "n-3": {}}
+    on = {name: keys["network"]["networks"] for name, keys in data["services"].items()}
+    assert on == {"a": ["a-b"], "b": ["a-b-2", "n"], "c": ["n-3"]}
+    gaps = {gap.key: gap.text for gap in made.missing if not gap.service}
+    assert gaps["networks.n.name"] == f"it is {made.stack}-n-3, for other stacks too"
+    assert "niso net create n-2," in gaps["networks.other"]
+
+
 def test_variables_stay_variables(tmp_path: Path) -> None:
     text = """
 services:
@@ -295,6 +320,14 @@ def test_value_that_is_not_taken_over_is_listed(
     assert (key, reason) in [(gap.key, gap.text) for gap in made.missing if gap.service == "a"]
 
 
+def test_list_has_the_order_of_the_file(tmp_path: Path) -> None:
+    """So that importing it again changes nothing."""
+    keys = ("pid", "ipc", "uts", "isolation", "runtime", "domainname", "cgroup")
+    given_ = ", ".join(f"{key}: x" for key in keys)
+    made = niso.import_compose(write(tmp_path, f"services: {{a: {{{given_}}}}}"))
+    assert tuple(gap.key for gap in made.missing if gap.key in keys) == keys
+
+
 def test_network_settings_that_are_not_taken_over_are_listed(tmp_path: Path) -> None:
     made = niso.import_compose(
         write(
@@ -320,6 +353,10 @@ def test_network_settings_that_are_not_taken_over_are_listed(tmp_path: Path) -> 
         ("services: [", "line 1, column 12"),
         ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
         ("- a", "is not a mapping"),
+        (
+            "services: {a: {image: a,\n image: b}}",
+            "line 2, column 2: the key 'image' is there twice",
+        ),
         ("services: {}", "has no services"),
         ("services: {a: {profiles: [x], image: a}}", "has no service without a profile"),
         ("a: " + "[" * 3000, "nested too deeply"),

@@ -473,6 +473,30 @@ def test_two_projects_of_one_form_are_side_by_side(world: World) -> None:
     world.assert_whole()
 
 
+def test_name_beside_another_hostname_is_found_in_the_second_stack_too(world: World) -> None:
+    """But not where others are, since two stacks of the form could then not be there."""
+    shared = 'networks = ["backend", "proxy"]\nhostname = "{}-front"'
+    for name in ("shop", "blog"):
+        keys = {
+            "db": 'networks = ["backend"]\nhostname = "primary"\naliases = ["sql"]',
+            "api": shared.format(name),
+        }
+        world.up(project(world, name, name, **keys))
+    assert set(seen(world, "backend")) == {"primary", "db", "sql", "shop-front", "api"}
+    assert set(seen(world, "blog-backend")) == {
+        *("primary", "db", "blog-db", "sql"),
+        *("blog-front", "blog-api"),
+    }
+    world.assert_whole()
+
+
+def test_name_of_another_service_of_the_stack_is_no_alias(world: World) -> None:
+    keys = {"db": "hostname = 'primary'", "api": "hostname = 'db'"}
+    world.up(project(world, "shop", "shop", "prefix = true", **keys))
+    assert seen(world, "shop-default")["db"] == address(world, "shop-api")
+    world.assert_whole()
+
+
 def test_key_decides_and_a_stack_without_it_keeps_its_names(world: World) -> None:
     shop = project(world, "shop", "shop", "prefix = true", db="", api="")
     done = world.up(shop)

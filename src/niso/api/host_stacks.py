@@ -98,7 +98,10 @@ class Stacks:
 
     @guarded
     def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
-        """Return the services of a stack with their status, as ``host.services.list()``."""
+        """Return the services of a stack with their status, as ``host.services.list()``.
+
+        Raises Conflict if the stack came from another file.
+        """
         from niso.api import service_views
         from niso.commands import stack as command
 
@@ -135,15 +138,16 @@ class Stacks:
         """Return (service, line) of all known services of a stack, in order of time.
 
         The arguments are those of ``host.services.logs``; ``lines`` counts for each service.
-        Raises NotFound, UsageError.
+        Raises NotFound, UsageError, Conflict if the stack came from another file.
         """
-        from niso.manifest import stack_file
+        from niso.commands import stack as command
         from niso.runtime import joint_logs
         from niso.runtime.logs import rotate_if_large
 
         self.session.require()
-        outline = stack_file.outline(path(stack, "stack"))
-        names = self.session.store().stack_members(outline.name)
+        store = self.session.store()
+        outline = command.outlined(store, path(stack, "stack"))
+        names = store.stack_members(outline.name)
         for name in names:
             rotate_if_large(name)
         start = None if since is None else moment(since, "--since")

@@ -61,9 +61,11 @@ def named(store: Store, plain: Stack) -> Stack:
 def outlined(store: Store, path: str) -> model.Outline:
     """Return the outline of a stack.toml with the names that its services have on this host.
 
-    Raises the errors of `model.outline`.
+    Raises the errors of `model.outline`, and Conflict if the stack of this name came from another
+    file.
     """
     plain = model.outline(path)
+    _refuse_elsewhere(store, plain.name, plain.path)
     wanted = stacks.prefixed(store, plain.asks, plain.name, plain.after)
     return stack_prefix.outline(plain) if wanted else plain
 
@@ -91,6 +93,9 @@ def up(
     made = [name for name in known if name in on and store.network(name) is None]
     after = {member.name: member.after for member in stack.members if member.after}
     spanning = [request for request in joins.networks if request.span]
+    for network, other in stacks.shared(store, joins) if not joins.prefix else ():
+        what = f"network {network} is also that of stack {other}: their services reach each other"
+        report(Caution(what, ("prefix = true in [stack] makes networks of this stack's own",)))
     try:
         with _in_cluster(machine, joins, spanning, report, dry_run):
             outcomes = activate.activate(machine, wanted, timeout_s, report, dry_run, after, joins)
@@ -178,7 +183,6 @@ def down(
     if not dry_run:
         journal.recover(machine, report)
     outline = outlined(store, path)
-    _refuse_elsewhere(store, outline.name, outline.path)
     names = members(store, outline)
     for name in names if with_volumes else ():
         volumes.check_removable(name)  # before anything is stopped

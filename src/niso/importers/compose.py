@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +13,7 @@ from niso.importers import compose_values as parse
 from niso.importers import toml_text, yaml_file
 from niso.importers.compose_service import DEFAULT, Gap, Service, World, has_check, label
 from niso.importers.compose_storage import Storage
-from niso.manifest import values
+from niso.manifest import stack_prefix, values
 
 if TYPE_CHECKING:
     from typing import Any
@@ -58,7 +58,7 @@ def convert(path: str) -> Imported:
     if not services:
         raise InvalidInput("has no service without a profile", None, "services", file=path)
     stack = label(parse.text(data.get("name")) or os.path.basename(folder) or "stack")
-    networks, tables = _networks(data.get("networks"), gaps)
+    networks, tables = _networks(data.get("networks"), stack, gaps)
     world = World(
         stack,
         _names(services),
@@ -78,9 +78,9 @@ def convert(path: str) -> Imported:
     _refuse_cycles(made, path)
     gaps += [gap for service in made for gap in service.gaps]
     for name, keys in _items(data.get("volumes")):
-        if keys.keys() - {"name", "labels", "driver"} or keys.get("driver", "local") != "local":
+        if parse.beyond(keys, ("labels", "driver")) or keys.get("driver", "local") != "local":
             gaps.append(Gap("", f"volumes.{name}", "its settings are not taken over"))
-    for key in data.keys() - _IN_FILE:
+    for key in parse.beyond(data, _IN_FILE):
         if not key.startswith("x-") and data[key]:
             gaps.append(Gap("", key, _NOT_HERE.get(key, "niso has no such key")))
     used = {name for one in made for name in one.tables.get("network", {}).get("networks", ())}
@@ -144,11 +144,16 @@ def _names(services: Mapping[str, Any]) -> dict[str, str]:
         plain = label(name)
         if plain in ("host", "localhost") or plain.startswith("ip6-"):
             plain = f"{plain}-1"
-        wanted, number = plain, 2
-        while wanted in names.values():
-            wanted, number = f"{plain}-{number}", number + 1
-        names[name] = wanted
+        names[name] = _free(plain, names.values())
     return names
+
+
+def _free(wanted: str, taken: Collection[str]) -> str:
+    """Return a name that is not among ``taken``: ``wanted``, or that with a number."""
+    name, number = wanted, 2
+    while name in taken:
+        name, number = f"{wanted}-{number}", number + 1
+    return name
 
 
 def _jobs(services: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -165,22 +170,32 @@ def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield name, item if isinstance(item, dict) else {}
 
 
-def _networks(given: object, gaps: list[Gap]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+def _networks(
+    given: object, stack: str, gaps: list[Gap]
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Return ({network of the file: its name in the stack}, its settings by that name).
 
-    The stack has a prefix, so they are its own; niso-default is what compose calls default.
+    The stack has a prefix, so they are its own; niso-default is what compose calls default. No two
+    have one name: services that share no network of the file share none of the stack.
     """
     names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
+    external: dict[str, str] = {}
     tables: dict[str, dict[str, Any]] = {}
-    for name, keys in _items(given):
-        own = "main" if name == DEFAULT and keys else label(name)
+    # external ones first, since their names are fixed
+    for name, keys in sorted(_items(given), key=lambda item: not item[1].get("external")):
+        called = parse.text(keys.get("name"))
         if keys.get("external"):
-            names[name] = label(parse.text(keys.get("name")) or name)
+            external.setdefault(called or name, _free(label(called or name), external.values()))
+            names[name] = external[called or name]
             make = f"niso net create {names[name]}"
             gaps.append(Gap("", f"networks.{name}", f"it is external: {make}, unless it exists"))
         elif name != DEFAULT or keys:
+            own = _free("main" if name == DEFAULT else label(name), names.values())
             names[name] = own
             tables[own] = _network(name, keys, gaps)
+            if called:
+                what = f"it is {stack_prefix.long_name(stack, own)}, for other stacks too"
+                gaps.append(Gap("", f"networks.{name}.name", what))
     return names, tables
 
 
@@ -215,7 +230,7 @@ def _network(name: str, keys: Mapping[str, Any], gaps: list[Gap]) -> dict[str, A
     for key in options:
         if key != _MTU or not mtu.isdigit():
             gaps.append(Gap("", f"{place}.driver_opts", f"{key} is not taken over"))
-    for key in keys.keys() - _OF_NETWORK:
+    for key in parse.beyond(keys, _OF_NETWORK):
         if not key.startswith("x-") and keys[key]:
             gaps.append(Gap("", f"{place}.{key}", "niso has no such key"))
     if parse.text(keys.get("driver")) not in ("", "bridge"):

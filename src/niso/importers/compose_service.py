@@ -70,7 +70,7 @@ class Service:
         self._storage()
         self._secrets()
         self._network()
-        for key in keys.keys() - compose_keys.HANDLED:
+        for key in parse.beyond(keys, compose_keys.HANDLED):
             if not key.startswith("x-") and keys[key] not in (None, False, [], {}):
                 self._gap(key, compose_keys.ELSEWHERE.get(key, "niso has no such key"))
         for key, kinds in compose_keys.SHAPES.items():
@@ -231,7 +231,7 @@ class Service:
             if not parse.text(item).startswith(("no-new-privileges", "label")):
                 self._gap("security_opt", f"{item}: niso's own seccomp filter applies")
         deploy = _mapping(keys.get("deploy"))
-        for key in deploy.keys() - {"resources", "restart_policy", "mode", "labels"}:
+        for key in parse.beyond(deploy, ("resources", "restart_policy", "mode", "labels")):
             if key != "replicas" or deploy[key] not in (None, 1):
                 self._gap(f"deploy.{key}", "a service has one process on one host")
         self._resources(_mapping(_mapping(deploy.get("resources")).get("limits")))
@@ -299,7 +299,7 @@ class Service:
             table["retries"] = min(max(retries, 1), parse_health.MAX_RETRIES)
         elif retries is not None:
             self._gap("healthcheck.retries", f"{retries!r} is not a number")
-        for key in check.keys() - compose_keys.OF_CHECK:
+        for key in parse.beyond(check, compose_keys.OF_CHECK):
             self._gap(f"healthcheck.{key}", "niso has no such key")
         self.tables["healthcheck"] = table
 
@@ -350,7 +350,7 @@ class Service:
             given = {parse.text(name): None for name in given}
         if not isinstance(given, dict) or not given:
             given = {DEFAULT: None}
-        for name in given.keys() - known.keys():
+        for name in parse.beyond(given, known):
             self._gap("networks", f"{name!r} is not in the file: left out")
         # the first one has the default route, which an internal one cannot have
         names = [name for name in given if name in known] or [DEFAULT]
@@ -370,7 +370,7 @@ class Service:
             ]
             if fixed and name in known:
                 addresses[known[name]] = fixed[0] if len(fixed) == 1 else fixed
-            for key in settings.keys() - compose_keys.OF_NETWORKS:
+            for key in parse.beyond(settings, compose_keys.OF_NETWORKS):
                 self._gap(f"networks.{name}.{key}", "niso has no such key")
         hostname = parse.text(keys.get("hostname"))
         if hostname and self._valid("hostname", hostname, values.host_label):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _ALWAYS_TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - paths inside a service
+_OF_MOUNT = ("type", "source", "target", "read_only", "tmpfs", "consistency")
 _MODES = ("", "ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy", "private")
 
 
@@ -135,7 +136,7 @@ def _long(item: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Mount | None:
     size = parse.size(options["size"]) if isinstance(options, dict) and "size" in options else None
     if size is None and isinstance(options, dict) and "size" in options:
         gaps.append(("volumes", f"{target}: {options['size']!r} is not a size"))
-    for key in item.keys() - {"type", "source", "target", "read_only", "tmpfs", "consistency"}:
+    for key in parse.beyond(item, _OF_MOUNT):
         gaps.append(("volumes", f"{target}: {key} is not taken over"))
     return Mount(kind, parse.text(item.get("source")), target, item.get("read_only") is True, size)
 

@@ -6,6 +6,7 @@ The forms are those of the Compose Specification (https://github.com/compose-spe
 from __future__ import annotations
 
 import re
+from collections.abc import Container, Iterable
 
 from niso.base.lite_typing import TYPE_CHECKING
 
@@ -48,6 +49,11 @@ def items(value: object) -> list[Any]:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value if isinstance(value, list) else []
+
+
+def beyond(given: Iterable[str], known: Container[str]) -> list[str]:
+    """Return the keys that are not among those known, in the order of the file."""
+    return [key for key in given if key not in known]
 
 
 def pairs(value: object) -> dict[str, str | None]:

@@ -15,6 +15,7 @@ MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000
 """The most values; each alias counts (YAML 1.2, 3.2.2.2), since nested ones can mean billions."""
 
+_MERGE = "tag:yaml.org,2002:merge"
 _SCALARS = (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("int", r"^(?:0|-?[1-9][0-9]*)$", "-0123456789"),
@@ -76,7 +77,17 @@ def _loader(yaml: Any) -> Any:
     """Return PyYAML's SafeLoader, which is one of YAML 1.1, with the scalars of `_SCALARS`."""
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        pass
+        def compose_mapping_node(self, anchor: str | None) -> Any:
+            """Refuse a key that is there twice (YAML 1.2, 3.2.1.3): PyYAML takes the last one."""
+            node = super().compose_mapping_node(anchor)
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                    if key.value in seen:
+                        reason = f"the key {key.value!r} is there twice"
+                        raise yaml.MarkedYAMLError(problem=reason, problem_mark=key.start_mark)
+                    seen.add(key.value)
+            return node
 
     others = ("bool", "int", "float", "timestamp")
     Loader.yaml_implicit_resolvers = {

@@ -6,7 +6,8 @@ own services and networks. So two stacks of the same form can be on one host.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from niso.base.errors import ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
@@ -66,6 +67,7 @@ def stack(plain: Stack) -> Stack:
     ):
         declared.setdefault(DEFAULT_NETWORK, Network())
     networks = {name: long_name(plain.name, name) for name in (*declared, DEFAULT_NETWORK)}
+    lone = {name for name, count in Counter(_names(plain)).items() if count == 1}
     full = [
         (
             member.key if member.overrides is None else f"{member.key}.name",
@@ -81,7 +83,7 @@ def stack(plain: Stack) -> Stack:
     return plain._replace(
         prefix=f"{plain.name}-",
         networks={networks[name]: network for name, network in declared.items()},
-        members=tuple(_member(member, names, called, networks) for member in plain.members),
+        members=tuple(_member(member, names, called, networks, lone) for member in plain.members),
     )
 
 
@@ -106,16 +108,30 @@ def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
     return {name: full for name, (full, *more) in holders.items() if not more} | dict(names)
 
 
+def _names(plain: Stack) -> Iterator[str]:
+    """Yield the names that each service has without the prefix."""
+    for member in plain.members:
+        yield from member.loaded.spec.names
+
+
 def _member(
     member: Member,
     names: Mapping[str, str],
     called: Mapping[str, str],
     networks: Mapping[str, str],
+    lone: Container[str],
 ) -> Member:
-    """Return a member with the names of the stack. Its hostname stays, which is its short name."""
+    """Return a member with the names of the stack.
+
+    Its short name is its hostname; beside another hostname it is an alias, if it is ``lone``, but
+    not on a network of others, where a second stack of the same form could not have it.
+    """
     spec = member.loaded.spec
+    own = bool(spec.networks) and all(name in networks for name in spec.networks)
+    short = (spec.name,) if own and spec.name in lone and spec.name != spec.hostname else ()
     spec = spec._replace(
         name=names[spec.name],
+        aliases=tuple(dict.fromkeys((*short, *spec.aliases))),
         share=called.get(spec.share, spec.share) if spec.share else None,
         networks=tuple(networks.get(name, name) for name in spec.networks),
         addresses={networks.get(name, name): ip for name, ip in spec.addresses.items()},

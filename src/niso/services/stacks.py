@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
@@ -48,13 +48,31 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
     """Raise Conflict if the stack's services came from another stack.toml that still exists.
 
-    A folder that was moved is not another one: its old path is gone.
+    A folder that was moved is not another one: its old path is gone. ``file`` is the one that the
+    command has.
     """
     for other in store.stack_files(stack):
         if is_elsewhere(other, file):
-            raise Conflict(
-                f"stack {stack!r} is that of {other}", hint, "stack.name", names_key=False
-            )
+            reason = f"stack {stack!r} is that of {other}"
+            raise Conflict(reason, hint, "stack.name", file=file, names_key=False)
+
+
+def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
+    """Yield (network, other stack) of those that a stack declares and is about to join.
+
+    Its services and those of the other stack reach each other there. A network that spans hosts is
+    left out: it is made to be shared.
+    """
+    for request in wanted.networks:
+        others = _others(store, wanted.stack, request.name)
+        if others and not request.span:
+            yield request.name, min(others)
+
+
+def _others(store: Store, stack: str, network: str) -> set[str]:
+    """Return the other stacks that have services on a network; none if ``stack`` has one too."""
+    on = {store.stack_of(name) for name, _ in store.members(network)}
+    return set() if stack in on else {other for other in on if other is not None}
 
 
 def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:
@@ -70,12 +88,11 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
         # it did not when the command began, so the services have no prefix
         error.hint = "another command has just made that stack: run this one again"
         raise error
-    own = set(store.stack_members(wanted.stack))
     for request in wanted.networks:
         on = [name for name, _ in store.members(request.name)]
-        others = {other for name in on if (other := store.stack_of(name)) is not None}
+        others = _others(store, wanted.stack, request.name)
         short = request.name.removeprefix(wanted.prefix)
-        if wanted.prefix and others and own.isdisjoint(on):
+        if wanted.prefix and others:
             # the network y of the stack shop-x has the name of the network x-y of the stack shop
             raise Conflict(
                 f"network {request.name!r} is used by stack {min(others)!r}",
