@@ -69,7 +69,12 @@ def test_rates_between_two_looks() -> None:
         ("db", "running", "8.0 kb/s", "400 b/s", "5.0", "7", "0", "back"),
         ("side", "running", "-", "-", "-", "-", "-", "-"),
     ]
-    assert top.summary(load) == "3 of 3 up  3.0 new/s  2.0 refused/s"
+    assert top.summary(load) == [
+        ("3 of 3 up", ""),
+        ("3.0 new/s", ""),
+        ("2.0 refused/s", "bad"),
+        ("8.0 kb/s", ""),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -115,16 +120,15 @@ def test_screen() -> None:
 
 
 async def _on_the_screen() -> None:
-    from textual.widgets import DataTable
-
-    from niso.cli.top_screen import TopScreen
+    from niso.cli.top_screen import Rows, TopScreen
 
     screen = TopScreen()
     async with screen.run_test(size=(120, 16)) as pilot:
-        table = screen.query_one(DataTable)
 
         def rows() -> list[str]:
-            return [str(table.get_row_at(at)[0]) for at in range(table.row_count)]
+            """The first cells of the table that is shown."""
+            (table,) = (each for each in screen.query(Rows) if each.display)
+            return [table._cells(key)[0][0] for key in table.keys]
 
         async def press(*keys: str) -> list[str]:
             await pilot.press(*keys)
@@ -137,7 +141,7 @@ async def _on_the_screen() -> None:
         await pilot.pause()
         assert rows() == ["api", "db", "job"]
         picture = shown(screen.export_screenshot())
-        assert "2 of 3 up  1 unhealthy  2.5 new/s  1.5 refused/s" in picture
+        assert "2 of 3 up  1 unhealthy  2.5 new/s  1.5 refused/s  1.3 Mb/s" in picture
         assert re.search(r"db +unhealthy +900 kb/s +200 kb/s +███ +2\.2 +44 +0 +back", picture), (
             picture
         )
@@ -149,13 +153,40 @@ async def _on_the_screen() -> None:
         assert await press("s") == ["api", "db", "job"]
         # the cursor is on db since it was alone, and stays there when the order changes
         screen.update_load(loads()._replace(services=loads().services[::-1]))
-        assert await press("enter") == ["api", "bad"]
+        assert await press("enter") == ["bad", "api"]
         assert "db: new flows" in shown(screen.export_screenshot())
         assert await press("d") == ["bad"]
         assert await press("d", "escape") == ["job", "db", "api"]
         assert await press("slash", "a", "p") == ["api"]
         assert await press("enter", "enter") == ["api", "api"]  # its two flows
         assert await press("escape") == ["job", "db", "api"]
+        # there is room: flows of all below, which Tab reaches, and Enter there shows the service's
+        await pilot.resize_terminal(120, 30)
+        await pilot.pause()
+        services, flows = screen.query_one("#services", Rows), screen.query_one("#flows", Rows)
+        assert services.display and flows.display and services.has_focus
+        screen.update_load(loads()._replace(flows=loads().flows[:1]))
+        await pilot.pause()
+        assert [flows._cells(key)[0][0] for key in flows.keys] == ["bad", "api", "api"]
+        assert re.search(r"bad +db:5432/tcp +drop +0\.0 +[▁█]+", shown(screen.export_screenshot()))
+        await pilot.press("tab", "home", "down", "enter")
+        await pilot.pause()
+        assert screen.chosen == "db" and flows.has_focus and not services.display
+        for _ in range(15):
+            screen.update_load(loads()._replace(flows=()))
+        await pilot.pause()
+        assert flows.keys == []  # 30 s without
+        await pilot.press("escape")
+        await pilot.resize_terminal(120, 16)
+        await pilot.pause()
+        assert services.has_focus and not flows.display
+        # a click moves the cursor, the next one chooses
+        await pilot.click(services, offset=(3, 3))
+        assert services.key == "job" and screen.chosen is None
+        await pilot.click(services, offset=(3, 3))
+        await pilot.pause()
+        assert screen.chosen == "job"
+        await pilot.press("escape")
         # a name that could not be one is shown as text, not as markup or an escape
         odd = loads().services[0]._replace(service="[red]x\x1b")
         screen.update_load(loads()._replace(services=(odd,)))
@@ -203,41 +234,40 @@ def test_of_many_services_those_in_view_are_written() -> None:
 
 
 async def _many() -> None:
-    from textual.widgets import DataTable
-
-    from niso.cli.top_screen import TopScreen
+    from niso.cli.top_screen import Rows, TopScreen
 
     first = loads().services[0]
     many = [first._replace(service=f"s{n:03}", received=1e3 * n) for n in range(1000)]
     load = loads()._replace(services=tuple(many))
     screen = TopScreen()
     async with screen.run_test(size=(120, 16)) as pilot:
-        table = screen.query_one(DataTable)
-        written = 0
-        write = table.update_cell_at
+        table = screen.query_one("#services", Rows)
+        made = 0
+        cells = screen._cells
 
-        def counted(*args: object, **more: object) -> None:
-            nonlocal written
-            written += 1
-            write(*args, **more)  # type: ignore[arg-type]
+        def counted(one: ServiceLoad) -> object:
+            nonlocal made
+            made += 1
+            return cells(one)
 
-        table.update_cell_at = counted  # type: ignore[method-assign]
+        screen._cells = counted  # type: ignore[method-assign, assignment]
         screen.update_load(load)
         await pilot.pause()
-        assert 0 < written < 20 * 9 and table.row_count == 1000
-        written = 0
-        many[5] = many[5]._replace(denied_in=7)
-        screen.update_load(load._replace(services=tuple(many)))
-        await pilot.pause()
-        assert 1 <= written <= 1 + 18  # the bars of all have grown
-        assert str(table.get_cell_at((500, 0))) == ""
-        # what comes into view is written; the order changes under the cursor
+        assert 0 < made < 3 * 16 and len(table.keys) == 1000
+        # what comes into view is made; the order changes under the cursor
+        assert "s999" not in shown(screen.export_screenshot())
         await pilot.press("ctrl+end")
-        await pilot.pause(0.5)
-        assert str(table.get_cell_at((999, 0))) == "s999"
-        await pilot.press("s")
-        await pilot.pause(0.5)
-        assert str(table.get_cell_at((table.cursor_row, 0))) == "s999"
+        await pilot.pause()
+        assert re.search("s987.*s999", shown(screen.export_screenshot()), re.DOTALL)
+        await pilot.press("pageup")
+        assert table.key == "s987"
+        await pilot.press("end", "s")
+        await pilot.pause()
+        assert table.key == "s999" and table.cursor == 0
+        await pilot.press("down", "down", "up")
+        await pilot.pause()
+        assert table.key == "s998"
+        assert "s999" in shown(screen.export_screenshot())
 
 
 def shown(svg: str) -> str:

@@ -65,16 +65,20 @@ def _print(host: Host, args: Args) -> None:
         left -= 1
 
 
-def summary(load: Load) -> str:
-    """Return ``2 of 3 up  1 unhealthy  5.0 new/s  1.0 refused/s``."""
-    up = sum(each.status in ("running", "attached") for each in load.services)
-    parts = [f"{up} of {len(load.services)} up"]
+def summary(load: Load) -> list[tuple[str, str]]:
+    """Return ``2 of 3 up``, ``1 unhealthy``, ``5.0 new/s`` ..., each with its kind."""
+    up = sum(each.status in ("running", "attached", "completed") for each in load.services)
     unhealthy = sum(each.health == "unhealthy" for each in load.services)
-    parts += [f"{unhealthy} unhealthy"] * bool(unhealthy)
-    passing = sum(each.new for each in load.flows if each.verdict != "drop")
-    refused = sum(each.new for each in load.flows if each.verdict == "drop")
-    parts += [f"{passing:.1f} new/s"] + [f"{refused:.1f} refused/s"] * bool(refused)
-    return "  ".join(parts)
+    new = dict.fromkeys(("pass", "audit", "drop"), 0.0)
+    for flow in load.flows:
+        new[flow.verdict] += flow.new
+    parts = [(f"{up} of {len(load.services)} up", "")]
+    parts += [(f"{unhealthy} unhealthy", "bad")] * bool(unhealthy)
+    parts += [(f"{new['pass'] + new['audit']:.1f} new/s", "")]
+    parts += [(f"{new['drop']:.1f} refused/s", "bad")] * bool(new["drop"])
+    parts += [(f"{new['audit']:.1f} in audit/s", "waiting")] * bool(new["audit"])
+    parts += [(rate(sum(each.received or 0 for each in load.services)), "")]
+    return parts
 
 
 def cells(load: ServiceLoad) -> tuple[str, ...]:
