@@ -24,6 +24,7 @@ from niso.plan.policy_maps import PASSES, decides
 from niso.plan.verdict import decide
 from niso.reconcile import policy_flows
 from niso.reconcile.world import read_world
+from niso.see import seen as flows
 from niso.services import refreshing, resolver
 from niso.store.store import ALL
 
@@ -55,7 +56,8 @@ def test_address_goes_from_now_to_former_to_past_and_is_forgotten() -> None:
     first = after(Outside(API), heard(ONE, SIX), FREE, 1000.0)
     assert states(first) == {ONE: NOW, SIX: NOW}
     assert first.due_at == 1300.0 and first.problem == ""
-    assert first.is_due(1300.0) and first.is_due(999.0) and not first.is_due(1299.0)
+    assert first.is_due(FREE, 1300.0) and first.is_due(FREE, 999.0)
+    assert not first.is_due(FREE, 1299.0)
     # one that the next answer lacks is allowed until its TTL ends, and for a minute at least
     early = after(first, heard(TWO), FREE, 1100.0)
     assert states(early) == {ONE: FORMER, TWO: NOW, SIX: FORMER}
@@ -95,7 +97,7 @@ def test_clock_that_was_ahead_prolongs_nothing() -> None:
     """As at a boot with a wrong clock, which is set after the names were resolved."""
     ahead = after(Outside(API), heard(ONE, TWO), FREE, 1e9)
     ahead = after(ahead, heard(ONE), FREE, 1e9 + 1)
-    assert states(ahead) == {ONE: NOW, TWO: FORMER} and ahead.is_due(1000.0)
+    assert states(ahead) == {ONE: NOW, TWO: FORMER} and ahead.is_due(FREE, 1000.0)
     for answers, state in ((heard(ONE), NOW), (heard(SIX), FORMER), (NOBODY, NOW)):
         back = after(ahead, answers, FREE, 1000.0)
         assert states(back)[ONE] == state
@@ -290,6 +292,37 @@ def test_two_services_of_one_name_and_a_network_where_it_leads(world: World, dns
         world.make("odd", "203.0.113.0/30")
     assert "203.0.113.2/32 of the outside name 'api.example.com'" in caught.value.message
     world.make("odd", "203.0.113.4/30")
+
+
+def test_address_that_a_network_has_taken_since_is_never_reached_by_the_name(
+    world: World, dns: Dns
+) -> None:
+    """Nobody had the name when the network was made, and its answer lasts for a day."""
+    dns.answers[API] = heard(TWO, ttl_s=86_400)
+    web = world.package("web", network=to(API, network="odd"))
+    world.activate(world.package("web", network=to(API)))
+    remove(world.machine, ["web"])
+    world.make("odd", "203.0.113.0/29")
+    world.activate(world.package("db", network={"networks": ["odd"]}))
+    assert ("odd", TWO) in world.store.addresses("db")
+    before = world.picture()
+    world.activate(web, dry_run=True)
+    assert world.picture() == before
+    world.activate(web)
+    world.assert_whole()
+    assert hosts(world) == {} and reaches(world) == set()
+    # whoever looks at past flows is not told that the service is the host outside
+    judged = read_world(world.kernel, world.store)
+    assert judged.outside_ever[API] == () and flows.Ends(judged).of(TWO).name == "db"
+    # one that the host takes meanwhile goes with the next refresh
+    far = "198.51.100.9"
+    dns.answers[API] = heard(far, ttl_s=86_400)
+    refreshing.refresh(world.machine, force=True)
+    assert hosts(world) == {API: {far}} and refreshing.refresh(world.machine) == []
+    world.kernel.own_addresses[f"{far}/24"] = "uplink0"
+    assert refreshing.refresh(world.machine) == [API]
+    world.assert_whole()
+    assert hosts(world) == {} and reaches(world) == set()
 
 
 def test_names_that_hang_take_turns_and_are_said_once(

@@ -60,9 +60,13 @@ class Outside(NamedTuple):
             known.address for state in states for known in self.addresses if known.state == state
         )
 
-    def is_due(self, now: float) -> bool:
-        """Return whether it should be asked for; also if the clock went back."""
-        return not self.asked_at <= now < self.due_at
+    def is_due(self, bars: Bars, now: float) -> bool:
+        """Return whether it should be asked for.
+
+        That is also so if the clock went back, or if an address has become one that is refused.
+        """
+        barred = any(bars.reason(address) for address in self.in_state(NOW, FORMER))
+        return barred or not self.asked_at <= now < self.due_at
 
 
 class Heard(NamedTuple):

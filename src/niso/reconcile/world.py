@@ -22,7 +22,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
     Raises KernelError.
     """
     from niso.plan.desired import shut
-    from niso.plan.known_world import Known, World
+    from niso.plan.known_world import Known, World, holds
 
     services = {}
     now = time.time()
@@ -73,7 +73,15 @@ def read_world(kernel: Kernel, store: Store) -> World:
     networks = {network.name: network for network in store.networks()}
     named = store.outside.named() if store.names_outside() else []
     outside = {name: store.outside.meant(name) for name in named}
-    ever = {name: store.outside.ever(name) for name in named}
+    # a past address that the host or a network has taken since is not that of the name
+    ever = {
+        name: tuple(
+            address
+            for address in store.outside.ever(name)
+            if address not in host and not any(holds(n, address) for n in networks.values())
+        )
+        for name in named
+    }
     return World(services, networks, host, closed, wires, pools, outside, ever)
 
 

@@ -60,9 +60,8 @@ def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
     names = _names(targets)
     if not names:
         return []
-    now, rows = time.time(), machine.store.outside
-    heard = resolver.ask([name for name in names if rows.answer(name).is_due(now)])
-    bars = _bars(machine)
+    now, rows, bars = time.time(), machine.store.outside, _bars(machine)
+    heard = resolver.ask([name for name in names if rows.answer(name).is_due(bars, now)])
     return [after(rows.answer(name), answers, bars, now) for name, answers in heard.items()]
 
 
@@ -84,7 +83,8 @@ def refresh(
     rows = machine.store.outside
     now = time.time()
     known = [rows.answer(name) for name in (rows.named() if names is None else names)]
-    due = [answer.name for answer in known if force or answer.is_due(now)]
+    bars = _bars(machine)
+    due = [answer.name for answer in known if force or answer.is_due(bars, now)]
     unsettled = [answer.name for answer in known if not answer.settled]
     if not (due or unsettled):
         return []
