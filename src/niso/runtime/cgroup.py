@@ -29,15 +29,20 @@ KEEPERS = ".keepers"
 
 
 def roots() -> list[str]:
-    """List the mount point of each hierarchy that this process sees (proc_pid_cgroup(5)).
+    """List the mount point of each hierarchy that this process sees."""
+    return list(_own_cgroups())
+
+
+def _own_cgroups() -> dict[str, str]:
+    """Map the mount point of each hierarchy to this process's cgroup in it (proc_pid_cgroup(5)).
 
     The mounts are only read if one is not at its usual place: with 1,000 services, reading
-    mountinfo costs 2 ms.
+    mountinfo costs 2 ms. The cgroups are unknown then: "".
     """
-    usual = [_usual_root(line.split(":")[1]) for line in _own_lines()]
-    if usual and all(os.path.exists(f"{root}/cgroup.procs") for root in usual):
-        return usual
-    return [unescaped(mount.point) for mount in _mounts()]
+    own = {_usual_root(controllers): path for controllers, path in _own_lines()}
+    if own and all(os.path.exists(f"{root}/cgroup.procs") for root in own):
+        return own
+    return {unescaped(mount.point): "" for mount in _mounts()}
 
 
 def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
@@ -115,17 +120,18 @@ def move_nowhere() -> None:
     kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst).
     No-op if no cgroup is found, or it is not writable. Raises OSError, ValueError.
     """
-    paths = {controllers: path for _, controllers, path in (x.split(":", 2) for x in _own_lines())}
+    paths = dict(_own_lines())
     # The usual mount points; with 1,000 services, reading mountinfo costs 2 ms.
     usual = [f"{_TOP}/{names}{path}" for names, path in paths.items() if names[:5] != "name="]
     if not any(_move_here(folder) for folder in usual):
         any(_move_here(folder) for folder in _own_folders(paths))
 
 
-def _own_lines() -> list[str]:
-    """Read the cgroups of this process: ``NUMBER:CONTROLLERS:PATH`` (proc_pid_cgroup(5))."""
+def _own_lines() -> list[tuple[str, str]]:
+    """Read (controllers, path) of the cgroups of this process (proc_pid_cgroup(5))."""
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
-        return [line.rstrip("\n") for line in lines]
+        parts = [line.rstrip("\n").split(":", 2) for line in lines]
+    return [(controllers, path) for _, controllers, path in parts]
 
 
 def _usual_root(controllers: str) -> str:
@@ -268,10 +274,12 @@ def keep(pid: int, path: str) -> None:
     """Move a conmon, with what it will start, out of the caller's cgroup in each hierarchy.
 
     ``path`` is the cgroup of its service. A systemd unit, session or CI job ends all processes in
-    its cgroup when it ends, and its limits would hold conmon.
+    its cgroup when it ends, and its limits would hold conmon. Where the caller is in the root of a
+    hierarchy, which nothing ends or limits, conmon stays there too.
     """
-    for root in roots():
-        keep_in(root, pid, path)
+    for root, own in _own_cgroups().items():
+        if own != "/":
+            keep_in(root, pid, path)
 
 
 def keep_in(root: str, pid: int, path: str) -> None:
