@@ -163,7 +163,7 @@ def test_what_cannot_be_attached_is_refused_and_changes_nothing(world: World) ->
     world.activate(world.package("api"))
     world.kernel.begin_engine(PATH)
     before = world.picture()
-    with pytest.raises(NotFound, match="no network namespace"):
+    with pytest.raises(NotFound, match="the network namespace does not exist"):
         attachments.attach(world.machine, Request("box", "/n/none", (BACKEND,)))
     with pytest.raises(Conflict, match="a service with a manifest"):
         attach(world, "api")
