@@ -88,12 +88,17 @@ class Attack(NamedTuple):
     dropped: int = 1  # how many of the frames it takes to be dropped; the others may pass
 
 
+def create_networks(lab: Lab) -> None:
+    """Create the networks of `SUBNETS`; ``inner`` is internal."""
+    for name, subnets in SUBNETS.items():
+        options = [word for subnet in subnets for word in ("--subnet", subnet)]
+        lab.niso("net", "create", name, *options, *(["--internal"] if name == "inner" else []))
+
+
 class World:
     def __init__(self, lab: Lab, wire: Wire) -> None:
         self.lab, self.wire = lab, wire
-        for name, subnets in SUBNETS.items():
-            options = [word for subnet in subnets for word in ("--subnet", subnet)]
-            lab.niso("net", "create", name, *options, *(["--internal"] if name == "inner" else []))
+        create_networks(lab)
         published = {
             name: [f"{e}/{proto}" for e in ports for proto in ("tcp", "udp")]
             for name, ports in PORTS.items()

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-from conftest import Lab
+from conftest import Lab, Process
 
 HOST, CLIENT, NEIGHBOUR = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 BUSYBOX = "/usr/bin/busybox"
@@ -176,6 +176,28 @@ print(server.accept()[1][0])
 """
 
 
+def listen(lab: Lab, proto: str, address: str, port: int, netns: str | None = None) -> Process:
+    """Start a program of the host that listens on a port of ``tcp`` or ``udp``."""
+    listener = lab.popen("python3", "-ISc", _LISTEN, proto, address, str(port), netns=netns)
+    assert listener.stdout and listener.stdout.readline() == b"ready\n"
+    return listener
+
+
+_LISTEN = """\
+import socket, sys, time
+proto, address, port = sys.argv[1:]
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+own = socket.socket(family, socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM)
+if family == socket.AF_INET6:
+    own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+own.bind((address, int(port)))
+if proto == "tcp":
+    own.listen()
+print("ready", flush=True)
+time.sleep(300)
+"""
+
+
 def counts(lab: Lab, name: str) -> dict[str, int]:
     """Return the counters of a service's kernel (nstat(8)): ``UdpNoPorts``, ``Icmp6InEchos`` …"""
     shown = lab.run(
@@ -183,6 +205,13 @@ def counts(lab: Lab, name: str) -> dict[str, int]:
     ).stdout
     counters: dict[str, int] = json.loads(shown)["kernel"]
     return counters
+
+
+def elements_of(lab: Lab, name: str, table: str = "inet niso") -> list[dict[str, Any]]:
+    """Return the elements of a set as ``nft -j`` lists them: ``val``, ``expires``, ``comment`` …"""
+    shown = lab.run("nft", "-j", "list", "set", *table.split(), name).stdout
+    [listed] = [each["set"] for each in json.loads(shown)["nftables"] if "set" in each]
+    return [each["elem"] for each in listed.get("elem", ())]
 
 
 def filter_bridged(lab: Lab, value: int) -> None:

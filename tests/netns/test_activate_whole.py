@@ -9,17 +9,7 @@ from typing import Any
 import pytest
 import snapshots
 from conftest import Lab, assert_whole
-from services import (
-    address,
-    echo,
-    environment_of,
-    idle,
-    on,
-    package,
-    pid_of,
-    ps,
-    refused,
-)
+from services import address, echo, environment_of, idle, listen, on, package, pid_of, ps, refused
 
 
 def test_dry_run_prints_the_steps_that_then_run_and_changes_nothing(lab: Lab) -> None:
@@ -188,12 +178,7 @@ def refused_json(lab: Lab, *argv: str) -> str:
 
 
 def test_port_of_a_process_of_the_host_is_refused_and_names_it(lab: Lab) -> None:
-    listener = lab.popen(
-        "python3",
-        "-ISc",
-        "import socket, time; s = socket.create_server(('', 8080)); print(1, flush=True); time.sleep(60)",
-    )
-    assert listener.stdout and listener.stdout.readline() == b"1\n"
+    listener = listen(lab, "tcp", "0.0.0.0", 8080)
     said = refused(lab, "activate", idle(lab, "api", network={"ports": ["8080:80"]}))
     assert f"host port 8080/tcp is used by python3 (pid {listener.pid})" in said.replace(
         "python3.13", "python3"

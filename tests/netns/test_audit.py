@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import Lab, assert_whole
 from policy_shop import CLIENT, EVERY, HOST, Shop
-from services import idle
+from services import elements_of, idle
 from wire import Wire
 
 from niso.kernel import nft_audit
@@ -24,15 +24,9 @@ def shop(lab: Lab) -> Iterator[Shop]:
         yield Shop(lab, wire)
 
 
-def elements(lab: Lab, name: str) -> list[dict[str, Any]]:
-    listed = lab.run("nft", "-j", "list", "set", "inet", "niso", name).stdout
-    (items,) = [i["set"] for i in json.loads(listed)["nftables"] if "set" in i]
-    return [each["elem"] for each in items.get("elem", ())]
-
-
 def left(lab: Lab) -> list[int]:
     """The seconds that each element of an audit has left, as nft lists them."""
-    return [each["expires"] for name in nft_audit.PLACES for each in elements(lab, name)]
+    return [each["expires"] for name in nft_audit.PLACES for each in elements_of(lab, name)]
 
 
 def row(lab: Lab, name: str, *command: str) -> dict[str, Any]:
@@ -55,7 +49,7 @@ def test_audit_drops_nothing_says_so_and_ends_in_the_kernel(shop: Shop) -> None:
     assert shop.flows.judge(alive, []) == []
     assert shop.reach("db", "shut") == set(), "the policy of another service is as it was"
     audited = {
-        tuple(each["val"]["concat"][:2]) for f in "46" for each in elements(lab, f"audited{f}")
+        tuple(each["val"]["concat"][:2]) for f in "46" for each in elements_of(lab, f"audited{f}")
     }
     ends = {(shop.address("web", f), shop.address("db", f)) for f in (4, 6)}
     assert ends | {end[::-1] for end in ends} <= audited
@@ -143,7 +137,7 @@ def test_element_without_its_end_is_a_difference(lab: Lab) -> None:
     lab.niso(
         "activate", idle(lab, "db", network={}, **{"network.policy": {"allow_from": [], **AUDIT}})
     )
-    (element,) = elements(lab, "audit_in4")
+    (element,) = elements_of(lab, "audit_in4")
     place = "inet", "niso", "audit_in4"
     for timeout in ("", " timeout 30d"):
         lab.run("nft", "delete", "element", *place, f"{{ {element['val']} }}")
@@ -156,7 +150,7 @@ def test_element_without_its_end_is_a_difference(lab: Lab) -> None:
     lab.run("nft", "add", "element", *place, "{ 10.1.1.1 timeout 1d }")
     assert "10.1.1.1" in lab.niso("net", "check", check=False).stdout
     lab.niso("net", "repair")
-    assert [each["val"] for each in elements(lab, "audit_in4")] == [element["val"]]
+    assert [each["val"] for each in elements_of(lab, "audit_in4")] == [element["val"]]
 
 
 def test_warnings_before_harm(lab: Lab) -> None:

@@ -18,6 +18,7 @@ from services import (
     answer,
     ask,
     idle,
+    listen,
     package,
     pid_of,
     process_below,
@@ -230,9 +231,7 @@ def test_forward_that_cannot_be_is_refused(pair: Lab) -> None:
 
 def test_taken_host_port_names_its_holder_and_the_way_to_take_it(pair: Lab) -> None:
     pair.niso("port-forward", "a", "9000-9010:9000-9010")
-    listen = "import socket; s = socket.create_server(('', 7000)); print(1, flush=True); s.accept()"
-    listener = pair.popen("python3", "-ISc", listen)
-    assert listener.stdout and listener.stdout.readline() == b"1\n"
+    listener = listen(pair, "tcp", "0.0.0.0", 7000)
     before = snapshots.take(pair)
     whole, part = "--replace takes 8080:80 from a", "it is part of a range: move the whole range"
     for form, shown, hint in (

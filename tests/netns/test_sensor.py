@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import Lab
-from services import answer, ask, echo, filter_bridged, idle, on
+from services import answer, ask, echo, elements_of, filter_bridged, idle, on
 
 from niso.kernel import nft_sensor, sensor
 
@@ -17,11 +17,9 @@ def elements(lab: Lab, *names: str) -> set[tuple[str, str, str, int]]:
     """The keys in these sets, as nft lists them."""
     found = set()
     for name in names:
-        listed = lab.run("nft", "-j", "list", "set", *sensor.PLACES[name].split(), name).stdout
-        for item in json.loads(listed)["nftables"]:
-            for element in item.get("set", {}).get("elem", ()):
-                source, to, proto, port = element["elem"]["val"]["concat"]
-                found.add((source, to, str(proto), port))
+        for element in elements_of(lab, name, sensor.PLACES[name]):
+            source, to, proto, port = element["val"]["concat"]
+            found.add((source, to, str(proto), port))
     return found
 
 

@@ -10,26 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from attack_world import CLIENT, GATEWAY, HOST, NEIGHBOUR, SUBNETS, create_networks
 from conftest import Lab
 from services import filter_bridged, idle
 from ways import Cell, Path, Port, Servers, travel, wrong
 from wire import PROTOCOLS, Addresses, Wire
 
-HOST = {4: "192.0.2.1", 6: "2001:db8::1"}
-CLIENT = {4: "192.0.2.2", 6: "2001:db8::2"}
-NEIGHBOUR = {4: "192.0.2.3", 6: "2001:db8::3"}
-GATEWAY = {
-    "backend": {4: "10.99.1.1", 6: "fd00:99:1::1"},
-    "frontend": {4: "10.99.2.1", 6: "fd00:99:2::1"},
-    "old": {4: "10.99.3.1"},
-    "inner": {4: "10.99.4.1", 6: "fd00:99:4::1"},
-}
-SUBNETS = {
-    "backend": ("10.99.1.0/24", "fd00:99:1::/64"),
-    "frontend": ("10.99.2.0/24", "fd00:99:2::/64"),
-    "old": ("10.99.3.0/24",),
-    "inner": ("10.99.4.0/24", "fd00:99:4::/64"),
-}
 NETWORKS = {
     "api": ["backend"],
     "peer": ["backend"],
@@ -68,9 +54,7 @@ PORTS = [*PUBLISHED, *UNPUBLISHED]
 class World:
     def __init__(self, lab: Lab, wire: Wire) -> None:
         self.lab, self.wire = lab, wire
-        for name, subnets in SUBNETS.items():
-            options = [word for subnet in subnets for word in ("--subnet", subnet)]
-            lab.niso("net", "create", name, *options, *(["--internal"] if name == "inner" else []))
+        create_networks(lab)
         lab.niso("activate", *(idle(lab, name, network=self._network(name)) for name in NETWORKS))
         self.addresses = {
             name: [Addresses(lab, f"niso-{name}", f"eth{n}") for n in range(len(networks))]
