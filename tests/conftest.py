@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import pytest
+from fake_world import World
 from hypothesis import settings
 
 from niso.kernel import sysctl
@@ -78,6 +79,13 @@ def folders_of_its_own(request: pytest.FixtureRequest) -> None:
     monkeypatch.setenv("NISO_STATE_DIR", str(folder / "state"))
     monkeypatch.setenv("NISO_RUN_DIR", str(folder / "run"))
     monkeypatch.delenv("NISO_POOL", raising=False)
+
+
+@pytest.fixture
+def world(tmp_path: pathlib.Path) -> Iterator[World]:
+    """Provide a host on the fakes; tests of the kernel have worlds of their own."""
+    with World(tmp_path) as world:
+        yield world
 
 
 @pytest.fixture

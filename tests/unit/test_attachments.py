@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,12 +25,6 @@ from niso.store.store import ALL, Store
 
 PATH = "/proc/4711/ns/net"
 BACKEND, FRONT = Wish("backend"), Wish("front")
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        yield made
 
 
 def attach(

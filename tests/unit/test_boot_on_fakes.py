@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from fake_world import Steps, World
 
@@ -20,10 +17,9 @@ SHARE = {"mode": "share", "share": "api"}
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        made.processes.units.is_init = True
-        yield made
+def world(world: World) -> World:
+    world.processes.units.is_init = True
+    return world
 
 
 def enabled(world: World) -> list[str]:

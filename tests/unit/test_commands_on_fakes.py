@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,6 @@ from niso.store.store import Store
 SHARE = {"mode": "share", "share": "api"}
 WEB = {"ports": ["8080:80"]}
 MORE = Port("", 9090, 80, "tcp")
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        yield made
 
 
 def pid(world: World, service: str) -> int | None:

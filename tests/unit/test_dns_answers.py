@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,11 +188,10 @@ def dns(monkeypatch: pytest.MonkeyPatch) -> Dns:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        made.make("back", "10.99.1.0/24", "fd00:99:1::/64")
-        made.make("four", "10.99.2.0/24")
-        yield made
+def world(world: World) -> World:
+    world.make("back", "10.99.1.0/24", "fd00:99:1::/64")
+    world.make("four", "10.99.2.0/24")
+    return world
 
 
 def to(*entries: str, network: str = "back", **more: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import contextlib
 import ipaddress
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,10 +53,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as world:
-        world.machine = world.machine._replace(joined=config.load)
-        yield world
+def world(world: World) -> World:
+    world.machine = world.machine._replace(joined=config.load)
+    return world
 
 
 def init(world: World, encrypt: str) -> Config:

@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,11 +79,10 @@ Run = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with World(tmp_path) as made:
-        monkeypatch.setattr(plugin, "machine", lambda: made.machine)
-        made.kernel.begin_engine(NETNS)
-        yield made
+def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(plugin, "machine", lambda: world.machine)
+    world.kernel.begin_engine(NETNS)
+    return world
 
 
 @pytest.fixture

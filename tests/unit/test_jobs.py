@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,6 @@ from niso.services import journal, start
 
 JOB: dict[str, Any] = {"service": {"kind": "job"}}
 LIMITED: dict[str, Any] = {"service": {"kind": "job", "timeout": "100ms"}}
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        yield made
 
 
 def runs_of(world: World, service: str) -> int:

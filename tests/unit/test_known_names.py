@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from fake_world import World
 
@@ -12,12 +9,6 @@ from niso.base.errors import KernelError, ProcessError
 from niso.base.report import Caution
 from niso.commands import known_names
 from niso.commands.deactivate import deactivate
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        yield made
 
 
 def known(world: World) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,12 +25,6 @@ SET = {"A": "one", "EMPTY": "", "PORT": "8080", "B": "${A}"}
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("A", "B", "PORT", "EMPTY", "GONE", "NAME"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        yield made
 
 
 def spec(folder: Path, text: str, env: str | None = None) -> ServiceSpec:

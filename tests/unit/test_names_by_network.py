@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,6 @@ from niso.plan.records import Network, Subnet
 from niso.plan.verdict import decide
 from niso.reconcile.world import read_world
 from niso.store.store import ALL
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        yield made
 
 
 def seen(world: World, *networks: str) -> dict[str, set[str]]:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from fake_world import World
 
 from niso.base.errors import Conflict, Error, UsageError
 from niso.commands import network
 from niso.services.networks import NetworkRequest
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        yield made
 
 
 def request(name: str, arguments: list[str]) -> NetworkRequest:

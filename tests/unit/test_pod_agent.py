@@ -31,12 +31,6 @@ DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
 def api() -> Iterator[FakeApi]:
     made = FakeApi()
     made.put("namespaces", {"metadata": {"name": "shop", "labels": {"team": "a"}}})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from niso.manifest import load
 from niso.plan.process_spec import ProcessSpec
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "run"\n'
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        yield made
 
 
 def process(world: World, name: str = "api") -> ProcessSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,12 +45,11 @@ ports = ["8080:80"]
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        made.package("api")
-        made.package("pkg")
-        made.processes.dies["migrate"] = 0
-        yield made
+def world(world: World) -> World:
+    world.package("api")
+    world.package("pkg")
+    world.processes.dies["migrate"] = 0
+    return world
 
 
 def write(world: World, text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,6 @@ from niso.store.store import ServiceRow
 BUSY = ServiceRow("busy", "", "{}", None, "", "", 0, True, 1, (), "{}", 1.0, 1.0)
 
 CHECK: dict[str, Any] = {"tcp": 80, "retries": 1, "start_period": "0s"}
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        yield made
 
 
 @pytest.mark.parametrize("passes", [0.1, 0.0002, 0.0])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from fake_world import World
 
@@ -20,12 +17,11 @@ DROP_IN = unit_network.drop_in("web.service")
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path) as made:
-        made.processes.units.is_init = True
-        made.processes.units.others = {"web.service": True, "api.service": False}
-        made.make("backend", "10.99.1.0/24")
-        yield made
+def world(world: World) -> World:
+    world.processes.units.is_init = True
+    world.processes.units.others = {"web.service": True, "api.service": False}
+    world.make("backend", "10.99.1.0/24")
+    return world
 
 
 def attach(
