@@ -138,6 +138,9 @@ class World:
         state = self.kernel.everything(State())
         return dump(self.store), self.store.intents(), state, sysctls, processes, copies
 
+    def pid(self, service: str) -> int | None:
+        return self.processes.status(service).pid
+
     def assert_whole(self) -> None:
         """The kernel has what the store says and nothing else, each process is as it should be, and nothing is half done."""
         assert self.store.intents() == []

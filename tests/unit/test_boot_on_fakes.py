@@ -40,14 +40,14 @@ def marks(marked: list[boot.Marked]) -> dict[str, bool]:
 def test_enabled_service_comes_under_its_unit_and_disabled_one_runs_on(world: World) -> None:
     world.activate(world.package("api", network=WEB), world.package("db"))
     deactivate(world.machine, ["db"])
-    first, units = world.processes.status("api").pid, world.processes.units
+    first, units = world.pid("api"), world.processes.units
     assert marks(boot.enable(world.machine, ["api", "db"])) == {"api": True, "db": True}
     assert enabled(world) == sorted(units.enabled) == files(world) == ["api", "db"]
     assert units.active == {"api"}
     assert marks(boot.enable(world.machine, ["api", "db"])) == {"api": False, "db": False}
     assert marks(boot.disable(world.machine, ["api"])) == {"api": True}
     assert enabled(world) == sorted(units.enabled) == files(world) == ["db"]
-    assert world.processes.status("api").pid == first
+    assert world.pid("api") == first
     assert marks(boot.disable(world.machine, ["api"])) == {"api": False}
     world.assert_whole()
 

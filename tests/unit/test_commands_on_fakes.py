@@ -35,10 +35,6 @@ WEB = {"ports": ["8080:80"]}
 MORE = Port("", 9090, 80, "tcp")
 
 
-def pid(world: World, service: str) -> int | None:
-    return world.processes.status(service).pid
-
-
 # --- activate --------------------------------------------------------------------------------------------------------
 
 
@@ -48,7 +44,7 @@ def test_new_service_has_all_that_its_manifest_names(world: World) -> None:
     assert world.ports("api") == ["8080:80"]
     assert outcome.addresses
     assert names.netns("api") in world.kernel.netns
-    assert pid(world, "api")
+    assert world.pid("api")
     world.assert_whole()
 
 
@@ -65,19 +61,19 @@ def test_unchanged_service_takes_no_step(world: World) -> None:
 
 def test_new_port_leaves_the_process_alone(world: World) -> None:
     world.activate(world.package("api", network=WEB))
-    first = pid(world, "api")
+    first = world.pid("api")
     (outcome,) = world.activate(world.package("api", network={"ports": ["8081:80"]}))
     assert outcome.changed
     assert world.ports("api") == ["8081:80"]
-    assert pid(world, "api") == first
+    assert world.pid("api") == first
     world.assert_whole()
 
 
 def test_new_network_is_shown_to_the_running_process(world: World) -> None:
     world.activate(world.package("api"))
-    first = pid(world, "api")
+    first = world.pid("api")
     world.activate(world.package("api", network={"networks": ["front", "back"]}))
-    assert pid(world, "api") == first
+    assert world.pid("api") == first
     assert set(world.store.network_names()) == {"front", "back"}
     assert set(world.kernel.bridges) == {names.bridge("front"), names.bridge("back")}
     world.assert_whole()
@@ -85,9 +81,9 @@ def test_new_network_is_shown_to_the_running_process(world: World) -> None:
 
 def test_new_environment_starts_the_process_anew(world: World) -> None:
     world.activate(world.package("api"))
-    first = pid(world, "api")
+    first = world.pid("api")
     world.activate(world.package("api", environment={"LEVEL": "debug"}))
-    assert pid(world, "api") != first
+    assert world.pid("api") != first
     world.assert_whole()
 
 
@@ -116,13 +112,13 @@ def test_service_of_another_folder_is_taken_over_only_if_asked(world: World) -> 
     first = world.package("api", network=WEB)
     second = world.package("api", below="checkout", network=WEB)
     world.activate(first)
-    before, running = world.picture(), pid(world, "api")
+    before, running = world.picture(), world.pid("api")
     with pytest.raises(Conflict) as caught:
         world.activate(second)
     assert caught.value.message == (
         f"{second}: package.name: 'api' is already the service of {first}"
     )
-    assert world.picture() == before and pid(world, "api") == running
+    assert world.picture() == before and world.pid("api") == running
     (outcome,) = world.activate(second, replace=True)
     assert outcome.changed
     with pytest.raises(Conflict):
@@ -360,9 +356,9 @@ def test_removed_service_leaves_nothing(world: World) -> None:
 
 def test_restart_keeps_all_but_the_process(world: World) -> None:
     world.activate(world.package("api", network=WEB), world.package("db"))
-    first, done = pid(world, "api"), len(world.kernel.done)
+    first, done = world.pid("api"), len(world.kernel.done)
     restart.restart(world.machine, ["api"])
-    assert pid(world, "api") != first
+    assert world.pid("api") != first
     assert world.kernel.done[done:] == []
     world.assert_whole()
     deactivate(world.machine, ["db"])
@@ -513,12 +509,12 @@ def test_repair_leaves_what_another_command_has_begun_meanwhile_to_recovery(
 
 def test_namespace_that_lost_its_name_is_named_again(world: World) -> None:
     world.activate(world.package("api"))
-    first = pid(world, "api")
+    first = world.pid("api")
     kept = dict(world.kernel.veths), dict(world.kernel.addresses), dict(world.kernel.routes)
     sysctls = dict(world.kernel.sysctls)
     del world.kernel.netns[names.netns("api")]
     repair.repair_all(world.machine)
-    assert pid(world, "api") == first
+    assert world.pid("api") == first
     assert kept == (world.kernel.veths, world.kernel.addresses, world.kernel.routes)
     assert sysctls == world.kernel.sysctls
     world.assert_whole()
@@ -618,7 +614,7 @@ def test_announcement_that_the_kernel_refuses_is_a_warning(world: World) -> None
     events: list[Event] = []
     world.kernel.refuse_announcement = errno.ENOBUFS
     (outcome,) = world.activate(world.package("api", network=WEB), report=events.append)
-    assert outcome.changed and pid(world, "api")
+    assert outcome.changed and world.pid("api")
     (caution,) = [event for event in events if isinstance(event, Caution)]
     assert f"of {names.netns('api')}: no buffer space available" in caution.text
     assert caution.hints
@@ -707,13 +703,13 @@ def test_network_that_is_asked_for_outlives_its_services(world: World) -> None:
 
 def test_restart_without_room_for_a_start_stops_nothing(world: World) -> None:
     world.activate(world.package("api"))
-    before = pid(world, "api")
+    before = world.pid("api")
     world.processes.is_full = True
     with pytest.raises(ProcessError, match="no room"):
         restart.restart(world.machine, ["api"])
     with pytest.raises(ProcessError, match="no room"):
         world.activate(world.package("api", environment={"LEVEL": "debug"}))
-    assert pid(world, "api") == before
+    assert world.pid("api") == before
     world.assert_whole()
 
 
@@ -721,13 +717,13 @@ def test_restart_that_died_together_with_conmon_is_completed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.activate(world.package("api"))
-    before = pid(world, "api")
+    before = world.pid("api")
     with world.store.transaction():
         world.store.begin_intent("api", "restart", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(world.processes.units, "is_supervised", lambda _: pid(world, "api") != before)
+        patch.setattr(world.processes.units, "is_supervised", lambda _: world.pid("api") != before)
         journal.recover(world.machine)
-    assert pid(world, "api") not in (None, before)
+    assert world.pid("api") not in (None, before)
     world.assert_whole()
 
 

@@ -246,7 +246,7 @@ def test_rules_and_hosts_file_have_the_same_addresses(world: World, dns: Dns) ->
     # at its end, the answer is another one: the old address passes for a minute, and is not found
     dns.answers[API] = heard(TWO)
     dns.now += 300
-    process = world.processes.status("web").pid
+    process = world.pid("web")
     assert refreshing.refresh(world.machine) == [API]
     world.assert_whole()
     assert hosts(world) == hosts(world, "old") == {API: {TWO}}
@@ -254,14 +254,14 @@ def test_rules_and_hosts_file_have_the_same_addresses(world: World, dns: Dns) ->
     dns.now += 60
     assert refreshing.refresh(world.machine) == [API]
     world.assert_whole()
-    assert reaches(world) == {TWO} and world.processes.status("web").pid == process
+    assert reaches(world) == {TWO} and world.pid("web") == process
     # and the name goes with the policy, while the process runs on
     world.activate(world.package("web", network=to("203.0.113.3:443")))
     world.assert_whole()
     assert reaches(world) == {THREE} and names.own_hosts_folder("web") not in world.kernel.hosts
     world.activate(world.package("web", network=to(API)))
     world.assert_whole()
-    assert hosts(world) == {API: {TWO}} and world.processes.status("web").pid == process
+    assert hosts(world) == {API: {TWO}} and world.pid("web") == process
     # who shares the namespace has the policy, and sees the same hosts file
     world.activate(world.package("side", network={"mode": "share", "share": "web"}))
     spec = world.processes.spec("side")

@@ -223,15 +223,15 @@ def test_services_of_a_stack_wait_for_the_completion_of_a_job(world: World) -> N
     created = [what for what in world.processes.done if what.startswith("create")]
     assert created == ["create migrate", "create api"]
     assert [outcome.job for outcome in up.outcomes] == [True, False]
-    pid = world.processes.status("api").pid
+    pid = world.pid("api")
     world.up(stack(world, "completed"))
     assert runs_of(world, "migrate") == 2  # as compose does
-    assert world.processes.status("api").pid == pid
+    assert world.pid("api") == pid
     world.assert_whole()
     world.processes.dies["migrate"] = 9
     with pytest.raises(ProcessError, match="exit status 9"):
         world.up(stack(world, "completed"))
-    assert world.processes.status("api").pid == pid
+    assert world.pid("api") == pid
 
 
 def test_failed_job_keeps_what_waits_for_it_from_starting(world: World) -> None:

@@ -203,7 +203,7 @@ def test_extra_hosts_are_in_a_file_of_that_service_alone(world: World) -> None:
     assert not lines(world, shared) & more
     world.assert_whole()
     # it follows what comes and goes, in the running process
-    process = world.processes.status("api").pid
+    process = world.pid("api")
     world.activate(world.package("web", network=on("one", aliases=["www"])))
     assert lines(world, own) == lines(world, shared) | more
     assert any("www" in line for line in lines(world, own))
@@ -215,7 +215,7 @@ def test_extra_hosts_are_in_a_file_of_that_service_alone(world: World) -> None:
     world.assert_whole()
     world.activate(world.package("api", network=on("one")))
     assert own not in world.kernel.hosts
-    assert world.processes.status("api").pid == process
+    assert world.pid("api") == process
     world.activate(world.package("api", network=on("one", extra_hosts=extra)))
     remove(world.machine, ["db"])
     assert shared not in world.kernel.hosts
@@ -245,12 +245,12 @@ def test_name_servers_are_those_of_the_manifest_and_a_change_restarts(world: Wor
         return row.require_process().resolv_conf
 
     world.activate(world.package("api", network=on("one")))
-    first = world.processes.status("api").pid
+    first = world.pid("api")
     dns = {"dns": ["192.0.2.53", "fd00::53"], "dns_search": ["example.com", "lan"]}
     world.activate(world.package("api", network=on("one", **dns)))
     servers = [line for line in resolver().splitlines() if line.startswith(("name", "search"))]
     assert servers == ["nameserver 192.0.2.53", "nameserver fd00::53", "search example.com lan"]
-    assert world.processes.status("api").pid != first
+    assert world.pid("api") != first
     restart.restart(world.machine, ["api"])
     assert "nameserver 192.0.2.53\n" in resolver()
     world.activate(world.package("api", network=on("one", dns_search=[])))
@@ -260,10 +260,10 @@ def test_name_servers_are_those_of_the_manifest_and_a_change_restarts(world: Wor
 def test_static_addresses_of_both_families(world: World) -> None:
     world.make("one", "10.99.1.0/24", "fd00:1::/64")
     world.activate(world.package("db", network=on("one")))
-    process = world.processes.status("db").pid
+    process = world.pid("db")
     world.activate(world.package("db", network=on("one", ip=["10.99.1.9", "fd00:1::99"])))
     assert address(world, "db") == {"10.99.1.9", "fd00:1::99"}
-    assert world.processes.status("db").pid == process
+    assert world.pid("db") == process
     world.assert_whole()
     world.activate(world.package("db", network=on("one", ip={"one": "fd00:1::7"})))
     assert address(world, "db") == {"10.99.1.9", "fd00:1::7"}

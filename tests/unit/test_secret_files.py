@@ -75,14 +75,14 @@ def test_store_has_a_digest_that_tells_nothing_of_the_content(world: World) -> N
     row = world.store.service("api")
     assert row and "the same secret" not in json.dumps(row._asdict())
     assert sorted(os.listdir(row.package)) == ["manifest.toml", "run"]
-    before = world.processes.status("api").pid
+    before = world.pid("api")
     (outcome,) = world.activate(manifest)
     assert not outcome.changed
     (outcome,) = world.activate("api")
-    assert not outcome.changed and world.processes.status("api").pid == before
+    assert not outcome.changed and world.pid("api") == before
     (folder / "a").write_text("another one")
     (outcome,) = world.activate(manifest)
-    assert outcome.changed and world.processes.status("api").pid != before
+    assert outcome.changed and world.pid("api") != before
     assert process(world).secrets[1] == second
     assert process(world).secrets[0].salt == first.salt
     world.assert_whole()
@@ -108,11 +108,11 @@ def test_secret_that_cannot_be_read_starts_nothing(world: World) -> None:
             (folder / "a").unlink(missing_ok=True)
     (folder / "a").write_text("x")
     world.activate(manifest)
-    pid = world.processes.status("api").pid
+    pid = world.pid("api")
     (folder / "a").unlink()
     with pytest.raises(Error, match=r"a is gone"):
         restart.restart(world.machine, ["api"])
-    assert world.processes.status("api").pid == pid
+    assert world.pid("api") == pid
 
 
 def test_secret_that_others_can_change_is_refused(world: World) -> None:
