@@ -8,19 +8,17 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_world import Steps, World
 
 from niso.base import names, paths
 from niso.base.errors import Conflict, Error, NotFound, ProcessError
-from niso.base.locks import locked_services, service_lock
-from niso.base.report import Caution, Event, Recovered
-from niso.commands import activate, network, port_forward, repair, restart, stack
-from niso.commands.check import check, full_neighbour_tables
+from niso.base.locks import service_lock
+from niso.base.report import Event, Recovered
+from niso.commands import activate, network, port_forward, restart
+from niso.commands.check import check
 from niso.commands.deactivate import deactivate, remove
-from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.setting import FORWARDING
 from niso.kernel.nft_tables import INET
 from niso.kernel.sockdiag import Listener
@@ -413,222 +411,6 @@ def test_forward_takes_a_port_only_if_it_may(world: World) -> None:
     world.assert_whole()
 
 
-# --- repair ----------------------------------------------------------------------------------------------------------
-
-
-def lose_namespace(world: World) -> None:
-    world.kernel.lose_netns(names.netns("api"))
-
-
-def lose_veths(world: World) -> None:
-    for link in list(world.kernel.veths):
-        world.kernel.lose_veth(link)
-
-
-def lose_tables(world: World) -> None:
-    world.kernel.ruleset, world.kernel.elements = None, {}
-
-
-def lose_hosts(world: World) -> None:
-    world.kernel.hosts.clear()
-
-
-def change_hosts(world: World) -> None:
-    for lines in world.kernel.hosts.values():
-        lines.clear()
-
-
-def lose_forwarding(world: World) -> None:
-    world.kernel.sysctls["", FORWARDING] = "0"
-
-
-def lose_element(world: World) -> None:
-    del world.kernel.elements[next(iter(world.kernel.elements))]
-
-
-def lose_process(world: World) -> None:
-    world.processes.end("api", None)
-
-
-def lose_spec(world: World) -> None:
-    world.processes.current["api"].spec = None
-
-
-def lose_rows(world: World) -> None:
-    with world.store.transaction():
-        world.store._db.execute("DELETE FROM lease WHERE service='api'")
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lose_namespace,
-        lose_veths,
-        lose_tables,
-        lose_hosts,
-        change_hosts,
-        lose_forwarding,
-        lose_element,
-        lose_process,
-        lose_spec,
-        lose_rows,
-    ],
-)
-def test_repair_puts_right_what_check_finds(world: World, damage: Callable[[World], None]) -> None:
-    world.activate(world.package("api", network=WEB), world.package("db"))
-    there = world.picture()[2]
-    damage(world)
-    assert check(world.machine)
-    repair.plan_repair(world.machine, lambda event: None)
-    assert repair.repair_all(world.machine) > 0
-    world.assert_whole()
-    assert world.picture()[2] == there
-    assert repair.repair_all(world.machine) == 0
-
-
-def test_repair_leaves_what_another_command_has_begun_meanwhile_to_recovery(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A teardown that fails beside a repair: its namespace is gone, its intent is on record."""
-    world.activate(world.package("api"), world.package("db"))
-    repair_kernel = repair._repair_kernel
-
-    def with_a_teardown(*arguments: Any) -> int:
-        done = repair_kernel(*arguments)
-        with world.store.transaction():
-            world.store.begin_intent("api", "deactivate", 0.0)
-        lose_process(world)
-        lose_namespace(world)
-        return done
-
-    monkeypatch.setattr(repair, "_repair_kernel", with_a_teardown)
-    repair.repair_all(world.machine)
-    assert world.store.active_services() == ["db"]
-    world.assert_whole()
-
-
-def test_namespace_that_lost_its_name_is_named_again(world: World) -> None:
-    world.activate(world.package("api"))
-    first = world.pid("api")
-    kept = dict(world.kernel.veths), dict(world.kernel.addresses), dict(world.kernel.routes)
-    sysctls = dict(world.kernel.sysctls)
-    del world.kernel.netns[names.netns("api")]
-    repair.repair_all(world.machine)
-    assert world.pid("api") == first
-    assert kept == (world.kernel.veths, world.kernel.addresses, world.kernel.routes)
-    assert sysctls == world.kernel.sysctls
-    world.assert_whole()
-
-
-def test_process_of_a_service_that_is_not_active_ends(world: World) -> None:
-    world.activate(world.package("api"))
-    run = world.processes.current["api"]
-    deactivate(world.machine, ["api"])
-    world.processes.current["api"] = run
-    repair.repair_all(world.machine)
-    world.assert_whole()
-
-
-# --- stack -----------------------------------------------------------------------------------------------------------
-
-
-def test_stack_comes_changes_and_goes(world: World) -> None:
-    for name in ("api", "db", "log"):
-        world.package(name, network={"network": "backend"})
-    path = world.stack("db", "api", backend="10.99.7.0/24")
-    up = world.up(path)
-    assert [outcome.service for outcome in up.outcomes] == ["db", "api"]
-    assert (up.left, up.made) == ([], ["backend"])
-    assert world.processes.done.index("start db") < world.processes.done.index("create api")
-    world.assert_whole()
-    assert not any(outcome.changed for outcome in world.up(path).outcomes)
-    world.stack("api", "log", backend="10.99.7.0/24")
-    up = world.up(path)
-    assert up.left == ["db"]
-    assert sorted(world.store.active_services()) == ["api", "log"]
-    world.assert_whole()
-    down = stack.down(world.machine, path)
-    assert down.services == [("log", True), ("api", True)]
-    assert not world.kernel.netns
-    world.assert_whole()
-
-
-def test_stack_names_the_networks_that_only_its_manifests_name(world: World) -> None:
-    world.package("api", network={"networks": ["backend", "side"]})
-    world.package("db")
-    path = world.stack("db", "api", backend="10.99.7.0/24")
-    assert world.up(path).made == ["backend", "niso-default", "side"]
-    assert world.up(path).made == []
-
-
-def test_stack_with_one_that_dies_leaves_nothing(world: World) -> None:
-    for name in ("api", "db"):
-        world.package(name, network={"network": "backend"})
-    before = world.picture()
-    world.processes.dies["api"] = 1
-    with pytest.raises(ProcessError, match="ended at once"):
-        world.up(world.stack("db", "api", backend="10.99.7.0/24"))
-    assert world.picture() == before
-    world.assert_whole()
-
-
-def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World) -> None:
-    for folder, services in (("one", ("api", "db")), ("two", ("api", "log"))):
-        for name in services:
-            world.package(name, below=folder)
-        world.stack(*services, below=folder)
-    first, second = f"{world.folder}/one/stack.toml", f"{world.folder}/two/stack.toml"
-    world.up(first)
-    before = world.picture()
-    for command in (
-        lambda: world.up(second),
-        lambda: stack.down(world.machine, second),
-        lambda: stack.outlined(world.store, second),  # status and logs
-    ):
-        with pytest.raises(Conflict) as caught:
-            command()
-        assert caught.value.message == f"{second}: stack 'shop' is that of {first}"
-        assert world.picture() == before
-    assert sorted(world.store.active_services()) == ["api", "db"]
-    up = world.up(second, replace=True)
-    assert up.left == ["db"] and sorted(world.store.active_services()) == ["api", "log"]
-    with pytest.raises(Conflict):
-        stack.down(world.machine, first)
-    stack.down(world.machine, second)
-    world.assert_whole()
-
-
-def test_stack_that_joins_the_network_of_another_one_is_told_so_once(world: World) -> None:
-    files = []
-    for name in ("one", "two"):
-        world.package(f"{name}-api", below=name, network={"network": "backend"})
-        files.append(world.stack(f"{name}-api", name=name, below=name, backend="10.99.7.0/24"))
-    events: list[Event] = []
-    for file in files * 2:
-        stack.up(world.machine, stack.load(file), 5.0, events.append)
-    (caution,) = [event for event in events if isinstance(event, Caution)]
-    assert "network backend is also that of stack one" in caution.text
-
-
-def test_announcement_that_the_kernel_refuses_is_a_warning(world: World) -> None:
-    events: list[Event] = []
-    world.kernel.refuse_announcement = errno.ENOBUFS
-    (outcome,) = world.activate(world.package("api", network=WEB), report=events.append)
-    assert outcome.changed and world.pid("api")
-    (caution,) = [event for event in events if isinstance(event, Caution)]
-    assert f"of {names.netns('api')}: no buffer space available" in caution.text
-    assert caution.hints
-    world.assert_whole()
-
-
-def test_neighbour_table_that_is_over_half_full_is_named(world: World) -> None:
-    world.activate(world.package("api", network=WEB))
-    world.kernel.neighbours = {4: 513, 6: 513}  # of IPv4 one is that of the service's gateway
-    ((text, hint),) = full_neighbour_tables(world.machine)
-    assert "IPv6" in text and "513 of at most 1024" in text
-    assert "net.ipv6.neigh.default.gc_thresh3=4096" in hint
-
-
 def test_service_that_goes_has_its_policy_until_its_link_has_gone(world: World) -> None:
     world.activate(world.package("web", network={}))
     closed = {"policy": {"allow_from": ["10.9.9.9:80"]}}
@@ -639,14 +421,6 @@ def test_service_that_goes_has_its_policy_until_its_link_has_gone(world: World) 
     (untracked,) = (at for at, step in enumerate(done) if "nf_call_iptables 0" in step)
     (gone,) = (at for at, step in enumerate(done) if step.startswith("ip link delete"))
     assert gone < untracked
-
-
-def test_only_new_addresses_are_announced(world: World) -> None:
-    manifest = world.package("api", network=WEB)
-    world.activate(manifest)
-    assert len(world.kernel.announced) == 1
-    world.activate(manifest)
-    assert len(world.kernel.announced) == 1
 
 
 # --- small faults ----------------------------------------------------------------------------------------------------
@@ -674,23 +448,6 @@ def test_address_that_a_manifest_names_is_not_given_to_another_one(
     any_of_it = {key: value for key, value in table.items() if key == "network"}
     world.activate(world.package("free", network=any_of_it), world.package("named", network=table))
     world.assert_whole()
-
-
-def test_lock_of_a_service_that_goes_while_it_is_repaired_goes_too(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.activate(world.package("api"))
-    monkeypatch.setattr(world.store, "active_services", lambda: ["api"])
-    names_of = repair.journal.locked
-
-    def locked(store: Store, services: list[str]) -> ExitStack:
-        monkeypatch.undo()
-        remove(world.machine, services)
-        return names_of(store, services)
-
-    monkeypatch.setattr(journal, "locked", locked)
-    repair.repair_all(world.machine)
-    assert locked_services() == set()
 
 
 def test_network_that_is_asked_for_outlives_its_services(world: World) -> None:
@@ -725,107 +482,3 @@ def test_restart_that_died_together_with_conmon_is_completed(
         journal.recover(world.machine)
     assert world.pid("api") not in (None, before)
     world.assert_whole()
-
-
-# --- names of links --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clashing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the digest in a link's name depend on the generation alone, so that two services clash."""
-
-    def digest(text: str, length: int) -> str:
-        return text.rpartition("/")[2].zfill(length)[-length:]
-
-    monkeypatch.setattr(names, "_digest", digest)
-
-
-def links(world: World) -> dict[str, list[str]]:
-    """Return the host ends of each namespace."""
-    ends: dict[str, list[str]] = {}
-    for veth in world.kernel.veths.values():
-        ends.setdefault(veth.netns, []).append(veth.name)
-    return {netns: sorted(named) for netns, named in ends.items()}
-
-
-def test_service_does_not_take_over_the_link_of_one_whose_name_begins_alike(
-    world: World, clashing: None
-) -> None:
-    world.activate(world.package("queue-one"))
-    before = links(world)
-    world.activate(world.package("queue-two"))
-    assert links(world) == {**before, "niso-queue-two": ["niqueue-0000002"]}
-    world.assert_whole()
-
-
-def test_services_of_one_command_get_links_of_their_own(world: World, clashing: None) -> None:
-    world.activate(*(world.package(name) for name in ("queue-one", "queue-two", "queue-three")))
-    assert sorted(map(len, links(world).values())) == [1, 1, 1]
-    world.assert_whole()
-    deactivate(world.machine, ["queue-two"])
-    world.activate(world.package("queue-four"))
-    world.activate(world.package("queue-two"))
-    assert sorted(map(len, links(world).values())) == [1, 1, 1, 1]
-    world.assert_whole()
-
-
-def test_link_of_an_interrupted_change_is_not_used_by_another_service(
-    world: World, clashing: None
-) -> None:
-    world.activate(world.package("queue-one"))
-    world.activate(world.package("queue-two"))
-    taken = [name for named in links(world).values() for name in named]
-    with world.store.transaction():
-        world.store.begin_intent("queue-one", "activate", 0.0)
-        world.store.forget("queue-one")
-        known = world.store.endpoints_like("queue")
-    assert sorted(names.veth(*endpoint) for endpoint in known) == sorted(taken)
-
-
-def test_links_of_a_running_service_change_their_names_if_that_of_a_new_one_is_taken(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = names._digest
-    equal = {"queue-two/back/1": "queue-one/front/1"}
-    monkeypatch.setattr(names, "_digest", lambda text, length: plain(equal.get(text, text), length))
-    world.activate(world.package("queue-one", network={"networks": ["front"]}))
-    world.activate(world.package("queue-two", network={"networks": ["side"]}))
-    kept = links(world)["niso-queue-one"]
-    world.activate(world.package("queue-two", network={"networks": ["side", "back"]}))
-    assert links(world)["niso-queue-one"] == kept
-    assert links(world)["niso-queue-two"] == sorted(
-        names.veth("queue-two", network, 2) for network in ("side", "back")
-    )
-    world.assert_whole()
-
-
-# --- forwarding of others --------------------------------------------------------------------------------------------
-
-NAT = "ip nat POSTROUTING"
-
-
-def test_forwarding_that_others_use_since_is_told_and_stays_on(world: World) -> None:
-    world.kernel.sysctls["", FORWARDING] = "0"
-    world.activate(world.package("api"))
-    world.assert_whole()
-    world.kernel.nat[NAT] = 1
-    (finding,) = check(world.machine)
-    assert finding.problem == "foreign" and NAT in finding.what
-    assert check(world.machine, "api") == []
-    deactivate(world.machine, ["api"])
-    assert world.kernel.sysctls["", FORWARDING] == "1"
-    world.activate(world.package("api"))
-    assert Element(INET, "closed", "ipv4", "", "").key() not in world.kernel.elements
-    world.assert_whole()
-
-
-def test_forwarding_goes_off_with_the_last_service_if_all_nat_rules_are_older(
-    world: World,
-) -> None:
-    world.kernel.sysctls["", FORWARDING] = "0"
-    world.kernel.nat[NAT] = 2
-    world.activate(world.package("api"), world.package("web"))
-    deactivate(world.machine, ["web"])
-    world.assert_whole()
-    deactivate(world.machine, ["api"])
-    assert world.kernel.sysctls["", FORWARDING] == "0"

@@ -1,0 +1,149 @@
+"""Test what commands do to the host: names of links, announcements, neighbours, forwarding of others."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from fake_world import World
+
+from niso.base import names
+from niso.base.report import Caution, Event
+from niso.commands.check import check, full_neighbour_tables
+from niso.commands.deactivate import deactivate
+from niso.kernel.kinds.element import Element
+from niso.kernel.kinds.setting import FORWARDING
+from niso.kernel.nft_tables import INET
+
+WEB = {"ports": ["8080:80"]}
+
+
+def test_announcement_that_the_kernel_refuses_is_a_warning(world: World) -> None:
+    events: list[Event] = []
+    world.kernel.refuse_announcement = errno.ENOBUFS
+    (outcome,) = world.activate(world.package("api", network=WEB), report=events.append)
+    assert outcome.changed and world.pid("api")
+    (caution,) = [event for event in events if isinstance(event, Caution)]
+    assert f"of {names.netns('api')}: no buffer space available" in caution.text
+    assert caution.hints
+    world.assert_whole()
+
+
+def test_neighbour_table_that_is_over_half_full_is_named(world: World) -> None:
+    world.activate(world.package("api", network=WEB))
+    world.kernel.neighbours = {4: 513, 6: 513}  # of IPv4 one is that of the service's gateway
+    ((text, hint),) = full_neighbour_tables(world.machine)
+    assert "IPv6" in text and "513 of at most 1024" in text
+    assert "net.ipv6.neigh.default.gc_thresh3=4096" in hint
+
+
+def test_only_new_addresses_are_announced(world: World) -> None:
+    manifest = world.package("api", network=WEB)
+    world.activate(manifest)
+    assert len(world.kernel.announced) == 1
+    world.activate(manifest)
+    assert len(world.kernel.announced) == 1
+
+
+# --- names of links --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clashing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the digest in a link's name depend on the generation alone, so that two services clash."""
+
+    def digest(text: str, length: int) -> str:
+        return text.rpartition("/")[2].zfill(length)[-length:]
+
+    monkeypatch.setattr(names, "_digest", digest)
+
+
+def links(world: World) -> dict[str, list[str]]:
+    """Return the host ends of each namespace."""
+    ends: dict[str, list[str]] = {}
+    for veth in world.kernel.veths.values():
+        ends.setdefault(veth.netns, []).append(veth.name)
+    return {netns: sorted(named) for netns, named in ends.items()}
+
+
+def test_service_does_not_take_over_the_link_of_one_whose_name_begins_alike(
+    world: World, clashing: None
+) -> None:
+    world.activate(world.package("queue-one"))
+    before = links(world)
+    world.activate(world.package("queue-two"))
+    assert links(world) == {**before, "niso-queue-two": ["niqueue-0000002"]}
+    world.assert_whole()
+
+
+def test_services_of_one_command_get_links_of_their_own(world: World, clashing: None) -> None:
+    world.activate(*(world.package(name) for name in ("queue-one", "queue-two", "queue-three")))
+    assert sorted(map(len, links(world).values())) == [1, 1, 1]
+    world.assert_whole()
+    deactivate(world.machine, ["queue-two"])
+    world.activate(world.package("queue-four"))
+    world.activate(world.package("queue-two"))
+    assert sorted(map(len, links(world).values())) == [1, 1, 1, 1]
+    world.assert_whole()
+
+
+def test_link_of_an_interrupted_change_is_not_used_by_another_service(
+    world: World, clashing: None
+) -> None:
+    world.activate(world.package("queue-one"))
+    world.activate(world.package("queue-two"))
+    taken = [name for named in links(world).values() for name in named]
+    with world.store.transaction():
+        world.store.begin_intent("queue-one", "activate", 0.0)
+        world.store.forget("queue-one")
+        known = world.store.endpoints_like("queue")
+    assert sorted(names.veth(*endpoint) for endpoint in known) == sorted(taken)
+
+
+def test_links_of_a_running_service_change_their_names_if_that_of_a_new_one_is_taken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = names._digest
+    equal = {"queue-two/back/1": "queue-one/front/1"}
+    monkeypatch.setattr(names, "_digest", lambda text, length: plain(equal.get(text, text), length))
+    world.activate(world.package("queue-one", network={"networks": ["front"]}))
+    world.activate(world.package("queue-two", network={"networks": ["side"]}))
+    kept = links(world)["niso-queue-one"]
+    world.activate(world.package("queue-two", network={"networks": ["side", "back"]}))
+    assert links(world)["niso-queue-one"] == kept
+    assert links(world)["niso-queue-two"] == sorted(
+        names.veth("queue-two", network, 2) for network in ("side", "back")
+    )
+    world.assert_whole()
+
+
+# --- forwarding of others --------------------------------------------------------------------------------------------
+
+NAT = "ip nat POSTROUTING"
+
+
+def test_forwarding_that_others_use_since_is_told_and_stays_on(world: World) -> None:
+    world.kernel.sysctls["", FORWARDING] = "0"
+    world.activate(world.package("api"))
+    world.assert_whole()
+    world.kernel.nat[NAT] = 1
+    (finding,) = check(world.machine)
+    assert finding.problem == "foreign" and NAT in finding.what
+    assert check(world.machine, "api") == []
+    deactivate(world.machine, ["api"])
+    assert world.kernel.sysctls["", FORWARDING] == "1"
+    world.activate(world.package("api"))
+    assert Element(INET, "closed", "ipv4", "", "").key() not in world.kernel.elements
+    world.assert_whole()
+
+
+def test_forwarding_goes_off_with_the_last_service_if_all_nat_rules_are_older(
+    world: World,
+) -> None:
+    world.kernel.sysctls["", FORWARDING] = "0"
+    world.kernel.nat[NAT] = 2
+    world.activate(world.package("api"), world.package("web"))
+    deactivate(world.machine, ["web"])
+    world.assert_whole()
+    deactivate(world.machine, ["api"])
+    assert world.kernel.sysctls["", FORWARDING] == "0"

@@ -1,0 +1,88 @@
+"""Test stacks on a kernel and processes in memory: up, changes, down, and networks of several stacks."""
+
+from __future__ import annotations
+
+import pytest
+from fake_world import World
+
+from niso.base.errors import Conflict, ProcessError
+from niso.base.report import Caution, Event
+from niso.commands import stack
+
+
+def test_stack_comes_changes_and_goes(world: World) -> None:
+    for name in ("api", "db", "log"):
+        world.package(name, network={"network": "backend"})
+    path = world.stack("db", "api", backend="10.99.7.0/24")
+    up = world.up(path)
+    assert [outcome.service for outcome in up.outcomes] == ["db", "api"]
+    assert (up.left, up.made) == ([], ["backend"])
+    assert world.processes.done.index("start db") < world.processes.done.index("create api")
+    world.assert_whole()
+    assert not any(outcome.changed for outcome in world.up(path).outcomes)
+    world.stack("api", "log", backend="10.99.7.0/24")
+    up = world.up(path)
+    assert up.left == ["db"]
+    assert sorted(world.store.active_services()) == ["api", "log"]
+    world.assert_whole()
+    down = stack.down(world.machine, path)
+    assert down.services == [("log", True), ("api", True)]
+    assert not world.kernel.netns
+    world.assert_whole()
+
+
+def test_stack_names_the_networks_that_only_its_manifests_name(world: World) -> None:
+    world.package("api", network={"networks": ["backend", "side"]})
+    world.package("db")
+    path = world.stack("db", "api", backend="10.99.7.0/24")
+    assert world.up(path).made == ["backend", "niso-default", "side"]
+    assert world.up(path).made == []
+
+
+def test_stack_with_one_that_dies_leaves_nothing(world: World) -> None:
+    for name in ("api", "db"):
+        world.package(name, network={"network": "backend"})
+    before = world.picture()
+    world.processes.dies["api"] = 1
+    with pytest.raises(ProcessError, match="ended at once"):
+        world.up(world.stack("db", "api", backend="10.99.7.0/24"))
+    assert world.picture() == before
+    world.assert_whole()
+
+
+def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World) -> None:
+    for folder, services in (("one", ("api", "db")), ("two", ("api", "log"))):
+        for name in services:
+            world.package(name, below=folder)
+        world.stack(*services, below=folder)
+    first, second = f"{world.folder}/one/stack.toml", f"{world.folder}/two/stack.toml"
+    world.up(first)
+    before = world.picture()
+    for command in (
+        lambda: world.up(second),
+        lambda: stack.down(world.machine, second),
+        lambda: stack.outlined(world.store, second),  # status and logs
+    ):
+        with pytest.raises(Conflict) as caught:
+            command()
+        assert caught.value.message == f"{second}: stack 'shop' is that of {first}"
+        assert world.picture() == before
+    assert sorted(world.store.active_services()) == ["api", "db"]
+    up = world.up(second, replace=True)
+    assert up.left == ["db"] and sorted(world.store.active_services()) == ["api", "log"]
+    with pytest.raises(Conflict):
+        stack.down(world.machine, first)
+    stack.down(world.machine, second)
+    world.assert_whole()
+
+
+def test_stack_that_joins_the_network_of_another_one_is_told_so_once(world: World) -> None:
+    files = []
+    for name in ("one", "two"):
+        world.package(f"{name}-api", below=name, network={"network": "backend"})
+        files.append(world.stack(f"{name}-api", name=name, below=name, backend="10.99.7.0/24"))
+    events: list[Event] = []
+    for file in files * 2:
+        stack.up(world.machine, stack.load(file), 5.0, events.append)
+    (caution,) = [event for event in events if isinstance(event, Caution)]
+    assert "network backend is also that of stack one" in caution.text
