@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fake_world import World
 
 from niso.cluster import mirror, view
-from niso.cluster.claim_values import Claim as Held
+from niso.cluster.agent import Agent, Me
+from niso.cluster.claim_values import Claim
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.host_values import Host
-from niso.cluster.keys import Keys
+from niso.cluster.keys import Keys, decode
 from niso.cluster.membership import Membership
 from niso.commands import network
+from niso.commands.activate import activate
+from niso.commands.cluster_hosts import end_services
 from niso.kernel.kinds.hosts_line import HostsLine
 from niso.kernel.nft_wire import CLAIMS
 from niso.plan.policy_maps import PASSES
+from niso.services import attachments, targets
+from niso.services.attach_request import Request, Wish
 from niso.services.networks import NetworkRequest
 
 KEYS = Keys()
@@ -65,7 +70,7 @@ class Cluster:
 
     def claim(
         self, host: str, service: str, *aliases: str, address: str = "", up: bool = True
-    ) -> Held:
+    ) -> Claim:
         asked = {"backend": (address,)} if address else {}
         claims = Claims(self.engine, host)
         made = claims.claim(Wanted(service, ("backend",), (service, *aliases), asked, {}))
@@ -108,3 +113,71 @@ class Cluster:
             for line in found
             if isinstance(line, HostsLine)
         }
+
+
+class Hosted(Cluster):
+    """Host b, its commands, and its agent."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.said: list[str] = []
+        me = Me(ME, f"id-{ME}", world.store.cluster_id(), "boot")
+        self.agent = Agent(me, lambda: self.engine, self.end, self.said.append)
+        self.warned: list[str] = []
+
+    def end(self, services: list[str]) -> None:
+        end_services(self.world.machine, services)
+
+    def attach(self, name: str, *wishes: Wish, **more: Any) -> str:
+        path = f"/n/{name}"
+        if path not in self.world.kernel.engines:
+            self.world.kernel.begin_engine(path)
+        request = Request(name, path, wishes or (Wish("backend"),), **more)
+        return attachments.attach(self.world.machine, request, self.report).addresses[0]
+
+    def look(self, now_s: float = 0.0) -> list[str]:
+        return self.agent.look(self.world.store, self.world.kernel, self.engine, now_s)
+
+    def held(self, service: str) -> Claim | None:
+        return Claims(self.engine, "x").held(service)
+
+    def up(self, service: str) -> bool:
+        """Whether all that resolve the service's names may find it."""
+        held = self.held(service)
+        assert held is not None
+        keys = [KEYS.address(net, a) for net, some in held.networks.items() for a in some]
+        items = [self.engine.get(key, one=True).items[0] for key in keys]
+        [up] = {bool(decode(item.value, item.key)["up"]) for item in items}
+        return up
+
+    def package(self, name: str, *networks: str, **keys: Any) -> str:
+        on: dict[str, Any] = {"networks": list(networks or ("backend",))}
+        return self.world.package(name, network={**on, **keys})
+
+    def activate(self, path: str, take: bool = False, **more: Any) -> str:
+        found = targets.find_targets(self.world.store, [path])
+        outcomes = activate(
+            self.world.machine,
+            [target._replace(take=take) for target in found],
+            5.0,
+            self.report,
+            **more,
+        )
+        return outcomes[0].addresses[0]
+
+    def report(self, event: Any) -> None:
+        if type(event).__name__ == "Caution":
+            self.warned.append(event.text)
+
+    def record(self, service: str) -> bool:
+        """Whether the store has what the cluster has of a service."""
+        record, held = self.world.store.across.claim(service), self.held(service)
+        if record is None or held is None or held.host != ME:
+            return record is None and (held is None or held.host != ME)
+        return (record.mark, record.gen, record.addresses) == (held.mark, held.gen, held.networks)
+
+
+def lose(host: Hosted, name: str) -> None:
+    """End the lease of a host."""
+    for item in host.engine.get(KEYS.live(name), one=True).items:
+        host.engine.revoke(item.lease)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cluster_world import KEYS, ME, Cluster
@@ -21,9 +19,8 @@ from niso.kernel.state import State
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with World(tmp_path) as world:
-        yield Cluster(world)
+def cluster(world: World) -> Cluster:
+    return Cluster(world)
 
 
 def test_service_of_another_host_is_there_with_all_that_it_needs(cluster: Cluster) -> None:
