@@ -5,11 +5,32 @@ from __future__ import annotations
 import struct
 
 import pytest
+from foreign_rules import (
+    ACCEPT,
+    BACKEND,
+    BRIDGE,
+    DROP,
+    IIF,
+    IN,
+    INET,
+    IP,
+    IP6,
+    OIF,
+    OUT,
+    R1,
+    REPLIES,
+    RETURN,
+    STATE,
+    STATUS,
+    Rules,
+    bits,
+    named,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from niso.explain import foreign_firewalls
-from niso.explain.foreign_firewalls import Drop, drops
+from niso.explain.foreign_firewalls import drops
 from niso.explain.foreign_walk import OUTWARD, PUBLISHED, WITHIN, Place
 from niso.kernel.foreign_chains import (
     Between,
@@ -20,53 +41,12 @@ from niso.kernel.foreign_chains import (
     Lookup,
     Mask,
     Perhaps,
-    Rule,
     Tracked,
     Verdict,
     rule,
 )
 from niso.kernel.netlink import attribute, nested, text
 from niso.kernel.real import Real
-
-INET, IP, BRIDGE, IP6 = 1, 2, 7, 10
-ACCEPT, DROP, RETURN = Verdict("accept"), Verdict("drop"), Verdict("return")
-R1, R2 = 16, 32  # NFT_REG_1, NFT_REG_2
-IIF, OIF, STATE, STATUS = (
-    Load(R1, "meta", 6),
-    Load(R1, "meta", 7),
-    Load(R1, "ct", 0),
-    Load(R1, "ct", 2),
-)
-BACKEND = Place("niso-backend", 7, {4: "10.99.1.1/24"})
-
-
-class Rules:
-    """A table by hand: chains by name, and sets of (length of a key, elements)."""
-
-    def __init__(
-        self,
-        *base: Rule,
-        sets: dict[str, tuple[int, dict[bytes, Verdict | None]]] | None = None,
-        **chains,
-    ):
-        self.chains: dict[str, list[Rule]] = {"FORWARD": list(base)} | {
-            name: list(rules) for name, rules in chains.items()
-        }
-        self.sets = sets or {}
-        self.asked: list[bytes] = []
-
-    def rules(self, family: int, table: str, chain: str) -> list[Rule]:
-        return self.chains.get(chain, [])
-
-    def key_length(self, family: int, table: str, name: str) -> int:
-        return self.sets.get(name, (0, {}))[0]
-
-    def element(
-        self, family: int, table: str, name: str, key: bytes
-    ) -> tuple[bool, Verdict | None]:
-        self.asked.append(key)
-        elements = self.sets[name][1]
-        return key in elements, elements.get(key)
 
 
 def found(
@@ -83,21 +63,6 @@ def found(
     return {
         what for drop in drops(rules, [chain], [place], bridged, families) for what in drop.what
     }
-
-
-def named(name: str, *, inverted: bool = False) -> Between:
-    """Whether the name in R1 is this one; with a "*" at its end, whether it begins so."""
-    data = name[:-1].encode() if name.endswith("*") else name.encode().ljust(16, b"\0")
-    return Between(R1, data, data, inverted)
-
-
-def bits(number: int) -> tuple[Mask, Between]:
-    """Whether the word in R1 has one of these bits."""
-    return Mask(R1, R1, struct.pack("=I", number), bytes(4)), Between(R1, bytes(4), bytes(4), True)
-
-
-IN, OUT = (IIF, named("niso-backend"), ACCEPT), (OIF, named("niso-backend"), ACCEPT)
-REPLIES = (STATE, *bits(2 | 4), ACCEPT)
 
 
 @pytest.mark.parametrize(
@@ -343,119 +308,6 @@ def test_families_are_those_of_the_bridge() -> None:
     assert found(Rules((*source, ACCEPT), REPLIES), family=IP6, families=(6,), place=place) == {
         PUBLISHED
     }
-
-
-# --- remedies ---------------------------------------------------------------------------------------------------------
-
-
-def remedy(
-    family: int, table: str, name: str, *bridges: str, rules: Rules | None = None
-) -> tuple[str, ...]:
-    fake = rules or Rules()
-    if name not in fake.chains:
-        fake.chains[name] = []
-    places = [Place(bridge) for bridge in bridges or ("niso-backend",)]
-    (drop,) = drops(fake, [Chain(family, table, name, False)], places, False, (4, 6))
-    assert drop.bridges == tuple(place.bridge for place in places)
-    return drop.remedy
-
-
-def through(*chains: str) -> Rules:
-    return Rules(*((Verdict("jump", chain),) for chain in chains))
-
-
-@pytest.mark.parametrize(
-    ("given", "lines"),
-    [
-        (
-            (IP, "filter", "FORWARD"),
-            ["iptables -I FORWARD -i {} -j ACCEPT", "iptables -I FORWARD -o {} -j ACCEPT"],
-        ),
-        (
-            (IP6, "filter", "FORWARD"),
-            ["ip6tables -I FORWARD -i {} -j ACCEPT", "ip6tables -I FORWARD -o {} -j ACCEPT"],
-        ),
-        (
-            (IP, "security", "FORWARD"),
-            [
-                "iptables -t security -I FORWARD -i {} -j ACCEPT",
-                "iptables -t security -I FORWARD -o {} -j ACCEPT",
-            ],
-        ),
-        ((BRIDGE, "filter", "FORWARD"), ["ebtables -I FORWARD --logical-in {} -j ACCEPT"]),
-        (
-            (INET, "firewalld", "filter_FORWARD"),
-            ["firewall-cmd --permanent --zone=trusted --add-interface={}", "firewall-cmd --reload"],
-        ),
-    ],
-)
-def test_remedy_is_a_command_of_the_tool_and_one_for_all_bridges(given, lines) -> None:
-    assert remedy(*given) == tuple(line.format("niso-backend") for line in lines)
-    assert remedy(*given, "niso-a", "niso-b") == tuple(line.format("niso-+") for line in lines)
-    several = remedy(*given, "niso-a", "other")
-    assert len(several) == 2 * len(lines) - ("firewall-cmd --reload" in lines)
-
-
-def test_remedy_goes_where_docker_and_ufw_keep_the_users_rules() -> None:
-    docker, ufw, ufw6 = (
-        through("DOCKER-USER"),
-        through("ufw-before-forward"),
-        through("ufw6-user-forward"),
-    )
-    ufw.chains["ufw-before-forward"] = [(Verdict("jump", "ufw-user-forward"),)]
-    user = (
-        "iptables -I DOCKER-USER -i niso-backend -j ACCEPT",
-        "iptables -I DOCKER-USER -o niso-backend -j ACCEPT",
-    )
-    route = ("ufw route allow in on niso-backend", "ufw route allow out on niso-backend")
-    assert remedy(IP, "filter", "FORWARD", rules=docker) == user
-    assert remedy(IP, "filter", "FORWARD", rules=ufw) == route
-    assert remedy(IP6, "filter", "FORWARD", rules=ufw6) == route
-    assert remedy(IP, "filter", "FORWARD", rules=through("ufw-user-forward", "DOCKER-USER")) == user
-    early = Rules((DROP,), (Verdict("jump", "DOCKER-USER"),))
-    assert remedy(IP, "filter", "FORWARD", rules=early)[0].startswith("iptables -I FORWARD ")
-
-
-def test_remedy_is_no_wider_than_what_is_dropped() -> None:
-    for rules, lines in (
-        (Rules(REPLIES, IN), ("iptables -I FORWARD -o niso-backend -j ACCEPT",)),
-        (Rules(REPLIES, OUT), ("iptables -I FORWARD -i niso-backend -j ACCEPT",)),
-    ):
-        assert remedy(IP, "filter", "FORWARD", rules=rules) == lines
-
-
-def test_remedy_goes_to_a_chain_that_all_dropped_packets_come_through() -> None:
-    rules = Rules((IIF, named("niso-backend"), DROP), (Verdict("jump", "DOCKER-USER"),))
-    assert remedy(IP, "filter", "FORWARD", rules=rules)[0].startswith("iptables -I FORWARD ")
-
-
-def test_remedy_of_other_tables_is_for_nft_and_safe_to_paste() -> None:
-    assert remedy(INET, "filter", "forward") == (
-        "nft 'insert rule inet filter forward iifname \"niso-backend\" accept'",
-        "nft 'insert rule inet filter forward oifname \"niso-backend\" accept'",
-    )
-    assert (
-        remedy(IP, "t-1", "fw.x", "niso-a", "niso-b")[1]
-        == "nft 'insert rule ip t-1 fw.x oifname \"niso-*\" accept'"
-    )
-    for name in ("a b", "x;reboot", "$(reboot)", "'", "", "9lives", "-f", "\x1b[2J", "a\nb", "ü"):
-        for line in remedy(IP, name, "c") + remedy(IP, "t", name):
-            assert line.startswith("have this chain begin with: ") and line.isprintable()
-
-
-@given(st.text(), st.text())
-def test_what_is_shown_of_foreign_names_is_printable(table, name) -> None:
-    for drop in drops(Rules(), [Chain(IP, table, name, False)], [BACKEND], True, (4,)):
-        assert drop.describe().isprintable() and drop.chain.count(" ") == 2
-        assert all(line.isprintable() for line in drop.remedy)
-
-
-def test_words_are_one_line() -> None:
-    drop = Drop("ip filter FORWARD", (PUBLISHED, OUTWARD), (), ("niso-a", "niso-b"))
-    assert (
-        drop.describe()
-        == "nftables chain ip filter FORWARD drops connections of niso-a, niso-b (published, outward)"
-    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

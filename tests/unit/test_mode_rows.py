@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from samples import samples
+from modes_stored import ONE, TWO, policy, target
 from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base import names
@@ -27,32 +24,15 @@ from niso.kernel.kinds.setting import Sysctl
 from niso.kernel.kinds.veth import Veth
 from niso.kernel.state import State
 from niso.plan.desired import desired
-from niso.plan.records import Entry, Network, Peer, Policy, Port, Subnet
+from niso.plan.records import Port
 from niso.plan.verdict import decide
 from niso.reconcile.world import read_world
 from niso.runtime import oci, root
 from niso.services import sharing, stop, undo
-from niso.services.admit import scope_of
-from niso.services.targets import Target
 from niso.store.specs import encode_process, encode_service
-from niso.store.store import ALL, Intent, Scope, ServiceRow, Store
+from niso.store.store import ALL, Intent, Store
 
-ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
-TWO = Network(
-    "two", "", 1500, (Subnet(4, "10.99.2.0/24", "10.99.2.1"), Subnet(6, "fd00:2::/64", "fd00:2::1"))
-)
 P80, P90 = Port("", 8080, 80, "tcp"), Port("", 9090, 90, "tcp")
-
-
-def target(name: str, **network: object) -> Target:
-    return Target(
-        name,
-        service_spec(name, network=network),
-        f"/srv/{name}/manifest.toml",
-        f"/p/{name}",
-        None,
-        None,
-    )
 
 
 @pytest.fixture
@@ -193,14 +173,6 @@ def test_text_of_the_host_is_read_as_it_is() -> None:
 
 
 # --- names and policies ----------------------------------------------------------------------------------------------
-
-
-def policy(*allow: str) -> Policy:
-    entries = tuple(
-        Entry(f"network.policy.allow_from[{i}]", name, Peer("service", name), 0, 65535, "")
-        for i, name in enumerate(allow)
-    )
-    return Policy(allow_from=entries)
 
 
 def test_policy_that_names_a_sharer_means_its_provider_while_it_is_active(store: Store) -> None:
@@ -416,135 +388,3 @@ def test_order_of_what_cannot_be_ordered_is_still_one() -> None:
         assert {intent.service for intent in undo.in_order(store, found)} == {"a", "b"}
         ports = Intent("c", "ports", json.dumps({"moved": []}))
         assert ports.before is None
-
-
-# --- how far a change reaches ----------------------------------------------------------------------------------------
-
-NAMES = ("a", "b", "c", "d")
-_MODES = st.sampled_from(("bridge", "bridge", "host", "none", "share", "share"))
-_OPERATION = st.tuples(
-    st.sampled_from(("activate", "activate", "deactivate")),
-    st.sampled_from(NAMES),
-    _MODES,
-    st.sampled_from((("one",), ("two",), ("two", "one"))),
-    st.sampled_from(NAMES),
-    st.booleans(),
-    st.sampled_from((None, "a", "b")),
-)
-
-
-def _apply(store: Store, operation: tuple) -> tuple[Scope, Scope] | None:
-    """Do what a command does to the rows, if it may; the scope that it has."""
-    action, name, mode, on, provider, publishes, allowed = operation
-    row = store.service(name)
-    if action == "deactivate":
-        if row is None or not row.active:
-            return None
-        try:
-            stop.refuse(store, [name])
-        except Conflict:
-            return None
-        scope = stop.scope_of(store, [row])
-        with store.transaction():
-            store.set_active(name, False)
-            store.end_publishing(name)
-        return scope, scope
-    network: dict[str, object] = {"mode": mode}
-    if mode == "share":
-        network["share"] = provider
-    if mode == "bridge":
-        network["networks"] = list(on)
-    wanted = target(name, **network)
-    try:
-        if mode == "share":
-            provider = sharing.provider_of(store, wanted, frozenset({name}))
-        elif mode == "host" and store.sharers(name):
-            return None
-    except (Conflict, InvalidInput):
-        return None
-    if mode == "share" and store.sharers(name):
-        return None
-    if mode == "none" and any(store.ports(sharer) for sharer in store.sharers(name)):
-        return None  # the sharer is activated with it, and refused
-    scope = scope_of(store, [wanted])
-    ports = (
-        (Port("", 8000 + NAMES.index(name), 80, "tcp"),)
-        if publishes and mode in ("bridge", "share")
-        else ()
-    )
-    if mode == "share" and not store.port_families(provider):
-        ports = ()
-    with store.transaction():
-        manifest = encode_service(wanted.spec)
-        if mode in ("host", "none"):
-            store.end_publishing(name) if row else None
-        put(
-            store,
-            name,
-            on if mode == "bridge" else (),
-            ports=ports,
-            mode=mode,
-            provider=provider if mode == "share" else None,
-            manifest=manifest,
-        )
-        store.set_policy(name, policy(allowed) if mode == "bridge" and allowed else None)
-    return scope, scope
-
-
-def things(state: State) -> set[object]:
-    return set(state)
-
-
-@settings(max_examples=samples(35, 150), deadline=None)
-@given(st.lists(_OPERATION, min_size=1, max_size=10))
-def test_scope_of_a_change_holds_all_that_it_changes_and_takes_nothing_of_others(
-    operations: list[tuple],
-) -> None:
-    """Scoped, the difference is what it is of everything: nothing is missed, and nobody else's things go."""
-    with TemporaryStore() as store:
-        with store.transaction():
-            add_network(store, ONE)
-            add_network(store, TWO)
-        for operation in operations:
-            whole_before = things(desired(store.snapshot(ALL)))
-            with TemporaryCopy(store) as earlier:
-                found = _apply(store, operation)
-                if found is None:
-                    continue
-                scope, _ = found
-                before = things(desired(earlier.snapshot(scope)))
-            after = things(desired(store.snapshot(scope)))
-            whole_after = things(desired(store.snapshot(ALL)))
-            assert before <= whole_before, operation
-            assert after <= whole_after, operation
-            gone, come = whole_before - whole_after, whole_after - whole_before
-            assert gone <= before - after, (operation, gone - (before - after))
-            assert come <= after, (operation, come - after)
-            assert not (before - after) & whole_after, (operation, (before - after) & whole_after)
-        for name in NAMES:
-            row = store.service(name)
-            assert row is None or isinstance(row, ServiceRow)
-            if row and row.active and row.mode == "share":
-                assert row.provider and (other := store.service(row.provider)) and other.active
-
-
-class TemporaryCopy:
-    """The store as it is now, to be read after the other has changed."""
-
-    def __init__(self, store: Store) -> None:
-        import sqlite3
-
-        self._db = sqlite3.connect(":memory:", isolation_level=None)
-        store._db.backup(self._db)
-
-    def __enter__(self) -> Store:
-        return Store(self._db)
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
-
-
-def test_union_keeps_what_two_scopes_want() -> None:
-    one, other = State([Netns("a", "x")]), State([Netns("b", "x")])
-    assert (one | other)[Netns] == one[Netns] | other[Netns]
-    assert os.path.basename(names.own_hosts_folder("a")) == "=a"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +13,8 @@ from fake_api_server import FakeApi
 from fake_world import World
 
 from niso.base import paths, wake
-from niso.base.errors import Error, InvalidInput, NotFound
-from niso.kubernetes import kubeconfig, waiting
+from niso.base.errors import Error
+from niso.kubernetes import waiting
 from niso.kubernetes.api_server import ApiServer
 from niso.kubernetes.kubeconfig import Access
 from niso.kubernetes.pod_agent import PodAgent
@@ -450,85 +447,3 @@ def test_labels_of_a_pod_are_kept(node: Node) -> None:
     uid = node.api.objects["pods", "shop", "web"]["metadata"]["uid"]
     assert waiting.pod_of(attached) == waiting.Who("shop", "web", uid)
     assert wishes(attached)["labels"]["pod_namespace"] == "shop"
-
-
-# --- kubeconfig -----------------------------------------------------------------------------------
-
-
-def config(cluster: dict[str, Any], user: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": cluster}],
-        "users": [{"name": "u", "user": user}],
-    }
-
-
-def test_kubeconfig_is_yaml_or_json(tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").write_text("CA")
-    (tmp_path / "token").write_text("secret\n")
-    data = config(
-        {"server": "https://[2001:db8::1]:6443/", "certificate-authority": "ca.pem"},
-        {
-            "tokenFile": "token",
-            "client-key-data": base64.b64encode(b"K").decode(),
-            "client-certificate-data": base64.b64encode(b"C").decode(),
-        },
-    )
-    wanted = Access("https://[2001:db8::1]:6443", b"CA", b"C", b"K", "", str(tmp_path / "token"))
-    path = tmp_path / "config"
-    path.write_text(json.dumps(data))
-    assert kubeconfig.read(str(path)) == wanted
-    import yaml
-
-    path.write_text(yaml.safe_dump(data))
-    assert kubeconfig.read(str(path)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("cluster", "user", "reason"),
-    [
-        ({}, {}, "no URL of a server"),
-        ({"server": "ftp://x"}, {}, "no URL of a server"),
-        ({"server": "https://"}, {}, "no URL of a server"),
-        ({"server": "https://[::1"}, {}, "no URL of a server"),
-        ({"server": "https://x:port"}, {}, "no URL of a server"),
-        ({"server": "https://x:99999"}, {}, "no URL of a server"),
-        ({"server": "https://x/a b"}, {}, "no URL of a server"),
-        ({"server": "https://x", "insecure-skip-tls-verify": True}, {}, "is not supported"),
-        ({"server": "https://x"}, {"exec": {"command": "aws"}}, "user.exec is not supported"),
-        ({"server": "https://x"}, {"username": "root"}, "user.username is not supported"),
-        ({"server": "https://x"}, {"client-key-data": "YQ=="}, "belong together"),
-        ({"server": "https://x", "certificate-authority-data": "?"}, {}, "is not base64"),
-    ],
-)
-def test_kubeconfig_that_niso_cannot_use_is_refused(
-    tmp_path: Path, cluster: dict[str, Any], user: dict[str, Any], reason: str
-) -> None:
-    path = tmp_path / "config"
-    path.write_text(json.dumps(config(cluster, user)))
-    with pytest.raises(InvalidInput, match=reason):
-        kubeconfig.read(str(path))
-
-
-def test_kubeconfig_without_its_parts_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "config"
-    with pytest.raises(NotFound):
-        kubeconfig.read(str(path))
-    path.write_text("{}")
-    path.chmod(0o666)
-    with pytest.raises(InvalidInput, match="other users than root can change it"):
-        kubeconfig.read(str(path))
-    path.chmod(0o660)
-    os.chown(path, os.geteuid(), 12345 if os.geteuid() == 0 else os.getegid())
-    if os.geteuid() == 0:
-        with pytest.raises(InvalidInput, match="other users than root can change it"):
-            kubeconfig.read(str(path))
-    path.chmod(0o600)
-    with pytest.raises(InvalidInput, match="has no current-context"):
-        kubeconfig.read(str(path))
-    path.write_text(json.dumps({"current-context": "c"}))
-    with pytest.raises(InvalidInput, match="has no context 'c'"):
-        kubeconfig.read(str(path))
-    with pytest.raises(Error, match="certificates of the kubeconfig"):
-        ApiServer(Access("https://127.0.0.1:1", b"nonsense"))

@@ -1,0 +1,35 @@
+"""Store services of several modes."""
+
+from __future__ import annotations
+
+from stored import service_spec
+
+from niso.plan.records import Entry, Network, Peer, Policy, Subnet
+from niso.services.targets import Target
+
+ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
+TWO = Network(
+    "two", "", 1500, (Subnet(4, "10.99.2.0/24", "10.99.2.1"), Subnet(6, "fd00:2::/64", "fd00:2::1"))
+)
+
+
+def target(name: str, **network: object) -> Target:
+    return Target(
+        name,
+        service_spec(name, network=network),
+        f"/srv/{name}/manifest.toml",
+        f"/p/{name}",
+        None,
+        None,
+    )
+
+
+# --- names and policies ----------------------------------------------------------------------------------------------
+
+
+def policy(*allow: str) -> Policy:
+    entries = tuple(
+        Entry(f"network.policy.allow_from[{i}]", name, Peer("service", name), 0, 65535, "")
+        for i, name in enumerate(allow)
+    )
+    return Policy(allow_from=entries)

@@ -1,0 +1,197 @@
+"""Test the names of services of stacks: each stack has its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_world import World
+from names_seen import address, allowed, on, seen
+
+from niso.api.written_names import WrittenNames
+from niso.base.errors import Conflict, ErrorGroup
+from niso.commands import stack as command
+from niso.commands.deactivate import remove
+from niso.manifest import stack_prefix
+
+
+def test_policies_are_written_with_the_names_of_the_stacks_own_file(world: World) -> None:
+    """Also for a service on another network; so a copy of the file means its own services."""
+    shop, blog = (project(world, name, name, "prefix = true", api="") for name in ("shop", "blog"))
+    for folder in (shop, blog):
+        world.up(folder)
+    assert world.store.networks_of("shop-api") == ("shop-default",)
+    names_ = WrittenNames(world.store, "shop-db")
+    assert [names_.service(other) for other in ("shop-api", "blog-api")] == ["api", "blog-api"]
+    assert names_.network("shop-backend") == "backend"
+    assert names_.network("blog-backend") == "blog-backend"
+    assert WrittenNames(world.store, "shop-api").service("shop-db") == "db"
+    world.activate(world.package("api", network=on("other")))  # the file means its own
+    assert names_.service("api") is None
+    file = Path(shop, "stack.toml")
+    text = file.read_text()
+    file.write_text(text.replace('name = "api"', 'name = "web"'))  # it left the file
+    assert WrittenNames(world.store, "shop-db").service("shop-api") is None
+    file.write_text(f"{text}]")
+    assert WrittenNames(world.store, "shop-db").service("shop-api") == "api"
+
+
+def test_networks_in_policies_and_addresses_are_the_stacks_own(world: World) -> None:
+    keys = """
+    networks = ["backend", "outside"]
+    ip = { backend = "10.99.7.9" }
+    policy = { allow_from = ["network:backend", "network:outside", "db", "other"] }
+    """
+    folder = project(world, "shop", "shop", "prefix = true", api=keys)
+    shop = command.named(world.store, command.load(folder))
+    (spec,) = [one.loaded.spec for one in shop.members if one.name == "shop-api"]
+    assert spec.networks == ("shop-backend", "outside")  # one that is not of the file is as it is
+    assert dict(spec.addresses) == {"shop-backend": "10.99.7.9"}
+    peers = [entry.peer.name for entry in spec.policy.allow_from or ()]
+    assert peers == ["shop-backend", "outside", "shop-db", "other"]
+
+
+def project(world: World, below: str, name: str, head: str = "", **services: str) -> str:
+    """Write a stack of db and api like everybody's; return its folder."""
+    text = f'[stack]\nname = "{name}"\n{head}\n[networks]\nbackend = {{}}\n'
+    for service in ("db", "api"):
+        world.package(service, below)
+        text += f'[[service]]\nname = "{service}"\npackage = "./{service}"\n'
+        text += services.get(service, 'networks = ["backend"]') + "\n"
+    (world.folder / below / "stack.toml").write_text(text)
+    return str(world.folder / below)
+
+
+ALLOW_API = 'networks = ["backend"]\npolicy = { allow_from = ["api:80"] }'
+
+
+def test_two_projects_of_one_form_are_side_by_side(world: World) -> None:
+    shop, blog = (project(world, name, name, db=ALLOW_API) for name in ("shop", "blog"))
+    done = world.up(shop)
+    assert [one.service for one in done.outcomes] == ["db", "api"]
+    done = world.up(blog)
+    assert [one.service for one in done.outcomes] == ["blog-db", "blog-api"]
+    assert done.made == ["blog-backend"]
+    assert seen(world, "backend")["db"] == address(world, "db")
+    assert seen(world, "blog-backend")["db"] == address(world, "blog-db")
+    assert set(seen(world, "blog-backend")) == {"db", "api", "blog-db", "blog-api"}
+    assert allowed(world, "blog-api", "blog-db", 80) and not allowed(world, "api", "blog-db", 80)
+    assert allowed(world, "api", "db", 80) and not allowed(world, "blog-api", "db", 80)
+    world.assert_whole()
+    for folder in (shop, blog):  # each keeps its names, whatever comes after it
+        assert not any(one.changed for one in world.up(folder).outcomes)
+    outline = command.outlined(world.store, blog)
+    assert set(outline.after) == {"blog-db", "blog-api"}
+    down = command.down(world.machine, blog)
+    assert {name for name, _ in down.services} == {"blog-db", "blog-api"}
+    assert world.store.active_services() == ["api", "db"]
+    remove(world.machine, ["api", "db"])
+    assert [one.service for one in world.up(blog).outcomes] == ["blog-db", "blog-api"]
+    assert [one.service for one in world.up(shop).outcomes] == ["db", "api"]
+    world.assert_whole()
+
+
+def test_name_beside_another_hostname_is_found_in_the_second_stack_too(world: World) -> None:
+    """But not where others are, since two stacks of the form could then not be there."""
+    shared = 'networks = ["backend", "proxy"]\nhostname = "{}-front"'
+    for name in ("shop", "blog"):
+        keys = {
+            "db": 'networks = ["backend"]\nhostname = "primary"\naliases = ["sql"]',
+            "api": shared.format(name),
+        }
+        world.up(project(world, name, name, **keys))
+    assert set(seen(world, "backend")) == {"primary", "db", "sql", "shop-front", "api"}
+    assert set(seen(world, "blog-backend")) == {
+        *("primary", "db", "blog-db", "sql"),
+        *("blog-front", "blog-api"),
+    }
+    world.assert_whole()
+
+
+def test_name_of_another_service_of_the_stack_is_no_alias(world: World) -> None:
+    keys = {"db": "hostname = 'primary'", "api": "hostname = 'db'"}
+    world.up(project(world, "shop", "shop", "prefix = true", **keys))
+    assert seen(world, "shop-default")["db"] == address(world, "shop-api")
+    world.assert_whole()
+
+
+def test_key_decides_and_a_stack_without_it_keeps_its_names(world: World) -> None:
+    shop = project(world, "shop", "shop", "prefix = true", db="", api="")
+    done = world.up(shop)
+    assert [one.service for one in done.outcomes] == ["shop-db", "shop-api"]
+    assert world.store.networks_of("shop-db") == ("shop-default",)
+    assert seen(world, "shop-default")["db"] == address(world, "shop-db")
+    project(world, "shop", "shop", db="", api="")
+    assert not any(one.changed for one in world.up(shop).outcomes)
+    blog = project(world, "blog", "blog", "prefix = false")
+    assert [one.service for one in world.up(blog).outcomes] == ["db", "api"]
+    project(world, "blog", "blog", "prefix = true")
+    done = world.up(blog)
+    assert [one.service for one in done.outcomes] == ["blog-db", "blog-api"]
+    assert sorted(done.left) == ["api", "db"]
+    world.assert_whole()
+
+
+@pytest.mark.parametrize(
+    ("names", "members", "taken", "prefix"),
+    [
+        (["db"], [], False, False),
+        (["db"], [], True, True),
+        (["db", "api"], ["db"], True, False),
+        (["db", "api"], ["shop-api"], False, True),
+        (["db"], ["gone"], True, True),
+        (["db", "shop-db"], ["shop-db"], False, False),  # its own name, without the prefix
+        (["db", "shop-db"], ["shop-db", "shop-shop-db"], False, True),
+    ],
+)
+def test_known_stack_keeps_the_names_that_it_has(
+    names: list[str], members: list[str], taken: bool, prefix: bool
+) -> None:
+    assert stack_prefix.applies(None, "shop", names, members, taken) is prefix
+    assert stack_prefix.applies(True, "shop", names, members, taken) is True
+    assert stack_prefix.applies(False, "shop", names, members, taken) is False
+
+
+def test_stack_may_not_take_names_of_another_one(world: World) -> None:
+    world.up(project(world, "shop", "shop"))
+    before = world.picture()
+    with pytest.raises(ErrorGroup, match="service 'db' belongs to stack 'shop'"):
+        world.up(project(world, "blog", "blog", "prefix = false"))
+    long = project(world, "long", "l" * 60, "prefix = true")
+    with pytest.raises(ErrorGroup) as caught:
+        world.up(long)
+    assert [error.key for error in caught.value.errors] == ["service[1].name", "networks.backend"]
+    assert world.picture() == before
+
+
+def test_policy_of_a_stack_means_its_own_service_not_a_namesake(world: World) -> None:
+    """A service of the stack that shares no network with the policy's is still the one that is meant."""
+    world.activate(world.package("api", network=on("other")))
+    blog = project(
+        world,
+        "blog",
+        "blog",
+        "prefix = true",
+        db='networks = ["backend"]\npolicy = { allow_from = ["api"] }',
+        api='networks = ["frontend"]',
+    )
+    world.up(blog)
+    assert allowed(world, "blog-api", "blog-db", 80) and not allowed(world, "api", "blog-db", 80)
+    world.assert_whole()
+
+
+def test_networks_of_two_stacks_do_not_become_one(world: World) -> None:
+    """``x-y`` of the stack shop is called as ``y`` of the stack shop-x."""
+    first = world.folder / "first"
+    first.mkdir()
+    for stack, network, below in (("shop", "x-y", "a"), ("shop-x", "y", "b")):
+        world.package("db", below)
+        (world.folder / below / "stack.toml").write_text(
+            f'[stack]\nname = "{stack}"\nprefix = true\n[networks]\n{network} = {{}}\n'
+            f'[[service]]\nname = "db"\npackage = "./db"\nnetworks = ["{network}"]\n'
+        )
+    world.up(str(world.folder / "a"))
+    before = world.picture()
+    with pytest.raises(Conflict, match=r"networks\.y: network 'shop-x-y' is used by stack 'shop'"):
+        world.up(str(world.folder / "b"))
+    assert world.picture() == before
