@@ -8,53 +8,25 @@ import shutil
 import socket
 import stat
 import tempfile
-import time
 import traceback
 from pathlib import Path
 
 import pytest
+from packages import copy_to, fingerprint, left_over, names_below, small_package
 
 from niso.base import paths
 from niso.base.errors import Error, InvalidInput
-from niso.runtime import contents, mount_calls, package
-from niso.runtime.contents import Contents
+from niso.runtime import mount_calls, package
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    made = tmp_path / "api"
-    (made / "bin").mkdir(parents=True)
-    (made / "manifest.toml").write_text("[package]\n")
-    (made / "bin" / "api").write_text("#!/bin/sh\n")
-    (made / "bin" / "api").chmod(0o750)
-    (made / "secret").write_text("x")
-    (made / "secret").chmod(0o600)
-    return made
-
-
-def fingerprint(folder: str, rootfs: str | None, manifest: str | None = None) -> str:
-    return package.fingerprint(folder, rootfs, Contents("api"), manifest)
-
-
-def copy_to(
-    service: str, folder: str, rootfs: str | None, digest: str, manifest: str | None = None
-) -> str:
-    return package.copy(service, folder, rootfs, digest, Contents(service), manifest)
+def folder(tmp_path: Path) -> Path:
+    return small_package(tmp_path)
 
 
 def copied(folder: Path, rootfs: Path | None = None) -> Path:
     root = str(rootfs) if rootfs else None
     return Path(copy_to("api", str(folder), root, fingerprint(str(folder), root)))
-
-
-def names_below(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def left_over() -> list[str]:
-    """What lies where copies are kept."""
-    top = Path(paths.package_dir("api"))
-    return names_below(top) if top.exists() else []
 
 
 def test_copy_has_the_files_and_lies_under_its_fingerprint(folder) -> None:
@@ -147,116 +119,7 @@ def test_copy_of_empty_files_alone_is_known_as_lost(folder) -> None:
     assert not package.is_emptied(str(folder / "nowhere"))
 
 
-# --- the fingerprint -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda folder: (folder / "secret").write_text("longer"),
-        lambda folder: (folder / "secret").write_text("y"),
-        lambda folder: (folder / "secret").chmod(0o700),
-        lambda folder: (folder / "secret").rename(folder / "other"),
-        lambda folder: (folder / "new").write_text(""),
-        lambda folder: (folder / "bin" / "api").unlink(),
-        lambda folder: (folder / "empty").mkdir(),
-        lambda folder: (folder / "link").symlink_to("bin"),
-    ],
-)
-def test_fingerprint_changes_with(folder, edit) -> None:
-    before = fingerprint(str(folder), None)
-    edit(folder)
-    assert fingerprint(str(folder), None) != before
-
-
-def test_fingerprint_is_the_same_for_the_same_content_written_again(folder) -> None:
-    with (folder / "sparse").open("wb") as file:
-        file.seek(10 << 20)
-        file.write(b"x" + bytes(1 << 20))
-    before = fingerprint(str(folder), None)
-    for path in (folder / "secret", folder / "bin" / "api", folder / "sparse"):
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content)
-    (folder / "secret").chmod(0o644)
-    (folder / "bin" / "api").chmod(0o755)
-    (folder / "bin").chmod(0o700)
-    os.utime(folder / "secret", ns=(1, 1))
-    assert fingerprint(str(folder), None) == before
-    (folder / "sparse").write_bytes(bytes(10 << 20) + b"y" + bytes(1 << 20))
-    assert fingerprint(str(folder), None) != before
-
-
-@pytest.fixture
-def reads(monkeypatch) -> list[int]:
-    """The sizes of the files that are read for their digests."""
-    found: list[int] = []
-    read = contents._read
-    monkeypatch.setattr(contents, "_read", lambda fd, size: found.append(size) or read(fd, size))
-    return found
-
-
-def test_file_is_read_once_until_it_changes(folder, reads, monkeypatch) -> None:
-    later = time.time_ns() + 10**10
-    monkeypatch.setattr(time, "time_ns", lambda: later)
-
-    def taken() -> tuple[str, list[int]]:
-        known = Contents("api")
-        reads.clear()
-        digest = package.fingerprint(str(folder), None, known)
-        assert package.fingerprint(str(folder), None, known) == digest
-        known.save()
-        return digest, list(reads)
-
-    (folder / "big").write_bytes(b"x" * (9 << 20))
-    first, sizes = taken()
-    assert sorted(sizes) == [1, 10, 10, 9 << 20]
-    assert taken() == (first, [])
-    content = (folder / "secret").read_text()
-    (folder / "secret").write_text(content)
-    os.utime(folder / "secret", ns=(7, 7))
-    assert taken() == (first, [1]), "written again"
-    same = (folder / "secret").stat()
-    (folder / "secret").write_text("y")
-    os.utime(folder / "secret", ns=(same.st_atime_ns, same.st_mtime_ns))
-    changed, sizes = taken()
-    assert changed != first and sizes == [1], "of the same size and time"
-    Path(paths.contents_file("api")).write_bytes(b"\0\xff" * 100)
-    assert taken()[0] == changed
-    package.keep_only("api", set())
-    assert not os.path.exists(paths.contents_file("api"))
-
-
-def test_file_that_has_just_changed_is_read_again(folder, reads) -> None:
-    for _ in range(2):
-        known = Contents("api")
-        package.fingerprint(str(folder), None, known)
-        known.save()
-    assert len(reads) == 2 * 3
-
-
-def test_fingerprint_does_not_change_by_reading_or_by_place(folder) -> None:
-    before = fingerprint(str(folder), None)
-    (folder / "secret").read_text()
-    moved = folder.rename(folder.parent / "elsewhere")
-    assert fingerprint(str(moved), None) == before
-
-
-def test_fingerprint_tells_links_apart_by_their_targets(folder) -> None:
-    (folder / "link").symlink_to("bin")
-    before = fingerprint(str(folder), None)
-    (folder / "link").unlink()
-    (folder / "link").symlink_to("sec")
-    assert fingerprint(str(folder), None) != before
-
-
-def test_manifest_is_no_part_of_the_fingerprint_where_it_is_named(folder) -> None:
-    manifest = str(folder / "manifest.toml")
-    before = fingerprint(str(folder), None, manifest)
-    (folder / "manifest.toml").write_text("[package]\n# more\n")
-    assert fingerprint(str(folder), None, manifest) == before
-    (folder / "secret").write_text("changed")
-    assert fingerprint(str(folder), None, manifest) != before
+# --- what is in a package ---------------------------------------------------------------------------------------------
 
 
 def test_symlinks_are_copied_as_they_are_and_none_is_followed(folder) -> None:
@@ -322,16 +185,6 @@ def test_names_with_newlines_and_odd_bytes_are_copied(folder) -> None:
     for name in odd:
         with open(os.path.join(copy, name), "rb") as file:
             assert file.read() == name
-
-
-def test_names_cannot_be_shifted_into_one_another(folder) -> None:
-    """Two packages whose names and links would give one text without their separators."""
-    found = set()
-    for name, target in (("a", "bc"), ("ab", "c"), ("a\nb", "c")):
-        (folder / name).symlink_to(target)
-        found.add(fingerprint(str(folder), None))
-        (folder / name).unlink()
-    assert len(found) == 3
 
 
 def _device(path: Path) -> None:
@@ -424,126 +277,6 @@ def test_folders_nested_64_deep_are_copied(folder) -> None:
     deep.mkdir(parents=True)
     (deep / "file").write_text("x")
     assert (copied(folder) / "/".join("d" * 64) / "file").read_text() == "x"
-
-
-def meanwhile(monkeypatch, after: str, change) -> None:
-    """Have ``change`` happen once the entry ``after`` of a package has been copied."""
-    one = package._copy_one
-
-    def and_then(each, source, target) -> None:
-        one(each, source, target)
-        if each.path == after:
-            change()
-
-    monkeypatch.setattr(package, "_copy_one", and_then)
-
-
-def test_package_that_changes_while_it_is_copied_is_refused_and_nothing_is_left(
-    folder, monkeypatch
-) -> None:
-    digest = fingerprint(str(folder), None)
-    meanwhile(monkeypatch, "secret", lambda: (folder / "bin" / "api").write_text("#!/bin/other\n"))
-    with pytest.raises(InvalidInput, match="changed while it was copied"):
-        copy_to("api", str(folder), None, digest)
-    assert left_over() == []
-
-
-def test_file_that_vanishes_while_it_is_copied_is_an_error_that_names_it(
-    folder, monkeypatch
-) -> None:
-    digest = fingerprint(str(folder), None)
-    meanwhile(monkeypatch, "bin", (folder / "secret").unlink)
-    with pytest.raises(Error, match=r"secret: No such file"):
-        copy_to("api", str(folder), None, digest)
-    assert left_over() == []
-
-
-def test_remains_of_an_interrupted_copy_do_not_hinder_a_process_of_the_same_pid(folder) -> None:
-    digest = fingerprint(str(folder), None)
-    remains = Path(paths.package_dir("api")) / f"{digest}.{os.getpid()}.new"
-    remains.mkdir(parents=True)
-    (remains / "bin").mkdir()
-    copy = Path(copy_to("api", str(folder), None, digest))
-    assert (copy / "bin" / "api").exists() and not remains.exists()
-
-
-def swapped(path: Path, for_what: Path) -> None:
-    """Put a symlink in a name's place."""
-    path.rename(path.with_name("aside"))
-    path.symlink_to(for_what)
-
-
-@pytest.mark.parametrize(
-    ("name", "after"),
-    [
-        ("bin", "bin"),
-        ("bin", "secret"),
-        ("deep/below", "deep"),
-        ("deep", "secret"),
-        ("secret", "bin"),
-    ],
-)
-def test_name_that_becomes_a_symlink_while_it_is_copied_is_not_followed(
-    folder, monkeypatch, name, after
-) -> None:
-    outside = folder.parent / "outside"
-    shutil.copytree(folder, outside)
-    (folder / "deep" / "below").mkdir(parents=True)
-    (folder / "deep" / "below" / "api").write_text("mine")
-    for each in ("api", "below/api", "bin/api", "secret"):
-        (outside / each).parent.mkdir(exist_ok=True)
-        (outside / each).write_text("treasure")
-    seen = []
-    target = outside / "secret" if name == "secret" else outside
-    meanwhile(monkeypatch, after, lambda: swapped(folder / name, target))
-    # what has been copied when it is noticed
-    monkeypatch.setattr(package, "_delete_copy", lambda path: seen.extend(Path(path).rglob("*")))
-    with pytest.raises(Error):
-        copy_to("api", str(folder), None, fingerprint(str(folder), None))
-    assert seen and all(
-        "treasure" not in each.read_text()
-        for each in seen
-        if each.is_file() and not each.is_symlink()
-    )
-
-
-def test_file_that_becomes_something_else_after_it_was_looked_at_is_copied_as_it_was(
-    folder, monkeypatch
-) -> None:
-    """Not even a fifo in its place is waited for: the file is held, not its name."""
-    one = package._copy_one
-    seen = []
-
-    def late(each, source, target) -> None:
-        if each.path == "secret":
-            (folder / "secret").unlink()
-            os.mkfifo(folder / "secret")
-        one(each, source, target)
-        if each.path == "secret":
-            seen.append(Path(target).read_text())
-
-    digest = fingerprint(str(folder), None)
-    monkeypatch.setattr(package, "_copy_one", late)
-    with pytest.raises(InvalidInput, match="only files, folders and symlinks"):
-        copy_to("api", str(folder), None, digest)
-    assert seen == ["x"] and left_over() == []
-
-
-def test_file_that_grows_without_end_is_not_followed(folder, monkeypatch) -> None:
-    send = os.sendfile
-    sent = []
-
-    def grow(writer, reader, offset, count) -> int:
-        with open(folder / "secret", "a") as file:
-            file.write("x" * 100)
-        sent.append(send(writer, reader, offset, count))
-        assert len(sent) < 100
-        return sent[-1]
-
-    digest = fingerprint(str(folder), None)
-    monkeypatch.setattr(os, "sendfile", grow)
-    with pytest.raises(InvalidInput, match="changed while it was copied"):
-        copy_to("api", str(folder), None, digest)
 
 
 def test_folder_that_is_not_there_is_an_error_that_names_it(tmp_path) -> None:
