@@ -24,9 +24,6 @@ def target(name: str, **network: object) -> Target:
     )
 
 
-# --- names and policies ----------------------------------------------------------------------------------------------
-
-
 def policy(*allow: str) -> Policy:
     entries = tuple(
         Entry(f"network.policy.allow_from[{i}]", name, Peer("service", name), 0, 65535, "")

@@ -19,9 +19,14 @@ from typing import Any
 import pytest
 
 from niso.base import failpoint
+from niso.kernel import bridge_flags, netns
+from niso.kernel.rtnetlink import Rtnl
 
 SECONDS = 60
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+
+ALIAS = "niso:0123abcd"
+MAC = "0a:00:00:00:00:07"
 
 
 def throw_away_host[**P](test: Callable[P, None]) -> Callable[P, None]:
@@ -85,3 +90,26 @@ def nft(text: str) -> None:
         ["nft", "-f", "-"], input=text, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def add_pair(
+    rtnl: Rtnl,
+    name: str = "niapi-1",
+    peer: str = "eth0",
+    bridge: str = "niso-b",
+    hairpin: bool = True,
+) -> None:
+    fd = netns.open_fd("niso-api")
+    try:
+        rtnl.add_veth(
+            name,
+            peer=peer,
+            peer_netns_fd=fd,
+            peer_mac=MAC,
+            mtu=1400,
+            bridge=bridge,
+            port=bridge_flags.new_port(hairpin, learns=True),
+            alias=ALIAS,
+        )
+    finally:
+        os.close(fd)

@@ -6,6 +6,7 @@ another machine can be made of: that is a reboot. It ends with the lab, cgroups 
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
@@ -103,6 +104,7 @@ pivot_root . mnt
 umount -l /mnt
 exec {SYSTEMD} --system --unit={TARGET} </dev/null
 """
+RUNNING, DEAD, FAILED = "active/running", "inactive/dead", "failed/failed"
 
 
 class Machine:
@@ -206,3 +208,37 @@ class Machine:
         """As when the power goes: all its processes end at once."""
         self.lab.run("kill", "-KILL", str(self.pid))
         self._process.wait(10)
+
+
+def enabled(machine: Machine, folder: str, name: str = "api") -> None:
+    machine.niso("activate", folder)
+    machine.niso("enable", name)
+    assert machine.state(name) == RUNNING
+
+
+def row(machine: Machine, name: str = "api") -> dict[str, Any]:
+    return next(
+        each for each in json.loads(machine.niso("ps", "--json").stdout) if each["service"] == name
+    )
+
+
+def pids(machine: Machine, name: str = "api") -> tuple[int, int]:
+    """(the unit's main process, the service's PID 1)"""
+    first = json.loads(machine.niso("inspect", name).stdout)["pid"]
+    return int(machine.show(name, "MainPID")["MainPID"]), first or 0
+
+
+def is_followed(machine: Machine, name: str = "api") -> bool:
+    """Whether the unit's main process is the conmon of the service as it runs now."""
+    main, first = pids(machine, name)
+    try:
+        command = machine.path(f"/proc/{main}/cmdline").read_bytes().split(b"\0")
+        children = machine.path(f"/proc/{main}/task/{main}/children").read_text().split()
+        cgroup = machine.path(f"/proc/{main}/cgroup").read_text()
+    except FileNotFoundError:
+        return False
+    return (
+        command[0] == b"/usr/bin/conmon"
+        and str(first) in children
+        and f"/niso-{name}.service" in cgroup
+    )

@@ -12,6 +12,8 @@ from services import echo, inspect, on, pid_of, process_below
 
 PORT, SHARED = 8080, 9090
 """Host ports of ``api`` (80 inside) and of ``side``, which shares its network (90 inside)."""
+KERNEL = ("namespaces", "in the host", "mounts", "cgroups")
+"""What of a snapshot is the kernel's."""
 
 
 def api(lab: Lab, **sections: Any) -> str:
@@ -91,7 +93,7 @@ def no_folders_but(lab: Lab, *kept: str) -> None:
 
 def changed(before: dict[str, Any], after: dict[str, Any], *keys: str) -> list[str]:
     """Where the kernel differs in two snapshots, but for the MACs that it gives to the host's ends of new links."""
-    kept = keys or ("namespaces", "in the host", "mounts", "cgroups")
+    kept = keys or KERNEL
     found = [
         each for key in kept for each in snapshots.differences(before.get(key), after.get(key), key)
     ]
@@ -100,3 +102,9 @@ def changed(before: dict[str, Any], after: dict[str, Any], *keys: str) -> list[s
         for each in found
         if not re.match(r"in the host/(link|address)/ni[^/]+-[0-9a-f]{7}/address: ", each)
     ]
+
+
+def started_again(lab: Lab, service: str, before: int) -> None:
+    lab.wait_for(
+        lambda: inspect(lab, service)["pid"] not in (None, before), 10, f"{service} started again"
+    )

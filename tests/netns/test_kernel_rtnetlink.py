@@ -6,41 +6,14 @@ import errno
 import json
 import os
 import pathlib
-import socket
 from collections.abc import Callable
 
 import pytest
-from kernel_world import ip, nft, sh, throw_away_host
+from kernel_world import ALIAS, MAC, add_pair, ip, nft, sh, throw_away_host
 
 from niso.base.errors import KernelError
-from niso.kernel import bridge_flags, neighbours, netns
+from niso.kernel import bridge_flags, netns
 from niso.kernel.rtnetlink import Rtnl
-
-ALIAS = "niso:0123abcd"
-MAC = "0a:00:00:00:00:07"
-
-
-def add_pair(
-    rtnl: Rtnl,
-    name: str = "niapi-1",
-    peer: str = "eth0",
-    bridge: str = "niso-b",
-    hairpin: bool = True,
-) -> None:
-    fd = netns.open_fd("niso-api")
-    try:
-        rtnl.add_veth(
-            name,
-            peer=peer,
-            peer_netns_fd=fd,
-            peer_mac=MAC,
-            mtu=1400,
-            bridge=bridge,
-            port=bridge_flags.new_port(hairpin, learns=True),
-            alias=ALIAS,
-        )
-    finally:
-        os.close(fd)
 
 
 def names() -> set[str]:
@@ -343,133 +316,6 @@ def test_several_links_are_deleted_together_and_no_others() -> None:
     assert names() == {"lo", "kept", "keptp"}
 
 
-@pytest.mark.parametrize(("cidr", "flag"), [("10.99.1.1/24", ""), ("fd00:99::1/64", "nodad")])
-@throw_away_host
-def test_address_is_added_once_read_and_deleted(cidr: str, flag: str) -> None:
-    def shown() -> set[str]:
-        return {
-            f"{a['local']}/{a['prefixlen']}"
-            for link in ip("address show niso-b")
-            for a in link["addr_info"]
-        }
-
-    with Rtnl() as rtnl:
-        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
-        link = rtnl.link("niso-b")
-        assert link
-        rtnl.add_address(link.index, cidr)
-        rtnl.add_address(link.index, cidr)
-        assert shown() == {cidr}
-        (entry,) = ip("address show niso-b")[0]["addr_info"]
-        assert not flag or entry[flag] is True
-        (found,) = rtnl.addresses(link.index)
-        family = socket.AF_INET6 if ":" in cidr else socket.AF_INET
-        assert (found.index, found.family, found.address, found.scope) == (
-            link.index,
-            family,
-            cidr,
-            0,
-        )
-        everything = {
-            f"{a['local']}/{a['prefixlen']}" for one in ip("address") for a in one["addr_info"]
-        }
-        assert {address.address for address in rtnl.addresses()} == everything
-        rtnl.delete_address(link.index, cidr)
-        rtnl.delete_address(link.index, cidr)
-        assert shown() == set()
-        assert rtnl.addresses(link.index) == []
-        assert rtnl.addresses(99999) == []
-
-
-@throw_away_host
-def test_link_local_address_has_scope_link_and_can_be_used_at_once() -> None:
-    netns.create("niso-api")
-    with Rtnl() as rtnl:
-        rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS)
-        bridge = rtnl.link("niso-b")
-        assert bridge
-        rtnl.add_address(bridge.index, "fe80::1/64")
-        rtnl.add_address(bridge.index, "fe80::1/64")
-        add_pair(rtnl)
-        with netns.inside("niso-api"), Rtnl() as inner:
-            link = inner.link("eth0")
-            assert link
-            inner.add_address(link.index, "fe80::2/64")  # while it is down
-            inner.set_link("eth0", up=True)
-        sh("ip netns exec niso-api ping -c 1 -w 10 -I fe80::2%eth0 fe80::1%eth0")
-        for options, name, address in (
-            ("", "niso-b", "fe80::1"),
-            ("-n niso-api ", "eth0", "fe80::2"),
-        ):
-            shown = {a["local"]: a for a in ip(f"{options}-6 address show {name}")[0]["addr_info"]}
-            assert (shown[address]["scope"], shown[address]["prefixlen"]) == ("link", 64)
-            assert not {"tentative", "dadfailed"} & shown[address].keys()
-        assert [(a.address, a.scope) for a in rtnl.addresses(bridge.index)] == [("fe80::1/64", 253)]
-        rtnl.delete_address(bridge.index, "fe80::1/64")
-        assert rtnl.addresses(bridge.index) == []
-
-
-@pytest.mark.parametrize(
-    ("own", "everywhere", "gateway", "other", "direct"),
-    [
-        ("10.99.1.2/24", "0.0.0.0/0", "10.99.1.1", "10.99.1.9", "10.5.0.0/16"),
-        ("fd00:99::2/64", "::/0", "fd00:99::1", "fd00:99::9", "fd00:5::/48"),
-    ],
-)
-@throw_away_host
-def test_routes_are_added_once_read_and_deleted(
-    own: str, everywhere: str, gateway: str, other: str, direct: str
-) -> None:
-    def shown() -> set[tuple[str, str, str]]:
-        family = "-6 " if ":" in own else "-4 "
-        listed = ip(f"{family}route show dev niso-b")
-        return {
-            (r["dst"], r.get("gateway", ""), r["protocol"])
-            for r in listed
-            if r["protocol"] != "kernel"
-        }
-
-    with Rtnl() as rtnl:
-        rtnl.add_bridge("niso-b", mtu=1500, alias=ALIAS)
-        link = rtnl.link("niso-b")
-        assert link
-        rtnl.add_address(link.index, own)
-        for _ in range(2):
-            rtnl.add_route(everywhere, gateway, link.index)
-            rtnl.add_route(direct, "", link.index)
-        assert shown() == {("default", gateway, "boot"), (direct, "", "boot")}
-        read = {
-            (r.destination, r.gateway, r.index) for r in rtnl.routes(link.index) if r.protocol == 3
-        }
-        assert read == {(everywhere, gateway, link.index), (direct, "", link.index)}
-        assert set(rtnl.routes(link.index)) <= set(rtnl.routes())
-        if ":" not in own:  # IPv6 has many routes to one prefix
-            with pytest.raises(KernelError, match=f"route {everywhere} via {other}") as caught:
-                rtnl.add_route(everywhere, other, link.index)
-            assert caught.value.errno == errno.EEXIST
-        for _ in range(2):
-            rtnl.delete_route(everywhere, gateway, link.index)
-            rtnl.delete_route(direct, "", link.index)
-        assert shown() == set()
-
-
-@throw_away_host
-def test_routes_of_other_tables_and_links_are_left_out() -> None:
-    with Rtnl() as rtnl:
-        for name in ("niso-b", "niso-c"):
-            rtnl.add_bridge(name, mtu=1500, alias=ALIAS)
-        sh("ip route add 10.1.0.0/16 dev niso-b table 77")
-        sh("ip route add 10.2.0.0/16 dev niso-b")
-        sh("ip route add 10.3.0.0/16 dev niso-c")
-        sh("ip route add unreachable 10.4.0.0/16")
-        link = rtnl.link("niso-b")
-        assert link
-        assert [route.destination for route in rtnl.routes(link.index)] == ["10.2.0.0/16"]
-        main = {route.destination for route in rtnl.routes() if "." in route.destination}
-        assert main == {"10.2.0.0/16", "10.3.0.0/16", "10.4.0.0/16"}
-        assert [route.destination for route in rtnl.routes(table=77)] == ["10.1.0.0/16"]
-
-
 @throw_away_host
 def test_error_names_the_link_and_has_the_kernels_own_words() -> None:
     with Rtnl() as rtnl:
@@ -489,25 +335,3 @@ def test_socket_stays_in_the_namespace_that_opened_it() -> None:
         rtnl.add_bridge("inner", mtu=1500, alias=ALIAS)
     assert names() == {"lo"}
     assert {link["ifname"] for link in ip("-n niso-api link")} == {"lo", "inner"}
-
-
-@throw_away_host
-def test_neighbour_tables_have_the_limit_and_count_no_permanent_entries() -> None:
-    """The tables are those of the machine: other tests may add entries meanwhile."""
-    sh("ip link add d0 type veth peer name d1")
-    sh("ip link set d0 up")
-    lines = [
-        f"neigh add {start}{n} lladdr {MAC} dev d0 nud permanent\n"
-        for start in ("10.0.0.", "fd00::")
-        for n in range(1, 250)
-    ]
-    pathlib.Path("/run/batch").write_text("".join(lines))
-    with Rtnl() as rtnl:
-        before = {table.family: table for table in neighbours.tables(rtnl)}
-        sh("ip -b /run/batch")
-        after = {table.family: table for table in neighbours.tables(rtnl)}
-    for family, name in ((4, "arp_cache"), (6, "ndisc_cache")):
-        (shown,) = (each for each in ip(f"-s ntable show name {name}") if "entries" in each)
-        assert after[family].most == shown["thresh3"]
-        assert abs(after[family].entries + 249 - shown["entries"]) < 100
-        assert abs(after[family].entries - before[family].entries) < 100

@@ -16,83 +16,8 @@ import sys
 import time
 
 import pytest
-from conftest import TESTS, UNPRIVILEGED, Lab, Process
-
-LAB = (sys.executable, "-m", "niso.commands.lab", "--")
-
-NAMESPACES = ("net", "mnt", "pid", "uts", "ipc", "cgroup")
-
-# Prints a JSON object of everything that a lab could have changed outside itself.
-SNAPSHOT = r"""
-import json, os, subprocess
-
-def out(*argv):
-    done = subprocess.run(argv, capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else f"exit status {done.returncode}"
-
-def sysctls(root):
-    found = {}
-    for folder, _, names in os.walk(root):
-        if folder.endswith("/stat"):
-            continue
-        for name in names:
-            path = f"{folder}/{name}"
-            if name not in ("nf_conntrack_count", "flush"):
-                try:
-                    found[path] = open(path).read()
-                except OSError:
-                    pass
-    return found
-
-def tree(root):
-    return sorted(f"{folder}/{name}" for folder, _, names in os.walk(root) for name in names)
-
-def folders(root):
-    return sorted(folder for folder, _, _ in os.walk(root))
-
-def routes(family):  # without what counts down
-    return [{key: value for key, value in route.items() if key != "expires"}
-            for route in json.loads(out("ip", "-j", family, "route", "show", "table", "all"))]
-
-links = json.loads(out("ip", "-j", "addr"))
-print(json.dumps({
-    "links": [{key: value for key, value in link.items() if key != "addr_info"} for link in links],
-    "addresses": [[link["ifname"], item["local"], item["prefixlen"]] for link in links for item in link["addr_info"]],
-    "routes": routes("-4") + routes("-6"),
-    "rules": out("nft", "-j", "--stateless", "list", "ruleset"),
-    "sysctls": sysctls("/proc/sys/net"),
-    "hostname": open("/proc/sys/kernel/hostname").read(),
-    "run": tree("/run"),
-    "run/netns": sorted(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else None,
-    "tmp": sorted(os.listdir("/tmp")),
-    "shm": sorted(os.listdir("/dev/shm")),
-    "state": sorted(os.listdir("/var/lib/niso")) if os.path.isdir("/var/lib/niso") else None,
-    "var/lib": sorted(os.listdir("/var/lib")),
-    "cgroups": folders("/sys/fs/cgroup"),
-    "mount_points": [line.split(" - ")[0].split(" ")[2:] for line in open("/proc/self/mountinfo")],
-}))
-"""
-
-# Changes all of it, says so, and ends, or waits to be killed.
-CHANGES = """
-set -e
-ip link add niso-x type bridge
-ip link set niso-x up
-ip addr add 10.99.1.1/24 dev niso-x
-ip route add 203.0.113.0/24 via 192.0.2.3
-ip netns add niso-x
-nft add table inet niso
-echo 1 > /proc/sys/net/ipv4/ip_forward
-hostname changed
-mkdir /run/niso /var/lib/niso/logs
-touch /tmp/changed /dev/shm/changed
-for folder in /sys/fs/cgroup /sys/fs/cgroup/*; do
-    if [ -w $folder/cgroup.procs ]; then mkdir -p $folder/niso-x/y; fi
-done
-mount -t tmpfs none /mnt
-(setsid sleep 1000 &)
-echo changed
-"""
+from conftest import TESTS, UNPRIVILEGED, Lab
+from lab_machine import LAB, NAMESPACES, sleepers, snapshot
 
 
 @pytest.fixture
@@ -108,30 +33,6 @@ def kept_below(folder: str) -> list[str]:
     return sorted(
         {path.relative_to(folder).parts[0] for path in wanted if path.is_relative_to(folder)}
     )
-
-
-def snapshot(machine: Lab) -> dict[str, object]:
-    found: dict[str, object] = json.loads(machine.run(sys.executable, "-c", SNAPSHOT).stdout)
-    return found
-
-
-def children(machine: Lab, pid: int) -> list[int]:
-    return [
-        int(word) for word in machine.path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    ]
-
-
-def sleepers(machine: Lab) -> str:
-    return str(machine.run("pgrep", "-x", "sleep", check=False).stdout)
-
-
-def start_changed_lab(machine: Lab) -> tuple[Process, int]:
-    """A lab in ``machine`` that has changed all it can; the process, and the number of its supervisor."""
-    process = machine.popen(*LAB, "sh", "-c", CHANGES + "exec sleep 1000")
-    assert process.stdout
-    assert process.stdout.readline() == b"changed\n"
-    supervisor = machine.wait_for(lambda: children(machine, process.pid))[0]
-    return process, supervisor
 
 
 def test_lab_has_the_network_of_the_address_plan_and_no_other_link(lab: Lab) -> None:
@@ -320,81 +221,6 @@ def test_lab_in_a_lab_works(lab: Lab) -> None:
     script = 'import json,subprocess; print(subprocess.run(["ip","-j","link"],capture_output=True,text=True).stdout)'
     out = lab.run(*LAB, *LAB, sys.executable, "-c", script).stdout
     assert [link["ifname"] for link in json.loads(out)] == ["lo", "uplink0"]
-
-
-def test_machine_is_as_before_after_a_lab_that_changed_everything(machine: Lab) -> None:
-    before = snapshot(machine)
-    assert machine.run(*LAB, "sh", "-c", CHANGES).stdout == "changed\n"
-    assert snapshot(machine) == before
-    assert sleepers(machine) == ""
-
-
-@pytest.mark.parametrize("victims", ["caller", "supervisor", "caller supervisor"])
-def test_machine_is_as_before_after_a_lab_that_was_killed(machine: Lab, victims: str) -> None:
-    before = snapshot(machine)
-    process, supervisor = start_changed_lab(machine)
-    changed = snapshot(machine)
-    assert {key for key in before if changed[key] != before[key]} == {"cgroups"}, (
-        "what a lab leaves behind when killed"
-    )
-    pids = [
-        str({"caller": process.pid, "supervisor": supervisor}[victim]) for victim in victims.split()
-    ]
-    # Stopped first, so that neither can clean up after the other. (The kernel continues a stopped process whose group
-    # loses its last parent, so the second may get as far as a few folders before its own end.)
-    machine.run("kill", "-STOP", *pids)
-    machine.run("kill", "-KILL", *pids)
-    machine.wait_for(lambda: sleepers(machine) == "", what="all of the lab's processes are gone")
-    if len(pids) == 2:
-        assert snapshot(machine)["cgroups"] != before["cgroups"], "somebody cleaned up"
-        machine.run(*LAB, "true")
-    machine.wait_for(lambda: snapshot(machine) == before, what="the machine is as before")
-
-
-def test_real_machine_is_as_before_after_a_lab_that_changed_everything() -> None:
-    def look() -> dict[str, object]:
-        found = json.loads(
-            subprocess.run([sys.executable, "-c", SNAPSHOT], capture_output=True, check=True).stdout
-        )
-        # Others work on this machine meanwhile.
-        kept = {
-            key: value
-            for key, value in found.items()
-            if key not in ("tmp", "cgroups", "shm", "run")
-        }
-        return kept | {"run": sorted(os.listdir("/run"))}
-
-    before = look()
-    # A lab that lacks a namespace must fail here, before it changes the machine.
-    guards = [
-        f'[ "$(readlink /proc/self/ns/{kind})" != "{os.readlink(f"/proc/self/ns/{kind}")}" ]'
-        for kind in NAMESPACES
-    ]
-    script = "\n".join(["set -e", *guards, "cat /run/niso-lab", CHANGES])
-    done = subprocess.run(
-        [*LAB, "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-        start_new_session=True,
-    )
-    name, word = done.stdout.split()
-    assert word == "changed"
-    assert look() == before
-    assert not [folder for folder, _, _ in os.walk("/sys/fs/cgroup") if name in folder]
-    leaked = [path for path in ("/dev/shm/changed", "/tmp/changed") if os.path.exists(path)]
-    for path in leaked:
-        os.unlink(path)
-    assert not leaked
-
-
-def test_sweep_leaves_a_living_lab_alone(machine: Lab) -> None:
-    process, _ = start_changed_lab(machine)
-    before = snapshot(machine)["cgroups"]
-    machine.run(*LAB, "true")
-    assert snapshot(machine)["cgroups"] == before
-    process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

@@ -7,42 +7,32 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from conftest import Lab, assert_whole
-from machine import UNITS, Machine, needs_systemd
+from machine import (
+    DEAD,
+    FAILED,
+    RUNNING,
+    UNITS,
+    Machine,
+    enabled,
+    is_followed,
+    needs_systemd,
+    pids,
+    row,
+)
 from services import answer, ask, echo, idle, on, package
 
 pytestmark = needs_systemd
 
 SPOKEN = 'echo "$1 says hello"; trap "exit 0" TERM; while :; do sleep 0.05; done'
-RUNNING, DEAD, FAILED = "active/running", "inactive/dead", "failed/failed"
 
 
 @pytest.fixture
 def machine(lab) -> Machine:
     return Machine(lab)
-
-
-def enabled(machine: Machine, folder: str, name: str = "api") -> None:
-    machine.niso("activate", folder)
-    machine.niso("enable", name)
-    assert machine.state(name) == RUNNING
-
-
-def row(machine: Machine, name: str = "api") -> dict[str, Any]:
-    return next(
-        each for each in json.loads(machine.niso("ps", "--json").stdout) if each["service"] == name
-    )
-
-
-def pids(machine: Machine, name: str = "api") -> tuple[int, int]:
-    """(the unit's main process, the service's PID 1)"""
-    first = json.loads(machine.niso("inspect", name).stdout)["pid"]
-    return int(machine.show(name, "MainPID")["MainPID"]), first or 0
 
 
 def namespace(machine: Machine, name: str = "api") -> str:
@@ -54,22 +44,6 @@ def namespace(machine: Machine, name: str = "api") -> str:
         or machine.run("readlink", f"/proc/{pid}/ns/net").stdout.strip() == f"net:[{found}]"
     )
     return str(found)
-
-
-def is_followed(machine: Machine, name: str = "api") -> bool:
-    """Whether the unit's main process is the conmon of the service as it runs now."""
-    main, first = pids(machine, name)
-    try:
-        command = machine.path(f"/proc/{main}/cmdline").read_bytes().split(b"\0")
-        children = machine.path(f"/proc/{main}/task/{main}/children").read_text().split()
-        cgroup = machine.path(f"/proc/{main}/cgroup").read_text()
-    except FileNotFoundError:
-        return False
-    return (
-        command[0] == b"/usr/bin/conmon"
-        and str(first) in children
-        and f"/niso-{name}.service" in cgroup
-    )
 
 
 def test_enable_gives_a_unit_that_follows_the_service(lab, machine) -> None:
@@ -443,84 +417,3 @@ def test_stop_of_a_provider_takes_sharers_along_that_are_not_enabled(lab, machin
     assert machine.state("api") == DEAD
     assert [row(machine, name)["status"] for name in ("api", "side")] == ["inactive", "inactive"]
     assert machine.run("ls", "/run/netns").stdout == ""
-
-
-def test_rules_come_back_after_the_unit_of_a_firewall(lab, machine) -> None:
-    """Also while a service's unit waits for that of the firewall."""
-    policy = {"deny_from": ["192.0.2.3"]}
-    enabled(machine, echo(lab, "api", network=on("niso-default", ports=["8080:80"], policy=policy)))
-    machine.path("/etc/nftables.conf").write_text("flush ruleset\ntable inet theirs { }\n")
-
-    def systemctl(word: str) -> bool:
-        """Whether niso's rules are there after systemd did this."""
-        machine.systemctl(word, "nftables", timeout=60)
-        tables = machine.run("nft", "list", "tables").stdout
-        assert ("inet theirs" in tables) == (word != "stop")
-        return "inet niso" in tables and "bridge niso" in tables
-
-    assert not systemctl("start"), "they are flushed"
-    lines = machine.niso("enable", "--firewall").stdout.splitlines()
-    paths = [line.split()[-1] for line in lines]
-    assert [line.split()[:2] for line in lines] == [
-        ["nftables.service:", "enabled"],
-        ["firewalld.service:", "enabled"],
-    ]
-    assert machine.niso("enable", "--firewall").stdout.count("unchanged") == 2
-    assert (
-        machine.run("systemd-analyze", "verify", "/usr/lib/systemd/system/nftables.service").stderr
-        == ""
-    )
-    for word in ("restart", "reload", "stop", "start"):
-        assert systemctl(word), word
-        assert answer(lab, "192.0.2.1", 8080, "client") == "api 192.0.2.2"
-        assert ask(lab, "192.0.2.1", 8080, "neighbour") == ""
-        assert machine.niso("net", "check").stdout.startswith("OK")
-    machine.run("kill", "-KILL", str(pids(machine)[0]))
-    lab.wait_for(lambda: machine.state("api") == FAILED, 10, "systemd sees that it has ended")
-    assert systemctl("restart") and machine.state("api") == FAILED
-    machine.niso("net", "repair")
-    assert machine.state("api") == RUNNING and is_followed(machine)
-    assert machine.niso("disable", "--firewall").stdout.count("disabled") == 2
-    assert not any(machine.path(path).parent.exists() for path in paths)
-    assert not systemctl("restart")
-    done = machine.niso("enable", "--firewall", "api", check=False)
-    assert done.returncode == 2 and "--firewall alone" in done.stderr
-
-
-@pytest.fixture
-def labs() -> Iterator[tuple[Lab, Lab]]:
-    with Lab() as first, Lab() as second:
-        yield first, second
-
-
-def test_enabled_services_come_back_with_a_reboot(labs, tmp_path) -> None:
-    """Another kernel, as far as niso can see, with the same disk: the same addresses, ports, forwards and policies."""
-    first, second = labs
-    machine = Machine(first)
-    policy = {"deny_from": ["192.0.2.3"]}
-    package_of = {
-        "api": echo(first, "api", network=on("niso-default", ports=["8080:80"], policy=policy)),
-        "side": echo(first, "side", 81, network={"mode": "share", "share": "api"}),
-        "other": echo(first, "other", network=on("niso-default")),
-        "loose": idle(first, "loose"),
-    }
-    machine.niso("activate", *package_of.values())
-    machine.niso("enable", "api", "side", "other")
-    machine.niso("port-forward", "api", "9000:80")
-    before = {name: row(machine, name)["address"] for name in package_of}
-    machine.halt()
-    disk = tmp_path / "disk"
-    shutil.copytree(machine.disk, disk, symlinks=True, ignore_dangling_symlinks=True)
-
-    again = Machine(second, like=disk)
-    for name in ("api", "side", "other"):
-        second.wait_for(
-            lambda n=name: again.state(n) == RUNNING, 30, f"{name} is back: {again.journal(name)}"
-        )
-        assert is_followed(again, name)
-        assert row(again, name)["address"] == before[name]
-    assert row(again, "loose")["status"] == "inactive"
-    assert_whole(again)
-    for port in (8080, 9000):
-        assert answer(second, "192.0.2.1", port, "client") == "api 192.0.2.2"
-        assert ask(second, "192.0.2.1", port, "neighbour") == ""

@@ -1,0 +1,123 @@
+"""Test services on several networks and with static addresses, and addresses that change owner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import snapshots
+from conftest import Lab
+from services import (
+    CLIENT,
+    HOST,
+    address,
+    answer,
+    ask,
+    echo,
+    idle,
+    inside,
+    on,
+    package,
+    refused,
+    send,
+    subnets,
+)
+
+
+def test_service_on_two_networks_has_eth0_and_eth1_and_its_default_route_by_the_first(
+    lab: Lab,
+) -> None:
+    api = echo(
+        lab, "api", network={"networks": ["backend", "frontend"], "ip": {"frontend": "10.77.5.9"}}
+    )
+    lab.niso("net", "create", "frontend", "--subnet", "10.77.5.0/24")
+    lab.niso(
+        "activate",
+        api,
+        idle(lab, "db", network=on("backend")),
+        idle(lab, "web", network=on("frontend")),
+    )
+    assert inside(lab, "api", "eth0")["addr_info"][0]["local"] == "10.99.1.2"
+    assert inside(lab, "api", "eth1")["addr_info"][0]["local"] == "10.77.5.9"
+    assert [
+        each["gateway"] for each in lab.ip_json("route", "show", "default", netns="niso-api")
+    ] == ["10.99.1.1"]
+    assert answer(lab, "10.99.1.2", 80, "niso-db") == f"api {address(lab, 'db')}"
+    assert ask(lab, "10.77.5.9", 80, "niso-web") == f"api {address(lab, 'web')}"
+    assert ask(lab, "10.99.1.2", 80, "niso-web") == ""
+    assert ask(lab, HOST, 80, "niso-db") == ""
+
+
+# --- static addresses -------------------------------------------------------------------------------------------------
+
+
+def test_static_address_makes_the_network_that_holds_it_and_is_given_to_nobody_else(
+    lab: Lab,
+) -> None:
+    lab.niso("activate", idle(lab, "api", network=on("backend", ip="10.60.7.3")))
+    assert subnets(lab)["backend"] == "10.60.7.0/24"
+    assert address(lab, "api") == "10.60.7.3"
+    lab.niso("deactivate", "api")
+    lab.niso(
+        "activate", idle(lab, "one", network=on("backend")), idle(lab, "two", network=on("backend"))
+    )
+    assert [address(lab, name) for name in ("one", "two")] == ["10.60.7.2", "10.60.7.4"]
+    said = refused(lab, "activate", idle(lab, "thief", network=on("backend", ip="10.60.7.3")))
+    assert "network.ip: 10.60.7.3 is leased to service 'api'" in said
+
+
+def test_static_address_whose_prefix_is_taken_names_the_key_and_what_would_be_right(
+    lab: Lab,
+) -> None:
+    lab.niso("activate", idle(lab, "api"))
+    folder = idle(lab, "new", network=on("fresh", ip="10.99.0.66"))
+    assert refused(lab, "activate", folder) == (
+        f'niso: {folder}/manifest.toml: network.ip: "10.99.0.66" is not available: '
+        "new network 'fresh' would get 10.99.0.0/24, which overlaps 10.99.0.0/24 "
+        "of network 'niso-default' (an address in a free /24)\n"
+        "  hint: choose another one, or create the network first: niso net create fresh --subnet CIDR\n"
+    )
+    lab.niso("net", "create", "fresh")
+    lab.niso("activate", idle(lab, "new", network=on("fresh", ip="10.99.1.66")))
+    assert address(lab, "new") == "10.99.1.66"
+
+
+@pytest.mark.parametrize(
+    ("ip", "words"),
+    [
+        ("10.99.1.1", "it is the gateway"),
+        ("10.99.1.0", "network itself"),
+        ("10.99.1.255", "broadcast"),
+        ("10.98.1.5", "10.98.1.5 is not in 10.99.1.0/24"),
+        ("nonsense", "nonsense"),
+        ({"other": "10.99.1.5"}, "other"),
+    ],
+)
+def test_static_address_that_cannot_be_is_refused(lab: Lab, ip: Any, words: str) -> None:
+    lab.niso("net", "create", "backend")
+    before = snapshots.take(lab)
+    said = refused(lab, "activate", idle(lab, "api", network=on("backend", ip=ip)))
+    assert "network.ip" in said and words in said
+    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_changed_static_address_moves_the_service_and_its_name(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "api", network={"ip": "10.99.0.50"}), idle(lab, "peer"))
+    lab.niso("activate", idle(lab, "api", network={"ip": "10.99.0.60"}))
+    assert address(lab, "api") == "10.99.0.60"
+    assert len(inside(lab, "api", "eth0")["addr_info"]) == 1
+    assert (
+        lab.niso("exec", "peer", "--", "getent", "hosts", "api").stdout.split()[0] == "10.99.0.60"
+    )
+    assert "1 received" in lab.niso("exec", "peer", "--", "ping", "-c1", "-W2", "api").stdout
+
+
+def test_address_that_became_free_inherits_no_flow(lab: Lab) -> None:
+    """A UDP flow from outside, not closed by anybody, would live on in conntrack for its 30 s."""
+    lab.niso("activate", package(lab, "old", "sleep", "1000"))
+    send(lab, "niso-old", CLIENT, 9999)
+    assert "src=10.99.0.2" in lab.run("conntrack", "-L").stdout
+    lab.niso("remove", "old")
+    lab.niso("activate", idle(lab, "new"))
+    assert address(lab, "new") == "10.99.0.2"
+    assert "10.99.0.2" not in lab.run("conntrack", "-L").stdout
