@@ -14,7 +14,8 @@ import frames
 import pytest
 from attack_world import CLIENT, EAR, GATEWAY, HOST, NEIGHBOUR, Attack, Rule, World
 from conftest import Lab
-from frames import Lies, Shouts
+from frames import Shouts
+from lies import Lies
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 from services import filter_bridged

@@ -18,7 +18,7 @@ import pytest
 from conftest import UNPRIVILEGED
 from damages import OF_SPANS
 from many_hosts import MTU, PORT, VNI, Host, Service, fill, network, underlay
-from services import BUSYBOX, CLIENT, ask, echo, on, pings
+from services import CLIENT, ask, echo, on, pings
 from wire import Ear, Link, Wire  # before scapy: it silences its warnings
 
 from scapy.layers.inet import IP, UDP, fragment  # isort: skip
@@ -498,4 +498,3 @@ def test_nobody_writes_what_the_host_would_wrap(world: World, who: str) -> None:
         own = "::1" if world.family == 6 else "127.0.0.1"
         send(world.b, own, b"by-lo")
         assert not Range.arrives(b"by-lo", db, 0.3)
-    assert BUSYBOX

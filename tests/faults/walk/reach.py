@@ -9,7 +9,8 @@ import ipaddress
 from dataclasses import replace
 from typing import NamedTuple
 
-from walk.model import Service, World
+from walk.known import Service
+from walk.model import World
 from walk.parts import (
     CLIENT,
     CLIENT6,
