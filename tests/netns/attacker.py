@@ -303,7 +303,7 @@ for name, arguments in {
     attack(name)(lambda arguments=arguments: socket.socket(*arguments).close())
 
 
-def netlink(protocol: int, kind: int, flags: int, body: bytes) -> None:
+def netlink(protocol: int, kind: int, flags: int, body: bytes) -> bytes:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
         sock.sendto(struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body, (0, 0))
         answer = sock.recv(8192)
@@ -311,6 +311,7 @@ def netlink(protocol: int, kind: int, flags: int, body: bytes) -> None:
             number = -struct.unpack_from("=i", answer, 16)[0]
             if number:
                 raise OSError(number, os.strerror(number))
+        return answer
 
 
 @attack("read nftables")
@@ -328,6 +329,35 @@ def make_link() -> None:
         + b"\0"
     )
     netlink(0, 16, 0x605, body + struct.pack("=HH", 4 + len(info), 18) + info)
+
+
+@attack("take a link of another namespace")
+def take_link() -> None:
+    """Put an own link onto the host's uplink, by the number that the kernel has for the namespace of eth0's peer."""
+
+    def attribute(kind: int, value: bytes) -> bytes:
+        return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+    head = struct.pack("=BxHiII", 0, 0, 0, 0, 0)
+    for (
+        _,
+        name,
+    ) in (
+        socket.if_nameindex()
+    ):  # the kernel numbers the namespace of a peer when asked for the link
+        netlink(0, 18, 1, head + attribute(3, name.encode() + b"\0"))
+    for number in range(4):
+        there = attribute(46, struct.pack("=i", number))  # IFLA_TARGET_NETNSID
+        try:
+            found = netlink(0, 18, 1, head + attribute(3, b"uplink0\0") + there)
+        except OSError:
+            continue
+        index = found[20:24]
+        body = head + attribute(3, b"taken\0") + attribute(5, index)
+        body += attribute(37, struct.pack("=i", number))  # IFLA_LINK_NETNSID
+        netlink(0, 16, 0x605, body + attribute(18, attribute(1, b"macvlan\0")))
+        return
+    raise OSError(errno.EPERM, "no such namespace")
 
 
 @attack("take another address")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +25,7 @@ OWN_LOOPBACK = Rule("bridge niso", "from_own4", ("loopback from a wire", "drop")
 FROM_LOOPBACK = Rule("inet niso", "raw", ("saddr 127.0.0.0/8", "drop"))
 TO_SUBNETS = Rule("inet niso", "raw", ("daddr @subnets", "drop"))
 MAPPED = Rule("inet niso", "raw", ("::ffff:0.0.0.0/96", "drop"))
+AS_HOST = Rule("inet niso", "forward", ("as the host itself;",))
 NO_HOST = Rule("inet niso", "forward", ("fib saddr type", "drop"))
 OUR_SUBNETS = Rule("inet niso", "raw", ("saddr @subnets", "drop"))
 FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
@@ -151,6 +154,24 @@ def test_sources_that_nobody_outside_has_are_not_believed(world: World) -> None:
     api = world.link["api"]
     local = [attack(source, api, 8080) for source in (HOST[4], "192.0.2.255", HOST[6])]
     world.prove(local, [NO_HOST], FORWARD)
+    # nor in a flow of the host's own, where a policy would let it in
+    with world.wire.socket(None, socket.AF_INET6, socket.SOCK_DGRAM, keep=False) as program:
+        program.bind((HOST[6], 0))
+        own = program.getsockname()[1]
+        program.sendto(b"attack-flow", (HOST[6], 8080))
+        assert world.arrives(b"attack-flow", [api])
+        back = Ether(src=world.mac["api"], dst=world.bridge["backend"].mac)
+        answer = world.udp(world.of["api"].ip6, HOST[6], b"answer", 80, own)
+        api.send(back / answer)
+        select.select([program], [], [], 3)
+        assert program.recv(10) == b"answer"
+        forged = Attack(
+            "neighbour in a flow of the host",
+            sender,
+            lambda mark, _: [head / world.udp(HOST[6], HOST[6], mark, own, 8080)],
+            (api,),
+        )
+        world.prove([forged], [AS_HOST], FORWARD)
     # what is to be forwarded the kernel itself drops
     mapped = (f"::ffff:{world.of['db'].ip4}", f"::ffff:{NEIGHBOUR[4]}", "::ffff:127.0.0.1")
     world.prove([attack(source, world.ear[6], EAR) for source in mapped], [MAPPED], RAW)

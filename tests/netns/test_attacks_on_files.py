@@ -89,6 +89,34 @@ def test_root_in_a_service_leaves_no_setuid_program_in_a_volume(lab: Lab, restri
     assert ("euid=0" in became) is not restricted, became
 
 
+def test_service_with_setfcap_is_warned_of(lab: Lab) -> None:
+    """Capabilities of files (capabilities(7)) are as good as setuid bits, and no filter of system calls sees them."""
+    lab.run("rm", "-rf", "/mnt/data")
+    lab.run("mkdir", "/mnt/data")
+    shutil.copy(BUSYBOX, lab.path("/mnt/data/busybox"))
+    folder = idle(
+        lab,
+        "fcap",
+        service={"user": "0:0"},
+        volumes={"data": {"mount": "/data", "host": "/mnt/data"}},
+        isolation={"capabilities": ["SETFCAP"]},
+    )
+    assert (
+        "fcap: isolation.capabilities: with SETFCAP the service can leave programs in /mnt/data"
+        in lab.niso("activate", folder).stderr
+    )
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    read = (*nobody, "/mnt/data/busybox", "cat", "/etc/shadow")
+    assert lab.run(*read, check=False).returncode
+    # VFS_CAP_REVISION_2 with VFS_CAP_FLAGS_EFFECTIVE, CAP_DAC_READ_SEARCH permitted (linux/capability.h)
+    set_it = (
+        "import os, struct; os.setxattr('/data/busybox', 'security.capability',"
+        " struct.pack('<5I', 0x02000001, 1 << 2, 0, 0, 0))"
+    )
+    lab.niso("exec", "fcap", "--", PYTHON, "-ISc", set_it)
+    assert "root:" in lab.run(*read).stdout
+
+
 def test_service_sees_and_locks_nothing_of_the_hosts_programs(lab: Lab) -> None:
     def seen_and_locked(watcher: Any) -> tuple[bool, bool]:
         lab.run("/usr/bin/ptx", "--version")

@@ -11,6 +11,7 @@ import pytest
 from conftest import Lab
 from services import package
 
+CLIENT = "192.0.2.2"
 PYTHON = "/usr/bin/python3"
 ATTACKER = pathlib.Path(__file__).with_name("attacker.py").read_text()
 LAB_REFUSES = {
@@ -135,12 +136,15 @@ def test_nothing_works_from_inside_and_all_of_it_does_outside(host: Lab) -> None
     assert WORKS_OUTSIDE - works <= LAB_REFUSES
 
 
-def test_network_capabilities_are_of_its_own_namespace_alone(host: Lab) -> None:
+def test_network_capabilities_are_of_its_own_namespace_but_for_links(host: Lab) -> None:
+    """The threat model says it: with NET_ADMIN it leaves an internal network, past all rules."""
+    host.niso("net", "create", "inner", "--internal")
     works, warned = attacked(
         host,
         "net",
         True,
         service={"user": "0:0"},
+        network={"network": "inner"},
         isolation={"capabilities": ["NET_ADMIN", "NET_RAW"]},
     )
     assert works == {
@@ -150,12 +154,26 @@ def test_network_capabilities_are_of_its_own_namespace_alone(host: Lab) -> None:
         "read nftables",
         "make a link",
         "take another address",
+        "take a link of another namespace",
     }
-    assert "a right on the machine" not in warned
+    assert "net: isolation.capabilities: NET_ADMIN affects the whole machine: it can" in warned
+    assert "NET_RAW" not in warned
     assert (
         "attack" not in host.run("ip", "link").stdout
         and "10.99.0.77" not in host.run("ip", "address").stdout
     )
+    lines = ("addr add 192.0.2.50/24 dev taken", "link set taken up")
+    for line in lines:
+        host.niso("exec", "net", "--", "/usr/sbin/ip", *line.split())
+    ping = ("ping", "-c", "1", "-W", "2")
+    assert host.niso("exec", "net", "--", *ping, "-I", "eth0", CLIENT, check=False).returncode
+    host.niso("exec", "net", "--", *ping, CLIENT)
+    # without a link whose other end is the host's there is no way
+    works, warned = attacked(
+        host, "alone", True, network={"mode": "none"}, isolation={"capabilities": ["NET_ADMIN"]}
+    )
+    assert "make a link" in works and "take a link of another namespace" not in works
+    assert "NET_ADMIN" not in warned
 
 
 def test_what_mode_host_and_some_capabilities_give_away_is_warned_of(host: Lab) -> None:

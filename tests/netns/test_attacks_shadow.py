@@ -1,4 +1,4 @@
-"""No service takes over a flow that is meant for a published port or for a program of the host (port shadowing, CVE-2021-3773).
+"""Nobody takes over a flow that is meant for a published port or for a program of the host (port shadowing, CVE-2021-3773).
 
 ``mallory`` sends from the port that she wants to a client. Where masquerading keeps it, connection tracking takes what the
 client sends to that port for her flow's answer and gives it to her. An unprivileged service can do the same by `bind`.
@@ -21,8 +21,11 @@ from scapy.packet import Raw
 from services import idle, on
 from wire import Wire, sctp_init
 
-RANGE = [Rule("inet niso", f"away{family}", (":32768-60999",)) for family in (4, 6)]
+AWAY = [
+    Rule("inet niso", f"away{family}", (w,)) for family in (4, 6) for w in ("masquerade", "drop")
+]
 KEPT = [Rule("inet niso", f"kept{family}", ("drop",)) for family in (4, 6)]
+OF_HOST = [Rule("inet niso", "of_host", ("goto another_port",))]
 ANSWERS = [Rule("inet niso", "answers", ("drop",))]
 OWN = range(32_768, 61_000)
 PORTS = (53, 16_000, 20_000, 40_000, 50_005)
@@ -94,11 +97,20 @@ def shadowed(world: World, family: int, proto: str, port: int, own: int) -> bool
     return world.link["mallory"].saw(mark)
 
 
+@contextlib.contextmanager
+def plainly_masqueraded(world: World) -> Iterator[None]:
+    """Services' packets leave as behind a plain ``masquerade``, as those of Docker and Podman do."""
+    with world.without([*AWAY, *KEPT]):
+        for family in (4, 6):
+            world.lab.run("nft", "add", "rule", "inet", "niso", f"away{family}", "masquerade")
+        yield
+
+
 @both_families
 def test_published_port_is_not_taken_over(world: World, family: int) -> None:
     tries = [(proto, port) for proto in PROTOCOLS for port in PORTS]
     numbers = iter(range(10_000, 20_000, 7))
-    with world.without([*RANGE, *KEPT]):
+    with plainly_masqueraded(world):
         taken = {each: shadowed(world, family, *each, next(numbers)) for each in tries}
         assert all(taken.values()), taken
     taken = {each: shadowed(world, family, *each, next(numbers)) for each in tries}
@@ -107,9 +119,81 @@ def test_published_port_is_not_taken_over(world: World, family: int) -> None:
 
 @both_families
 def test_program_of_the_host_is_not_taken_over(world: World, family: int) -> None:
-    with world.without(RANGE):  # the port is not one of those that masquerading takes
+    with plainly_masqueraded(world):
         assert shadowed(world, family, "udp", EAR, 20_001)
     assert not shadowed(world, family, "udp", EAR, 20_003)
+
+
+@both_families
+@pytest.mark.parametrize("asking", ["client", "db"])
+def test_program_of_the_host_takes_over_no_published_port(
+    world: World, family: int, asking: str
+) -> None:
+    """Nor does a service of mode host, or a user of the host: to send from the port takes no right."""
+    to = CLIENT[family] if asking == "client" else world.of["db"].ip(family)
+    head = Ether(
+        src=world.mac[asking],
+        dst=world.host.mac if asking == "client" else world.bridge["backend"].mac,
+    )
+
+    def shadowed(port: int, own: int) -> bool:
+        kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+        with world.wire.socket(None, kind, socket.SOCK_DGRAM, keep=False) as program:
+            program.bind((HOST[family], port))
+            program.sendto(mark := b"attack-%07d" % (9_000_000 + own), (to, own))
+            assert world.arrives(mark, [world.link[asking]])
+            mark = world.shoot(
+                world.link[asking],
+                lambda mark, _: [head / packet(to, HOST[family], "udp", own, port, mark)],
+            )
+            if world.arrives(mark, [world.link["web"]], 0.5):
+                return False
+            program.settimeout(1)
+            assert program.recv(100) == mark, (port, "lost")
+            return True
+
+    numbers = iter(range(21_000 if asking == "client" else 22_000, 23_000))
+    with world.without(OF_HOST):
+        taken = [shadowed(port, next(numbers)) for port in PORTS]
+        assert all(taken), taken
+    taken = [shadowed(port, next(numbers)) for port in PORTS]
+    assert not any(taken), taken
+
+
+@both_families
+def test_protocol_without_ports_leaves_no_trace(world: World, family: int) -> None:
+    """Otherwise what its peer sends to the host by that protocol, as an IPsec tunnel's, would be mallory's."""
+    own, host, client = world.of["mallory"].ip(family), HOST[family], CLIENT[family]
+    out = Ether(src=world.mac["mallory"], dst=world.bridge["backend"].mac)
+    back = Ether(src=world.mac["client"], dst=world.host.mac)
+    kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+
+    def of(source: str, target: str, proto: int, mark: bytes) -> Any:
+        at = IPv6(src=source, dst=target, nh=proto) if family == 6 else IP(src=source, dst=target)
+        if family == 4:
+            at.proto = proto
+        return at / Raw(bytes(8) + mark)
+
+    def taken(proto: int) -> bool:
+        """Whether mallory gets what the client sends to the host after her own packet."""
+        with world.wire.socket(None, kind, socket.SOCK_RAW, proto, keep=False) as program:
+            world.shoot(world.link["mallory"], lambda mark, _: [out / of(own, client, proto, mark)])
+            assert world.honest(world.link["client"])
+            mark = world.shoot(
+                world.link["client"], lambda mark, _: [back / of(client, host, proto, mark)]
+            )
+            if world.arrives(mark, [world.link["mallory"]], 0.5):
+                return True
+            program.settimeout(1)
+            assert mark in program.recv(200), (proto, "lost")
+            return False
+
+    with plainly_masqueraded(world):
+        assert all(taken(proto) for proto in (41, 103))  # IPv6 in IP, PIM
+    drops = [("inet niso", f"away{family}")]
+    before = world.drops(drops)
+    assert not any(taken(proto) for proto in (50, 47, 4, 89))  # ESP, GRE, IP in IP, OSPF
+    assert world.drops(drops) - before == 4
 
 
 @both_families
@@ -213,13 +297,28 @@ def test_no_flow_gets_a_port_by_chance(world: World, family: int) -> None:
 def test_flow_that_has_the_port_already_ends_when_it_is_published(
     world: World, family: int
 ) -> None:
-    """mallory takes a port of the host before it is published."""
+    """mallory, or a program of the host, takes a port of the host before it is published; or while there are no rules."""
+
+    def send(port: int, to: int) -> None:
+        kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+        with world.wire.socket(None, kind, socket.SOCK_DGRAM, keep=False) as program:
+            program.bind((HOST[family], port))
+            mark = b"attack-%07d" % (9_000_000 + to)
+            program.sendto(mark, (CLIENT[family], to))
+            assert world.arrives(mark, [world.link["client"]])
+
     lay(world, family, "udp", 41_000, 31_000)
     world.arrives(lay(world, family, "udp", 41_000, 31_000), [world.link["client"]])
-    ports = ["41000:80/udp"]
+    send(41_001, 31_002)
+    ports = ["41000:80/udp", "41001:81/udp"]
     world.lab.niso("activate", idle(world.lab, "late", network=on("frontend", ports=ports)))
     try:
         late = world.wire.link("niso-late", "eth0")
         assert world.arrives(ask(world, family, "udp", 41_000, 31_000), [late])
+        assert world.arrives(ask(world, family, "udp", 41_001, 31_002), [late])
+        world.lab.run("nft", "flush", "ruleset")
+        send(41_001, 31_003)
+        world.lab.niso("net", "repair")
+        assert world.arrives(ask(world, family, "udp", 41_001, 31_003), [late])
     finally:
         world.lab.niso("remove", "late")

@@ -193,12 +193,16 @@ def test_flush_ports_takes_flows_to_those_ports_and_that_protocol_only(
     fill()
     everything = left()
     assert len(everything) == len(flows)
-    assert conntrack.flush_ports([(proto, 8080, 8080)]) == 1
+
+    def here() -> list[str]:
+        return ["192.0.2.1"]
+
+    assert conntrack.flush_ports([(proto, 8080, 8080)], here) == 1
     assert left() == everything - {("192.0.2.11", 8080)}
-    assert conntrack.flush_ports([(proto, 8081, 8081)]) == 1
+    assert conntrack.flush_ports([(proto, 8081, 8081)], here) == 1
     assert left() == everything - {("192.0.2.11", 8080), ("192.0.2.14", 8081)}
     # a range, and a port of another protocol that nothing was sent to
-    assert conntrack.flush_ports([(proto, 8022, 8029), ("udp", 7, 7)]) == 8
+    assert conntrack.flush_ports([(proto, 8022, 8029), ("udp", 7, 7)], here) == 8
     gone = {
         ("192.0.2.11", 8080),
         ("192.0.2.14", 8081),
@@ -206,9 +210,11 @@ def test_flush_ports_takes_flows_to_those_ports_and_that_protocol_only(
     }
     assert left() == everything - gone
     several = [(proto, port, port) for port in (8020, 8021, 8030, 8031, 8079, 8079, 9999)]
-    assert conntrack.flush_ports(several) == 5
+    assert conntrack.flush_ports(several, here) == 5
     assert {source for source, _ in left()} == {"192.0.2.12", "192.0.2.13"}
-    assert conntrack.flush_ports([("tcp", 1, 65535), ("udp", 0, 65535), ("sctp", 1, 65535)]) == 2
+    # what the host has sent from the port is answered to it
+    assert conntrack.flush_ports([(proto, 8080, 8080)], lambda: ["192.0.2.12"]) == 1
+    assert conntrack.flush_ports([("tcp", 1, 65535), ("udp", 0, 65535), ("sctp", 1, 65535)]) == 1
     assert left() == set()
 
 
@@ -371,7 +377,7 @@ def test_flush_walks_the_table_no_more_often_than_it_must() -> None:
     many = [("udp", 1, 1000), ("tcp", 80, 80), ("sctp", 5, 5)]
     assert walked(lambda: conntrack.flush_ports(many)) == (0, 0)  # nothing is tracked
     assert walked(lambda: conntrack.flush_addresses(["10.99.1.2"])) == (0, 0)
-    add("192.0.2.11", "192.0.2.1", "udp", 1, 8080)
+    add("192.0.2.11", "192.0.2.1", "udp", 40_000, 8080)
     assert walked(lambda: conntrack.flush_ports(many)) == (0, 1)  # few entries: all at once
     assert walked(lambda: conntrack.flush_addresses(["10.99.1.2", "10.99.1.3", "fd00::2"])) == (
         0,
@@ -379,12 +385,12 @@ def test_flush_walks_the_table_no_more_often_than_it_must() -> None:
     )
     assert walked(lambda: conntrack.flush_addresses(["10.99.1.2"])) == (0, 0)  # the kernel's own
     conntrack._WALK = 0  # many entries: what the kernel chooses
-    assert walked(lambda: conntrack.flush_ports(many)) == (0, 6)
-    assert walked(lambda: conntrack.flush_ports([("udp", 80, 81)])) == (0, 4)
+    assert walked(lambda: conntrack.flush_ports(many)) == (0, 12)
+    assert walked(lambda: conntrack.flush_ports([("udp", 80, 81)])) == (0, 8)
     assert walked(lambda: conntrack.flush_addresses(["10.99.1.2", "fd00::2", "fd00::3"])) == (0, 5)
     assert walked(lambda: conntrack.flush_ports([("udp", 8080, 8080)])) == (
         1,
-        4,
+        8,
     )  # and a second time that finds none
 
 

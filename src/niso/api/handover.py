@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from niso.plan.process_spec import ProcessSpec, Volume
     from niso.plan.records import Port
     from niso.services.machine import Machine
+    from niso.store.service_rows import ServiceRow
     from niso.store.store import Store
 
 
@@ -193,11 +194,11 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
 
     for name in names:
         row = store.service(name)
-        process = row.require_process() if row is not None else None
-        if process is None:
+        if row is None:
             continue
+        process = row.require_process()
         if process.capabilities:
-            _warn_of_capabilities(session, name, process)
+            _warn_of_capabilities(session, store, row, process)
         shared = [volume for volume in process.volumes if sources.is_shared(volume)]
         for volume in shared:
             _warn_of_others(session, name, volume)
@@ -215,21 +216,31 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
                 f" {volume.source} on the host",
                 ('set service.user to the owner of that path, or mode = "ro"',),
             )
+        where = ", ".join(str(volume.source) for volume in shared)
         if shared and not process.restrict_suid_sgid:
             session.caution(
                 f"{name}: isolation.restrict_suid_sgid is false: the service can leave setuid"
-                f" programs in {', '.join(str(volume.source) for volume in shared)}"
+                f" programs in {where}"
+            )
+        if shared and "SETFCAP" in process.capabilities:
+            session.caution(
+                f"{name}: isolation.capabilities: with SETFCAP the service can leave programs in"
+                f" {where} that have any capability on the host"
             )
 
 
-def _warn_of_capabilities(session: Session, name: str, process: ProcessSpec) -> None:
+def _warn_of_capabilities(
+    session: Session, store: Store, row: ServiceRow, process: ProcessSpec
+) -> None:
     from niso.runtime import oci
 
-    means = oci.THE_MACHINE | ({} if process.netns else oci.HOST_NETWORK)
+    holder = store.service(row.provider) if row.provider else row
+    more = {"host": oci.HOST_NETWORK, "bridge": oci.LINKED}
+    means = oci.THE_MACHINE | more.get(holder.mode if holder else "", {})
     for capability in process.capabilities:
         if capability in means:
             session.caution(
-                f"{name}: isolation.capabilities: {capability} affects the whole machine:"
+                f"{row.name}: isolation.capabilities: {capability} affects the whole machine:"
                 f" {means[capability]}"
             )
 

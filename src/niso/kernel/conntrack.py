@@ -15,7 +15,6 @@ from niso.base.errors import KernelError
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, nested, u32
 from niso.kernel.nft_elements import nfgenmsg
-from niso.kernel.nft_tables import OWN_PORTS
 
 _CT_GET, _CT_DELETE, _CT_GET_STATS = 0x0101, 0x0102, 0x0105  # subsystem 1, IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE, _FILTER, _STATUS_MASK = 1, 2, 3, 12, 18, 25, 26
@@ -24,7 +23,7 @@ _PROTO_NUM, _PROTO_DST_PORT = 1, 3
 _STATS_ENTRIES = 1  # CTA_STATS_GLOBAL_ENTRIES
 _FILTER_SOURCE, _FILTER_DESTINATION = 0x01, 0x02  # CTA_FILTER_FLAG, net/netfilter/nf_internals.h
 _FILTER_PROTO, _FILTER_DST_PORT = 0x08, 0x20
-_SEEN_REPLY, _SRC_NAT = 0x2, 0x10  # IPS_*
+_SEEN_REPLY = 0x2  # IPS_*
 
 _SOURCE: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
 _DESTINATION: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 4}
@@ -81,15 +80,15 @@ def flush_ports(
     addresses: Callable[[], Iterable[str]] | None = None,
     answered: bool = False,
 ) -> int:
-    """End the flows sent to these ports, or that got one by masquerading; TCP with a reply stays.
+    """End the flows sent to these ports, or answered to one; TCP with a reply stays.
 
     Use it when published ports are added, removed or moved. A port is (``proto`` "tcp", "udp" or
     "sctp", first, last), before NAT. Returns how many entries were deleted.
 
-    ``addresses`` limits it to flows sent to one of these addresses or prefixes ("127.0.0.0/8"):
-    flows of other machines to the same port, which this host forwards, are left alone. It is called
-    once, if there is such a flow. With ``answered``, TCP flows with a reply are ended as well,
-    because their server is gone.
+    ``addresses`` limits it to flows sent or answered to one of these addresses or prefixes
+    ("127.0.0.0/8"): flows of other machines to the same port, which this host forwards, are left
+    alone. It is called once, if there is such a flow. With ``answered``, TCP flows with a reply are
+    ended as well, because their server is gone.
 
     A TCP handshake in progress is kept like an established flow: its next packet would be taken for
     a new flow, sent to the new service, and reset. Raises KernelError.
@@ -98,11 +97,11 @@ def flush_ports(
     for proto, first, last in ports:
         wanted.setdefault(_PROTOCOLS[proto], set()).update(range(first, last + 1))
     is_ours: Callable[[bytes], bool] | None = None
+    kinds = (_TUPLE_ORIG, _TUPLE_REPLY)
 
     def matches(family: int, entry: _Entry) -> bool:
         nonlocal is_ours
         status = int.from_bytes(entry[_STATUS], "big")
-        kinds = (_TUPLE_ORIG, _TUPLE_REPLY) if status & _SRC_NAT else (_TUPLE_ORIG,)
         for tuple_ in (attributes(entry[kind]) for kind in kinds):
             ends = attributes(tuple_[_TUPLE_PROTO])
             proto, port = ends[_PROTO_NUM][0], ends.get(_PROTO_DST_PORT, b"")
@@ -131,8 +130,6 @@ def flush_ports(
                 its + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big"))
                 for port in sorted(of_proto)
             ]
-        # masquerading takes these alone: the flows that are answered to one of them
-        kinds = (_TUPLE_ORIG,) if of_proto.isdisjoint(OWN_PORTS) else (_TUPLE_ORIG, _TUPLE_REPLY)
         filters += [
             _filter(family, kind, flags, nested(_TUPLE_PROTO, one)) + status
             for one in tuples

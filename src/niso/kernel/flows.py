@@ -67,8 +67,8 @@ def of(addresses: Iterable[str]) -> list[Flow]:
 class Tracked(NamedTuple):
     """A flow as it was sent and as it is answered; without NAT one is the reverse of the other.
 
-    ``port`` is the one it was sent to. ``answered``: a reply has been seen. ``handle`` is for
-    `end`.
+    ``port`` is the one it was sent to, ``answers_port`` the one it is answered to.
+    ``answered``: a reply has been seen. ``handle`` is for `end`.
     """
 
     proto: str
@@ -77,6 +77,7 @@ class Tracked(NamedTuple):
     port: int | None
     answers_from: str
     answers_to: str
+    answers_port: int | None
     answered: bool
     handle: bytes
 
@@ -180,16 +181,22 @@ def _open(body: bytes) -> Open | None:
 
 def _whole(body: bytes) -> Tracked:
     entry = attributes(body, 4)
-    sent = attributes(entry[_TUPLE_ORIG])
-    source, destination = _addresses(body[0], sent)
-    answers_from, answers_to = _addresses(body[0], attributes(entry[_TUPLE_REPLY]))
+    sent, answer = attributes(entry[_TUPLE_ORIG]), attributes(entry[_TUPLE_REPLY])
     flow, _ = _parse(body)
-    sent_to = attributes(sent[_TUPLE_PROTO]).get(_DST_PORT)
-    port = int.from_bytes(sent_to, "big") if sent_to is not None and flow.port is not None else None
-    answered = bool(int.from_bytes(entry.get(_STATUS, b""), "big") & _SEEN_REPLY)
     return Tracked(
-        flow.proto, source, destination, port, answers_from, answers_to, answered, flow.handle
+        flow.proto,
+        *_addresses(body[0], sent),
+        _sent_to(sent, flow),
+        *_addresses(body[0], answer),
+        _sent_to(answer, flow),
+        bool(int.from_bytes(entry.get(_STATUS, b""), "big") & _SEEN_REPLY),
+        flow.handle,
     )
+
+
+def _sent_to(tuple_: dict[int, bytes], flow: Flow) -> int | None:
+    port = attributes(tuple_[_TUPLE_PROTO]).get(_DST_PORT)
+    return int.from_bytes(port, "big") if port is not None and flow.port is not None else None
 
 
 def _addresses(family: int, tuple_: dict[int, bytes]) -> tuple[str, str]:

@@ -32,8 +32,9 @@ PROGRAM = "0x20000000"
 
 It is set before connection tracking and removed after it.
 """
+REMAPPED, _NOT_REMAPPED = PROGRAM, "0xdfffffff"
+"""The same bit where packets leave, for the first packet of a flow of the host that gets another source port."""
 _MARK_PROGRAM = f"meta mark set meta mark | {PROGRAM}"
-_NO_PROGRAM = "0xdfffffff"
 
 PROGRAMS = "programs"
 """A set of the inet table that holds ports which masquerading could take, and programs of the host use.
@@ -55,6 +56,12 @@ a published port, or of a program of the host, would take the packets of others 
 _OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
 _MASQUERADE = f"masquerade to :{_OWN_SPAN}"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
+_OF_HOST = (
+    f"iif 0 {_WITH_PORTS} fib saddr type local"  # a frame within a bridge has no iif here either
+)
+_NO_PORTS = (
+    'counter drop comment "without ports: its answers are not to be told from what is for the host"'
+)
 
 FLOWS, FRAGMENTS, ARP = "flows", "fragments", "arp_nd"
 """Sets with a limit in each element: new flows by address (``flows4``, ``flows6``), IP fragments, and
@@ -174,7 +181,7 @@ table inet niso {{
 		meta mark & {PROGRAM} == 0 accept
 		ct direction reply ct status snat ct original ip saddr @subnets4 counter drop comment "for a program of the host: a flow of a service has taken its port"
 		ct direction reply ct status snat ct original ip6 saddr @subnets6 counter drop
-		meta mark set meta mark & {_NO_PROGRAM}
+		meta mark set meta mark & {_NOT_REMAPPED}
 	}}
 
 	chain mark_internal {{
@@ -192,6 +199,24 @@ table inet niso {{
 		oifname @bridges goto to_services
 		ip saddr @subnets4 goto away4
 		ip6 saddr @subnets6 goto away6
+		{_OF_HOST} goto of_host
+	}}
+
+	chain of_host {{
+		meta nfproto ipv4 meta l4proto . th sport @kept_any4 goto another_port comment "its port is published: it gets another"
+		meta nfproto ipv4 meta l4proto . th sport @kept_range_any4 goto another_port
+		ip saddr . meta l4proto . th sport @kept_addr4 goto another_port
+		ip saddr . meta l4proto . th sport @kept_range_addr4 goto another_port
+		meta nfproto ipv6 meta l4proto . th sport @kept_any6 goto another_port
+		meta nfproto ipv6 meta l4proto . th sport @kept_range_any6 goto another_port
+		ip6 saddr . meta l4proto . th sport @kept_addr6 goto another_port
+		ip6 saddr . meta l4proto . th sport @kept_range_addr6 goto another_port
+	}}
+
+	chain another_port {{
+		meta mark set meta mark | {REMAPPED}
+		oifname @bridges {_WITH_PORTS} {_MASQUERADE} fully-random
+		{_WITH_PORTS} snat to :{_OWN_SPAN} fully-random
 	}}
 
 	chain away4 {{
@@ -199,7 +224,8 @@ table inet niso {{
 		{_WITH_PORTS} meta l4proto . th sport @kept_range_any4 {_MASQUERADE} fully-random
 		{_WITH_PORTS} meta l4proto . th sport @{PROGRAMS} {_MASQUERADE} fully-random
 		{_WITH_PORTS} {_MASQUERADE}
-		masquerade
+		meta l4proto icmp masquerade
+		{_NO_PORTS}
 	}}
 
 	chain away6 {{
@@ -207,16 +233,24 @@ table inet niso {{
 		{_WITH_PORTS} meta l4proto . th sport @kept_range_any6 {_MASQUERADE} fully-random
 		{_WITH_PORTS} meta l4proto . th sport @{PROGRAMS} {_MASQUERADE} fully-random
 		{_WITH_PORTS} {_MASQUERADE}
-		masquerade
+		meta l4proto ipv6-icmp masquerade
+		{_NO_PORTS}
 	}}
 
 	chain kept {{
 		type filter hook postrouting priority srcnat + 1; policy accept;
 		{nft_wire.LEAVES}
 		ct state {{ established, untracked }} accept
+		meta mark & {REMAPPED} != 0 goto remapped
 		oifname @bridges accept
 		ct original ip saddr @subnets4 goto kept4
 		ct original ip6 saddr @subnets6 goto kept6
+	}}
+
+	chain remapped {{
+		meta mark set meta mark & {_NOT_REMAPPED}
+		meta nfproto ipv4 goto kept4
+		goto kept6
 	}}
 
 	chain kept4 {{
@@ -238,6 +272,7 @@ table inet niso {{
 	}}
 
 	chain to_services {{
+		{_OF_HOST} jump of_host
 		ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
 		ct status & dnat == 0 accept
 		snat ip to ip saddr . ip daddr map @hairpin4 comment "a service that reaches itself"
@@ -249,6 +284,7 @@ table inet niso {{
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
 		iifname {BRIDGES} ct state established accept
+		meta nfproto ipv6 oifname {BRIDGES} iifname != {BRIDGES} fib saddr type local counter drop comment "from outside as the host itself; the kernel refuses IPv4"
 		oifname {BRIDGES} ct state established accept
 		iifname != @bridges oifname != @bridges goto others
 		ct state vmap {{ related : goto related, invalid : drop }}

@@ -11,7 +11,7 @@ from niso.base.addresses import family_of
 from niso.base.prefixes import number, prefix
 from niso.kernel.kinds.element import Element
 from niso.kernel.nft_sensor import WATCHED
-from niso.kernel.nft_tables import ARP, BRIDGE, FLOWS, FRAGMENTS, INET, OWN_PORTS, limit
+from niso.kernel.nft_tables import ARP, BRIDGE, FLOWS, FRAGMENTS, INET, limit
 from niso.plan.records import LIMITS, Limits, Port, Subnet
 
 
@@ -220,14 +220,11 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
 
 
 def _kept(service: str, port: Port, where: str, start: str) -> list[Element]:
-    """Those of its host ports that masquerading could take: no flow of a service is to get one."""
-    first, last = max(port.host_port, OWN_PORTS[0]), min(port.last, OWN_PORTS[-1])
-    if first > last or port.host_ip.startswith("127."):
-        return []
+    """Return the element of its host ports: no flow of a service, or of the host, gets one."""
     if port.count > 1:
-        key = f"{start} . {first}-{last}" if first < last else f"{start} . {first}"
+        key = f"{start} . {port.host_port}-{port.last}"
         return [Element(INET, f"kept_range_{where}", key, "", service)]
-    return [Element(INET, f"kept_{where}", f"{start} . {first}", "", service)]
+    return [Element(INET, f"kept_{where}", f"{start} . {port.host_port}", "", service)]
 
 
 def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:

@@ -45,7 +45,7 @@ def clear(kernel: Kernel, want: State) -> int:
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Return a predicate that tells whether a flow lacks its NAT."""
+    """Return a predicate that tells whether a flow lacks its NAT, or takes a published port."""
     import ipaddress  # only after the tables were lost
 
     targets = _Targets(want)
@@ -58,9 +58,11 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
     def is_stray(flow: Tracked) -> bool:
         if flow.proto == "tcp" and flow.answered:
             return False
+        if flow.answers_to in own and targets.of(flow.proto, flow.answers_to, flow.answers_port):
+            return True
         to = ipaddress.ip_address(flow.destination)
         if flow.destination in own or to.is_loopback:
-            led_to = targets.of(flow)
+            led_to = targets.of(flow.proto, flow.destination, flow.port)
             if not led_to:
                 return False
             # the host via 127.0.0.1, and a service that reaches itself, get another source address
@@ -99,22 +101,22 @@ class _Targets:
             else:
                 self._at.setdefault((host, proto, int(first)), set()).add(target)
 
-    def of(self, flow: Tracked) -> set[str]:
-        """Return the addresses of the flow's family that its port may lead to.
+    def of(self, proto: str, address: str, port: int | None) -> set[str]:
+        """Return the addresses of its family that a port of the host may lead to.
 
         Empty if the port is not published.
         """
-        if flow.port is None:
+        if port is None:
             return set()
         targets: set[str] = set()
-        for host in ("", flow.destination):
-            targets |= self._at.get((host, flow.proto, flow.port), set())
+        for host in ("", address):
+            targets |= self._at.get((host, proto, port), set())
         targets.update(
             target
-            for host, proto, first, last, target in self._ranges
-            if host in ("", flow.destination) and proto == flow.proto and first <= flow.port <= last
+            for host, of_proto, first, last, target in self._ranges
+            if host in ("", address) and of_proto == proto and first <= port <= last
         )
-        return {target for target in targets if family_of(target) == family_of(flow.destination)}
+        return {target for target in targets if family_of(target) == family_of(address)}
 
 
 def flush_changed_ports(kernel: Kernel, before: State, after: State) -> None:

@@ -31,6 +31,11 @@ HOST_NETWORK = {
     "NET_RAW": "it can read and forge the machine's packets",
 }
 """More of them for a service in the host's network namespace."""
+LINKED = {
+    "NET_ADMIN": "it can make and delete links of the host and of other services, "
+    "and so reach any network past all rules",
+}
+"""More of them for a service with a link to the host (IFLA_TARGET_NETNSID, linux/if_link.h)."""
 
 SHELL_TERM = "xterm"
 """TERM of a command on a terminal if the caller's is unset."""
