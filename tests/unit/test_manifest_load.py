@@ -270,7 +270,7 @@ def test_unknown_key_suggests_the_nearest(tmp_path: Path, text: str, key: str, n
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("[policy]\nallow_from = []", "network.policy"),
+        ("[policy]\nallow_from = []", "[network.policy]"),
         ("ports = ['80:80']", "network.ports"),  # after [binary]
         ("[isolation]\nmemory_max = '1G'", "isolation.resources.memory_max"),
         ("[service]\ncommand = 'x'", None),  # that of the health check is an array

@@ -177,7 +177,8 @@ def _walk_table(
             guesses += 1
             guess = guesses <= _MAX_GUESSES
             near = nearest(name, list(known)) if guess else None
-            other = _elsewhere(name, value, root) if guess else ""
+            other = elsewhere(name, value, *root) if guess else ""
+            other = f"[{other}]" if other and type(value) is dict else other
             near = join(key, near) if near else None
             yield unknown_key(path, value, ", ".join(known), near, other)
     for name in convert.required(table):
@@ -185,14 +186,15 @@ def _walk_table(
             yield _missing(join(key, name), name, key, known[name])
 
 
-def _elsewhere(name: str, value: object, root: tuple[Any, str]) -> str:
-    """Return the path of the only key ``name`` below ``root`` that may have a value of this type.
+def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
+    """Return the path of the only key ``name`` of a table that may have a value of this type.
 
-    Empty if there is none, or several: ``policy`` is network.policy, as after a forgotten header.
+    The tables in it count too: ``policy`` is network.policy. ``key`` is the path of ``table``.
+    Empty if there is none, or several.
     """
     places = [
         path
-        for path, kind in _keys(*root)
+        for path, kind in _keys(table, key)
         if path.rpartition(".")[2] == name and type(value) in kind
     ]
     return places[0] if len(places) == 1 else ""
