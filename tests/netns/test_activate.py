@@ -131,9 +131,9 @@ def test_argument_is_a_manifest_a_folder_or_a_known_service(lab: Lab) -> None:
     lab.niso("activate", "api", cwd="/tmp/packages")
     lab.niso("deactivate", "api")
     lab.write(f"{folder}/manifest.toml", "this is no manifest")
-    lab.niso(
-        "activate", "api", cwd="/tmp/packages"
-    )  # the known service, with the manifest of its last activation
+    # the known service, with the manifest of its last activation, which is said where both are
+    assert "./api" in lab.niso("activate", "api", cwd="/tmp/packages").stderr
+    assert not lab.niso("activate", "api", cwd="/tmp").stderr
     assert ps(lab, "api")["status"] == "running"
     assert "line 1, column 6" in refused(lab, "activate", "./api", cwd="/tmp/packages")
     assert "'nothing'" in refused(lab, "activate", "nothing")

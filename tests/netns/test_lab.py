@@ -145,8 +145,23 @@ def test_nothing_written_in_a_lab_stays_but_in_the_folder_that_it_may_write(lab:
         assert done.returncode in (2, 125) and f"niso: --write {why}" in done.stderr
 
 
+def test_folder_in_memory_is_seen_and_devices_work_but_stay_as_they_are(lab: Lab) -> None:
+    """The current folder below /dev/shm; a socket as /dev/log, and a device that is deleted."""
+    lab.run("sh", "-c", "mkdir /dev/shm/a && echo text > /dev/shm/a/file")
+    script = """
+    cat file; rm /dev/null file; touch /dev/log && mv /dev/log /dev/null
+    head -c 1 /dev/zero | wc -c; script -qc tty /dev/full
+    """
+    out = lab.run(*LAB, "sh", "-c", script, cwd="/dev/shm/a").stdout.split()
+    assert out[:2] == ["text", "1"] and out[2].startswith("/dev/pts/")
+    left = lab.run(
+        "sh", "-c", "cat /dev/shm/a/file; stat -c %F /dev/null; ls /dev/log", check=False
+    )
+    assert left.stdout == "text\ncharacter special file\n"
+
+
 ACCIDENTS = """
-mount -o remount,rw /usr 2>/dev/null; touch /usr/niso-lab-test
+mount -o remount,rw /usr 2>/dev/null; touch /usr/niso-lab-test /dev/niso-lab-test
 for name in kernel/hostname vm/swappiness fs/file-max; do
     (cat /proc/sys/$name > /tmp/now; cat /tmp/now > /proc/sys/$name) 2>/dev/null && echo $name
 done
@@ -161,14 +176,15 @@ grep CapEff /proc/self/status
 
 
 def test_accidents_of_root_stay_in_a_lab() -> None:
-    """In /usr, which services see through an overlay, in sysctls and in /sys."""
+    """In /usr, which services see through an overlay, in /dev, in sysctls and in /sys."""
     command = [sys.executable, "-m", "niso.commands.lab", "--", "sh", "-c", ACCIDENTS]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    left = os.path.exists("/usr/niso-lab-test")
-    if left:
-        os.unlink("/usr/niso-lab-test")
+    files = ("/usr/niso-lab-test", "/dev/niso-lab-test")
+    left = [path for path in files if os.path.exists(path)]
+    for path in left:
+        os.unlink(path)
     *said, capabilities = done.stdout.splitlines()
-    assert (left, said) == (False, ["own"])
+    assert (left, said) == ([], ["own"])
     held = int(capabilities.split()[1], 16)
     assert [number for number in (16, 17, 22, 25) if held >> number & 1] == []
 

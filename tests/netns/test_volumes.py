@@ -238,6 +238,20 @@ def test_volume_that_the_services_user_cannot_write_to_is_a_warning(lab: Lab, us
     refused = [name for name in volumes if not ok(lab, "api", f"touch /{name}/x")]
     said = [line.split(": ")[3] for line in warned.splitlines() if "cannot write to" in line]
     assert said == [f"volumes.{name}.host" for name in refused] and 0 < len(said) < len(forms)
+    # one that ends because of it says so too
+    test = "touch /v0/y && exit 0; echo no; exit 1"
+    dying = package(
+        lab,
+        "dying",
+        BUSYBOX,
+        "sh",
+        "-c",
+        test,
+        volumes={"v0": volumes["v0"]},
+        service={"user": "5"},
+    )
+    error = lab.niso("activate", dying, check=False).stderr
+    assert "\n  hint: its user, uid 5, cannot write to /tmp/srv/0 (volumes.v0)\n" in error
 
 
 def test_read_only_is_read_only_below_submounts_too(lab: Lab) -> None:

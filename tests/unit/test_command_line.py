@@ -349,3 +349,13 @@ def test_every_habit_is_answered_and_names_a_real_command() -> None:
             command = " ".join(words[:2]) if words[0] in ("net", "stack") else words[0]
             assert command in COMMANDS, habit
             assert not any(theirs in COMMANDS for theirs in habit.theirs), habit
+    for typed_, like in (
+        ("docker run -d web", "run"),
+        ("docker compose up -d", "compose up"),
+        ("compose rm web", "rm"),
+        ("systemctl stop web", "stop"),
+        ("compose top", "compose"),
+    ):
+        hints = [unknown_command(words.split()).hint for words in (typed_, like)]
+        assert hints[0] == hints[1], typed_
+    assert unknown_command(["docker", "ps"]).hint == "niso help lists them"

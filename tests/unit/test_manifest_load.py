@@ -229,6 +229,22 @@ def test_unknown_key_suggests_the_nearest(tmp_path: Path, text: str, key: str, n
     assert f"{key} = {only.value}" in only.message
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[policy]\nallow_from = []", "[network.policy]"),
+        ("ports = ['80:80']", "network.ports"),  # after [binary]
+        ("[isolation]\nmemory_max = '1G'", "isolation.resources.memory_max"),
+        ("[service]\ncommand = 'x'", None),  # that of the health check is an array
+        ("timeout = '1s'", None),  # several have one
+    ],
+)
+def test_key_of_another_table_is_named(tmp_path: Path, text: str, place: str | None) -> None:
+    only = error(tmp_path, HEAD + text)
+    assert f"; elsewhere: {place})" in only.message or place is None
+    assert only.hint == (f"move it to {place}, or remove it" if place else f"remove {only.key}")
+
+
 def test_unknown_key_without_a_near_one_lists_what_there_is(tmp_path: Path) -> None:
     only = error(tmp_path, HEAD + "[isolation]\nzzz = 1")
     assert "isolation.zzz = 1: unknown key (known keys: capabilities, read_only" in only.message

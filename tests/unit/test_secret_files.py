@@ -121,7 +121,7 @@ def test_secret_that_others_can_change_is_refused(world: World) -> None:
     secret.write_text("x")
     secret.chmod(0o666)
     mine = {os.getuid()}
-    with pytest.raises(Error, match="which is writable for everybody") as caught:
+    with pytest.raises(Error, match='" is writable for everybody') as caught:
         load.load(manifest, mine)
     (error,) = flatten(caught.value)
     assert (error.key, "--trust-owner" in (error.hint or "")) == ("secrets.A.file", True)

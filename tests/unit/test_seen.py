@@ -103,7 +103,7 @@ def test_wrong_target(text: str) -> None:
 
 def test_who_is_meant() -> None:
     store = Store.open()
-    assert question.resolve(store, "host") == End()
+    assert question.resolve(store, "host") == question.resolve(store, "host.niso.local") == End()
     assert question.resolve(store, "192.0.2.7") == End(address="192.0.2.7")
     assert (
         question.resolve(store, "FD00:0::1")

@@ -147,6 +147,7 @@ RUN = 'binary = { entrypoint = "sh" }\n'
         ),
         (HEAD.replace("api", "Api") + RUN, ['services.Api: "Api" is not a valid name']),
         ('[stack]\nname = "shop"\n', ["missing table [[service]]"]),
+        ('[stack]\nname = "shop"\n[services]\n', ["missing table [[service]]"]),
     ],
 )
 def test_errors_name_the_key_in_the_stack(world: World, text: str, expected: list[str]) -> None:

@@ -212,6 +212,25 @@ def test_wrong_value_is_told_with_file_key_and_what_is_right(
     assert key in found and words in found[key], found
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('[service]\nname = "db"\n', "[[service]] with name and package, or [services.NAME]"),
+        ('[[services]]\nname = "db"\n', "[[service]] with name and package, or [services.NAME]"),
+        (service("db", "[service.network]\nports = []"), "keys of [network] into [[service]]"),
+        (service("db", "allow_from = ['x']"), "move it to service[0].policy.allow_from"),
+        (service("db", "restart = 'no'"), "move it to service[0].service.restart"),
+        ("[services.db]\nimage = 'x'\n", "remove services.db.image"),
+        ("[services.db]\nports = []\n", "move it to services.db.network.ports"),
+        ("[services.db.service]\nenvironment = {}\n", "move it to [services.db.environment]"),
+    ],
+)
+def test_hint_says_where_a_key_belongs(shop: Any, text: str, hint: str) -> None:
+    with pytest.raises(ErrorGroup) as caught:
+        stacks.load(shop("", HEAD + text))
+    assert hint in (caught.value.errors[0].hint or "")
+
+
 def test_unknown_key_suggests_the_nearest_once(shop: Any) -> None:
     folder = shop(service("db", 'port = ["80:80"]'))
     with pytest.raises(Error) as caught:

@@ -203,13 +203,12 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
         for volume in shared:
             _warn_of_others(session, name, volume)
         shared = [volume for volume in shared if not volume.read_only]
-        for volume in shared:
-            if not volumes.is_writable(volume, process):
-                session.caution(
-                    f"{name}: volumes.{volume.name}.host: the service's user (uid {process.uid})"
-                    f' cannot write to {volume.source}, and mode is "rw"',
-                    ('let that uid write to it, set service.user to its owner, or mode = "ro"',),
-                )
+        for volume in volumes.unwritable(process):
+            session.caution(
+                f"{name}: volumes.{volume.name}.host: the service's user (uid {process.uid})"
+                f' cannot write to {volume.source}, and mode is "rw"',
+                ('let that uid write to it, set service.user to its owner, or mode = "ro"',),
+            )
         for volume in shared if process.uid == 0 else ():
             session.caution(
                 f"{name}: volumes.{volume.name}.host: the service is root (uid 0), also in"

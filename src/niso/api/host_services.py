@@ -86,8 +86,10 @@ class Services:
         Without ``trust_owner``, a manifest that other users than root and the caller can change is
         refused.
         """
+        import os
+
         from niso.api import handover
-        from niso.base.report import Finished
+        from niso.base.report import Caution, Finished
         from niso.commands import activate
         from niso.services import targets
 
@@ -98,6 +100,10 @@ class Services:
         store = machine.store
         wanted = targets.find_targets(store, requested, replace, None if trust_owner else callers())
         wanted = [target._replace(take=take) for target in wanted]
+        for name in (target.name for target in wanted if target.fingerprint is None):
+            if os.path.exists(f"{name}/manifest.toml"):  # which the caller may have meant
+                text = f"{name}: has the manifest of its last activation, not that of ./{name}"
+                self.session.report(Caution(text, (f"to apply that one: niso activate ./{name}",)))
         self.session.expect(target.name for target in wanted if target.spec.healthcheck)
         outcomes = activate.activate(
             machine, wanted, timeout_s, self.session.report, dry_run, meanwhile=handover.prepare

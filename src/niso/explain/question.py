@@ -97,11 +97,11 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[End, End]
 def resolve(store: Store, text: str, asker: str | None = None) -> End:
     """Return the end of ``host``, an address, or a service's name, hostname or alias.
 
-    ``asker`` is the service on whose networks a name is looked for first. A name can have the
-    suffix .niso.local. Raises Error, also for a service without a network of niso, and UsageError
+    ``asker`` is the service on whose networks a name is looked for first. All can have the suffix
+    .niso.local. Raises Error, also for a service without a network of niso, and UsageError
     for an unusable address.
     """
-    if text == HOST:
+    if bare_name(text) == HOST:
         return End()
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:

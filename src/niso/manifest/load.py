@@ -210,7 +210,7 @@ def _secrets(manifest: Manifest, owners: Container[int] | None) -> Iterator[Inva
             if not stat.S_ISREG(info.st_mode):
                 raise InvalidInput("is not a regular file")
             if owners is not None:
-                toml.require_owner("which", info, owners)
+                toml.require_owner("", info, owners)
         except InvalidInput as error:
             error.key, error.value = f"secrets.{name}.file", values.shown(secret.file)
             yield error

@@ -220,6 +220,8 @@ def load(
         errors, others = errors + wrongs, others + elsewhere
         if loaded is not None:
             members.append(Member(key, loaded, None, here.after))
+    for error in errors:
+        error.hint = error.hint or _form(error.key or "", data)
     errors += dependencies(items, {member.name: member.loaded.spec for member in members})
     errors = resolved.fresh(errors)
     if errors or others:
@@ -324,9 +326,9 @@ def _top(
         if not isinstance(table, dict):
             shape["service"][index] = table  # type: ignore[index]
     errors = validate.walk(shape, _Whole)
-    if not data.keys() & {"service", "services"}:
-        missing = "missing table [[service]]"
-        errors.append(InvalidInput(missing, "add [[service]]", "service", names_key=False))
+    if "service" not in data and data.get("services", {}) == {}:
+        missing, hint = "missing table [[service]]", "add [[service]] or [services.NAME]"
+        errors.append(InvalidInput(missing, hint, "service", names_key=False))
     if items == []:
         errors.append(values.wrong("service", [], "is empty", "one or more [[service]]"))
     head = data.get("stack")
@@ -346,6 +348,15 @@ def _top(
     return Head(str(name), asks), networks, errors
 
 
+def _form(key: str, data: Mapping[str, object]) -> str | None:
+    """Return the hint for a table that has the form of another one: [service.api]."""
+    if key in ("service", "services") and isinstance(data.get(key), dict | list):
+        return "[[service]] with name and package, or [services.NAME] with the tables of a manifest"
+    if key.startswith("service[") and key.endswith("].network"):
+        return "write the keys of [network] into [[service]] itself"
+    return None
+
+
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
     """Yield an error for each key of a [[service]] that neither it nor a manifest has."""
     known = (*Own._fields, *NETWORK_KEYS, *TABLES)
@@ -353,11 +364,13 @@ def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
         if name in known:
             continue
         near = validate.nearest(name, list(known))
+        place = validate.elsewhere(name, value, Manifest).removeprefix("network.")
         yield validate.unknown_key(
             validate.join(key, name),
             value,
             ", ".join(known),
             validate.join(key, near) if near else None,
+            f"{key}.{place}" if place else "",
         )
 
 

@@ -119,5 +119,5 @@ def moved(error: Error, key: str, file: str = "") -> InvalidInput:
         re.sub(rf"(?<![\w.])(?=(?:{_TABLES})(?:\.[a-z_]|\]))", f"{key}.", text)
         for text in (error.reason, error.right, error.hint or "")
     )
-    new.hint = hint or None
+    new.hint = f"remove {new.key}" if hint == f"remove {error.key}" else hint or None
     return new

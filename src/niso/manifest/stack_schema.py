@@ -97,7 +97,10 @@ def schema() -> dict[str, Any]:
             },
         },
         "required": ["stack"],
-        "anyOf": [{"required": ["service"]}, {"required": ["services"]}],
+        "anyOf": [
+            {"required": ["service"]},
+            {"required": ["services"], "properties": {"services": {"minProperties": 1}}},
+        ],
         "additionalProperties": False,
         "$defs": tables | whole,
     }

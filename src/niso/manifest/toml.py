@@ -67,6 +67,7 @@ def content(
 def require_owner(what: str, info: os.stat_result, owners: Container[int]) -> None:
     """Raise InvalidInput if others than ``owners`` can change a file or folder.
 
+    ``what`` is the subject of the reason; empty if the error has the value of a key.
     In a folder with the sticky bit, others cannot replace a file (inode(7)).
     """
     hint = "read it and its folder; then pass --trust-owner"
@@ -79,9 +80,9 @@ def require_owner(what: str, info: os.stat_result, owners: Container[int]) -> No
             user = f"uid {info.st_uid}"
         if 0 in owners and "SUDO_UID" not in os.environ:
             hint += ". As sudo niso, it obeys the files of the user who calls sudo"
-        raise InvalidInput(f"{what} belongs to {user}, not to you or root", hint)
+        raise InvalidInput(f"{what} belongs to {user}, not to you or root".lstrip(), hint)
     if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
-        raise InvalidInput(f"{what} is writable for everybody", hint)
+        raise InvalidInput(f"{what} is writable for everybody".lstrip(), hint)
 
 
 def _open(path: str, flags: int) -> int:

@@ -123,22 +123,28 @@ def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
 
     ``data`` should be a ``table``; ``key`` is its path.
     """
-    return list(_walk(data, {dict: table}, key))
+    return list(_walk(data, {dict: table}, key, (table, key)))
 
 
-def unknown_key(key: str, value: object, known: str, near: str | None) -> InvalidInput:
+def unknown_key(
+    key: str, value: object, known: str, near: str | None, elsewhere: str = ""
+) -> InvalidInput:
     """Return the error for an unknown key.
 
-    ``key`` and ``near`` are paths; ``known`` lists the known keys, shown if ``near`` is empty.
+    ``key`` and ``near`` are paths; ``known`` lists the known keys, shown if ``near`` is empty, with
+    the path of the key of this name in another table.
     """
     right = f"did you mean {near}?" if near else f"known keys: {known}"
     hint = None if near else f"remove {key}"
+    if elsewhere and not near:
+        right += f"; elsewhere: {elsewhere}"
+        hint = f"move it to {elsewhere}, or remove it"
     return InvalidInput(
         "unknown key", hint, key, value=values.shown(value), right=right, about_key=True
     )
 
 
-def _walk(value: Any, may_be: Kind, key: str) -> Iterator[InvalidInput]:
+def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator[InvalidInput]:
     form = type(value)
     inside: Any = may_be.get(form)
     if form is str and inside is not None and value not in inside:
@@ -150,28 +156,57 @@ def _walk(value: Any, may_be: Kind, key: str) -> Iterator[InvalidInput]:
         yield values.wrong(key, value, reason, right, _example(value, may_be, key))
     elif form is list:
         for index, item in enumerate(value):
-            yield from _walk(item, inside, f"{key}[{index}]")
+            yield from _walk(item, inside, f"{key}[{index}]", root)
     elif convert.is_table(inside):
-        yield from _walk_table(value, inside, key)
+        yield from _walk_table(value, inside, key, root)
     elif form is dict:
         for name, item in value.items():
-            yield from _walk(item, inside, join(key, name))
+            yield from _walk(item, inside, join(key, name), root)
 
 
-def _walk_table(data: dict[str, object], table: Any, key: str) -> Iterator[InvalidInput]:
+def _walk_table(
+    data: dict[str, object], table: Any, key: str, root: tuple[Any, str]
+) -> Iterator[InvalidInput]:
     known = convert.fields(table)
     guesses = 0
     for name, value in data.items():
         path = join(key, name)
         if name in known:
-            yield from _walk(value, known[name], path)
+            yield from _walk(value, known[name], path, root)
         else:
             guesses += 1
-            near = nearest(name, list(known)) if guesses <= _MAX_GUESSES else None
-            yield unknown_key(path, value, ", ".join(known), join(key, near) if near else None)
+            guess = guesses <= _MAX_GUESSES
+            near = nearest(name, list(known)) if guess else None
+            other = elsewhere(name, value, *root) if guess else ""
+            other = f"[{other}]" if other and type(value) is dict else other
+            near = join(key, near) if near else None
+            yield unknown_key(path, value, ", ".join(known), near, other)
     for name in convert.required(table):
         if name not in data:
             yield _missing(join(key, name), name, key, known[name])
+
+
+def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
+    """Return the path of the only key ``name`` of a table that may have a value of this type.
+
+    The tables in it count too: ``policy`` is network.policy. ``key`` is the path of ``table``.
+    Empty if there is none, or several.
+    """
+    places = [
+        path
+        for path, kind in _keys(table, key)
+        if path.rpartition(".")[2] == name and type(value) in kind
+    ]
+    return places[0] if len(places) == 1 else ""
+
+
+def _keys(table: Any, key: str) -> Iterator[tuple[str, Kind]]:
+    """Yield the path and the kind of each key of a table, and of the tables in it."""
+    for name, kind in convert.fields(table).items():
+        path = join(key, name)
+        yield path, kind
+        if convert.is_table(kind.get(dict)):
+            yield from _keys(kind[dict], path)
 
 
 def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:

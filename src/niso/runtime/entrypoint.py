@@ -75,7 +75,8 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
     if problem is None:
         return path
     root = "the rootfs" if rootfs else "the service's system (the host's /usr)"
-    raise _cannot_run(entrypoint, problem, root)
+    within = "the package" if path.startswith(f"{APP}/") else root
+    raise _cannot_run(entrypoint, problem, within)
 
 
 def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:

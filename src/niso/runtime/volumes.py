@@ -131,6 +131,16 @@ def is_writable(volume: Volume, spec: ProcessSpec) -> bool:
     return bool(info.st_mode & stat.S_IWOTH)
 
 
+def unwritable(spec: ProcessSpec) -> list[Volume]:
+    """Return the volumes of the host that the service's user is to write to, and cannot."""
+    return [
+        volume
+        for volume in spec.volumes
+        if volume.source is not None
+        and not (volume.named or volume.read_only or is_writable(volume, spec))
+    ]
+
+
 def make_named(spec: ProcessSpec) -> None:
     """Create the missing named volumes, each atomically, mode 0700 and owned by the service's user.
 

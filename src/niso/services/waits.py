@@ -213,6 +213,8 @@ def failed(processes: Processes, service: str, what: str) -> ProcessError:
 
 def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
     """Return the error for a process that ended, with its exit status and last output."""
+    from niso.runtime import volumes
+
     service = start.name
     how = describe_exit(processes.exit_code(service))
     output = _last_output(processes, service)
@@ -220,6 +222,10 @@ def ended(processes: Processes, start: Start, unhealthy: bool) -> Error:
         how += ", out of memory: isolation.resources.memory_max"
     when = "before it was healthy" if unhealthy else "at once"
     hint = "see binary.entrypoint and binary.args in its manifest" if not output else None
+    spec = start.row.require_process()
+    if denied := volumes.unwritable(spec):
+        paths = ", ".join(f"{volume.source} (volumes.{volume.name})" for volume in denied)
+        hint = f"its user, uid {spec.uid}, cannot write to {paths}"
     if start.job:
         return ProcessError(f"the job failed ({how})" + output, hint, service=service)
     return ProcessError(f"its process ended {when} ({how})" + output, hint, service=service)

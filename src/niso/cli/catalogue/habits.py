@@ -33,9 +33,14 @@ HABITS = (
         "a known service, with the manifest of its last activation",
     ),
     Habit(
-        ("update", "reload", "daemon-reload", "apply", "rename", "wait"),
+        ("update", "reload", "daemon-reload", "apply", "wait"),
         "niso activate ./FOLDER",
         "applies the changes of its manifest, and waits until it is healthy",
+    ),
+    Habit(
+        ("rename",),
+        "",
+        "another name in a manifest is another service, with addresses and volumes of its own",
     ),
     Habit(("stop",), "niso deactivate NAME", "its address and logs are kept"),
     Habit(
@@ -57,7 +62,7 @@ HABITS = (
         "niso ps",
         "lists inactive services too",
     ),
-    Habit(("show", "describe", "container inspect"), "niso inspect NAME"),
+    Habit(("show", "describe", "container inspect", "is-enabled"), "niso inspect NAME"),
     Habit(("attach", "journalctl", "log"), "niso logs NAME -f"),
     Habit(("sh", "shell", "enter"), "niso exec NAME -- sh", "uses a terminal if there is one"),
     Habit(("cp",), "niso exec NAME -- cat FILE", "or mount a host folder as a volume"),
@@ -91,6 +96,7 @@ HABITS = (
     ),
     Habit(("network",), "niso net list", "niso help net lists the actions"),
     Habit(("volume", "volumes"), "niso inspect NAME", "lists the volumes of a service"),
+    Habit(("secret", "secrets"), "", "a secret is a file that [secrets] of a manifest names"),
     Habit(
         ("generate systemd", "generate", "quadlet"),
         "niso enable NAME",
@@ -109,13 +115,19 @@ HABITS = (
     ),
     Habit(("scale",), "", "a service has one process; give each instance its own manifest"),
 )
+_PROGRAMS = ("docker", "podman", "compose", "docker-compose", "systemctl", "kubectl")
 
 
 def habit(words: list[str]) -> Habit | None:
-    """Return the habit with the longest command that starts ``words``; None if there is none."""
+    """Return the habit with the longest command that starts ``words``; None if there is none.
+
+    What follows the name of a program is a command of it, unless the two words are one.
+    """
     meant = {theirs: habit for habit in HABITS for theirs in habit.theirs}
     typed = [word for word in words if not word.startswith("-")]
     for count in (2, 1):
+        if count == 1 and typed and typed[0] in _PROGRAMS and (known := habit(typed[1:])):
+            return known
         if len(typed) >= count and (known := meant.get(" ".join(typed[:count]))):
             return known
     return None

@@ -34,6 +34,7 @@ _STATE = "/var/lib/niso"
 _LAYER = "/tmp"  # noqa: S108 - where the overlays' layers are mounted until the root is changed
 _ROOT = f"{_LAYER}/root"
 _VOLATILE = ("/tmp", "/run")  # noqa: S108
+_SHM, _QUEUES = "/dev/shm", "/dev/mqueue"  # noqa: S108
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _OWN = ("/proc", "/sys", "/dev", _STATE, *_VOLATILE)
 """What the overlay of the root leaves out."""
@@ -57,7 +58,7 @@ def build(
     current = os.getcwd()
     _leave_chroot()
     os.chdir(current)
-    reachable = _reachable(current, _VOLATILE)
+    reachable = _reachable(current, (*_VOLATILE, _SHM))
     mounted = _mounted()
     programs = _PROGRAMS if "overlay" in map(mounted.get, ("/", *_PROGRAMS)) else ()
     own = (*_OWN, *programs)
@@ -74,11 +75,7 @@ def build(
     if mounted.get("/") == "overlay":
         _copy_etc()
     _show_programs(programs)
-    _mount("/dev", f"{_ROOT}/dev", "", _BIND | _REC)
-    if os.path.isdir("/dev/shm"):  # noqa: S108
-        _mount("tmpfs", f"{_ROOT}/dev/shm", "tmpfs", _NOSUID | _NODEV, "mode=1777")  # noqa: S108
-    if os.path.isdir("/dev/mqueue"):
-        _mount("mqueue", f"{_ROOT}/dev/mqueue", "mqueue", _PLAIN)
+    _build_dev(layers, [path for path in mounted if _below(path, ["/dev"])])
     _mount("proc", f"{_ROOT}/proc", "proc", _PLAIN)
     _protect_sysctls(f"{_ROOT}/proc/sys")
     _build_sys(cgroup_mounts, {folder.mount.point: folder.path for folder in folders})
@@ -175,6 +172,22 @@ def _enter(root: str) -> None:
         raise refused("pivot_root", ctypes.get_errno())
     _libc.umount2(b".", _DETACH)
     os.chdir("/")
+
+
+def _build_dev(layers: _Layers, mounted: Iterable[str]) -> None:
+    """Show the machine's devices; files and sockets that are made beside them stay in the lab.
+
+    Of the file systems ``mounted`` there, such as the terminals', shared memory and message queues
+    are the lab's own.
+    """
+    layers.cover(os.open("/dev", os.O_PATH | os.O_CLOEXEC), "/dev")
+    for path in mounted:
+        if path not in ("/dev", _SHM, _QUEUES):
+            _mount(path, _ROOT + path, "", _BIND)
+    if os.path.isdir(_SHM):
+        _mount("tmpfs", _ROOT + _SHM, "tmpfs", _NOSUID | _NODEV, "mode=1777")
+    if os.path.isdir(_QUEUES):
+        _mount("mqueue", _ROOT + _QUEUES, "mqueue", _PLAIN)
 
 
 def _copy_etc() -> None:
