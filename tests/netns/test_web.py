@@ -360,6 +360,7 @@ def test_the_page_in_chromium(lab: Lab) -> None:
     browser.prefer("print")
     assert browser.ask("getComputedStyle(document.getElementById('tables')).display") == "block"
     assert browser.ask("getComputedStyle(document.querySelector('.zoom')).display") == "none"
+    assert browser.ask("getComputedStyle(document.getElementById('map')).display") == "block"
     browser.prefer()
 
     # what it looks with is killed: the page says so and keeps what it has; then a new one
@@ -417,6 +418,7 @@ def test_the_page_in_chromium(lab: Lab) -> None:
     made.stdin.write(line)
     browser.wait("document.querySelectorAll('.node.fold').length > 0")
     assert browser.ask("document.querySelectorAll('.node').length") <= 60
+    on_a_phone(browser)
     browser.press("/")
     for letter in "service-19":
         browser.press(letter)
@@ -442,6 +444,54 @@ def test_the_page_in_chromium(lab: Lab) -> None:
     browser.wait_logged("violates the following Content Security Policy directive")
     browser.close()
     made.kill()
+
+
+def on_a_phone(browser: Chromium) -> None:
+    """Names can be read, nothing is wider than the window, and fingers move and zoom the map."""
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        fingers = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        browser.call("Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=fingers)
+
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.call("Emulation.setDeviceMetricsOverride", **phone)
+    browser.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    browser.press("t")
+    assert browser.ask("getComputedStyle(document.getElementById('map')).display") == "none"
+    browser.press("m")
+    browser.ask("document.getElementById('arrange').click()")
+    browser.wait("document.querySelector('.node .name').getBoundingClientRect().height > 8")
+    assert browser.ask("document.documentElement.scrollWidth") == 390
+    box = "document.getElementById('picture').getAttribute('viewBox').split(' ').map(Number)"
+    seen = (
+        "[...document.querySelectorAll('{}')].map(n => n.getBoundingClientRect())"
+        ".map(r => [r.x + r.width / 2, r.y + r.height / 2])"
+        ".find(([x, y]) => document.elementFromPoint(x, y)?.closest('.node'))"
+    )
+    x, y, width, _ = browser.ask(box)
+    nodes = browser.ask("document.querySelectorAll('.node').length")
+    at = browser.ask(seen.format(".node"))
+    touch("Start", at)
+    for part in (1, 2):
+        touch("Move", (at[0] + 40 * part, at[1] + 15 * part))
+    touch("End")
+    moved = browser.ask(box)
+    assert moved[0] < x - 60 and moved[1] < y - 20 and moved[2] == width, (x, y, moved)
+    assert browser.ask("document.querySelectorAll('.node').length") == nodes  # none unfolded
+    touch("Start", (150, 400))
+    touch("Start", (150, 400), (250, 400))
+    for right in (220, 190):
+        touch("Move", (150, 400), (right, 400))
+    touch("End")
+    assert browser.ask(box)[2] > 1.5 * width
+    browser.press("0")
+    touch("Start", browser.ask(seen.format(".node.fold")))
+    touch("End")
+    browser.wait(f"document.querySelectorAll('.node').length > {nodes}")  # a tap unfolds
+    browser.press("Escape")
+    browser.wait(f"document.querySelectorAll('.node').length === {nodes}")
+    browser.call("Emulation.setTouchEmulationEnabled", enabled=False)
+    browser.call("Emulation.clearDeviceMetricsOverride")
 
 
 def page_server_source() -> str:

@@ -35,7 +35,7 @@ export function picture(map, placed, view) {
     s("g", { class: "frames" }, placed.frames.map((frame) => frameOf(frame, colours.get(frame.network)))),
     s("g", { class: "edges" }, sorted.map((edge) => edgeOf(edge, lines.get(edge.id), touches(edge)))),
     s("g", { class: "nodes" }, map.nodes.map((node) => nodeOf(node, placed.at.get(node.id), colours, view, isDim(node.id)))),
-    s("g", { class: "labels", "aria-hidden": "true" }, labelsOf(labelled, lines)),
+    s("g", { class: "labels", "aria-hidden": "true" }, labelsOf(labelled, lines, [...placed.at.values()])),
   ];
 }
 
@@ -104,9 +104,9 @@ function wordsOf(edge) {
   return edge.to.startsWith("d ") ? more : `${portsOf(edge)} ${more}`.trim();
 }
 
-/** Return the labels that fit beside each other, those of the loudest edges first. */
-function labelsOf(edges, lines) {
-  const taken = [];
+/** Return the labels that fit beside each other and the boxes, those of the loudest edges first. */
+function labelsOf(edges, lines, boxes) {
+  const taken = boxes.map((box) => ({ x: box.x, y: box.y, right: box.x + box.width, bottom: box.y + box.height }));
   const shown = [];
   for (const edge of edges) {
     const { label } = lines.get(edge.id);
@@ -170,12 +170,29 @@ function serviceOf(node, box, colours, view) {
   return [
     chips(node.networks, colours),
     mark(condition(service)),
-    s("text", { class: "name", x: 30, y: 24 }, short(node.name, hasPolicy ? 12 : 14)),
+    nameOf(node.name, 30, box.width - (hasPolicy ? 26 : 10)),
     hasPolicy && s("path", { class: `shield${service.audit_until ? " audit" : ""}`, transform: `translate(${box.width - 22} 9)`, d: SHIELD }),
     s("text", { class: "health", x: 12, y: 43 }, service.shares ? `in the network of ${short(service.shares, 8)}` : conditionWords(service)),
     service.received !== null && s("text", { class: "rates", x: 12, y: 62 }, `↓ ${rate(service.received)}  ↑ ${rate(service.sent)}`),
     spark(view.history.get(node.name) ?? [], box.width - SPARK.width - 10, 32),
   ];
+}
+
+const SIZES = new Map([["", 15.5], ["smaller", 14], ["smallest", 12.5]]); // as in style.css
+let pen = null;
+
+/** Return a name between two places: smaller if it is long, and cut if that is not enough. */
+function nameOf(name, x, right) {
+  pen ??= document.createElement("canvas").getContext("2d");
+  const family = getComputedStyle(document.body).fontFamily;
+  const fits = (words, size) => {
+    pen.font = `600 ${size}px ${family}`;
+    return pen.measureText(words).width <= right - x;
+  };
+  const [kind, size] = [...SIZES].find(([, one]) => fits(name, one)) ?? [...SIZES].at(-1);
+  let most = name.length;
+  while (most > 4 && !fits(short(name, most), size)) most--;
+  return s("text", { class: `name ${kind}`, x, y: 24 }, short(name, most));
 }
 
 /** Return a mark whose form says the same as its colour. */
@@ -203,7 +220,7 @@ function foldOf(node, box, colours) {
   return [
     chips(node.networks, colours),
     s("path", { class: "stack", d: `M4 ${box.height + 3}H${box.width - 4}M8 ${box.height + 6}H${box.width - 8}` }),
-    s("text", { class: "name", x: 12, y: 24 }, short(node.name, 12)),
+    nameOf(node.name, 12, box.width - (node.refusals > 0 ? 76 : 10)),
     node.lines.map((words, i) => s("text", { class: "health", x: 12, y: 43 + i * 18 }, words)),
     node.refusals > 0 && s("text", { class: "refusals", x: box.width - 10, y: 24 }, `${node.refusals} denied`),
   ];

@@ -214,7 +214,7 @@ export function figures(state, flows) {
   const bits = state.services.reduce((sum, service) => sum + (service.received ?? 0), 0);
   const item = (number, words, kind) => h("li", { class: kind }, h("b", {}, `${number}`), ` ${words}`);
   return [
-    item(up, `of ${count(state.services.length, "service")} up`),
+    item(up, `of ${state.services.length} up`),
     bad > 0 && item(bad, "unhealthy", "bad"),
     item(flows.length - refused, flows.length - refused === 1 ? "flow" : "flows"),
     refused > 0 && item(refused, "denied", "bad"),
