@@ -3,7 +3,7 @@
 import { s } from "./dom.js";
 import { condition, conditionWords, portsOf } from "./model.js";
 import { routes } from "./routes.js";
-import { perSecond, rate, short } from "./words.js";
+import { moves, perSecond, rate, short } from "./words.js";
 
 const SHIELD = "M6 .500L11.500 2.600V6.200c0 3.300-2.400 5-5.500 6.100C2.900 11.200.500 9.500.500 6.200V2.600z";
 const MOST_LABELS = 40;
@@ -39,7 +39,7 @@ export function picture(map, placed, view) {
   ];
 }
 
-const loudness = (edge) => (edge.denied ? 1e9 : edge.audited ? 1e8 : 0) + edge.rate * 1000 + edge.open + edge.flows.length / 1000;
+const loudness = (edge) => (edge.denied ? 1e9 : edge.audited ? 1e8 : 0) + edge.bits + edge.rate * 1000 + edge.open + edge.flows.length / 1000;
 
 function definitions() {
   const arrow = (id) =>
@@ -69,10 +69,14 @@ function frameOf(frame, colour) {
   );
 }
 
+/** Return the width of a line by its bits per second: 1.5 up to 4 kb/s, 4.7 at 100 Mb/s. */
+const widthOf = (bits) => 1.5 + 0.7 * Math.min(5, Math.max(0, Math.log10(bits + 1) - 3.6));
+const isLive = (edge) => edge.rate > 0 || edge.bits > 0;
+
 function edgeOf(edge, line, touches) {
-  const live = edge.rate > 0;
+  const live = isLive(edge);
   const kind = edge.denied ? "drop" : edge.audited ? "audit" : live ? "live" : edge.flows.length === 0 ? "idle" : "";
-  const width = edge.denied || edge.audited ? 1.6 : live ? 1.8 + Math.min(2.4, Math.log2(1 + edge.rate) / 2) : 1.2;
+  const width = edge.denied || edge.audited ? 1.6 : live ? widthOf(edge.bits || edge.rate * 3000) : 1.2;
   return s(
     "g",
     { class: `edge ${kind}${touches ? "" : " dim"}`, "data-key": edge.id },
@@ -92,14 +96,14 @@ function titleOf(edge) {
   if (edge.flows.length === 0) return "published; no flow in this period";
   return edge.flows
     .slice(0, 12)
-    .map((flow) => `${flow.from.name} → ${flow.to.name}:${flow.port}/${flow.proto}${{ drop: " denied", audit: " would be denied" }[flow.verdict] ?? ""}  ${flow.new}×`)
+    .map((flow) => `${flow.from.name} → ${flow.to.name}:${flow.port}/${flow.proto}${{ drop: " denied", audit: " would be denied" }[flow.verdict] ?? ""}  ${moves(flow)}`)
     .join("\n");
 }
 
 function wordsOf(edge) {
   if (edge.denied) return `${portsOf(edge)} denied`;
   if (edge.audited) return `${portsOf(edge)} audit`;
-  const more = perSecond(edge.rate) || (edge.open ? `${edge.open} open` : "");
+  const more = (edge.bits > 0 && rate(edge.bits)) || perSecond(edge.rate) || (edge.open ? `${edge.open} open` : "");
   // a door has the port in its box
   return edge.to.startsWith("d ") ? more : `${portsOf(edge)} ${more}`.trim();
 }
@@ -110,7 +114,7 @@ function labelsOf(edges, lines, boxes) {
   const shown = [];
   for (const edge of edges) {
     const { label } = lines.get(edge.id);
-    const width = wordsOf(edge).length * 6.6;
+    const width = wordsOf(edge).length * 6.4;
     const x = label.anchor === "end" ? label.x - width : label.x;
     for (const y of label.ys) {
       const box = { x, y: y - 10, right: x + width, bottom: y + 2 };
@@ -126,7 +130,7 @@ function labelsOf(edges, lines, boxes) {
 function labelOf(edge, label) {
   return s(
     "text",
-    { x: label.x, y: label.y, "text-anchor": label.anchor, class: edge.denied ? "drop" : edge.audited ? "audit" : edge.rate > 0 ? "live" : "", "data-key": edge.id },
+    { x: label.x, y: label.y, "text-anchor": label.anchor, class: edge.denied ? "drop" : edge.audited ? "audit" : isLive(edge) ? "live" : "", "data-key": edge.id },
     wordsOf(edge),
   );
 }

@@ -80,7 +80,7 @@ function route(edge, at, columns, ports, used) {
   return {
     path: smooth(points),
     end,
-    label: { x: end.x + (back ? 16 : -16), ys: heights(start, end), anchor: back ? "start" : "end" },
+    label: { x: end.x + (back ? 1 : -1) * (edge.denied ? 16 : 11), ys: heights(start, end), anchor: back ? "start" : "end" },
   };
 }
 
