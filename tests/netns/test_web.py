@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from chromium import Chromium, is_installed
 from conftest import Lab, Process
-from services import ask, echo, idle, on
+from services import ask, echo, idle, on, package
 from test_json import conforms
 
 from niso.cli.reference.results import MAP
@@ -177,6 +177,88 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
     assert lab.run("sh", "-c", "ls -d /run/niso-web-* 2>/dev/null", check=False).stdout == ""
 
 
+DUAL = """
+import socket, threading
+server = socket.create_server(("", 80), family=socket.AF_INET6, dualstack_ipv6=True)
+def echo(connection):
+    connection.sendall(b"hello")
+    while data := connection.recv(65536):
+        connection.sendall(data)
+while True:
+    threading.Thread(target=echo, args=[server.accept()[0]], daemon=True).start()
+"""
+CLIENT = """
+import socket, sys
+kept = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+kept.recv(5)
+for line in sys.stdin:
+    kept.sendall(bytes(int(line)))
+    left = int(line)
+    while left:
+        left -= len(kept.recv(min(left, 65536)))
+    print("back", flush=True)
+"""
+LOOKS = """
+import json, sys, niso
+with niso.connect() as host, host.map() as looks:
+    for line in sys.stdin:
+        state = looks.read()
+        print(json.dumps([[f.from_.name, f.to.name, (f.bits or 0) * state.seconds / 8] for f in state.flows]), flush=True)
+"""
+
+
+def test_bytes_of_each_flow(lab: Lab) -> None:
+    """Of connections that are open since before, both families, tracked, switched and published."""
+    for i, name in enumerate(("back", "plain"), 1):
+        subnets = ("--subnet", f"10.99.{i}.0/24", "--subnet", f"fd00:99:{i}::/64")
+        lab.niso("net", "create", name, *subnets)
+    files: dict[str, Any] = {"files": {"dual.py": DUAL}}
+    serve = ("/usr/bin/python3", "-ISu", "/app/dual.py")
+    ports = {"network": on("back", ports=["8080:80"]), "healthcheck": {"tcp": 80}}
+    only = {"network.policy": {"allow_from": ["api:80", "192.0.2.0/24"]}}
+    lab.niso(
+        "activate",
+        package(lab, "db", *serve, **files, **ports, **only),
+        idle(lab, "api", network=on("back")),
+        package(lab, "p", *serve, **files, network=on("plain"), healthcheck={"tcp": 80}),
+        idle(lab, "q", network=on("plain")),
+    )
+    clients = []
+    for netns, source, target, address, port in (
+        ("niso-api", "api", "db", "10.99.1.2", 80),
+        ("niso-api", "api", "db", "fd00:99:1::2", 80),
+        ("client", "192.0.2.2", "db", "192.0.2.1", 8080),
+        (None, "host", "db", "10.99.1.2", 80),
+        (None, "host", "db", "127.0.0.1", 8080),
+        ("niso-q", "q", "p", "10.99.2.2", 80),
+        ("niso-q", "q", "p", "fd00:99:2::2", 80),
+    ):
+        words = ("/usr/bin/python3", "-ISuc", CLIENT, address, str(port))
+        clients.append((source, target, lab.popen(*words, netns=netns, stdin=-1)))
+    looks = lab.popen(sys.executable, "-c", LOOKS, stdin=-1)
+
+    def after(process: Process, line: bytes) -> bytes:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(line + b"\n")
+        process.stdin.flush()
+        return bytes(process.stdout.readline())
+
+    after(looks, b"")
+    for source, target, client in clients:
+        assert after(client, b"100000") == b"back\n", (source, target)
+        rows = json.loads(after(looks, b""))
+        moved = {(f, t): octets for f, t, octets in rows if octets > 1000}  # late confirmations
+        assert set(moved) == {(source, target)}, moved
+        assert 200_000 < moved[source, target] < 215_000
+    # nothing that says so is foreign, and a killed one leaves nothing
+    assert "niso_live_" in lab.run("nft", "list", "tables").stdout
+    assert lab.niso("net", "check").returncode == 0
+    looks.kill()
+    lab.wait_for(lambda: "niso_live_" not in lab.run("nft", "list", "tables").stdout, 5, "tables")
+    for _, _, client in clients:
+        client.kill()
+
+
 SERVE = """
 import os, socket, sys
 sys.path[:0] = [sys.argv[1]]
@@ -259,6 +341,7 @@ def state_of(names: list[str], networks: list[str]) -> dict[str, Any]:
                     "agrees": True,
                     "new": 3,
                     "rate": 0.5,
+                    "bits": None if i % 4 else 1e5 * i,
                     "ago": 1.0,
                     "open": 0,
                     "changes": [change] if verdict == "drop" else [],
@@ -360,6 +443,7 @@ def test_the_page_in_chromium(lab: Lab) -> None:
     browser.prefer("print")
     assert browser.ask("getComputedStyle(document.getElementById('tables')).display") == "block"
     assert browser.ask("getComputedStyle(document.querySelector('.zoom')).display") == "none"
+    assert browser.ask("getComputedStyle(document.getElementById('map')).display") == "block"
     browser.prefer()
 
     # what it looks with is killed: the page says so and keeps what it has; then a new one
@@ -417,6 +501,7 @@ def test_the_page_in_chromium(lab: Lab) -> None:
     made.stdin.write(line)
     browser.wait("document.querySelectorAll('.node.fold').length > 0")
     assert browser.ask("document.querySelectorAll('.node').length") <= 60
+    on_a_phone(browser)
     browser.press("/")
     for letter in "service-19":
         browser.press(letter)
@@ -442,6 +527,54 @@ def test_the_page_in_chromium(lab: Lab) -> None:
     browser.wait_logged("violates the following Content Security Policy directive")
     browser.close()
     made.kill()
+
+
+def on_a_phone(browser: Chromium) -> None:
+    """Names can be read, nothing is wider than the window, and fingers move and zoom the map."""
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        fingers = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        browser.call("Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=fingers)
+
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.call("Emulation.setDeviceMetricsOverride", **phone)
+    browser.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    browser.press("t")
+    assert browser.ask("getComputedStyle(document.getElementById('map')).display") == "none"
+    browser.press("m")
+    browser.ask("document.getElementById('arrange').click()")
+    browser.wait("document.querySelector('.node .name').getBoundingClientRect().height > 8")
+    assert browser.ask("document.documentElement.scrollWidth") == 390
+    box = "document.getElementById('picture').getAttribute('viewBox').split(' ').map(Number)"
+    seen = (
+        "[...document.querySelectorAll('{}')].map(n => n.getBoundingClientRect())"
+        ".map(r => [r.x + r.width / 2, r.y + r.height / 2])"
+        ".find(([x, y]) => document.elementFromPoint(x, y)?.closest('.node'))"
+    )
+    x, y, width, _ = browser.ask(box)
+    nodes = browser.ask("document.querySelectorAll('.node').length")
+    at = browser.ask(seen.format(".node"))
+    touch("Start", at)
+    for part in (1, 2):
+        touch("Move", (at[0] + 40 * part, at[1] + 15 * part))
+    touch("End")
+    moved = browser.ask(box)
+    assert moved[0] < x - 60 and moved[1] < y - 20 and moved[2] == width, (x, y, moved)
+    assert browser.ask("document.querySelectorAll('.node').length") == nodes  # none unfolded
+    touch("Start", (150, 400))
+    touch("Start", (150, 400), (250, 400))
+    for right in (220, 190):
+        touch("Move", (150, 400), (right, 400))
+    touch("End")
+    assert browser.ask(box)[2] > 1.5 * width
+    browser.press("0")
+    touch("Start", browser.ask(seen.format(".node.fold")))
+    touch("End")
+    browser.wait(f"document.querySelectorAll('.node').length > {nodes}")  # a tap unfolds
+    browser.press("Escape")
+    browser.wait(f"document.querySelectorAll('.node').length === {nodes}")
+    browser.call("Emulation.setTouchEmulationEnabled", enabled=False)
+    browser.call("Emulation.clearDeviceMetricsOverride")
 
 
 def page_server_source() -> str:

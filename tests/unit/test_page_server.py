@@ -240,8 +240,17 @@ def test_places_of_many_services_are_apart_and_the_same_each_time() -> None:
       const once = layout(map);
       if (JSON.stringify([...once.at]) !== JSON.stringify([...layout(map).at])) throw new Error("not the same");
       if (routes(map.edges, once.at).size !== map.edges.length) throw new Error("edges");
+      // shown as large in a high window as the map of a wide one, or larger
+      const [wide, high] = [{ width: 1400, height: 500 }, { width: 500, height: 1000 }].map((shape) => layout(map, shape).box);
+      const scale = (box) => Math.min(500 / box.width, 1000 / box.height);
+      if (scale(high) < scale(wide) || (size === 50 && scale(high) < 1.2 * scale(wide))) throw new Error(`${scale(high)} ${scale(wide)}`);
       out.push({ at: [...once.at], frames: once.frames, nodes: map.nodes, folded: mapOf(state, flows).nodes.length });
     }
+    // two lines between the same two services do not cross
+    const pair = ["a", "b"].map((name) => service(name, ["n"]));
+    const both = mapOf({ services: pair, networks: [] }, [flow(end("a"), end("b")), flow(end("b"), end("a"))]);
+    const [to, back] = [...routes(both.edges, layout(both).at).values()].map((line) => [Number(line.path.match(/[0-9.]+/g)[1]), line.end.y]);
+    if ((to[0] - back[1]) * (to[1] - back[0]) <= 0) throw new Error(`${to} cross ${back}`);
     console.log(JSON.stringify(out));
     """
     done = subprocess.run(

@@ -196,7 +196,8 @@ class Host:
     def map(self) -> Map:
         """Begin to look at services, networks and flows, as the map of ``niso web`` shows them.
 
-        Each ``read()`` of the result returns a `niso.MapState`.
+        Each ``read()`` of the result returns a `niso.MapState`. Use it in a ``with`` block, or
+        close it: until then the kernel counts the bytes of flows.
         """
         from niso.api import map_views
 

@@ -8,14 +8,16 @@ import time
 from niso.api.guard import guarded
 from niso.api.published import Port
 from niso.api.service_states import States
+from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Self
 
     from niso.api.session import Session
     from niso.api.top_views import Look, ServiceLoad
+    from niso.kernel.nft_meter import Meter
     from niso.plan.known_world import Known, World
     from niso.see.map_flows import Joint
     from niso.see.seen import Key, Seen
@@ -135,6 +137,8 @@ class MapFlow(NamedTuple):
     """new flows within a week, or attempts that were dropped"""
     rate: float
     """the same per second since the look before"""
+    bits: float | None
+    """bits per second both ways since then; null if the kernel cannot count them"""
     ago: float | None
     """seconds since the last new one"""
     open: int
@@ -165,7 +169,10 @@ class MapState(NamedTuple):
 
 
 class Map:
-    """Looks at everything from call to call of `read`."""
+    """Looks at everything from call to call of `read`. Use it in a ``with`` block, or close it.
+
+    Until then the kernel counts the bytes of flows for it (`niso.kernel.nft_meter`).
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -175,6 +182,20 @@ class Map:
         self._names: dict[tuple[str, str], str | None] = {}
         self._version = -1
         self._before: Look | None = None
+        self._meter = _meter()
+        self._moved: dict[Key, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Have the kernel count no more. Without it, it does until the program ends."""
+        meter, self._meter = self._meter, None
+        if meter is not None:
+            meter.close()
 
     @guarded
     def read(self) -> MapState:
@@ -199,7 +220,15 @@ class Map:
                 sum(before.flows.get((row.key, verdict), 0) for verdict in verdicts), row.new
             )
 
-        rows = map_flows.joint(seen.joined(world, kept, self._judged), fresh)
+        moved = {} if self._meter is None else self._meter.read()
+        moved_before, self._moved = self._moved, moved
+
+        def octets(row: Seen) -> int:
+            if before is now or not row.passes:
+                return 0
+            return top_views.more(moved_before.get(row.key, 0), moved.get(row.key, 0))
+
+        rows = map_flows.joint(seen.joined(world, kept, self._judged), fresh, octets)
         known = {row.name: row for row in self._states.rows}
         name = self._name_in(store)
         return MapState(
@@ -214,7 +243,10 @@ class Map:
                 MapNetwork(n.name, tuple(s.cidr for s in n.subnets), n.internal, n.observe)
                 for _, n in sorted(world.networks.items())
             ),
-            tuple(_flow(world, row, load.seconds or 1.0, name) for row in rows),
+            tuple(
+                _flow(world, row, load.seconds or 1.0, name, self._meter is not None)
+                for row in rows
+            ),
             left_out,
             memory.missed,
         )
@@ -236,6 +268,16 @@ class Map:
 
 
 _MOST_JUDGED = 50_000
+
+
+def _meter() -> Meter | None:
+    """Begin to count bytes; None on a kernel that cannot."""
+    from niso.kernel.nft_meter import Meter
+
+    try:
+        return Meter()
+    except KernelError:
+        return None
 
 
 def _service(
@@ -282,7 +324,11 @@ def _policy(known: Known | None) -> MapPolicy | None:
 
 
 def _flow(
-    world: World, row: Joint, seconds: float, name: Callable[[str, str], str | None]
+    world: World,
+    row: Joint,
+    seconds: float,
+    name: Callable[[str, str], str | None],
+    has_meter: bool,
 ) -> MapFlow:
     from niso.see import allowing
 
@@ -299,6 +345,7 @@ def _flow(
         last.agrees,
         row.new,
         round(row.fresh / seconds, 3),
+        round(8 * row.octets / seconds, 1) if has_meter else None,
         None if row.ago is None else round(row.ago, 1),
         row.open,
         tuple(MapChange(*change) for change in changes),

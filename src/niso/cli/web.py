@@ -100,13 +100,13 @@ def _looks(host: Host) -> Iterator[bytes]:
     """Yield states as lines of JSON. The first one raises Error; later errors are lines too."""
     from niso.api.as_json import plain
 
-    measured = host.map()
-    yield _line({"state": plain(measured.read())})
-    while True:
-        try:
-            yield _line({"state": plain(measured.read())})
-        except Error as error:
-            yield _line({"error": error.message, "hint": error.hint})
+    with host.map() as measured:
+        yield _line({"state": plain(measured.read())})
+        while True:
+            try:
+                yield _line({"state": plain(measured.read())})
+            except Error as error:
+                yield _line({"error": error.message, "hint": error.hint})
 
 
 def _line(value: object) -> bytes:

@@ -23,7 +23,7 @@ _ELEM_KEY, _ELEM_EXPIRATION, _ELEM_EXPR = 1, 5, 7
 _EXPR_NAME, _EXPR_DATA, _DATA_VALUE = 1, 2, 1
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
-_NFPROTOS = {INET: 1, BRIDGE: 7}
+_FAMILIES = {"inet": 1, "bridge": 7}
 _ABSENT = (errno.ENOENT, errno.EINVAL)
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 _CHUNK = 256  # elements in one message
@@ -64,7 +64,16 @@ def recorded(name: str) -> list[Recorded]:
 
     Raises KernelError.
     """
-    return [flow for number in (4, 6) for flow in _dump(f"{name}{number}", _flow)]
+    names = (f"{name}{number}" for number in (4, 6))
+    return [flow for each in names for flow in flows_in(PLACES[each], each)]
+
+
+def flows_in(table: str, name: str) -> list[Recorded]:
+    """Return what a set of a table holds; empty without it. Raises KernelError.
+
+    ``ago`` is right for sets of niso's own tables alone.
+    """
+    return _dump(table, name, _flow)
 
 
 def missed() -> dict[str, int]:
@@ -97,7 +106,7 @@ def forget(addresses: Collection[str]) -> None:
             if name.endswith(str(family)):
                 keys = [
                     key
-                    for key in _dump(name, lambda key, _: key)
+                    for key in _dump(table, name, lambda key, _: key)
                     if goes(key[:size]) or goes(key[size : 2 * size])
                 ]
                 _delete(table, name, keys)
@@ -110,7 +119,7 @@ def leave_out(source: str, proto: str, port: int) -> None:
     """
     family = family_of(source)
     kind = f"ipv{family}_addr . inet_proto . inet_service"
-    for table in _NFPROTOS:
+    for table in (INET, BRIDGE):
         header = declared(table, f"{nft_sensor.PROBES}{family}", kind, None, False)
         key = f"{source} . {proto} . {port}"
         with Nfnetlink() as kernel:
@@ -121,9 +130,8 @@ def leave_out(source: str, proto: str, port: int) -> None:
                     raise
 
 
-def _dump[T](name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
+def _dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
     """Return what ``parse`` makes of each element: of its key, and of its attributes."""
-    table = PLACES[name]
     body = _set(table, name)
 
     def whole(answer: bytes) -> list[T]:
@@ -172,14 +180,14 @@ def _delete(table: str, name: str, keys: list[bytes]) -> None:
 
 
 def _set(table: str, name: str) -> bytes:
-    head = nfgenmsg(_NFPROTOS[table])
-    return head + text(_LIST_TABLE, table.partition(" ")[2]) + text(_LIST_SET, name)
+    family, _, own = table.partition(" ")
+    return nfgenmsg(_FAMILIES[family]) + text(_LIST_TABLE, own) + text(_LIST_SET, name)
 
 
 def _count(table: str, chain: str) -> int:
     """Return the packets of the one counter in a chain; 0 without it."""
-    body = nfgenmsg(_NFPROTOS[table])
-    body += text(_RULE_TABLE, table.partition(" ")[2]) + text(_RULE_CHAIN, chain)
+    family, _, own = table.partition(" ")
+    body = nfgenmsg(_FAMILIES[family]) + text(_RULE_TABLE, own) + text(_RULE_CHAIN, chain)
     with Nfnetlink() as kernel:
         rules = kernel.dump(f"read {table} {chain}", _GETRULE, body, _counters, _ABSENT)
     return sum(number for numbers in rules for number in numbers)

@@ -30,7 +30,8 @@ class Place(NamedTuple):
 class Joint(NamedTuple):
     """The flows between two places on one port; ``last`` is the latest of them.
 
-    ``fresh`` are new flows since the look before. The other figures are as in `Seen`.
+    ``fresh`` are new flows since the look before, ``octets`` the bytes both ways since then. The
+    other figures are as in `Seen`.
     """
 
     source: Place
@@ -38,6 +39,7 @@ class Joint(NamedTuple):
     last: Seen
     new: int
     fresh: int
+    octets: int
     ago: float | None
     open: int
 
@@ -69,10 +71,14 @@ def bounded(memory: Memory) -> tuple[Memory, int]:
     return memory._replace(passed=passed, refused=refused, opened=opened), left_out
 
 
-def joint(rows: Iterable[Seen], fresh: Callable[[Seen], int]) -> list[Joint]:
+def joint(
+    rows: Iterable[Seen],
+    fresh: Callable[[Seen], int],
+    octets: Callable[[Seen], int] = lambda _: 0,
+) -> list[Joint]:
     """Return flows by places and ports, sorted.
 
-    ``fresh`` returns how many of them are new since the look before.
+    ``fresh`` returns how many of them are new since the look before, ``octets`` their bytes.
     """
     rows = list(rows)
     sources = _shown(row.source for row in rows)
@@ -83,10 +89,10 @@ def joint(rows: Iterable[Seen], fresh: Callable[[Seen], int]) -> list[Joint]:
         if source == target:
             continue  # a service that connects to itself
         key = (source, target, row.port, row.proto, row.verdict)
-        new = fresh(row)
+        new, moved = fresh(row), octets(row)
         before = joints.get(key)
         if before is None:
-            joints[key] = Joint(source, target, row, row.new, new, row.ago, row.open)
+            joints[key] = Joint(source, target, row, row.new, new, moved, row.ago, row.open)
             continue
         is_later = (row.ago is not None) and (before.ago is None or row.ago < before.ago)
         joints[key] = Joint(
@@ -95,6 +101,7 @@ def joint(rows: Iterable[Seen], fresh: Callable[[Seen], int]) -> list[Joint]:
             row if is_later else before.last,
             before.new + row.new,
             before.fresh + new,
+            before.octets + moved,
             row.ago if is_later else before.ago,
             before.open + row.open,
         )

@@ -1,7 +1,7 @@
 // The page: what is seen comes in by `follow`, and everything is drawn again from it.
 
 import { become } from "./dom.js";
-import { layout, NODE } from "./layout.js";
+import { layout } from "./layout.js";
 import { follow } from "./link.js";
 import { picture } from "./map.js";
 import { mapOf, recent } from "./model.js";
@@ -11,6 +11,9 @@ const HISTORY = 60;
 const SILENCE_MS = 15000;
 const VERDICTS = ["drop", "audit", "pass"];
 const LEAST_WIDTH = 300;
+const LEAST_SCALE = 0.5; // a map that would be smaller is shown in part
+const STACKED = 820; // as in style.css
+const DRAGGED = 5; // pixels that make a press a drag
 
 const $ = (id) => document.getElementById(id);
 const page = {
@@ -65,15 +68,30 @@ function place(map, anyway = false) {
   const topology = JSON.stringify([map.nodes.map((node) => [node.id, node.networks]), map.networks]);
   const pairs = JSON.stringify([...new Set(map.edges.map((edge) => `${edge.from}|${edge.to}`))].sort());
   if (anyway || topology !== page.topology) {
-    page.placed = layout(map);
+    page.placed = layout(map, room());
     page.topology = topology;
     page.pairs = pairs;
-    page.box = null;
+    page.box = beginning();
   }
   $("arrange").classList.toggle("wanted", pairs !== page.pairs);
 }
 
 // --- what of the map is seen ---------------------------------------------------------------------
+
+/** Return the size of what the map is shown in, as of the window if that is hidden. */
+function room() {
+  const { width, height } = $("picture").getBoundingClientRect();
+  return width > 0 && height > 0 ? { width, height } : { width: innerWidth, height: innerHeight };
+}
+
+/** Return what is seen first: everything, or the beginning of what would be too small. */
+function beginning() {
+  const { width, height } = room();
+  const { box } = page.placed;
+  if (Math.min(width / box.width, height / box.height) >= LEAST_SCALE) return null;
+  const seen = { width: Math.min(width / LEAST_SCALE / 1.2, box.width), height: Math.min(height / LEAST_SCALE / 1.2, box.height) };
+  return { ...seen, x: box.x, y: box.y + (box.height - seen.height) / 2 };
+}
 
 function look() {
   const box = page.box ?? page.placed.box;
@@ -95,32 +113,52 @@ function onMap(event) {
   return new DOMPoint(event.clientX, event.clientY).matrixTransform($("picture").getScreenCTM().inverse());
 }
 
+/** Move what is seen by pixels of the screen. */
+function shift(dx, dy) {
+  const box = page.box ?? page.placed.box;
+  const scale = $("picture").getScreenCTM().a;
+  page.box = { ...box, x: box.x - dx / scale, y: box.y - dy / scale };
+  look();
+}
+
+/** Zoom by the wheel, move by one finger or the mouse, and zoom by two fingers. */
 function pan() {
   const svg = $("picture");
+  const grips = new Map(); // where each finger is
+  let isDrag = false;
+  const center = () => {
+    const all = [...grips.values()];
+    return { clientX: all.reduce((sum, one) => sum + one.clientX, 0) / all.length, clientY: all.reduce((sum, one) => sum + one.clientY, 0) / all.length };
+  };
+  const spread = () => {
+    const [a, b] = [...grips.values()];
+    return b === undefined ? 1 : Math.max(Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY), 1);
+  };
+  const at = ({ clientX, clientY }) => ({ clientX, clientY });
   svg.addEventListener("wheel", (event) => {
     if (page.placed === null) return;
     event.preventDefault();
-    zoom(event.deltaY > 0 ? 1.15 : 1 / 1.15, onMap(event));
+    const pixels = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? event.deltaY * 20 : event.deltaY;
+    zoom(1.0015 ** Math.max(-200, Math.min(200, pixels)), onMap(event));
   }, { passive: false });
   svg.addEventListener("pointerdown", (event) => {
-    if (event.target.closest(".node") || event.button !== 0 || page.placed === null) return;
-    const start = onMap(event);
-    const move = (next) => {
-      const here = onMap(next);
-      const box = page.box ?? { ...page.placed.box };
-      page.box = { ...box, x: box.x + start.x - here.x, y: box.y + start.y - here.y };
-      look();
-    };
-    const up = () => {
-      svg.removeEventListener("pointermove", move);
-      svg.removeEventListener("pointerup", up);
-      svg.removeEventListener("pointercancel", up);
-    };
-    svg.setPointerCapture(event.pointerId);
-    svg.addEventListener("pointermove", move);
-    svg.addEventListener("pointerup", up);
-    svg.addEventListener("pointercancel", up);
+    if (event.button !== 0 || page.placed === null) return;
+    if (grips.size === 0) isDrag = false;
+    grips.set(event.pointerId, at(event));
   });
+  svg.addEventListener("pointermove", (event) => {
+    const before = grips.get(event.pointerId);
+    if (before === undefined) return;
+    if (!isDrag && grips.size === 1 && Math.hypot(event.clientX - before.clientX, event.clientY - before.clientY) < DRAGGED) return;
+    isDrag = true;
+    svg.setPointerCapture(event.pointerId); // from here on, no node is clicked
+    const [from, wide] = [center(), spread()];
+    grips.set(event.pointerId, at(event));
+    const to = center();
+    if (grips.size > 1) zoom(wide / spread(), onMap(from));
+    shift(to.clientX - from.clientX, to.clientY - from.clientY);
+  });
+  for (const end of ["pointerup", "pointercancel"]) svg.addEventListener(end, (event) => grips.delete(event.pointerId));
 }
 
 // --- choosing ------------------------------------------------------------------------------------
@@ -137,6 +175,8 @@ function choose(id) {
   if (id !== null) page.focused = id;
   draw();
   $("side").scrollTop = 0;
+  // on a narrow window the details are below the map
+  if (page.selected !== null && innerWidth <= STACKED) $("side").scrollIntoView();
 }
 
 /** Move to the next node in a direction: the nearest one, more straight than aside. */
@@ -163,7 +203,7 @@ function focusOn(id) {
   element?.focus();
   const to = page.placed.at.get(id);
   const { box } = page;
-  if (box !== null && (to.x < box.x || to.y < box.y || to.x + NODE.width > box.x + box.width || to.y + NODE.height > box.y + box.height)) {
+  if (box !== null && (to.x < box.x || to.y < box.y || to.x + to.width > box.x + box.width || to.y + to.height > box.y + box.height)) {
     page.box = { ...box, x: to.x + to.width / 2 - box.width / 2, y: to.y + to.height / 2 - box.height / 2 };
     look();
   }

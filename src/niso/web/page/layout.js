@@ -3,11 +3,14 @@
 //
 // A network is a frame. Two networks with common services lie beside each other, and their frames
 // overlap where those are. A service on more networks than that is drawn in two of them at most.
+//
+// Long chains of flows make a map wide. Of several maps, with ever fewer columns, the one is taken
+// that is shown largest in the shape of the window.
 
 export const NODE = { width: 164, height: 74 };
 const DOOR = { width: 122, height: 42 };
 const OUTER = { width: 130, height: 46 };
-const GAP = { x: 114, y: 36 };
+const GAP = { x: 106, y: 34 };
 const ROOM = { outer: 64, wall: 84 };
 const PADDING = { x: 22, top: 58, bottom: 26 };
 const WALL_TITLE = 50;
@@ -16,26 +19,46 @@ const MARGIN = 14;
 const LEAST = { width: 800, height: 400 };
 const SHIFT = 14;
 const SWEEPS = 6;
+const FEWER = [0, 1, 2, 4, 8];
+// so much larger is worth columns that do not follow the flows: more of what can be read
+const READABLE = 0.6;
+const gain = (scale) => (scale < READABLE ? 1.1 : 1.3);
 
-/** Return {at, frames, wall, width, height}; `at` has x, y, width, height by the id of a node. */
-export function layout({ nodes, edges, networks }) {
+/** Return {at, frames, wall, box}; `at` has x, y, width, height by the id of a node.
+
+    `shape` is the {width, height} of what it is shown in. */
+export function layout(map, shape = LEAST) {
+  let best = null;
+  for (const fewer of FEWER) {
+    for (const isBeside of [false, true]) {
+      const made = placed(map, fewer, isBeside ? shape : null);
+      const scale = Math.min(shape.width / made.box.width, shape.height / made.box.height);
+      if (best === null || scale > best.scale * gain(best.scale)) best = { ...made, scale };
+    }
+  }
+  return best;
+}
+
+/** Return a map with fewer columns than flows ask for, networks beside each other as `shape` has room. */
+function placed({ nodes, edges, networks }, fewer, shape) {
   const inner = nodes.filter((node) => node.kind === "service" || node.kind === "fold");
-  const doors = nodes.filter((node) => node.kind === "door" || node.kind === "host");
+  const doors = nodes.filter((node) => node.kind === "door");
+  const clients = nodes.filter((node) => node.kind === "client" || node.kind === "host");
   const links = linksOf(edges);
   const { beside } = links;
   const at = new Map();
   const frames = [];
-  const left = 20 + OUTER.width + ROOM.outer;
-  const hasWall = doors.length > 0 || nodes.some((node) => node.kind === "client");
-  const start = hasWall ? left + DOOR.width + ROOM.wall : 20;
-  let y = 30;
-  let right = start;
-  for (const component of components(inner, networks, beside)) {
-    const size = placeComponent(component, links, at, frames, start, y);
-    y += size.height + BETWEEN;
-    right = Math.max(right, start + size.width);
+  const left = clients.length > 0 ? 20 + OUTER.width + ROOM.outer : 36;
+  const start = doors.length > 0 ? left + DOOR.width + ROOM.wall : left;
+  const parts = components(inner, networks, beside).map((component) => {
+    const own = { at: new Map(), frames: [] };
+    return { ...own, size: placeComponent(component, links, own.at, own.frames, fewer) };
+  });
+  const { right, bottom } = shelve(parts, start, shape);
+  for (const part of parts) {
+    for (const [id, box] of part.at) at.set(id, { ...box, x: box.x + part.x, y: box.y + part.y });
+    for (const frame of part.frames) frames.push({ ...frame, x: frame.x + part.x, y: frame.y + part.y, title: frame.title + part.x });
   }
-  const bottom = Math.max(y - BETWEEN, 200);
   const wanted = (node) => mean((beside.get(node.id) ?? []).filter((id) => at.has(id)).map((id) => middle(at.get(id))));
   const column = (list, x, size, gap) => {
     const sorted = list.map((node) => ({ node, y: wanted(node) ?? bottom / 2 })).sort((a, b) => a.y - b.y || compare(a.node.id, b.node.id));
@@ -43,20 +66,36 @@ export function layout({ nodes, edges, networks }) {
     sorted.forEach(({ node }, i) => at.set(node.id, { x, y: ys[i] - size.height / 2, ...size }));
   };
   column(doors, left, DOOR, 20);
-  column(nodes.filter((node) => node.kind === "client"), 20, OUTER, 20);
+  column(clients, 20, OUTER, 20);
   column(nodes.filter((node) => node.kind === "server"), right + ROOM.wall, OUTER, 20);
-  const all = [...at.values(), ...frames];
-  const doorTop = Math.min(...doors.map((node) => at.get(node.id).y)) - WALL_TITLE;
-  const top = Math.min(30, doorTop, ...all.map((box) => box.y));
-  const low = Math.max(bottom, ...all.map((box) => box.y + box.height));
-  const wall = hasWall ? { x: left - 16, y: top, width: DOOR.width + 32, height: low - top + 14 } : null;
-  const boxes = wall ? [...all, wall] : all;
-  return {
-    at,
-    frames,
-    wall,
-    box: around(boxes),
-  };
+  const wall = doors.length > 0 ? wallOf(doors.map((node) => at.get(node.id)), frames, left) : null;
+  const boxes = [...at.values(), ...frames];
+  return { at, frames, wall, box: around(wall ? [...boxes, wall] : boxes) };
+}
+
+/** Return the wall that has the doors: beside the networks that they lead to, or all of it. */
+function wallOf(doors, frames, left) {
+  const top = Math.min(...doors.map((box) => box.y)) - WALL_TITLE;
+  const low = Math.max(...doors.map((box) => box.y + box.height)) + 16;
+  const near = frames.filter((frame) => frame.y < low && frame.y + frame.height > top);
+  const y = Math.min(top, ...near.map((frame) => frame.y));
+  return { x: left - 16, y, width: DOOR.width + 32, height: Math.max(low, ...near.map((frame) => frame.y + frame.height)) - y };
+}
+
+/** Set x and y of parts: below each other, or in rows of the shape's proportions; return the corner. */
+function shelve(parts, start, shape) {
+  const widest = Math.max(0, ...parts.map((part) => part.size.width));
+  const area = parts.reduce((sum, part) => sum + (part.size.width + BETWEEN) * (part.size.height + BETWEEN), 0);
+  const most = shape === null ? 0 : Math.max(widest, Math.sqrt((area * shape.width) / shape.height));
+  let [x, y, high, right] = [start, 30, 0, start];
+  for (const part of parts) {
+    if (x > start && x + part.size.width > start + most) [x, y, high] = [start, y + high + BETWEEN, 0];
+    [part.x, part.y] = [x, y];
+    right = Math.max(right, x + part.size.width);
+    x += part.size.width + BETWEEN;
+    high = Math.max(high, part.size.height);
+  }
+  return { right, bottom: Math.max(y + high, 200) };
 }
 
 /** Return a box around boxes, with a margin; few are not shown larger than this. */
@@ -160,20 +199,20 @@ function cellsOf(path, nodes) {
   return cells.filter((cell) => cell.nodes.length > 0 || cell.on.length === 1);
 }
 
-/** Place the nodes of some networks and their frames; return the size. */
-function placeComponent({ path, cells, subnets }, links, at, frames, x0, y0) {
+/** Place the nodes of some networks and their frames, from 0, 0 on; return the size. */
+function placeComponent({ path, cells, subnets }, links, at, frames, fewer) {
   const total = cells.reduce((sum, cell) => sum + cell.nodes.length, 0);
-  const most = Math.max(4, Math.min(14, Math.ceil(Math.sqrt(total * 1.4))));
-  const columns = cells.flatMap((cell) => columnsOf(cell, links, most, cells.length === 1).map((nodes) => ({ cell, nodes })));
+  const most = Math.max(4, Math.min(14, Math.ceil(Math.sqrt(total * 1.4)))) + fewer;
+  const columns = cells.flatMap((cell) => columnsOf(cell, links, most, fewer, cells.length === 1).map((nodes) => ({ cell, nodes })));
   order(columns, links.beside);
   vertical(columns, links.beside);
-  let x = x0 + PADDING.x;
+  let x = PADDING.x;
   columns.forEach((column, i) => {
     if (i > 0) x += NODE.width + GAP.x + (columns[i - 1].cell === column.cell ? 0 : PADDING.x);
     column.x = x;
   });
   const overlap = path.length > 1 ? SHIFT : 0;
-  const low = y0 + PADDING.top + overlap;
+  const low = PADDING.top + overlap;
   const ys = columns.flatMap((column) => column.ys);
   const top = ys.length ? Math.min(...ys) : 0;
   const high = low + NODE.height + (ys.length ? Math.max(...ys) - top : 0);
@@ -196,11 +235,11 @@ function placeComponent({ path, cells, subnets }, links, at, frames, x0, y0) {
       height: high - low + PADDING.top + PADDING.bottom,
     });
   });
-  return { width: columns.at(-1).x + NODE.width + PADDING.x - x0, height: high + PADDING.bottom - y0 };
+  return { width: columns.at(-1).x + NODE.width + PADDING.x, height: high + PADDING.bottom };
 }
 
 /** Return the columns of a cell: along the flows between its nodes, the idle ones in the shortest. */
-function columnsOf(cell, { beside, out }, most, isOnly) {
+function columnsOf(cell, { beside, out }, most, fewer, isOnly) {
   const own = new Map(cell.nodes.map((node) => [node.id, node]));
   if (own.size === 0) return [[]];
   const inside = (node) => (out.get(node.id) ?? []).filter((id) => own.has(id));
@@ -219,7 +258,8 @@ function columnsOf(cell, { beside, out }, most, isOnly) {
   sorted.forEach(depth);
   // no more columns than make a square, or a map would be all width
   const longest = Math.max(...rank.values());
-  const deepest = Math.min(longest, Math.max(1, Math.round(Math.sqrt(own.size))) - (isOnly ? 0 : 1));
+  const square = Math.max(1, Math.round(Math.sqrt(own.size)) - fewer) - (isOnly ? 0 : 1);
+  const deepest = Math.min(longest, Math.max(square, Math.ceil(own.size / most) - 1));
   for (const [id, value] of rank) rank.set(id, longest ? Math.round((value * deepest) / longest) : 0);
   const columns = Array.from({ length: deepest + 1 }, () => []);
   const idle = [];

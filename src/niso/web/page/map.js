@@ -3,7 +3,7 @@
 import { s } from "./dom.js";
 import { condition, conditionWords, portsOf } from "./model.js";
 import { routes } from "./routes.js";
-import { perSecond, rate, short } from "./words.js";
+import { moves, perSecond, rate, short } from "./words.js";
 
 const SHIELD = "M6 .500L11.500 2.600V6.200c0 3.300-2.400 5-5.500 6.100C2.900 11.200.500 9.500.500 6.200V2.600z";
 const MOST_LABELS = 40;
@@ -35,11 +35,11 @@ export function picture(map, placed, view) {
     s("g", { class: "frames" }, placed.frames.map((frame) => frameOf(frame, colours.get(frame.network)))),
     s("g", { class: "edges" }, sorted.map((edge) => edgeOf(edge, lines.get(edge.id), touches(edge)))),
     s("g", { class: "nodes" }, map.nodes.map((node) => nodeOf(node, placed.at.get(node.id), colours, view, isDim(node.id)))),
-    s("g", { class: "labels", "aria-hidden": "true" }, labelsOf(labelled, lines)),
+    s("g", { class: "labels", "aria-hidden": "true" }, labelsOf(labelled, lines, [...placed.at.values()])),
   ];
 }
 
-const loudness = (edge) => (edge.denied ? 1e9 : edge.audited ? 1e8 : 0) + edge.rate * 1000 + edge.open + edge.flows.length / 1000;
+const loudness = (edge) => (edge.denied ? 1e9 : edge.audited ? 1e8 : 0) + edge.bits + edge.rate * 1000 + edge.open + edge.flows.length / 1000;
 
 function definitions() {
   const arrow = (id) =>
@@ -69,10 +69,14 @@ function frameOf(frame, colour) {
   );
 }
 
+/** Return the width of a line by its bits per second: 1.5 up to 4 kb/s, 4.7 at 100 Mb/s. */
+const widthOf = (bits) => 1.5 + 0.7 * Math.min(5, Math.max(0, Math.log10(bits + 1) - 3.6));
+const isLive = (edge) => edge.rate > 0 || edge.bits > 0;
+
 function edgeOf(edge, line, touches) {
-  const live = edge.rate > 0;
+  const live = isLive(edge);
   const kind = edge.denied ? "drop" : edge.audited ? "audit" : live ? "live" : edge.flows.length === 0 ? "idle" : "";
-  const width = edge.denied || edge.audited ? 1.6 : live ? 1.8 + Math.min(2.4, Math.log2(1 + edge.rate) / 2) : 1.2;
+  const width = edge.denied || edge.audited ? 1.6 : live ? widthOf(edge.bits || edge.rate * 3000) : 1.2;
   return s(
     "g",
     { class: `edge ${kind}${touches ? "" : " dim"}`, "data-key": edge.id },
@@ -92,25 +96,25 @@ function titleOf(edge) {
   if (edge.flows.length === 0) return "published; no flow in this period";
   return edge.flows
     .slice(0, 12)
-    .map((flow) => `${flow.from.name} → ${flow.to.name}:${flow.port}/${flow.proto}${{ drop: " denied", audit: " would be denied" }[flow.verdict] ?? ""}  ${flow.new}×`)
+    .map((flow) => `${flow.from.name} → ${flow.to.name}:${flow.port}/${flow.proto}${{ drop: " denied", audit: " would be denied" }[flow.verdict] ?? ""}  ${moves(flow)}`)
     .join("\n");
 }
 
 function wordsOf(edge) {
   if (edge.denied) return `${portsOf(edge)} denied`;
   if (edge.audited) return `${portsOf(edge)} audit`;
-  const more = perSecond(edge.rate) || (edge.open ? `${edge.open} open` : "");
+  const more = (edge.bits > 0 && rate(edge.bits)) || perSecond(edge.rate) || (edge.open ? `${edge.open} open` : "");
   // a door has the port in its box
   return edge.to.startsWith("d ") ? more : `${portsOf(edge)} ${more}`.trim();
 }
 
-/** Return the labels that fit beside each other, those of the loudest edges first. */
-function labelsOf(edges, lines) {
-  const taken = [];
+/** Return the labels that fit beside each other and the boxes, those of the loudest edges first. */
+function labelsOf(edges, lines, boxes) {
+  const taken = boxes.map((box) => ({ x: box.x, y: box.y, right: box.x + box.width, bottom: box.y + box.height }));
   const shown = [];
   for (const edge of edges) {
     const { label } = lines.get(edge.id);
-    const width = wordsOf(edge).length * 6.6;
+    const width = wordsOf(edge).length * 6.4;
     const x = label.anchor === "end" ? label.x - width : label.x;
     for (const y of label.ys) {
       const box = { x, y: y - 10, right: x + width, bottom: y + 2 };
@@ -126,7 +130,7 @@ function labelsOf(edges, lines) {
 function labelOf(edge, label) {
   return s(
     "text",
-    { x: label.x, y: label.y, "text-anchor": label.anchor, class: edge.denied ? "drop" : edge.audited ? "audit" : edge.rate > 0 ? "live" : "", "data-key": edge.id },
+    { x: label.x, y: label.y, "text-anchor": label.anchor, class: edge.denied ? "drop" : edge.audited ? "audit" : isLive(edge) ? "live" : "", "data-key": edge.id },
     wordsOf(edge),
   );
 }
@@ -170,12 +174,29 @@ function serviceOf(node, box, colours, view) {
   return [
     chips(node.networks, colours),
     mark(condition(service)),
-    s("text", { class: "name", x: 30, y: 24 }, short(node.name, hasPolicy ? 12 : 14)),
+    nameOf(node.name, 30, box.width - (hasPolicy ? 26 : 10)),
     hasPolicy && s("path", { class: `shield${service.audit_until ? " audit" : ""}`, transform: `translate(${box.width - 22} 9)`, d: SHIELD }),
     s("text", { class: "health", x: 12, y: 43 }, service.shares ? `in the network of ${short(service.shares, 8)}` : conditionWords(service)),
     service.received !== null && s("text", { class: "rates", x: 12, y: 62 }, `↓ ${rate(service.received)}  ↑ ${rate(service.sent)}`),
     spark(view.history.get(node.name) ?? [], box.width - SPARK.width - 10, 32),
   ];
+}
+
+const SIZES = new Map([["", 15.5], ["smaller", 14], ["smallest", 12.5]]); // as in style.css
+let pen = null;
+
+/** Return a name between two places: smaller if it is long, and cut if that is not enough. */
+function nameOf(name, x, right) {
+  pen ??= document.createElement("canvas").getContext("2d");
+  const family = getComputedStyle(document.body).fontFamily;
+  const fits = (words, size) => {
+    pen.font = `600 ${size}px ${family}`;
+    return pen.measureText(words).width <= right - x;
+  };
+  const [kind, size] = [...SIZES].find(([, one]) => fits(name, one)) ?? [...SIZES].at(-1);
+  let most = name.length;
+  while (most > 4 && !fits(short(name, most), size)) most--;
+  return s("text", { class: `name ${kind}`, x, y: 24 }, short(name, most));
 }
 
 /** Return a mark whose form says the same as its colour. */
@@ -203,7 +224,7 @@ function foldOf(node, box, colours) {
   return [
     chips(node.networks, colours),
     s("path", { class: "stack", d: `M4 ${box.height + 3}H${box.width - 4}M8 ${box.height + 6}H${box.width - 8}` }),
-    s("text", { class: "name", x: 12, y: 24 }, short(node.name, 12)),
+    nameOf(node.name, 12, box.width - (node.refusals > 0 ? 76 : 10)),
     node.lines.map((words, i) => s("text", { class: "health", x: 12, y: 43 + i * 18 }, words)),
     node.refusals > 0 && s("text", { class: "refusals", x: box.width - 10, y: 24 }, `${node.refusals} denied`),
   ];

@@ -60,7 +60,7 @@ const matches = (service, wanted) => wanted !== "" && service.service.includes(w
 
 /** Return {nodes, edges, networks}: the map of a state.
 
-    A node has id, kind, networks and what it shows. An edge has id, from, to, denied, flows, rate. */
+    A node has id, kind, networks and what it shows. An edge has id, from, to, denied, flows, rate, bits. */
 export function mapOf(state, flows, { wanted = "", unfolded = new Set() } = {}) {
   const { ids, groups } = places(state, wanted, unfolded);
   const nodes = new Map();
@@ -87,9 +87,10 @@ export function mapOf(state, flows, { wanted = "", unfolded = new Set() } = {}) 
   const join = (from, to, flow) => {
     if (from === to) return;
     const id = `${from}|${to}|${flow.verdict}`;
-    const edge = edges.get(id) ?? { id, from, to, denied: flow.verdict === "drop", audited: flow.verdict === "audit", flows: [], rate: 0, open: 0 };
+    const edge = edges.get(id) ?? { id, from, to, denied: flow.verdict === "drop", audited: flow.verdict === "audit", flows: [], rate: 0, bits: 0, open: 0 };
     edge.flows.push(flow);
     edge.rate += flow.rate;
+    edge.bits += flow.bits ?? 0;
     edge.open += flow.open;
     edges.set(id, edge);
   };
@@ -107,7 +108,7 @@ export function mapOf(state, flows, { wanted = "", unfolded = new Set() } = {}) 
   for (const door of nodes.values()) {
     if (door.kind !== "door" || edges.has(`${door.id}|${door.target}|pass`)) continue;
     const id = `${door.id}|${door.target}|idle`;
-    edges.set(id, { id, from: door.id, to: door.target, denied: false, flows: [], rate: 0, open: 0 });
+    edges.set(id, { id, from: door.id, to: door.target, denied: false, flows: [], rate: 0, bits: 0, open: 0 });
   }
   return { nodes: [...nodes.values()], edges: [...edges.values()], networks: state.networks };
 }

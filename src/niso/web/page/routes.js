@@ -44,15 +44,16 @@ function portsOf(edges, at) {
     for (const [end, id, side, other] of [["from", edge.from, out, edge.to], ["to", edge.to, into, edge.from]]) {
       const key = `${id}|${side}`;
       if (!bySide.has(key)) bySide.set(key, []);
-      bySide.get(key).push({ key: `${end}|${edge.id}`, id, side, y: middle(at.get(other)), x: at.get(other).x, end });
+      bySide.get(key).push({ key: `${end}|${edge.id}`, id, side, y: middle(at.get(other)), x: at.get(other).x, edge: edge.id });
     }
   }
   const ports = new Map();
   for (const list of bySide.values()) {
-    list.sort((a, b) => a.y - b.y || a.x - b.x || (a.key < b.key ? -1 : 1));
+    // those between the same two nodes in one order at both ends, so that they do not cross
+    list.sort((a, b) => a.y - b.y || a.x - b.x || (a.edge < b.edge ? -1 : 1));
     list.forEach((one, i) => {
       const box = at.get(one.id);
-      const room = Math.min(box.height - 16, list.length * 25);
+      const room = Math.min(box.height - 8, list.length * 33);
       const y = middle(box) - room / 2 + (room / list.length) * (i + 0.5);
       ports.set(one.key, { x: one.side === "right" ? box.x + box.width : box.x, y, side: one.side });
     });
@@ -79,14 +80,14 @@ function route(edge, at, columns, ports, used) {
   return {
     path: smooth(points),
     end,
-    label: { x: end.x + (back ? 16 : -16), ys: heights(start, end), anchor: back ? "start" : "end" },
+    label: { x: end.x + (back ? 1 : -1) * (edge.denied ? 16 : 11), ys: heights(start, end), anchor: back ? "start" : "end" },
   };
 }
 
 /** Return the heights of a label: first on the side from which the line does not come. */
 function heights(start, end) {
   const [above, below] = [end.y - 5, end.y + 12];
-  return start.y < end.y - 2 ? [below, above] : [above, below];
+  return start.y < end.y - 2 ? [below, above, below + 13, above - 13] : [above, below, above - 13, below + 13];
 }
 
 /** Return a height near the wanted one at which a line crosses a column; null where all is free. */

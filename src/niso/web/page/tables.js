@@ -7,6 +7,7 @@ const MOST_ROWS = 500;
 const MOST_CARDS = 30;
 
 const said = (flow) => ({ drop: "denied", audit: "would be denied" })[flow.verdict] ?? (flow.agrees ? "passes" : "passed, now denied");
+const traffic = (flow) => (flow.bits > 0 ? rate(flow.bits) : "");
 const keyOf = (flow) => `${flow.from.kind} ${flow.from.name} ${flow.to.kind} ${flow.to.name} ${flow.port} ${flow.proto} ${flow.verdict}`;
 
 function table(caption, columns, rows, keys) {
@@ -33,11 +34,12 @@ export function tables(state, flows, services, choose) {
   return [
     table(
       `Flows (${flows.length})`,
-      [["From", "end"], ["To", "end"], ["Verdict"], ["New", "number"], ["In all", "number"], ["Open", "number"], ["Last", "number"], ["By"], ["What would allow it"]],
+      [["From", "end"], ["To", "end"], ["Verdict"], ["Traffic", "number"], ["New", "number"], ["In all", "number"], ["Open", "number"], ["Last", "number"], ["By"], ["What would allow it"]],
       some.map((flow) => [
         name(flow.from),
         [name(flow.to), `:${flow.port}/${flow.proto}`],
         said(flow),
+        traffic(flow),
         perSecond(flow.rate),
         `${flow.new}`,
         flow.open ? `${flow.open}` : "",
@@ -118,7 +120,7 @@ const filesOf = (state) => new Map(state.services.map((service) => [service.serv
 
 /** Return what is beside the map when nothing is chosen. */
 export function overview(state, flows) {
-  const passing = flows.filter((flow) => flow.verdict === "pass").sort((a, b) => b.rate - a.rate || b.open - a.open || b.new - a.new);
+  const passing = flows.filter((flow) => flow.verdict === "pass").sort((a, b) => (b.bits ?? 0) - (a.bits ?? 0) || b.rate - a.rate || b.open - a.open || b.new - a.new);
   return [
     denied(state, flows),
     passing.length === flows.length && [h("h2", {}, "Not allowed (0)"), h("p", { class: "note" }, "Nothing was denied in this period.")],
@@ -132,7 +134,7 @@ function brief(flows, name) {
   return h(
     "table",
     { class: "brief" },
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "flow"), h("th", { scope: "col", class: "number" }, "new"), h("th", { scope: "col", class: "number" }, "last"))),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "flow"), h("th", { scope: "col", class: "number" }, "traffic"), h("th", { scope: "col", class: "number" }, "new"))),
     h(
       "tbody",
       {},
@@ -141,8 +143,8 @@ function brief(flows, name) {
           "tr",
           { "data-key": keyOf(flow), class: flow.verdict },
           h("th", { scope: "row" }, name(flow), flow.verdict === "drop" ? " denied" : ""),
-          h("td", { class: "number" }, perSecond(flow.rate) || `${flow.new}×`),
-          h("td", { class: "number" }, flow.open ? `${flow.open} open` : ago(flow.ago)),
+          h("td", { class: "number" }, traffic(flow) || (flow.open ? "" : ago(flow.ago))),
+          h("td", { class: "number" }, perSecond(flow.rate) || (flow.open ? `${flow.open} open` : `${flow.new}×`)),
         ),
       ),
     ),
@@ -214,7 +216,7 @@ export function figures(state, flows) {
   const bits = state.services.reduce((sum, service) => sum + (service.received ?? 0), 0);
   const item = (number, words, kind) => h("li", { class: kind }, h("b", {}, `${number}`), ` ${words}`);
   return [
-    item(up, `of ${count(state.services.length, "service")} up`),
+    item(up, `of ${state.services.length} up`),
     bad > 0 && item(bad, "unhealthy", "bad"),
     item(flows.length - refused, flows.length - refused === 1 ? "flow" : "flows"),
     refused > 0 && item(refused, "denied", "bad"),

@@ -12,6 +12,12 @@ export function rate(bits) {
 /** Return new flows per second, or "" for none. */
 export const perSecond = (number) => (number > 0 ? `${number < 9.95 ? number.toFixed(1) : number.toFixed(0)}/s` : "");
 
+/** Return what a flow does at present: 390 kb/s 7.8 new/s; else how often it was and what is open. */
+export function moves(flow) {
+  const now = [flow.bits > 0 && rate(flow.bits), flow.rate > 0 && `${perSecond(flow.rate).replace("/s", " new/s")}`].filter(Boolean);
+  return now.length ? now.join("  ") : [`${flow.new}×`, flow.open > 0 && `${flow.open} open`].filter(Boolean).join("  ");
+}
+
 /** Return how long ago something was. */
 export function ago(seconds) {
   if (seconds === null || seconds === undefined) return "–";
