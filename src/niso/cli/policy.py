@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from niso.api.policy_views import PolicyEffect, PolicyEntry
 
-ENTRIES = ("KEY", "ENTRY", "PACKETS", "LAST", "NOTE")
+ENTRIES = ("KEY", "ENTRY", "PACKETS", "OPEN", "LAST", "NOTE")
 EFFECTS = ("EFFECT", "FROM", "TO", "NEW", "OPEN", "LAST", "BY")
 _PREFIX = "network.policy."
 
@@ -42,7 +42,8 @@ def _entry(entry: PolicyEntry) -> tuple[str, ...]:
     denied = "others would be denied" if entry.audited else "others are denied"
     verdict = "others pass" if entry.passes else denied
     shown = entry.text if entry.text is not None else f"({verdict})"
-    return entry.key.removeprefix(_PREFIX), shown, str(entry.packets), last, entry.note or "-"
+    key, open_ = entry.key.removeprefix(_PREFIX), str(entry.open or "-")
+    return key, shown, str(entry.packets), open_, last, entry.note or "-"
 
 
 def _test(host: Host, args: Args) -> int:
