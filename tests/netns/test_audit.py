@@ -174,6 +174,11 @@ def test_warnings_before_harm(lab: Lab) -> None:
     rules["network.policy"]["allow_from"] = ["frontend:80"]
     rules["network.policy.egress"]["allow"] = ["frontend", "192.0.2.53:53/udp", "0.0.0.0/0:443"]
     assert lab.niso("activate", idle(lab, "db", **rules)).stderr == ""
-    # who may connect to services alone needs no name server
-    rules["network.policy.egress"]["allow"] = ["frontend"]
-    assert lab.niso("activate", idle(lab, "db", **rules)).stderr == ""
+    # who may connect to services alone needs no name server, nor does who has the names of others
+    for allowed in (["frontend"], ["frontend", "api.example.com:443"]):
+        rules["network.policy.egress"]["allow"] = allowed
+        done = lab.niso("activate", idle(lab, "db", **rules))
+        assert "its name server" not in done.stderr
+    rules["network.policy.egress"]["allow"] = ["0.0.0.0/0:443", "api.example.com:443"]
+    done = lab.niso("activate", idle(lab, "db", **rules))
+    assert "denies its name server 192.0.2.53" in done.stderr

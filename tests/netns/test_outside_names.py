@@ -191,6 +191,10 @@ def test_service_reaches_what_its_name_stands_for_and_resolves_to_the_same(
     age(lab, 60)
     lab.niso("net", "refresh")
     assert set(reached(lab, "web")) == {OTHER4}
+    # what went to the addresses before is neither cut by the same manifest, nor unused
+    assert lab.niso("net", "policy", "test", web(lab)).stdout.count("pass ") == 1
+    unused = lab.niso("net", "policy", "show", "web", "--unused", "1h").stdout
+    assert f"{WWW}:443" in unused and f"{API}:443" not in unused
     kept.stdin.write(b"still\n")
     kept.stdin.flush()
     assert kept.stdout.readline() == b"still\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import given, settings
-from policy_worlds import HOST, OUTSIDE, known, network, policy, world, worlds
+from policy_worlds import HOST, NOTHING, OUTSIDE, known, network, policy, world, worlds
 from samples import samples
 
 from niso.api import flow_views
@@ -91,6 +91,17 @@ def test_what_the_present_policy_would_decide_otherwise_is_said() -> None:
     }
 
 
+def test_client_that_was_denied_by_a_published_port_and_is_allowed_now() -> None:
+    """The kernel recorded it after DNAT; nobody from elsewhere is recorded without a port."""
+    db = known("db", {"back": [DB]}, policy(["0.0.0.0/0:80"]), Port("", 8080, 80, "tcp"))
+    wide = WORLD._replace(services={**WORLD.services, "db": db})
+    (found,) = flows.joined(wide, memory(refused=(row(OUTSIDE, DB),)))
+    assert (found.reason, found.agrees) == (None, False)
+    closed = WORLD._replace(services={**WORLD.services, "db": db._replace(ports=())})
+    (found,) = flows.joined(closed, memory(refused=(row(OUTSIDE, DB),)))
+    assert found.reason is not None and "only by its published ports" in found.reason.message
+
+
 def test_both_families_are_one_line() -> None:
     dual = world(
         [
@@ -113,6 +124,12 @@ def test_client_of_a_published_port() -> None:
     (found,) = flows.joined(WORLD, memory(row(OUTSIDE, DB)))
     assert found.published is not None and found.published.host_port == 8080
     assert found.source.name == OUTSIDE and not found.source.is_host
+    ports = (Port("0.0.0.0", 8080, 80, "tcp"), Port("::", 8081, 80, "tcp"))
+    db = known("db", {"back": [DB, "fd00:99:1::2"]}, NOTHING, *ports)
+    both = flows.joined(
+        world([db], [BACK], [HOST]), memory(row(OUTSIDE, DB), row("2001:db8::2", "fd00:99:1::2"))
+    )
+    assert [each.published and each.published.host_port for each in both] == [8080, 8081]
 
 
 def test_open_connections_older_than_what_is_remembered() -> None:

@@ -25,9 +25,10 @@ from policy_worlds import (
 from samples import samples
 
 from niso.api import learning
-from niso.api.learning import PolicyChange
+from niso.api.learning import LearnedPolicy, PolicyChange
 from niso.api.written_names import WrittenNames
 from niso.base.errors import Conflict, Error, InvalidInput
+from niso.cli import learn as cli
 from niso.kernel.flows import Open
 from niso.kernel.sensor import Recorded
 from niso.manifest.toml_edit import Item, with_list
@@ -307,6 +308,15 @@ def test_all_files_are_written_or_none(tmp_path: Path, monkeypatch: pytest.Monke
     learning.write([first, second])
     assert [file.read_text() for file in files] == ["x = 2\n"] * 2
     assert all(os.listdir(file.parent) == ["manifest.toml"] for file in files)
+
+
+def test_path_with_a_newline_adds_nothing_to_what_is_printed() -> None:
+    path = '/tmp/x\n[network.policy]\nallow_from = ["0.0.0.0/0"]\n#/manifest.toml'
+    found = LearnedPolicy("db", path, "network.policy", 9.0, (), None)
+    text = "\n".join(cli._lines(found))
+    assert tomllib.loads(text) == {"network": {"policy": {"allow_from": []}}}
+    change = PolicyChange(path, ("db",), "x = 1\n", "x = 2\n", "")
+    assert [line[:3] for line in change.diff.splitlines()] == ["---", "+++", "@@ ", "-x ", "+x "]
 
 
 def test_name_is_written_only_if_it_means_the_service_alone(tmp_path: Path) -> None:

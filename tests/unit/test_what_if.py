@@ -9,7 +9,7 @@ import pytest
 from fake_world import World as Fakes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_worlds import HOST, OUTSIDE, known, network, policy, world, worlds
+from policy_worlds import HOST, OUTSIDE, known, network, packets, policy, world, worlds
 from samples import samples
 
 from niso.commands import activate
@@ -139,34 +139,93 @@ def test_what_an_audit_would_cut() -> None:
     assert (seen.verdict, seen.agrees) == ("pass", True)
 
 
+def test_past_address_of_an_outside_name_is_not_cut() -> None:
+    """DNS answers with others meanwhile; an activation ends none of those connections."""
+    db = known("db", {"back": [DB]}, policy(None, (), ["out.example:443"]))
+    now = world([db], [BACK], [HOST])
+    on = now._replace(
+        outside_ever={name: (*has, "198.51.100.9") for name, has in now.outside.items()}
+    )
+    past = Recorded(DB, "198.51.100.9", "tcp", 443, 1, 60, 1.0)
+    allowed = "network.policy.egress.allow[0]"
+    assert shown(on, on, past) == [("pass", "db", allowed)]
+    # one that was denied passes only by the addresses of now
+    closed = on._replace(services={"db": db._replace(policy=policy(None, (), []))})
+    at = (past, past._replace(destination=OUTSIDE))
+    assert shown(closed, on, refused=at) == [("new", "db", allowed)]
+
+
+def test_nothing_is_new_where_no_path_is_open() -> None:
+    """A policy refuses before the path is looked at, so this is remembered as refused."""
+    edge, inner = network("edge", "10.99.2.0/24"), network("inner", "10.99.3.0/24", internal=True)
+
+    def made(rules: Policy, *ports: Port, out: Policy | None = None) -> World:
+        services = [known("db", {"back": [DB]}, rules, *ports)]
+        services += [known("api", {"edge": ["10.99.2.3"]})]
+        services += [known("in", {"inner": ["10.99.3.3"]}, out or policy())]
+        return world(services, [BACK, edge, inner], [HOST])
+
+    refused = (row("10.99.2.3"), row("10.99.3.3"), row(OUTSIDE))
+    shut, wide = policy([]), policy(["api", "in", "0.0.0.0/0"])
+    found = shown(made(shut, PUBLISHED), made(wide, PUBLISHED), refused=refused)
+    assert [each[:2] for each in found] == [("new", OUTSIDE), ("new", "api")]
+    assert shown(made(shut, PUBLISHED), made(wide), refused=refused) == []
+    before, after = made(wide, out=policy(None, (), [])), made(wide)
+    there = effects(
+        before,
+        after,
+        flows.joined(before, flows.Memory((), (row("10.99.3.3", OUTSIDE),), ())),
+        frozenset(["in"]),
+    )
+    assert there == []
+
+
+def test_host_that_came_by_a_port_that_goes() -> None:
+    rules = policy()
+    sources = ("127.0.0.1", HOST, "10.99.1.1")
+    found = shown(there(rules, PUBLISHED), there(rules), *map(row, sources))
+    # by the gateway's address, programs of the host reach the service itself
+    assert [each[0] for each in found] == ["cut", "cut", "pass"]
+    assert [each[0] for each in shown(there(rules), there(rules), *map(row, sources))] == [
+        "pass"
+    ] * 3
+
+
 @settings(max_examples=samples(25, 1000), deadline=None)
 @given(worlds(), st.data())
 def test_effect_is_the_verdict_after_the_change(drawn: World, data: st.DataObject) -> None:
     """Of a change of policies alone, which the engine judges as the kernel does (test_policy_packets)."""
-    other = data.draw(worlds())
+    drawn, other = drawn._replace(outside_ever=drawn.outside), data.draw(worlds())
     after = drawn._replace(
         services={n: k._replace(policy=other.services[n].policy) for n, k in drawn.services.items()}
     )
-    leased = [a for k in drawn.services.values() if k.active for a in known_world.addresses_of(k)]
-    keys = [(a, b) for a in (*leased, OUTSIDE) for b in leased if (":" in a) == (":" in b)]
-    rows = [
-        Recorded(a, b, p, n, 1, 60, 1.0)
-        for a, b in keys[:30]
-        for n, p in ((80, "tcp"), (81, "udp"))
-    ]
-    joined = flows.joined(drawn, flows.Memory(tuple(rows), tuple(rows), ()))
+    passed: dict[flows.Key, set[bool]] = {}  # what was sent, as it is remembered
+    refused: dict[flows.Key, set[bool]] = {}
+    for sent in data.draw(packets(drawn, 24)):
+        was = verdict.decide(drawn, *sent)
+        key = sent.source, was.destination.address, sent.proto, was.port or 0
+        policies = was.egress.passes and was.ingress.passes
+        inside = was.source.service or known_world.is_host(drawn, sent.source)
+        if sent.proto not in verdict.PORTED or was.source.service == was.destination.service:
+            continue
+        if not (inside or was.path.passes):
+            continue  # dropped before anything is remembered
+        if was.passes or not policies:
+            now = verdict.decide(after, *sent).passes
+            (passed if was.passes else refused).setdefault(key, set()).add(now)
+    rows = [tuple(Recorded(*key, 1, 60, 1.0) for key in some) for some in (passed, refused)]
+    joined = flows.joined(drawn, flows.Memory(*rows, ()))
     found = {
         (e.seen.key, e.seen.passes): e.kind
         for e in effects(drawn, after, joined, frozenset(drawn.services))
     }
-    for each in joined:
-        was = all(r.passes for r in verdict.judge(drawn, *each.key[:2], each.port, each.proto))
-        now = all(r.passes for r in verdict.judge(after, *each.key[:2], each.port, each.proto))
-        kind = found.get((each.key, each.passes))
-        if each.passes:
-            assert kind == (None if not was else "pass" if now else "cut")
-        elif kind is not None:
-            assert (kind, was, now) == ("new", False, True)
+    for key, now in passed.items():
+        assert found.get((key, True)) in {"pass" if each else "cut" for each in now}
+    for key, now in refused.items():
+        kinds = {"new" if each else None for each in now}
+        if flows.closed(after, *key) is not None and flows.closed(after, *key, across=True) is None:
+            kinds.add("new")  # it may have come by a published port
+        assert found.get((key, False)) in kinds
 
 
 @pytest.fixture

@@ -70,11 +70,13 @@ class PolicyChange(NamedTuple):
 
     @property
     def diff(self) -> str:
-        """Return the difference as diff -u prints it."""
+        """Return the difference as diff -u prints it; it quotes names with a newline."""
         import difflib
+        import json
 
         old, new = (text.splitlines(keepends=True) for text in (self.before, self.after))
-        return "".join(difflib.unified_diff(old, new, self.file, self.file))
+        name = self.file if self.file.isprintable() else json.dumps(self.file)
+        return "".join(difflib.unified_diff(old, new, name, name))
 
 
 def learn(
@@ -126,7 +128,7 @@ def learn(
                 name,
                 place.file or None,
                 ".".join(str(key) for key in place.path if isinstance(key, str)),
-                _watched(rows[name], since),
+                watched_s(rows[name], since),
                 tuple(map(_entry, policy.ingress)),
                 None if out is None else tuple(map(_entry, out)),
             )
@@ -316,7 +318,8 @@ def _has_network(row: ServiceRow) -> bool:
     return row.mode in ("bridge", "attached")
 
 
-def _watched(row: ServiceRow, since: float | None) -> float | None:
+def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
+    """Return for how long the flows of a service are known, in seconds; None if it is inactive."""
     from niso.kernel.nft_sensor import KEPT_S
 
     if not row.active or row.activated_at is None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from niso.api.flow_views import FlowEnd
     from niso.api.session import Session
+    from niso.kernel.flows import Open
+    from niso.kernel.sensor import Recorded
     from niso.plan.known_world import World
     from niso.see.seen import Seen
     from niso.see.what_if import Effect
@@ -30,8 +32,10 @@ class PolicyEntry(NamedTuple):
     """whether it allows"""
     packets: int
     """first packets of flows that it decided on since the policy last changed"""
+    open: int
+    """flows that it lets pass and that are open now"""
     last: str | None
-    """time of the last one; null if there was none"""
+    """time of the last new flow, as far as it is remembered: a week, also across changes"""
     ago: float | None
     """seconds since then"""
     note: str
@@ -106,10 +110,16 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
                     counts[key].append((counted.packets, counted.ago, counted.key))
                     if key not in listed and counted.value == PASSES:
                         passing.add(key)
+    used = _used(session, service)
+    if unused_s is not None:
+        _say_how_long(session, service, unused_s)
     result = []
     for key, its in counts.items():
-        ago = min((seconds for _, seconds, _ in its if seconds is not None), default=None)
-        if unused_s is not None and (key not in listed or (ago is not None and ago < unused_s)):
+        ages = [seconds for _, seconds, _ in its if seconds is not None]
+        open_, remembered = used.get(key, (0, None))
+        ago = min([*ages, *([] if remembered is None else [remembered])], default=None)
+        needed = open_ or (unused_s is not None and ago is not None and ago < unused_s)
+        if unused_s is not None and (key not in listed or needed):
             continue
         last = None if ago is None else when(time.time() - ago)
         note = ", ".join(store.outside.meant(outside[key])) if key in outside else ""
@@ -118,9 +128,58 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
         text = listed.get(key)
         audited = in_audit and key not in passing
         result.append(
-            PolicyEntry(service, key, text, key in passing, packets, last, ago, note, audited)
+            PolicyEntry(
+                service, key, text, key in passing, packets, open_, last, ago, note, audited
+            )
         )
     return tuple(result)
+
+
+def _say_how_long(session: Session, service: str, unused_s: float) -> None:
+    """Warn if the flows of a service are not known for as long as that."""
+    from niso.api.learning import watched_s
+    from niso.api.outside_views import time_since
+
+    row = session.store().service(service)
+    watched = None if row is None else watched_s(row)
+    if watched is not None and watched < unused_s:
+        text = f"{service} has been watched for {time_since(watched)}: what is rarer was not seen"
+        session.caution(text, [])
+
+
+def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
+    """Return the open flows of each key of a policy, and the age of the last that is remembered.
+
+    The counters of the rules begin again whenever a policy, the address of a peer or that of an
+    outside name changes.
+    """
+    from niso.plan import known_world, verdict
+    from niso.reconcile.world import read_world
+    from niso.see import seen as seer
+
+    world = read_world(session.kernel(), session.store())
+    memory = seer.remembered(session.kernel(), world)
+    own = set(known_world.addresses_of(world.services[service]))
+
+    def of_it[T: (Recorded, Open)](rows: Iterable[T]) -> tuple[T, ...]:
+        return tuple(row for row in rows if row.source in own or row.destination in own)
+
+    memory = memory._replace(
+        passed=of_it(memory.passed), refused=of_it(memory.refused), opened=of_it(memory.opened)
+    )
+    ever = world._replace(outside=world.outside_ever)
+    used: dict[str, tuple[int, float | None]] = {}
+    for seen in seer.joined(world, memory):
+        if seen.gone or not seen.agrees:
+            continue
+        # of one that passed, the policies of both ends have decided
+        both = verdict.judge(ever, *seen.key[:2], seen.port, seen.proto)
+        for reason in both if seen.passes else (seen.reason,):
+            if reason is not None and reason.service == service and reason.key:
+                count, ago = used.get(reason.key, (0, None))
+                ages = [each for each in (ago, seen.ago) if each is not None]
+                used[reason.key] = count + seen.open, min(ages, default=None)
+    return used
 
 
 def _narrower(text: str | None, counts: Iterable[tuple[int, float | None, str]]) -> str:

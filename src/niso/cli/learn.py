@@ -61,7 +61,8 @@ def _watch(period: str) -> str:
 
 def _lines(policy: LearnedPolicy) -> Iterator[str]:
     """Yield the policy as TOML, with what was seen as comments."""
-    where = policy.file or f"{policy.service} (no manifest)"
+    # a path with a newline must not end the comment
+    where = output.escaped(policy.file or f"{policy.service} (no manifest)")
     peers = sum(entry.allowed for entry in policy.allow_from)
     denied = sum(entry.note.endswith("denied") for entry in policy.allow_from)
     known = f"{peers} {'entry' if peers == 1 else 'entries'}"

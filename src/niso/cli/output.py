@@ -15,6 +15,8 @@ from niso.base.lite_typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from niso.api.flow_views import Flow
+    from niso.api.policy_views import PolicyEffect
     from niso.api.published import Port
     from niso.base.report import Event
     from niso.cli.parse import Args
@@ -183,6 +185,18 @@ def _painted(cell: str) -> str:
     word = cell.rstrip()
     colour = "" if word == "exited (0)" else _COLOURS.get(word.partition(" ")[0], "")
     return f"\x1b[{colour}m{word}\x1b[0m{cell[len(word) :]}" if colour else cell
+
+
+def merged[T: (Flow, PolicyEffect)](flows: Iterable[T], key: Callable[[T], object]) -> list[T]:
+    """Return one row for those that differ in addresses alone, such as IPv4 and IPv6."""
+    rows: dict[object, T] = {}
+    for flow in flows:
+        known = rows.setdefault(key(flow), flow)
+        if known is not flow:
+            ages = [ago for ago in (known.ago, flow.ago) if ago is not None]
+            new, open_ = known.new + flow.new, known.open + flow.open
+            rows[key(flow)] = known._replace(new=new, open=open_, ago=min(ages, default=None))
+    return list(rows.values())
 
 
 def as_json(value: object) -> None:

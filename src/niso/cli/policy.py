@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from niso.api.policy_views import PolicyEffect, PolicyEntry
 
-ENTRIES = ("KEY", "ENTRY", "PACKETS", "LAST", "NOTE")
+ENTRIES = ("KEY", "ENTRY", "PACKETS", "OPEN", "LAST", "NOTE")
 EFFECTS = ("EFFECT", "FROM", "TO", "NEW", "OPEN", "LAST", "BY")
 _PREFIX = "network.policy."
 
@@ -42,7 +42,8 @@ def _entry(entry: PolicyEntry) -> tuple[str, ...]:
     denied = "others would be denied" if entry.audited else "others are denied"
     verdict = "others pass" if entry.passes else denied
     shown = entry.text if entry.text is not None else f"({verdict})"
-    return entry.key.removeprefix(_PREFIX), shown, str(entry.packets), last, entry.note or "-"
+    key, open_ = entry.key.removeprefix(_PREFIX), str(entry.open or "-")
+    return key, shown, str(entry.packets), open_, last, entry.note or "-"
 
 
 def _test(host: Host, args: Args) -> int:
@@ -52,8 +53,7 @@ def _test(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(effects)
     else:
-        output.table(EFFECTS, [_effect(effect) for effect in effects])
-        print(_sum(effects))
+        _print(effects)
     if not effects:
         return 2
     return int(any(effect.effect == "cut" for effect in effects))
@@ -63,8 +63,13 @@ def say_what_changes(host: Host, *what: str) -> None:
     """Print the flows that an activation would cut or let pass, if there are any."""
     effects = [e for e in host.policy_effects(*what) if e.effect != "pass"]
     if effects:
-        output.table(EFFECTS, [_effect(effect) for effect in effects])
-        print(_sum(effects))
+        _print(effects)
+
+
+def _print(effects: Sequence[PolicyEffect]) -> None:
+    rows = output.merged(effects, lambda e: (e.effect, e.from_.name, _to(e), _by(e)))
+    output.table(EFFECTS, [_effect(row) for row in rows])
+    print(_sum(rows))
 
 
 def _sum(effects: Sequence[PolicyEffect]) -> str:
@@ -78,21 +83,26 @@ def _sum(effects: Sequence[PolicyEffect]) -> str:
 
 
 def _effect(effect: PolicyEffect) -> tuple[str, ...]:
-    by = "-"
-    if effect.key:
-        by = f"{effect.service} {effect.key.removeprefix(_PREFIX)}"
-        by += f' "{effect.text}"' if effect.text else ""
-    elif effect.effect == "cut" and effect.words:
-        by = effect.words
     return (
         effect.effect,
         effect.from_.name,
-        f"{bracketed(effect.to.name)}:{effect.port}/{effect.proto}",
+        _to(effect),
         str(effect.new or "-"),
         str(effect.open or "-"),
         "-" if effect.ago is None else _ago(effect.ago),
-        by,
+        _by(effect),
     )
+
+
+def _to(effect: PolicyEffect) -> str:
+    return f"{bracketed(effect.to.name)}:{effect.port}/{effect.proto}"
+
+
+def _by(effect: PolicyEffect) -> str:
+    if effect.key:
+        entry = f' "{effect.text}"' if effect.text else ""
+        return f"{effect.service} {effect.key.removeprefix(_PREFIX)}{entry}"
+    return effect.words if effect.effect == "cut" and effect.words else "-"
 
 
 def _ago(seconds: float) -> str:

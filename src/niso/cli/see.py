@@ -44,19 +44,7 @@ def _flows(host: Host, args: Args) -> int:
 
 
 def _merged(flows: Iterable[Flow]) -> list[Flow]:
-    """Return one flow for those that differ in addresses alone, such as IPv4 and IPv6."""
-    merged: dict[tuple[str, ...], Flow] = {}
-    for flow in flows:
-        key = (flow.from_.name, _to(flow), flow.verdict, _by(flow))
-        known = merged.setdefault(key, flow)
-        if known is not flow:
-            ages = [ago for ago in (known.ago, flow.ago) if ago is not None]
-            merged[key] = known._replace(
-                new=known.new + flow.new,
-                open=known.open + flow.open,
-                ago=min(ages, default=None),
-            )
-    return list(merged.values())
+    return output.merged(flows, lambda f: (f.from_.name, _to(f), f.verdict, _by(f)))
 
 
 def _graph(host: Host, args: Args) -> int:

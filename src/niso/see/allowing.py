@@ -46,11 +46,7 @@ def changes(world: World, seen: Seen, name: Name) -> tuple[Change, ...]:
         needed.append(change)
         known = world.services[change.service]._replace(policy=policy)
         world = world._replace(services={**world.services, change.service: known})
-    by_port = not (seen.source.service or seen.source.is_host) and seer.published(
-        world, seen.destination.service, seen.proto, seen.port
-    )
-    # what came by a published port looks like a flow to the service's own address here
-    if not by_port and not verdict.decide(world, *ends, seen.port, seen.proto).passes:
+    if seer.closed(world, *ends, seen.proto, seen.port) is not None:
         return ()
     return tuple(needed)
 

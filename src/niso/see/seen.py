@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from niso.base import names
+from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import nft_sensor
 from niso.plan import known_world, verdict
@@ -243,25 +244,45 @@ def _seen(ends: Ends, key: Key, passes: bool) -> Seen:
         reason = refusing or audit or (deciding[-1] if deciding else None)
         agrees = refusing is None
         if not (both[0].service or both[0].is_host):
-            by_port = published(world, both[1].service, proto, port)
+            by_port = published(world, both[1].service, proto, port, family_of(destination))
     else:
-        path = verdict.decide(world, source, destination, port, proto)
-        reason = refusing or (None if path.passes else path.dropped_by)
-        # what came by a published port looks like a flow to the service's own address here
+        reason = refusing or closed(world, source, destination, proto, port)
         agrees = reason is not None
     audits = reason is not None and reason.audits
     return Seen(*both, proto, port, passes, reason, by_port, agrees, 0, None, 0, audited=audits)
 
 
-def published(world: World, service: str, proto: str, port: int) -> Port | None:
-    """Return the published port that leads to a port of a service, or None."""
+def published(world: World, service: str, proto: str, port: int, family: int) -> Port | None:
+    """Return the published port of a family that leads to a port of a service, or None."""
     known = world.services.get(service)
     for each in known.ports if known else ():
         last = each.container_port + each.count - 1
-        if each.proto == proto and each.container_port <= port <= last:
+        of_it = each.proto == proto and family in each.families
+        if of_it and each.container_port <= port <= last:
             first = each.host_port + port - each.container_port
             return each._replace(host_port=first, container_port=port, count=1)
     return None
+
+
+def closed(
+    world: World, source: str, destination: str, proto: str, port: int, across: bool = False
+) -> Reason | None:
+    """Return why nothing gets from an address to the port of another; None if a path is open.
+
+    Policies are not evaluated. Flows are recorded after DNAT: those that came by a published port
+    look like flows to the service's own address. What came from elsewhere did come by one. What a
+    policy refused between services of two networks may have: with ``across`` it did.
+    """
+    path = verdict.decide(world, source, destination, port, proto).path
+    sender, receiver = (known_world.holder_of(world, end) for end in (source, destination))
+    if path.passes or receiver is None or not receiver[0].active:
+        return None if path.passes else path
+    if sender is not None:
+        inside = world.networks[sender[1]].internal or not sender[0].active
+        if inside or not across:
+            return path
+    led = published(world, receiver[0].name, proto, port, family_of(destination))
+    return None if led else path
 
 
 def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Seen], int]:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
-from niso.plan import verdict
+from niso.plan import known_world, verdict
 from niso.plan.known_world import World
 from niso.plan.verdict import Reason
+from niso.see import seen as seer
 from niso.see.seen import End, Seen
 
 CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"
@@ -54,9 +55,14 @@ def _was_denied(seen: Seen) -> bool:
 
 
 def _reason(before: World, after: World, seen: Seen) -> Reason | None:
-    """Return what decides on a flow after the change, or None if no policy is about it."""
+    """Return what decides on a flow after the change, or None if no policy is about it.
+
+    For one that passed, an outside name has the addresses that it had at that time.
+    """
+    if seen.passes:
+        after = after._replace(outside=after.outside_ever)
     port = seen.published
-    by_port = port is not None or _crosses(before, seen)
+    by_port = port is not None or _by_port(before, seen)
     if by_port and _publishes(before, seen) and not _publishes(after, seen):
         number = port.host_port if port else seen.port
         return Reason(False, f"port {number} is no longer published", seen.destination.service)
@@ -73,6 +79,8 @@ def _reason(before: World, after: World, seen: Seen) -> Reason | None:
                 return path
     judged = verdict.judge(after, source, destination, seen.port, seen.proto)
     refusing = next((reason for reason in judged if not reason.passes), None)
+    if refusing is None and not seen.passes:  # a change of policies opens no path
+        refusing = seer.closed(after, source, destination, seen.proto, seen.port, across=True)
     refusing = refusing or next((reason for reason in judged if reason.audits), None)
     return refusing or next((reason for reason in reversed(judged) if reason.key), None)
 
@@ -85,10 +93,18 @@ def _network(world: World, end: End) -> str:
     return next((e.network for e in endpoints if end.address in e.addresses), "")
 
 
-def _crosses(before: World, seen: Seen) -> bool:
-    """Return whether services of two networks talk, which only published ports let them do."""
-    networks = [_network(before, end) for end in (seen.source, seen.destination)]
-    return "" not in networks and networks[0] != networks[1]
+def _by_port(before: World, seen: Seen) -> bool:
+    """Return whether a service of another network connects, or the host by another address.
+
+    Only published ports let the former do so. A program of the host that connects to a service
+    itself has the address of the gateway, unless it chooses another.
+    """
+    network = _network(before, seen.destination)
+    if not network:
+        return False
+    if seen.source.is_host:
+        return seen.source.address not in known_world.gateways(before.networks[network])
+    return _network(before, seen.source) not in ("", network)
 
 
 def _address(before: World, after: World, end: End) -> str | None:

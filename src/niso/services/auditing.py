@@ -29,9 +29,10 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     until = audit.until or since + nft_audit.MOST_S
     if until <= since:
         raise InvalidInput(
-            f"{_KEY} = {audit.text} has passed",
+            "has passed",
             'a later date; mode = "enforce" is the policy without an audit',
             _KEY,
+            value=audit.text,
         )
     if until > since + nft_audit.MOST_S:
         raise InvalidInput(

@@ -35,8 +35,7 @@ def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[
         if name in terms:
             yield _audit(name, terms[name])
         yield from _unknown(store, name, policy)
-        # one that names hosts outside has them in its hosts file
-        if (policy.egress_allow is not None or policy.egress_deny) and not policy.outside_names():
+        if policy.egress_allow is not None or policy.egress_deny:
             servers = _servers(store.service(name))
             if servers and world is None:
                 from niso.reconcile.world import read_world
@@ -79,13 +78,13 @@ def _without_dns(
 ) -> Iterator[Warning_]:
     """Yield a warning for each name server that the egress rules of a service deny.
 
-    One that may connect to services alone needs none: its hosts file has their names.
+    One that may connect to services and outside names alone needs none: its hosts file has them.
     """
     from niso.plan import verdict
 
     own = {family_of(address): address for _, address in reversed(store.addresses(name))}
     allowed = policy.egress_allow
-    if allowed is not None and all(_is_inside(world, entry) for entry in allowed):
+    if allowed is not None and all(_is_listed(world, entry) for entry in allowed):
         return
     for server in (each for each in servers if family_of(each) in own):
         reason, _ = verdict.judge(world, own[family_of(server)], server, _DNS, "udp")
@@ -101,12 +100,12 @@ def _without_dns(
             )
 
 
-def _is_inside(world: World, entry: Entry) -> bool:
-    """Return whether an entry means services, or addresses of their networks."""
+def _is_listed(world: World, entry: Entry) -> bool:
+    """Return whether an entry means names of the hosts file, or addresses of niso's networks."""
     from niso.plan import known_world
 
     if entry.peer.kind != "prefix":
-        return entry.peer.kind in ("service", "network")
+        return True
     prefix = ipaddress.ip_network(entry.peer.name)
     network = known_world.network_of(world, str(prefix.network_address))
     return network is not None and known_world.holds(network, str(prefix.broadcast_address))

@@ -78,14 +78,15 @@ COMMANDS = (
             Option(
                 "unused",
                 ("--unused",),
-                "only entries that decided on nothing for this long, such as 7d",
+                "only entries without open flows that decided on nothing for this long, such as 7d",
                 "TIME",
             ),
             JSON,
         ),
         "PACKETS are first packets of flows. They count since the policy last changed, or the "
-        "addresses of the peer. The lines without an entry are for peers that the list does "
-        "not have.",
+        "addresses of the peer. LAST is remembered for a week, also across such changes. An entry "
+        "with OPEN flows is in use, however old they are. The lines without an entry are for peers "
+        "that the list does not have.",
         (("niso net policy show postgres", ""), ("niso net policy show postgres --unused 7d", "")),
         aside=True,
     ),
