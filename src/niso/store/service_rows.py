@@ -293,6 +293,12 @@ class ModeRows:
         row = self._db.execute(f"SELECT {_PROVIDER}", (service,)).fetchone()
         return str(row[0] or service)
 
+    def inactive_modes(self) -> list[tuple[str, str]]:
+        """Return (name, mode) of the inactive services, sorted; cheap with many services."""
+        return self._db.execute(
+            "SELECT name, mode FROM service WHERE active=0 ORDER BY name"
+        ).fetchall()
+
     def sharers(self, provider: str) -> list[str]:
         """Return the active services in the namespace of this one."""
         rows = self._db.execute(
