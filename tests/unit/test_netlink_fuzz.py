@@ -108,6 +108,7 @@ def _log(said: list[bytes]) -> Any:
     return [each for _ in said for each in of(nflog.Nflog, said).read() or ()]
 
 
+ANSWERS["elements"] = [ANSWERS["element"][0], done()]
 H4 = nft_elements.HEADERS["inet niso", "publish_any4"]
 COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(nft_sets.COUNTED)]
 READERS: dict[str, Callable[[list[bytes]], Any]] = {
@@ -129,6 +130,7 @@ READERS: dict[str, Callable[[list[bytes]], Any]] = {
     ),
     "header": lambda said: of(nft_elements.Nfnetlink, said).header("inet niso", "publish_any4"),
     "element": lambda said: of(nft_elements.Nfnetlink, said).get(H4, ["tcp . 8080"]),
+    "elements": lambda said: of(nft_elements.Nfnetlink, said).every(H4),
     "counts": lambda said: [
         of(nft_elements.Nfnetlink, list(said)).counts(each) for each in COUNTED
     ],
@@ -469,7 +471,7 @@ def elements(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> Any:
             pass
 
         def header(self, *_: object) -> Any:
-            return H4
+            return H4._replace(interval=True)  # others are read by netlink
 
     monkeypatch.setattr(libnftables.nft_elements, "Nfnetlink", Header)
     one = libnftables.Nft.__new__(libnftables.Nft)
