@@ -107,6 +107,7 @@ def _log(said: list[bytes]) -> Any:
     return [each for _ in said for each in of(nflog.Nflog, said).read() or ()]
 
 
+ANSWERS["elements"] = [ANSWERS["element"][0], done()]
 H4 = nft_elements.HEADERS["inet niso", "publish_any4"]
 COUNTED = [nft_elements.HEADERS["inet niso", name] for name in sorted(nft_sets.COUNTED)]
 READERS: dict[str, Callable[[list[bytes]], Any]] = {
@@ -128,6 +129,7 @@ READERS: dict[str, Callable[[list[bytes]], Any]] = {
     ),
     "header": lambda said: of(nft_elements.Nfnetlink, said).header("inet niso", "publish_any4"),
     "element": lambda said: of(nft_elements.Nfnetlink, said).get(H4, ["tcp . 8080"]),
+    "elements": lambda said: of(nft_elements.Nfnetlink, said).every(H4),
     "counts": lambda said: [
         of(nft_elements.Nfnetlink, list(said)).counts(each) for each in COUNTED
     ],

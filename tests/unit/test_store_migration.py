@@ -15,6 +15,7 @@ from stored import dump, put
 from niso.base import convert, paths
 from niso.base.errors import Error
 from niso.commands import store_repair
+from niso.kernel.fake import Fake
 from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.setting import Sysctl
 from niso.manifest import build
@@ -306,7 +307,8 @@ def test_manifest_of_version_3_that_is_damaged_keeps_nothing_from_being_migrated
     store = Store.open()
     api, db = store.services()
     assert api.service is not None and (db.service, db.manifest) == (None, text)
-    assert [row.name for row in store_repair.damaged(store)] == ["db"]
+    defects = store_repair.find_defects(Fake(), store)
+    assert [each.service for each in defects if each.problem == "different"] == ["db"]
     (intent,) = store.intents()
     assert store.is_as_before(intent)
 

@@ -183,7 +183,7 @@ def lines(
     ``rows`` are those of all services, or of those to read, if they have been read.
     """
     wanted = None if only is None else set(only)
-    every = store.services() if rows is None else rows
+    every = store.active_rows() if rows is None else rows
     known = [row for row in every if wanted is None or row.name in wanted]
     healths = _healths(session, store, known)
     pending = _interrupted(store)
@@ -198,8 +198,13 @@ def lines(
         )
         for row in known
     ]
+    lines += [
+        _inactive(name, mode, (pending.get(name), audits.get(name)))
+        for name, mode in (store.inactive_modes() if rows is None else ())
+        if wanted is None or name in wanted
+    ]
     others = pending.keys() if wanted is None else wanted
-    for name in others - {row.name for row in known}:
+    for name in others - {line.service for line in lines}:
         lines.append(
             ServiceLine(name, "inactive", None, None, (), (), None, pending.get(name), None, None)
         )
@@ -233,12 +238,12 @@ def _line(
     notes: tuple[str | None, str | None],
 ) -> ServiceLine:
     """Return the line of a service; ``notes`` are `interrupted` and `audit_until`."""
+    if not row.active:
+        return _inactive(row.name, row.mode, notes)
     interrupted, audit_until = notes
     status, now = _status(session, store, row)
-    address, ports = tuple[str, ...](), tuple[Port, ...]()
-    if row.active:
-        address = tuple(address for _, address in store.addresses(row.name))
-        ports = rows((port for _, port in store.ports(row.name)), store.port_families(row.name))
+    address = tuple(address for _, address in store.addresses(row.name))
+    ports = rows((port for _, port in store.ports(row.name)), store.port_families(row.name))
     uptime = None if now is None else _uptime(now)
     return ServiceLine(
         row.name,
@@ -252,6 +257,13 @@ def _line(
         None if now is None else _ended_at(now),
         audit_until,
     )
+
+
+def _inactive(name: str, mode: str, notes: tuple[str | None, str | None]) -> ServiceLine:
+    """Return the line of a service that is not active; ``notes`` as for `_line`."""
+    interrupted, audit_until = notes
+    status = "gone" if mode == "attached" else "inactive"
+    return ServiceLine(name, status, None, mode, (), (), None, interrupted, None, audit_until)
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:

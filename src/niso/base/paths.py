@@ -18,7 +18,8 @@ def state_dir() -> str:
 
     It has state.db, cluster/, packages/, contents/, logs/ and volumes/.
     """
-    return os.path.abspath(os.environ.get("NISO_STATE_DIR") or STATE_DIR)
+    other = os.environ.get("NISO_STATE_DIR")
+    return os.path.abspath(other) if other else STATE_DIR
 
 
 def run_dir() -> str:
@@ -26,7 +27,8 @@ def run_dir() -> str:
 
     It has locks/, hosts/, health/ and services/.
     """
-    return os.path.abspath(os.environ.get("NISO_RUN_DIR") or RUN_DIR)
+    other = os.environ.get("NISO_RUN_DIR")
+    return os.path.abspath(other) if other else RUN_DIR
 
 
 def policy_dir() -> str:

@@ -65,13 +65,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     enough, columns are one space apart; nothing is truncated.
     """
     lines = [list(columns), *([escaped(value) for value in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = terminal_columns(1)
     gap = "  "
     if room and sum(widths) + 2 * (len(widths) - 1) > room:
         lines, widths = _narrowed(lines, widths, room)
         gap = " " if sum(widths) + 2 * (len(widths) - 1) > room else gap
-    painted = coloured(1)
+    painted, shown = coloured(1), []
     for line in lines:
         cells = [value.ljust(width) for value, width in zip(line, widths, strict=True)]
         if painted and line is not lines[0]:
@@ -79,7 +79,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
                 _painted(cell) if name in PAINTED else cell
                 for name, cell in zip(columns, cells, strict=True)
             ]
-        print(gap.join(cells).rstrip())
+        shown.append(gap.join(cells).rstrip())
+    print("\n".join(shown))
 
 
 _BREAKS = (", ", "; ")

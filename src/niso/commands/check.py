@@ -152,17 +152,14 @@ def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]
 def _own(machine: Machine, name: str | None) -> list[Finding]:
     """Return the differences in niso's own objects."""
     store, kernel = machine.store, machine.kernel
-    lost = [_finding(defect) for defect in store_repair.find_defects(kernel, store)]
-    if lost:  # without these rows, the wanted kernel state is unknown
-        return lost
+    defects = store_repair.find_defects(kernel, store)
+    if any(defect.problem != "different" for defect in defects):
+        return [_finding(defect) for defect in defects]  # the wanted kernel state is unknown
     if name is None:
         _, want, have, foreign = compare(kernel, store)
         foreign_findings = [Finding("foreign", error.message) for error in foreign.values()]
         return [
-            *(
-                _finding(store_repair.Defect("different", "service", row.name))
-                for row in store_repair.damaged(store)
-            ),
+            *map(_finding, defects),
             *_interrupted(store),
             *findings(want, have),
             *foreign_findings,

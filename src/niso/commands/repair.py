@@ -41,7 +41,7 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
     With ``network_only`` those of `repair_network`.
     """
     store, kernel, processes, _ = machine
-    lost = store_repair.find_defects(kernel, store)
+    lost = _of_rows(store_repair.find_defects(kernel, store))
     for defect in lost:
         report(_event_of(defect))
     if lost:
@@ -127,7 +127,23 @@ def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
 
     Failures of single services go to ``errors``. The caller holds the lock.
     """
-    return _fill(machine, report) + _repair_rows(machine, report, errors)
+    store, kernel = machine.store, machine.kernel
+    defects = store_repair.find_defects(kernel, store)
+    lost = _of_rows(defects)
+    if lost:
+        with store.transaction():
+            store_repair.repair_defects(kernel, store, lost)
+    for defect in lost:
+        report(_event_of(defect))
+    done = len(lost)
+    for damaged in (defect for defect in defects if defect.problem == "different"):
+        try:
+            store_repair.repair_row(machine.processes, store, damaged.service)
+            report(_event_of(damaged))
+            done += 1
+        except Error as error:
+            errors.append(error)
+    return done
 
 
 def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
@@ -137,19 +153,6 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
     except Error as error:
         errors.append(error)
         return 0
-
-
-def _repair_rows(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Rewrite the damaged service rows; return the number of repairs. Failures go to ``errors``."""
-    done = 0
-    for damaged in store_repair.damaged(machine.store):
-        try:
-            store_repair.repair_row(machine.processes, machine.store, damaged)
-            report(_event_of(store_repair.Defect("different", "service", damaged.name)))
-            done += 1
-        except Error as error:
-            errors.append(error)
-    return done
 
 
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
@@ -290,15 +293,9 @@ def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> 
     return 1
 
 
-def _fill(machine: Machine, report: Report) -> int:
-    store, kernel = machine.store, machine.kernel
-    lost = store_repair.find_defects(kernel, store)
-    if lost:
-        with store.transaction():
-            store_repair.repair_defects(kernel, store, lost)
-    for defect in lost:
-        report(_event_of(defect))
-    return len(lost)
+def _of_rows(defects: list[store_repair.Defect]) -> list[store_repair.Defect]:
+    """Return those of rows that are lost or of unknown services, which follow from others."""
+    return [defect for defect in defects if defect.problem != "different"]
 
 
 def _event_of(defect: store_repair.Defect) -> Event:

@@ -1,13 +1,14 @@
 """Check the store's rows for consistency, and restore deleted ones.
 
-Most rows of a service follow from its manifest. They are restored by the code that writes them:
-in a copy in memory to find the differences, then in the store.
+Most rows of a service follow from its manifest. They are compared with it service by service, so
+that a check has the rows of one in memory, however many are known. If rows are lost, they are
+restored by the code that writes them: in a copy in memory to name them, then in the store.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from niso.base import names
 from niso.base.addresses import family_of
@@ -16,11 +17,12 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import nft_tables
 from niso.kernel.interface import Kernel
 from niso.plan import nft
-from niso.plan.records import Port
+from niso.plan.records import Network, Policy, Port
 from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
 from niso.runtime.processes import Processes
 from niso.store import leases, specs
+from niso.store.policy_rows import rows_of_policy
 from niso.store.store import ServiceRow, Store
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Defect(NamedTuple):
     """Describe a defect of ``table``.
 
     ``problem`` is "missing" (a row of ``service`` is lost), "foreign" (a row of an unknown service)
-    or "different" (a damaged row).
+    or "different" (the row of ``service`` in the table service is damaged).
     """
 
     problem: Problem
@@ -46,42 +48,38 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
     """
     store.require_sound()
     defects = [Defect("foreign", table, service) for table, service in store.orphans()]
-    copy = store.in_memory()
-    try:
-        copy.drop_orphans()
-        copy.keep_rows()
-        restored = set()
-        for row in copy.each_service():
-            spec = row.service
-            if copy.intent(row.name) is None and spec is not None:
-                _restore(kernel, copy, row, spec)
-                restored.add(row.name)
-        defects += [
-            Defect("missing", table, name)
-            for name, table in sorted(copy.rows_added())
-            if name in restored
-        ]
-        if store.any_active() and store.sysctls_before().keys() != _sysctls(kernel, copy):
-            defects.append(Defect("missing", "sysctl", ""))
-    finally:
-        copy.close()
+    changing = {intent.service for intent in store.intents()}
+    networks = {network.name: network for network in store.networks()}
+    lacking = []
+    for row in store.each_service():
+        spec = row.service
+        if spec is None or (row.has_process and row.process is None):
+            defects.append(Defect("different", "service", row.name))
+        if (
+            spec is not None
+            and row.name not in changing
+            and not _is_whole(kernel, store, networks, row, spec)
+        ):
+            lacking.append(row.name)
+    if lacking:
+        copy = store.in_memory()
+        try:
+            defects += _restored(kernel, copy, lacking)
+        finally:
+            copy.close()
+    if store.any_active() and _lost_sysctl(kernel, store):
+        defects.append(Defect("missing", "sysctl", ""))
     return defects
 
 
-def damaged(store: Store) -> list[ServiceRow]:
-    """Return the services whose manifest or process spec in the store is unreadable."""
-    return [
-        row
-        for row in store.each_service()
-        if row.service is None or (row.has_process and row.process is None)
-    ]
-
-
-def repair_row(processes: Processes, store: Store, row: ServiceRow) -> None:
-    """Rewrite the process spec of a `damaged` row from the running service.
+def repair_row(processes: Processes, store: Store, name: str) -> None:
+    """Rewrite the process spec of a service's "different" row from the running service.
 
     Raises Error if the service has none or the manifest is damaged.
     """
+    row = store.service(name)
+    if row is None:
+        return
     spec = processes.spec(row.name)
     if spec is None or row.service is None:
         raise row.damaged()
@@ -90,23 +88,87 @@ def repair_row(processes: Processes, store: Store, row: ServiceRow) -> None:
 
 
 def repair_defects(kernel: Kernel, store: Store, found: Iterable[Defect]) -> None:
-    """Repair the defects; the caller is in a transaction of the store. Raises Error."""
-    wanted = list(found)
-    store.drop_orphans()
-    for name in sorted(
-        {hole.service for hole in wanted if hole.problem == "missing" and hole.service}
-    ):
-        row = store.service(name)
-        if row is not None:
-            _restore(kernel, store, row, row.require_service())
+    """Repair those that are "missing" or "foreign". Raises Error.
+
+    The caller is in a transaction of the store.
+    """
+    wanted = [hole for hole in found if hole.problem == "missing"]
+    _restored(kernel, store, [hole.service for hole in wanted if hole.service])
     if any(hole.table == "sysctl" for hole in wanted):
-        _sysctls(kernel, store)
+        for sysctl, value in _marked_sysctls(kernel).items():
+            store.set_sysctl_before(sysctl, value)
+        forwarding.record(kernel, store, store.networks_in_use())
+
+
+def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
+    """Restore the lost rows of services and of those that share their namespaces; return these.
+
+    Rows of unknown services are deleted. Raises Error.
+    """
+    store.drop_orphans()
+    defects = []
+    rows = [store.service(name) for name in store.with_companions(services)]
+    # the ports of a sharer are compared with the addresses of its provider, which is first
+    for row in sorted(filter(None, rows), key=lambda row: row.provider is not None):
+        spec = row.service
+        if spec is None or store.intent(row.name) is not None:
+            continue
+        before = store.rows(row.name)
+        _restore(kernel, store, row, spec)
+        defects += [
+            Defect("missing", table, row.name)
+            for table, now in store.rows(row.name).items()
+            if any(one not in before[table] for one in now)
+        ]
+    return sorted(defects, key=lambda defect: (defect.service, defect.table))
+
+
+def _is_whole(
+    kernel: Kernel,
+    store: Store,
+    networks: Mapping[str, Network],
+    row: ServiceRow,
+    spec: ServiceSpec,
+) -> bool:
+    """Return whether a service has all rows that follow from its own row and the kernel."""
+    name = row.name
+    policy = _policy(store, name, spec)
+    follow: dict[str, Sequence[tuple[object, ...]]] = {
+        "host_name": [(known, name, place) for place, known in enumerate(spec.names)],
+        "extra_host": [(name, *host) for host in spec.extra_hosts.items()],
+        "endpoint": [(name, place, network) for place, network in enumerate(row.networks)],
+    }
+    if policy is not None:
+        follow |= rows_of_policy(name, policy, row.networks)
+    return (
+        all(store.has_rows(table, name, rows) for table, rows in follow.items())
+        and all(
+            network in networks
+            and leases.is_leased(store, name, networks[network], spec.statics(network))
+            for network in row.networks
+        )
+        and not (
+            row.active
+            and store.port_families(name)
+            and (_lost_ports(kernel, store, name, spec) or not store.is_noted(name))
+        )
+    )
+
+
+def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
+    """Return the policy of a service that its rows should have; None if it has none."""
+    policy = spec.policy
+    if policy.audit is not None:
+        from niso.services import auditing
+
+        policy = auditing.kept(policy, store, service)
+    return None if policy.is_empty else policy
 
 
 def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
     """Restore the rows that follow from a service's own row; existing rows stay.
 
-    Raises Error if a network is missing.
+    Raises Error if a network is missing, or if an address has another holder by now.
     """
     name = row.name
     store.set_names(name, spec.names)
@@ -124,28 +186,26 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
         # one that another host has taken over keeps what lease it has
         if store.require_network(network).span is None or store.claimed(name, network):
             leases.lease(store, name, network, spec.statics(network))
-    policy = spec.policy
-    if policy.audit is not None:
-        from niso.services import auditing
-
-        policy = auditing.kept(policy, store, name)
-    store.set_policy(name, None if policy.is_empty else policy)
+    store.set_policy(name, _policy(store, name, spec))
     if row.active and store.port_families(name):
-        _ports_again(kernel, store, name, [published.port for published in spec.ports])
+        if lost := _lost_ports(kernel, store, name, spec):
+            store.set_ports(name, *lost)
         store.note_published(name)
 
 
-def _ports_again(kernel: Kernel, store: Store, service: str, wanted: list[Port]) -> None:
-    """Restore the manifest ports that the kernel still has for the service.
+def _lost_ports(
+    kernel: Kernel, store: Store, service: str, spec: ServiceSpec
+) -> tuple[list[Port], list[Port]] | None:
+    """Return the arguments of `Store.set_ports` that restore lost manifest ports, None if none is.
 
-    A port that is in neither store nor kernel may have been taken (port-forward --replace). That is
-    not a defect.
+    Those are lost that the kernel still has for the service. A port that is in neither store nor
+    kernel may have been taken (port-forward --replace). That is not a defect.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards
     fixed = set(store.manifest_ports(service))
     chosen, lost, ports = [], False, []
-    for port in wanted:
+    for port in (published.port for published in spec.ports):
         kept = port.host_port or store.chosen_port(service, port) or 0
         restored = port._replace(host_port=kept)
         if restored not in before:
@@ -156,8 +216,7 @@ def _ports_again(kernel: Kernel, store: Store, service: str, wanted: list[Port])
         ports.append(restored)
         if restored not in fixed and not port.host_port:
             chosen.append(restored)
-    if lost:
-        store.set_ports(service, ports, chosen)
+    return (ports, chosen) if lost else None
 
 
 def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> Port | None:
@@ -216,12 +275,14 @@ def _lease_again(
                 )
 
 
-def _sysctls(kernel: Kernel, store: Store) -> set[str]:
-    """Restore the recorded forwarding sysctls from the kernel's copy; return all recorded names."""
-    marks = kernel.list_elements(nft_tables.INET, "before") or ()
-    for name, value in map(nft.sysctl_before, marks):
-        store.set_sysctl_before(name, value)
-    on = {network for row in store.services() if row.active for network in row.networks}
-    if on:
-        forwarding.record(kernel, store, sorted(on))
-    return set(store.sysctls_before())
+def _marked_sysctls(kernel: Kernel) -> dict[str, str]:
+    """Return the kernel's copy of the recorded forwarding sysctls."""
+    return dict(map(nft.sysctl_before, kernel.list_elements(nft_tables.INET, "before") or ()))
+
+
+def _lost_sysctl(kernel: Kernel, store: Store) -> bool:
+    """Return whether the store lacks a forwarding sysctl that an active service changed."""
+    recorded, marked = store.sysctls_before(), _marked_sysctls(kernel)
+    return not marked.keys() <= recorded.keys() or bool(
+        forwarding.unrecorded(kernel, store, recorded, store.networks_in_use())
+    )

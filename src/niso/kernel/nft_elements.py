@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from niso.base.lite_typing import NamedTuple
@@ -87,12 +87,9 @@ class Nfnetlink(netlink.Netfilter):
         """
         messages = []
         for (adds, header), chunk in _chunks(changes):
-            prefix = nfgenmsg(header.family)
-            prefix += text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+            body = _container(header) + nested(_LIST_ELEMENTS, *chunk)
             kind, flags = (_NEWSETELEM, netlink.CREATE) if adds else (_deletion(header), 0)
-            messages.append(
-                netlink.Message(what, kind, flags, prefix + nested(_LIST_ELEMENTS, *chunk))
-            )
+            messages.append(netlink.Message(what, kind, flags, body))
         self.transact_batch(
             what,
             netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM)),
@@ -103,17 +100,20 @@ class Nfnetlink(netlink.Netfilter):
 
     def counts(self, header: Header) -> list[Counted]:
         """Return all elements with a counter of a set or map. Raises KernelError."""
-        body = (
-            nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
-        )
-        dumped = self.dump(
-            f"read {header.name}",
-            _GETSETELEM,
-            body,
-            lambda answer: _counted(header, answer),
-            _ABSENT,
-        )
-        return [counted for part in dumped for counted in part]
+        return self._listed(header, partial(_counted, header))
+
+    def every(self, header: Header) -> dict[str, tuple[str, str]]:
+        """Return all elements of a set or map without intervals, as `get` does.
+
+        Raises KernelError.
+        """
+        return dict(self._listed(header, partial(_parse_elements, header)))
+
+    def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
+        """Return what ``parse`` returns for the messages with all elements of a set or map."""
+        body = _container(header)
+        dumped = self.dump(f"read {header.name}", _GETSETELEM, body, parse, _ABSENT)
+        return [element for part in dumped for element in part]
 
     def count(self, header: Header, key: str) -> Counted | None:
         """Return one element with its counter; None if it does not exist. Raises KernelError."""
@@ -227,6 +227,20 @@ def _parse_element(
             return None
     elif _data(element.get(_ELEM_KEY_END, b"")) != last:
         return None
+    return _content(header, element)
+
+
+def _parse_elements(header: Header, answer: bytes) -> list[tuple[str, tuple[str, str]]]:
+    """Return (key, (value, comment)) of the elements in a message; none is an interval."""
+    packed = several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM)
+    return [
+        (_fields(header.key, _data(element[_ELEM_KEY])), _content(header, element))
+        for element in map(attributes, packed)
+    ]
+
+
+def _content(header: Header, element: dict[int, bytes]) -> tuple[str, str]:
+    """Return (value, comment) of an element."""
     if _ELEM_EXPIRATION in element and header.value == ():
         left_ms = int.from_bytes(element[_ELEM_EXPIRATION], "big")
         return nft_audit.expires(left_ms), _comment(element)
@@ -315,10 +329,13 @@ def _request(header: Header, first: bytes, last: bytes) -> bytes:
     parts = [nested(_ELEM_KEY, attribute(_DATA_VALUE, first))]
     if last and not _is_lone(header):
         parts.append(nested(_ELEM_KEY_END, attribute(_DATA_VALUE, last)))
-    prefix = (
-        nfgenmsg(header.family) + text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
-    )
-    return prefix + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, *parts))
+    return _container(header) + nested(_LIST_ELEMENTS, nested(_LIST_ELEM, *parts))
+
+
+def _container(header: Header) -> bytes:
+    """Return the beginning of a message about elements of a set or map."""
+    names = text(_LIST_TABLE, header.table) + text(_LIST_SET, header.name)
+    return nfgenmsg(header.family) + names
 
 
 def _chunks(changes: Iterable[Change]) -> Iterator[tuple[tuple[bool, Header], list[bytes]]]:

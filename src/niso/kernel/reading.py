@@ -203,8 +203,6 @@ class Reading:
         for kind in order.KINDS:
             for name, things in kind.by_space(candidates[kind.thing]).items():
                 spaces.setdefault(name, {})[kind.thing] = things
-        # unchanged things are the wanted objects themselves: a state is large
-        known = {kind.thing: {t: t for t in candidates[kind.thing]} for kind in order.KINDS}
         self.host = Space(self, "", spaces.pop(""))
         self.inner_spaces = [Space(self, name, spaces[name]) for name in sorted(spaces)]
         for space in (self.host, *self.inner_spaces):
@@ -215,7 +213,8 @@ class Reading:
                     present = kind.read(space, space.things(kind.thing))
                     if space.is_of_others:
                         present = _asked(kind, present, space.things(kind.thing))
-                    same = known[kind.thing]
+                    # unchanged things are the wanted objects themselves: a state is large
+                    same = {thing: thing for thing in space.things(kind.thing)}
                     self._present.setdefault(kind.thing, set()).update(
                         same.get(thing, thing) for thing in present
                     )

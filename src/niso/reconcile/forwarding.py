@@ -14,7 +14,7 @@ forwards for services only, and forwarding stays on when no service is active an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from niso.kernel.interface import Kernel
 from niso.kernel.kinds.setting import FORWARDING, FORWARDING6, ON
@@ -31,21 +31,33 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
     """
     before = store.sysctls_before()
     if FORWARDING not in before:
-        store.set_sysctl_before(FORWARDING, kernel.sysctl(FORWARDING) or "0")
         store.set_nat_before(kernel.foreign_nat())
+    for name, value in unrecorded(kernel, store, before, networks).items():
+        store.set_sysctl_before(name, value)
+
+
+def unrecorded(
+    kernel: Kernel, store: Store, before: Mapping[str, str], networks: Iterable[str]
+) -> dict[str, str]:
+    """Return the sysctls that `record` adds to those of ``before``, with their present values.
+
+    Raises KernelError.
+    """
+    added = {} if FORWARDING in before else {FORWARDING: kernel.sysctl(FORWARDING) or "0"}
     known = [store.require_network(name) for name in networks]
     bridges = [
         network.bridge for network in known if any(subnet.family == 6 for subnet in network.subnets)
     ]
     if not bridges:
-        return
+        return added
     if not any(name.startswith(CONF6) for name in before):
-        for name, value in _found6(kernel).items():
-            store.set_sysctl_before(name, value)
-        before = store.sysctls_before()
-    if f"{CONF6}/default/{FORCE}" in before:
+        added |= _found6(kernel)
+    if f"{CONF6}/default/{FORCE}" in before.keys() | added.keys():
         for bridge in bridges:
-            store.set_sysctl_before(f"{CONF6}/{bridge}/{FORCE}", "0")
+            name = f"{CONF6}/{bridge}/{FORCE}"
+            if name not in before:
+                added.setdefault(name, "0")
+    return added
 
 
 def others(kernel: Kernel, store: Store) -> list[str]:

@@ -79,15 +79,14 @@ def of_package(row: ServiceRow) -> Finding | None:
     Its content is not checked otherwise.
     """
     what = f"package copy {row.package} of service {row.name!r}"
-    again = row.again
     if not os.path.isdir(row.package):
-        return Finding("missing", what, again)
+        return Finding("missing", what, row.again)
     try:
         os.close(sources.open_copy(row.package))
     except Error as error:
-        return Finding("different", what, f"{error.reason}; {again}")
+        return Finding("different", what, f"{error.reason}; {row.again}")
     if package.is_emptied(row.package):
-        return Finding("different", what, f"all of its files are empty: {again}")
+        return Finding("different", what, f"all of its files are empty: {row.again}")
     return None
 
 

@@ -8,7 +8,7 @@ from niso.base.addresses import family_of
 from niso.base.errors import Conflict, InvalidInput
 from niso.base.prefixes import prefix
 from niso.plan import subnets
-from niso.plan.records import Subnet
+from niso.plan.records import Network, Subnet
 from niso.store.store import Store
 
 KEY = "network.ip"
@@ -66,6 +66,26 @@ def lease(
                 raise _full(store, network_name, subnet.family, subnet.cidr)
             address = net.at(free)
             store.add_lease(service, network_name, subnet.family, free, address, static=False)
+
+
+def is_leased(store: Store, service: str, network: Network, statics: Sequence[str]) -> bool:
+    """Return whether a service has all leases that `lease` would give it.
+
+    A service that another host has taken over needs none.
+    """
+    spans = network.span is not None
+    claimed = store.claimed(service, network.name) if spans else ()
+    if spans and not claimed:
+        return True
+    wanted = {family_of(address): address for address in statics}
+    for subnet in network.subnets:
+        have = store.lease_of(service, network.name, subnet.family)
+        static = wanted.pop(subnet.family, None)
+        if have is None or (static is not None and have != (static, True)):
+            return False
+        if spans and have[0] not in claimed:
+            return False
+    return not wanted
 
 
 def _lease_claimed(

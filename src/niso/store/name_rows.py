@@ -55,6 +55,11 @@ class NameRows(ModeRows):
         )
         return tuple(row[0] for row in rows)
 
+    def networks_in_use(self) -> list[str]:
+        """Return the networks of the active services, sorted; their endpoints can be lost."""
+        rows = self._db.execute("SELECT DISTINCT networks FROM service WHERE active=1")
+        return sorted({network for (networks,) in rows for network in decoded(networks)})
+
     def holders(self, name: str) -> list[str]:
         """Return the known services that have this name, hostname or alias, sorted."""
         rows = self._db.execute(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Audit, Entry, Member, Peer, Policed, Policy, Service
@@ -218,25 +218,29 @@ class PolicyRows(NameRows):
             self._db.execute(f"DELETE FROM {table} WHERE service=?", (service,))
         if policy is None:
             return
-        # without an audit as older versions wrote it
-        written = policy if policy.audit is not None else policy[:-1]
-        self._db.execute("INSERT INTO policy VALUES (?, ?)", (service, encoded(written)))
-        peers = {
-            (entry.peer.kind, entry.peer.name)
-            for entry in policy.entries()
-            if entry.peer.kind in ("service", "network")
-        }
-        self._db.executemany(
-            "INSERT INTO policy_peer VALUES (?, ?, ?)", [(service, *peer) for peer in sorted(peers)]
-        )
-        self._db.executemany(
-            "INSERT INTO outside_peer VALUES (?, ?)",
-            [(service, name) for name in policy.outside_names()],
-        )
-        self._db.execute(
-            "INSERT INTO policed SELECT DISTINCT service, network FROM endpoint WHERE service=?",
-            (service,),
-        )
+        on = self._db.execute("SELECT network FROM endpoint WHERE service=?", (service,))
+        for table, rows in rows_of_policy(service, policy, [row[0] for row in on]).items():
+            for row in rows:
+                self._db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' for _ in row)})", row)
+
+
+def rows_of_policy(
+    service: str, policy: Policy, networks: Iterable[str]
+) -> dict[str, Sequence[tuple[object, ...]]]:
+    """Return the rows of a policy by table. ``networks`` are those of its service."""
+    # without an audit as older versions wrote it
+    written = policy if policy.audit is not None else policy[:-1]
+    peers = {
+        (entry.peer.kind, entry.peer.name)
+        for entry in policy.entries()
+        if entry.peer.kind in ("service", "network")
+    }
+    return {
+        "policy": [(service, encoded(written))],
+        "policy_peer": [(service, *peer) for peer in sorted(peers)],
+        "outside_peer": [(service, name) for name in policy.outside_names()],
+        "policed": [(service, network) for network in networks],
+    }
 
 
 def policy_of(value: list[object]) -> Policy:

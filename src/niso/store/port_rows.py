@@ -22,6 +22,15 @@ _UNDONE_SPAN = (
     "json_extract(value, '$.host_port') AS first, json_extract(value, '$.count') AS length"
 )
 
+_TO_PUBLISH = (
+    "SELECT p.service, e.network,"
+    " MAX(host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%') FROM port p"
+    " JOIN service s ON s.name=p.service"
+    " JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND e.position=0"
+    " WHERE p.service=? GROUP BY p.service"
+)
+"""The row of a service in the table published."""
+
 
 class PortRows:
     """The queries of the store for published ports."""
@@ -200,19 +209,20 @@ class PortRows:
         renewed when the provider moves.
         """
         self._db.execute(
-            "INSERT INTO published SELECT p.service, e.network,"
-            " MAX(host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%') FROM port p"
-            " JOIN service s ON s.name=p.service"
-            " JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND e.position=0"
-            " WHERE p.service=? GROUP BY p.service"
-            " ON CONFLICT (service) DO UPDATE SET network=excluded.network,"
-            " by_loopback=MAX(by_loopback, excluded.by_loopback)",
+            f"INSERT INTO published {_TO_PUBLISH} ON CONFLICT (service) DO UPDATE"
+            " SET network=excluded.network, by_loopback=MAX(by_loopback, excluded.by_loopback)",
             (service,),
         )
 
-    def published_row(self, service: str) -> tuple[object, ...] | None:
+    def is_noted(self, service: str) -> bool:
+        """Return whether `note_published` would change nothing."""
+        row = self._db.execute(_TO_PUBLISH, (service,)).fetchone()
+        noted = self.published_row(service)
+        return row is None or (noted is not None and noted[1] == row[1] and noted[2] >= row[2])
+
+    def published_row(self, service: str) -> tuple[str, str, int] | None:
         """Return the row that `note_published` recorded for a service, for `put_published_row`."""
-        row: tuple[object, ...] | None = self._db.execute(
+        row: tuple[str, str, int] | None = self._db.execute(
             "SELECT * FROM published WHERE service=?", (service,)
         ).fetchone()
         return row

@@ -8,7 +8,7 @@ of its provider. While it is active, its names and ports belong to the provider'
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error
@@ -224,24 +224,13 @@ class IntentRows:
             ]
         return rows
 
-    def keep_rows(self) -> None:
-        """Keep a copy of the rows that follow from those of services, for `rows_added`.
-
-        Only for a copy of the store in memory: it gets tables of its own.
-        """
-        for table in ROW_TABLES[1:]:
-            self._db.execute(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}")
-
-    def rows_added(self) -> set[tuple[str, str]]:
-        """Return (service, table) of the rows that `keep_rows` did not find."""
-        return {
-            (service, table)
-            for table in ROW_TABLES[1:]
-            for (service,) in self._db.execute(
-                "SELECT DISTINCT service FROM"
-                f" (SELECT * FROM {table} EXCEPT SELECT * FROM kept_{table})"
-            )
-        }
+    def has_rows(self, table: str, service: str, rows: Collection[tuple[object, ...]]) -> bool:
+        """Return whether a service has all of these rows in a table."""
+        if not rows:
+            return True
+        return set(rows) <= set(
+            self._db.execute(f"SELECT * FROM {table} WHERE service=?", (service,))
+        )
 
 
 class StackRows:
@@ -303,6 +292,12 @@ class ModeRows:
         """Return the service whose endpoints a service uses: its provider, or itself."""
         row = self._db.execute(f"SELECT {_PROVIDER}", (service,)).fetchone()
         return str(row[0] or service)
+
+    def inactive_modes(self) -> list[tuple[str, str]]:
+        """Return (name, mode) of the inactive services, sorted; cheap with many services."""
+        return self._db.execute(
+            "SELECT name, mode FROM service WHERE active=0 ORDER BY name"
+        ).fetchall()
 
     def sharers(self, provider: str) -> list[str]:
         """Return the active services in the namespace of this one."""

@@ -244,7 +244,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     def services(self) -> list[ServiceRow]:
         """Return the rows of all known services, sorted by name."""
-        return [service_row(row) for row in self._db.execute("SELECT * FROM service ORDER BY name")]
+        return list(self.each_service())
 
     def active_rows(self) -> list[ServiceRow]:
         """Return the rows of the active services, sorted by name."""
@@ -252,11 +252,11 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [service_row(row) for row in rows]
 
     def each_service(self) -> Iterator[ServiceRow]:
-        """Yield what `services` returns, without having all rows in memory at once."""
-        for name, _, _ in self.service_names():
-            row = self.service(name)
-            if row is not None:
-                yield row
+        """Yield what `services` returns, without having all rows in memory at once.
+
+        The caller writes nothing meanwhile.
+        """
+        yield from map(service_row, self._db.execute("SELECT * FROM service ORDER BY name"))
 
     def checked_services(self) -> list[str]:
         """Return the active services that have a healthcheck; cheap with many services."""

@@ -1,0 +1,115 @@
+"""Test that rows that follow from a service's own are missed one by one, and restored as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_world import World
+from stored import dump
+
+from niso.base.errors import Error
+from niso.commands import check, deactivate, repair, store_repair
+from niso.store.service_rows import ROW_TABLES
+
+FOLLOW = set(ROW_TABLES) - {"service", "attached", "attached_link", "stack_member"}
+TABLES = {
+    "network": {
+        "networks": ["backend", "front"],
+        "aliases": ["web", "www"],
+        "ports": ["8080:80", "81"],
+    },
+    "network.ip": {"backend": "10.99.1.77"},
+    "network.extra_hosts": {"registry": "192.0.2.7"},
+    "network.policy": {"allow_from": ["db:80", "network:backend"]},
+    "network.policy.egress": {"allow": ["example.com:443"]},
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """``api`` has rows in all tables, ``agent`` shares its namespace, and ``db`` is not active."""
+    with World(tmp_path) as made:
+        made.make("backend", "10.99.1.0/24", "fd00:1::/64")
+        made.make("front", "10.99.2.0/24")
+        made.activate(
+            made.package("db", network={"network": "backend", "aliases": ["store"]}),
+            made.package("api", **TABLES),
+            made.package("agent", network={"mode": "share", "share": "api", "ports": ["8081:81"]}),
+        )
+        deactivate.deactivate(made.machine, ["db"])
+        yield made
+
+
+def test_each_row_that_is_lost_is_missed_and_restored(world: World) -> None:
+    store, kernel = world.store, world.kernel
+    assert store_repair.find_defects(kernel, store) == []
+    whole, tried = dump(store), set()
+    for table in sorted(FOLLOW):
+        cursor = store._db.execute(f"SELECT * FROM {table}")
+        columns = [column[0] for column in cursor.description]
+        key = " AND ".join(f"{column}=?" for column in columns)
+        for row in cursor.fetchall():
+            service = row[columns.index("service")]
+            store._db.execute(f"DELETE FROM {table} WHERE {key}", row)
+            found = store_repair.find_defects(kernel, store)
+            assert [(each.problem, each.table, each.service) for each in found] == [
+                ("missing", table, service)
+            ], row
+            repair.repair_all(world.machine)
+            # an inactive service gets the lowest free address, which it had
+            assert dump(store) == whole, row
+            tried.add((table, service))
+    assert {table for table, _ in tried} == FOLLOW
+    assert {service for _, service in tried} == {"agent", "api", "db"}
+    assert check.check(world.machine) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE host_name SET position=position+10 WHERE service='api'",
+        "UPDATE endpoint SET position=5 WHERE service='api' AND network='front'",
+        "UPDATE lease SET static=0 WHERE service='api' AND static=1",
+        "UPDATE extra_host SET address='192.0.2.8'",
+        "UPDATE policy SET text='[null,[],null,[],false]'",
+        "UPDATE published SET by_loopback=0",
+        "UPDATE published SET network='front'",
+    ],
+)
+def test_row_that_is_changed_is_missed_and_restored(world: World, change: str) -> None:
+    whole = dump(world.store)
+    world.store._db.execute(change)
+    found = store_repair.find_defects(world.kernel, world.store)
+    assert {each.table for each in found} == {change.split()[1]}
+    repair.repair_all(world.machine)
+    assert dump(world.store) == whole
+    assert check.check(world.machine) == []
+
+
+def test_all_rows_are_restored_at_once(world: World) -> None:
+    """Those of ``agent`` follow from addresses of ``api``, which is restored before it."""
+    whole = dump(world.store)
+    for table in FOLLOW:
+        world.store._db.execute(f"DELETE FROM {table} WHERE service!='db'")
+    found = store_repair.find_defects(world.kernel, world.store)
+    assert {each.table for each in found if each.service == "api"} == FOLLOW
+    lost = {each.table for each in found if each.service == "agent"}
+    assert lost == {"host_name", "port", "published"}
+    repair.repair_all(world.machine)
+    assert dump(world.store) == whole
+    assert check.check(world.machine) == []
+
+
+def test_rows_of_a_change_in_progress_are_its_own(world: World) -> None:
+    with world.store.transaction():
+        world.store.begin_intent("api", "activate", 1.0)
+    world.store._db.execute("DELETE FROM host_name WHERE service='api'")
+    assert store_repair.find_defects(world.kernel, world.store) == []
+
+
+def test_network_that_is_lost_is_named(world: World) -> None:
+    world.store._db.execute("DELETE FROM subnet WHERE network='front'")
+    with pytest.raises(Error, match="network 'front' of service 'api' is not in the store"):
+        store_repair.find_defects(world.kernel, world.store)
