@@ -27,7 +27,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_held
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, crun, exit_command, oci, root, sources, unit, volumes
+from niso.runtime import cgroup, crun, exit_command, oci, root, skeleton, sources, unit, volumes
 from niso.runtime.logs import LOG_NAME
 from niso.runtime.pids import wait_readable
 from niso.runtime.spec import cgroup_of, write_json
@@ -59,7 +59,6 @@ _LIMITS = (
 )
 _FOLDERS = (
     "layer",
-    root.LOWER,
     "empty",
     root.HOST,
     root.INIT,
@@ -134,10 +133,10 @@ class Launch:
                 # conmon loads while the bundle is written
                 creator = _Creator(spec, bundle, held)
                 self._held.callback(creator.close)
-            folders = root.host_folders() if spec.rootfs is None else []
-            write_bundle(held.spec, bundle, folders)
+            under = skeleton.current() if spec.rootfs is None else None
+            write_bundle(held.spec, bundle, under)
             failpoint.hit(f"mount the root of {spec.service}")
-            creator.mount(folders)
+            creator.mount(under.folders if under is not None else ())
             failpoint.hit(f"create the process of {spec.service}")
             self.fd = creator.create()
             """Readable once `advance` can do more."""
@@ -181,10 +180,10 @@ def init() -> str:
     return os.path.realpath(crun.tool("catatonit"))
 
 
-def write_bundle(spec: ProcessSpec, bundle: str, folders: Sequence[str]) -> None:
+def write_bundle(spec: ProcessSpec, bundle: str, under: skeleton.Skeleton | None) -> None:
     """Write the OCI bundle: config.json and the folders of the root. Raises OSError.
 
-    ``spec`` is that of `sources.Held`, ``folders`` are those of the host that it sees.
+    ``spec`` is that of `sources.Held`. Without a rootfs, ``under`` is the skeleton of the root.
     """
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
@@ -193,8 +192,14 @@ def write_bundle(spec: ProcessSpec, bundle: str, folders: Sequence[str]) -> None
     spec = spec._replace(package=f"{bundle}/{sources.PACKAGE}")
     where = volumes.placed(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
-    hosts_at = root.write_layer(spec, f"{bundle}/layer", folders)
-    volumes.make_points(spec.rootfs, f"{bundle}/layer", where)
+    if under is None:
+        os.mkdir(f"{bundle}/{skeleton.LOWER}", 0o700)
+    else:
+        os.symlink(under.path, f"{bundle}/{skeleton.LOWER}")
+    below = spec.rootfs if under is None else under.path
+    assert below is not None
+    hosts_at = root.write_layer(spec, f"{bundle}/layer", below)
+    volumes.make_points(below, f"{bundle}/layer", where)
     shared = f"{bundle}/{sources.VOLUMES}"
     volumes.make_sources(shared, where)
     machine = oci.Machine(
@@ -203,7 +208,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, folders: Sequence[str]) -> None
         seccomp=_profile(),
         host=f"{bundle}/{root.HOST}",
         secrets=f"{bundle}/{root.SECRETS}" if spec.secrets else "",
-        folders=folders,
+        folders=under.folders if under is not None else (),
         controllers=cgroup.usable(cgroup.limits(spec)),
     )
     mounts = volumes.mounts(spec, where, shared)
