@@ -119,7 +119,7 @@ print(json.dumps(found))
 
 _STAYS = (
     "/run/niso/lock",
-    "/run/niso/etc",
+    "/run/niso/skeletons",
     "/run/niso/crun/.cache",
     "/etc",
     "/var/lib/niso/contents",

@@ -148,6 +148,47 @@ def test_two_services_share_no_inode_of_the_host(lab: Lab) -> None:
     assert len(shown[0]) == 4 and not shown[0] & shown[1]
 
 
+def test_service_changes_nothing_of_what_all_assembled_roots_share(lab: Lab) -> None:
+    attack = (
+        "echo 'evil 1/tcp' >/etc/services && rm /etc/rpc && chmod 777 /etc && mkdir /opt/left"
+        " && mv /etc/magic /etc/shells && grep -c evil /etc/services"
+    )
+    tree = ("sh", "-c", "cd /run/niso/skeletons && find . -ls && find . -type f | xargs sha256sum")
+    free = {"read_only": False, "capabilities": ["DAC_OVERRIDE", "FOWNER", "CHOWN"]}
+    options = {"service": {"user": "0:0"}, "isolation": free, "network": {"mode": "none"}}
+    lab.niso("activate", idle(lab, "beside", **options))
+    before = lab.run(*tree).stdout
+    lab.niso("activate", idle(lab, "attacker", **options))
+    done = lab.niso("exec", "attacker", "--", "/bin/sh", "-c", attack)
+    assert done.stdout == "1\n", done.stderr
+    assert lab.run(*tree).stdout == before
+    lab.niso("restart", "attacker")
+    script = "cat /etc/services /etc/rpc; ls /opt"
+    host = lab.run("cat", "/etc/services", "/etc/rpc").stdout
+    for name in ("beside", "attacker"):
+        assert lab.niso("exec", name, "--", "/bin/sh", "-c", script).stdout == host, name
+
+
+def test_root_follows_the_hosts_files_and_keeps_no_copy_too_many(lab: Lab) -> None:
+    def seen() -> str:
+        return lab.niso("exec", "reader", "--", BUSYBOX, "cat", "/etc/rpc").stdout
+
+    def kept() -> int:
+        return len(lab.run("ls", "/run/niso/skeletons").stdout.split())
+
+    for name in ("reader", "older"):
+        lab.niso("activate", idle(lab, name, network={"mode": "none"}))
+    first, known = seen(), kept()
+    lab.run("sh", "-c", "echo 'new 7' >>/etc/rpc; mkdir /run/niso/skeletons/left.1.new")
+    lab.niso("restart", "reader")
+    assert (seen(), kept()) == (
+        f"{first}new 7\n",
+        known + 1,
+    )  # the older one still runs with its own
+    lab.niso("deactivate", "--all")
+    assert kept() == 1
+
+
 def test_capabilities_over_the_machine_are_warned_of(lab: Lab) -> None:
     names = ["SYSLOG", "SYS_NICE", "MKNOD", "LINUX_IMMUTABLE"]
     folder = idle(lab, "able", isolation={"capabilities": names}, network={"mode": "none"})

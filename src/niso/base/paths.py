@@ -25,7 +25,7 @@ def state_dir() -> str:
 def run_dir() -> str:
     """Return the folder of volatile state (``NISO_RUN_DIR``), which a reboot clears.
 
-    It has locks/, hosts/, health/ and services/.
+    It has locks/, hosts/, health/, services/ and skeletons/.
     """
     other = os.environ.get("NISO_RUN_DIR")
     return os.path.abspath(other) if other else RUN_DIR

@@ -23,7 +23,15 @@ from niso.plan.records import Port
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.runtime import package
 from niso.services import sharing, start
-from niso.services.admit import Change, Target, forget_former, record, release, scope_of
+from niso.services.admit import (
+    Change,
+    LinkNames,
+    Target,
+    forget_former,
+    record,
+    release,
+    scope_of,
+)
 from niso.services.concern import concerned, with_remotes
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
@@ -313,8 +321,9 @@ def _recorded(
     for target in targets:
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
+    beside, links = frozenset(copies), LinkNames(store)
     made = {
-        target.name: record(machine, target, copies[target.name], together, frozenset(copies))
+        target.name: record(machine, target, copies[target.name], together, beside, links)
         for target in sorted(targets, key=_takes)
     }
     changes = [made[target.name] for target in targets]

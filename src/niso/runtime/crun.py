@@ -53,15 +53,23 @@ def environment() -> dict[str, str]:
 
 
 def run(*args: str) -> tuple[int, str]:
-    """Run crun; return its exit status and its error message (stderr, on one line).
-
-    Waits for crun to end even if a signal interrupts: an undo must not run beside it.
-    """
-    program = tool("crun")
+    """Run crun; return its exit status and its error message (stderr, on one line)."""
     with signals_held():
-        read, write = os.pipe()
+        return Running(*args).wait()
+
+
+class Running:
+    """A crun that was started; the caller must call `wait` or `close`.
+
+    Construct it with signals held (`signals_held`), until the caller has recorded it.
+    """
+
+    def __init__(self, *args: str) -> None:
+        program = tool("crun")
+        self.fd, write = os.pipe()
+        """Readable once crun has ended, or has written an error message."""
         try:
-            pid = os.posix_spawn(
+            self._pid = os.posix_spawn(
                 program,
                 ["crun", f"--root={state_dir()}", *args],
                 environment(),
@@ -72,14 +80,33 @@ def run(*args: str) -> tuple[int, str]:
                 ],
                 setsigmask=(),
             )
+        except BaseException:
+            os.close(self.fd)
+            raise
         finally:
             os.close(write)
-        try:
-            with signals_delivered():
-                output = read_all(read)
-        finally:
-            _, wait_status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(wait_status), plain_message(output)
+
+    def wait(self) -> tuple[int, str]:
+        """Return crun's exit status and its error message (stderr, on one line).
+
+        Waits for crun to end even if a signal interrupts: an undo must not run beside it.
+        """
+        with signals_held():
+            try:
+                with signals_delivered():
+                    output = read_all(self.fd)
+            finally:
+                _, wait_status = os.waitpid(self._pid, 0)
+                self._pid = 0
+        return os.waitstatus_to_exitcode(wait_status), plain_message(output)
+
+    def close(self) -> None:
+        """Wait for crun to end; no-op after `wait`."""
+        if self._pid:
+            with signals_held():
+                os.close(self.fd)
+                os.waitpid(self._pid, 0)
+                self._pid = 0
 
 
 def plain_message(output: bytes) -> str:

@@ -8,7 +8,7 @@ from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.findings import Finding
 from niso.runtime import package, sources, status
-from niso.runtime.root import HOSTS
+from niso.runtime.skeleton import HOSTS
 from niso.runtime.spec import APP, load
 from niso.store.store import ServiceRow
 

@@ -73,10 +73,13 @@ def renew() -> None:
 
 
 def remove_unused() -> None:
-    """Remove the script if no service has runtime files. Raises OSError."""
+    """Remove the script if no service has runtime files, and unused skeletons. Raises OSError."""
+    from niso.runtime import skeleton
+
     guard = open_lock(".cgroup")
     try:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        skeleton.remove_unused()
         if not status.services():
             os.unlink(path())
     except (BlockingIOError, FileNotFoundError):  # a service is starting; it is gone

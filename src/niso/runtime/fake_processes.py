@@ -69,13 +69,16 @@ class _Run:
 
 
 class _Begun:
-    """`niso.runtime.processes.Start` of a run; it is created at once."""
+    """`niso.runtime.processes.Start` of a run, which never has to wait."""
 
     def __init__(self, processes: FakeProcesses, run: _Run, service: str) -> None:
         self._processes, self._run, self._service = processes, run, service
         self._life = _Life()
         self._life.end()
-        self.fd, self.is_created = self._life.fd, True
+        self.fd = self._life.fd
+
+    def advance(self) -> bool:
+        return True
 
     def finish(self) -> int:
         try:

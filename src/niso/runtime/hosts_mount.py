@@ -20,7 +20,7 @@ from niso.base.signals import signals_held
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime import mount_calls as calls
 from niso.runtime import process
-from niso.runtime.root import HOSTS
+from niso.runtime.skeleton import HOSTS
 from niso.runtime.spec import save
 
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8

@@ -27,7 +27,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_held
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, crun, exit_command, oci, root, sources, unit, volumes
+from niso.runtime import cgroup, crun, exit_command, oci, root, skeleton, sources, unit, volumes
 from niso.runtime.logs import LOG_NAME
 from niso.runtime.pids import wait_readable
 from niso.runtime.spec import cgroup_of, write_json
@@ -59,7 +59,6 @@ _LIMITS = (
 )
 _FOLDERS = (
     "layer",
-    root.LOWER,
     "empty",
     root.HOST,
     root.INIT,
@@ -117,6 +116,8 @@ class Launch:
         self._spec = spec
         self._bundle = bundle
         self._held = ExitStack()
+        self._pid = 0
+        self._starting: crun.Running | None = None
         try:
             failpoint.hit(f"write the bundle of {spec.service}")
             held = sources.Held(spec)
@@ -132,31 +133,45 @@ class Launch:
                 # conmon loads while the bundle is written
                 creator = _Creator(spec, bundle, held)
                 self._held.callback(creator.close)
-            folders = root.host_folders() if spec.rootfs is None else []
-            write_bundle(held.spec, bundle, folders)
+            under = skeleton.current() if spec.rootfs is None else None
+            write_bundle(held.spec, bundle, under)
             failpoint.hit(f"mount the root of {spec.service}")
-            creator.mount(folders)
+            creator.mount(under.folders if under is not None else ())
             failpoint.hit(f"create the process of {spec.service}")
             self.fd = creator.create()
-            """Readable once the container exists, or its creation has failed."""
+            """Readable once `advance` can do more."""
         except BaseException:
             self.close()
             raise
 
+    def advance(self) -> bool:
+        """Start the container once it is created; return whether `finish` would not block."""
+        if self._starting is None and wait_readable(self.fd, 0):
+            self._start()
+        return self._starting is not None and wait_readable(self.fd, 0)
+
     def finish(self) -> int:
-        """Wait for the container and start it; return the pid of its PID 1 on the host."""
+        """Wait until the container is started; return the pid of its PID 1 on the host."""
+        exit_status, message = (self._starting or self._start()).wait()
+        if exit_status != 0:
+            raise ProcessError(f"{self._spec.service}: crun start: {message}")
+        return self._pid
+
+    def _start(self) -> crun.Running:
+        """Wait for the container, and have crun start it."""
         try:
-            pid = _created_pid(self._spec, self._bundle, self.fd)
+            self._pid = _created_pid(self._spec, self._bundle, self.fd)
         finally:
             self.close()
         failpoint.hit(f"start the process of {self._spec.service}")
-        exit_status, message = crun.run("start", crun.container_id(self._spec.service))
-        if exit_status != 0:
-            raise ProcessError(f"{self._spec.service}: crun start: {message}")
-        return pid
+        with signals_held():
+            self._starting = crun.Running("start", crun.container_id(self._spec.service))
+            self._held.callback(self._starting.close)
+        self.fd = self._starting.fd
+        return self._starting
 
     def close(self) -> None:
-        """Release the thread with its mounts, conmon's pipes and the lock."""
+        """Release the thread with its mounts, conmon's pipes and the lock; wait for crun's end."""
         self._held.close()
 
 
@@ -165,10 +180,10 @@ def init() -> str:
     return os.path.realpath(crun.tool("catatonit"))
 
 
-def write_bundle(spec: ProcessSpec, bundle: str, folders: Sequence[str]) -> None:
+def write_bundle(spec: ProcessSpec, bundle: str, under: skeleton.Skeleton | None) -> None:
     """Write the OCI bundle: config.json and the folders of the root. Raises OSError.
 
-    ``spec`` is that of `sources.Held`, ``folders`` are those of the host that it sees.
+    ``spec`` is that of `sources.Held`. Without a rootfs, ``under`` is the skeleton of the root.
     """
     if not spec.netns:
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
@@ -177,8 +192,14 @@ def write_bundle(spec: ProcessSpec, bundle: str, folders: Sequence[str]) -> None
     spec = spec._replace(package=f"{bundle}/{sources.PACKAGE}")
     where = volumes.placed(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
-    hosts_at = root.write_layer(spec, f"{bundle}/layer", folders)
-    volumes.make_points(spec.rootfs, f"{bundle}/layer", where)
+    if under is None:
+        os.mkdir(f"{bundle}/{skeleton.LOWER}", 0o700)
+    else:
+        os.symlink(under.path, f"{bundle}/{skeleton.LOWER}")
+    below = spec.rootfs if under is None else under.path
+    assert below is not None
+    hosts_at = root.write_layer(spec, f"{bundle}/layer", below)
+    volumes.make_points(below, f"{bundle}/layer", where)
     shared = f"{bundle}/{sources.VOLUMES}"
     volumes.make_sources(shared, where)
     machine = oci.Machine(
@@ -187,7 +208,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, folders: Sequence[str]) -> None
         seccomp=_profile(),
         host=f"{bundle}/{root.HOST}",
         secrets=f"{bundle}/{root.SECRETS}" if spec.secrets else "",
-        folders=folders,
+        folders=under.folders if under is not None else (),
         controllers=cgroup.usable(cgroup.limits(spec)),
     )
     mounts = volumes.mounts(spec, where, shared)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Container, Sequence
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime import cgroup
-from niso.runtime.root import TMPFS
+from niso.runtime.skeleton import TMPFS
 from niso.runtime.spec import APP, INIT, cgroup_of, path_env
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 niso's layer is a small folder with mount points, /etc/passwd, /etc/hosts and the like.
 It is the upper of the two lower layers of an overlay, above the service's rootfs, which is never
-written to. Without a rootfs, it shows the host's /usr read-only.
+written to. Without a rootfs it is above a skeleton (`niso.runtime.skeleton`), and the root shows
+the host's /usr read-only.
 
 Whatever of the host a service sees is an overlay of its own too. A service that held the host's
 inodes could watch them (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)), and so
@@ -17,104 +18,33 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from niso.base import files, paths
+from niso.base import files
 from niso.base.errors import InvalidInput
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime import service_paths, users
 from niso.runtime.mount_calls import attach, mount
-from niso.runtime.spec import APP
+from niso.runtime.skeleton import HOSTS, LOWER, MOUNT_POINTS, NSSWITCH, TMPFS
 
 # mount(2), linux/mount.h
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_SLAVE = 0x1, 0x2, 0x4, 0x4000, 0x80000
 
-HOSTS = "niso-hosts"
-"""The folder below the service's /etc that contains hosts.
-
-A folder is mounted, because a mounted file does not follow a rename over it.
-"""
-
-# What an assembled root has of the host's /etc: no key, password or machine id.
-ETC_FILES = (
-    "bindresvport.blacklist",
-    "debian_version",
-    "ethertypes",
-    "gai.conf",
-    "host.conf",
-    "inputrc",
-    "ld.so.cache",
-    "ld.so.conf",
-    "locale.alias",
-    "locale.conf",
-    "localtime",
-    "magic",
-    "magic.mime",
-    "mime.types",
-    "netconfig",
-    "networks",
-    "os-release",
-    "protocols",
-    "rpc",
-    "services",
-    "shells",
-    "timezone",
-    "xattr.conf",
-)
-ETC_FOLDERS = ("alternatives", "ca-certificates", "fonts", "ld.so.conf.d", "ssl/certs", "terminfo")
-_ETC_SSL = ("ssl/openssl.cnf",)
-TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - inside the service
-_MOUNT_POINTS = ("/proc", "/sys", "/dev", APP, *TMPFS)
-_NSSWITCH = """\
-passwd: files
-group: files
-shadow: files
-hosts: files dns
-networks: files
-protocols: files
-services: files
-"""
+HOST, INIT, SECRETS = "host", "init", "secrets"
+"""Folders of the bundle: they show the host's folders, that of catatonit, and the secrets."""
 
 
-def etc_folders() -> list[str]:
-    """List the folders of the host's /etc that an assembled root shows read-only."""
-    java = [name for name in os.listdir("/etc") if name.startswith("java-")]
-    return [f"/etc/{name}" for name in (*ETC_FOLDERS, *java) if os.path.isdir(f"/etc/{name}")]
+def write_layer(spec: ProcessSpec, layer: str, below: str) -> str:
+    """Fill the empty folder ``layer`` with what niso adds to the root of this service alone.
 
-
-def host_folders() -> list[str]:
-    """List the folders of the host that an assembled root shows read-only at the same path."""
-    return [
-        "/usr",
-        *(f"/{name}" for name in TOP_LINKS if _is_folder(f"/{name}")),
-        *etc_folders(),
-    ]
-
-
-HOST, INIT, LOWER, SECRETS = "host", "init", "lower", "secrets"
-"""Folders of the bundle: they show the host's folders, that of catatonit, the rootfs, the secrets.
-"""
-
-
-def write_layer(spec: ProcessSpec, layer: str, folders: Iterable[str]) -> str:
-    """Fill the empty folder ``layer`` with what niso adds to the root.
-
-    ``folders`` are those of the host that it shows.
+    ``below`` is the rootfs or, without one, the skeleton, which has the mount points.
     Returns the mount point of the hosts folder inside the service. Raises OSError.
     """
-    os.chmod(layer, 0o755)
-    points = [*_MOUNT_POINTS, *folders]
-    if spec.rootfs is None:
-        etc = "/etc"
-        _assembled_folders(layer)
-    else:
-        _copy_owner(spec.rootfs, layer)
-        etc = place(spec.rootfs, "/etc")
-    points.append(f"{etc}/{HOSTS}")
-    for point in points:
-        mount_point(spec.rootfs, layer, point)
-    mount_point(spec.rootfs, layer, etc)
+    _copy_owner(below, layer)
+    etc = place(below, "/etc")
+    for point in (*MOUNT_POINTS, f"{etc}/{HOSTS}") if spec.rootfs is not None else ():
+        mount_point(below, layer, point)
+    mount_point(below, layer, etc)
     _write_etc(spec, layer + etc)
     return f"{etc}/{HOSTS}"
 
@@ -159,10 +89,10 @@ def assemble(
             "root",
             "overlay",
             flags,
-            "lowerdir=layer:lower,upperdir=scratch/upper,workdir=scratch/work",
+            f"lowerdir=layer:{LOWER},upperdir=scratch/upper,workdir=scratch/work",
         )
     else:
-        mount("niso", "root", "overlay", flags | MS_RDONLY, "lowerdir=layer:lower")
+        mount("niso", "root", "overlay", flags | MS_RDONLY, f"lowerdir=layer:{LOWER}")
 
 
 def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
@@ -205,54 +135,6 @@ def _show(folder: str, at: str) -> None:
     mount("niso", at, "overlay", flags, f"lowerdir={lower}:empty")
 
 
-def _assembled_folders(layer: str) -> None:
-    """Make the folders and links of a root without a rootfs, and the host's files in its /etc."""
-    for name in TOP_LINKS:
-        if os.path.islink(f"/{name}"):
-            os.symlink(os.readlink(f"/{name}"), f"{layer}/{name}")
-    for name in (
-        "etc",
-        "home",
-        "mnt",
-        "opt",
-        "srv",
-        "usr",
-        "var",
-        "var/cache",
-        "var/lib",
-        "var/log",
-    ):
-        os.mkdir(f"{layer}/{name}", 0o755)
-    os.mkdir(f"{layer}/root", 0o700)
-    os.symlink("/run", f"{layer}/var/run")
-    os.symlink("/run/lock", f"{layer}/var/lock")
-    os.mkdir(f"{layer}/etc/ssl", 0o755)
-    for name in (*ETC_FILES, *_ETC_SSL):
-        source = f"/etc/{name}"
-        if os.path.islink(source) and os.path.realpath(source).startswith("/usr/"):
-            os.symlink(os.readlink(source), f"{layer}/etc/{name}")
-        elif os.path.isfile(source):
-            os.link(_shared(source), f"{layer}/etc/{name}")
-    os.symlink("/proc/self/mounts", f"{layer}/etc/mtab")
-
-
-def _shared(source: str) -> str:
-    """Return a copy of a file of the host's /etc, to be linked into all layers: /run is memory.
-
-    A changed original gets a new copy.
-    """
-    info = os.stat(source)
-    folder = os.path.join(paths.run_dir(), "etc")
-    copy = os.path.join(folder, f"{source.replace('/', '%')}@{info.st_mtime_ns}@{info.st_size}")
-    if not os.path.exists(copy):
-        os.makedirs(folder, 0o700, exist_ok=True)
-        draft = f"{copy}.{os.getpid()}"
-        with open(source, "rb") as file:
-            _write(draft, file.read(service_paths.MAX_FILE_BYTES))
-        os.rename(draft, copy)
-    return copy
-
-
 def _write_etc(spec: ProcessSpec, etc: str) -> None:
     """Write the files of /etc that depend on the service: users, name resolution, hostname."""
     passwd = users.read_database(spec.rootfs, "passwd")
@@ -280,9 +162,8 @@ def _write_etc(spec: ProcessSpec, etc: str) -> None:
         # its network is the host's, so the host is at loopback
         text = f"{of_host('hosts').rstrip()}\n127.0.0.1  host.niso.local\n"
         _write(f"{etc}/hosts", text.encode(errors="surrogateescape"))
-    if spec.rootfs is None or not _exists(spec.rootfs, "/etc/nsswitch.conf"):
-        # Without this file, glibc queries DNS before /etc/hosts (nss/nss_database.c).
-        _write(f"{etc}/nsswitch.conf", _NSSWITCH.encode())
+    if spec.rootfs is not None and not _exists(spec.rootfs, "/etc/nsswitch.conf"):
+        _write(f"{etc}/nsswitch.conf", NSSWITCH.encode())
 
 
 def of_host(name: str) -> str:
@@ -315,8 +196,8 @@ def check_points(rootfs: str) -> None:
 
     Such a link leads from a mount point to /, or into the place of another mount.
     """
-    at = {point: place(rootfs, point) or "/" for point in (*_MOUNT_POINTS, "/etc")}
-    for point in _MOUNT_POINTS:
+    at = {point: place(rootfs, point) or "/" for point in (*MOUNT_POINTS, "/etc")}
+    for point in MOUNT_POINTS:
         for other, where in at.items():
             if other == point or (point in TMPFS and other in TMPFS):
                 continue
@@ -359,13 +240,12 @@ def _exists(rootfs: str, path: str) -> bool:
     return True
 
 
-def mount_point(rootfs: str | None, layer: str, path: str) -> None:
-    """Make the folder ``path`` in the layer. Raises OSError.
+def mount_point(below: str, layer: str, path: str) -> None:
+    """Make the folder ``path`` in the layer above the rootfs or skeleton ``below``. Raises OSError.
 
-    Folders that exist in the rootfs get the same owner and mode.
+    Folders that exist there get the same owner and mode.
     """
-    if rootfs is not None:
-        path = place(rootfs, path)
+    path = place(below, path)
     built = ""
     for part in path.split("/")[1:]:
         built += f"/{part}"
@@ -376,18 +256,17 @@ def mount_point(rootfs: str | None, layer: str, path: str) -> None:
                 raise OSError(errno.ELOOP, "it is below a symlink", built) from None
             continue
         os.chmod(layer + built, 0o755)
-        if rootfs is not None and os.path.isdir(rootfs + built):
-            _copy_owner(rootfs + built, layer + built)
+        if os.path.isdir(below + built):
+            _copy_owner(below + built, layer + built)
 
 
-def mount_file(rootfs: str | None, layer: str, path: str) -> None:
+def mount_file(below: str, layer: str, path: str) -> None:
     """Make the empty file ``path`` in the layer as a mount point; no-op if it exists.
 
-    Raises OSError.
+    ``below`` is as in `mount_point`. Raises OSError.
     """
-    if rootfs is not None:
-        path = place(rootfs, path)
-    mount_point(rootfs, layer, os.path.dirname(path))
+    path = place(below, path)
+    mount_point(below, layer, os.path.dirname(path))
     try:
         os.close(os.open(layer + path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
     except FileExistsError:
@@ -401,7 +280,3 @@ def _copy_owner(source: str, target: str) -> None:
         return
     os.chown(target, info.st_uid, info.st_gid)
     os.chmod(target, stat.S_IMODE(info.st_mode))
-
-
-def _is_folder(path: str) -> bool:
-    return os.path.isdir(path) and not os.path.islink(path)

@@ -25,7 +25,7 @@ from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import NamedTuple
 from niso.plan.process_spec import Identity, ProcessSpec, Secret, Volume
 from niso.runtime import mount_calls
-from niso.runtime.root import LOWER
+from niso.runtime.skeleton import LOWER
 
 VOLUMES, PACKAGE = "volumes", "package"
 """The folders of the bundle where these are mounted for the creation of the container."""

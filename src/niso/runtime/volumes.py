@@ -17,7 +17,8 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.mount_points import taken
 from niso.plan.process_spec import ProcessSpec, Volume
 from niso.runtime import cgroup
-from niso.runtime.root import TMPFS, TOP_LINKS, etc_folders, mount_file, mount_point, place
+from niso.runtime.root import mount_file, mount_point, place
+from niso.runtime.skeleton import TMPFS, TOP_LINKS, etc_folders
 
 if TYPE_CHECKING:
     from typing import Any
@@ -188,10 +189,10 @@ def make_sources(shared: str, where: list[Placed]) -> None:
                 os.close(os.open(point, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def make_points(rootfs: str | None, layer: str, where: list[Placed]) -> None:
-    """Make the mount points that the root lacks, in niso's layer. Raises OSError."""
+def make_points(below: str, layer: str, where: list[Placed]) -> None:
+    """Make the mount points in niso's layer, above the rootfs or skeleton. Raises OSError."""
     for _, at, folder in where:
-        (mount_point if folder else mount_file)(rootfs, layer, at)
+        (mount_point if folder else mount_file)(below, layer, at)
 
 
 # --- named volumes, which outlive an activation -------------------------------------------------

@@ -127,17 +127,23 @@ def release(store: Store, target: Target) -> None:
 
 
 def record(
-    machine: Machine, target: Target, copy: str, together: frozenset[str], beside: frozenset[str]
+    machine: Machine,
+    target: Target,
+    copy: str,
+    together: frozenset[str],
+    beside: frozenset[str],
+    links: LinkNames,
 ) -> Change:
     """Write the wanted state of one service to the store; `release` was called before.
 
     ``together`` are all services of the command. ``beside`` are those whose manifests it activates.
+    ``links`` are of the whole command.
     Raises Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all
     refused names, addresses and ports. The caller must then roll back the transaction.
     """
     errors: list[Error] = []
     try:
-        change = _record(machine, target, copy, together, beside, errors)
+        change = _record(machine, target, copy, together, beside, links, errors)
     except (Conflict, InvalidInput) as error:
         errors.append(error)
     except ErrorGroup as group:
@@ -169,6 +175,7 @@ def _record(
     copy: str,
     together: frozenset[str],
     beside: frozenset[str],
+    links: LinkNames,
     errors: list[Error],
 ) -> Change:
     """Do the work of `record`. Errors that do not stop further checks are added to ``errors``."""
@@ -186,7 +193,7 @@ def _record(
         _ensure_network(machine, network, wanted.addresses.get(network))
     was_active = before is not None and before.active
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
-    generation = _generation(store, name, on, generation)
+    generation = links.generation(name, on, generation)
     if attached:
         uid = before.uid if before else store.uid_of_nobody()
         spec = old_spec = None
@@ -423,17 +430,30 @@ def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
         machine.store.add_network(network, implicit=True, now=time.time())
 
 
-def _generation(store: Store, service: str, networks: tuple[str, ...], first: int) -> int:
-    """Return the lowest generation from ``first`` on whose links have names of their own.
+class LinkNames:
+    """Choose generations of services, for the names of their links, in one transaction.
 
-    A name may be that of another endpoint, also of this service (`niso.base.names.veth`).
+    A name may be that of another endpoint, also of the same service (`niso.base.names.veth`).
     """
-    taken = {veth(*other): other for other in store.endpoints_like(link_prefix(service))}
 
-    def is_free(generation: int) -> bool:
-        own = {veth(service, on, generation): (service, on, generation) for on in networks}
-        return len(own) == len(networks) and all(
-            taken.get(link, endpoint) == endpoint for link, endpoint in own.items()
-        )
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._taken: dict[str, dict[str, tuple[str, str, int]]] = {}
+        """The endpoint that has each name, by `link_prefix`. Reading them again for each service of
+        a command would read all intents of the command each time."""
 
-    return next(filter(is_free, count(first)))
+    def generation(self, service: str, networks: tuple[str, ...], first: int) -> int:
+        """Return the lowest generation from ``first`` on whose links have names of their own."""
+        prefix = link_prefix(service)
+        if prefix not in self._taken:
+            others = self._store.endpoints_like(prefix)
+            self._taken[prefix] = {veth(*other): other for other in others}
+        taken = self._taken[prefix]
+        for generation in count(first):
+            own = {veth(service, on, generation): (service, on, generation) for on in networks}
+            if len(own) == len(networks) and all(
+                taken.get(link, endpoint) == endpoint for link, endpoint in own.items()
+            ):
+                break
+        taken |= own
+        return generation

@@ -21,7 +21,7 @@ from niso.plan.records import Port
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.services import journal
-from niso.services.admit import Target, forget_former, record, release, scope_of
+from niso.services.admit import LinkNames, Target, forget_former, record, release, scope_of
 from niso.services.attach_request import BY_INTERFACE, Request, Wish, target_of
 from niso.services.machine import Machine
 from niso.store.attached_rows import Attached, wishes
@@ -147,7 +147,7 @@ def _apply(machine: Machine, target: Target, held: across.Held | None, report: R
             if held is not None:
                 held.record()
             release(store, target)
-            change = record(machine, target, "", alone, alone)
+            change = record(machine, target, "", alone, alone, LinkNames(store))
             assert target.attached is not None
             if POD_POLICY in wishes(target.attached)["labels"] and not store.publishes(name):
                 store.put_published_row(name, (name, target.links[0].network, 0))
