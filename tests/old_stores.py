@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 
+from niso.base import paths
 from niso.plan.records import Port
-from niso.store import reboot
+from niso.store import reboot, written_rows
+from niso.store import tables as schema
 from niso.store.store import ROW_TABLES
 
 VERSION_1 = """
@@ -200,3 +203,43 @@ def positions(database: sqlite3.Connection, service: str) -> str:
             for row in rows
         ]
     return json.dumps(noted)
+
+
+LATER = ("restrict_suid_sgid", "shm_size", "tmp_size", "limits")
+"""Fields of a ServiceSpec that version 4 did not have."""
+
+
+def stored_as(version: int) -> sqlite3.Connection:
+    """Make this host's database as an earlier version had it.
+
+    It has a network that an activation made, one that was created, and two services.
+    """
+    os.makedirs(paths.state_dir(), mode=0o700)
+    database = sqlite3.connect(paths.database(), isolation_level=None)
+    database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA user_version=1; {VERSION_1}")
+    for table, rows in ROWS.items():
+        for row in rows:
+            database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+    written_rows.add_functions(database)
+    for number in range(2, version + 1):
+        for statement in schema.MIGRATIONS[number].split(";"):
+            database.execute(statement)
+        if number == 3:
+            _write_manifests(database)
+        if number == 4:
+            _forget_later_fields(database)
+        database.execute(f"PRAGMA user_version={number}")
+    return database
+
+
+def _write_manifests(database: sqlite3.Connection) -> None:
+    """Put what version 3 wrote of manifests and processes."""
+    for name, text in WRITTEN.items():
+        database.execute("UPDATE service SET manifest=? WHERE name=?", (text, name))
+    database.execute("UPDATE service SET spec=? WHERE name='api'", (PROCESS,))
+
+
+def _forget_later_fields(database: sqlite3.Connection) -> None:
+    for name, text in database.execute("SELECT name, manifest FROM service").fetchall():
+        fields = {key: value for key, value in json.loads(text).items() if key not in LATER}
+        database.execute("UPDATE service SET manifest=? WHERE name=?", (json.dumps(fields), name))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sqlite3
 from pathlib import Path
 
 import pytest
-from old_stores import PORTS, PROCESS, ROWS, VERSION_1, WRITTEN, positions, rows_of
+from old_stores import LATER, PORTS, PROCESS, ROWS, WRITTEN, positions, rows_of, stored_as
 from stored import dump, put
 
 from niso.base import convert, paths
@@ -23,7 +22,7 @@ from niso.manifest.manifest_tables import Manifest
 from niso.plan.desired import desired
 from niso.plan.records import Healthcheck, Port
 from niso.plan.service_spec import Published, User
-from niso.store import migrate, reboot, specs, written_rows
+from niso.store import migrate, reboot, specs
 from niso.store import tables as schema
 from niso.store.sqlite import COLUMNS, VERSION
 from niso.store.store import ALL, Store
@@ -33,18 +32,6 @@ from niso.store.store import ALL, Store
 def what_was_active_lives(monkeypatch) -> None:
     """The store was written on this host, in this boot."""
     monkeypatch.setattr(reboot, "_lives", lambda _: True)
-
-
-@pytest.fixture
-def version_1() -> sqlite3.Connection:
-    """A database of version 1 with a network that an activation made, one that was created, and two services."""
-    os.makedirs(paths.state_dir(), mode=0o700)
-    database = sqlite3.connect(paths.database(), isolation_level=None)
-    database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA user_version=1; {VERSION_1}")
-    for table, rows in ROWS.items():
-        for row in rows:
-            database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-    return database
 
 
 def layout(database: sqlite3.Connection) -> tuple[dict[str, object], list[str]]:
@@ -67,10 +54,8 @@ def layout(database: sqlite3.Connection) -> tuple[dict[str, object], list[str]]:
     return columns, sorted(indexes)
 
 
-def test_database_of_version_1_has_the_layout_of_a_new_one(
-    version_1, monkeypatch, tmp_path: Path
-) -> None:
-    version_1.close()
+def test_database_of_version_1_has_the_layout_of_a_new_one(monkeypatch, tmp_path: Path) -> None:
+    stored_as(1).close()
     old = Store.open()
     monkeypatch.setenv("NISO_STATE_DIR", str(tmp_path / "new"))
     new = Store.open()
@@ -80,8 +65,8 @@ def test_database_of_version_1_has_the_layout_of_a_new_one(
         assert store._db.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
-def test_what_version_1_held_is_all_there_and_means_the_same(version_1) -> None:
-    version_1.close()
+def test_what_version_1_held_is_all_there_and_means_the_same() -> None:
+    stored_as(1).close()
     store = Store.open()
     found = dump(store)
     for table, rows in ROWS.items():
@@ -107,17 +92,18 @@ def test_what_version_1_held_is_all_there_and_means_the_same(version_1) -> None:
 
 
 @pytest.fixture
-def begun(version_1) -> None:
+def begun() -> None:
     """In version 1 an activation of api began, which takes other ports and another network, and its process died."""
-    version_1.execute("INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (rows_of("api"),))
-    version_1.execute("DELETE FROM port WHERE service='api'")
-    version_1.execute("INSERT INTO port VALUES ('api', 0, '', 9090, 90, 'tcp')")
-    version_1.execute("DELETE FROM endpoint WHERE service='api' AND network='backend'")
-    version_1.execute("DELETE FROM lease WHERE service='api' AND network='backend'")
-    version_1.execute("UPDATE endpoint SET position=0 WHERE service='api'")
-    version_1.execute("""UPDATE service SET networks='["front"]', generation=4 WHERE name='api'""")
-    version_1.execute("UPDATE host_name SET name='shop' WHERE name='web'")
-    version_1.close()
+    old = stored_as(1)
+    old.execute("INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (rows_of("api"),))
+    old.execute("DELETE FROM port WHERE service='api'")
+    old.execute("INSERT INTO port VALUES ('api', 0, '', 9090, 90, 'tcp')")
+    old.execute("DELETE FROM endpoint WHERE service='api' AND network='backend'")
+    old.execute("DELETE FROM lease WHERE service='api' AND network='backend'")
+    old.execute("UPDATE endpoint SET position=0 WHERE service='api'")
+    old.execute("""UPDATE service SET networks='["front"]', generation=4 WHERE name='api'""")
+    old.execute("UPDATE host_name SET name='shop' WHERE name='web'")
+    old.close()
 
 
 def test_what_a_change_that_version_1_began_gave_up_is_held_until_it_is_undone(begun) -> None:
@@ -157,8 +143,8 @@ def test_ports_of_an_undone_change_lead_into_the_network_that_they_led_into(begu
     assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "1") in state[Sysctl]
 
 
-def test_service_of_version_1_can_be_put_again_and_keeps_what_it_had(version_1) -> None:
-    version_1.close()
+def test_service_of_version_1_can_be_put_again_and_keeps_what_it_had() -> None:
+    stored_as(1).close()
     store = Store.open()
     with store.transaction():
         store.begin_intent("api", "activate", 6.0)
@@ -181,19 +167,11 @@ def test_service_of_version_1_can_be_put_again_and_keeps_what_it_had(version_1) 
 # --- version 2 to 3: modes, enabled ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def version_2(version_1) -> sqlite3.Connection:
-    """The same database as version 2 had it."""
-    for statement in schema.MIGRATIONS[2].split(";"):
-        version_1.execute(statement)
-    version_1.execute("PRAGMA user_version=2")
-    return version_1
-
-
-def test_services_of_version_2_are_of_bridge_mode_and_not_enabled(version_2) -> None:
-    assert len(version_2.execute("SELECT * FROM service").fetchone()) == 13
-    before = {table: version_2.execute(f"SELECT * FROM {table}").fetchall() for table in ROWS}
-    version_2.close()
+def test_services_of_version_2_are_of_bridge_mode_and_not_enabled() -> None:
+    old = stored_as(2)
+    assert len(old.execute("SELECT * FROM service").fetchone()) == 13
+    before = {table: old.execute(f"SELECT * FROM {table}").fetchall() for table in ROWS}
+    old.close()
     store = Store.open()
     assert {
         row.name: (row.mode, row.provider, row.enabled, row.active) for row in store.services()
@@ -207,10 +185,11 @@ def test_services_of_version_2_are_of_bridge_mode_and_not_enabled(version_2) -> 
     assert found["stack_member"] == []
 
 
-def test_change_that_version_2_began_is_undone_and_a_service_stays_enabled(version_2) -> None:
-    version_2.execute("INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (rows_of("api"),))
-    version_2.execute("UPDATE service SET generation=9 WHERE name='api'")
-    version_2.close()
+def test_change_that_version_2_began_is_undone_and_a_service_stays_enabled() -> None:
+    old = stored_as(2)
+    old.execute("INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (rows_of("api"),))
+    old.execute("UPDATE service SET generation=9 WHERE name='api'")
+    old.close()
     store = Store.open()
     with store.transaction():
         row = store.service("api")
@@ -226,8 +205,8 @@ def test_change_that_version_2_began_is_undone_and_a_service_stays_enabled(versi
     assert (row.mode, row.provider, row.enabled, row.generation) == ("bridge", None, True, 3)
 
 
-def test_mode_provider_and_enabled_are_kept(version_2) -> None:
-    version_2.close()
+def test_mode_provider_and_enabled_are_kept() -> None:
+    stored_as(2).close()
     store = Store.open()
     row = store.service("db")
     assert row is not None
@@ -243,20 +222,8 @@ def test_mode_provider_and_enabled_are_kept(version_2) -> None:
 # --- version 3 to 4: manifests as typed data, intents by the names of columns ------------------------------------------
 
 
-@pytest.fixture
-def version_3(version_2) -> sqlite3.Connection:
-    """The same database as version 3 had it, with what that version wrote of manifests and processes."""
-    for statement in schema.MIGRATIONS[3].split(";"):
-        version_2.execute(statement)
-    version_2.execute("PRAGMA user_version=3")
-    for name, text in WRITTEN.items():
-        version_2.execute("UPDATE service SET manifest=? WHERE name=?", (text, name))
-    version_2.execute("UPDATE service SET spec=? WHERE name='api'", (PROCESS,))
-    return version_2
-
-
-def test_manifests_of_version_3_are_typed_and_say_the_same(version_3) -> None:
-    version_3.close()
+def test_manifests_of_version_3_are_typed_and_say_the_same() -> None:
+    stored_as(3).close()
     store = Store.open()
     api, db = store.services()
     spec = api.require_service()
@@ -276,8 +243,8 @@ def test_manifests_of_version_3_are_typed_and_say_the_same(version_3) -> None:
     assert store.checked_services() == ["api"], "a volume of that name is no healthcheck"
 
 
-def test_process_of_version_3_is_the_same_so_that_nothing_restarts(version_3) -> None:
-    version_3.close()
+def test_process_of_version_3_is_the_same_so_that_nothing_restarts() -> None:
+    stored_as(3).close()
     row = Store.open().service("api")
     assert row is not None and row.spec == PROCESS
     now, old = json.loads(specs.encode_process(row.require_process())), json.loads(PROCESS)
@@ -286,9 +253,9 @@ def test_process_of_version_3_is_the_same_so_that_nothing_restarts(version_3) ->
     assert now == old | later and not any(later.values())
 
 
-def test_row_of_version_3_is_the_one_that_an_activation_would_write(version_3) -> None:
+def test_row_of_version_3_is_the_one_that_an_activation_would_write() -> None:
     """Else an unchanged service would be seen as changed."""
-    version_3.close()
+    stored_as(3).close()
     row = Store.open().service("api")
     assert row is not None
     tables = convert.convert(json.loads(WRITTEN["api"]), Manifest)
@@ -296,14 +263,11 @@ def test_row_of_version_3_is_the_one_that_an_activation_would_write(version_3) -
 
 
 @pytest.mark.parametrize("text", ["x", "{}", "[]", WRITTEN["db"].replace('"5432"', '"0"')])
-def test_manifest_of_version_3_that_is_damaged_keeps_nothing_from_being_migrated(
-    version_3, text: str
-) -> None:
-    version_3.execute("UPDATE service SET manifest=? WHERE name='db'", (text,))
-    version_3.execute(
-        "INSERT INTO intent VALUES ('db', 'activate', ?, 5.0)", (positions(version_3, "db"),)
-    )
-    version_3.close()
+def test_manifest_of_version_3_that_is_damaged_keeps_nothing_from_being_migrated(text: str) -> None:
+    old = stored_as(3)
+    old.execute("UPDATE service SET manifest=? WHERE name='db'", (text,))
+    old.execute("INSERT INTO intent VALUES ('db', 'activate', ?, 5.0)", (positions(old, "db"),))
+    old.close()
     store = Store.open()
     api, db = store.services()
     assert api.service is not None and (db.service, db.manifest) == (None, text)
@@ -313,15 +277,14 @@ def test_manifest_of_version_3_that_is_damaged_keeps_nothing_from_being_migrated
     assert store.is_as_before(intent)
 
 
-def test_change_that_version_3_began_is_undone_to_what_was(version_3) -> None:
-    version_3.execute(
-        "INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (positions(version_3, "api"),)
-    )
-    version_3.execute("UPDATE service SET generation=9, provider='db' WHERE name='api'")
-    version_3.execute("DELETE FROM port WHERE service='api'")
-    version_3.execute("DELETE FROM lease WHERE service='api' AND network='backend'")
-    version_3.execute("UPDATE host_name SET name='shop' WHERE name='web'")
-    version_3.close()
+def test_change_that_version_3_began_is_undone_to_what_was() -> None:
+    old = stored_as(3)
+    old.execute("INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (positions(old, "api"),))
+    old.execute("UPDATE service SET generation=9, provider='db' WHERE name='api'")
+    old.execute("DELETE FROM port WHERE service='api'")
+    old.execute("DELETE FROM lease WHERE service='api' AND network='backend'")
+    old.execute("UPDATE host_name SET name='shop' WHERE name='web'")
+    old.close()
     store = Store.open()
     (intent,) = store.intents()
     was = intent.before
@@ -343,31 +306,28 @@ def test_change_that_version_3_began_is_undone_to_what_was(version_3) -> None:
     assert store.addresses("api") == [("backend", "10.99.1.2"), ("front", "10.99.2.5")]
 
 
-def test_sharing_that_version_3_gave_up_is_held(version_3) -> None:
-    version_3.execute("UPDATE service SET mode='share', provider='api', active=1 WHERE name='db'")
-    version_3.execute(
-        "INSERT INTO intent VALUES ('db', 'activate', ?, 5.0)", (positions(version_3, "db"),)
-    )
-    version_3.execute("UPDATE service SET active=0, provider=NULL WHERE name='db'")
-    version_3.close()
+def test_sharing_that_version_3_gave_up_is_held() -> None:
+    old = stored_as(3)
+    old.execute("UPDATE service SET mode='share', provider='api', active=1 WHERE name='db'")
+    old.execute("INSERT INTO intent VALUES ('db', 'activate', ?, 5.0)", (positions(old, "db"),))
+    old.execute("UPDATE service SET active=0, provider=NULL WHERE name='db'")
+    old.close()
     assert Store.open().held_sharers("api") == ["db"]
 
 
-def test_ports_that_version_3_was_moving_are_known(version_3) -> None:
+def test_ports_that_version_3_was_moving_are_known() -> None:
+    old = stored_as(3)
     moved = json.dumps({"moved": [list(PORTS[0]), list(PORTS[1])]})
-    version_3.execute("INSERT INTO intent VALUES ('api', 'ports', ?, 5.0)", (moved,))
-    version_3.close()
+    old.execute("INSERT INTO intent VALUES ('api', 'ports', ?, 5.0)", (moved,))
+    old.close()
     assert Store.open().moved_ports() == [("api", port) for port in PORTS]
 
 
-def test_reboot_between_the_versions_ends_what_was_active_in_intents_too(
-    version_3, monkeypatch
-) -> None:
-    version_3.execute(
-        "INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (positions(version_3, "api"),)
-    )
-    version_3.execute("UPDATE meta SET value='another boot' WHERE key='world'")
-    version_3.close()
+def test_reboot_between_the_versions_ends_what_was_active_in_intents_too(monkeypatch) -> None:
+    old = stored_as(3)
+    old.execute("INSERT INTO intent VALUES ('api', 'activate', ?, 5.0)", (positions(old, "api"),))
+    old.execute("UPDATE meta SET value='another boot' WHERE key='world'")
+    old.close()
     monkeypatch.setattr(reboot, "_lives", lambda _: False)
     store = Store.open()
     (intent,) = store.intents()
@@ -375,50 +335,31 @@ def test_reboot_between_the_versions_ends_what_was_active_in_intents_too(
     assert store.active_services() == []
 
 
-def test_migration_that_fails_leaves_version_1_as_it_was(version_1, monkeypatch) -> None:
-    before = version_1.execute("SELECT sql FROM sqlite_master").fetchall()
+def test_migration_that_fails_leaves_version_1_as_it_was(monkeypatch) -> None:
+    old = stored_as(1)
+    before = old.execute("SELECT sql FROM sqlite_master").fetchall()
     monkeypatch.setitem(schema.MIGRATIONS, 2, schema.MIGRATIONS[2] + "; SELECT * FROM nonesuch")
     with pytest.raises(Error):
         Store.open()
-    assert version_1.execute("PRAGMA user_version").fetchone() == (1,)
-    assert version_1.execute("SELECT sql FROM sqlite_master").fetchall() == before
+    assert old.execute("PRAGMA user_version").fetchone() == (1,)
+    assert old.execute("SELECT sql FROM sqlite_master").fetchall() == before
     monkeypatch.undo()
-
-
-def test_every_version_has_a_migration_to_the_next() -> None:
-    assert set(schema.MIGRATIONS) == set(range(2, VERSION + 1))
 
 
 # --- version 4 to 5: more fields of ServiceSpec and ProcessSpec ---------------------------------------------------------
 
 
-LATER = ("restrict_suid_sgid", "shm_size", "tmp_size", "limits")
-"""Fields of a ServiceSpec that version 4 did not have."""
-
-
-@pytest.fixture
-def version_4(version_3) -> sqlite3.Connection:
-    """The same database as version 4 had it."""
-    written_rows.add_functions(version_3)
-    for statement in schema.MIGRATIONS[4].split(";"):
-        version_3.execute(statement)
-    for name, text in version_3.execute("SELECT name, manifest FROM service").fetchall():
-        fields = {key: value for key, value in json.loads(text).items() if key not in LATER}
-        version_3.execute("UPDATE service SET manifest=? WHERE name=?", (json.dumps(fields), name))
-    version_3.execute("PRAGMA user_version=4")
-    return version_3
-
-
-def test_service_of_version_4_keeps_what_it_had(version_4) -> None:
-    version_4.close()
+def test_service_of_version_4_keeps_what_it_had() -> None:
+    stored_as(4).close()
     for row in Store.open().services():
         spec = row.require_service()
         assert [getattr(spec, name) for name in LATER] == [None] * len(LATER)
 
 
-def test_stack_of_version_4_came_from_an_unknown_file(version_4) -> None:
-    version_4.execute("INSERT INTO stack_member VALUES ('api', 'shop')")
-    version_4.close()
+def test_stack_of_version_4_came_from_an_unknown_file() -> None:
+    old = stored_as(4)
+    old.execute("INSERT INTO stack_member VALUES ('api', 'shop')")
+    old.close()
     store = Store.open()
     assert store.stack_members("shop") == ["api"] and store.stack_files("shop") == []
 
@@ -426,17 +367,10 @@ def test_stack_of_version_4_came_from_an_unknown_file(version_4) -> None:
 # --- version 5 to 6: names that several services have ------------------------------------------------------------------
 
 
-@pytest.fixture
-def version_5(version_4) -> sqlite3.Connection:
-    """The same database as version 5 had it."""
-    version_4.execute(schema.MIGRATIONS[5])
-    version_4.execute("PRAGMA user_version=5")
-    return version_4
-
-
-def test_names_of_version_5_stay_and_another_network_may_have_them_too(version_5) -> None:
-    before = version_5.execute("SELECT * FROM host_name ORDER BY 1, 2").fetchall()
-    version_5.close()
+def test_names_of_version_5_stay_and_another_network_may_have_them_too() -> None:
+    old = stored_as(5)
+    before = old.execute("SELECT * FROM host_name ORDER BY 1, 2").fetchall()
+    old.close()
     store = Store.open()
     assert store._db.execute("SELECT * FROM host_name ORDER BY 1, 2").fetchall() == before
     with store.transaction():
@@ -450,42 +384,16 @@ def test_names_of_version_5_stay_and_another_network_may_have_them_too(version_5
 # --- version 6 to 7: networks that are not observed -------------------------------------------------------------------
 
 
-def test_networks_of_version_6_are_observed(version_6) -> None:
-    version_6.close()
+def test_networks_of_version_6_are_observed() -> None:
+    stored_as(6).close()
     assert {network.observe for network in Store.open().networks()} == {True}
-
-
-@pytest.fixture
-def version_6(version_5) -> sqlite3.Connection:
-    """The same database as version 6 had it."""
-    for statement in schema.MIGRATIONS[6].split(";"):
-        version_5.execute(statement)
-    version_5.execute("PRAGMA user_version=6")
-    return version_5
-
-
-@pytest.fixture
-def version_7(version_6) -> sqlite3.Connection:
-    """The same database as version 7 had it."""
-    version_6.execute(schema.MIGRATIONS[7])
-    version_6.execute("PRAGMA user_version=7")
-    return version_6
 
 
 # --- version 8 to 9: networks that span hosts -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def version_8(version_7) -> sqlite3.Connection:
-    """The same database as version 8 had it."""
-    for statement in schema.MIGRATIONS[8].split(";"):
-        version_7.execute(statement)
-    version_7.execute("PRAGMA user_version=8")
-    return version_7
-
-
-def test_no_network_of_version_8_spans_hosts(version_8) -> None:
-    version_8.close()
+def test_no_network_of_version_8_spans_hosts() -> None:
+    stored_as(8).close()
     store = Store.open()
     assert [network.span for network in store.networks()] == [None, None]
     snapshot = store.snapshot(ALL)
@@ -495,17 +403,8 @@ def test_no_network_of_version_8_spans_hosts(version_8) -> None:
 # --- version 9 to 10: outside names ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def version_9(version_8) -> sqlite3.Connection:
-    """The same database as version 9 had it."""
-    for statement in schema.MIGRATIONS[9].split(";"):
-        version_8.execute(statement)
-    version_8.execute("PRAGMA user_version=9")
-    return version_8
-
-
-def test_no_policy_of_version_9_has_outside_names(version_9) -> None:
-    version_9.close()
+def test_no_policy_of_version_9_has_outside_names() -> None:
+    stored_as(9).close()
     store = Store.open()
     assert not store.names_outside()
     assert store.outside.named() == []
@@ -514,20 +413,13 @@ def test_no_policy_of_version_9_has_outside_names(version_9) -> None:
 # --- what every version must have ------------------------------------------------------------------------------------
 
 
-def test_every_earlier_version_is_made_into_this_one() -> None:
-    """A version without a database of its own here is one that nobody has tried."""
-    earlier = {
-        int(name.removeprefix("version_"))
-        for name in globals()
-        if re.fullmatch("version_[0-9]+", name)
-    }
-    assert earlier == set(range(1, VERSION))
+def test_every_version_has_a_migration_to_the_next() -> None:
     assert schema.MIGRATIONS.keys() == set(range(2, VERSION + 1))
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))
-def test_migration_that_fails_half_way_changes_nothing(version: int, request, monkeypatch) -> None:
-    old = request.getfixturevalue(f"version_{version}")
+def test_migration_that_fails_half_way_changes_nothing(version: int, monkeypatch) -> None:
+    old = stored_as(version)
     before = list(old.iterdump())
     old.close()
     broken = {
@@ -548,19 +440,20 @@ def test_columns_are_counted() -> None:
     assert Store.open()._db.execute(count).fetchone() == (COLUMNS,)
 
 
-def test_store_of_another_form_is_not_migrated(version_4) -> None:
-    version_4.execute("CREATE TABLE more (x TEXT)")
-    before = list(version_4.iterdump())
+def test_store_of_another_form_is_not_migrated() -> None:
+    old = stored_as(4)
+    old.execute("CREATE TABLE more (x TEXT)")
+    before = list(old.iterdump())
     with pytest.raises(Error, match="does not have the tables of its version"):
         Store.open()
-    assert list(version_4.iterdump()) == before
-    assert version_4.execute("PRAGMA user_version").fetchone() == (4,)
+    assert list(old.iterdump()) == before
+    assert old.execute("PRAGMA user_version").fetchone() == (4,)
     assert not Path(migrate.copy_path(4)).exists()
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))
-def test_store_as_it_was_is_kept(version: int, request) -> None:
-    old = request.getfixturevalue(f"version_{version}")
+def test_store_as_it_was_is_kept(version: int) -> None:
+    old = stored_as(version)
     before = list(old.iterdump())
     old.close()
     Store.open().close()
@@ -571,9 +464,9 @@ def test_store_as_it_was_is_kept(version: int, request) -> None:
     assert not list(Path(paths.state_dir()).glob("*.new*"))
 
 
-def test_nothing_is_kept_of_the_present_version_and_nothing_followed(version_4) -> None:
+def test_nothing_is_kept_of_the_present_version_and_nothing_followed() -> None:
     """The second is what another process may have left, or put, in the way."""
-    version_4.close()
+    stored_as(4).close()
     outside = Path(paths.state_dir()).parent / "outside"
     outside.write_text("untouched")
     draft = Path(f"{migrate.copy_path(4)}.new")
