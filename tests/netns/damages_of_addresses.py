@@ -2,216 +2,216 @@
 
 from __future__ import annotations
 
-from damage import FIXED, Damage
+from damage import FIXED, Damage, damage
 from damage_world import INSIDE
 
 ADDRESSES: dict[str, Damage] = {
     # --- addresses, routes, neighbours
-    "address inside gone": Damage(
-        ("Address missing",),
+    "address inside gone": damage(
+        "Address missing",
         lambda w: w.run(*INSIDE, "address", "delete", "10.99.2.2/24", "dev", "eth1"),
-        [("missing", r"^address 10\.99\.2\.2/24 on eth1 in niso-api$")],
+        missing=r"^address 10\.99\.2\.2/24 on eth1 in niso-api$",
     ),
-    "IPv6 address inside gone": Damage(
-        ("Address missing",),
+    "IPv6 address inside gone": damage(
+        "Address missing",
         lambda w: w.run(*INSIDE, "address", "delete", "fd00:2::2/64", "dev", "eth1"),
-        [("missing", r"^address fd00:2::2/64 on eth1 in niso-api$")],
+        missing=r"^address fd00:2::2/64 on eth1 in niso-api$",
         stack="dual",
     ),
-    "address inside too many": Damage(
-        ("Address foreign",),
+    "address inside too many": damage(
+        "Address foreign",
         lambda w: w.run(*INSIDE, "address", "add", "10.99.1.99/24", "dev", "eth0"),
-        [("foreign", r"^address 10\.99\.1\.99/24 on eth0 in niso-api$")],
+        foreign=r"^address 10\.99\.1\.99/24 on eth0 in niso-api$",
     ),
-    "IPv6 address inside too many": Damage(
-        ("Address foreign",),
+    "IPv6 address inside too many": damage(
+        "Address foreign",
         lambda w: w.run(*INSIDE, "address", "add", "fd00:1::99/64", "dev", "eth0", "nodad"),
-        [("foreign", r"^address fd00:1::99/64 on eth0 in niso-api$")],
+        foreign=r"^address fd00:1::99/64 on eth0 in niso-api$",
         stack="dual",
     ),
-    "bridge address gone": Damage(
-        ("Address missing",),
+    "bridge address gone": damage(
+        "Address missing",
         lambda w: w.ip("address delete 10.99.2.1/24 dev niso-extra"),
-        [("missing", r"^address 10\.99\.2\.1/24 on niso-extra$")],
+        missing=r"^address 10\.99\.2\.1/24 on niso-extra$",
     ),
-    "IPv6 bridge address gone": Damage(
-        ("Address missing",),
+    "IPv6 bridge address gone": damage(
+        "Address missing",
         lambda w: w.ip("address delete fd00:2::1/64 dev niso-extra"),
-        [("missing", r"^address fd00:2::1/64 on niso-extra$")],
+        missing=r"^address fd00:2::1/64 on niso-extra$",
         stack="dual",
     ),
-    "bridge's link-local address gone": Damage(
-        ("Address missing",),
+    "bridge's link-local address gone": damage(
+        "Address missing",
         lambda w: w.ip("address delete fe80::1/64 dev niso-extra"),
-        [("missing", r"^address fe80::1/64 on niso-extra$")],
+        missing=r"^address fe80::1/64 on niso-extra$",
         stack="dual",
     ),
-    "bridge address too many": Damage(
-        ("Address foreign",),
+    "bridge address too many": damage(
+        "Address foreign",
         lambda w: w.ip("address add 10.5.5.5/24 dev niso-backend"),
-        [("foreign", r"^address 10\.5\.5\.5/24 on niso-backend$")],
+        foreign=r"^address 10\.5\.5\.5/24 on niso-backend$",
     ),
-    "route of a bridge gone": Damage(
-        ("Address.routed",),
+    "route of a bridge gone": damage(
+        "Address.routed",
         lambda w: w.ip("route delete 10.99.2.0/24 dev niso-extra"),
-        [("different", r"^address 10\.99\.2\.1/24 on niso-extra$")],
+        different=r"^address 10\.99\.2\.1/24 on niso-extra$",
     ),
-    "IPv6 route of a bridge gone": Damage(
-        ("Address.routed",),
+    "IPv6 route of a bridge gone": damage(
+        "Address.routed",
         lambda w: w.ip("-6 route delete fd00:2::/64 dev niso-extra"),
-        [("different", r"^address fd00:2::1/64 on niso-extra$")],
+        different=r"^address fd00:2::1/64 on niso-extra$",
         stack="dual",
     ),
-    "route of a network gone inside": Damage(
-        ("Address.routed",),
+    "route of a network gone inside": damage(
+        "Address.routed",
         lambda w: w.ip("-n niso-api route delete 10.99.2.0/24"),
-        [("different", r"^address 10\.99\.2\.2/24 on eth1 in niso-api$")],
+        different=r"^address 10\.99\.2\.2/24 on eth1 in niso-api$",
     ),
-    "address that ends": Damage(
-        ("Address.lasting",),
+    "address that ends": damage(
+        "Address.lasting",
         lambda w: w.ip(
             "-n niso-api address change 10.99.1.2/24 dev eth0 valid_lft 1000 preferred_lft 1000"
         ),
-        [("different", r"^address 10\.99\.1\.2/24 on eth0 in niso-api$")],
+        different=r"^address 10\.99\.1\.2/24 on eth0 in niso-api$",
     ),
-    "IPv6 address that ends": Damage(
-        ("Address.lasting",),
+    "IPv6 address that ends": damage(
+        "Address.lasting",
         lambda w: w.ip(
             "-n niso-api address change fd00:1::2/64 dev eth0 valid_lft 1000 preferred_lft 1000"
         ),
-        [("different", r"^address fd00:1::2/64 on eth0 in niso-api$")],
+        different=r"^address fd00:1::2/64 on eth0 in niso-api$",
         stack="dual",
     ),
-    "address of a bridge that ends": Damage(
-        ("Address.lasting",),
+    "address of a bridge that ends": damage(
+        "Address.lasting",
         lambda w: w.ip(
             "address change 10.99.2.1/24 dev niso-extra valid_lft 1000 preferred_lft 1000"
         ),
-        [("different", r"^address 10\.99\.2\.1/24 on niso-extra$")],
+        different=r"^address 10\.99\.2\.1/24 on niso-extra$",
     ),
-    "deprecated address": Damage(
-        ("Address.lasting",),
+    "deprecated address": damage(
+        "Address.lasting",
         lambda w: w.ip("-n niso-api address change fd00:2::2/64 dev eth1 preferred_lft 0"),
-        [("different", r"^address fd00:2::2/64 on eth1 in niso-api$")],
+        different=r"^address fd00:2::2/64 on eth1 in niso-api$",
         stack="dual",
     ),
-    "route to nowhere": Damage(
-        ("Route foreign",),
+    "route to nowhere": damage(
+        "Route foreign",
         lambda w: w.ip("-n niso-api route add blackhole 10.99.1.3"),
-        [("foreign", r"^route blackhole 10\.99\.1\.3/32 in niso-api$")],
+        foreign=r"^route blackhole 10\.99\.1\.3/32 in niso-api$",
     ),
-    "routes to nowhere of other types": Damage(
-        ("Route foreign",),
+    "routes to nowhere of other types": damage(
+        "Route foreign",
         lambda w: w.ip(
             "-n niso-api route add unreachable 10.99.7.0/24",
             "-n niso-api route add prohibit default metric 7",
             "-n niso-api route add prohibit default metric 8",
             "-n niso-api -6 route add blackhole default metric 7",
         ),
-        [
-            ("foreign", r"^route unreachable 10\.99\.7\.0/24 in niso-api$"),
-            ("foreign", r"^route prohibit 0\.0\.0\.0/0 in niso-api$"),
-            ("foreign", r"^route blackhole ::/0 in niso-api$"),
+        foreign=[
+            r"^route unreachable 10\.99\.7\.0/24 in niso-api$",
+            r"^route prohibit 0\.0\.0\.0/0 in niso-api$",
+            r"^route blackhole ::/0 in niso-api$",
         ],
         stack="dual",
     ),
-    "default route gone": Damage(
-        ("Route missing",),
+    "default route gone": damage(
+        "Route missing",
         lambda w: w.ip("-n niso-api route delete default"),
-        [("missing", r"^route 0\.0\.0\.0/0 via 10\.99\.1\.1 on eth0 in niso-api$")],
+        missing=r"^route 0\.0\.0\.0/0 via 10\.99\.1\.1 on eth0 in niso-api$",
     ),
-    "IPv6 default route gone": Damage(
-        ("Route missing",),
+    "IPv6 default route gone": damage(
+        "Route missing",
         lambda w: w.ip("-n niso-api -6 route delete default"),
-        [("missing", r"^route ::/0 via fd00:1::1 on eth0 in niso-api$")],
+        missing=r"^route ::/0 via fd00:1::1 on eth0 in niso-api$",
         stack="dual",
     ),
-    "default route before the right one": Damage(
-        ("Route foreign",),
+    "default route before the right one": damage(
+        "Route foreign",
         lambda w: w.ip(
             "-n niso-api route add default via 10.99.1.3 metric 5",
             "-n niso-api route add default via 10.99.1.3 metric 8",
             "-n niso-api route add default via 10.99.2.3 metric 7",
             "-n niso-api route add default via 10.99.2.4 metric 6",
         ),
-        [
-            ("foreign", r"^route 0\.0\.0\.0/0 via 10\.99\.1\.3 on eth0 in niso-api$"),
-            ("foreign", r"^route 0\.0\.0\.0/0 via 10\.99\.2\.3 on eth1 in niso-api$"),
-            ("foreign", r"^route 0\.0\.0\.0/0 via 10\.99\.2\.4 on eth1 in niso-api$"),
+        foreign=[
+            r"^route 0\.0\.0\.0/0 via 10\.99\.1\.3 on eth0 in niso-api$",
+            r"^route 0\.0\.0\.0/0 via 10\.99\.2\.3 on eth1 in niso-api$",
+            r"^route 0\.0\.0\.0/0 via 10\.99\.2\.4 on eth1 in niso-api$",
         ],
     ),
-    "default route elsewhere": Damage(
-        ("Route.gateway",),
+    "default route elsewhere": damage(
+        "Route.gateway",
         lambda w: w.ip("-n niso-api route replace default via 10.99.1.3"),
-        [("different", r"^route 0\.0\.0\.0/0 via 10\.99\.1\.1 on eth0 in niso-api$")],
+        different=r"^route 0\.0\.0\.0/0 via 10\.99\.1\.1 on eth0 in niso-api$",
     ),
-    "default route by another link": Damage(
-        ("Route.link",),
+    "default route by another link": damage(
+        "Route.link",
         lambda w: w.ip("-n niso-api route replace default via 10.99.2.1 dev eth1"),
-        [("different", r"^route 0\.0\.0\.0/0 via 10\.99\.1\.1 on eth0 in niso-api$")],
+        different=r"^route 0\.0\.0\.0/0 via 10\.99\.1\.1 on eth0 in niso-api$",
     ),
-    "route too many": Damage(
-        ("Route foreign",),
+    "route too many": damage(
+        "Route foreign",
         lambda w: w.ip("-n niso-api route add 10.77.0.0/16 via 10.99.2.1"),
-        [("foreign", r"^route 10\.77\.0\.0/16 via 10\.99\.2\.1 on eth1 in niso-api$")],
+        foreign=r"^route 10\.77\.0\.0/16 via 10\.99\.2\.1 on eth1 in niso-api$",
     ),
-    "neighbour on the bridge": Damage(
-        ("Peer foreign",),
+    "neighbour on the bridge": damage(
+        "Peer foreign",
         lambda w: w.ip(f"neighbour replace 10.99.1.77 {FIXED} dev niso-backend nud permanent"),
-        [("foreign", r"^neighbour entry 10\.99\.1\.77 on niso-backend$")],
+        foreign=r"^neighbour entry 10\.99\.1\.77 on niso-backend$",
     ),
-    "IPv6 neighbour on the bridge gone": Damage(
-        ("Peer missing",),
+    "IPv6 neighbour on the bridge gone": damage(
+        "Peer missing",
         lambda w: w.ip("neighbour delete fd00:1::2 dev niso-backend"),
-        [("missing", r"^neighbour entry fd00:1::2 on niso-backend$")],
+        missing=r"^neighbour entry fd00:1::2 on niso-backend$",
         stack="dual",
     ),
-    "neighbour inside": Damage(
-        ("Peer.mac",),
+    "neighbour inside": damage(
+        "Peer.mac",
         lambda w: w.ip(f"-n niso-api neighbour replace 10.99.1.1 {FIXED} dev eth0 nud permanent"),
-        [("different", r"^neighbour entry 10\.99\.1\.1 on eth0 in niso-api$")],
+        different=r"^neighbour entry 10\.99\.1\.1 on eth0 in niso-api$",
     ),
-    "another neighbour inside": Damage(
-        ("Peer foreign",),
+    "another neighbour inside": damage(
+        "Peer foreign",
         lambda w: w.ip(f"-n niso-api neighbour replace 10.99.1.77 {FIXED} dev eth0 nud permanent"),
-        [("foreign", r"^neighbour entry 10\.99\.1\.77 on eth0 in niso-api$")],
+        foreign=r"^neighbour entry 10\.99\.1\.77 on eth0 in niso-api$",
     ),
-    "entry in the bridge's table": Damage(
-        ("Neighbour foreign",),
+    "entry in the bridge's table": damage(
+        "Neighbour foreign",
         lambda w: w.run(
             "bridge", "fdb", "add", "02:00:00:00:00:01", "dev", w.port, "master", "static"
         ),
-        [("foreign", r"^forwarding entry 02:00:00:00:00:01 of bridge port niapi-\S+$")],
+        foreign=r"^forwarding entry 02:00:00:00:00:01 of bridge port niapi-\S+$",
     ),
     # --- routing rules of internal networks
-    "routing rule gone": Damage(
-        ("RoutingRule missing",),
+    "routing rule gone": damage(
+        "RoutingRule missing",
         lambda w: w.ip("rule delete priority 1"),
-        [("missing", r"^IPv4 routing rule of bridge niso-inner$")],
+        missing=r"^IPv4 routing rule of bridge niso-inner$",
     ),
-    "IPv6 routing rule gone": Damage(
-        ("RoutingRule missing",),
+    "IPv6 routing rule gone": damage(
+        "RoutingRule missing",
         lambda w: w.ip("-6 rule delete priority 1"),
-        [("missing", r"^IPv6 routing rule of bridge niso-inner$")],
+        missing=r"^IPv6 routing rule of bridge niso-inner$",
         stack="dual",
     ),
-    "routing rules that do not hold": Damage(
-        ("RoutingRule.drift",),
+    "routing rules that do not hold": damage(
+        "RoutingRule.drift",
         lambda w: w.ip(
             "rule delete priority 1",
             "rule add iif niso-inner priority 40000 fwmark 0/0x40000000 prohibit protocol 78",
             "-6 rule delete priority 1",
             "-6 rule add iif niso-inner to fd00:9::/64 priority 1 table 9 protocol 78",
         ),
-        [
-            ("different", r"^IPv4 routing rule of bridge niso-inner$"),
-            ("different", r"^IPv6 routing rule of bridge niso-inner$"),
+        different=[
+            r"^IPv4 routing rule of bridge niso-inner$",
+            r"^IPv6 routing rule of bridge niso-inner$",
         ],
         stack="dual",
     ),
-    "routing rule too many": Damage(
-        ("RoutingRule foreign",),
+    "routing rule too many": damage(
+        "RoutingRule foreign",
         lambda w: w.ip("rule add iif niso-extra priority 1 prohibit protocol 78"),
-        [("foreign", r"^IPv4 routing rule of bridge niso-extra$")],
+        foreign=r"^IPv4 routing rule of bridge niso-extra$",
     ),
 }

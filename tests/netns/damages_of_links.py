@@ -2,199 +2,192 @@
 
 from __future__ import annotations
 
-from damage import API, API1, OWN_MAC, SHAPED, Damage
+from damage import API, API1, OWN_MAC, SHAPED, Damage, damage
 
 LINKS: dict[str, Damage] = {
     # --- veth pairs and ports
-    "veth gone": Damage(
-        ("Veth missing",), lambda w: w.ip(f"link delete {w.port}"), [("missing", API)], anew=True
+    "veth gone": damage(
+        "Veth missing", lambda w: w.ip(f"link delete {w.port}"), missing=API, anew=True
     ),
-    "veth moved inside": Damage(
-        ("Veth.netns",),
+    "veth moved inside": damage(
+        "Veth.netns",
         lambda w: w.ip("-n niso-api link set eth1 netns client"),
-        [("different", r"^veth niapi-\S+ to niso-api eth1$")],
+        different=r"^veth niapi-\S+ to niso-api eth1$",
         anew=True,
     ),
-    "veth renamed inside": Damage(
-        ("Veth.peer",),
+    "veth renamed inside": damage(
+        "Veth.peer",
         lambda w: w.ip("-n niso-api link set eth1 down", "-n niso-api link set eth1 name other"),
-        [("different", API1), ("foreign", r"^address 10\.99\.2\.2/24 on other in niso-api$")],
+        different=API1,
+        foreign=r"^address 10\.99\.2\.2/24 on other in niso-api$",
         anew=True,
     ),
-    "MAC inside": Damage(
-        ("Veth.mac",),
+    "MAC inside": damage(
+        "Veth.mac",
         lambda w: w.ip("-n niso-api link set eth1 address 02:12:34:56:78:9a"),
-        [("different", API1)],
+        different=API1,
         anew=True,
     ),
-    "stray veth": Damage(
-        ("Veth foreign",),
+    "stray veth": damage(
+        "Veth foreign",
         lambda w: w.ip("link add stray type veth peer name stray2", f"link set stray alias {w.id}"),
-        [("foreign", r"^veth stray$")],
+        foreign=r"^veth stray$",
     ),
-    "port off its bridge": Damage(
-        ("Veth.bridge",), lambda w: w.ip(f"link set {w.port} nomaster"), [("different", API)]
+    "port off its bridge": damage(
+        "Veth.bridge", lambda w: w.ip(f"link set {w.port} nomaster"), different=API
     ),
-    "port on another bridge": Damage(
-        ("Veth.bridge",),
-        lambda w: w.ip(f"link set {w.port} master niso-extra"),
-        [("different", API)],
+    "port on another bridge": damage(
+        "Veth.bridge", lambda w: w.ip(f"link set {w.port} master niso-extra"), different=API
     ),
-    "port down": Damage(
-        ("Veth.up",), lambda w: w.ip(f"link set {w.port} down"), [("different", API)]
+    "port down": damage("Veth.up", lambda w: w.ip(f"link set {w.port} down"), different=API),
+    "link inside down": damage(
+        "Veth.up", lambda w: w.ip("-n niso-api link set eth0 down"), different=API
     ),
-    "link inside down": Damage(
-        ("Veth.up",), lambda w: w.ip("-n niso-api link set eth0 down"), [("different", API)]
-    ),
-    "mtu of the port": Damage(
-        ("Veth.mtu",),
+    "mtu of the port": damage(
+        "Veth.mtu",
         # a bridge that never had another MTU follows the least of its ports (linux/net/bridge/br_if.c)
         lambda w: w.ip(f"link set {w.port} mtu 1280"),
-        [("different", API), ("different", r"^bridge niso-backend$")],
+        different=[API, r"^bridge niso-backend$"],
     ),
-    "bandwidth unlimited": Damage(
-        ("Shaper missing",),
+    "bandwidth unlimited": damage(
+        "Shaper missing",
         lambda w: w.sh(
             'tc qdisc del dev "$1" root; tc -n niso-api qdisc del dev eth0 root', w.port
         ),
-        [("missing", SHAPED)],
+        missing=SHAPED,
     ),
-    "bandwidth out unlimited": Damage(
-        ("Shaper.outward",),
+    "bandwidth out unlimited": damage(
+        "Shaper.outward",
         lambda w: w.run("tc", "-n", "niso-api", "qdisc", "del", "dev", "eth0", "root"),
-        [("different", SHAPED)],
+        different=SHAPED,
     ),
-    "bandwidth in changed, with another queue": Damage(
+    "bandwidth in changed, with another queue": damage(
         ("Shaper.inward", "Shaper.drift"),
         lambda w: w.sh('tc qdisc replace dev "$1" root tbf rate 2gbit burst 1mb limit 3mb', w.port),
-        [("different", SHAPED)],
+        different=SHAPED,
     ),
-    "bandwidth of who has no limit": Damage(
-        ("Shaper foreign",),
+    "bandwidth of who has no limit": damage(
+        "Shaper foreign",
         lambda w: w.sh(
             "tc -n niso-peer qdisc add dev eth0 root tbf rate 1gbit burst 1mb limit 3mb"
         ),
-        [("foreign", "^bandwidth of niso-peer eth0$")],
+        foreign="^bandwidth of niso-peer eth0$",
     ),
-    "mtu inside": Damage(
-        ("Veth.mtu",), lambda w: w.ip("-n niso-api link set eth0 mtu 1280"), [("different", API)]
+    "mtu inside": damage(
+        "Veth.mtu", lambda w: w.ip("-n niso-api link set eth0 mtu 1280"), different=API
     ),
-    "hairpin off": Damage(
-        ("Veth.hairpin",),
+    "hairpin off": damage(
+        "Veth.hairpin",
         lambda w: w.run("bridge", "link", "set", "dev", w.port, "hairpin", "off"),
-        [("different", API)],
+        different=API,
     ),
-    "port isolated": Damage(
-        ("Veth.drift",),
+    "port isolated": damage(
+        "Veth.drift",
         lambda w: w.run("bridge", "link", "set", "dev", w.port, "isolated", "on"),
-        [("different", API)],
+        different=API,
     ),
-    "port learns and floods, but no broadcasts": Damage(
-        ("Veth.drift",),
+    "port learns and floods, but no broadcasts": damage(
+        "Veth.drift",
         lambda w: w.sh('bridge link set dev "$1" learning on flood on bcast_flood off', w.port),
-        [("different", API)],
+        different=API,
     ),
-    "forwarding entry gone": Damage(
-        ("Veth.fixed",),
+    "forwarding entry gone": damage(
+        "Veth.fixed",
         lambda w: w.sh(f'{OWN_MAC} bridge fdb delete "$mac" dev "$1" master', w.port),
-        [("different", API)],
+        different=API,
     ),
-    "forwarding entry learned": Damage(
-        ("Veth.fixed",),
+    "forwarding entry learned": damage(
+        "Veth.fixed",
         lambda w: w.sh(f'{OWN_MAC} bridge fdb replace "$mac" dev "$1" master dynamic', w.port),
-        [("different", API)],
+        different=API,
     ),
-    "forwarding entry of another port": Damage(
-        ("Veth.fixed",),
+    "forwarding entry of another port": damage(
+        "Veth.fixed",
         lambda w: w.sh(
             f"{OWN_MAC} other=$(ip -o link | grep -o 'nipeer-[0-9a-f]*' | head -n 1);"
             ' bridge fdb replace "$mac" dev "$other" master static'
         ),
-        [
-            ("different", API),
-            ("foreign", r"^forwarding entry \S+ of bridge port nipeer-\S+$"),
-        ],
+        different=API,
+        foreign=r"^forwarding entry \S+ of bridge port nipeer-\S+$",
     ),
-    "port disabled": Damage(
-        ("Veth.drift",),
+    "port disabled": damage(
+        "Veth.drift",
         lambda w: w.run("bridge", "link", "set", "dev", w.port, "state", "0"),
-        [("different", API)],
+        different=API,
     ),
-    "ARP off inside": Damage(
-        ("Veth.drift",), lambda w: w.ip("-n niso-api link set eth0 arp off"), [("different", API)]
+    "ARP off inside": damage(
+        "Veth.drift", lambda w: w.ip("-n niso-api link set eth0 arp off"), different=API
     ),
-    "ARP off of the port": Damage(
-        ("Veth.drift",), lambda w: w.ip(f"link set {w.port} arp off"), [("different", API)]
+    "ARP off of the port": damage(
+        "Veth.drift", lambda w: w.ip(f"link set {w.port} arp off"), different=API
     ),
-    "ARP off and port isolated": Damage(
-        ("Veth.drift",),
+    "ARP off and port isolated": damage(
+        "Veth.drift",
         lambda w: w.sh(
             'ip -n niso-api link set eth0 arp off; ip link set "$1" arp off down; bridge link set dev "$1" isolated on',
             w.port,
         ),
-        [("different", API)],
+        different=API,
     ),
     # --- bridges
-    "ARP off of the bridge": Damage(
-        ("Bridge.drift",),
+    "ARP off of the bridge": damage(
+        "Bridge.drift",
         lambda w: w.ip("link set niso-extra arp off"),
-        [("different", r"^bridge niso-extra$")],
+        different=r"^bridge niso-extra$",
     ),
-    "ARP off of a bridge with STP": Damage(
-        ("Bridge.drift",),
+    "ARP off of a bridge with STP": damage(
+        "Bridge.drift",
         lambda w: w.ip(
             "link set niso-extra arp off", "link set niso-extra type bridge stp_state 1"
         ),
-        [("different", r"^bridge niso-extra$")],
+        different=r"^bridge niso-extra$",
     ),
-    "bridge gone": Damage(
-        ("Bridge missing",),
+    "bridge gone": damage(
+        "Bridge missing",
         lambda w: w.ip("link delete niso-extra"),
-        [("missing", r"^bridge niso-extra$")],
+        missing=r"^bridge niso-extra$",
         anew=True,
     ),
-    "bridge down": Damage(
-        ("Bridge.up",),
-        lambda w: w.ip("link set niso-extra down"),
-        [("different", r"^bridge niso-extra$")],
+    "bridge down": damage(
+        "Bridge.up", lambda w: w.ip("link set niso-extra down"), different=r"^bridge niso-extra$"
     ),
-    "mtu of the bridge": Damage(
-        ("Bridge.mtu",),
+    "mtu of the bridge": damage(
+        "Bridge.mtu",
         lambda w: w.ip("link set niso-extra mtu 1280"),
-        [("different", r"^bridge niso-extra$")],
+        different=r"^bridge niso-extra$",
     ),
-    "MAC of the bridge": Damage(
-        ("Bridge.mac",),
+    "MAC of the bridge": damage(
+        "Bridge.mac",
         lambda w: w.ip("link set niso-extra address 02:12:34:56:78:9a"),
-        [("different", r"^bridge niso-extra$")],
+        different=r"^bridge niso-extra$",
     ),
-    "bridge not tracked": Damage(
-        ("Bridge.tracked4",),
+    "bridge not tracked": damage(
+        "Bridge.tracked4",
         lambda w: w.ip("link set niso-extra type bridge nf_call_iptables 0"),
-        [("different", r"^bridge niso-extra$")],
+        different=r"^bridge niso-extra$",
     ),
-    "bridge not tracked for IPv6": Damage(
-        ("Bridge.tracked6",),
+    "bridge not tracked for IPv6": damage(
+        "Bridge.tracked6",
         lambda w: w.ip("link set niso-extra type bridge nf_call_ip6tables 0"),
-        [("different", r"^bridge niso-extra$")],
+        different=r"^bridge niso-extra$",
         stack="dual",
     ),
-    "bridge with STP": Damage(
-        ("Bridge.drift",),
+    "bridge with STP": damage(
+        "Bridge.drift",
         lambda w: w.ip("link set niso-extra type bridge stp_state 1"),
-        [("different", r"^bridge niso-extra$")],
+        different=r"^bridge niso-extra$",
     ),
-    "stray bridge": Damage(
-        ("Bridge foreign",),
+    "stray bridge": damage(
+        "Bridge foreign",
         lambda w: w.ip("link add niso-stray type bridge", f"link set niso-stray alias {w.id}"),
-        [("foreign", r"^bridge niso-stray$")],
+        foreign=r"^bridge niso-stray$",
     ),
-    "foreign link on a bridge": Damage(
-        ("Attached foreign",),
+    "foreign link on a bridge": damage(
+        "Attached foreign",
         lambda w: w.ip(
             "link add tap0 type veth peer name tap1", "link set tap0 master niso-backend"
         ),
-        [("foreign", r"^link tap0 on bridge niso-backend$")],
+        foreign=r"^link tap0 on bridge niso-backend$",
         anew=True,
     ),
 }

@@ -123,7 +123,11 @@ def test_output_that_cannot_be_written_is_told(lab: Lab) -> None:
             "sh", "-c", f"niso {command} > /dev/full", check=False, env={"PYTHONUNBUFFERED": None}
         )
         assert done.returncode == status, (command, done)
-        words = json.loads(done.stderr)["error"]["message"] if "--json" in command else done.stderr
+        words = (
+            json.loads(done.stderr.splitlines()[-1])["error"]["message"]
+            if "--json" in command
+            else done.stderr
+        )
         assert "cannot write to stdout: No space left on device" in words, (command, done)
 
 
