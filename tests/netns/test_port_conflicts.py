@@ -167,30 +167,13 @@ def test_service_swaps_a_port_with_another_in_one_activation(lab: Lab) -> None:
 # --- a process of the host has it -------------------------------------------------------------------------------------
 
 
-LISTENERS = (
-    (
-        "AF_INET",
-        "SOCK_STREAM",
-        "0.0.0.0",
-        ["{}:80", "127.0.0.1:{}:80", "6090-6199:6090-6199"],
-        ["{}:80/udp"],
-    ),
+LISTENERS: tuple[tuple[str, str, list[str], list[str]], ...] = (
+    ("tcp", "0.0.0.0", ["{}:80", "127.0.0.1:{}:80", "6090-6199:6090-6199"], ["{}:80/udp"]),
     ("tcp", "::", ["{}:80", "192.0.2.1:{}:80"], ["{}:80/udp"]),
-    ("AF_INET", "SOCK_STREAM", HOST, ["{}:80", "192.0.2.1:{}:80"], ["127.0.0.1:{}:80"]),
-    (
-        "AF_INET",
-        "SOCK_STREAM",
-        "127.0.0.1",
-        ["0.0.0.0:{}:80", "127.0.0.1:{}:80"],
-        ["192.0.2.1:{}:80"],
-    ),
+    ("tcp", HOST, ["{}:80", "192.0.2.1:{}:80"], ["127.0.0.1:{}:80"]),
+    ("tcp", "127.0.0.1", ["0.0.0.0:{}:80", "127.0.0.1:{}:80"], ["192.0.2.1:{}:80"]),
     ("tcp", "::ffff:192.0.2.1", ["{}:80"], ["127.0.0.1:{}:80"]),
-    (
-        "udp",
-        "0.0.0.0",
-        ["{}:80/udp", "6590-6605:80-95/udp"],
-        ["{}:80", "{}:80/sctp"],
-    ),
+    ("udp", "0.0.0.0", ["{}:80/udp", "6590-6605:80-95/udp"], ["{}:80", "{}:80/sctp"]),
     ("udp", "::", ["{}:80/udp"], ["{}:80"]),
     ("udp", "127.0.0.1", ["{}:80/udp"], ["192.0.2.1:{}:80/udp"]),
 )
@@ -200,8 +183,8 @@ LISTENERS = (
 def test_port_of_a_process_of_the_host_names_it_and_changes_nothing(taken: Lab) -> None:
     numbers = [6100 + 100 * place for place in range(len(LISTENERS))]
     listeners = [
-        listen(taken, *each[:2], number)  # type: ignore[arg-type]
-        for each, number in zip(LISTENERS, numbers, strict=True)
+        listen(taken, proto, at, number)
+        for (proto, at, *_), number in zip(LISTENERS, numbers, strict=True)
     ]
     before = everything(taken)
     for number, listener, (*_, clash, _) in zip(numbers, listeners, LISTENERS, strict=True):
@@ -218,15 +201,17 @@ def test_port_of_a_process_of_the_host_names_it_and_changes_nothing(taken: Lab) 
     unchanged(taken, before)
     forms = [
         form.format(number)
-        for number, each in zip(numbers, LISTENERS, strict=True)
-        for form in each[4]
+        for number, (*_, free) in zip(numbers, LISTENERS, strict=True)
+        for form in free
     ]
     taken.niso("activate", idle(taken, "b", network={"ports": forms}))
     taken.niso("remove", "b")
     for listener in listeners:
         end(listener)
     # what the processes had is free when they are gone
-    forms = [each[3][0].format(number) for number, each in zip(numbers, LISTENERS, strict=True)]
+    forms = [
+        clash[0].format(number) for number, (*_, clash, _) in zip(numbers, LISTENERS, strict=True)
+    ]
     taken.niso("activate", idle(taken, "b", network={"ports": forms}))
     taken.niso("remove", "b")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+from collections.abc import Callable
 
 import pytest
 from cluster_world import KEYS, ME, Cluster
@@ -97,6 +99,25 @@ def breach(cluster: Cluster) -> bool:
     return any(fields[3] in allowed for fields in heard)
 
 
+def follow_until(
+    cluster: Cluster, number: int, before: Callable[[], None] = lambda: None
+) -> list[str] | None:
+    """Follow the cluster, with step ``number`` of the kernel refused; return None if it was reached."""
+    steps = itertools.count(1)
+
+    def refuse(_: object) -> int:
+        before()
+        return errno.ENOMEM if next(steps) == number else 0
+
+    cluster.world.kernel.fail = refuse
+    try:
+        return cluster.follow()
+    except KernelError:
+        return None
+    finally:
+        cluster.world.kernel.fail = lambda step: 0
+
+
 def test_address_that_another_service_has_now_never_meets_the_old_policy(cluster: Cluster) -> None:
     """Before each step of the kernel, and in whatever state a failure at one of them leaves it."""
     address = cluster.claim("a", "api").networks["backend"][0]
@@ -105,25 +126,17 @@ def test_address_that_another_service_has_now_never_meets_the_old_policy(cluster
     cluster.release("a", "api")
     cluster.claim("c", "evil", address=address)
     kernel = cluster.world.kernel
+
+    def is_sound() -> None:
+        assert not breach(cluster)
+
     for number in range(1, 40):
-        passed = 0
-
-        def step(_: object, number: int = number) -> int:
-            nonlocal passed
-            assert not breach(cluster)
-            passed += 1
-            return errno.ENOMEM if passed == number else 0
-
-        kernel.fail = step
-        try:
-            changed = cluster.follow()
-        except KernelError:
-            assert not breach(cluster)
-            continue
-        break
+        changed = follow_until(cluster, number, is_sound)
+        is_sound()
+        if changed is not None:
+            break
     else:
         pytest.fail("it never ends")
-    kernel.fail = lambda step: 0
     assert number > 4 and changed
     assert cluster.claims() == {("evil", "198.51.100.3")}
     assert not cluster.allowed() and not breach(cluster)
@@ -135,24 +148,10 @@ def test_change_that_the_kernel_broke_off_leaves_nothing_of_what_has_gone_since(
     cluster: Cluster,
 ) -> None:
     """A service is claimed, its host is told in part, and another has its address by then."""
-    kernel = cluster.world.kernel
     for number in range(1, 40):
         address = cluster.claim("a", "api").networks["backend"][0]
-        passed = 0
-
-        def step(_: object, number: int = number) -> int:
-            nonlocal passed
-            passed += 1
-            return errno.ENOMEM if passed == number else 0
-
-        kernel.fail = step
-        try:
-            cluster.follow()
-        except KernelError:
-            pass
-        else:
+        if follow_until(cluster, number) is not None:
             break
-        kernel.fail = lambda step: 0
         cluster.release("a", "api")
         cluster.claim("c", "evil", address=address)
         cluster.follow()
@@ -166,25 +165,12 @@ def test_change_that_the_kernel_broke_off_leaves_nothing_of_what_has_gone_since(
 
 def test_command_first_goes_back_from_what_the_kernel_broke_off(cluster: Cluster) -> None:
     """Elements of its policy for a service that the rows do not have would stay, for its next address."""
-    world, kernel = cluster.world, cluster.world.kernel
+    world = cluster.world
     package = str(world.folder / "db")
     for number in range(1, 40):
         cluster.claim("a", "api")
-        passed = 0
-
-        def step(_: object, number: int = number) -> int:
-            nonlocal passed
-            passed += 1
-            return errno.ENOMEM if passed == number else 0
-
-        kernel.fail = step
-        try:
-            cluster.follow()
-        except KernelError:
-            pass
-        else:
+        if follow_until(cluster, number) is not None:
             break
-        kernel.fail = lambda step: 0
         remove(world.machine, ["db"])
         cluster.release("a", "api")
         cluster.follow()
