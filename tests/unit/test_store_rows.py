@@ -19,8 +19,8 @@ from niso.base.errors import Error, NotFound
 from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Port
-from niso.store.sqlite import VERSION, unusable
-from niso.store.store import ALL, Store, close_all
+from niso.store.sqlite import VERSION, close_all, unusable
+from niso.store.store import ALL, Store
 
 # --- opening -----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import os
 from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.store import sqlite
 from niso.store import store as stores
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def open_session(
 
 def close_all() -> None:
     """Close every store, for a process that skips the interpreter's shutdown."""
-    stores.close_all()
+    sqlite.close_all()
 
 
 def _path(variable: str, folder: object) -> str:

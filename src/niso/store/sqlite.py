@@ -1,4 +1,4 @@
-"""Wrap SQLite: transactions, WAL, JSON, and errors with a next step."""
+"""Wrap SQLite: connections, transactions, WAL, JSON, and errors with a next step."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any
+    from weakref import ref
+else:
+    from _weakref import ref  # the same, without the other imports of weakref
 
 __all__ = ["sqlite3"]
 
@@ -209,3 +212,32 @@ def _free() -> int:
     """Return the free bytes of the store's disk."""
     status = os.statvfs(paths.state_dir())
     return status.f_bavail * status.f_frsize
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that supports weak references."""
+
+
+_open: list[ref[_Connection]] = []
+"""All open connections. They outlive their owners, since sqlite3 has reference cycles."""
+
+
+def close_all() -> None:
+    """Close all connections, for a process that exits without Python's shutdown."""
+    for reference in _open:
+        if (connection := reference()) is not None:
+            connection.close()
+    _open.clear()
+
+
+def connected(path: str) -> sqlite3.Connection:
+    """Open a connection in WAL mode; it waits 10 s for a lock."""
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None, factory=_Connection)
+    _open[:] = [*(reference for reference in _open if reference() is not None), ref(connection)]
+    if path != ":memory:":
+        with room():  # SQLite creates its log and the index of it
+            use_wal(connection)
+            connection.execute("PRAGMA user_version").fetchone()
+        connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    return connection

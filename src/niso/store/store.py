@@ -31,40 +31,19 @@ from niso.store.sqlite import (
     COLUMNS,
     VERSION,
     Transaction,
+    connected,
     damaged,
     decoded,
     encoded,
     require_store,
-    room,
     sqlite3,
     unusable,
-    use_wal,
 )
 
 if TYPE_CHECKING:
-    from weakref import ref
-
     from niso.store.attached_rows import Attachments
-else:
-    from _weakref import ref  # the same, without the other imports of weakref
 
 __all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store", "bare_name", "suggest"]
-
-
-class _Connection(sqlite3.Connection):
-    """A connection that supports weak references."""
-
-
-_open: list[ref[_Connection]] = []
-"""All open connections. They outlive their owners, since sqlite3 has reference cycles."""
-
-
-def close_all() -> None:
-    """Close all connections, for a process that exits without Python's shutdown."""
-    for reference in _open:
-        if (connection := reference()) is not None:
-            connection.close()
-    _open.clear()
 
 
 class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
@@ -92,12 +71,12 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                 exists = True
             if exists:
                 require_store()
-                store = cls(_connected(path))
+                store = cls(connected(path))
                 store._migrate()
                 store._require_form()
                 store._notice_move()
             else:
-                store = cls(_connected(":memory:"))
+                store = cls(connected(":memory:"))
                 store._fill()
             store._notice_reboot()
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -122,7 +101,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                 return
             _remove_database(draft)
             try:
-                new = cls(_connected(draft))
+                new = cls(connected(draft))
                 new._fill()
                 new.close()
                 failpoint.hit("name the new store")
@@ -231,7 +210,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     def in_memory(self) -> Store:
         """Return a copy in memory; changes to it are not saved."""
-        copy = _connected(":memory:")
+        copy = connected(":memory:")
         self._db.backup(copy)
         return Store(copy)
 
@@ -475,19 +454,6 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             for sharer in self.sharers(intent.service):
                 self.note_published(sharer)
             self.drop_implicit_networks(now.networks if now else ())
-
-
-def _connected(path: str) -> sqlite3.Connection:
-    """Open a connection in WAL mode; it waits 10 s for a lock."""
-    connection = sqlite3.connect(path, timeout=10, isolation_level=None, factory=_Connection)
-    _open[:] = [*(reference for reference in _open if reference() is not None), ref(connection)]
-    if path != ":memory:":
-        with room():  # SQLite creates its log and the index of it
-            use_wal(connection)
-            connection.execute("PRAGMA user_version").fetchone()
-        connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-    return connection
 
 
 def _remove_database(path: str) -> None:
