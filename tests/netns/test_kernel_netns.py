@@ -11,7 +11,7 @@ import pytest
 from kernel_world import ip, sh, throw_away_host
 
 from niso.base.errors import KernelError
-from niso.kernel import netns
+from niso.kernel import netns, netns_folder
 
 ALIAS = "niso:0123abcd"
 
@@ -224,13 +224,13 @@ def test_an_interrupt_on_the_way_in_or_out_leaves_the_caller_where_it_was() -> N
 
 @throw_away_host
 def test_an_interrupted_create_leaves_no_name() -> None:
-    for step in ("_mount", "_make_directory"):
+    for step in ("bind", "share"):
         with pytest.MonkeyPatch.context() as patch:
-            real = getattr(netns, step)
+            real = getattr(netns_folder, step)
             name_it = Interrupted(real)
             # the folder is a mount before, which is no part of what is undone
             patch.setattr(
-                netns,
+                netns_folder,
                 step,
                 lambda *args, name_it=name_it, real=real: (
                     name_it if "niso-api" in str(args) or not args else real

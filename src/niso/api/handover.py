@@ -31,9 +31,9 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
     networks = [network for name in sorted(on) if (network := store.network(name))]
     if networks:
         from niso.explain import exposure
-        from niso.kernel import netns
+        from niso.kernel import netns_folder
 
-        if netns.is_hidden():
+        if netns_folder.is_hidden():
             session.caution(
                 "niso runs in a mount namespace of its own: outside it, the network namespaces in"
                 " /run/netns have no names",

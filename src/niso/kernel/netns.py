@@ -23,8 +23,6 @@ from niso.kernel.rtnetlink import Rtnl
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
-_MNT_DETACH = 2
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _OWN = "/proc/thread-self/ns/net"
@@ -42,12 +40,14 @@ def make(name: str, *, alias: str = "") -> Rtnl:
     with this name always carries its mark. A kill leaves at most an empty file, which counts as
     absent and is reused. Raises KernelError (EEXIST if the name is taken).
     """
+    from niso.kernel import netns_folder  # an attachment needs no mount
+
     path = _path(name)
     what = f"create network namespace '{name}'"
     if exists(name):
         raise refused(what, errno.EEXIST)
     try:
-        _make_directory()
+        netns_folder.share()
         failpoint.hit(what)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0))
         rtnl = None
@@ -56,13 +56,13 @@ def make(name: str, *, alias: str = "") -> Rtnl:
                 rtnl = Rtnl()
                 rtnl.set_link("lo", up=True, alias=alias)
                 failpoint.hit(f"name network namespace '{name}'")
-                _mount(_OWN, path, _MS_BIND)
+                netns_folder.bind(_OWN, path)
         except BaseException:
             if rtnl is not None:
                 rtnl.close()
             # an interrupt may have come after the mount
             try:
-                _call("umount2", path.encode(), _MNT_DETACH, path=path)
+                netns_folder.unmount(path)
             except OSError:
                 pass
             os.unlink(path)
@@ -87,6 +87,8 @@ def attach(name: str, pid: int, alias: str) -> None:
 
     The namespace must carry ``alias``. Raises KernelError.
     """
+    from niso.kernel import netns_folder  # an attachment needs no mount
+
     path = _path(name)
     what = f"name the network namespace of process {pid} '{name}'"
     if exists(name):
@@ -100,10 +102,10 @@ def attach(name: str, pid: int, alias: str) -> None:
                 lo = rtnl.link("lo")
             if lo is None or lo.alias != alias:
                 raise refused(what, errno.EPERM)
-            _make_directory()
+            netns_folder.share()
             failpoint.hit(what)
             os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0))
-            _mount(source, path, _MS_BIND)
+            netns_folder.bind(source, path)
         finally:
             os.close(fd)
     except OSError as error:
@@ -112,12 +114,14 @@ def attach(name: str, pid: int, alias: str) -> None:
 
 def delete(name: str) -> None:
     """Remove the name; the namespace itself ends with its last process. No-op if there is none."""
+    from niso.kernel import netns_folder  # an attachment needs no mount
+
     path = _path(name)
     what = f"delete network namespace '{name}'"
     try:
         failpoint.hit(what)
         try:
-            _call("umount2", path.encode(), _MNT_DETACH, path=path)
+            netns_folder.unmount(path)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOENT):
                 raise
@@ -195,13 +199,16 @@ def identity(name: str) -> tuple[int, int]:
 
 def names() -> list[str]:
     """Return all named network namespaces, sorted, including foreign ones and symlinks to some."""
+    return sorted(name for name in _listed() if exists(name))
+
+
+def _listed() -> list[str]:
     try:
-        files = os.listdir(paths.NETNS_DIR)
+        return os.listdir(paths.NETNS_DIR)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise refused(f"list {paths.NETNS_DIR}", error.errno or 0) from error
-    return sorted(name for name in files if exists(name))
 
 
 def open_fd(name: str) -> int:
@@ -274,13 +281,7 @@ def target(name: str) -> str | None:
 
 def symlinks() -> list[str]:
     """Return the names that are symlinks and begin as niso's do, whether they lead anywhere."""
-    try:
-        files = os.listdir(paths.NETNS_DIR)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise refused(f"list {paths.NETNS_DIR}", error.errno or 0) from error
-    return sorted(name for name in files if name.startswith("niso-") and target(name))
+    return sorted(name for name in _listed() if name.startswith("niso-") and target(name))
 
 
 def pin(name: str, path: str, cookies: Collection[int]) -> int:
@@ -437,63 +438,3 @@ def _path(name: str) -> str:
     if not name or "/" in name or "\0" in name or name in (".", ".."):
         raise KernelError(f"'{name}' is not a valid name of a network namespace")
     return os.path.join(paths.NETNS_DIR, name)
-
-
-def _mount(source: str, target: str, flags: int) -> None:
-    _call("mount", source.encode(), target.encode(), b"none", flags, None, path=target)
-
-
-def _call(function: str, *arguments: object, path: str) -> None:
-    """Call a function of the C library. Raises OSError with the path."""
-    import ctypes  # an attachment needs no mount
-
-    if getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
-
-
-def _make_directory() -> None:
-    """Make /run/netns a shared mount, so that deletions here reach all mount namespaces.
-
-    As iproute2 does (ipnetns.c). Only the folder itself is changed: including the namespaces
-    mounted in it would take 0.3 ms for 1,000 of them.
-    """
-    try:
-        _mount("", paths.NETNS_DIR, _MS_SHARED)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            raise
-        os.makedirs(paths.NETNS_DIR, 0o755, exist_ok=True)
-        # not a mount yet
-        failpoint.hit(f"make {paths.NETNS_DIR} a mount")
-        _mount(paths.NETNS_DIR, paths.NETNS_DIR, _MS_BIND | _MS_REC)
-        _mount("", paths.NETNS_DIR, _MS_SHARED | _MS_REC)
-
-
-def is_hidden() -> bool:
-    """Return whether namespaces that this process names have no name for the rest of the host.
-
-    That is so in a mount namespace of its own, such as by PrivateTmp= of a systemd unit, whose
-    /run/netns does not share its mounts with that of PID 1 (mount_namespaces(7)).
-    """
-    try:
-        if os.readlink("/proc/self/ns/mnt") == os.readlink("/proc/1/ns/mnt"):
-            return False
-        own = _peer_group("self")
-        return own is None or own != _peer_group("1")
-    except OSError:  # there is no PID 1 that this process may look at
-        return False
-
-
-def _peer_group(process: str) -> str | None:
-    """Return "shared:N" of the mount /run/netns that a process sees (proc_pid_mountinfo(5)).
-
-    None if it is not a mount, or shares nothing. Raises OSError.
-    """
-    group = None
-    with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields = line.split()
-            if fields[4] == paths.NETNS_DIR:  # the last mount is the visible one
-                optional = fields[6 : fields.index("-", 6)]
-                group = next((tag for tag in optional if tag.startswith("shared:")), None)
-    return group
