@@ -25,11 +25,8 @@ from niso.kernel.rtnl_records import (
     IFF_UP,
     IFLA_ADDRESS,
     IFLA_IFNAME,
-    IFLA_LINKINFO,
     IFLA_MASTER,
     IFLA_MTU,
-    INFO_DATA,
-    INFO_KIND,
     RTA_DST,
     RTA_GATEWAY,
     RTA_OIF,
@@ -42,6 +39,7 @@ from niso.kernel.rtnl_records import (
     canonical,
     ifaddrmsg,
     ifinfomsg,
+    of_kind,
     packed_mac,
     parse_address,
     parse_cidr,
@@ -156,9 +154,7 @@ class Rtnl(netlink.Netlink):
         self.create(
             index,
             what,
-            text(IFLA_IFNAME, name)
-            + attribute(IFLA_ADDRESS, own)
-            + nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), nested(INFO_DATA, *data)),
+            text(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, own) + of_kind("bridge", *data),
             # the MTU after creation: only a change counts as set by hand and outlives the last port
             alias_data(alias) + u32(IFLA_MTU, mtu),
             raise_up(name, index),
@@ -198,11 +194,7 @@ class Rtnl(netlink.Netlink):
             what,
             text(IFLA_IFNAME, name)
             + u32(IFLA_MTU, mtu)
-            + nested(
-                IFLA_LINKINFO,
-                text(INFO_KIND, "veth"),
-                nested(INFO_DATA, attribute(_VETH_INFO_PEER, far)),
-            ),
+            + of_kind("veth", attribute(_VETH_INFO_PEER, far)),
             alias_data(alias),
             join(name, index, bridge, master),
             Message(f"set port '{name}'", NEWLINK, 0, ifinfo(index) + port),
@@ -267,8 +259,7 @@ class Rtnl(netlink.Netlink):
     ) -> None:
         """Change the settings of the bridge ``name`` that are not None; see `add_bridge`."""
         what = f"set nf_call_iptables, nf_call_ip6tables of '{name}'"
-        data = nested(INFO_DATA, *call_flags(call_iptables, call_ip6tables))
-        own = nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), data)
+        own = of_kind("bridge", *call_flags(call_iptables, call_ip6tables))
         self.transact(Message(what, NEWLINK, 0, ifinfo() + text(IFLA_IFNAME, name) + own))
 
     def detach(self, names: Sequence[str]) -> None:

@@ -202,6 +202,12 @@ def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[
     return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
 
 
+def of_kind(kind: str, *settings: bytes) -> bytes:
+    """Return the attribute of a link's kind, with its settings of that kind (IFLA_LINKINFO)."""
+    data = (nested(INFO_DATA, *settings),) if settings else ()
+    return nested(IFLA_LINKINFO, text(INFO_KIND, kind), *data)
+
+
 def alias_data(alias: str) -> bytes:
     """Return the attribute with a link's alias."""
     return attribute(IFLA_IFALIAS, alias.encode())

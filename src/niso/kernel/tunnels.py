@@ -10,16 +10,14 @@ from niso.base.addresses import family_of
 from niso.base.errors import Conflict, KernelError
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import bridge_flags
-from niso.kernel.netlink import Message, attribute, attributes, nested, text, u32
+from niso.kernel.netlink import Message, attribute, attributes, text, u32
 from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo, join, raise_up
 from niso.kernel.rtnl_records import (
     IFF_UP,
     IFLA_IFNAME,
-    IFLA_LINKINFO,
     IFLA_MTU,
-    INFO_DATA,
-    INFO_KIND,
     alias_data,
+    of_kind,
 )
 
 _ID, _GROUP, _LINK, _LOCAL, _TTL, _LEARNING = 1, 2, 3, 4, 5, 7  # IFLA_VXLAN_*
@@ -90,7 +88,7 @@ def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str
             text(IFLA_IFNAME, name)
             # in the creation: the default without an underlying link is 1500 bytes
             + u32(IFLA_MTU, mtu)
-            + nested(IFLA_LINKINFO, text(INFO_KIND, "vxlan"), nested(INFO_DATA, *settings)),
+            + of_kind("vxlan", *settings),
             alias_data(alias),
             join(name, index, bridge, master),
             *(Message(what, NEWLINK, 0, ifinfo(index) + each) for each in _port_settings()),

@@ -17,9 +17,9 @@ from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netlink, sysctl
 from niso.kernel.kinds.wireguard import KERNEL, USERSPACE, FarEnd, WireGuard
-from niso.kernel.netlink import Message, nested, text, u32
+from niso.kernel.netlink import Message, text, u32
 from niso.kernel.rtnetlink import NEWLINK, Rtnl, ifinfo, no_link_local
-from niso.kernel.rtnl_records import IFLA_IFNAME, IFLA_LINKINFO, IFLA_MTU, INFO_KIND, alias_data
+from niso.kernel.rtnl_records import IFLA_IFNAME, IFLA_MTU, alias_data, of_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +64,7 @@ def _probe(found: list[KernelError]) -> None:
     """Make a link in a network namespace that ends with this thread; add the error to a list."""
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
-    body += nested(IFLA_LINKINFO, text(INFO_KIND, KERNEL))
+    body += of_kind(KERNEL)
     try:
         os.unshare(os.CLONE_NEWNET)
         with Rtnl() as rtnl:
@@ -158,9 +158,7 @@ def _create(rtnl: Rtnl, link: WireGuard) -> None:
         rtnl.create(
             index,
             what,
-            text(IFLA_IFNAME, link.name)
-            + u32(IFLA_MTU, link.mtu)
-            + nested(IFLA_LINKINFO, text(INFO_KIND, link.form)),
+            text(IFLA_IFNAME, link.name) + u32(IFLA_MTU, link.mtu) + of_kind(link.form),
             alias_data(link.alias),
         )
         return
