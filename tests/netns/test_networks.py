@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 
-import pytest
 import snapshots
 from conftest import Lab
 from services import (
@@ -183,74 +182,72 @@ def test_network_that_meets_what_the_host_routes_is_refused_and_changes_nothing(
     assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
-@pytest.mark.parametrize(
-    ("first", "again"),
-    [
-        ([], []),
-        (["--subnet", "10.50.0.0/24"], ["--subnet", "10.50.0.0/24"]),
-        (
-            ["--subnet", "fd00::/64", "--subnet", "10.50.0.0/24"],
-            ["--subnet", "10.50.0.0/24", "--subnet", "fd00:0::/64"],
-        ),
-        (["--ipv6"], ["--ipv6"]),
-        (["--subnet", "10.50.0.0/24", "--subnet", "fd00::/64"], ["--ipv6"]),
-        (
-            ["--subnet", "fd00::/64", "--gateway", "fd00::5"],
-            ["--subnet", "fd00::/64", "--gateway", "fd00::0005"],
-        ),
-        (["--internal", "--mtu", "1300"], ["--internal"]),
-    ],
+ALIKE = (
+    ([], []),
+    (["--subnet", "10.50.0.0/24"], ["--subnet", "10.50.0.0/24"]),
+    (
+        ["--subnet", "fd00::/64", "--subnet", "10.50.0.0/24"],
+        ["--subnet", "10.50.0.0/24", "--subnet", "fd00:0::/64"],
+    ),
+    (["--ipv6"], ["--ipv6"]),
+    (["--subnet", "10.50.0.0/24", "--subnet", "fd00::/64"], ["--ipv6"]),
+    (
+        ["--subnet", "fd00::/64", "--gateway", "fd00::5"],
+        ["--subnet", "fd00::/64", "--gateway", "fd00::0005"],
+    ),
+    (["--internal", "--mtu", "1300"], ["--internal"]),
 )
-def test_network_that_is_there_as_asked_for_stays_so(
-    lab: Lab, first: list[str], again: list[str]
-) -> None:
-    lab.niso("net", "create", "backend", *first)
-    before = snapshots.take(lab)
-    assert lab.niso("net", "create", "backend", *again).stdout.startswith(
-        "backend: already exists, unchanged"
-    )
-    assert lab.niso("net", "create", "--dry-run", "backend", *again).stdout == "nothing to do\n"
-    assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
-@pytest.mark.parametrize(
-    ("first", "again", "words"),
-    [
-        (["--subnet", "10.50.0.0/24"], ["--subnet", "10.51.0.0/24"], "with subnet 10.50.0.0/24"),
-        (
-            ["--subnet", "10.50.0.0/24"],
-            ["--subnet", "10.50.0.0/24", "--ipv6"],
-            "with subnet 10.50.0.0/24",
-        ),
-        (["--subnet", "10.50.0.0/24"], ["--subnet", "fd00::/64"], "with subnet 10.50.0.0/24"),
-        (["--subnet", "fd00::/64"], [], "with subnet fd00::/64"),
-        (["--ipv6"], [], "with subnet 10.99.1.0/24, fd"),
-        (
-            ["--ipv6"],
-            ["--subnet", "10.99.1.0/24", "--subnet", "fd00::/64"],
-            "with subnet 10.99.1.0/24, fd",
-        ),
-        (
-            ["--subnet", "fd00::/64"],
-            ["--subnet", "fd00::/64", "--gateway", "fd00::2"],
-            "with gateway fd00::1",
-        ),
-        (["--mtu", "1300"], ["--mtu", "1400"], "with mtu 1300"),
-        ([], ["--internal"], "and is not internal"),
-        (["--internal"], [], "as an internal network"),
-    ],
+def test_network_that_is_there_as_asked_for_stays_so(lab: Lab) -> None:
+    for first, again in ALIKE:
+        lab.niso("net", "create", "backend", *first)
+        before = snapshots.take(lab)
+        assert lab.niso("net", "create", "backend", *again).stdout.startswith(
+            "backend: already exists, unchanged"
+        )
+        assert lab.niso("net", "create", "--dry-run", "backend", *again).stdout == "nothing to do\n"
+        assert snapshots.differences(before, snapshots.take(lab)) == [], (first, again)
+        lab.niso("net", "remove", "backend")
+
+
+OTHERS = (
+    (["--subnet", "10.50.0.0/24"], ["--subnet", "10.51.0.0/24"], "with subnet 10.50.0.0/24"),
+    (
+        ["--subnet", "10.50.0.0/24"],
+        ["--subnet", "10.50.0.0/24", "--ipv6"],
+        "with subnet 10.50.0.0/24",
+    ),
+    (["--subnet", "10.50.0.0/24"], ["--subnet", "fd00::/64"], "with subnet 10.50.0.0/24"),
+    (["--subnet", "fd00::/64"], [], "with subnet fd00::/64"),
+    (["--ipv6"], [], "with subnet 10.99.1.0/24, fd"),
+    (
+        ["--ipv6"],
+        ["--subnet", "10.99.1.0/24", "--subnet", "fd00::/64"],
+        "with subnet 10.99.1.0/24, fd",
+    ),
+    (
+        ["--subnet", "fd00::/64"],
+        ["--subnet", "fd00::/64", "--gateway", "fd00::2"],
+        "with gateway fd00::1",
+    ),
+    (["--mtu", "1300"], ["--mtu", "1400"], "with mtu 1300"),
+    ([], ["--internal"], "and is not internal"),
+    (["--internal"], [], "as an internal network"),
 )
-def test_network_that_is_there_as_another_one_is_a_conflict(
-    lab: Lab, first: list[str], again: list[str], words: str
-) -> None:
-    lab.niso("net", "create", "backend", *first)
-    before = snapshots.take(lab)
-    said = refused(lab, "net", "create", "backend", *again)
-    assert (
-        f"network 'backend' already exists {words}" in said
-        and "match it, or choose another name" in said
-    )
-    assert snapshots.differences(before, snapshots.take(lab)) == []
+
+
+def test_network_that_is_there_as_another_one_is_a_conflict(lab: Lab) -> None:
+    for first, again, words in OTHERS:
+        lab.niso("net", "create", "backend", *first)
+        before = snapshots.take(lab)
+        said = refused(lab, "net", "create", "backend", *again)
+        assert (
+            f"network 'backend' already exists {words}" in said
+            and "match it, or choose another name" in said
+        ), said
+        assert snapshots.differences(before, snapshots.take(lab)) == []
+        lab.niso("net", "remove", "backend")
 
 
 def test_ipv6_takes_the_next_free_unique_local_64_of_one_prefix(lab: Lab) -> None:
@@ -289,10 +286,10 @@ def test_host_without_ipv6_is_told_so_and_has_networks_of_ipv4(lab: Lab) -> None
     assert subnets(lab) == {"backend": "10.99.1.0/24"}
 
 
-@pytest.mark.parametrize("name", ["default", "Backend", "1st", "a_b", "x" * 64, "-a", "a/b", ""])
-def test_network_name_that_cannot_be_is_refused(lab: Lab, name: str) -> None:
-    assert "NAME" in refused(lab, "net", "create", "--", name, status=2)
-    assert subnets(lab) == {}
+def test_network_name_that_cannot_be_is_refused(lab: Lab) -> None:
+    for name in ("default", "Backend", "1st", "a_b", "x" * 64, "-a", "a/b", ""):
+        assert "NAME" in refused(lab, "net", "create", "--", name, status=2)
+        assert subnets(lab) == {}
 
 
 def test_foreign_link_of_the_bridge_name_is_an_error_and_untouched(lab: Lab) -> None:

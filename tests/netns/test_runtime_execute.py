@@ -37,24 +37,24 @@ def test_command_runs_as_the_service_does(runtime: Runtime) -> None:
     assert "SECRET" not in runtime.exec("env", env={"SECRET": "x"}).stdout
 
 
-@pytest.mark.parametrize(
-    ("command", "status"),
-    [
-        (["true"], 0),
-        (["sh", "-c", "exit 7"], 7),
-        (["sh", "-c", "exit 125"], 125),
-        (["sh", "-c", "kill -TERM $$"], 143),
-        (["sh", "-c", "kill -KILL $$"], 137),
-        (["no-such-command"], 127),
-        (["/no/such/file"], 127),
-        (["./nothing"], 127),
-        (["/etc/passwd"], 126),
-        (["/usr"], 126),
-        ([""], 127),
-    ],
+STATUSES = (
+    (["true"], 0),
+    (["sh", "-c", "exit 7"], 7),
+    (["sh", "-c", "exit 125"], 125),
+    (["sh", "-c", "kill -TERM $$"], 143),
+    (["sh", "-c", "kill -KILL $$"], 137),
+    (["no-such-command"], 127),
+    (["/no/such/file"], 127),
+    (["./nothing"], 127),
+    (["/etc/passwd"], 126),
+    (["/usr"], 126),
+    ([""], 127),
 )
-def test_exit_status(runtime: Runtime, command: list[str], status: int) -> None:
-    assert runtime.exec(*command, check=False).returncode == status
+
+
+def test_exit_status(runtime: Runtime) -> None:
+    for command, status in STATUSES:
+        assert runtime.exec(*command, check=False).returncode == status, command
 
 
 def test_script_without_its_interpreter_is_not_executable(runtime: Runtime, lab: Lab) -> None:
@@ -136,19 +136,16 @@ def test_redirected_file_and_dev_null_keep_their_owner(runtime: Runtime, lab: La
     assert lab.run("cat", "/tmp/out").stdout == "hi\n"
 
 
-@pytest.mark.parametrize(
-    ("closed", "script"),
-    [
+def test_closed_descriptors_that_are_not_written_to_are_no_trouble(
+    runtime: Runtime, lab: Lab
+) -> None:
+    for closed, script in (
         ("<&-", "echo x; echo y >&2; cat"),
         (">&-", "echo y >&2"),
         ("2>&-", "echo x"),
         ("<&- >&- 2>&-", "cat"),
-    ],
-)
-def test_closed_descriptors_that_are_not_written_to_are_no_trouble(
-    runtime: Runtime, lab: Lab, closed: str, script: str
-) -> None:
-    lab.run("sh", "-c", f'"$@" {closed}', "sh", "python", "-c", EXECUTE, "sh", "-c", script)
+    ):
+        lab.run("sh", "-c", f'"$@" {closed}', "sh", "python", "-c", EXECUTE, "sh", "-c", script)
 
 
 @pytest.mark.parametrize(
@@ -206,15 +203,15 @@ def test_container_that_crun_has_forgotten_is_told_once_and_with_the_next_step(
     assert "(hint: a restart of demo writes it again)" in done.stderr
 
 
-@pytest.mark.parametrize("number", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"])
-def test_signal_reaches_the_command(runtime: Runtime, lab: Lab, number: str) -> None:
-    script = f"trap 'echo got; exit 9' {number}; echo ready; while :; do sleep 0.02; done"
-    process = lab.popen("python", "-c", EXECUTE, "sh", "-c", script)
-    assert process.stdout
-    assert process.stdout.readline() == b"ready\n"
-    process.send_signal(getattr(signal, f"SIG{number}"))
-    assert process.communicate(timeout=10)[0] == "got\n"
-    assert process.returncode == 9
+def test_signal_reaches_the_command(runtime: Runtime, lab: Lab) -> None:
+    for number in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2"):
+        script = f"trap 'echo got; exit 9' {number}; echo ready; while :; do sleep 0.02; done"
+        process = lab.popen("python", "-c", EXECUTE, "sh", "-c", script)
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(getattr(signal, f"SIG{number}"))
+        assert process.communicate(timeout=10)[0] == "got\n"
+        assert process.returncode == 9
 
 
 def test_nothing_of_a_command_is_left(runtime: Runtime, lab: Lab) -> None:

@@ -82,17 +82,18 @@ def test_root_user_without_capabilities_cannot_write_either(runtime: Runtime) ->
     )
 
 
-@pytest.mark.parametrize("flag", ["-U", "-n", "-m", "-p", "-u", "-i", "-C", "-T"])
-def test_process_cannot_make_a_namespace(runtime: Runtime, flag: str) -> None:
+def test_process_cannot_make_a_namespace(runtime: Runtime) -> None:
+    flags = ("-U", "-n", "-m", "-p", "-u", "-i", "-C", "-T")
     text = runtime.output(
-        f"unshare {flag} true 2>&1; echo $?",
+        f"for flag in {' '.join(flags)}; do unshare $flag true 2>&1 && echo made; done",
         uid=0,
         gid=0,
         user_name="root",
         capabilities=["SYS_CHROOT"],
     )
-    assert text.splitlines()[-1] == "1"
-    assert "not permitted" in text or "not implemented" in text
+    lines = text.splitlines()
+    assert len(lines) == len(flags) and "made" not in lines
+    assert all("not permitted" in line or "not implemented" in line for line in lines), lines
 
 
 def test_threads_pipes_and_sockets_work_under_the_filter(runtime: Runtime) -> None:
@@ -109,18 +110,12 @@ sqlite3.connect(tempfile.mktemp()).execute("create table t (x)")
     assert runtime.output(script).split() == ["thread", "child", "loop", "[1]"]
 
 
-@pytest.mark.parametrize(
-    ("family", "kind", "protocol"),
-    [(40, 1, 0), (38, 5, 0), (16, 3, 9)],
-    ids=["vsock", "alg", "audit"],
-)
-def test_sockets_of_the_machine_are_refused(
-    runtime: Runtime, family: int, kind: int, protocol: int
-) -> None:
-    text = runtime.output(
-        f"python3 -c 'import socket; socket.socket({family}, {kind}, {protocol})'"
-    )
-    assert "Function not implemented" in text
+def test_sockets_of_the_machine_are_refused(runtime: Runtime) -> None:
+    for family, kind, protocol in ((40, 1, 0), (38, 5, 0), (16, 3, 9)):
+        text = runtime.output(
+            f"python3 -c 'import socket; socket.socket({family}, {kind}, {protocol})'"
+        )
+        assert "Function not implemented" in text
 
 
 def test_assembled_etc_is_its_own_and_has_no_secret_of_the_host(runtime: Runtime) -> None:
@@ -255,23 +250,20 @@ def test_program_is_given_the_time_to_end_by_itself(runtime: Runtime, lab: Lab) 
     assert runtime.log().splitlines() == ["ready", "bye"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"netns": "/run/netns/absent"}, "/run/netns/absent"),
-        ({"package": "/tmp/absent"}, "/tmp/absent"),
-        ({"rootfs": "/tmp/absent"}, "/tmp/absent"),
-        ({"hostname": "x" * 80}, "hostname"),
-    ],
-    ids=["netns", "package", "rootfs", "refused by crun"],
+IMPOSSIBLE = (
+    ({"netns": "/run/netns/absent"}, "/run/netns/absent"),
+    ({"package": "/tmp/absent"}, "/tmp/absent"),
+    ({"rootfs": "/tmp/absent"}, "/tmp/absent"),
+    ({"hostname": "x" * 80}, "hostname"),
 )
-def test_failed_create_says_why_and_leaves_nothing(
-    runtime: Runtime, changes: dict[str, str], words: str
-) -> None:
-    with pytest.raises(Refused, match=re.escape(words)):
-        runtime.start(["/bin/sleep", "1000"], **changes)
-    assert runtime.leftovers() == NOTHING
-    assert runtime.status()["state"] == "none"
+
+
+def test_failed_create_says_why_and_leaves_nothing(runtime: Runtime) -> None:
+    for changes, words in IMPOSSIBLE:
+        with pytest.raises(Refused, match=re.escape(words)):
+            runtime.start(["/bin/sleep", "1000"], **changes)
+        assert runtime.leftovers() == NOTHING
+        assert runtime.status()["state"] == "none"
 
 
 def test_second_start_is_refused_and_the_first_lives(runtime: Runtime) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 import snapshots
 from conftest import Lab
 from services import (
@@ -82,23 +79,23 @@ def test_static_address_whose_prefix_is_taken_names_the_key_and_what_would_be_ri
     assert address(lab, "new") == "10.99.1.66"
 
 
-@pytest.mark.parametrize(
-    ("ip", "words"),
-    [
-        ("10.99.1.1", "it is the gateway"),
-        ("10.99.1.0", "network itself"),
-        ("10.99.1.255", "broadcast"),
-        ("10.98.1.5", "10.98.1.5 is not in 10.99.1.0/24"),
-        ("nonsense", "nonsense"),
-        ({"other": "10.99.1.5"}, "other"),
-    ],
+IMPOSSIBLE = (
+    ("10.99.1.1", "it is the gateway"),
+    ("10.99.1.0", "network itself"),
+    ("10.99.1.255", "broadcast"),
+    ("10.98.1.5", "10.98.1.5 is not in 10.99.1.0/24"),
+    ("nonsense", "nonsense"),
+    ({"other": "10.99.1.5"}, "other"),
 )
-def test_static_address_that_cannot_be_is_refused(lab: Lab, ip: Any, words: str) -> None:
+
+
+def test_static_address_that_cannot_be_is_refused(lab: Lab) -> None:
     lab.niso("net", "create", "backend")
     before = snapshots.take(lab)
-    said = refused(lab, "activate", idle(lab, "api", network=on("backend", ip=ip)))
-    assert "network.ip" in said and words in said
-    assert snapshots.differences(before, snapshots.take(lab)) == []
+    for ip, words in IMPOSSIBLE:
+        said = refused(lab, "activate", idle(lab, "api", network=on("backend", ip=ip)))
+        assert "network.ip" in said and words in said
+        assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
 def test_changed_static_address_moves_the_service_and_its_name(lab: Lab) -> None:
