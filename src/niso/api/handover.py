@@ -209,9 +209,10 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
                 f' cannot write to {volume.source}, and mode is "rw"',
                 ('let that uid write to it, set service.user to its owner, or mode = "ro"',),
             )
-        for volume in shared if process.uid == 0 else ():
+        root = "is root (uid 0)" if process.uid == 0 else "can become root (SETUID)"
+        for volume in shared if process.uid == 0 or "SETUID" in process.capabilities else ():
             session.caution(
-                f"{name}: volumes.{volume.name}.host: the service is root (uid 0), also in"
+                f"{name}: volumes.{volume.name}.host: the service {root}, also in"
                 f" {volume.source} on the host",
                 ('set service.user to the owner of that path, or mode = "ro"',),
             )
