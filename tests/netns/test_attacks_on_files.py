@@ -190,12 +190,17 @@ def test_root_follows_the_hosts_files_and_keeps_no_copy_too_many(lab: Lab) -> No
 
 
 def test_capabilities_over_the_machine_are_warned_of(lab: Lab) -> None:
-    names = ["SYSLOG", "SYS_NICE", "MKNOD", "LINUX_IMMUTABLE"]
-    folder = idle(lab, "able", isolation={"capabilities": names}, network={"mode": "none"})
+    names = ["SYSLOG", "SYS_NICE", "MKNOD", "LINUX_IMMUTABLE", "SYS_PTRACE", "SETUID"]
+    lab.run("mkdir", "-p", "/mnt/data")
+    volumes = {"data": {"mount": "/data", "host": "/mnt/data"}}
+    folder = idle(
+        lab, "able", isolation={"capabilities": names}, network={"mode": "none"}, volumes=volumes
+    )
     warned = lab.niso("activate", folder).stderr
     assert [
         name for name in names if f"{name} affects the whole machine: it can" in warned
-    ] == names
+    ] == names[:-1]
+    assert "volumes.data.host: the service can become root (SETUID), also in /mnt/data" in warned
 
 
 def test_file_system_below_usr_is_shown_too(lab: Lab) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import platform
+import re
 from typing import Any
 
 import pytest
@@ -77,6 +78,18 @@ server.listen(64)
 print("ready", flush=True)
 time.sleep(1000)
 """
+
+SEIZE = """
+import ctypes, os
+libc, known = ctypes.CDLL(None), {"1", str(os.getpid())}
+print("ready", flush=True)
+while True:
+    for pid in set(os.listdir("/proc")) - known:
+        if pid.isdigit() and libc.ptrace(0x4206, int(pid), None, None) == 0:  # PTRACE_SEIZE
+            print(*[line for line in open(f"/proc/{pid}/status") if line.startswith(("Name", "CapEff"))])
+            raise SystemExit  # which lets it go
+"""
+"""Take hold of the next process, and say what it may do: what holds it can have it call anything."""
 
 IDLE = "import time; time.sleep(1000)"
 AT_ONCE = f"import runpy, sys; sys.argv.append('--all'); runpy.run_path('/app/attacker.py', run_name='__main__'); {IDLE}"
@@ -189,6 +202,19 @@ def test_what_mode_host_and_some_capabilities_give_away_is_warned_of(host: Lab) 
     works, warned = attacked(host, "reader", True, isolation={"capabilities": ["DAC_READ_SEARCH"]})
     assert "files_by_handle" in works
     assert "reader: isolation.capabilities: DAC_READ_SEARCH affects the whole machine" in warned
+    folder = package(
+        host, "tracer", PYTHON, "-ISc", SEIZE, isolation={"capabilities": ["SYS_PTRACE"]}
+    )
+    warned = host.niso("activate", folder).stderr
+    assert "tracer: isolation.capabilities: SYS_PTRACE affects the whole machine" in warned
+    host.wait_for(lambda: "ready" in host.niso("logs", "tracer").stdout)
+
+    def seized() -> bool:
+        host.niso("exec", "tracer", "--", "/usr/bin/true", check=False)
+        caps = re.findall(r"crun\n CapEff:\t(\w+)", host.niso("logs", "tracer").stdout)
+        return any(int(each, 16) >> 21 & 1 for each in caps)  # CAP_SYS_ADMIN
+
+    host.wait_for(seized)
     works, warned = attacked(host, "admin", True, isolation={"capabilities": ["SYS_ADMIN"]})
     assert {"mount", "unshare_net"} <= works
     assert "admin: isolation.capabilities: SYS_ADMIN affects the whole machine" in warned

@@ -268,7 +268,7 @@ def test_replace_is_one_transaction_of_the_kernel(pair: Lab) -> None:
     pair.niso("port-forward", "b", "8080:80", "--replace")
     found = [lines for lines in generations.since() if any("tcp . 8080" in line for line in lines)]
     assert len(found) == 1, found
-    lines = [line for line in found[0] if "tcp . 8080" in line]
+    lines = [line for line in found[0] if "publish_any4 { tcp . 8080" in line]
     moved = {line.split()[0]: line.split(" : ")[1].split()[0] for line in lines}
     assert moved == {"add": address(pair, "b"), "delete": address(pair, "a")}, lines
 

@@ -209,11 +209,15 @@ def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
                 f' cannot write to {volume.source}, and mode is "rw"',
                 ('let that uid write to it, set service.user to its owner, or mode = "ro"',),
             )
-        for volume in shared if process.uid == 0 else ():
+        if process.uid == 0:
+            root, instead = "is root (uid 0)", "set service.user to the owner of that path"
+        else:
+            root, instead = "can become root (SETUID)", "leave out SETUID"
+        for volume in shared if process.uid == 0 or "SETUID" in process.capabilities else ():
             session.caution(
-                f"{name}: volumes.{volume.name}.host: the service is root (uid 0), also in"
+                f"{name}: volumes.{volume.name}.host: the service {root}, also in"
                 f" {volume.source} on the host",
-                ('set service.user to the owner of that path, or mode = "ro"',),
+                (f'{instead}, or mode = "ro"',),
             )
         where = ", ".join(str(volume.source) for volume in shared)
         if shared and not process.restrict_suid_sgid:

@@ -19,6 +19,10 @@ THE_MACHINE = {
     "SYS_MODULE": "it can load kernel modules",
     "SYS_RAWIO": "it can access I/O ports of the hardware",
     "DAC_READ_SEARCH": "it can read every file on the machine's file systems",
+    "SYS_PTRACE": "it can take over the commands of niso exec and of health checks, "
+    "which start as the machine's root",
+    "SYS_RESOURCE": "it can keep the kernel from ending it when memory runs out, "
+    "and use the space that file systems reserve",
     "SYS_TIME": "it can set the machine's clock",
     "SYSLOG": "it can read the kernel's log and delete it",
     "SYS_NICE": "it can take the CPU time of all other programs",
