@@ -25,6 +25,11 @@ def test_stack_comes_changes_and_goes(world: World) -> None:
     assert up.left == ["db"]
     assert sorted(world.store.active_services()) == ["api", "log"]
     world.assert_whole()
+    world.stack("api", backend="10.99.7.0/24")
+    up = world.up(path)  # what ends concerns the others only by their hosts files
+    assert (up.left, [outcome.changed for outcome in up.outcomes]) == (["log"], [False])
+    world.stack("api", "log", backend="10.99.7.0/24")
+    world.up(path)
     down = stack.down(world.machine, path)
     assert down.services == [("log", True), ("api", True)]
     assert not world.kernel.netns
