@@ -216,6 +216,30 @@ networks:
     assert "niso net create n-2," in gaps["networks.other"]
 
 
+def test_paths_below_the_folder_are_its_own_also_in_a_copy(tmp_path: Path) -> None:
+    text = """
+services:
+  a:
+    image: x
+    command: run
+    volumes: ["./data:/data", "../other:/other", "/srv:/srv", ".:/all:ro", "./out:/out", "$D:/d"]
+    env_file: [a.env]
+    secrets: [key]
+secrets: {key: {file: keys/key.txt}}
+"""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "out").symlink_to("/usr")
+    file = write(tmp_path / "app", text)
+    service = tomllib.loads(niso.import_compose(file, tmp_path / "app").text)["services"]["a"]
+    hosts = [volume["host"] for volume in service["volumes"].values()]
+    # what a link leads out of the folder would be refused
+    assert hosts == ["./data", f"{tmp_path}/other", "/srv", "./", f"{tmp_path}/app/out", "${D}"]
+    assert service["service"]["env_file"] == ["./a.env"]
+    assert service["secrets"] == {"key": {"file": "./keys/key.txt"}}
+    service = tomllib.loads(niso.import_compose(file, tmp_path / "other").text)["services"]["a"]
+    assert service["secrets"] == {"key": {"file": f"{tmp_path}/app/keys/key.txt"}}
+
+
 def test_variables_stay_variables(tmp_path: Path) -> None:
     text = """
 services:

@@ -160,6 +160,19 @@ def test_rootfs_below_the_package_is_no_part_of_it(folder) -> None:
     assert fingerprint(str(folder), str(rootfs)) == digest
 
 
+def test_version_control_is_no_part_of_it(folder) -> None:
+    """Every clone and fetch changes it, and it may have sockets."""
+    digest = fingerprint(str(folder), None)
+    (folder / ".git" / "objects").mkdir(parents=True)
+    os.mkfifo(folder / ".git" / "fsmonitor--daemon.ipc")
+    (folder / ".svn").write_text("x")
+    assert fingerprint(str(folder), None) == digest
+    (folder / ".gitignore").write_text("x")
+    assert fingerprint(str(folder), None) != digest
+    below = names_below(copied(folder))
+    assert ".gitignore" in below and not {".git", ".svn"} & set(below)
+
+
 def test_rootfs_elsewhere_that_a_link_names_is_no_part_of_it(folder) -> None:
     elsewhere = folder.parent / "debian"
     elsewhere.mkdir()

@@ -230,6 +230,27 @@ def test_entrypoint_that_needs_a_file_outside_says_which_and_what_to_do(
     assert hint in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("entrypoint", ["bin/serve", "bin/python", "{}/python"])
+def test_path_of_the_host_that_leads_back_into_usr_is_none_of_the_service(
+    package: pathlib.Path, tmp_path: pathlib.Path, entrypoint: str
+) -> None:
+    """As a venv beside the package: its python is a link to /usr, and exists on the host alone."""
+    (tmp_path / "python").symlink_to("/usr/bin/env")
+    (package / "bin" / "serve").write_text(f"#!{tmp_path}/python\n")
+    (package / "bin" / "serve").chmod(0o755)
+    (package / "bin" / "python").symlink_to(f"{tmp_path}/python")
+    with pytest.raises(InvalidInput, match="does not exist in"):
+        resolve_entrypoint(str(package), None, entrypoint.format(tmp_path), DEFAULT_PATH)
+    with pytest.raises(InvalidInput) as caught:
+        resolve_entrypoint(str(package), None, f"{package}/bin/serve", DEFAULT_PATH)
+    assert caught.value.hint == "the package is /app in the service: bin/serve"
+    (package / "here").symlink_to(tmp_path)
+    (tmp_path / "bin").symlink_to("/usr/bin")
+    with pytest.raises(InvalidInput):
+        check_working_dir(str(package), None, "/app/here/bin")
+    assert resolve_entrypoint(str(package), None, "env", DEFAULT_PATH).endswith("/bin/env")
+
+
 def test_package_that_links_out_of_itself_is_resolved_in_the_service(
     rootfs: pathlib.Path, package: pathlib.Path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
 from niso.commands import stack as stacks
+from niso.manifest import load as manifests
 from niso.manifest import stack_file as model
 from niso.plan.records import Port
 from niso.plan.service_spec import ServiceSpec
@@ -229,6 +230,23 @@ def test_hint_says_where_a_key_belongs(shop: Any, text: str, hint: str) -> None:
     with pytest.raises(ErrorGroup) as caught:
         stacks.load(shop("", HEAD + text))
     assert hint in (caught.value.errors[0].hint or "")
+
+
+def test_file_of_another_form_in_the_folder_is_named(tmp_path: Path) -> None:
+    for load, name, command in (
+        (stacks.load, "docker-compose.yml", "niso import {0}/docker-compose.yml --output {0}"),
+        (manifests.load, "stack.toml", "niso stack up {0}"),
+        (stacks.load, "manifest.toml", "niso activate {0}"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("services:\n  a: {}\n")
+        with pytest.raises(NotFound) as caught:
+            load(str(folder))
+        assert caught.value.hint == f"there is a {name}: {command.format(folder)}"
+    with pytest.raises(InvalidInput) as wrong:
+        stacks.load(str(tmp_path / "docker-compose.yml" / "docker-compose.yml"))
+    assert "niso import" in (wrong.value.hint or "")
 
 
 def test_unknown_key_suggests_the_nearest_once(shop: Any) -> None:

@@ -25,6 +25,11 @@ def test_stack_comes_changes_and_goes(world: World) -> None:
     assert up.left == ["db"]
     assert sorted(world.store.active_services()) == ["api", "log"]
     world.assert_whole()
+    world.stack("api", backend="10.99.7.0/24")
+    up = world.up(path)  # what ends concerns the others only by their hosts files
+    assert (up.left, [outcome.changed for outcome in up.outcomes]) == (["log"], [False])
+    world.stack("api", "log", backend="10.99.7.0/24")
+    world.up(path)
     down = stack.down(world.machine, path)
     assert down.services == [("log", True), ("api", True)]
     assert not world.kernel.netns
@@ -58,15 +63,17 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
     first, second = f"{world.folder}/one/stack.toml", f"{world.folder}/two/stack.toml"
     world.up(first)
     before = world.picture()
+    events: list[Event] = []
     for command in (
         lambda: world.up(second),
+        lambda: stack.up(world.machine, stack.load(second), 5.0, events.append, dry_run=True),
         lambda: stack.down(world.machine, second),
         lambda: stack.outlined(world.store, second),  # status and logs
     ):
         with pytest.raises(Conflict) as caught:
             command()
         assert caught.value.message == f"{second}: stack 'shop' is that of {first}"
-        assert world.picture() == before
+        assert world.picture() == before and events == []
     assert sorted(world.store.active_services()) == ["api", "db"]
     up = world.up(second, replace=True)
     assert up.left == ["db"] and sorted(world.store.active_services()) == ["api", "log"]

@@ -48,10 +48,11 @@ def import_compose(
     Does not need root. Raises Conflict if there is a stack.toml, NotFound, InvalidInput, and Error
     without PyYAML.
     """
-    made = compose.convert(path(file, "FILE"))
+    target = None if output is None else path(output, "--output")
+    made = compose.convert(path(file, "FILE"), target)
     commands = tuple(command for name, image in made.images for command in _fetch(name, image))
     missing = tuple(Missing(*gap) for gap in made.gaps)
-    written = None if output is None else _write(path(output, "--output"), made.text)
+    written = None if target is None else _write(target, made.text)
     return ImportedStack(made.stack, made.services, written, made.text, missing, commands)
 
 

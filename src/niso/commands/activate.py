@@ -130,7 +130,7 @@ def activate(
             # the activation has succeeded: an interrupt here would only leave unused copies
             with Lock(), signals_held():
                 with store.transaction():
-                    touched = _touched(store, changes, bool(steps))
+                    touched = _touched(store, changes, bool(steps) and not leaving)
                     scope, before = _drop_left(machine, changes, stack)
                     if scope.networks:
                         converge(kernel, store, scope, before, report, teardown=True)
@@ -345,7 +345,7 @@ def _takes(target: Target) -> tuple[bool, bool]:
 def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
     """Return the services that an activation changed, by their rows.
 
-    If only the kernel changed, return all of them.
+    If only the kernel changed, return all of them. ``steps`` is whether it did.
     """
     changed = {
         change.name
@@ -461,7 +461,7 @@ def _plan_only(
             if change.before is not None and change.before.active:
                 report(Stopping(change.name))
             report(start.event_of(change))
-    touched = _touched(store, changes, bool(steps))
+    touched = _touched(store, changes, bool(steps) and not leaving)
     scope, before = _drop_left(machine, changes, stack)
     reported = set(steps)  # these were not carried out, so the next plan contains them again
     for step in plan(kernel, store, scope, before).steps if scope.networks else []:

@@ -87,6 +87,8 @@ def up(
     if not dry_run:
         journal.recover(machine, report)  # it may change who belongs to the stack
     stack = named(store, stack)
+    if not replace:  # again under the lock; here before a dry run shows what would end
+        stacks.refuse_elsewhere(store, stack.name, stack.path, stacks.OR_REPLACE)
     wanted, joins = _joining(store, stack, replace)
     on = {network for target in wanted for network in target.spec.networks}
     known = (*stack.networks, *sorted(on - {*stack.networks}))

@@ -12,7 +12,7 @@ from niso.base.names import DEFAULT_NETWORK
 from niso.importers import compose_values as parse
 from niso.importers import toml_text, yaml_file
 from niso.importers.compose_service import DEFAULT, Gap, Service, World, has_check, label
-from niso.importers.compose_storage import Storage
+from niso.importers.compose_storage import Place, Storage
 from niso.manifest import stack_prefix, values
 
 if TYPE_CHECKING:
@@ -43,12 +43,14 @@ class Imported(NamedTuple):
     images: tuple[tuple[str, str], ...]  # service, image; "" if it is built
 
 
-def convert(path: str) -> Imported:
-    """Convert the compose file at ``path``.
+def convert(path: str, target: str | None = None) -> Imported:
+    """Convert the compose file at ``path`` to a stack.toml in the folder ``target``.
 
+    Without it, all paths of the host are absolute.
     Raises the errors of `yaml_file.load`, and InvalidInput if it has no services.
     """
     folder = os.path.dirname(os.path.abspath(path))
+    place = Place(folder, None if target is None else os.path.abspath(target))
     gaps: list[Gap] = []
     data = _with_variables(yaml_file.load(path), gaps)
     given = data.get("services")
@@ -66,8 +68,8 @@ def convert(path: str) -> Imported:
         frozenset(name for name, keys in _items(data.get("networks")) if keys.get("internal")),
         frozenset(name for name, keys in services.items() if has_check(keys)),
         frozenset(_jobs(services)),
-        Storage(stack, folder, services),
-        folder,
+        Storage(stack, place, services),
+        place,
         {
             name: text
             for name, keys in _items(data.get("secrets"))

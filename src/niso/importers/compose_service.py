@@ -5,7 +5,6 @@ What niso has no key for, or would do otherwise, is reported as a gap.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 
@@ -14,7 +13,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
 from niso.importers import compose_keys
 from niso.importers import compose_values as parse
-from niso.importers.compose_storage import Storage
+from niso.importers.compose_storage import Place, Storage
 from niso.manifest import parse_addresses, parse_health, parse_resources, parse_secrets, values
 from niso.manifest.parse_ports import parse_port
 
@@ -45,7 +44,7 @@ class World(NamedTuple):
     checked: frozenset[str]  # services with a health check
     jobs: frozenset[str]  # services whose completion another one waits for
     storage: Storage
-    folder: str  # of the compose file
+    place: Place  # of the two files
     secrets: Mapping[str, str]  # secret -> its file
 
 
@@ -177,7 +176,7 @@ class Service:
             file = parse.text(item.get("path") if isinstance(item, dict) else item)
             if isinstance(item, dict) and item.get("required") is False:
                 self._gap("env_file", f"{file} must exist")
-            files.append(os.path.normpath(os.path.join(self._world.folder, file)))
+            files.append(self._world.place.path(file))
         if files:
             self._put("service", "env_file", files)
 
@@ -318,7 +317,7 @@ class Service:
             if file is None:
                 self._gap("secrets", f"{name} is not a file: write it into one")
             elif self._valid("secrets", target or name, parse_secrets.name):
-                path = os.path.normpath(os.path.join(self._world.folder, file))
+                path = self._world.place.path(file)
                 taken[target or name] = {"file": path}
         if taken:
             self.tables["secrets"] = taken

@@ -29,12 +29,33 @@ class Mount(NamedTuple):
     size: str | None = None
 
 
+class Place(NamedTuple):
+    """Where the compose file is, and where the stack.toml will be."""
+
+    folder: str  # of the compose file, absolute
+    target: str | None  # of the stack.toml, absolute; None if that is not known
+
+    def path(self, text: str) -> str:
+        """Return a path of the compose file as the stack.toml has it.
+
+        One below the folder of the stack.toml is relative, so that a copy of the folder has its
+        own, unless a link leads out of it, which niso refuses.
+        """
+        whole = os.path.normpath(os.path.join(self.folder, text))
+        if self.target is None:
+            return whole
+        real, target = os.path.realpath(whole), os.path.realpath(self.target)
+        if _below(f"{whole}/", self.target) and _below(f"{real}/", target):
+            return f"./{os.path.relpath(whole, self.target)}".removesuffix(".")
+        return whole
+
+
 class Storage:
     """The volumes of all services of a file."""
 
-    def __init__(self, stack: str, folder: str, services: Mapping[str, Mapping[str, Any]]) -> None:
-        """Count who uses each named volume; ``folder`` is that of the compose file."""
-        self._stack, self._folder = stack, folder
+    def __init__(self, stack: str, place: Place, services: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count who uses each named volume."""
+        self._stack, self._place = stack, place
         users: dict[str, set[str]] = {}
         for name, keys in services.items():
             for mount in _mounts(keys, []):
@@ -86,7 +107,7 @@ class Storage:
                 gaps.append(("volumes", f"{host}: write the absolute path"))
                 return None
             if not host.startswith("$"):
-                host = os.path.normpath(os.path.join(self._folder, host))
+                host = self._place.path(host)
             if os.path.basename(host) in ("docker.sock", "podman.sock"):
                 gaps.append(("volumes", f"{host}: there is no Docker that the service could ask"))
                 return None
@@ -94,8 +115,12 @@ class Storage:
         return {"mount": mount.target, "host": host, **mode}
 
 
+def _below(path: str, folder: str) -> bool:
+    return path.startswith(f"{folder}/")
+
+
 def _overlap(one: str, other: str) -> bool:
-    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+    return _below(f"{one}/", other) or _below(f"{other}/", one)
 
 
 def _name(mount: Mount, taken: Mapping[str, Any]) -> str:

@@ -10,6 +10,13 @@ from niso.base.errors import Error, InvalidInput, NotFound
 from niso.manifest import values
 
 MAX_BYTES = 1024 * 1024
+_COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
+_COMMANDS = {
+    "stack.toml": "niso stack up {folder}",
+    "manifest.toml": "niso activate {folder}",
+    **{name: f"niso import {{folder}}/{name} --output {{folder}}" for name in _COMPOSE},
+}
+"""What is run on each file, which may be in the place of another one."""
 
 
 def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str, object]:
@@ -22,7 +29,22 @@ def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str
         return parse(content(path, name, owners))
     except Error as error:
         error.file = values.escaped(path)
+        error.hint = _meant(path, isinstance(error, NotFound)) or error.hint
         raise
+
+
+def _meant(path: str, is_missing: bool) -> str | None:
+    """Return the hint for a file that is no TOML file, or missing in a folder with another one."""
+    folder, name = os.path.split(path)
+    file = folder if is_missing else path  # the argument may have been taken for a folder
+    if file.endswith((".yaml", ".yml")) and os.path.isfile(file):
+        return f"niso import {values.escaped(file)} converts a compose file"
+    if name not in _COMMANDS or not is_missing:
+        return None
+    others = (other for other in _COMMANDS if os.path.isfile(os.path.join(folder, other)))
+    other = next(others, None)
+    command = _COMMANDS[other].format(folder=values.escaped(folder)) if other else ""
+    return f"there is a {other}: {command}" if other else None
 
 
 def content(

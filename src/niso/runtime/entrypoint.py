@@ -76,6 +76,9 @@ def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_e
         return path
     root = "the rootfs" if rootfs else "the service's system (the host's /usr)"
     within = "the package" if path.startswith(f"{APP}/") else root
+    if package and path.startswith(f"{package}/"):
+        hint = f"the package is {APP} in the service: {path.removeprefix(f'{package}/')}"
+        problem = problem._replace(hint=hint)
     raise _cannot_run(entrypoint, problem, within)
 
 

@@ -24,6 +24,11 @@ from niso.runtime.contents import Contents, forget
 MAX_DEPTH = 64
 Apart = str | tuple[str, ...] | None
 """Paths that are not part of a package: its rootfs, and what the service writes."""
+HISTORY = frozenset((".git", ".hg", ".svn"))
+"""Names of version control at any depth, which are no part of a package.
+
+Every clone and fetch changes them, and their settings can contain passwords.
+"""
 _FEW = 32
 """Up to this many files and folders are written to the disk one by one, more all at once."""
 
@@ -277,6 +282,8 @@ def _entries(folder: str, base: str, skipped: set[tuple[int, int] | None]) -> It
         except OSError as error:
             raise _unreadable(folder, base, error) from error
         for name in names:
+            if name in HISTORY:
+                continue
             relative = os.path.join(base, name)
             path = os.path.join(folder, relative)
             fd = _hold(inside, name, path)

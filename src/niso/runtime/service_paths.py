@@ -13,6 +13,9 @@ MAX_FILE_BYTES = 4 << 20
 """The largest file that `read_inside` reads."""
 _MAX_LINKS = 40
 """As the kernel's limit (MAXSYMLINKS, path_resolution(7))."""
+TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_OF_THE_HOST = frozenset(("usr", "etc", *TOP_LINKS))
+"""What a service without a rootfs has of the host's root (`niso.runtime.skeleton`)."""
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -21,7 +24,8 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
     """Open ``path`` as a service sees it, without side effects (O_PATH).
 
     ``mounts`` maps mount points to folders of the host: ``{"": rootfs, "/app": package}``; "" is
-    the root.
+    the root. If that is the host's own, only what such a service has of it is there: /home and /opt
+    are not, even if a path through them leads back into /usr.
     Returns the descriptor, which the caller closes, and the path inside the service with all links
     resolved. Raises OSError (ENOENT, ENOTDIR, ELOOP ...).
     """
@@ -38,6 +42,8 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
                 following = _open_real(mounts, done)
             else:
                 target = mounts.get("/" + "/".join([*done, part]))
+                if not (target or done or mounts[""] != "/" or part in _OF_THE_HOST):
+                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
                 following = (
                     os.open(target, _FOLDER) if target else os.open(part, _NOFOLLOW, dir_fd=fd)
                 )

@@ -16,6 +16,7 @@ from niso.base import paths, trees
 from niso.base.digest import sha256
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.runtime import service_paths, status
+from niso.runtime.service_paths import TOP_LINKS
 from niso.runtime.spec import APP
 
 if TYPE_CHECKING:
@@ -70,7 +71,6 @@ ETC_FILES = (
     "xattr.conf",
 )
 ETC_FOLDERS = ("alternatives", "ca-certificates", "fonts", "ld.so.conf.d", "ssl/certs", "terminfo")
-TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _FOLDERS = ("/home", "/mnt", "/opt", "/srv", "/var/cache", "/var/lib", "/var/log")
 _LINKS = (("/etc/mtab", "/proc/self/mounts"), ("/var/lock", "/run/lock"), ("/var/run", "/run"))
 _ROOT_HOME = "/root"

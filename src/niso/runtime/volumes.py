@@ -18,7 +18,8 @@ from niso.plan.mount_points import taken
 from niso.plan.process_spec import ProcessSpec, Volume
 from niso.runtime import cgroup
 from niso.runtime.root import mount_file, mount_point, place
-from niso.runtime.skeleton import TMPFS, TOP_LINKS, etc_folders
+from niso.runtime.service_paths import TOP_LINKS
+from niso.runtime.skeleton import TMPFS, etc_folders
 
 if TYPE_CHECKING:
     from typing import Any

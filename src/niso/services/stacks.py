@@ -14,6 +14,8 @@ from niso.services.stop import Needs
 from niso.services.targets import is_elsewhere
 from niso.store.store import Store
 
+OR_REPLACE = "choose another name; --replace takes over its services"
+
 
 class Membership(NamedTuple):
     stack: str
@@ -82,8 +84,7 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
     """
     store = machine.store
     if not wanted.replace:
-        hint = "choose another name; --replace takes over its services"
-        refuse_elsewhere(store, wanted.stack, wanted.file, hint)
+        refuse_elsewhere(store, wanted.stack, wanted.file, OR_REPLACE)
     for error in taken(store, wanted.stack, services).values():
         # it did not when the command began, so the services have no prefix
         error.hint = "another command has just made that stack: run this one again"
