@@ -69,6 +69,9 @@ flowchart LR
   linkStyle 2 stroke:#c62f2b,color:#c62f2b
 """
     )
+    shared = world([known("pod", {"back": ["10.99.1.7"]}, names=("b", "pod", "a"))], [BACK], [HOST])
+    text = graph.mermaid(graph.of_traffic(shared, (), None))
+    assert 'n_pod["pod #43; a #43; b<br>10.99.1.7"]' in text
     only = graph.of_traffic(WORLD, flows, frozenset(["web"]))
     assert [node.lines[0] for each in only.groups for node in each.nodes] == ["web"]
     many = [row(f"198.51.100.{i}", "10.99.2.2", 80 + i) for i in range(9)]

@@ -27,7 +27,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 
 class Node(NamedTuple):
-    """A service, the host or somebody outside. ``lines`` is its text."""
+    """A service with those that share its network, the host or somebody outside.
+
+    ``lines`` is its text.
+    """
 
     id: str
     lines: tuple[str, ...]
@@ -211,7 +214,8 @@ def _graph(
     for name, own in ids.items():
         known = world.services[name]
         addresses = known_world.addresses_of(known) if with_addresses else ()
-        lines = (name, *addresses, *(() if known.active else ("inactive",)))
+        sharers = sorted(set(known.names) - {name})
+        lines = (" + ".join((name, *sharers)), *addresses, *(() if known.active else ("inactive",)))
         on = tuple(endpoint.network for endpoint in known.endpoints)
         groups.setdefault(on, []).append(Node(own, lines))
     others: dict[str, Node] = {}
