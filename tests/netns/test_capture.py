@@ -126,11 +126,12 @@ def test_packets_of_a_service_with_names(lab: Lab, tmp_path: Path) -> None:
         ["db", "nobody:1"],
         ["db", "--", "no such"],
         ["db", "-c", "0"],
+        ["db:80"],
         ["db", "-w", "/gone/x"],
     ):
         done = lab.niso("net", "capture", *wrong, env=PATH, check=False)
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
-        assert done.stderr.startswith("niso: "), done.stderr
+        assert done.stderr.startswith("niso: ") and "hint: " in done.stderr, done.stderr
 
 
 def test_without_tcpdump_the_error_says_what_to_install(lab: Lab) -> None:

@@ -166,6 +166,7 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     # a backup is a whole snapshot
     assert "/tmp is a folder" in refused(d, "backup", "/tmp")
     assert "/tmp/no does not exist" in refused(d, "backup", "/tmp/no/x")
+    assert "not a regular file" in refused(d, "backup", "/dev/null")
     cluster(d, "backup", "/tmp/backup")
     content = d.lab.path("/tmp/backup").read_bytes()
     assert hashlib.sha256(content[:-32]).digest() == content[-32:] and len(content) > 8192

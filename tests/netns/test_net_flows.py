@@ -105,9 +105,18 @@ def test_who_connected_to_whom_and_what_decides(world: Lab) -> None:
     for wrong in (["--format", "gif"], ["-o", "/gone/x"], ["--declared", "--since", "1h"]):
         done = world.niso("net", "graph", *wrong, check=False)
         assert done.returncode == 2 and "Traceback" not in done.stderr and not done.stdout
-    for wrong in (["nobody"], ["--since", "yesterday"]):
+    modes = [idle(world, f"in-{mode}", network={"mode": mode}) for mode in ("host", "none")]
+    world.niso("activate", *modes)
+    for wrong in (
+        ["nobody"],
+        ["--since", "yesterday"],
+        ["in-host"],
+        ["in-none"],
+        ["-f", "in-none"],
+    ):
         done = world.niso("net", "flows", *wrong, check=False)
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+        assert "in-" not in wrong[-1] or "has mode" in done.stderr
 
 
 def test_new_flows_as_they_happen(world: Lab) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -125,6 +126,8 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
         ["--port", "65536"],
         ["--for", "x"],
         ["--socket", "/gone/x"],
+        ["--socket", "/tmp"],
+        ["--socket", "/tmp/x", "--port", "0"],
         ["--open", "--port", "0"],
     ):
         done = lab.niso("web", *wrong, check=False)
@@ -141,7 +144,10 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
     assert "signal SIGKILL" in web.said() and listeners(lab) == before
 
     path = "/run/web.sock"
-    web = Web(lab, "--socket", path)
+    web = Web(lab, "--socket", os.path.relpath(path))
+    assert web.process.stderr is not None
+    assert b"Ctrl-C" in web.process.stderr.readline()
+    assert b"ssh -L 9500:/run/web.sock root@" in web.process.stderr.readline()
     assert listeners(lab) == before
     assert lab.run("stat", "-c", "%a %u %F", path).stdout == "600 0 socket\n"
     assert web.curl("api/state.json", *bearer, "--unix-socket", path) == "403"  # an old token

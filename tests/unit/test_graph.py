@@ -15,7 +15,8 @@ from samples import samples
 
 from niso.kernel.sensor import Recorded
 from niso.manifest import stack_file
-from niso.plan.records import Port
+from niso.plan import verdict
+from niso.plan.records import Policy, Port
 from niso.see import graph, seen, stack_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,9 @@ flowchart LR
   linkStyle 2 stroke:#c62f2b,color:#c62f2b
 """
     )
+    shared = world([known("pod", {"back": ["10.99.1.7"]}, names=("b", "pod", "a"))], [BACK], [HOST])
+    text = graph.mermaid(graph.of_traffic(shared, (), None))
+    assert 'n_pod["pod #43; a #43; b<br>10.99.1.7"]' in text
     only = graph.of_traffic(WORLD, flows, frozenset(["web"]))
     assert [node.lines[0] for each in only.groups for node in each.nodes] == ["web"]
     many = [row(f"198.51.100.{i}", "10.99.2.2", 80 + i) for i in range(9)]
@@ -91,6 +95,28 @@ def test_what_policies_allow_is_what_the_engine_says() -> None:
         ("api", "db", ":53/udp denied"),
         ("outside", "web", "8080→80"),
     }
+
+
+def test_a_published_port_is_drawn_for_those_who_may_use_it() -> None:
+    """As the policy engine says of a client outside, and of one of a prefix."""
+
+    def users(host_ip: str, own: Policy, **more: int) -> set[tuple[str, str]]:
+        port = Port(host_ip, 8080, 80, "tcp", **more)
+        alone = world([known("web", {"edge": ["10.99.2.2"]}, own, port)], [EDGE], [HOST])
+        drawn = graph.of_policies(alone, None, False)
+        names = {n.id: n.lines[0] for n in drawn.others}
+        edges = {(names[e.source], e.label) for e in drawn.edges if "→" in e.label}
+        _, into = verdict.judge(alone, "203.0.113.9", "10.99.2.2", 80, "tcp")
+        assert into.passes == any(name in ("outside", "host") for name, _ in edges)
+        return edges
+
+    assert users("", policy()) == {("outside", "8080→80")}
+    assert users("127.0.0.1", policy()) == {("host", "8080→80")}
+    assert users("", policy(), count=3) == {("outside", "8080-8082→80-82")}
+    assert users("", policy(["192.0.2.0/24:80", "web"])) == {("192.0.2.0/24", "8080→80")}
+    assert users("", policy(["192.0.2.0/24:81", "web"])) == set()
+    assert users("", policy(["0.0.0.0/0:80"])) == {("outside", "8080→80")}
+    assert users("", policy(["0.0.0.0/0:80"], ["0.0.0.0/0"])) == set()
 
 
 def test_picture_of_a_stack_depends_on_its_files_alone_and_is_in_the_readme() -> None:

@@ -69,11 +69,15 @@ def capture(session: Session, wanted: Wanted) -> Capture:
     from niso.see.capture import Format, expression
 
     if wanted.most is not None and wanted.most < 1:
-        raise UsageError(f"{wanted.most}: must be 1 or more", None, "-c")
+        hint = "niso net capture db -c 10"
+        raise UsageError("must be 1 or more", hint, "-c", value=str(wanted.most))
     store = session.store()
     world = read_world(session.kernel(), store)
     known: dict[str, Known] = {}
     for service in wanted.services:
+        if question.parse_target(service)[1] is not None:
+            hint = f"niso net capture SERVICE {service}"
+            raise UsageError(f"{service!r} is not a service, but a port of one", hint, "NAME")
         end = question.resolve(store, service)
         if end.service not in world.services:
             raise UsageError(f"{service!r} is not a service", "niso ps lists the services", "NAME")

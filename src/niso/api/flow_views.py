@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
 
     from niso.api.session import Session
     from niso.see import seen as seer
+    from niso.store.store import Store
 
 
 class FlowEnd(NamedTuple):
@@ -99,7 +101,7 @@ def flows(
     from niso.see import seen as seer
 
     store = session.store()
-    service = None if name is None else store.home(store.resolve(name))
+    service = None if name is None else _home(store, name)
     seen, missed = seer.read(session.kernel(), store)
     if missed:
         session.caution(
@@ -118,7 +120,19 @@ def flows(
 def follow(session: Session, name: str | None, denied: bool) -> Flows:
     """Start following new flows: `Host.follow_flows`."""
     store = session.store()
-    return Flows(session, None if name is None else store.home(store.resolve(name)), denied)
+    return Flows(session, None if name is None else _home(store, name), denied)
+
+
+def _home(store: Store, name: str) -> str:
+    """Return the service whose addresses a service has. Raises Error if it has none of its own."""
+    home = store.home(store.resolve(name))
+    row = store.service(home)
+    whose = name if home == name else f"{name} shares the network of {home}, which"
+    if row is not None and row.mode == "host":
+        raise Error(f"{whose} has mode host: its flows are those of host", "niso net flows")
+    if row is not None and row.mode == "none":
+        raise Error(f"{whose} has mode none: it has only a loopback interface", "niso net flows")
+    return home
 
 
 def _chosen(seen: list[seer.Seen], service: str | None, denied: bool) -> list[seer.Seen]:

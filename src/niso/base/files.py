@@ -75,6 +75,15 @@ def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None 
     rename(draft, path)
 
 
+def require_plain(path: str) -> None:
+    """Raise OSError if ``path`` is a folder, a link or a device such as /dev/null.
+
+    Renaming a file over it, as `rename` does, would end that.
+    """
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "it is not a regular file")
+
+
 def sync(path: str) -> None:
     """Write a file, or the names in a folder, to the disk (fsync(2)). Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -86,23 +86,28 @@ def text(flows: int, progress: Any = None) -> bytes:
 
 
 def _write(path: str, body: bytes) -> None:
-    """Write a file beside ``path`` and rename it: a reader sees the old or the new one."""
+    """Write a file beside ``path`` and rename it: a reader sees the old or the new one.
+
+    Nothing but a file is replaced: not a folder, a device such as /dev/null, or a link.
+    """
     # the collector reads *.prom, and not this
     draft = f"{path}.{os.getpid()}"
     try:
+        files.require_plain(path)
         fd = files.make(draft, 0o644)
         try:
             files.write(fd, body)
         finally:
             os.close(fd)
-        files.rename(draft, path)
+        os.rename(draft, path)
     except OSError as error:
         try:
             files.remove(draft)
         except OSError:
             pass
         reason = (error.strerror or "").lower()
-        raise UsageError(f"cannot write {path}: {reason}", "choose another file", "-o") from None
+        hint = "choose another file, or omit -o and redirect the output"
+        raise UsageError(f"cannot write {path}: {reason}", hint, "-o") from None
 
 
 # --- HTTP ----------------------------------------------------------------------------------------

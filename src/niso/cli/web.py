@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -39,11 +40,15 @@ def run(_: str, args: Args) -> int:
     port = int(args.port)
     if not 0 <= port <= 65535:
         raise UsageError("must be 0 to 65535", "niso web --port 9500", "--port", value=str(port))
+    if args.socket is not None and port == 0:
+        hint = "--port 9500: the local port of the tunnel to the socket"
+        raise UsageError("cannot be chosen with --socket", hint, "--port", value="0")
+    path = None if args.socket is None else os.path.abspath(args.socket)
     _require_libraries()
     opener = None
     try:
-        with _listening(args.socket, port) as listener, _Server(listener) as server:
-            if args.socket is None:
+        with _listening(path, port) as listener, _Server(listener) as server:
+            if path is None:
                 port = listener.getsockname()[1]
             address = f"http://{LOCAL}:{port}/#token={server.token}"
             listener.close()  # it is the server's alone from here on
@@ -51,7 +56,7 @@ def run(_: str, args: Args) -> int:
                 look = _looks(host)
                 server.write(next(look))  # reports mistakes before the address
                 print(address, flush=True)
-                _say(args.socket, port)
+                _say(path, port)
                 if args.open:
                     from niso.cli.web_opener import Opener
 
@@ -240,10 +245,15 @@ class _listening:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove the socket of a niso web that was killed: of root, and nobody listens."""
+    """Remove the socket of a niso web that was killed: of root, and nobody listens.
+
+    Raises OSError if it is something else.
+    """
     with suppress(FileNotFoundError):
         info = os.lstat(path)
-        if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
+        if not stat.S_ISSOCK(info.st_mode):
+            raise FileExistsError(errno.EEXIST, "it exists and is not a socket")
+        if info.st_uid != os.geteuid():
             return
         with socket.socket(socket.AF_UNIX) as probe:
             try:

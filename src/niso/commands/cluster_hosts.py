@@ -280,6 +280,10 @@ def backup(machine: Machine, path: str) -> int:
         raise Error(f"{path} is a folder", "name a file in it")
     if not os.path.isdir(os.path.dirname(path) or "."):
         raise Error(f"{os.path.dirname(path)} does not exist", "make that folder first")
+    try:
+        files.require_plain(path)
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror}", "choose another file") from None
     draft, size = f"{path}.new", 0
     with own.engine() as engine:
         fd = files.make(draft, 0o600)

@@ -10,14 +10,16 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from niso.base.addresses import span
 from niso.base.lite_typing import NamedTuple
 from niso.plan import known_world, verdict
 from niso.plan.known_world import Known, World
-from niso.plan.records import Entry
+from niso.plan.records import Entry, Port
 from niso.see.seen import HOST, Seen
 
 OUTSIDE = "outside"
 _ALL = (0, 65_535)
+_EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 _MOST_OUTSIDE = 8  # addresses outside that have a node each
 _MOST_PORTS = 5  # that one edge names
 _RED = "#c62f2b"
@@ -25,7 +27,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 
 class Node(NamedTuple):
-    """A service, the host or somebody outside. ``lines`` is its text."""
+    """A service with those that share its network, the host or somebody outside.
+
+    ``lines`` is its text.
+    """
 
     id: str
     lines: tuple[str, ...]
@@ -83,17 +88,17 @@ def of_traffic(world: World, seen: Iterable[Seen], only: frozenset[str] | None) 
 def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool) -> Graph:
     """Return the picture of what policies and published ports allow, without any traffic.
 
-    There is an edge for each entry of a policy that decides between two services of one network,
-    by the policy engine. Where no policy says anything, none is drawn.
+    A published port has an edge from those whom it admits: everybody outside, some prefixes, or the
+    host. There is an edge for each entry of a policy that decides between two services of one
+    network, by the policy engine. Where no policy says anything, none is drawn.
     """
     known = [each for name, each in sorted(world.services.items()) if only is None or name in only]
     edges: list[tuple[str, str, str, bool]] = []
     for receiver in known:
         for port in receiver.ports:
-            host = str(port.host_port) if port.host_port else "?"
-            label = f"{host}→{port.container_port}"
-            proto = "" if port.proto == "tcp" else f"/{port.proto}"
-            edges.append((OUTSIDE, receiver.name, label + proto, False))
+            edges += (
+                (s, receiver.name, _port_text(port), False) for s in _users(world, receiver, port)
+            )
         for sender in known:
             if sender is not receiver:
                 edges += _between(world, sender, receiver)
@@ -112,6 +117,40 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
                     source, target = ends if incoming else reversed(ends)
                     edges.append((source, target, _entry_text(entry), denied))
     return _graph(world, {each.name for each in known}, edges, with_addresses)
+
+
+def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
+    """Yield who may connect to a published port, by its host address and the receiver's policy."""
+    if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
+        yield HOST
+        return
+    last = port.container_port + port.count - 1
+
+    def is_about(entry: Entry) -> bool:
+        ports = entry.first <= last and port.container_port <= entry.last
+        return ports and entry.proto in ("", port.proto)
+
+    own = receiver.policy
+    allowed = [entry.peer for entry in own.allow_from or () if is_about(entry)]
+    denied = {entry.peer.name for entry in own.deny_from if is_about(entry)}
+    everybody = {_EVERYBODY[family] for family in port.families}
+    admitted = everybody if own.allow_from is None else everybody & {peer.name for peer in allowed}
+    if admitted - denied:
+        yield OUTSIDE
+    for peer in allowed:
+        if (
+            peer.kind == "prefix"
+            and peer.name not in everybody
+            and not _is_inside(world, peer.name)
+        ):
+            yield peer.name
+
+
+def _port_text(port: Port) -> str:
+    """Return ``8080→80``, or ranges of as many ports."""
+    host = span(port.host_port, port.count) if port.host_port else "?"
+    proto = "" if port.proto == "tcp" else f"/{port.proto}"
+    return f"{host}→{span(port.container_port, port.count)}{proto}"
 
 
 def _services(seen: Seen) -> list[str]:
@@ -175,7 +214,8 @@ def _graph(
     for name, own in ids.items():
         known = world.services[name]
         addresses = known_world.addresses_of(known) if with_addresses else ()
-        lines = (name, *addresses, *(() if known.active else ("inactive",)))
+        sharers = sorted(set(known.names) - {name})
+        lines = (" + ".join((name, *sharers)), *addresses, *(() if known.active else ("inactive",)))
         on = tuple(endpoint.network for endpoint in known.endpoints)
         groups.setdefault(on, []).append(Node(own, lines))
     others: dict[str, Node] = {}

@@ -162,7 +162,7 @@ GROUP = Group(
                 Argument(
                     "destination",
                     "TO",
-                    "the same, optionally with :PORT and /PROTO",
+                    "a service, an address or host, optionally with :PORT and /PROTO",
                     "",
                     "target",
                 ),
@@ -336,7 +336,7 @@ GROUP = Group(
                 Argument(
                     "destination",
                     "TO",
-                    "the same, optionally with :PORT and /PROTO",
+                    "a service, an address or host, optionally with :PORT and /PROTO",
                     "",
                     "target",
                 ),
