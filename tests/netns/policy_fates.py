@@ -100,6 +100,7 @@ class Fates:
         }
         self._raw: dict[tuple[Place, str, int], socket.socket] = {}
         self._udp: dict[Cell, socket.socket] = {}
+        self._sources: dict[tuple[Place, str, str], str | None] = {}
         self._all: list[socket.socket] = []
         self._of: dict[int, Fate] = {}
         self._asked: dict[int, Cell] = {}
@@ -271,6 +272,13 @@ class Fates:
                 return None
             return str(probe.getsockname()[0]).partition("%")[0]
 
+    def _strays(self, cell: Cell) -> bool:
+        """Whether the source is not an address of the link that the packet leaves by."""
+        way = cell.place, cell.to, cell.link
+        if way not in self._sources:
+            self._sources[way] = self.source(*way)
+        return cell.source != self._sources[way]
+
     def _sockaddr(self, cell: Cell) -> tuple[object, ...]:
         if ":" not in cell.to:
             return (cell.to, cell.port or 0)
@@ -356,22 +364,28 @@ class Fates:
         """Send all at once; what should pass gets several tries in `PATIENCE_SECONDS`, and all else two.
 
         ``passing`` only says for what to wait: a packet that arrives is seen, whatever was thought of it.
+
+        What a service sends from the address of another link comes after everything else has found its neighbour. No service has
+        a link-local address, so its kernel solicits an IPv6 neighbour only for packets with an address of the link. While one
+        from another is the last that waits for a neighbour, and its SYN is sent again each second, nothing is solicited.
         """
         self._of, self._asked, self._by_port = {}, {}, {}
         kept = len(self._all)
         order = sorted(
             cells, key=lambda cell: cell.proto == "tcp"
         )  # neighbours are known when the first SYN goes
+        late = {cell for cell in order if cell not in passing and self._strays(cell)}
         tries: dict[Cell, int] = {}
         for at, cell in enumerate(order):
             number = next(self.numbers)
             tries[cell], self._asked[number], self._of[number] = number, cell, Fate()
-            self._send(cell, number)
+            if cell not in late:
+                self._send(cell, number)
             if at % 64 == 63:
                 self._turn(0)
         self._until_answered([(cell, tries[cell]) for cell in order if cell in passing])
         for cell in order:
-            if cell.proto != "tcp" and cell not in passing:
+            if cell in late or (cell.proto != "tcp" and cell not in passing):
                 self._send(cell, tries[cell])
         quiet_since = time.monotonic()
         end = quiet_since + PATIENCE_SECONDS

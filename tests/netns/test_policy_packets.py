@@ -230,6 +230,7 @@ class Run:
                 *(["--internal"] if name in topology.internal else []),
             )
         self._activate(draw, topology, sorted(topology.services))
+        self._keep_neighbours(topology)
         here = places(self.lab, sorted(topology.services))
         with Fates(self.wire, here, SERVED) as fates:
             for number in range(rounds):
@@ -245,6 +246,12 @@ class Run:
         here = places(self.lab, sorted(set(topology.services) - {gone}))
         with Fates(self.wire, here, SERVED) as fates:
             self.compare(fates, here, draw, limit, f"seed {seed}, without {gone}")
+
+    def _keep_neighbours(self, topology: Topology) -> None:
+        """Let services take neighbours that they know for valid: without a link-local address they could not ask again by themselves."""
+        known = "for each in /proc/sys/net/ipv6/neigh/*/delay_first_probe_time; do echo 600 > $each; done"
+        for name in topology.services:
+            self.lab.run("sh", "-c", known, netns=f"niso-{name}")
 
     def _activate(self, draw: random.Random, topology: Topology, names: list[str]) -> None:
         quiet = draw.random() < 0.3

@@ -468,6 +468,16 @@ def test_timer_is_there_while_an_enabled_service_has_names(world: World, dns: Dn
     assert len(written()) == 3
     boot.disable(world.machine, ["web"])
     assert written() == [] and not units.is_active(names_timer.TIMER)
+    # an activation may bring the first name to a service that is enabled, also to a job
+    world.processes.dies["mig"] = 0
+    for name, more in (("web", {}), ("mig", {"service": {"kind": "job"}})):
+        world.activate(world.package(name, **more))
+        boot.enable(world.machine, [name])
+        world.activate(world.package(name, network=to(API), **more))
+        assert written() == []
+        boot.settle(world.machine, [name])
+        assert len(written()) == 3
+        boot.disable(world.machine, [name])
     # another state folder's is left alone
     units.write("/etc/systemd/system/niso_refresh.timer", "# somebody else's")
     said: list[object] = []

@@ -250,7 +250,7 @@ def settle(machine: Machine, names: Iterable[str]) -> None:
                 units.ready(row.name)
             return
     rows = [row for row in rows if row.enabled]
-    if rows and units.booted():
+    if units.booted():
         for row in rows:
             _refuse_foreign(units, store, row.name)
             _refuse_alone(store, row, ())
