@@ -38,6 +38,24 @@ def read(path: str, mode: int = 0) -> bytes | None:
         os.close(fd)
 
 
+def of_process(pid: int | None, name: str) -> bytes:
+    """Return the content of a file of a process in /proc (proc(5)); b"" if the process has ended.
+
+    Raises OSError.
+    """
+    content = b""
+    try:
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while part := os.read(fd, 1 << 16):
+                content += part
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+    return content
+
+
 def make(path: str, mode: int) -> int:
     """Create the file ``path`` and return a descriptor for writing.
 

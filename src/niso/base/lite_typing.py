@@ -52,9 +52,11 @@ class _Tuple(tuple[object, ...]):
         _fields: tuple[str, ...]
 
     def _replace(self, **changes: object) -> Self:
-        values = [changes.pop(name, value) for name, value in zip(self._fields, self, strict=True)]
-        if changes:
-            raise TypeError(f"{type(self).__name__} has no {', '.join(changes)}")
+        values, fields = list(self), self._fields
+        for name, value in changes.items():
+            if name not in fields:
+                raise TypeError(f"{type(self).__name__} has no {name}")
+            values[fields.index(name)] = value
         return tuple.__new__(type(self), values)
 
     def _asdict(self) -> dict[str, object]:

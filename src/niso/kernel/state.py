@@ -57,8 +57,10 @@ class State:
 
     def __or__(self, other: State) -> State:
         """Return the union; a thing that differs between the two is in it twice."""
-        types = self._by_type.keys() | other._by_type.keys()
-        return State.of_sets((kind, self[kind] | other[kind]) for kind in types)
+        both = dict(self._by_type)
+        for kind, things in other._by_type.items():
+            both[kind] = both[kind] | things if kind in both else things
+        return State.of_sets(both.items())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, State) and self._by_type == other._by_type

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+from niso.base import files
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import open_lock
 from niso.plan.process_spec import ProcessSpec
@@ -198,11 +199,8 @@ def holds(path: str, pid: int) -> bool:
 
     ``path`` is relative to the hierarchy (``/niso-<id>/<service>``), and may lie below others.
     """
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-            return any(f"{path}/" in f"{line.rstrip()}/" for line in lines)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    lines = os.fsdecode(files.of_process(pid, "cgroup")).split("\n")
+    return any(f"{path}/" in f"{line}/" for line in lines)
 
 
 def holds_wholly(path: str, pid: int) -> bool:
@@ -210,11 +208,10 @@ def holds_wholly(path: str, pid: int) -> bool:
 
     crun uses all hierarchies of v1, or v2 if there is none. True if the process has ended.
     """
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-            entries = [line.rstrip("\n").split(":", 2) for line in lines]
-    except (FileNotFoundError, ProcessLookupError):
+    content = os.fsdecode(files.of_process(pid, "cgroup"))
+    if not content:
         return True
+    entries = [line.split(":", 2) for line in content.rstrip("\n").split("\n")]
     inside = {number: f"{path}/" in f"{cgroup}/" for number, _, cgroup in entries}
     v1 = [is_inside for number, is_inside in inside.items() if number != "0"]
     return all(v1) if v1 else inside.get("0", False)

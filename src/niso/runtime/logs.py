@@ -49,7 +49,7 @@ def rotate_if_large(service: str) -> None:
 
     No-op if another process is rotating it. Raises OSError.
     """
-    path = os.path.join(paths.log_dir(service), LOG_NAME)
+    path = f"{paths.log_dir(service)}/{LOG_NAME}"
     try:
         large = os.stat(path).st_size > ROTATE_BYTES
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
     """Yield the lines as `read` does; None, once, after the past ones if it follows."""
-    files = _open_files(os.path.join(paths.log_dir(service), LOG_NAME))
+    files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
         # Where following takes over: a line written meanwhile is shown once.
@@ -186,7 +186,7 @@ def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
 
     ``fd`` is the newest file, already read up to ``offset``, or -1. It is closed here.
     """
-    path = os.path.join(paths.log_dir(service), LOG_NAME)
+    path = f"{paths.log_dir(service)}/{LOG_NAME}"
     partial = b""
     try:
         while True:

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from niso.base import files
 from niso.runtime import cgroup
-from niso.runtime.spec import INIT, cgroup_of, load
+from niso.runtime.spec import INIT, cgroup_of, group, load
 
 _PID_MAX = 1 << 22
 """The kernel's largest limit of pids (PID_MAX_LIMIT, linux/threads.h)."""
@@ -23,8 +23,8 @@ _PID_MAX = 1 << 22
 
 def in_service(service: str, pid: int) -> bool:
     """Return whether ``pid`` is now a process of the service, by its cgroup."""
-    spec = load(service)
-    return spec is not None and cgroup.holds(cgroup_of(spec), pid)
+    path = group(service)
+    return path is not None and cgroup.holds(path, pid)
 
 
 def in_group(service: str, group: int) -> list[int]:
@@ -43,11 +43,7 @@ def children(pid: int | None) -> list[int]:
 
     Empty if the process is gone, or the kernel lacks CONFIG_PROC_CHILDREN.
     """
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            return [int(word) for word in file.read().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    return [int(word) for word in files.of_process(pid, f"task/{pid}/children").split()]
 
 
 def open_in_service(service: str, pid: int | None) -> int:
@@ -86,20 +82,13 @@ def is_supervisor(pid: int | None, bundle: str) -> bool:
 
 def command_line(pid: int) -> list[bytes]:
     """Read the command line of a process (proc_pid_cmdline(5)); empty if it is gone."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    content = files.of_process(pid, "cmdline")
+    return content.split(b"\0") if content else []
 
 
 def state_letter(pid: int | None) -> str:
     """Read the state of a process (proc_pid_stat(5)): Z zombie, T or t stopped, X gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return chr(file.read().rpartition(b") ")[2][0])
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
+    return files.of_process(pid, "stat").rpartition(b") ")[2][:1].decode() or "X"
 
 
 def is_init(pid: int | None) -> bool:

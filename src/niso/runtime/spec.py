@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from functools import lru_cache
 
-from niso.base import convert, files, paths
+from niso.base import convert, files, lite_json, paths
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import ProcessSpec
 
@@ -37,13 +36,23 @@ def namespace(spec: ProcessSpec) -> str | None:
 
 def save(spec: ProcessSpec) -> None:
     """Write spec.json into the service's folder, atomically. Raises OSError."""
-    write_json(os.path.join(paths.service_dir(spec.service), "spec.json"), convert.plain(spec))
+    write_json(f"{paths.service_dir(spec.service)}/spec.json", convert.plain(spec))
 
 
 def load(service: str) -> ProcessSpec | None:
     """Read the spec of a service's present activation; None if there is none, or it is damaged."""
-    text = files.read(os.path.join(paths.service_dir(service), "spec.json"))
+    text = files.read(f"{paths.service_dir(service)}/spec.json")
     return None if text is None else _parsed(text)
+
+
+def group(service: str) -> str | None:
+    """Return the cgroup of a service's present activation; None if it has no spec, as `cgroup_of`.
+
+    To list many services, the rest of their specs is not read.
+    """
+    fields = read_json(f"{paths.service_dir(service)}/spec.json") or {}
+    state_id = fields.get("state_id")
+    return f"/niso-{state_id}/{service}" if isinstance(state_id, str) else None
 
 
 @lru_cache(maxsize=1)
@@ -58,7 +67,7 @@ def _parsed(text: bytes) -> ProcessSpec | None:
 
 def read_state(service: str) -> dict[str, Any] | None:
     """Read state.json of a service's activation; None if there is none, or it is damaged."""
-    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    record = read_json(f"{paths.service_dir(service)}/state.json")
     kinds = {"run": int, "phase": str, "restarts": int, "failures": int}
     if record is None:
         return None
@@ -70,8 +79,7 @@ def write_json(path: str, value: object) -> None:
     """Replace ``path`` by ``value`` as JSON (mode 0600), atomically. Raises OSError."""
     draft = f"{path}.new"
     with open(files.make(draft, 0o600), "w", encoding="utf-8") as file:
-        # dumps instead of dump: only dumps is implemented in C.
-        file.write(json.dumps(value))
+        file.write(lite_json.dumps(value))
     files.rename(draft, path)
 
 
@@ -84,7 +92,7 @@ def read_json(path: str) -> dict[str, Any] | None:
 def _parse_json(text: bytes) -> dict[str, Any] | None:
     """Return a JSON object; None if the text is not one."""
     try:
-        value = json.loads(text.decode())
+        value = lite_json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -183,7 +183,7 @@ def outside_cgroup(service: str, keeper: int | None) -> bool:
     ``keeper`` is its `conmon`. With several hierarchies, PID 1 must be in the cgroup in each one
     that crun uses.
     """
-    record = read_json(os.path.join(paths.service_dir(service), "state.json"))
+    record = read_json(f"{paths.service_dir(service)}/state.json")
     spec = load(service)
     pid = int_or_none((record or {}).get("pid"))
     if spec is None or pid is None or keeper is None or pid not in children(keeper):
@@ -244,12 +244,12 @@ def out_of_memory(service: str) -> bool:
 
 def bundle_of(service: str, number: int) -> str:
     """Return the folder of an activation's ``number``-th run."""
-    return os.path.join(paths.service_dir(service), f"run-{number}")
+    return f"{paths.service_dir(service)}/run-{number}"
 
 
 def write_state(service: str, record: dict[str, Any]) -> None:
     """Replace state.json. Raises OSError."""
-    write_json(os.path.join(paths.service_dir(service), "state.json"), record)
+    write_json(f"{paths.service_dir(service)}/state.json", record)
 
 
 def exit_code(service: str, bundle: str) -> int | None:

@@ -134,10 +134,9 @@ class ServiceRow(NamedTuple):
 def service_row(row: tuple[object, ...]) -> ServiceRow:
     """Return a row of the table as a ServiceRow."""
     fields = ServiceRow(*row)  # type: ignore[arg-type]
-    package = fields.package
-    if package.endswith(f"/packages/{fields.name}/{fields.fingerprint}"):
-        # the state folder may have been moved
-        package = os.path.join(paths.package_dir(fields.name), fields.fingerprint)
+    package, copy = fields.package, f"/packages/{fields.name}/{fields.fingerprint}"
+    if package.endswith(copy):
+        package = f"{paths.state_dir()}{copy}"  # the state folder may have been moved
     return fields._replace(
         package=package,
         active=bool(fields.active),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import nft_audit, nft_policies, nft_sets, nft_tables
@@ -210,18 +210,14 @@ class _Elements(Kind[Element]):
             )
 
 
-def present_now(elements: Iterable[Element]) -> set[Element]:
-    """Return elements as they were read, without those that are about to end."""
-    result, now = set(), time.time()
+def present_now(elements: Iterable[Element]) -> Iterator[Element]:
+    """Yield elements as they were read, without those that are about to end."""
+    now = time.time()
     for element in elements:
-        value = element.value
-        if element.ends:
-            seen = nft_audit.seen(value, element.comment, now)
-            if seen is None:
-                continue
-            value = seen
-        result.add(element._replace(value=value))
-    return result
+        if not element.ends:
+            yield element
+        elif (seen := nft_audit.seen(element.value, element.comment, now)) is not None:
+            yield element._replace(value=seen)
 
 
 def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:
@@ -275,12 +271,14 @@ def lookup(reading: Reading) -> dict[tuple[str, str, str], tuple[str, str]]:
     return reading.elements
 
 
-def _all(reading: Reading) -> Iterable[Element]:
-    """Return all elements of the two tables. Raises Conflict if the tables are not this niso's."""
+def _all(reading: Reading) -> Iterator[Element]:
+    """Yield all elements of the two tables, without having more than those of one set in memory.
+
+    Raises Conflict if the tables are not this niso's.
+    """
     from niso.kernel.libnftables import Nft
     from niso.kernel.nft_compare import check_owner
 
-    elements: set[Element] = set()
     with Nft() as kernel:
         for table, containers in nft_sets.CONTAINERS.items():
             for container in containers:
@@ -288,10 +286,8 @@ def _all(reading: Reading) -> Iterable[Element]:
                 if container == "owner" and present:
                     texts = {mark.strip('"') for mark in present}
                     check_owner(table, texts, reading.state_id)
-                elements.update(
-                    Element(table, container, key, *more) for key, more in present.items()
-                )
-    return elements
+                for key, more in present.items():
+                    yield Element(table, container, key, *more)
 
 
 KIND = _Elements(Element)
