@@ -266,6 +266,42 @@ def test_failed_create_says_why_and_leaves_nothing(runtime: Runtime) -> None:
         assert runtime.status()["state"] == "none"
 
 
+@pytest.mark.parametrize(
+    ("meanwhile", "ends"),
+    [
+        ("os.kill(pid, 9); wait_readable(init, 9)", "is not running"),
+        ("os.rename(fifo, fifo + '.new')", "exec.fifo"),
+    ],
+    ids=["ended", "no FIFO"],
+)
+def test_created_container_that_cannot_be_started_is_removed(
+    runtime: Runtime, lab: Lab, meanwhile: str, ends: str
+) -> None:
+    code = f"""
+import json, os, sys
+from niso.base.convert import convert
+from niso.base.errors import Error
+from niso.base.locks import service_lock
+from niso.plan.process_spec import ProcessSpec
+from niso.runtime import process
+from niso.runtime.pids import wait_readable
+with service_lock("{SERVICE}"):
+    start = process.Start(convert(json.loads(sys.argv[1]), ProcessSpec))
+    assert wait_readable(start.fd, 20)
+    pid = int(open("{FOLDER}/run-0/pid").read())
+    init = os.pidfd_open(pid)
+    fifo = "/run/niso/crun/niso-service-{SERVICE}/exec.fifo"
+    {meanwhile}
+    try:
+        start.finish()
+    except Error as error:
+        print(error.message)
+"""
+    spec = json.dumps(runtime.spec(["/bin/sleep", "1000"]))
+    assert ends in lab.run("python", "-c", code, spec).stdout
+    assert runtime.leftovers() == NOTHING
+
+
 def test_second_start_is_refused_and_the_first_lives(runtime: Runtime) -> None:
     pid = runtime.start(["/bin/sleep", "1000"])
     with pytest.raises(Refused, match="is already running"):

@@ -69,16 +69,13 @@ class _Run:
 
 
 class _Begun:
-    """`niso.runtime.processes.Start` of a run, which never has to wait."""
+    """`niso.runtime.processes.Start` of a run; it is created at once."""
 
     def __init__(self, processes: FakeProcesses, run: _Run, service: str) -> None:
         self._processes, self._run, self._service = processes, run, service
         self._life = _Life()
         self._life.end()
-        self.fd = self._life.fd
-
-    def advance(self) -> bool:
-        return True
+        self.fd, self.is_created = self._life.fd, True
 
     def finish(self) -> int:
         try:

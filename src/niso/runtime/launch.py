@@ -3,7 +3,7 @@
     conmon                                     waits for a byte on a pipe
     a thread: unshare, mount the root, wait    its mount namespace ends with it
     conmon: nsenter -- crun create             enters that namespace; the host's never has a mount
-    crun start
+    a byte to crun's FIFO                      starts the process, as crun start does
 
 No shell and no format string is involved. conmon runs in the log folder, because its log option
 cannot take a path with a ``:``.
@@ -116,8 +116,6 @@ class Launch:
         self._spec = spec
         self._bundle = bundle
         self._held = ExitStack()
-        self._pid = 0
-        self._starting: crun.Running | None = None
         try:
             failpoint.hit(f"write the bundle of {spec.service}")
             held = sources.Held(spec)
@@ -139,39 +137,23 @@ class Launch:
             creator.mount(under.folders if under is not None else ())
             failpoint.hit(f"create the process of {spec.service}")
             self.fd = creator.create()
-            """Readable once `advance` can do more."""
+            """Readable once the container exists, or its creation has failed."""
         except BaseException:
             self.close()
             raise
 
-    def advance(self) -> bool:
-        """Start the container once it is created; return whether `finish` would not block."""
-        if self._starting is None and wait_readable(self.fd, 0):
-            self._start()
-        return self._starting is not None and wait_readable(self.fd, 0)
-
     def finish(self) -> int:
-        """Wait until the container is started; return the pid of its PID 1 on the host."""
-        exit_status, message = (self._starting or self._start()).wait()
-        if exit_status != 0:
-            raise ProcessError(f"{self._spec.service}: crun start: {message}")
-        return self._pid
-
-    def _start(self) -> crun.Running:
-        """Wait for the container, and have crun start it."""
+        """Wait for the container and start it; return the pid of its PID 1 on the host."""
         try:
-            self._pid = _created_pid(self._spec, self._bundle, self.fd)
+            pid = _created_pid(self._spec, self._bundle, self.fd)
         finally:
             self.close()
         failpoint.hit(f"start the process of {self._spec.service}")
-        with signals_held():
-            self._starting = crun.Running("start", crun.container_id(self._spec.service))
-            self._held.callback(self._starting.close)
-        self.fd = self._starting.fd
-        return self._starting
+        crun.start(self._spec.service)
+        return pid
 
     def close(self) -> None:
-        """Release the thread with its mounts, conmon's pipes and the lock; wait for crun's end."""
+        """Release the thread with its mounts, conmon's pipes and the lock."""
         self._held.close()
 
 

@@ -71,7 +71,7 @@ def require_room() -> None:
 
 
 class Start:
-    """A start in progress: crun creates the container, and then starts it.
+    """A start in progress: crun creates the container, and `finish` starts it.
 
     The caller must call `finish` or `close`.
     The constructor first removes what an earlier activation left.
@@ -94,16 +94,16 @@ class Start:
 
     @property
     def fd(self) -> int:
-        """Return a descriptor that becomes readable when `advance` can do more."""
+        """Return a descriptor that becomes readable when `is_created` becomes true."""
         return self._run.fd
 
-    def advance(self) -> bool:
-        """Do what needs no waiting; return whether `finish` would not block."""
-        with _whole(self._service):
-            return self._run.advance()
+    @property
+    def is_created(self) -> bool:
+        """Return whether `finish` would not block: the container exists, or its creation failed."""
+        return wait_readable(self._run.fd, 0)
 
     def finish(self) -> int:
-        """Wait until the process is started; return the pid of its PID 1 on the host."""
+        """Start the created container; return the pid of its PID 1 on the host."""
         with _whole(self._service):
             pid = self._run.finish()
             unit.hand_over(self._service, status.conmon(self._service))
@@ -153,15 +153,7 @@ class Run:
         from niso.runtime import launch
 
         self._launch = launch.Launch(spec, status.bundle_of(spec.service, number))
-
-    @property
-    def fd(self) -> int:
-        """Return a descriptor that becomes readable when `advance` can do more."""
-        return self._launch.fd
-
-    def advance(self) -> bool:
-        """Do what needs no waiting; return whether `finish` would not block."""
-        return self._launch.advance()
+        self.fd = self._launch.fd
 
     def finish(self) -> int:
         """Start the container, record it as running, return the pid of its PID 1."""

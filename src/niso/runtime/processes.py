@@ -27,19 +27,14 @@ class Start(Protocol):
 
     @property
     def fd(self) -> int:
-        """A descriptor that becomes readable when `advance` can do more."""
+        """A descriptor that becomes readable when `is_created` becomes true."""
 
-    def advance(self) -> bool:
-        """Do what needs no waiting; return whether `finish` would not block.
-
-        Raises ProcessError.
-        """
+    @property
+    def is_created(self) -> bool:
+        """Whether `finish` would not block."""
 
     def finish(self) -> int:
-        """Wait until the process is started; return the pid of its PID 1 on the host.
-
-        Raises ProcessError.
-        """
+        """Start the process; return the pid of its PID 1 on the host. Raises ProcessError."""
 
     def close(self) -> None:
         """Release a start that will not be finished; `Processes.stop` ends its processes."""

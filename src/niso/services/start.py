@@ -49,7 +49,7 @@ _REACHES = {
 """What each required state is reached by."""
 
 _AT_ONCE = len(os.sched_getaffinity(0))
-"""Number of starts in progress; while crun creates or starts one, niso prepares the next."""
+"""Number of containers created at once; while crun creates one, niso prepares the next."""
 
 
 def run(
@@ -253,7 +253,7 @@ class _Starting:
     def _ready(self) -> Iterator[Start]:
         """Yield the starts whose dependencies are met, in the order of the command.
 
-        Yields none while `_AT_ONCE` starts are in progress.
+        Yields none while `_AT_ONCE` containers are being created.
         """
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
@@ -281,13 +281,13 @@ class _Starting:
         else:
             self._waits.append(Wait(self._processes, start))
 
-    def _advance_begun(self) -> None:
-        """Advance the starts in progress, and wait for the processes of those that are done."""
+    def _created(self) -> None:
+        """Run the containers that have been created, and wait for their processes."""
         for pair in list(self._begun):
             start, begun = pair
-            if begun.advance():
-                begun.finish()
+            if begun.is_created:
                 self._begun.remove(pair)
+                begun.finish()
                 self._waits.append(Wait(self._processes, start))
 
     def _turn(self, wait: bool) -> None:
@@ -314,7 +314,7 @@ class _Starting:
                 begun.fd for _, begun in self._begun
             ]
             health.advance(probes, pidfds, 0.0 if over else until)
-        self._advance_begun()
+        self._created()
         self._stop_ended()
         for waiter in list(self._waits):
             waiter.step()
