@@ -22,6 +22,7 @@ BY_STATE = Rule("inet niso", "forward", ("ct state", "invalid"))
 INTERNAL = Rule("inet niso", "forward", ("iifname @internal", "goto refuse"))
 LOOPBACK = Rule("inet niso", "raw", ("daddr 127.0.0.0/8", "drop"))
 OWN_LOOPBACK = Rule("bridge niso", "from_own4", ("loopback from a wire", "drop"))
+WITHOUT_PORTS = [Rule("inet niso", f"away{family}", ("without ports",)) for family in (4, 6)]
 FROM_LOOPBACK = Rule("inet niso", "raw", ("saddr 127.0.0.0/8", "drop"))
 TO_SUBNETS = Rule("inet niso", "raw", ("daddr @subnets", "drop"))
 MAPPED = Rule("inet niso", "raw", ("::ffff:0.0.0.0/96", "drop"))
@@ -334,7 +335,7 @@ def test_service_of_an_internal_network_reaches_nothing_outside_of_it(
     attacks += each_packet(
         "mate", sender, head, world.of["mate"].ip4, world.of["plain"].ip4, world.link["plain"]
     )
-    world.prove(attacks, [INTERNAL, NOT_PUBLISHED, BY_STATE], FORWARD)
+    world.prove(attacks, [INTERNAL, NOT_PUBLISHED, BY_STATE, *WITHOUT_PORTS], FORWARD)
 
 
 @both_ways
