@@ -244,7 +244,7 @@ def test_file_of_another_form_in_the_folder_is_named(tmp_path: Path) -> None:
         with pytest.raises(NotFound) as caught:
             load(str(folder))
         assert caught.value.hint == f"there is a {name}: {command.format(folder)}"
-    with pytest.raises(InvalidInput) as wrong:
+    with pytest.raises(NotFound) as wrong:
         stacks.load(str(tmp_path / "docker-compose.yml" / "docker-compose.yml"))
     assert "niso import" in (wrong.value.hint or "")
 
