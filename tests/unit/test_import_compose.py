@@ -197,20 +197,21 @@ def test_networks_of_the_file_do_not_become_one(tmp_path: Path) -> None:
 services:
   a: {image: a, networks: [a_b]}
   b: {image: b, networks: [A-B, out]}
+  d: {image: d, networks: [again]}
   c: {image: c, networks: [n]}
 networks:
   a_b: {internal: true}
   A-B:
   n: {name: shared_n}
   out: {external: true, name: n}
-  again: {external: true, name: n}
+  again: {external: {name: n}}
   other: {external: true, name: N}
 """
     made = niso.import_compose(write(tmp_path, text))
     data = tomllib.loads(made.text)
     assert data["networks"] == {"a-b": {"internal": True}, "a-b-2": {}, "n-3": {}}
     on = {name: keys["network"]["networks"] for name, keys in data["services"].items()}
-    assert on == {"a": ["a-b"], "b": ["a-b-2", "n"], "c": ["n-3"]}
+    assert on == {"a": ["a-b"], "b": ["a-b-2", "n"], "c": ["n-3"], "d": ["n"]}
     gaps = {gap.key: gap.text for gap in made.missing if not gap.service}
     assert gaps["networks.n.name"] == f"it is {made.stack}-n-3, for other stacks too"
     assert "niso net create n-2," in gaps["networks.other"]

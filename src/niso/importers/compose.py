@@ -185,8 +185,10 @@ def _networks(
     tables: dict[str, dict[str, Any]] = {}
     # external ones first, since their names are fixed
     for name, keys in sorted(_items(given), key=lambda item: not item[1].get("external")):
-        called = parse.text(keys.get("name"))
-        if keys.get("external"):
+        outside = keys.get("external")
+        # external: {name: ...} is the form of version 2 and 3 of the file
+        called = parse.text((outside if isinstance(outside, dict) else keys).get("name"))
+        if outside:
             external.setdefault(called or name, _free(label(called or name), external.values()))
             names[name] = external[called or name]
             make = f"niso net create {names[name]}"
