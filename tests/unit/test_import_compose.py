@@ -345,6 +345,25 @@ def test_value_that_is_not_taken_over_is_listed(
     assert (key, reason) in [(gap.key, gap.text) for gap in made.missing if gap.service == "a"]
 
 
+@pytest.mark.parametrize(
+    ("policy", "restart"),
+    [
+        ("{condition: on-failure, max_attempts: 3, delay: 5s}", "on-failure"),
+        ("{condition: any}", "always"),
+        ("{max_attempts: 3}", "always"),
+        ("{condition: none}", "no"),
+        ("{}", "always"),  # that of the service applies
+    ],
+)
+def test_restart_policy_of_deploy_comes_first(tmp_path: Path, policy: str, restart: str) -> None:
+    text = f"services: {{a: {{restart: always, command: x, deploy: {{restart_policy: {policy}}}}}}}"
+    made = niso.import_compose(write(tmp_path, text))
+    assert tomllib.loads(made.text)["services"]["a"]["service"] == {"restart": restart}
+    gaps = {(gap.key, gap.text) for gap in made.missing}
+    assert (("restart", "the number of times (3) is not limited") in gaps) == ("3" in policy)
+    assert (("deploy.restart_policy.delay", "niso has no such key") in gaps) == ("5s" in policy)
+
+
 def test_list_has_the_order_of_the_file(tmp_path: Path) -> None:
     """So that importing it again changes nothing."""
     keys = ("pid", "ipc", "uts", "isolation", "runtime", "domainname", "cgroup")

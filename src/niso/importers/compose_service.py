@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"
 """The network of services that name none."""
+_CONDITIONS = {"none": "no", "any": "always"}
 UNKNOWN = "SET-ME"
 """The entrypoint of a service whose image alone knows its command."""
 
@@ -180,11 +181,20 @@ class Service:
         if files:
             self._put("service", "env_file", files)
 
+    def _restart(self) -> str:
+        """Return the restart policy as in ``restart``; that of ``deploy`` comes before it."""
+        given = self._keys.get("restart")
+        swarm = _mapping(_mapping(self._keys.get("deploy")).get("restart_policy"))
+        if not swarm:
+            return "no" if given in (None, False, "") else parse.text(given)
+        for key in parse.beyond(swarm, ("condition", "max_attempts")):
+            self._gap(f"deploy.restart_policy.{key}", "niso has no such key")
+        when = parse.text(swarm.get("condition")) or "any"
+        return f"{_CONDITIONS.get(when, when)}:{parse.text(swarm.get('max_attempts'))}"
+
     def _life(self) -> None:
         keys = self._keys
-        restart = keys.get("restart")
-        text = "no" if restart in (None, False, "") else parse.text(restart)
-        policy, _, count = text.partition(":")
+        policy, _, count = self._restart().partition(":")
         if count:
             self._gap("restart", f"the number of times ({count}) is not limited")
         if self._given in self._world.jobs:
