@@ -68,12 +68,15 @@ def test_stack_of_another_folder_is_neither_replaced_nor_taken_down(world: World
         lambda: world.up(second),
         lambda: stack.up(world.machine, stack.load(second), 5.0, events.append, dry_run=True),
         lambda: stack.down(world.machine, second),
-        lambda: stack.outlined(world.store, second),  # status and logs
+        lambda: stack.own(world.store, second),  # status and logs
     ):
         with pytest.raises(Conflict) as caught:
             command()
         assert caught.value.message == f"{second}: stack 'shop' is that of {first}"
         assert world.picture() == before and events == []
+    # net policy test foresees a copy
+    assert stack.foreseen(world.machine, stack.load(second), replace=True)
+    assert set(stack.outlined(world.store, second).after) == {"api", "log"}
     assert sorted(world.store.active_services()) == ["api", "db"]
     up = world.up(second, replace=True)
     assert up.left == ["db"] and sorted(world.store.active_services()) == ["api", "log"]

@@ -107,7 +107,7 @@ class Stacks:
 
         self.session.require()
         store = self.session.store()
-        outline = command.outlined(store, path(stack, "stack"))
+        outline = command.own(store, path(stack, "stack"))
         names = {*outline.after, *store.stack_members(outline.name)}
         return service_views.lines(self.session, store, names)
 
@@ -146,7 +146,7 @@ class Stacks:
 
         self.session.require()
         store = self.session.store()
-        outline = command.outlined(store, path(stack, "stack"))
+        outline = command.own(store, path(stack, "stack"))
         names = store.stack_members(outline.name)
         for name in names:
             rotate_if_large(name)

@@ -61,13 +61,21 @@ def named(store: Store, plain: Stack) -> Stack:
 def outlined(store: Store, path: str) -> model.Outline:
     """Return the outline of a stack.toml with the names that its services have on this host.
 
-    Raises the errors of `model.outline`, and Conflict if the stack of this name came from another
-    file.
+    Raises the errors of `model.outline`.
     """
     plain = model.outline(path)
-    _refuse_elsewhere(store, plain.name, plain.path)
     wanted = stacks.prefixed(store, plain.asks, plain.name, plain.after)
     return stack_prefix.outline(plain) if wanted else plain
+
+
+def own(store: Store, path: str) -> model.Outline:
+    """Return the outline of a stack.toml, as `outlined`, that the known services came from.
+
+    Raises also Conflict if they came from another file.
+    """
+    outline = outlined(store, path)
+    _refuse_elsewhere(store, outline.name, outline.path)
+    return outline
 
 
 def up(
@@ -184,7 +192,7 @@ def down(
     store = machine.store
     if not dry_run:
         journal.recover(machine, report)
-    outline = outlined(store, path)
+    outline = own(store, path)
     names = members(store, outline)
     for name in names if with_volumes else ():
         volumes.check_removable(name)  # before anything is stopped
