@@ -153,6 +153,22 @@ def test_many_addresses_and_ports_are_joined() -> None:
     assert "203.0.113.9:443/tcp" in found and len(found) == 10
 
 
+def test_prefix_of_addresses_outside_holds_no_service_and_not_the_host() -> None:
+    """Else what nobody has used between services would be allowed."""
+    on = there()._replace(pools=("10.99.0.0/16",))
+    near = [f"192.0.2.{number}" for number in range(2, 40) if number != 30]
+    far = [f"10.{number}.7.7" for number in range(0, 250, 10)]
+    for some in (near, far):
+        rows = [row(DB, address, 443) for address in some]
+        texts = shown(learned(on, *rows).egress)
+        assert any("/" in text.removesuffix("/tcp") for text in texts) and len(texts) < len(some)
+        after = with_policy(on, "db", policy(allow=texts))
+        for address in some:
+            assert verdict.judge(after, DB, address, 443, "tcp")[0].passes
+        for address in (API, "10.99.77.7", HOST, GATEWAY):
+            assert not verdict.judge(after, DB, address, 443, "tcp")[0].passes, (address, texts)
+
+
 def test_network_is_offered_if_most_of_it_connects() -> None:
     many = [known(f"s{i}", {"back": [f"10.99.1.{i}"]}) for i in range(10, 20)]
     on = world([known("db", {"back": [DB]}), *many], [BACK], [HOST])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 
 from niso.base.addresses import bracketed, family_of
 from niso.base.lite_typing import NamedTuple
@@ -185,10 +184,17 @@ class _Learner:
             else:
                 outside.setdefault((each.port, each.proto, family), []).append(each)
         for some in outside.values():
-            for group, its in _outside(some, egress):
+            for group, its in _outside(some, egress, self._inside(family_of(some[0].key[0]))):
                 groups.setdefault(group, []).extend(its)
         self._add_families(groups)
         return groups, gone
+
+    def _inside(self, family: int) -> list[_Prefix]:
+        """Return the prefixes of services, present or future, and the addresses of the host."""
+        world = self._world
+        subnets = (subnet.cidr for on in world.networks.values() for subnet in on.subnets)
+        texts = (*world.host, *world.pools, *subnets)
+        return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
     def _add_families(self, groups: dict[_Group, list[Seen]]) -> None:
         """Add what is published for the other family too: clients use whichever they have."""
@@ -296,44 +302,51 @@ def _of(address: str, seen: Seen, note: str = "") -> _Group:
     return _Group(bracketed(address), seen.port, seen.port, seen.proto, note)
 
 
-def _outside(rows: Sequence[Seen], egress: bool) -> Iterator[tuple[_Group, list[Seen]]]:
+def _outside(
+    rows: Sequence[Seen], egress: bool, inside: Sequence[_Prefix]
+) -> Iterator[tuple[_Group, list[Seen]]]:
     """Yield the entries for addresses outside, of one port and family.
 
     The nearest addresses are joined to the smallest prefixes that hold them, until few are left.
+    No such prefix holds an address of ``inside``, where other services are, or the host.
     """
-    by_address: dict[str, list[Seen]] = {}
+    by_number: dict[int, list[Seen]] = {}
     for each in rows:
         address = (each.destination if egress else each.source).address
-        by_address.setdefault(address, []).append(each)
-    prefixes = [(ipaddress.ip_network(address), 1) for address in by_address]
-    prefixes.sort(key=lambda item: int(item[0].network_address))
-    while len(prefixes) > MOST_OUTSIDE:
-        pairs = [(_around(a[0], b[0]), i) for i, (a, b) in enumerate(pairwise(prefixes))]
-        around, at = max(pairs, key=lambda pair: pair[0].prefixlen)
-        prefixes[at : at + 2] = [(around, prefixes[at][1] + prefixes[at + 1][1])]
-    for prefix, count in prefixes:
-        its = [
-            each
-            for address, some in by_address.items()
-            if ipaddress.ip_address(address) in prefix
-            for each in some
-        ]
-        if count == 1:
-            yield _of(str(prefix.network_address), its[0]), its
+        by_number.setdefault(int(known_world.parsed(address)), []).append(each)
+    numbers = sorted(by_number)
+    kind = type(ipaddress.ip_network((each.destination if egress else each.source).address))
+    bits = kind(0).max_prefixlen
+
+    def around(first: int, last: int) -> _Prefix:
+        free = (first ^ last).bit_length()
+        return kind((first >> free << free, bits - free))
+
+    # with more bits alike, what lies between is joined already
+    order = sorted(
+        range(len(numbers) - 1), key=lambda at: (numbers[at] ^ numbers[at + 1]).bit_length()
+    )
+    joined: set[int] = set()  # positions of addresses that go with the next one
+    for at in order:
+        if len(numbers) - len(joined) <= MOST_OUTSIDE:
+            break
+        prefix = around(numbers[at], numbers[at + 1])
+        if not any(prefix.overlaps(other) for other in inside):
+            joined.add(at)
+    start = 0
+    for at, last in enumerate(numbers):
+        if at in joined:
+            continue
+        some, start = numbers[start : at + 1], at + 1
+        its = [each for number in some for each in by_number[number]]
+        if len(some) == 1:
+            yield _of(str(around(last, last).network_address), its[0]), its
         else:
-            note = f"the smallest prefix of {count} addresses"
-            yield _of(str(prefix), its[0], note), its
+            note = f"the smallest prefix of {len(some)} addresses"
+            yield _of(str(around(some[0], last)), its[0], note), its
 
 
 _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def _around(one: _Prefix, other: _Prefix) -> _Prefix:
-    """Return the smallest prefix that holds two of one family."""
-    bits = one.max_prefixlen
-    differing = int(one.network_address) ^ int(other.network_address)
-    length = min(one.prefixlen, other.prefixlen, bits - differing.bit_length())
-    return one.supernet(new_prefix=length)
 
 
 def _joined(groups: dict[_Group, list[Seen]]) -> Iterator[tuple[_Group, list[Seen]]]:
