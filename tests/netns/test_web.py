@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from chromium import Chromium, is_installed
 from conftest import Lab, Process
+from result_forms import conforms
 from services import ask, echo, idle, on, package
-from test_json import conforms
 
 from niso.cli.reference.results import MAP
 
