@@ -192,7 +192,8 @@ class World:
     ) -> None:
         """Kill the recovery of what ``begin`` leaves at some of its steps; the next one must reach ``wanted``.
 
-        They are ``most`` steps of all (`sample`), without those before ``first``. ``clear`` removes everything; it is told after what. ``is_wide`` says what is wider than
+        They are ``most`` steps of all (`sample`), without those before ``first``. ``clear`` removes
+        everything, and takes a word for where it is called. ``is_wide`` returns what is wider than
         declared in a snapshot.
         """
         begin()
