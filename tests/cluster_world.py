@@ -181,3 +181,8 @@ def lose(host: Hosted, name: str) -> None:
     """End the lease of a host."""
     for item in host.engine.get(KEYS.live(name), one=True).items:
         host.engine.revoke(item.lease)
+
+
+def create(host: Hosted, name: str, *subnets: str, **more: Any) -> Any:
+    """Create a network that spans hosts, as `network.create`."""
+    return network.create(host.world.machine, NetworkRequest(name, subnets, span=True, **more))

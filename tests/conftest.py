@@ -383,20 +383,17 @@ class Lab(Agent):
         return self.run(*argv, netns="neighbour", **options)
 
     def ip_json(self, *argv: str, netns: str | None = None) -> list[dict[str, Any]]:
-        """What ``ip -j`` says: ``lab.ip_json("link")``, ``lab.ip_json("-d", "route", netns="niso-api")``."""
+        """Return what ``ip -j`` says: ``lab.ip_json("link")``, ``lab.ip_json("-d", "route", netns="niso-api")``."""
         out = self.run("ip", "-j", *argv, netns=netns).stdout
-        found: list[dict[str, Any]] = json.loads(out) if out.strip() else []
-        return found
+        return list(json.loads(out)) if out.strip() else []
 
     def nft_json(self, netns: str | None = None) -> list[dict[str, Any]]:
-        """The whole ruleset as ``nft -j`` lists it, without its first object (metainfo)."""
-        found: list[dict[str, Any]] = json.loads(
-            self.run("nft", "-j", "list", "ruleset", netns=netns).stdout
-        )["nftables"]
-        return [thing for thing in found if "metainfo" not in thing]
+        """Return the whole ruleset as ``nft -j`` lists it, without its first object (metainfo)."""
+        out = self.run("nft", "-j", "list", "ruleset", netns=netns).stdout
+        return [thing for thing in json.loads(out)["nftables"] if "metainfo" not in thing]
 
     def path(self, inside: str) -> pathlib.Path:
-        """The path out here of a path in the lab. Absolute links on the way lead out of the lab: do not follow them."""
+        """Return the path out here of a path in the lab. Absolute links on the way lead out of the lab: do not follow them."""
         return pathlib.Path(f"/proc/{self.pid}/root{inside}")
 
     def write(self, inside: str, text: str, mode: int = 0o644) -> str:
@@ -410,15 +407,15 @@ class Lab(Agent):
         return inside
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float = 10, what: str = "") -> Any:
-        """Ask until ``predicate`` gives something true, which is returned; fails the test some time after ``timeout``.
+        """Ask until ``predicate`` returns something true, and return it; fail some time after ``timeout``.
 
         It is asked every 10 ms, and at most half of the time. A machine that does other things too gets `PATIENCE` times as long.
         """
         deadline = time.monotonic() + PATIENCE * timeout
         while True:
             asked = time.monotonic()
-            if found := predicate():
-                return found
+            if answer := predicate():
+                return answer
             if asked > deadline:
                 pytest.fail(f"not so within {PATIENCE * timeout} s: {what or predicate}")
             time.sleep(max(0.01, min(0.2, time.monotonic() - asked)))

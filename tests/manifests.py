@@ -24,7 +24,7 @@ def loaded(folder: Path, text: str) -> ServiceSpec:
 
 
 def errors(folder: Path, text: str) -> dict[str, InvalidInput]:
-    """Every error of the manifest by its key."""
+    """Return every error of the manifest by its key."""
     path = write(folder, text)
     with pytest.raises(ErrorGroup) as caught:
         load(path)
@@ -33,14 +33,14 @@ def errors(folder: Path, text: str) -> dict[str, InvalidInput]:
         assert error.message.startswith(f"{path}: ")
         assert str(error.key) in error.message and error.value in error.message
         assert error.message.isprintable()
-    found = {
+    by_key = {
         str(error.key): error for error in caught.value.errors if isinstance(error, InvalidInput)
     }
-    assert len(found) == len(caught.value.errors)
-    return found
+    assert len(by_key) == len(caught.value.errors)
+    return by_key
 
 
 def error(folder: Path, text: str) -> InvalidInput:
-    """The only error of the manifest."""
+    """Return the only error of the manifest."""
     (only,) = errors(folder, text).values()
     return only

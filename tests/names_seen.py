@@ -17,12 +17,12 @@ from niso.store.store import ALL
 
 def seen(world: World, *networks: str) -> dict[str, set[str]]:
     """Return {bare name: addresses} of the hosts file of services on these networks."""
-    found: dict[str, set[str]] = {}
+    addresses: dict[str, set[str]] = {}
     for line in world.kernel.hosts[names.hosts_folder(networks)]:
         for name in line.names.split():
             if "." not in name:
-                found.setdefault(name, set()).add(line.address)
-    return found
+                addresses.setdefault(name, set()).add(line.address)
+    return addresses
 
 
 def address(world: World, service: str, network: str | None = None) -> set[str]:

@@ -36,6 +36,6 @@ def names_below(folder: Path) -> list[str]:
 
 
 def left_over() -> list[str]:
-    """What lies where copies are kept."""
+    """Return what lies where copies are kept."""
     top = Path(paths.package_dir("api"))
     return names_below(top) if top.exists() else []

@@ -39,8 +39,8 @@ def new_store(on: str = "", **ports: list[Port]) -> Store:
     """A store whose services have these ports on the IPv4 network, or ``on``; ``api`` is there too, without any."""
     store = Store.open()
     with store.transaction():
-        for each in NETWORKS:
-            add_network(store, each)
+        for one in NETWORKS:
+            add_network(store, one)
         for service, mine in {"api": [], **ports}.items():
             put(store, service, (on or FOUR.name,), ports=tuple(mine))
     return store

@@ -13,7 +13,7 @@ from niso.store.store import Store
 
 BOUNDED = settings(max_examples=samples(20, 60), deadline=None)
 NETWORKS = (network(0), network(1, dual=True), network(2, internal=True))
-NAMES = tuple(each.name for each in NETWORKS)
+NAMES = tuple(one.name for one in NETWORKS)
 SERVICES = ("api", "db", "cache", "web")
 PORTS = (
     *(8000, 8001),  # all addresses of both families, TCP
@@ -33,13 +33,13 @@ CHANGES = st.lists(
 
 
 def change(store: Store, changes: list) -> None:
-    """Do them in the transaction of the caller; what cannot be is left out."""
+    """Make changes in the transaction of the caller; what cannot be is left out."""
     for verb, service, on, ports in changes:
         if verb == "put":
-            found = tuple(
+            published = tuple(
                 port if isinstance(port, Port) else Port("", port, 80, "tcp") for port in ports
             )
-            put(store, service, on, ports=found, hostname=f"{service}-host")
+            put(store, service, on, ports=published, hostname=f"{service}-host")
         elif verb == "deactivate":
             store.set_active(service, False)
         else:
@@ -48,6 +48,6 @@ def change(store: Store, changes: list) -> None:
 
 def filled(store: Store, changes: list) -> None:
     with store.transaction():
-        for each in NETWORKS:
-            add_network(store, each)
+        for one in NETWORKS:
+            add_network(store, one)
         change(store, changes)

@@ -180,3 +180,34 @@ class World:
 
     def assert_whole(self) -> None:
         assert_whole(self)
+
+    def assert_recovery_recovers(
+        self,
+        begin: Callable[[], object],
+        wanted: dict[str, Any],
+        clear: Callable[[str], object],
+        most: int,
+        first: int = 1,
+        is_wide: Callable[[dict[str, Any]], list[str]] = lambda snapshot: [],
+    ) -> None:
+        """Kill the recovery of what ``begin`` leaves at some of its steps; the next one must reach ``wanted``.
+
+        They are ``most`` steps of all (`sample`), without those before ``first``. ``clear`` removes
+        everything, and takes a word for where it is called. ``is_wide`` returns what is wider than
+        declared in a snapshot.
+        """
+        begin()
+        points = self.points("net", "repair")
+        assert len(points) >= 5, points
+        self.wait_for_snapshot(wanted, "recovered")
+        clear("recovered")
+        for number in (step for step in sample(len(points), most) if step >= first):
+            what = f"recovery killed at {number}, before {points[number - 1]!r}"
+            begin()
+            done, _ = self.disturbed(number, "kill", "net", "repair")
+            assert done.returncode == -9, what
+            self.wait_until_right(is_wide, what)
+            self.niso("net", "repair")
+            self.wait_for_snapshot(wanted, what)
+            self.assert_whole()
+            clear(what)

@@ -31,7 +31,7 @@ from fault_cases import (
     ready,
     some,
 )
-from fault_world import LONG, World, sample
+from fault_world import LONG, World
 
 FAILURES = (*ERRNOS, *LATER)
 ACTIONS = ("kill", *FAILURES) if LONG else ("some",)
@@ -185,23 +185,14 @@ def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> No
         died = steps.index("remove what is left of the process of a") + 1
         wanted = world.snapshot()
     as_before(world, baseline, "undisturbed")
-    prepare(world, case)
-    world.disturbed(died, "kill", *command)
-    points = world.points("net", "repair")
-    assert len(points) >= 5, points
-    world.wait_for_snapshot(wanted, "recovered")
-    as_before(world, baseline, "recovered")
-    for number in sample(len(points), 2):
-        what = f"recovery killed at {number}, before {points[number - 1]!r}"
+
+    def begin() -> None:
         prepare(world, case)
         world.disturbed(died, "kill", *command)
-        done, _ = world.disturbed(number, "kill", "net", "repair")
-        assert done.returncode == -9, what
-        world.wait_until_right(guarded, what)
-        world.niso("net", "repair")
-        world.wait_for_snapshot(wanted, what)
-        world.assert_whole()
-        as_before(world, baseline, what)
+
+    world.assert_recovery_recovers(
+        begin, wanted, lambda what: as_before(world, baseline, what), 2, is_wide=guarded
+    )
 
 
 OVERRUN = """\

@@ -250,19 +250,9 @@ def test_recovery_that_is_killed_too_is_recovered(world: World, name: str) -> No
         died = steps.index("remove what is left of the process of x") + 1
         wanted = world.snapshot()
     world.clear()
-    prepare(world, case)
-    world.disturbed(died, "kill", *command)
-    points = world.points("net", "repair")
-    assert len(points) >= 5, points
-    world.wait_for_snapshot(wanted, "recovered")
-    world.clear()
-    for number in sample(len(points), 3)[1:]:
-        what = f"recovery killed at {number}, before {points[number - 1]!r}"
+
+    def begin() -> None:
         prepare(world, case)
         world.disturbed(died, "kill", *command)
-        done, _ = world.disturbed(number, "kill", "net", "repair")
-        assert done.returncode == -9, what
-        world.niso("net", "repair")
-        world.wait_for_snapshot(wanted, what)
-        world.assert_whole()
-        world.clear()
+
+    world.assert_recovery_recovers(begin, wanted, lambda _: world.clear(), 3, first=2)

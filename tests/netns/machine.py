@@ -122,7 +122,7 @@ class Machine:
             shutil.copytree(like, self.disk, symlinks=True)
         kept = [str(TESTS.parent), sys.prefix, sys.base_prefix, "/tmp/packages"]
         lab.path("/tmp/packages").mkdir(exist_ok=True)
-        reachable = [each for each in dict.fromkeys(kept) if each not in ("/usr", "/")]
+        reachable = [path for path in dict.fromkeys(kept) if path not in ("/usr", "/")]
         self._process = lab.popen(
             *("unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork"),
             *("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "container=x"),
@@ -192,8 +192,8 @@ class Machine:
 
     def state(self, service: str) -> str:
         """``active/running``, ``inactive/dead``, ``failed/failed`` …"""
-        found = self.show(service, "ActiveState", "SubState")
-        return f"{found['ActiveState']}/{found['SubState']}"
+        shown = self.show(service, "ActiveState", "SubState")
+        return f"{shown['ActiveState']}/{shown['SubState']}"
 
     def journal(self, service: str) -> str:
         return str(
@@ -211,25 +211,26 @@ class Machine:
 
 
 def enabled(machine: Machine, folder: str, name: str = "api") -> None:
+    """Activate and enable a service, whose unit then runs."""
     machine.niso("activate", folder)
     machine.niso("enable", name)
     assert machine.state(name) == RUNNING
 
 
 def row(machine: Machine, name: str = "api") -> dict[str, Any]:
-    return next(
-        each for each in json.loads(machine.niso("ps", "--json").stdout) if each["service"] == name
-    )
+    """Return a service's row of ``niso ps``."""
+    rows = json.loads(machine.niso("ps", "--json").stdout)
+    return dict(next(row for row in rows if row["service"] == name))
 
 
 def pids(machine: Machine, name: str = "api") -> tuple[int, int]:
-    """(the unit's main process, the service's PID 1)"""
+    """Return the unit's main process and the service's PID 1 (0 if there is none)."""
     first = json.loads(machine.niso("inspect", name).stdout)["pid"]
     return int(machine.show(name, "MainPID")["MainPID"]), first or 0
 
 
 def is_followed(machine: Machine, name: str = "api") -> bool:
-    """Whether the unit's main process is the conmon of the service as it runs now."""
+    """Return whether the unit's main process is the conmon of the service as it runs now."""
     main, first = pids(machine, name)
     try:
         command = machine.path(f"/proc/{main}/cmdline").read_bytes().split(b"\0")

@@ -17,13 +17,13 @@ KERNEL = ("namespaces", "in the host", "mounts", "cgroups")
 
 
 def api(lab: Lab, **sections: Any) -> str:
-    """The provider: on backend, with a port of its own."""
+    """Write the provider: on backend, with a port of its own."""
     network = on("backend", ports=[f"{PORT}:80"]) | sections.pop("network", {})
     return echo(lab, "api", 80, network=network, **sections)
 
 
 def side(lab: Lab, name: str = "side", port: int = 90, **sections: Any) -> str:
-    """Shares api's network, and publishes a port of its own."""
+    """Write a service that shares api's network, and publishes a port of its own."""
     network = {"mode": "share", "share": "api", "ports": [f"{SHARED}:{port}"]} | sections.pop(
         "network", {}
     )
@@ -31,7 +31,7 @@ def side(lab: Lab, name: str = "side", port: int = 90, **sections: Any) -> str:
 
 
 def alone(lab: Lab, **sections: Any) -> str:
-    """Of mode none, with a hostname of its own; listens on 80."""
+    """Write a service of mode none, with a hostname of its own, which listens on 80."""
     return echo(
         lab,
         "alone",
@@ -42,33 +42,32 @@ def alone(lab: Lab, **sections: Any) -> str:
 
 
 def open_(lab: Lab, port: int = 7000, **sections: Any) -> str:
-    """Of mode host; listens on ``port`` of the host."""
+    """Write a service of mode host, which listens on ``port`` of the host."""
     return echo(
         lab, "open", port, network={"mode": "host"} | sections.pop("network", {}), **sections
     )
 
 
 def home_of(lab: Lab, pid: int | str) -> int:
-    """The network namespace of a process of the lab, by its inode."""
+    """Return the inode of the network namespace of a process of the lab."""
     return int(lab.run("stat", "-Lc", "%i", f"/proc/{pid}/ns/net").stdout)
 
 
 def lives_in(lab: Lab, service: str) -> int:
-    """The network namespace that all of a service's processes are in."""
+    """Return the network namespace that all of a service's processes are in."""
     first = pid_of(lab, service)
-    found = {home_of(lab, pid) for pid in (first, process_below(lab, first))}
-    assert len(found) == 1
-    return found.pop()
+    [home] = {home_of(lab, pid) for pid in (first, process_below(lab, first))}
+    return home
 
 
 def seen_in(lab: Lab, service: str, *command: str) -> str:
-    """What a command of busybox says inside a service."""
+    """Return what a command of busybox prints inside a service."""
     out: str = lab.niso("exec", service, "--", "/usr/bin/busybox", *command).stdout
     return out
 
 
 def names_in(lab: Lab, service: str) -> dict[str, list[str]]:
-    """Address to names in a service's hosts file, without itself and the host."""
+    """Return names by address in a service's hosts file, without itself and the host."""
     lines = [line.split() for line in seen_in(lab, service, "cat", "/etc/hosts").splitlines()]
     return {
         line[0]: line[1:]
@@ -78,29 +77,27 @@ def names_in(lab: Lab, service: str) -> dict[str, list[str]]:
 
 
 def running(lab: Lab, *services: str) -> dict[str, tuple[int, int]]:
-    """Service to (pid, restarts), each of them running."""
-    found = {name: inspect(lab, name) for name in services}
-    assert {name: each["status"] for name, each in found.items()} == dict.fromkeys(
+    """Return (pid, restarts) by service; all of them must be running."""
+    shown = {name: inspect(lab, name) for name in services}
+    assert {name: row["status"] for name, row in shown.items()} == dict.fromkeys(
         services, "running"
     )
-    return {name: (each["pid"], each["restarts"]) for name, each in found.items()}
+    return {name: (row["pid"], row["restarts"]) for name, row in shown.items()}
 
 
 def no_folders_but(lab: Lab, *kept: str) -> None:
-    """Hosts folders of just these."""
+    """Assert that there are hosts folders of just these."""
     assert sorted(os.listdir(lab.path("/run/niso/hosts"))) == sorted(kept)
 
 
 def changed(before: dict[str, Any], after: dict[str, Any], *keys: str) -> list[str]:
-    """Where the kernel differs in two snapshots, but for the MACs that it gives to the host's ends of new links."""
+    """Return where the kernel differs in two snapshots, but for the MACs of the host's ends of new links."""
     kept = keys or KERNEL
-    found = [
-        each for key in kept for each in snapshots.differences(before.get(key), after.get(key), key)
-    ]
     return [
-        each
-        for each in found
-        if not re.match(r"in the host/(link|address)/ni[^/]+-[0-9a-f]{7}/address: ", each)
+        line
+        for key in kept
+        for line in snapshots.differences(before.get(key), after.get(key), key)
+        if not re.match(r"in the host/(link|address)/ni[^/]+-[0-9a-f]{7}/address: ", line)
     ]
 
 

@@ -32,19 +32,19 @@ while True:
         os._exit(0)
     connection.close()
 """
-"""Tells each client the service's name and the address that the client seems to have, then gives back what it is sent."""
+"""Tells each client the service's name and the address that the client seems to have, then returns what it is sent."""
 
 
 def toml(value: Any) -> str:
-    """A value as TOML writes it; strings of ASCII only."""
+    """Return a value as TOML writes it; strings of ASCII only."""
     if isinstance(value, dict):
         return (
             "{ "
-            + ", ".join(f"{json.dumps(key)} = {toml(each)}" for key, each in value.items())
+            + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items())
             + " }"
         )
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(toml(each) for each in value) + "]"
+        return "[" + ", ".join(toml(item) for item in value) + "]"
     return json.dumps(value)
 
 
@@ -55,7 +55,7 @@ def package(
     files: dict[str, str] | None = None,
     **sections: dict[str, Any],
 ) -> str:
-    """Write (or write again) a package whose entrypoint and arguments are ``command``; gives its folder.
+    """Write (or write again) a package whose entrypoint and arguments are ``command``; return its folder.
 
     ``sections`` are further tables of the manifest, and keys that are laid over ``package`` and ``binary``.
     """
@@ -80,12 +80,12 @@ def package(
 
 
 def idle(lab: Lab, name: str, **sections: dict[str, Any]) -> str:
-    """A service that does nothing, and ends at TERM."""
+    """Write a service that does nothing, and ends at TERM; return its folder."""
     return package(lab, name, BUSYBOX, "sleep", "100000", **sections)
 
 
 def echo(lab: Lab, name: str, port: int = 80, **sections: dict[str, Any]) -> str:
-    """A service that answers on TCP ``port`` as `ECHO` says."""
+    """Write a service that answers on TCP ``port`` as `ECHO` says; return its folder."""
     return package(
         lab,
         name,
@@ -104,7 +104,7 @@ def on(network: str, **keys: Any) -> dict[str, Any]:
 
 
 def ask(lab: Lab, address: str, port: int, netns: str | None = None, seconds: int = 1) -> str:
-    """What an echo service there answers to somebody in ``netns``; empty where nobody answers in that time."""
+    """Return what an echo service answers to somebody in ``netns``; empty if nobody answers in time."""
     done = lab.run(
         BUSYBOX,
         "nc",
@@ -121,10 +121,9 @@ def ask(lab: Lab, address: str, port: int, netns: str | None = None, seconds: in
 
 
 def answer(lab: Lab, address: str, port: int, netns: str | None = None) -> str:
-    """As `ask`, of a service that may not listen yet: its answer, else the test fails."""
+    """Return the answer of a service that may not listen yet, as `ask`; fail without one."""
     where = f"an answer of {address}:{port} to {netns or 'the host'}"
-    found: str = lab.wait_for(lambda: ask(lab, address, port, netns), 10, where)
-    return found
+    return str(lab.wait_for(lambda: ask(lab, address, port, netns), 10, where))
 
 
 def fetch(run: Run, address: str, *inside: str) -> str:
@@ -210,8 +209,8 @@ def counts(lab: Lab, name: str) -> dict[str, int]:
 def elements_of(lab: Lab, name: str, table: str = "inet niso") -> list[dict[str, Any]]:
     """Return the elements of a set as ``nft -j`` lists them: ``val``, ``expires``, ``comment`` …"""
     shown = lab.run("nft", "-j", "list", "set", *table.split(), name).stdout
-    [listed] = [each["set"] for each in json.loads(shown)["nftables"] if "set" in each]
-    return [each["elem"] for each in listed.get("elem", ())]
+    [listed] = [item["set"] for item in json.loads(shown)["nftables"] if "set" in item]
+    return [element["elem"] for element in listed.get("elem", ())]
 
 
 def filter_bridged(lab: Lab, value: int) -> None:
@@ -238,21 +237,20 @@ def subnets(lab: Lab) -> dict[str, str]:
 
 
 def ps(lab: Lab, name: str) -> dict[str, Any]:
+    """Return a service's row of ``niso ps``."""
     rows = json.loads(lab.niso("ps", "--json").stdout)
-    found: dict[str, Any] = next(row for row in rows if row["service"] == name)
-    return found
+    return dict(next(row for row in rows if row["service"] == name))
 
 
 def inspect(lab: Lab, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(lab.niso("inspect", name).stdout)
-    return found
+    return dict(json.loads(lab.niso("inspect", name).stdout))
 
 
 def pid_of(lab: Lab, name: str) -> int:
-    """The pid of a service's PID 1 in the lab."""
-    found = inspect(lab, name)["pid"]
-    assert isinstance(found, int)
-    return found
+    """Return the pid in the lab of a service's PID 1."""
+    pid = inspect(lab, name)["pid"]
+    assert isinstance(pid, int)
+    return pid
 
 
 def process_below(lab: Lab, pid: int) -> int:
@@ -261,7 +259,7 @@ def process_below(lab: Lab, pid: int) -> int:
 
 
 def environment_of(lab: Lab, pid: int) -> list[str]:
-    """The environment of the service below the PID 1 ``pid``."""
+    """Return the environment of the service below the PID 1 ``pid``."""
     return lab.run("cat", f"/proc/{process_below(lab, pid)}/environ").stdout.split("\0")
 
 
@@ -271,18 +269,17 @@ def namespace(lab: Lab, name: str) -> int:
 
 
 def address(lab: Lab, name: str) -> str:
-    """The address that the kernel has on the service's eth0."""
-    found: str = inside(lab, name, "eth0")["addr_info"][0]["local"]
-    return found
+    """Return the address that the kernel has on the service's eth0."""
+    return str(inside(lab, name, "eth0")["addr_info"][0]["local"])
 
 
 def inside(lab: Lab, name: str, link: str) -> dict[str, Any]:
-    """A link inside a service's namespace as ``ip -j address`` shows it."""
+    """Return a link inside a service's namespace as ``ip -j address`` shows it."""
     return lab.ip_json("-4", "address", "show", "dev", link, netns=f"niso-{name}")[0]
 
 
 def refused(lab: Lab, *argv: str, status: int = 1, **options: Any) -> str:
-    """The errors of a niso command that must fail with ``status`` and say so in niso's way."""
+    """Return the errors of a niso command; it must fail with ``status`` and in niso's words."""
     done = lab.niso(*argv, check=False, **options)
     lines = str(done.stderr).splitlines()
     assert done.returncode == status, (argv, done.returncode, done.stdout, done.stderr)
@@ -294,7 +291,7 @@ def refused(lab: Lab, *argv: str, status: int = 1, **options: Any) -> str:
 
 
 def busybox_rootfs(lab: Lab, folder: str) -> str:
-    """A root file system of busybox alone, with users of its own; gives ``folder``."""
+    """Make a root file system of busybox alone, with users of its own; return ``folder``."""
     for below in ("bin", "etc", "var", "home/web"):
         lab.path(f"{folder}/{below}").mkdir(parents=True, exist_ok=True)
     shutil.copy(BUSYBOX, lab.path(f"{folder}/bin/busybox"))

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 from cluster_hosts import Cluster, cluster
+from result_forms import conforms
 from services import ask, echo
-from test_json import conforms
 
 from niso.cli.reference.results import RESULTS
 

@@ -8,13 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 from chromium import Chromium, is_installed
 from conftest import Lab, Process
-from services import ask, echo, idle, on, package
-from test_json import conforms
+from result_forms import conforms
+from services import ask, echo, idle, on
+from web_states import state_of
 
 from niso.cli.reference.results import MAP
 
@@ -183,88 +183,6 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
     assert lab.run("sh", "-c", "ls -d /run/niso-web-* 2>/dev/null", check=False).stdout == ""
 
 
-DUAL = """
-import socket, threading
-server = socket.create_server(("", 80), family=socket.AF_INET6, dualstack_ipv6=True)
-def echo(connection):
-    connection.sendall(b"hello")
-    while data := connection.recv(65536):
-        connection.sendall(data)
-while True:
-    threading.Thread(target=echo, args=[server.accept()[0]], daemon=True).start()
-"""
-CLIENT = """
-import socket, sys
-kept = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
-kept.recv(5)
-for line in sys.stdin:
-    kept.sendall(bytes(int(line)))
-    left = int(line)
-    while left:
-        left -= len(kept.recv(min(left, 65536)))
-    print("back", flush=True)
-"""
-LOOKS = """
-import json, sys, niso
-with niso.connect() as host, host.map() as looks:
-    for line in sys.stdin:
-        state = looks.read()
-        print(json.dumps([[f.from_.name, f.to.name, (f.bits or 0) * state.seconds / 8] for f in state.flows]), flush=True)
-"""
-
-
-def test_bytes_of_each_flow(lab: Lab) -> None:
-    """Of connections that are open since before, both families, tracked, switched and published."""
-    for i, name in enumerate(("back", "plain"), 1):
-        subnets = ("--subnet", f"10.99.{i}.0/24", "--subnet", f"fd00:99:{i}::/64")
-        lab.niso("net", "create", name, *subnets)
-    files: dict[str, Any] = {"files": {"dual.py": DUAL}}
-    serve = ("/usr/bin/python3", "-ISu", "/app/dual.py")
-    ports = {"network": on("back", ports=["8080:80"]), "healthcheck": {"tcp": 80}}
-    only = {"network.policy": {"allow_from": ["api:80", "192.0.2.0/24"]}}
-    lab.niso(
-        "activate",
-        package(lab, "db", *serve, **files, **ports, **only),
-        idle(lab, "api", network=on("back")),
-        package(lab, "p", *serve, **files, network=on("plain"), healthcheck={"tcp": 80}),
-        idle(lab, "q", network=on("plain")),
-    )
-    clients = []
-    for netns, source, target, address, port in (
-        ("niso-api", "api", "db", "10.99.1.2", 80),
-        ("niso-api", "api", "db", "fd00:99:1::2", 80),
-        ("client", "192.0.2.2", "db", "192.0.2.1", 8080),
-        (None, "host", "db", "10.99.1.2", 80),
-        (None, "host", "db", "127.0.0.1", 8080),
-        ("niso-q", "q", "p", "10.99.2.2", 80),
-        ("niso-q", "q", "p", "fd00:99:2::2", 80),
-    ):
-        words = ("/usr/bin/python3", "-ISuc", CLIENT, address, str(port))
-        clients.append((source, target, lab.popen(*words, netns=netns, stdin=-1)))
-    looks = lab.popen(sys.executable, "-c", LOOKS, stdin=-1)
-
-    def after(process: Process, line: bytes) -> bytes:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(line + b"\n")
-        process.stdin.flush()
-        return bytes(process.stdout.readline())
-
-    after(looks, b"")
-    for source, target, client in clients:
-        assert after(client, b"100000") == b"back\n", (source, target)
-        rows = json.loads(after(looks, b""))
-        moved = {(f, t): octets for f, t, octets in rows if octets > 1000}  # late confirmations
-        assert set(moved) == {(source, target)}, moved
-        assert 200_000 < moved[source, target] < 215_000
-    # nothing that says so is foreign, and a killed one leaves nothing
-    assert "niso_live_" in lab.run("nft", "list", "tables").stdout
-    assert lab.niso("net", "check").returncode == 0
-    looks.kill()
-    lab.wait_for(lambda: "niso_live_" not in lab.run("nft", "list", "tables").stdout, 5, "tables")
-    for _, _, client in clients:
-        client.kill()
-
-
 SERVE = """
 import os, socket, sys
 sys.path[:0] = [sys.argv[1]]
@@ -290,81 +208,6 @@ HOSTILE = [
     "s g d o | \\0 a b",
     "x" * 300,
 ]
-
-
-def state_of(names: list[str], networks: list[str]) -> dict[str, Any]:
-    """A state of services that talk to each other in a row, and are denied the other way."""
-    services = [
-        {
-            "service": name,
-            "status": "running",
-            "health": ("healthy", "unhealthy", None)[i % 3],
-            "mode": "bridge",
-            "stack": names[i % 5] if i % 2 else None,
-            "shares": None,
-            "networks": [networks[i % len(networks)]],
-            "address": [name],
-            "ports": [{"host_ip": name, "host_port": i, "container_port": 1, "proto": name}],
-            "uptime": 9.0,
-            "received": 1000.0 * i,
-            "sent": 10.0,
-            "new": 0.0,
-            "denied_in": 1,
-            "denied_out": 0,
-            "policy": {
-                "allow_from": [name],
-                "deny_from": [name],
-                "egress_allow": None,
-                "egress_deny": [],
-            },
-            "audit_until": None,
-            "file": name,
-        }
-        for i, name in enumerate(names)
-    ]
-    flows = []
-    for i, name in enumerate(names):
-        other = names[(i + 1) % len(names)]
-        for verdict in ("pass", "drop"):
-            ends = [{"name": name, "kind": "service"}, {"name": other, "kind": "service"}]
-            if i in (0, 3):
-                ends[0] = {"name": name, "kind": "outside"}
-            change = {
-                "service": other,
-                "key": "network.policy.allow_from",
-                "text": name,
-                "adds": True,
-            }
-            flows.append(
-                {
-                    "from": ends[0],
-                    "to": ends[1],
-                    "port": 80,
-                    "proto": "tcp",
-                    "verdict": verdict,
-                    "published": None,
-                    "words": name,
-                    "agrees": True,
-                    "new": 3,
-                    "rate": 0.5,
-                    "bits": None if i % 4 else 1e5 * i,
-                    "ago": 1.0,
-                    "open": 0,
-                    "changes": [change] if verdict == "drop" else [],
-                }
-            )
-    return {
-        "host": names[0],
-        "at": "2026-03-01T12:00:00Z",
-        "seconds": 2.0,
-        "services": services,
-        "networks": [
-            {"network": n, "subnets": [n], "internal": False, "observed": True} for n in networks
-        ],
-        "flows": flows,
-        "not_shown": 0,
-        "missed": 0,
-    }
 
 
 @pytest.mark.skipif(not is_installed(), reason="chromium-headless-shell is not installed")

@@ -207,27 +207,33 @@ def test_after_a_reboot_the_owners_bring_them_back(world: World) -> None:
     world.assert_whole()
 
 
-def test_policies_of_the_administrator_apply_to_what_is_attached(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Provide the folder of the administrator's policies."""
     folder = tmp_path / "policies"
     folder.mkdir(0o755)
     monkeypatch.setenv("NISO_POLICY_DIR", str(folder))
+    return folder
+
+
+def test_policies_of_the_administrator_apply_to_what_is_attached(
+    world: World, policies: Path
+) -> None:
     own = Policy(deny_from=(parse_ingress("web", "--deny-from"),))
     attach(world, policy=own)
     attach(world, "other", "/n/2")
-    (folder / "a.toml").write_text('[[policy]]\nname = "b*"\nallow_from = ["api"]\n')
+    (policies / "a.toml").write_text('[[policy]]\nname = "b*"\nallow_from = ["api"]\n')
     done = attachments.apply_policies(world.machine)
     assert [(one.service, one.changed) for one in done] == [("box", True), ("other", False)]
     policy = world.store.policy("box")
     assert policy is not None and policy.allow_from and policy.deny_from == own.deny_from
     world.assert_whole()
-    (folder / "a.toml").write_text("[[policy]")
+    (policies / "a.toml").write_text("[[policy]")
     for command in (lambda: attachments.apply_policies(world.machine), lambda: attach(world)):
         with pytest.raises(Error):
             command()
     assert world.store.policy("box") == policy
-    (folder / "a.toml").unlink()
+    (policies / "a.toml").unlink()
     attachments.apply_policies(world.machine)
     assert world.store.policy("box") == own
     world.assert_whole()
@@ -252,12 +258,9 @@ def test_container_that_marks_its_own_links_as_those_of_niso_keeps_no_policy(
 
 
 def test_policy_that_another_process_narrows_meanwhile_is_not_taken_back(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, policies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The agent of Kubernetes' policies, or a detachment, beside a change of the administrator's."""
-    folder = tmp_path / "policies"
-    folder.mkdir(0o755)
-    monkeypatch.setenv("NISO_POLICY_DIR", str(folder))
     attach(world)
     attach(world, "other", "/n/2")
     current, narrow = attachments.current, Policy(allow_from=())
@@ -271,7 +274,7 @@ def test_policy_that_another_process_narrows_meanwhile_is_not_taken_back(
         return request
 
     monkeypatch.setattr(attachments, "current", overtaken)
-    (folder / "a.toml").write_text('[[policy]]\nname = "b*"\ndeny_from = ["api"]\n')
+    (policies / "a.toml").write_text('[[policy]]\nname = "b*"\ndeny_from = ["api"]\n')
     assert [one.service for one in attachments.apply_policies(world.machine)] == ["box"]
     policy = world.store.policy("box")
     assert policy is not None and policy.allow_from == () and len(policy.deny_from) == 1

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cluster_world import KEYS, Hosted
+from cluster_world import KEYS, Hosted, create
 from fake_world import World
 
 from niso.base.errors import Conflict, Error, NotFound
@@ -51,10 +50,6 @@ def test_network_that_the_cluster_does_not_have_is_this_hosts_own(host: Hosted) 
     with pytest.raises(NoAnswer, match="network 'other' may be one of the cluster"):
         host.activate(host.package("web", "other"))
     host.activate(host.package("web", "front"))  # known, so nobody is asked
-
-
-def create(host: Hosted, name: str, *subnets: str, **more: Any) -> Any:
-    return network.create(host.world.machine, NetworkRequest(name, subnets, span=True, **more))
 
 
 def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None:

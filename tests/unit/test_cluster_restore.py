@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_world import KEYS, ME
+from cluster_world import KEYS, ME, Hosted, create, lose
 from fake_world import World
-from test_claims_of_commands import Hosted, create, lose
 
 from niso.base.errors import Conflict
 from niso.cluster.claims import Claims, Wanted

@@ -152,7 +152,7 @@ def test_ports_of_a_sharer_move_with_its_provider(store: Store) -> None:
 
 
 def test_configuration_without_a_namespace_of_ones_own_has_no_network_entry() -> None:
-    from test_runtime_oci import PROFILE, SPEC
+    from oci_specs import PROFILE, SPEC
 
     def config(**changes: str) -> dict[str, object]:
         spec = SPEC._replace(**changes)  # type: ignore[arg-type]
@@ -285,7 +285,7 @@ def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
 
 
 def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) -> None:
-    from test_runtime_oci import SPEC
+    from oci_specs import SPEC
 
     share(store)
     row, provider = store.service("side"), store.service("api")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from port_packets import packets, small_ports, takes
 from samples import samples
 
 from niso.base.errors import InvalidInput
@@ -204,24 +205,6 @@ def test_refusal_says_what_is_wrong(text: str, reason: str) -> None:
     assert f"is not a valid port mapping: {reason} (" in caught.value.message
 
 
-HOST_IPS = ("", "0.0.0.0", "::", "127.0.0.1", "192.0.2.1", "2001:db8::1")
-
-
-@st.composite
-def small_ports(
-    draw: st.DrawFn, protocols: tuple[str, ...] = ("tcp", "udp"), free: bool = False
-) -> Port:
-    """A port or a range within 10 to 19."""
-    count = draw(st.integers(1, 4))
-    return Port(
-        draw(st.sampled_from(HOST_IPS)),
-        0 if free and draw(st.booleans()) else draw(st.integers(10, 20 - count)),
-        draw(st.integers(10, 16)),
-        draw(st.sampled_from(protocols)),
-        count,
-    )
-
-
 @BOUNDED
 @given(small_ports(("tcp", "udp", "sctp")))
 def test_port_that_is_written_as_the_user_writes_it_is_read_as_the_same(port: Port) -> None:
@@ -284,18 +267,6 @@ def test_host_port_that_is_published_twice_differently_is_found(
     assert first_of(contradictions(parsed(*texts))) == places
 
 
-def takes(port: Port) -> set[tuple[str, str, int]]:
-    """(protocol, "0.0.0.0", "::" or the address, host port) of each place in the kernel's maps that an entry needs."""
-    if not port.host_port:
-        return set()
-    where = {"": ("0.0.0.0", "::")}.get(port.host_ip, (port.host_ip,))
-    return {
-        (port.proto, at, number)
-        for at in where
-        for number in range(port.host_port, port.host_port + port.count)
-    }
-
-
 def same(one: Port, other: Port) -> bool:
     """Whether they publish the same, but perhaps of one family and of both."""
     return one[1:] == other[1:]
@@ -326,16 +297,6 @@ def test_distinct_ports_without_contradiction_need_each_place_once(ports: list[P
 
 def all_of(ports: Iterable[Port]) -> set[tuple[str, str, int]]:
     return {place for port in ports for place in takes(port)}
-
-
-ADDRESSES = {4: ("127.0.0.1", "192.0.2.1", "203.0.113.9"), 6: ("2001:db8::1", "fd00::9")}
-
-
-def packets(port: Port) -> set[tuple[str, str, int]]:
-    """(destination, protocol, port) of all packets that could be for it."""
-    wide = {"": (4, 6), "0.0.0.0": (4,), "::": (6,)}.get(port.host_ip)
-    to = [address for family in wide for address in ADDRESSES[family]] if wide else [port.host_ip]
-    return {(address, port.proto, port.host_port + n) for address in to for n in range(port.count)}
 
 
 @BOUNDED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from port_packets import packets, small_ports, takes
 from ports_admitted import (
     DUAL,
     KERNEL,
@@ -18,7 +19,6 @@ from ports_admitted import (
 )
 from samples import samples
 from stored import TemporaryStore, add_network, put
-from test_port_forms import packets, small_ports, takes
 
 from niso.base.errors import Conflict, ErrorGroup
 from niso.kernel.sockdiag import Listener

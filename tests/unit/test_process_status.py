@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_runtime_oci import SPEC
+from oci_specs import SPEC
 
 from niso.base import paths
 from niso.base.errors import Error

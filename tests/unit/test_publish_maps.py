@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from port_packets import packets, takes
 from samples import samples
 from snapshots_made import SERVICES, endpoint, everything, network
-from test_port_forms import packets, takes
 
 from niso.kernel import nft_tables
 from niso.kernel.kinds.element import Element

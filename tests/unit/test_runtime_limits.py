@@ -6,7 +6,7 @@ import os
 import pathlib
 
 import pytest
-from test_runtime_oci import PROFILE, SPEC
+from oci_specs import PROFILE, SPEC
 
 from niso.runtime import cgroup, oci
 

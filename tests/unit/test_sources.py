@@ -6,7 +6,7 @@ import os
 import pathlib
 
 import pytest
-from test_runtime_oci import SPEC
+from oci_specs import SPEC
 
 from niso.plan.process_spec import ProcessSpec, Volume
 from niso.runtime import sources

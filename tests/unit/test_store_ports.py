@@ -7,10 +7,10 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from port_packets import packets, small_ports
 from samples import samples
 from snapshots_made import network
 from stored import TemporaryStore, add_network, dump, put
-from test_port_forms import packets, small_ports
 
 from niso.plan.records import Port
 from niso.store.port_rows import CHOSEN, FORWARD, MANIFEST

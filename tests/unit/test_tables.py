@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from manifest_texts import MANIFESTS, NEAR
 from samples import samples
-from test_manifest_fuzz import MANIFESTS, NEAR
-from test_stack_fuzz import NETWORK, SERVICE, STACKS
+from stack_texts import NETWORK, SERVICE, STACKS
 
 from niso.base import convert
 from niso.base.lite_typing import Literal, NamedTuple
