@@ -40,7 +40,8 @@ PROGRAMS = "programs"
 """A set of the inet table that holds ports which masquerading could take, and programs of the host use.
 
 The rules fill it when somebody outside opens a flow to a program of the host, for a day. What is sent to
-such a program before that, and matches a flow of a service, is dropped (`answers`).
+such a program before that, and matches a flow of a service, is dropped (`answers`). Any user of the host
+may wait on many ports: with all of them in the set, no flow of a service could leave.
 """
 
 DROPPED_FROM = "dropped_from"
@@ -125,7 +126,7 @@ table inet niso {{
 	set kept_range_addr6 {{ type ipv6_addr . inet_proto . inet_service; flags interval; }}
 	set kept_range_any4 {{ type inet_proto . inet_service; flags interval; }}
 	set kept_range_any6 {{ type inet_proto . inet_service; flags interval; }}
-	set {PROGRAMS} {{ type inet_proto . inet_service; size 65535; flags dynamic, timeout; timeout 1d; }}
+	set {PROGRAMS} {{ type inet_proto . inet_service; size 1024; flags dynamic, timeout; timeout 1d; }}
 	set flows4 {{ type ipv4_addr; {limit(FLOWS, 1000)}; }}
 	set flows6 {{ type ipv6_addr; {limit(FLOWS, 1000)}; }}
 	set next_hops4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
