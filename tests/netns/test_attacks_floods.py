@@ -96,6 +96,36 @@ def test_host_asks_for_no_neighbour_in_a_services_stead(world: World, family: in
     assert world.honest(world.link["db"]) and world.honest(world.link["api"])
 
 
+ON_LINK = {
+    4: [f"192.0.2.{n}" for n in range(10, 250)],
+    6: [f"2001:db8::5:{n:x}" for n in range(240)],
+}
+
+
+@both_families
+def test_host_asks_for_few_neighbours_of_its_own_links_at_once(world: World, family: int) -> None:
+    """An unprivileged service could fill the machine's neighbour table with those of a large link."""
+
+    # api and db: each has its own limit
+    sender, kind = ("db", socket.AF_INET) if family == 4 else ("api", socket.AF_INET6)
+
+    def asked_for() -> tuple[int, float]:
+        world.lab.run("ip", "neigh", "flush", "dev", "uplink0", "nud", "all", check=False)
+        began = time.monotonic()
+        with world.wire.socket(f"niso-{sender}", kind, socket.SOCK_DGRAM, keep=False) as one:
+            for to in ON_LINK[family]:
+                send(lambda to=to: one.sendto(b"", (to, 9)))
+        took = time.monotonic() - began
+        entries = world.lab.ip_json("neigh", "show", "dev", "uplink0", "nud", "all")
+        return len({each["dst"] for each in entries} & set(ON_LINK[family])), took
+
+    with world.without([Rule("inet niso", "forward", ("goto next_hop",))]):
+        assert asked_for()[0] == len(ON_LINK[family])
+    count, took = asked_for()
+    assert 90 <= count <= 100 + 20 * (took + 1)
+    assert world.honest(world.link["client"])  # of another service
+
+
 def test_large_ping_of_the_gateway_is_answered(world: World) -> None:
     for gateway in GATEWAY["backend"].values():
         world.lab.run("ping", "-c", "1", "-W", "3", "-s", "4000", gateway, netns="niso-api")

@@ -232,6 +232,24 @@ def test_program_of_the_host_on_a_port_that_masquerading_takes(world: World, fam
         assert world.arrives(mark, [world.link["client"]])
 
 
+def test_user_of_the_host_with_many_ports_leaves_services_theirs(world: World) -> None:
+    """Who waits on all ports that masquerading takes, and is asked there, would take them from all services for a day."""
+    many = range(33_000, 34_500)
+    world.lab.run("nft", "flush", "set", "inet", "niso", "programs")
+    asking = world.wire.socket("client", socket.AF_INET, socket.SOCK_DGRAM, keep=False)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(asking)
+        for port in many:
+            each = world.wire.socket(None, socket.AF_INET, socket.SOCK_DGRAM, keep=False)
+            stack.enter_context(each).bind(("", port))
+        for port in many:
+            asking.sendto(b"", (HOST[4], port))
+        assert world.honest(world.ear[4])
+    listed = world.lab.run("nft", "-j", "list", "set", "inet", "niso", "programs").stdout
+    assert listed.count("concat") == 1024
+    world.lab.run("nft", "flush", "set", "inet", "niso", "programs")
+
+
 @both_families
 def test_ping_of_the_host_is_its_own(world: World, family: int) -> None:
     """Whatever identifiers a service's pings have."""

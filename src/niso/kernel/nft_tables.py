@@ -40,7 +40,8 @@ PROGRAMS = "programs"
 """A set of the inet table that holds ports which masquerading could take, and programs of the host use.
 
 The rules fill it when somebody outside opens a flow to a program of the host, for a day. What is sent to
-such a program before that, and matches a flow of a service, is dropped (`answers`).
+such a program before that, and matches a flow of a service, is dropped (`answers`). Any user of the host
+may wait on many ports: with all of them in the set, no flow of a service could leave.
 """
 
 DROPPED_FROM = "dropped_from"
@@ -73,6 +74,11 @@ def limit(what: str, rate: int) -> str:
     """Return the limit of an element: so many packets a second pass, and a burst of them."""
     return f"limit rate over {rate}/second burst {rate * _BURST[what]} packets"
 
+
+NEXT_HOPS = "limit rate over 20/second burst 100 packets"
+"""The limit of addresses on the host's own links that it asks for in a service's stead, and that nobody had asked for in the
+last `NEXT_HOP_S` seconds. Each takes an entry of the machine's neighbour table. Packets of answered flows do not count."""
+NEXT_HOP_S = 10
 
 _CHECK = f"meta mark set meta mark | {CHECKED}"
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
@@ -120,9 +126,13 @@ table inet niso {{
 	set kept_range_addr6 {{ type ipv6_addr . inet_proto . inet_service; flags interval; }}
 	set kept_range_any4 {{ type inet_proto . inet_service; flags interval; }}
 	set kept_range_any6 {{ type inet_proto . inet_service; flags interval; }}
-	set {PROGRAMS} {{ type inet_proto . inet_service; size 65535; flags dynamic, timeout; timeout 1d; }}
+	set {PROGRAMS} {{ type inet_proto . inet_service; size 1024; flags dynamic, timeout; timeout 1d; }}
 	set flows4 {{ type ipv4_addr; {limit(FLOWS, 1000)}; }}
 	set flows6 {{ type ipv6_addr; {limit(FLOWS, 1000)}; }}
+	set next_hops4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
+	set next_hops6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
+	set askers4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set askers6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 {nft_sensor.INET_SETS}
@@ -197,9 +207,10 @@ table inet niso {{
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname @bridges goto to_services
+		oif "lo" goto of_host
 		ip saddr @subnets4 goto away4
 		ip6 saddr @subnets6 goto away6
-		{_OF_HOST} goto of_host
+		iif 0 fib saddr type local goto of_host
 	}}
 
 	chain of_host {{
@@ -272,7 +283,7 @@ table inet niso {{
 	}}
 
 	chain to_services {{
-		{_OF_HOST} jump of_host
+		iif 0 fib saddr type local jump of_host comment "a frame within a bridge has no iif here either"
 		ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
 		ct status & dnat == 0 accept
 		snat ip to ip saddr . ip daddr map @hairpin4 comment "a service that reaches itself"
@@ -301,6 +312,16 @@ table inet niso {{
 		ct status dnat oifname @bridges accept comment "published"
 		iifname . oifname @same_bridge accept
 		oifname @bridges counter goto {nft_sensor.REFUSE} comment "not published"
+		meta oiftype ether goto next_hop
+	}}
+
+	chain next_hop {{
+		rt ip nexthop @next_hops4 accept
+		rt ip6 nexthop @next_hops6 accept
+		update @askers4 {{ ip saddr {NEXT_HOPS} }} counter drop comment "the host would ask for too many neighbours of a service"
+		update @askers6 {{ ip6 saddr {NEXT_HOPS} }} counter drop
+		add @next_hops4 {{ rt ip nexthop }}
+		add @next_hops6 {{ rt ip6 nexthop }}
 	}}
 
 	chain input {{

@@ -31,6 +31,7 @@ from niso.plan.known_world import (
 from niso.plan.records import WIDE, Entry
 
 PORTED = ("tcp", "udp", "sctp")
+_PORTED_TOO = ("33", "136")  # DCCP, UDP-Lite
 
 
 class Party(NamedTuple):
@@ -370,6 +371,11 @@ def _outwards(world: World, packet: _Packet, to: Address) -> _Path:
         )
     if world.networks[packet.entered].internal:
         return packet.drop(_stays(packet.entered))
+    if packet.proto not in (*PORTED, "icmp", *_PORTED_TOO):
+        return packet.drop(
+            f"protocol {packet.proto} has no ports: answers could not be told from what is meant"
+            " for the host"
+        )
     return packet.accept(f"network {packet.entered} has access to the outside")
 
 
