@@ -183,7 +183,6 @@ class Map:
         self._version = -1
         self._before: Look | None = None
         self._meter = _meter()
-        self._moved: dict[Key, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -221,12 +220,9 @@ class Map:
             )
 
         moved = {} if self._meter is None else self._meter.read()
-        moved_before, self._moved = self._moved, moved
 
         def octets(row: Seen) -> int:
-            if before is now or not row.passes:
-                return 0
-            return top_views.more(moved_before.get(row.key, 0), moved.get(row.key, 0))
+            return 0 if before is now or not row.passes else moved.get(row.key, 0)
 
         rows = map_flows.joint(seen.joined(world, kept, self._judged), fresh, octets)
         known = {row.name: row for row in self._states.rows}
