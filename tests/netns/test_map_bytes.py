@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from conftest import Lab, Process
-from services import idle, on, package
+from services import filter_bridged, idle, on, package
 
 DUAL = """
 import socket, threading
@@ -41,6 +41,7 @@ with niso.connect() as host, host.map() as looks:
 
 def test_bytes_of_each_flow(lab: Lab) -> None:
     """Of connections that are open since before, both families, tracked, switched and published."""
+    filter_bridged(lab, 0)
     for i, name in enumerate(("back", "plain"), 1):
         subnets = ("--subnet", f"10.99.{i}.0/24", "--subnet", f"fd00:99:{i}::/64")
         lab.niso("net", "create", name, *subnets)
@@ -82,6 +83,7 @@ def test_bytes_of_each_flow(lab: Lab) -> None:
         moved = {(f, t): octets for f, t, octets in rows if octets > 1000}  # late confirmations
         assert set(moved) == {(source, target)}, moved
         assert 200_000 < moved[source, target] < 215_000
+    assert "10.99.2.3 . 10.99.2.2" in lab.run("nft", "list", "set", "bridge niso switched4").stdout
     # nothing that says so is foreign, and a killed one leaves nothing
     assert "niso_live_" in lab.run("nft", "list", "tables").stdout
     assert lab.niso("net", "check").returncode == 0

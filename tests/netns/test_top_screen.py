@@ -53,9 +53,11 @@ def test_rates_of_real_traffic_and_the_screen(lab: Lab) -> None:
     assert {(f["from"]["name"], f["to"]["name"], f["port"]) for f in last["flows"]} >= {
         ("web", "db", 80)
     }
+    (moved,) = (f["bits"] for f in last["flows"] if f["from"]["name"] == "web")
+    assert 0 < moved <= 1.01 * (web["sent"] + web["received"]) and moved > 0.5 * web["sent"]
     table, flows = lab.niso("top", "db").stdout.split("\n\n")
     assert [line.split()[0] for line in table.splitlines()] == ["SERVICE", "db"]
-    assert re.search(r"^web +db:80/tcp +\d+\.\d +pass$", flows, re.MULTILINE)
+    assert re.search(r"^web +db:80/tcp +\d\S* \w?b/s +\d+\.\d +pass$", flows, re.MULTILINE)
     for wrong in (["nobody"], ["-n", "0"]):
         done = lab.niso("top", *wrong, check=False)
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr and not done.stdout

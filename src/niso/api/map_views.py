@@ -8,7 +8,6 @@ import time
 from niso.api.guard import guarded
 from niso.api.published import Port
 from niso.api.service_states import States
-from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
     from niso.api.session import Session
     from niso.api.top_views import Look, ServiceLoad
-    from niso.kernel.nft_meter import Meter
     from niso.plan.known_world import Known, World
     from niso.see.map_flows import Joint
     from niso.see.seen import Key, Seen
@@ -175,6 +173,8 @@ class Map:
     """
 
     def __init__(self, session: Session) -> None:
+        from niso.api.top_views import meter
+
         self.session = session
         self._states = States(session)
         self._world: World | None = None
@@ -182,8 +182,7 @@ class Map:
         self._names: dict[tuple[str, str], str | None] = {}
         self._version = -1
         self._before: Look | None = None
-        self._meter = _meter()
-        self._moved: dict[Key, int] = {}
+        self._meter = meter()
 
     def __enter__(self) -> Self:
         return self
@@ -221,12 +220,9 @@ class Map:
             )
 
         moved = {} if self._meter is None else self._meter.read()
-        moved_before, self._moved = self._moved, moved
 
         def octets(row: Seen) -> int:
-            if before is now or not row.passes:
-                return 0
-            return top_views.more(moved_before.get(row.key, 0), moved.get(row.key, 0))
+            return 0 if before is now or not row.passes else moved.get(row.key, 0)
 
         rows = map_flows.joint(seen.joined(world, kept, self._judged), fresh, octets)
         known = {row.name: row for row in self._states.rows}
@@ -268,16 +264,6 @@ class Map:
 
 
 _MOST_JUDGED = 50_000
-
-
-def _meter() -> Meter | None:
-    """Begin to count bytes; None on a kernel that cannot."""
-    from niso.kernel.nft_meter import Meter
-
-    try:
-        return Meter()
-    except KernelError:
-        return None
 
 
 def _service(

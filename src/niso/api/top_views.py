@@ -7,12 +7,17 @@ import time
 from niso.api.flow_views import FlowEnd, end_of
 from niso.api.guard import guarded
 from niso.api.service_states import States
+from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
     from niso.api.service_views import ServiceLine
     from niso.api.session import Session
     from niso.explain.drops import Stats
+    from niso.kernel.nft_meter import Meter
     from niso.plan.known_world import World
     from niso.see.seen import Key, Memory
 
@@ -41,7 +46,7 @@ class ServiceLoad(NamedTuple):
 
 
 class FlowLoad(NamedTuple):
-    """New flows from one address to one port of another."""
+    """New flows from one address to one port of another, and those with traffic."""
 
     from_: FlowEnd
     """the end that begins them"""
@@ -55,6 +60,8 @@ class FlowLoad(NamedTuple):
     """pass, audit or drop"""
     new: float
     """new flows, or refused attempts, per second"""
+    bits: float | None = None
+    """bits per second both ways; null if the kernel cannot count them"""
 
 
 class Load(NamedTuple):
@@ -65,7 +72,7 @@ class Load(NamedTuple):
     services: tuple[ServiceLoad, ...]
     """all known services, by name"""
     flows: tuple[FlowLoad, ...]
-    """those with new flows, the most frequent first"""
+    """those with new flows or traffic, the most frequent first"""
 
 
 class Look(NamedTuple):
@@ -79,20 +86,37 @@ class Look(NamedTuple):
 
 
 class Top:
-    """Measures from call to call of `read`, for one service or all."""
+    """Measures from call to call of `read`, for one service or all. Use it in a ``with`` block.
+
+    Until it is closed the kernel counts the bytes of flows for it (`niso.kernel.nft_meter`).
+    """
 
     def __init__(self, session: Session, name: str | None) -> None:
         self.session = session
         self._name = name
         self._states = States(session)
         self._before, _ = look(session, self._states)
+        self._meter = meter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Have the kernel count no more. Without it, it does until the program ends."""
+        own, self._meter = self._meter, None
+        if own is not None:
+            own.close()
 
     @guarded
     def read(self) -> Load:
         """Return what happened since the last call, or since the beginning."""
         now, _ = look(self.session, self._states)
         before, self._before = self._before, now
-        load = between(self._states.world, before, now)
+        moved = None if self._meter is None else self._meter.read()
+        load = between(self._states.world, before, now, moved)
         if self._name is None:
             return load
         store = self.session.store()
@@ -117,6 +141,16 @@ def look(session: Session, states: States, with_open: bool = False) -> tuple[Loo
     return Look(time.monotonic(), states.lines, networks, stats, counts(memory)), memory
 
 
+def meter() -> Meter | None:
+    """Begin to count bytes; None on a kernel that cannot."""
+    from niso.kernel.nft_meter import Meter
+
+    try:
+        return Meter()
+    except KernelError:
+        return None
+
+
 def top(session: Session, name: str | None) -> Top:
     """Take the first look: `Host.top`."""
     return Top(session, None if name is None else session.store().resolve(name))
@@ -130,25 +164,30 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
     }
 
 
-def between(world: World, before: Look, now: Look) -> Load:
-    """Return what happened between two looks. Pure."""
-    from niso.see.seen import Ends
+def between(world: World, before: Look, now: Look, moved: Mapping[Key, int] | None = None) -> Load:
+    """Return what happened between two looks. ``moved`` has the bytes of flows. Pure."""
+    from niso.see.seen import DROP, Ends
 
     seconds = max(now.at - before.at, 1e-6)
     ends = Ends(world)
     flows = []
     new: dict[str, int] = {}
+    left = dict(moved or {})
     for (key, verdict), count in now.flows.items():
         grown = more(before.flows.get((key, verdict), 0), count)
-        if not grown:
+        octets = 0 if verdict == DROP else left.pop(key, 0)
+        if not grown and not octets:
             continue
         source, destination, proto, port = key
         from_, to = ends.of(source), ends.of(destination)
         for service in {from_.service, to.service} - {""}:
             new[service] = new.get(service, 0) + grown
         rate = round(grown / seconds, 3)
-        flows.append(FlowLoad(end_of(from_), end_of(to), port, proto, verdict, rate))
-    flows.sort(key=lambda f: (-f.new, f.from_.name, f.to.name, f.port, f.proto, f.verdict))
+        bits = None if moved is None else round(8 * octets / seconds, 1)
+        flows.append(FlowLoad(end_of(from_), end_of(to), port, proto, verdict, rate, bits))
+    flows.sort(
+        key=lambda f: (-f.new, -(f.bits or 0), f.from_.name, f.to.name, f.port, f.proto, f.verdict)
+    )
     services = []
     for line in now.lines:
         networks = now.networks.get(line.service, ())

@@ -16,11 +16,11 @@ from niso.cli import output
 from niso.cli.parse import Args
 
 if TYPE_CHECKING:
-    from niso.api.top_views import FlowLoad, Load, ServiceLoad
+    from niso.api.top_views import FlowLoad, Load, ServiceLoad, Top
 
 EVERY_S = 2.0
 COLUMNS = ("SERVICE", "HEALTH", "IN", "OUT", "NEW/s", "DENIED IN", "DENIED OUT", "NETWORKS")
-FLOW_COLUMNS = ("FROM", "TO", "NEW/s", "VERDICT")
+FLOW_COLUMNS = ("FROM", "TO", "TRAFFIC", "NEW/s", "VERDICT")
 
 
 def run(_: str, args: Args) -> int:
@@ -39,9 +39,13 @@ def run(_: str, args: Args) -> int:
 
 
 def _print(host: Host, args: Args) -> None:
+    with host.top(args.name) as top:
+        _print_looks(top, args)
+
+
+def _print_looks(top: Top, args: Args) -> None:
     from niso.api.as_json import plain
 
-    top = host.top(args.name)
     left = args.count or 1
     poll = select.poll()
     poll.register(sys.stdout, 0)  # reports a closed pipe even while nothing is written
@@ -96,7 +100,7 @@ def cells(load: ServiceLoad) -> tuple[str, ...]:
 def flow_cells(flow: FlowLoad) -> tuple[str, ...]:
     """Return the cells of a flow, in the order of `FLOW_COLUMNS`."""
     to = f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
-    return (flow.from_.name, to, f"{flow.new:.1f}", flow.verdict)
+    return (flow.from_.name, to, rate(flow.bits), f"{flow.new:.1f}", flow.verdict)
 
 
 def rate(bits: float | None) -> str:

@@ -43,8 +43,8 @@ TALL = 24
 """From so many lines on, flows are shown below the services."""
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = (*top.COLUMNS[:4], "LAST 30 s", *top.COLUMNS[4:])
-_FLOW_COLUMNS = ("FROM", "TO", "VERDICT", "NEW/s", "LAST 30 s")
-_AT_THE_RIGHT = frozenset(("IN", "OUT", "NEW/s", "DENIED IN", "DENIED OUT"))
+_FLOW_COLUMNS = ("FROM", "TO", "VERDICT", "TRAFFIC", "LAST 30 s", "NEW/s")
+_AT_THE_RIGHT = frozenset(("IN", "OUT", "TRAFFIC", "NEW/s", "DENIED IN", "DENIED OUT"))
 _SPACE = "  "
 _STYLES = {
     "": Style(),
@@ -62,7 +62,7 @@ ORDERS = ("name", "traffic", "new", "denied")
 def show(name: str | None) -> int:
     """Show the screen until q or Ctrl-C; return the exit status. Raises Error."""
     with connect() as host:
-        host.top(name)  # reports mistakes before the screen is changed
+        host.top(name).close()  # reports mistakes before the screen is changed
     screen = TopScreen(name)
     reader = threading.Thread(target=_read, args=(screen, name), daemon=True)
     screen.begin = lambda: _begin(screen, reader)
@@ -88,8 +88,7 @@ def _begin(screen: TopScreen, reader: threading.Thread) -> None:
 def _read(screen: TopScreen, name: str | None) -> None:
     """Look every `top.EVERY_S`, in a thread: a probe of a service's health can take long."""
     try:
-        with connect() as host:
-            measured = host.top(name)
+        with connect() as host, host.top(name) as measured:
             while not screen.over.wait(top.EVERY_S):
                 screen.post_message(Looked(measured.read()))  # safe in a thread
     except Exception as error:  # raised again by `show`
@@ -289,16 +288,19 @@ class TopScreen(App[None]):
             self.update_load(event.load)
 
     def update_load(self, load: Load) -> None:
-        """Show a new look. Flows are shown until `HISTORY` looks have had no new ones."""
+        """Show a new look. Flows are shown until `HISTORY` looks have had nothing of them."""
         self._load = load
         bits = {each.service: (each.received or 0) + (each.sent or 0) for each in load.services}
         self._history = {
             name: [*self._history.get(name, ()), now][-HISTORY:] for name, now in bits.items()
         }
-        fresh = {"|".join(top.flow_cells(flow._replace(new=0))): flow for flow in load.flows}
-        kept = {key: flow._replace(new=0) for key, flow in self._flows.items()} | fresh
+        fresh = {_flow_key(flow): flow for flow in load.flows}
+        kept = {
+            key: flow._replace(new=0.0, bits=None if flow.bits is None else 0.0)
+            for key, flow in self._flows.items()
+        } | fresh
         history = {
-            key: [*self._flow_history.get(key, ()), flow.new][-HISTORY:]
+            key: [*self._flow_history.get(key, ()), flow.bits or flow.new][-HISTORY:]
             for key, flow in kept.items()
         }
         self._flow_history = {key: past for key, past in history.items() if any(past)}
@@ -321,7 +323,7 @@ class TopScreen(App[None]):
             return
         parts = [("niso top", "name"), *top.summary(load)]
         if self.chosen is not None:
-            parts.insert(1, (f"{self.chosen}: new flows", "name"))
+            parts.insert(1, (f"{self.chosen}: flows", "name"))
         parts += [(f"sorted by {self.order}", "")] * (self.order != ORDERS[0])
         parts += [("only denied", "")] * self.only_denied
         parts += [(repr(self.wanted), "")] * bool(self.wanted)
@@ -336,7 +338,7 @@ class TopScreen(App[None]):
             flows.fill(_FLOW_COLUMNS, self._flow_keys(), self._flow_cells)
 
     def _flow_keys(self) -> list[str]:
-        """Return the flows to show: denied ones first, then those with most new ones in 30 s."""
+        """Return the flows to show: denied ones first, then those with most in 30 s."""
         keys = []
         for key, flow in self._flows.items():
             names = (flow.from_.name, flow.to.name)
@@ -352,14 +354,15 @@ class TopScreen(App[None]):
 
     def _flow_cells(self, key: str) -> Cells:
         flow = self._flows[key]
-        from_, to, new, verdict = top.flow_cells(flow)
+        from_, to, traffic, new, verdict = top.flow_cells(flow)
         kind = "bad" if verdict == "drop" else ""
         return (
             (escaped(from_), kind),
             (escaped(to), kind),
             (verdict, _VERDICTS[verdict]),
-            (new, kind or ("" if flow.new else "soft")),
+            (traffic, "" if flow.bits else "soft"),
             (_bars(self._flow_history[key]), "bad" if kind else "bars"),
+            (new, kind or ("" if flow.new else "soft")),
         )
 
     def _cells(self, load: ServiceLoad) -> Cells:
@@ -442,6 +445,10 @@ class TopScreen(App[None]):
         field.value = ""
         self.on_input_submitted()
         self._choose(self.chosen if self._fixed else None)
+
+
+def _flow_key(flow: FlowLoad) -> str:
+    return f"{flow.from_.address}|{flow.to.address}|{flow.port}|{flow.proto}|{flow.verdict}"
 
 
 def _bars(values: list[float]) -> str:

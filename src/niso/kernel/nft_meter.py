@@ -10,6 +10,7 @@ import itertools
 import os
 
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.prefixes import unpacked
 from niso.kernel import sensor
 from niso.kernel.libnftables import Nft
 from niso.kernel.nft_sensor import TRACKED
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
 _PORTED = "{ tcp, udp, sctp }"
 _SIZE = 65_535
-_KEPT_S = 20
+_KEPT_S = 10
 """How long an element lives after its last packet: a few looks."""
 _WORDS = {4: "ip", 6: "ip6"}
-_THERE, _BACK = "there", "back"
+_THERE, _BACK, _EITHER = "there", "back", "either"
 _numbers = itertools.count()
 
 
@@ -33,6 +34,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._name = f"{PREFIX}{os.getpid()}_meter{next(_numbers)}"
+        self._before: dict[tuple[str, tuple[object, ...]], int] = {}
         self._nft = Nft()
         try:
             self._nft.run(tables(self._name))
@@ -49,44 +51,75 @@ class Meter:
             self.close()
 
     def read(self) -> dict[Key, int]:
-        """Return the bytes of each flow, in both directions together. Raises KernelError.
+        """Return the bytes of each flow since the last call, in both directions together.
 
-        A count begins again after `_KEPT_S` without a packet. There are keys that are no flow's:
-        within a bridge that is not tracked, nothing says who began.
+        There are keys that are no flow's: within a bridge that is not tracked, nothing says who
+        began. Raises KernelError.
         """
-        counts: dict[Key, int] = {}
-        for family in ("bridge", "inet"):
-            own: dict[Key, int] = {}
+        now: dict[tuple[str, tuple[object, ...]], int] = {}
+        switched: dict[Key, int] = {}
+        tracked: dict[Key, int] = {}
+
+        def moved(name: str, key: tuple[object, ...], octets: int) -> int:
+            now[name, key] = octets
+            before = self._before.get((name, key), 0)
+            return octets - before if octets >= before else octets
+
+        for number in _WORDS:
+            for key, octets in sensor.dump(f"bridge {self._name}", f"{_EITHER}{number}", _either):
+                source, to, proto, source_port, port = key
+                more = moved(_EITHER, key, octets)
+                for flow in ((source, to, proto, port), (to, source, proto, source_port)):
+                    switched[flow] = switched.get(flow, 0) + more
             for way in (_THERE, _BACK):
-                for number in _WORDS:
-                    for row in sensor.flows_in(f"{family} {self._name}", f"{way}{number}"):
-                        own[row[:4]] = own.get(row[:4], 0) + row.octets
-            # what another program's rule made both tables count is in the second one
-            counts |= own
-        return counts
+                for row in sensor.flows_in(f"inet {self._name}", f"{way}{number}"):
+                    more = moved(way, row[:4], row.octets)
+                    tracked[row[:4]] = tracked.get(row[:4], 0) + more
+        self._before = now
+        # what another program's rule made both tables count is in the second one
+        return switched | tracked
+
+
+def _either(key: bytes, fields: dict[int, bytes]) -> tuple[tuple[str, str, str, int, int], int]:
+    """Return addresses, protocol and both ports of an element, and its bytes."""
+    size = 16 if len(key) == 44 else 4
+    source, to = (unpacked(key[at : at + size]) for at in (0, size))
+    proto, ports = key[2 * size], key[2 * size + 4 :]
+    source_port, port = (int.from_bytes(ports[at : at + 2], "big") for at in (0, 4))
+    return (source, to, sensor.proto_name(proto), source_port, port), sensor.counted(fields)[1]
 
 
 def tables(name: str) -> str:
-    """Return the tables, as nft(8) reads them."""
-    sets = "\n".join(
-        f"\tset {way}{number} {{ type ipv{number}_addr . ipv{number}_addr . inet_proto ."
-        f" inet_service; size {_SIZE}; flags dynamic, timeout; timeout {_KEPT_S}s; counter; }}"
-        for way in (_THERE, _BACK)
-        for number in _WORDS
-    )
-    there, back = (
-        [f"update @{way}{number} {{ {key.format(word=word)} }}" for number, word in _WORDS.items()]
-        for way, key in (
-            (_THERE, "{word} saddr . {word} daddr . meta l4proto . th dport"),
-            (_BACK, "{word} daddr . {word} saddr . meta l4proto . th sport"),
+    """Return the tables, as nft(8) reads them. A full set counts no new flow, and drops none."""
+
+    def sets(way: str, ports: str) -> str:
+        limits = f"size {_SIZE}; flags dynamic, timeout; timeout {_KEPT_S}s; counter;"
+        return "\n".join(
+            f"\tset {way}{number} {{ type ipv{number}_addr . ipv{number}_addr . inet_proto ."
+            f" {ports}; {limits} }}"
+            for number in _WORDS
         )
-    )
-    tracked = [f"ct direction original {rule}" for rule in there]
-    tracked += [f"ct direction reply {rule}" for rule in back]
+
+    def rules(way: str, key: str) -> str:
+        return "\n\t\t".join(
+            f"update @{way}{number} {{ {key.format(word=word)} }} accept"
+            for number, word in _WORDS.items()
+        )
+
+    one, two = "inet_service", "inet_service . inet_service"
     return f"""\
 table inet {name} {{
 	flags owner
-{sets}
+{sets(_THERE, one)}
+{sets(_BACK, one)}
+	chain replies {{
+		{rules(_BACK, "{word} daddr . {word} saddr . meta l4proto . th sport")}
+	}}
+	chain count {{
+		meta l4proto != {_PORTED} accept
+		ct direction reply goto replies
+		{rules(_THERE, "{word} saddr . {word} daddr . meta l4proto . th dport")}
+	}}
 	chain away {{
 		type filter hook postrouting priority filter; policy accept;
 		oifname "niso-*" goto count
@@ -96,25 +129,17 @@ table inet {name} {{
 		type filter hook input priority filter; policy accept;
 		iifname "niso-*" goto count
 	}}
-	chain count {{
-		meta l4proto != {_PORTED} accept
-		{_lines(tracked)}
-	}}
 }}
 table bridge {name} {{
 	flags owner
-{sets}
+{sets(_EITHER, two)}
 	chain switched {{
 		type filter hook forward priority 100; policy accept;
 		iifname != "n*" accept comment "niso's ports begin so, not all that do are"
 		meta mark & {TRACKED} != 0 accept
 		meta l4proto != {_PORTED} accept
 		ip frag-off & 0x1fff != 0 accept
-		{_lines([*there, *back])}
+		{rules(_EITHER, "{word} saddr . {word} daddr . meta l4proto . th sport . th dport")}
 	}}
 }}
 """
-
-
-def _lines(rules: list[str]) -> str:
-    return "\n\t\t".join(rules)

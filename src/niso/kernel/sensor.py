@@ -73,7 +73,7 @@ def flows_in(table: str, name: str) -> list[Recorded]:
 
     ``ago`` is right for sets of niso's own tables alone.
     """
-    return _dump(table, name, _flow)
+    return dump(table, name, _flow)
 
 
 def missed() -> dict[str, int]:
@@ -106,7 +106,7 @@ def forget(addresses: Collection[str]) -> None:
             if name.endswith(str(family)):
                 keys = [
                     key
-                    for key in _dump(table, name, lambda key, _: key)
+                    for key in dump(table, name, lambda key, _: key)
                     if goes(key[:size]) or goes(key[size : 2 * size])
                 ]
                 _delete(table, name, keys)
@@ -130,8 +130,11 @@ def leave_out(source: str, proto: str, port: int) -> None:
                     raise
 
 
-def _dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
-    """Return what ``parse`` makes of each element: of its key, and of its attributes."""
+def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
+    """Return what ``parse`` makes of each element of a set: of its key, and of its attributes.
+
+    Empty without the set. Raises KernelError.
+    """
     body = _set(table, name)
 
     def whole(answer: bytes) -> list[T]:
@@ -150,17 +153,29 @@ def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
     size = 16 if len(key) == 40 else 4
     source, destination = (unpacked(key[at : at + size]) for at in (0, size))
     proto, port = key[2 * size], int.from_bytes(key[2 * size + 4 : 2 * size + 6], "big")
-    counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
+    packets, octets = counted(fields)
     left_ms = int.from_bytes(fields.get(_ELEM_EXPIRATION, b""), "big")
     return Recorded(
         source,
         destination,
-        _NAMES.get(proto, str(proto)),
+        proto_name(proto),
         port,
-        int.from_bytes(counter[_COUNTER_PACKETS], "big"),
-        int.from_bytes(counter[_COUNTER_BYTES], "big"),
+        packets,
+        octets,
         max(0.0, nft_sensor.KEPT_S - left_ms / 1000),
     )
+
+
+def counted(fields: dict[int, bytes]) -> tuple[int, int]:
+    """Return packets and bytes of an element's counter."""
+    counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
+    packets, octets = (counter[each] for each in (_COUNTER_PACKETS, _COUNTER_BYTES))
+    return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
+
+
+def proto_name(number: int) -> str:
+    """Return the name of a protocol, its number if it has none here."""
+    return _NAMES.get(number, str(number))
 
 
 def _delete(table: str, name: str, keys: list[bytes]) -> None:
