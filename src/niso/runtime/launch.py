@@ -374,12 +374,21 @@ def _nothing_inherited() -> Iterator[None]:
     POSIX_SPAWN_CLOSE fails for numbers above the present limit of open files.
     """
     with _spawning:
-        left = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
+        left = _inherited_once() if paths.is_command else _inherited()
         try:
             _set_inherited(left, False)
             yield
         finally:
             _set_inherited(left, True)
+
+
+def _inherited() -> list[int]:
+    """List the descriptors that a child inherits, except 0 to 2."""
+    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
+
+
+_inherited_once = cache(_inherited)
+"""For a command, which has two descriptors for each service, and opens none to be inherited."""
 
 
 def _set_inherited(fds: list[int], inherited: bool) -> None:
