@@ -1,10 +1,11 @@
 """Start a service: mount its root in a private mount namespace, then run conmon and crun.
 
-    conmon                                     waits for a byte on a pipe
+    a thread: conmon                           waits for a byte on a pipe
     a thread: unshare, mount the root, wait    its mount namespace ends with it
     conmon: nsenter -- crun create             enters that namespace; the host's never has a mount
     a byte to crun's FIFO                      starts the process, as crun start does
 
+The caller writes the bundle while conmon loads, and may prepare other services from then on.
 No shell and no format string is involved. conmon runs in the log folder, because its log option
 cannot take a path with a ``:``.
 """
@@ -18,7 +19,7 @@ import json
 import os
 import resource
 import signal
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
 from niso.base import failpoint, paths
@@ -33,7 +34,7 @@ from niso.runtime.pids import wait_readable
 from niso.runtime.spec import cgroup_of, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 LOG_SIZE_MAX = 64 << 20
@@ -128,15 +129,12 @@ class Launch:
             exit_command.write()
             # A signal between the two would leave a thread and a conmon without an owner.
             with signals_held():
-                # conmon loads while the bundle is written
-                creator = _Creator(spec, bundle, held)
-                self._held.callback(creator.close)
+                self._creator = _Creator(spec, bundle, held)
+                self._held.callback(self._creator.close)
             under = skeleton.current() if spec.rootfs is None else None
             write_bundle(held.spec, bundle, under)
-            failpoint.hit(f"mount the root of {spec.service}")
-            creator.mount(under.folders if under is not None else ())
-            failpoint.hit(f"create the process of {spec.service}")
-            self.fd = creator.create()
+            self._creator.create(under.folders if under is not None else ())
+            self.fd = self._creator.fd
             """Readable once the container exists, or its creation has failed."""
         except BaseException:
             self.close()
@@ -145,7 +143,7 @@ class Launch:
     def finish(self) -> int:
         """Wait for the container and start it; return the pid of its PID 1 on the host."""
         try:
-            pid = _created_pid(self._spec, self._bundle, self.fd)
+            pid = self._creator.pid()
         finally:
             self.close()
         failpoint.hit(f"start the process of {self._spec.service}")
@@ -223,86 +221,71 @@ class _Creator:
         self._error: Exception | None = None
         self._conmon = 0
         """Its pid until it has forked; then 0."""
-        self._sync = self._start = -1
-        """The pipe from conmon (the result of the create) and the one to it (may create)."""
         self._tid = 0
+        self.fd, answer = os.pipe()
+        """Readable once conmon has the result of the create, or has ended."""
+        asked, self._ask = os.pipe()
+        """The pipe on which conmon waits until it may create."""
+        self._ends = [answer, asked]
+        """Conmon's ends of the pipes."""
+        self._closed = False
         # Used as events: acquire waits, release signals.
-        self._mounted, self._may_mount, self._may_end, self._ended = (
-            _thread.allocate_lock() for _ in range(4)
-        )
-        for event in (self._mounted, self._may_mount, self._may_end, self._ended):
+        self._may_create, self._may_end, self._ended = (_thread.allocate_lock() for _ in range(3))
+        for event in (self._may_create, self._may_end, self._ended):
             event.acquire()
         try:
             _thread.start_new_thread(self._run, ())
         except RuntimeError:
+            for fd in (self.fd, self._ask, *self._ends):
+                os.close(fd)
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), "pthread_create") from None
 
-    def mount(self, folders: Sequence[str]) -> None:
-        """Mount the root of the container, which shows ``folders`` of the host.
+    def create(self, folders: Sequence[str]) -> None:
+        """Mount the root, which shows ``folders`` of the host, and create the container.
+
+        The bundle is complete. Does not wait.
+        """
+        self._folders = folders
+        self._may_create.release()
+
+    def pid(self) -> int:
+        """Wait until the container exists; return the pid of its PID 1 on the host.
 
         Raises ProcessError or OSError.
         """
-        self._folders = folders
-        self._may_mount.release()
-        self._mounted.acquire()
-        if self._conmon and isinstance(self._error, OSError):
-            where = self._error.filename or "unshare"
-            raise ProcessError(
-                f"{self._spec.service}: cannot mount its root: {self._error.strerror}: {where}"
-            )
+        line = _first_line(self.fd)
         if self._error is not None:
             raise self._error
-
-    def create(self) -> int:
-        """Make conmon create the container; return the pipe with its result (`close` closes it)."""
-        _set_limits(self._conmon)
-        pidfd = os.pidfd_open(self._conmon)
-        try:
-            # A signal between conmon's fork and its pid file would leave an unrecorded conmon.
-            with signals_held():
-                with suppress(BrokenPipeError):  # it has died; the other pipe has its message
-                    os.write(self._start, b"\0")
-                if not wait_readable(pidfd, _FORK_TIMEOUT_S):
-                    late = f"conmon did not start within {_FORK_TIMEOUT_S:g}s"
-                    raise ProcessError(f"{self._spec.service}: {late}")
-                os.waitpid(self._conmon, 0)
-                self._conmon = 0
-        finally:
-            os.close(pidfd)
-        return self._sync
+        return _created_pid(self._spec, self._bundle, line)
 
     def close(self) -> None:
         """End the thread with its mounts, and a conmon that was not yet told to create."""
         with signals_held():
+            self._closed = True
             self._may_end.release()
-            if self._may_mount.locked():
-                self._may_mount.release()
+            if self._may_create.locked():
+                self._may_create.release()
             self._ended.acquire()
-            if self._conmon:
-                os.kill(self._conmon, signal.SIGKILL)
-                os.waitpid(self._conmon, 0)
-            for fd in (self._sync, self._start):
-                if fd >= 0:
-                    os.close(fd)
-            self._conmon, self._sync, self._start = 0, -1, -1
+            self._end_conmon()
+            for fd in (self.fd, self._ask):
+                os.close(fd)
 
     def _run(self) -> None:
         try:
             self._tid = _thread.get_native_id()
             os.unshare(os.CLONE_FS)
             self._start_conmon()
-            self._may_mount.acquire()
-            if self._may_end.acquire(blocking=False):
+            self._may_create.acquire()
+            if self._closed:
                 return
-            os.unshare(os.CLONE_NEWNS)
-            held = self._sources
-            root.assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
-            self._mounted.release()
-            _move_nowhere()  # while conmon and crun start
+            self._mount()
+            self._let_conmon_create()
             self._may_end.acquire()
         except Exception as error:
             self._error = error
-            self._mounted.release()
+            # then `pid` reads the end of the pipe
+            self._end_conmon()
+            self._close_ends()
         finally:
             self._ended.release()
 
@@ -310,18 +293,14 @@ class _Creator:
         logs = paths.log_dir(self._spec.service)
         os.makedirs(logs, 0o700, exist_ok=True)
         os.chdir(logs)
-        self._sync, sync = os.pipe()
-        start, self._start = os.pipe()
-        # conmon must not keep descriptors that the caller's shell left open for its children.
-        # POSIX_SPAWN_CLOSE fails for numbers above the present limit of open files.
-        left = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
         argv = _conmon_argv(self._spec, self._bundle, self._tid)
-        try:
-            _set_inherited(left, False)
+        answer, asked = self._ends
+        pipes = {"_OCI_SYNCPIPE": str(answer), "_OCI_STARTPIPE": str(asked)}
+        with _nothing_inherited():
             self._conmon = os.posix_spawn(
                 argv[0],
                 argv,
-                {**crun.environment(), "_OCI_SYNCPIPE": str(sync), "_OCI_STARTPIPE": str(start)},
+                {**crun.environment(), **pipes},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
                     (os.POSIX_SPAWN_DUP2, 0, 1),
@@ -333,18 +312,83 @@ class _Creator:
                         0o600,
                     ),
                     # A dup onto itself clears FD_CLOEXEC (glibc, spawni.c).
-                    *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in (sync, start)),
+                    *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in self._ends),
                 ],
                 setsid=True,
                 setsigmask=(),
                 setsigdef=ENDING,
             )
-        finally:
-            _set_inherited(left, True)
-            os.close(sync)
-            os.close(start)
+        self._close_ends()
         if unit.path(self._spec.service) is None:  # else it is the main process of this unit
             cgroup.keep(self._conmon, cgroup_of(self._spec))
+
+    def _mount(self) -> None:
+        failpoint.hit(f"mount the root of {self._spec.service}")
+        held = self._sources
+        try:
+            os.unshare(os.CLONE_NEWNS)
+            root.assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
+        except OSError as error:
+            where = error.filename or "unshare"
+            raise ProcessError(
+                f"{self._spec.service}: cannot mount its root: {error.strerror}: {where}"
+            ) from error
+
+    def _let_conmon_create(self) -> None:
+        """Have conmon fork and create the container; wait until it has forked."""
+        failpoint.hit(f"create the process of {self._spec.service}")
+        _set_limits(self._conmon)
+        pidfd = os.pidfd_open(self._conmon)
+        try:
+            with suppress(BrokenPipeError):  # it has died; the other pipe has its message
+                os.write(self._ask, b"\0")
+            _move_nowhere()  # while conmon and crun start
+            if not wait_readable(pidfd, _FORK_TIMEOUT_S):
+                late = f"conmon did not start within {_FORK_TIMEOUT_S:g}s"
+                raise ProcessError(f"{self._spec.service}: {late}")
+            os.waitpid(self._conmon, 0)
+            self._conmon = 0
+        finally:
+            os.close(pidfd)
+
+    def _close_ends(self) -> None:
+        for fd in self._ends:
+            os.close(fd)
+        self._ends.clear()
+
+    def _end_conmon(self) -> None:
+        """Kill a conmon that has not forked; one that has is recorded in its pid file."""
+        if self._conmon:
+            os.kill(self._conmon, signal.SIGKILL)
+            os.waitpid(self._conmon, 0)
+            self._conmon = 0
+
+
+_spawning = _thread.allocate_lock()
+
+
+@contextmanager
+def _nothing_inherited() -> Iterator[None]:
+    """Keep conmon from what the caller's shell left open for its children.
+
+    POSIX_SPAWN_CLOSE fails for numbers above the present limit of open files.
+    """
+    with _spawning:
+        left = _inherited_once() if paths.is_command else _inherited()
+        try:
+            _set_inherited(left, False)
+            yield
+        finally:
+            _set_inherited(left, True)
+
+
+def _inherited() -> list[int]:
+    """List the descriptors that a child inherits, except 0 to 2."""
+    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
+
+
+_inherited_once = cache(_inherited)
+"""For a command, which has two descriptors for each service, and opens none to be inherited."""
 
 
 def _set_inherited(fds: list[int], inherited: bool) -> None:
@@ -409,18 +453,22 @@ def _set_limits(pid: int) -> None:
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 1))
 
 
-def _created_pid(spec: ProcessSpec, bundle: str, sync: int) -> int:
-    """Read the pid of the created container from conmon (conmon's write_sync_fd).
-
-    conmon writes one line of JSON and keeps its end of the pipe open.
-    Raises `ProcessError` with the message of crun if the create failed.
-    """
+def _first_line(fd: int) -> bytes:
+    """Read a line of a pipe, or to its end."""
     line = b""
     while b"\n" not in line:
-        chunk = os.read(sync, 4096)
+        chunk = os.read(fd, 4096)
         if not chunk:
             break
         line += chunk
+    return line
+
+
+def _created_pid(spec: ProcessSpec, bundle: str, line: bytes) -> int:
+    """Return the pid of the created container, from conmon's line of JSON (write_sync_fd).
+
+    Raises `ProcessError` with the message of crun if the create failed.
+    """
     try:
         answer = json.loads(line or b"{}")
     except ValueError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import cache
 
 from niso.base import paths, trees
 from niso.base.digest import sha256
@@ -111,12 +112,17 @@ def current() -> Skeleton:
     folders += [top for top in tops if top not in linked and os.path.isdir(top)]
     folders += etc_folders()
     entries += _files()
-    whole = (entries, folders, MOUNT_POINTS, _FOLDERS, _LINKS, NSSWITCH)
-    key = sha256(repr(whole).encode(errors="surrogateescape")).hexdigest()[:16]
-    path = f"{_top()}/{key}"
+    path = f"{_top()}/{_key(tuple(entries), tuple(folders))}"
     if not os.path.isdir(path):
         _make(path, entries, folders)
     return Skeleton(path, folders)
+
+
+@cache
+def _key(*content: object) -> str:
+    """Return the name of a skeleton with this content."""
+    whole = (*content, MOUNT_POINTS, _FOLDERS, _LINKS, NSSWITCH)
+    return sha256(repr(whole).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _top() -> str:

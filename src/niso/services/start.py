@@ -48,8 +48,11 @@ _REACHES = {
 }
 """What each required state is reached by."""
 
-_AT_ONCE = len(os.sched_getaffinity(0))
-"""Number of containers created at once; while crun creates one, niso prepares the next."""
+_AT_ONCE = 2 * len(os.sched_getaffinity(0))
+"""Number of containers created at once, while niso prepares the next.
+
+Each waits for half of the time, for grace periods of RCU and locks of the kernel.
+"""
 
 
 def run(
