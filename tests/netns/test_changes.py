@@ -103,11 +103,11 @@ def test_new_port_needs_no_restart_and_open_connections_live_on(lab: Lab, shown:
     lab.niso("activate", echo(lab, "api", network={"ports": ["8080:80"]}))
     known, connection = Known(lab, "api"), Connection(lab, HOST, 8080, "client")
     steps = shown(echo(lab, "api", network={"ports": ["8080:80", "8081:80"]}))
-    assert len(steps) == 1 and "8081" in steps[0]
+    assert steps and all("8081" in step for step in steps)
     assert known.same_process() and known.same_network() and connection.lives()
     assert answer(lab, HOST, 8081, "client").startswith("api")
     steps = shown(echo(lab, "api", network={"ports": ["8081:80"]}))
-    assert len(steps) == 1 and "8080" in steps[0]
+    assert steps and all("8080" in step for step in steps)
     assert ask(lab, HOST, 8080, "client") == ""
     assert known.same_process() and connection.lives()
 
