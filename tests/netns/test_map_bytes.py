@@ -82,7 +82,8 @@ def test_bytes_of_each_flow(lab: Lab) -> None:
         rows = json.loads(after(looks, b""))
         moved = {(f, t): octets for f, t, octets in rows if octets > 1000}  # late confirmations
         assert set(moved) == {(source, target)}, moved
-        assert 200_000 < moved[source, target] < 215_000
+        # with headers, of which there are more if the machine is busy. Counted twice: 400,000
+        assert 200_000 < moved[source, target] < 300_000
     assert "10.99.2.3 . 10.99.2.2" in lab.run("nft", "list", "set", "bridge niso switched4").stdout
     # nothing that says so is foreign, and a killed one leaves nothing
     assert "niso_live_" in lab.run("nft", "list", "tables").stdout
