@@ -53,7 +53,7 @@ class Meter:
     def read(self) -> dict[Key, int]:
         """Return the bytes of each flow since the last call, in both directions together.
 
-        There are keys that are no flow's: within a bridge that is not tracked, nothing says who
+        Some keys belong to no flow: within a bridge that is not tracked, nothing says who
         began. Raises KernelError.
         """
         now: dict[tuple[str, tuple[object, ...]], int] = {}

@@ -34,7 +34,7 @@ def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return the hint for a file that is no TOML file, or missing in a folder with another one."""
+    """Return the hint for a file that is not TOML, or is missing beside another one."""
     folder, name = os.path.split(path)
     file = folder if is_missing else path  # the argument may have been taken for a folder
     if file.endswith((".yaml", ".yml")) and os.path.isfile(file):

@@ -85,7 +85,7 @@ class Skeleton(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A file of a skeleton that is no plain folder."""
+    """A link or a copied file in a skeleton."""
 
     path: str
     link: str
