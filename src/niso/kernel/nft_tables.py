@@ -433,7 +433,7 @@ table bridge niso {{
 		ether type arp iifname @{ARP} counter drop comment "too much ARP of a service"
 		ether type arp meta length <= 46 iifname . ether saddr . arp saddr ip @sources4 iifname . arp saddr ether . arp saddr ip @sources4 accept
 		ether type ip6 iifname . ether saddr . ip6 saddr @sources6 {_CHECK} goto from_own6
-		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "what every kernel says, and needs no count"
+		ether type ip6 icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop comment "routine announcements of a kernel, not counted"
 		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "not its own address"
 	}}
