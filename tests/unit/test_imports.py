@@ -265,6 +265,14 @@ def test_importing_niso_loads_nothing_else() -> None:
     assert set(done.stdout.split()) == {"niso", "__future__"}
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_interfaces_are_imported_for_types_alone(module) -> None:
+    """They hold no code that runs, and a command that loads them waits for it."""
+    interfaces = {"niso.kernel.interface", "niso.runtime.processes"}
+    tops = ast.parse(MODULES[module].read_text()).body
+    assert not {node.module for node in tops if isinstance(node, ast.ImportFrom)} & interfaces
+
+
 def test_every_name_of_niso_is_one_for_type_checkers_too() -> None:
     import niso
 

@@ -11,7 +11,6 @@ from niso.base.locks import Lock
 from niso.base.names import alias
 from niso.commands import store_repair
 from niso.explain import exposure
-from niso.kernel.interface import Kernel
 from niso.plan.findings import Finding, findings
 from niso.plan.records import Network
 from niso.reconcile import forwarding
@@ -23,6 +22,7 @@ from niso.services.ports import shadows
 from niso.store.store import Scope, Store, bare_name, suggest
 
 if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
     from niso.kernel.kinds.kind import Problem
 
 _LOOKS, _PAUSE_S = 3, 0.03

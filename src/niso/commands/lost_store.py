@@ -6,10 +6,13 @@ import os
 
 from niso.base import paths
 from niso.base.errors import Conflict
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import state_id_of
-from niso.kernel.interface import Kernel
-from niso.runtime.processes import Processes
 from niso.store.sqlite import way_back
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.runtime.processes import Processes
 
 
 def refuse(kernel: Kernel, processes: Processes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from niso.base import names, paths
 from niso.base.errors import Error, ErrorGroup, flatten
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.names import alias
 from niso.base.report import (
@@ -29,10 +30,12 @@ from niso.reconcile.converge import compare, desired_now, repair
 from niso.runtime import package
 from niso.runtime.contents import Contents
 from niso.runtime.defects import BLIND, UNKNOWN, of_package, of_service
-from niso.runtime.processes import Processes
 from niso.services import attachments, auditing, journal, rehost
 from niso.services.machine import Machine
 from niso.store.store import ALL, ServiceRow
+
+if TYPE_CHECKING:
+    from niso.runtime.processes import Processes
 
 
 def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:

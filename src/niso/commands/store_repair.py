@@ -15,18 +15,18 @@ from niso.base.addresses import family_of
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import nft_tables
-from niso.kernel.interface import Kernel
 from niso.plan import nft
 from niso.plan.records import Network, Policy, Port
 from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
-from niso.runtime.processes import Processes
 from niso.store import leases, specs
 from niso.store.policy_rows import rows_of_policy
 from niso.store.store import ServiceRow, Store
 
 if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
     from niso.kernel.kinds.kind import Problem
+    from niso.runtime.processes import Processes
 
 
 class Defect(NamedTuple):

@@ -9,12 +9,11 @@ from functools import partial
 
 from niso.base import failpoint
 from niso.base.errors import Conflict, Error, ErrorGroup
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock, locked_services, service_lock
 from niso.base.names import state_id_of
 from niso.base.report import Command, EndingLost, Event, Report, Stopping, silent
 from niso.kernel import nft_sets, nft_tables
-from niso.kernel.interface import Kernel
 from niso.kernel.kinds.element import NftTransaction
 from niso.kernel.kinds.kind import Step
 from niso.kernel.kinds.named import Named
@@ -22,9 +21,13 @@ from niso.kernel.kinds.namespace import Netns
 from niso.plan import nft
 from niso.reconcile import forwarding
 from niso.runtime.lost import Lost
-from niso.runtime.processes import Processes
 from niso.store.sqlite import unusable
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.runtime.processes import Processes
+
 
 _TRIES = 50
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from niso.base import names
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import link_counters, nft_audit, nft_policies, nft_sets, nft_tables
-from niso.kernel.interface import Kernel
 from niso.kernel.libnftables import Nft
 from niso.kernel.nflog import Logged, Nflog
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
@@ -17,6 +16,10 @@ from niso.plan.policy_maps import PASSES
 from niso.reconcile.world import read_world
 from niso.store.service_rows import ServiceRow
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+
 
 _Counts = dict[tuple[str, str], int]
 

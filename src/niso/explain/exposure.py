@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
-from niso.kernel.interface import Kernel
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan.records import ANY4, ANY6, Network, Policy, Port
 
 if TYPE_CHECKING:
     from niso.explain.foreign_firewalls import Drop
+    from niso.kernel.interface import Kernel
 
 _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
 

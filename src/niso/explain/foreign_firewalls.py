@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from niso.base.addresses import family_of
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.explain.foreign_walk import OUTWARD, PUBLISHED, WITHIN, Place, Source, follow, packets
 from niso.kernel import foreign_chains
 from niso.kernel.foreign_chains import (
     FAMILIES,
     Chain,
 )
-from niso.kernel.interface import Kernel
 from niso.kernel.rtnetlink import Rtnl
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 from niso.base import names
 from niso.base.errors import Error, KernelError, UsageError
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.explain.explanation import Explanation, Object
 from niso.explain.question import Packet, ends, resolve_both
 from niso.kernel import probe
-from niso.kernel.interface import Kernel
 from niso.kernel.libnftables import Nft
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.plan.known_world import World, is_host
@@ -19,6 +18,10 @@ from niso.plan.records import Entry
 from niso.plan.verdict import Reason, Verdict, decide, matches
 from niso.reconcile.world import read_world
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+
 
 PATIENCE_S = 1.0
 _POLL_S = 0.02

@@ -9,7 +9,6 @@ from niso.base.errors import Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
 from niso.kernel import netns, reading, sysctl, writing
-from niso.kernel.interface import Foreign
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.rtnl_sockets import Sockets
 from niso.kernel.state import State
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from niso.kernel.flows import Flow, Tracked
     from niso.kernel.foreign_chains import Foreign as ForeignChains
     from niso.kernel.host_facts import Network
+    from niso.kernel.interface import Foreign
     from niso.kernel.kinds.kind import AnyStep
     from niso.kernel.kinds.routing_rule import RoutingRule
     from niso.kernel.neighbours import Table

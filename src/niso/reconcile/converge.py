@@ -15,7 +15,6 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import alias, hosts_folder, own_hosts_folder
 from niso.base.report import Caution, Report, silent
 from niso.kernel.diff import diff, without_foreign
-from niso.kernel.interface import Foreign, Kernel
 from niso.kernel.kinds import order
 from niso.kernel.kinds.element import Element, NftTransaction
 from niso.kernel.kinds.hosts_file import HostsEdit
@@ -29,6 +28,7 @@ from niso.plan.records import Snapshot
 from niso.store.store import ALL, Scope, Store
 
 if TYPE_CHECKING:
+    from niso.kernel.interface import Foreign, Kernel
     from niso.kernel.kinds.kind import AnyStep, Thing
 
 

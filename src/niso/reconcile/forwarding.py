@@ -16,9 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from niso.kernel.interface import Kernel
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.kinds.setting import FORWARDING, FORWARDING6, ON
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+
 
 CONF6 = "net/ipv6/conf"
 FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from niso.base.errors import KernelError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import DOMAIN
 from niso.base.report import Caution, Report, silent
-from niso.kernel.interface import Kernel
 from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
 
 
 def wanted(store: Store) -> list[str]:

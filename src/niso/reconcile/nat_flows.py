@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 
 from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel.interface import Kernel
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import ipaddress
 
     from niso.kernel.flows import Tracked
+    from niso.kernel.interface import Kernel
 
     Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -8,7 +8,6 @@ from niso.base import names
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.prefixes import Prefix, prefix
 from niso.kernel import nft_sets
-from niso.kernel.interface import Kernel
 from niso.kernel.kinds.bridge import Bridge
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
@@ -16,6 +15,7 @@ from niso.store.store import Store
 
 if TYPE_CHECKING:
     from niso.kernel.flows import Flow
+    from niso.kernel.interface import Kernel
     from niso.kernel.sockdiag import Connection
     from niso.plan.known_world import World
 

@@ -6,13 +6,13 @@ import os
 import time
 
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel.interface import Kernel
 from niso.kernel.rtnl_records import prefix
 from niso.plan.records import Endpoint, Policy
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.store.store import Store
 
 if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
     from niso.plan.known_world import World
 
 

@@ -15,7 +15,6 @@ from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
-from niso.kernel.interface import Kernel
 from niso.kernel.outside import Outside
 from niso.plan.records import Port
 from niso.reconcile import nat_flows, policy_flows
@@ -29,6 +28,7 @@ from niso.store.policy_rows import policy_of
 from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
     from niso.services import across
 
 POD_POLICY = "pod_policy"

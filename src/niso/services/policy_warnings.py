@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 
 from niso.base.addresses import bracketed, family_of
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel.interface import Kernel
 from niso.plan.records import Entry, Policy
 from niso.services import auditing
 from niso.store.store import ServiceRow, Store, suggest
 
 if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
     from niso.plan.known_world import World
 
 _DNS = 53

@@ -26,13 +26,13 @@ from niso.base.report import (
 from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Healthcheck
 from niso.runtime import health
-from niso.runtime.processes import Processes
-from niso.runtime.processes import Start as Begun
 from niso.services import rehost
 from niso.services.waits import End, Start, Wait, ended, failed, is_alive, late
 from niso.store.store import ServiceRow
 
 if TYPE_CHECKING:
+    from niso.runtime.processes import Processes
+    from niso.runtime.processes import Start as Begun
     from niso.services.admit import Change
 
 TIMEOUT_S = 60.0

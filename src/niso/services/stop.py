@@ -12,16 +12,20 @@ from collections.abc import Iterable, Mapping
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.report import Forgetting, Report, Stopping
 from niso.reconcile.converge import converge, desired_now, plan
 from niso.runtime import package, volumes
-from niso.runtime.processes import Processes
 from niso.services.concern import all_names, concerned, with_remotes
 from niso.services.machine import Machine
 from niso.services.sharing import they_share, together_with
 from niso.services.withdraw import go, scope_of, withdraw
 from niso.store.store import ServiceRow, Store
+
+if TYPE_CHECKING:
+    from niso.runtime.processes import Processes
+
 
 Needs = Mapping[str, Iterable[str]]
 """service -> services that it depends on, which end after it."""

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from niso.base import names, paths
 from niso.base.errors import Error, ErrorGroup, ProcessError
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Busy, Lock
 from niso.base.report import Report, Undoing
 from niso.plan.process_spec import ProcessSpec
@@ -17,13 +18,16 @@ from niso.plan.records import Port
 from niso.reconcile import forwarding, nat_flows, policy_flows
 from niso.reconcile.converge import converge, desired_now
 from niso.runtime import package, volumes
-from niso.runtime.processes import Processes
 from niso.services import rehost
 from niso.services.concern import all_names, concerned, with_remotes
 from niso.services.machine import Machine
 from niso.services.waits import until_started
 from niso.store.sqlite import sqlite3
 from niso.store.store import Intent, ServiceRow, Store
+
+if TYPE_CHECKING:
+    from niso.runtime.processes import Processes
+
 
 WAIT_S = 10.0
 """How long an interrupted command waits for niso's lock to roll back (s).

@@ -11,13 +11,13 @@ from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Healthcheck
 from niso.runtime import health
 from niso.runtime.pids import wait_readable
-from niso.runtime.processes import Processes
 from niso.runtime.spec import namespace
 from niso.runtime.status import describe_exit
 from niso.store.store import ServiceRow
 
 if TYPE_CHECKING:
     from niso.runtime.idle import Mark
+    from niso.runtime.processes import Processes
 
 STARTED_WITHIN_S = 0.2
 """A process that ends within this time (s) failed to start.
