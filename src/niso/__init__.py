@@ -108,19 +108,19 @@ if TYPE_CHECKING:
     from niso.base.errors import ProcessError as ProcessError
     from niso.base.errors import UsageError as UsageError
     from niso.base.report import Caution as Caution
-    from niso.base.report import Completed as Completed
-    from niso.base.report import CopyingPackage as CopyingPackage
     from niso.base.report import Event as Event
     from niso.base.report import Expects as Expects
     from niso.base.report import Finished as Finished
-    from niso.base.report import Healthy as Healthy
-    from niso.base.report import RemovingVolumes as RemovingVolumes
-    from niso.base.report import Starting as Starting
-    from niso.base.report import Stopping as Stopping
-    from niso.base.report import Undoing as Undoing
-    from niso.base.report import WaitingForHealth as WaitingForHealth
     from niso.base.report import WaitingForLock as WaitingForLock
-    from niso.base.report import WaitingForPacket as WaitingForPacket
+    from niso.base.service_events import Completed as Completed
+    from niso.base.service_events import CopyingPackage as CopyingPackage
+    from niso.base.service_events import Healthy as Healthy
+    from niso.base.service_events import RemovingVolumes as RemovingVolumes
+    from niso.base.service_events import Starting as Starting
+    from niso.base.service_events import Stopping as Stopping
+    from niso.base.service_events import Undoing as Undoing
+    from niso.base.service_events import WaitingForHealth as WaitingForHealth
+    from niso.base.service_events import WaitingForPacket as WaitingForPacket
 
 _MODULES = {
     "api.as_json": "plain",
@@ -151,8 +151,9 @@ _MODULES = {
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",
-    "base.report": "Caution Completed CopyingPackage Event Expects Finished Healthy RemovingVolumes"
-    " Starting Stopping Undoing WaitingForHealth WaitingForLock WaitingForPacket",
+    "base.report": "Caution Event Expects Finished WaitingForLock",
+    "base.service_events": "Completed CopyingPackage Healthy RemovingVolumes Starting Stopping"
+    " Undoing WaitingForHealth WaitingForPacket",
 }
 """Module -> names imported from it, separated by spaces."""
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from niso.base import paths
-from niso.base.report import Event, WaitingForHealth
+from niso.base.report import Event
+from niso.base.service_events import WaitingForHealth
 from niso.plan.records import Healthcheck
 from niso.runtime import health
 from niso.runtime.health import Probed

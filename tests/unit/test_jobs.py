@@ -11,7 +11,8 @@ from fake_world import Steps, World
 
 from niso.api import service_views
 from niso.base.errors import Conflict, Error, ErrorGroup, ProcessError
-from niso.base.report import Completed, Event
+from niso.base.report import Event
+from niso.base.service_events import Completed
 from niso.commands import boot, repair, restart
 from niso.commands.check import check
 from niso.commands.deactivate import deactivate

@@ -136,7 +136,7 @@ def trace(
     session: Session, source: str, destination: str, any_: bool, seconds: float
 ) -> Traced | None:
     """Wait for a packet and follow it: `Host.trace`."""
-    from niso.base.report import WaitingForPacket
+    from niso.base.service_events import WaitingForPacket
     from niso.explain import question
     from niso.kernel.nft_trace import Packet, Trace, marking
     from niso.plan.verdict import decide

@@ -292,7 +292,7 @@ class Drops:
 
 def ping(session: Session, source: str, destination: str) -> Pong:
     """Send an echo request and wait for the reply: `Host.ping`."""
-    from niso.base.report import WaitingForPacket
+    from niso.base.service_events import WaitingForPacket
 
     session.report(WaitingForPacket(destination, "reply"))
     from niso.explain import prove, question  # after the event, which covers the import
@@ -330,7 +330,7 @@ def explain(
 ) -> Explanation:
     """Judge a packet; ``proves`` also sends one: `Host.explain`."""
     from niso.base.errors import UsageError
-    from niso.base.report import WaitingForPacket
+    from niso.base.service_events import WaitingForPacket
 
     if family not in (None, 4, 6):
         raise UsageError(f"family {family!r}: must be 4 or 6", None, "family")

@@ -14,23 +14,25 @@ from contextlib import suppress
 from niso.base.report import (
     AskingCluster,
     Caution,
-    CopyingPackage,
     Event,
     Expects,
     Finished,
-    Healthy,
     NotStarted,
     Recovered,
-    RemovingVolumes,
     Report,
+    Unfinished,
+    WaitingForLock,
+    silent,
+)
+from niso.base.service_events import (
+    CopyingPackage,
+    Healthy,
+    RemovingVolumes,
     Starting,
     Stopping,
     Undoing,
-    Unfinished,
     WaitingForHealth,
-    WaitingForLock,
     WaitingForPacket,
-    silent,
 )
 from niso.base.signals import signals_held
 from niso.cli.output import escaped, note, step, warn

@@ -16,7 +16,8 @@ from niso.base import names, paths
 from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
-from niso.base.report import CopyingPackage, Report, Stopping, silent
+from niso.base.report import Report, silent
+from niso.base.service_events import CopyingPackage, Stopping
 from niso.base.signals import signals_held
 from niso.kernel.state import State
 from niso.plan.records import Port

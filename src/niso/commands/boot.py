@@ -13,10 +13,10 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error, flatten
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock
-from niso.base.report import Caution, ChangingUnit, Report, silent
+from niso.base.report import Caution, Report, silent
 from niso.commands import activate, names_timer, restart
 from niso.commands.activate import Outcome
-from niso.commands.unit_files import AFTER, command, environment, quoted
+from niso.commands.unit_files import AFTER, ChangingUnit, command, environment, quoted
 from niso.reconcile.converge import repair
 from niso.runtime import unit
 from niso.runtime.units import WANTED_BY, Units, unit_file

@@ -7,10 +7,10 @@ be done without it, and the agent is left to the caller.
 from __future__ import annotations
 
 from niso.base.errors import Conflict
-from niso.base.report import Caution, ChangingUnit, Report
+from niso.base.report import Caution, Report
 from niso.cluster import own_etcd
 from niso.cluster.config import Config
-from niso.commands.unit_files import agent
+from niso.commands.unit_files import ChangingUnit, agent
 from niso.runtime.units import WANTED_BY, unit_file
 from niso.services.machine import Machine
 

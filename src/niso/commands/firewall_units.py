@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import NamedTuple
-from niso.base.report import ChangingUnit, Report, silent
-from niso.commands.unit_files import command, drop_in, environment
+from niso.base.report import Report, silent
+from niso.commands.unit_files import ChangingUnit, command, drop_in, environment
 from niso.services.machine import Machine
 
 _UNITS = ("nftables.service", "firewalld.service")

@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable
 
 from niso.base.errors import Conflict, Error
-from niso.base.report import ChangingUnit, Report, silent
+from niso.base.report import Report, silent
 from niso.commands import unit_files
 from niso.commands.agents import Following, alone
+from niso.commands.unit_files import ChangingUnit
 from niso.kubernetes import kubeconfig
 from niso.kubernetes.api_server import ApiServer
 from niso.kubernetes.pod_agent import PodAgent

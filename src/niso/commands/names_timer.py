@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from niso.base.report import Caution, ChangingUnit, Report, silent
-from niso.commands.unit_files import command, environment
+from niso.base.report import Caution, Report, silent
+from niso.commands.unit_files import ChangingUnit, command, environment
 from niso.runtime.units import UNITS
 from niso.services.machine import Machine
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from niso.base import names, paths
 from niso.base.errors import Error, ErrorGroup, flatten
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.lite_typing import TYPE_CHECKING, Literal, NamedTuple
 from niso.base.locks import Lock
 from niso.base.names import alias
-from niso.base.report import (
+from niso.base.report import Event, Report, silent
+from niso.base.service_events import (
     Command,
     CopyingPackage,
-    Event,
     Forgetting,
-    RepairingStore,
-    Report,
     ShowingHosts,
     Starting,
     Stopping,
-    WritingSpec,
-    silent,
 )
 from niso.commands import store_repair
 from niso.commands.check import left_running
@@ -36,6 +32,27 @@ from niso.store.store import ALL, ServiceRow
 
 if TYPE_CHECKING:
     from niso.runtime.processes import Processes
+
+
+class RepairingStore(NamedTuple):
+    """Rows of the store are rewritten or deleted."""
+
+    action: Literal["write", "delete"]
+    table: str
+    service: str = ""
+
+    def describe(self) -> str:
+        whose = f" of {self.service}" if self.service else ""
+        return f"{self.action} {self.table}{whose} in the store"
+
+
+class WritingSpec(NamedTuple):
+    """The spec.json of a running service is rewritten."""
+
+    service: str
+
+    def describe(self) -> str:
+        return f"write spec.json of {self.service}"
 
 
 def plan_repair(machine: Machine, report: Report, network_only: bool = False) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Container, Iterable, Iterator
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.base.report import Caution, RemovingVolumes, Report, silent
+from niso.base.report import Caution, Report, silent
+from niso.base.service_events import RemovingVolumes
 from niso.commands import activate, deactivate
 from niso.commands.activate import Outcome
 from niso.manifest import stack_file as model

@@ -12,7 +12,8 @@ from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock, locked_services, service_lock
 from niso.base.names import state_id_of
-from niso.base.report import Command, EndingLost, Event, Report, Stopping, silent
+from niso.base.report import Event, Report, silent
+from niso.base.service_events import Command, Stopping
 from niso.kernel import nft_sets, nft_tables
 from niso.kernel.kinds.element import NftTransaction
 from niso.kernel.kinds.kind import Step
@@ -27,6 +28,15 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
     from niso.runtime.processes import Processes
+
+
+class EndingLost(NamedTuple):
+    """Processes of a service without a run folder are killed."""
+
+    cgroup: str
+
+    def describe(self) -> str:
+        return f"kill the processes in the cgroup {self.cgroup}"
 
 
 _TRIES = 50

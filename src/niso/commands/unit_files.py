@@ -6,7 +6,19 @@ import os
 import sys
 
 from niso.base import paths
+from niso.base.lite_typing import Literal, NamedTuple
 from niso.runtime.units import UNITS
+
+
+class ChangingUnit(NamedTuple):
+    """A systemd unit file is being written or removed."""
+
+    action: Literal["write", "remove"]
+    path: str
+
+    def describe(self) -> str:
+        return f"{self.action} {self.path}"
+
 
 AFTER = (
     "nftables.service",

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from niso.base import names, paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
-from niso.base.report import Caution, ChangingUnit, Report, silent
-from niso.commands.unit_files import AFTER, command, drop_in, environment, quoted
+from niso.base.report import Caution, Report, silent
+from niso.commands.unit_files import AFTER, ChangingUnit, command, drop_in, environment, quoted
 from niso.runtime.units import UNITS, Units
 from niso.services import attachments
 from niso.services.attach_request import Request

@@ -20,7 +20,8 @@ from niso.base.addresses import family_of
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import open_lock
-from niso.base.report import Report, WaitingForHealth
+from niso.base.report import Report
+from niso.base.service_events import WaitingForHealth
 from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
 from niso.plan.records import Healthcheck

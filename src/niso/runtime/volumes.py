@@ -259,7 +259,7 @@ def remove_all(service: str, report: Report) -> None:
     if not os.path.lexists(folder):
         return
     check_removable(service)
-    from niso.base.report import RemovingVolumes
+    from niso.base.service_events import RemovingVolumes
 
     report(RemovingVolumes(service, tuple(kept(service))))
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 from niso.base.errors import Conflict, NotFound
+from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock
-from niso.base.report import FinishingPorts, Report, silent
+from niso.base.report import Report, silent
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
 from niso.plan import nft
@@ -17,6 +18,15 @@ from niso.services import concern
 from niso.services.machine import Machine
 from niso.services.ports import Listeners, as_held, check_family, same_place
 from niso.store.store import Store
+
+
+class FinishingPorts(NamedTuple):
+    """Port changes recorded by another command are completed."""
+
+    services: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"complete the port changes of {', '.join(self.services)}"
 
 
 def concerned(store: Store, service: str, port: Port, replace: bool) -> set[str]:

@@ -13,15 +13,24 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from niso.base.errors import Conflict, Error, ErrorGroup
-from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock, remove_locks, service_lock
-from niso.base.report import EndingRestart, NotStarted, Recovered, Report, Unfinished, silent
+from niso.base.report import NotStarted, Recovered, Report, Unfinished, silent
 from niso.services.machine import Machine
 from niso.store.sqlite import sqlite3
 from niso.store.store import Intent, Store
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
+
+
+class EndingRestart(NamedTuple):
+    """The interrupted restart of a service is completed."""
+
+    service: str
+
+    def describe(self) -> str:
+        return f"complete the restart of {self.service}"
 
 
 def end_restart(machine: Machine, services: list[str], report: Report) -> None:

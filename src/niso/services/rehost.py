@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from niso.base.errors import ProcessError
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.base.report import Report, RestartingInstead
+from niso.base.errors import Error, ProcessError
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.base.report import Report
 
 if TYPE_CHECKING:
     from niso.plan.process_spec import ProcessSpec
     from niso.runtime.processes import Processes
+
+
+class RestartingInstead(NamedTuple):
+    """A service is restarted because ``error`` prevented a change while it runs."""
+
+    service: str
+    error: Error
+
+    def describe(self) -> str:
+        return f"{self.error.message}; restarting {self.service}"
 
 
 def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) -> bool:

@@ -13,16 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.base.report import (
-    Completed,
-    Event,
-    Healthy,
-    Report,
-    ShowingHosts,
-    Starting,
-    Stopping,
-    silent,
-)
+from niso.base.report import Event, Report, silent
+from niso.base.service_events import Completed, Healthy, ShowingHosts, Starting, Stopping
 from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Healthcheck
 from niso.runtime import health

@@ -14,7 +14,8 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
-from niso.base.report import Forgetting, Report, Stopping
+from niso.base.report import Report
+from niso.base.service_events import Forgetting, Stopping
 from niso.reconcile.converge import converge, desired_now, plan
 from niso.runtime import package, volumes
 from niso.services.concern import all_names, concerned, with_remotes

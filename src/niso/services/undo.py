@@ -12,7 +12,8 @@ from niso.base import names, paths
 from niso.base.errors import Error, ErrorGroup, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Busy, Lock
-from niso.base.report import Report, Undoing
+from niso.base.report import Report
+from niso.base.service_events import Undoing
 from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Port
 from niso.reconcile import forwarding, nat_flows, policy_flows
