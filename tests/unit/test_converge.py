@@ -16,7 +16,6 @@ from niso.kernel import nft_tables
 from niso.kernel.fake import Fake
 from niso.kernel.kinds import order
 from niso.kernel.kinds.element import NftTransaction
-from niso.kernel.kinds.hosts_file import HostsFile
 from niso.kernel.kinds.kind import Kind, Step, netns_place
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.ruleset import Ruleset
@@ -242,9 +241,11 @@ def test_made_up_kind_is_planned_written_checked_and_repaired(
     kernel: Fake, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One `Kind`, and one line in the order."""
-    lamps = _Lamps(Lamp)
-    at = next(i for i, kind in enumerate(order.KINDS) if kind.thing is HostsFile)
-    monkeypatch.setattr(order, "KINDS", (*order.KINDS[:at], lamps, *order.KINDS[at:]))
+    at = order.NAMES.index("hosts_file")
+    names_ = (*order.NAMES[:at], __name__.rpartition(".")[2], *order.NAMES[at:])
+    monkeypatch.setattr(order, "NAMES", names_)
+    monkeypatch.setattr(order, "KINDS", order.KINDS)  # restored afterwards
+    _Lamps(Lamp)
     real = converge.desired
 
     def with_lamps(snapshot: object) -> State:

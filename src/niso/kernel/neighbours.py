@@ -28,6 +28,8 @@ _LEARNED = 0x10  # NTF_EXT_LEARNED: a routing daemon's
 _MOST, _CONFIG = 4, 5  # NDTA_THRESH3, NDTA_CONFIG
 _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; not a bridge port
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+AT_ONCE = 32
+"""Entries in one message to the kernel: its answers must fit the socket's buffer."""
 
 _ndmsg = struct.Struct("=BxxxiHBB")
 _ndt_config = struct.Struct("=HHI")  # lengths of a key and of an entry, number of entries

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     T = TypeVar("T", bound=Thing)
 
+order.load(name for name in order.NAMES if name not in order.SELDOM)
+
 _NONE: frozenset[Any] = frozenset()
 
 

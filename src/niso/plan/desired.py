@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from niso.base import names
 from niso.base.addresses import family_of
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import hosts_text, nft_tables
 from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.bridge import Bridge
 from niso.kernel.kinds.element import Element
-from niso.kernel.kinds.fdb import Fdb
 from niso.kernel.kinds.hosts_file import HostsFile
 from niso.kernel.kinds.hosts_line import HostsLine
 from niso.kernel.kinds.kind import Thing
@@ -23,17 +22,17 @@ from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.peer import Peer
 from niso.kernel.kinds.route import Route
-from niso.kernel.kinds.routing_rule import RoutingRule
 from niso.kernel.kinds.ruleset import Ruleset, owner
 from niso.kernel.kinds.setting import FORWARDING, ON, Sysctl
-from niso.kernel.kinds.shaper import Shaper
 from niso.kernel.kinds.veth import Veth
-from niso.kernel.kinds.vxlan import Vxlan
-from niso.kernel.kinds.wireguard import FarEnd, WireGuard
 from niso.kernel.nft_wire import TUNNEL
 from niso.kernel.state import State
 from niso.plan import nft
 from niso.plan.records import HOST_GATEWAY, Network, Port, Remote, Service, Snapshot, Span, Tunnel
+
+# the kinds of `niso.kernel.kinds.order.SELDOM` are imported where a record asks for one
+if TYPE_CHECKING:
+    from niso.kernel.kinds.wireguard import WireGuard
 
 BRIDGE_LINK_LOCAL = "fe80::1/64"
 """A bridge's own address: the host needs it to solicit neighbours for packets that it forwards.
@@ -82,6 +81,8 @@ def _shared(snapshot: Snapshot) -> Iterator[Thing]:
 
 def _tunnel(tunnel: Tunnel, alias: str) -> WireGuard:
     """Return the encrypted link between the hosts."""
+    from niso.kernel.kinds.wireguard import FarEnd, WireGuard
+
     others = tuple(sorted(FarEnd(*each) for each in tunnel.others))
     own = (tunnel.form, tunnel.address, tunnel.port, tunnel.mtu, tunnel.public)
     return WireGuard(TUNNEL, *own, alias, others)
@@ -102,6 +103,8 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
     words = (network.subnets, network.internal, network.observe)
     yield from nft.network(network.name, bridge, mac, *words)
     if network.internal:
+        from niso.kernel.kinds.routing_rule import RoutingRule
+
         yield from (RoutingRule(bridge, family) for family in sorted(families))
     for subnet in network.subnets:
         length = subnet.cidr.rpartition("/")[2]
@@ -116,6 +119,8 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
 
 def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
     """Yield the VXLAN device of a network that spans hosts."""
+    from niso.kernel.kinds.vxlan import Vxlan
+
     link = names.vxlan(network.name)
     yield Vxlan(link, span.vni, span.local, span.port, network.mtu, network.bridge, alias)
     yield Sysctl("", f"net/ipv6/conf/{link}/disable_ipv6", "1")
@@ -124,6 +129,8 @@ def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
 
 def _remote(remote: Remote, networks: dict[str, Network]) -> Iterator[Thing]:
     """Yield what lets services here reach a service of another host, and it alone answer."""
+    from niso.kernel.kinds.fdb import Fdb
+
     for endpoint in remote.endpoints:
         network = networks[endpoint.network]
         if network.span is None:
@@ -159,6 +166,8 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
         link = (network.mtu, network.bridge, service.publishes, alias)
         yield Veth(host_end, netns, inner, mac, *link)
         if any(service.bandwidth):
+            from niso.kernel.kinds.shaper import Shaper
+
             yield Shaper(host_end, netns, inner, *service.bandwidth)
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             own.append((address, subnet.gateway))

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from niso.kernel.reading import Space
     from niso.kernel.writing import Writer
 
-AT_ONCE = 32
-"""Entries in one message to the kernel: its answers must fit the socket's buffer."""
-
 
 class Fdb(NamedTuple):
     """The entries of a MAC. ``host`` is where the VXLAN device sends it, "" if it does not."""
@@ -97,8 +94,8 @@ class _Entries(Kind[Fdb]):
                 messages += neighbours.lead(index, entry.mac, entry.host, was)
             elif index is not None:
                 messages += neighbours.unlead(index, entry.mac)
-        for start in range(0, len(messages), AT_ONCE):
-            writer.rtnl("").transact(*messages[start : start + AT_ONCE])
+        for start in range(0, len(messages), neighbours.AT_ONCE):
+            writer.rtnl("").transact(*messages[start : start + neighbours.AT_ONCE])
 
 
 def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, Generic, NamedTuple
+from niso.kernel.kinds import order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,7 +120,10 @@ class Kind(Generic[T]):  # noqa: UP046
 
     def __init__(self, thing: type[T]) -> None:
         self.thing = thing
+        self.file = type(self).__module__.rpartition(".")[2]
+        """The name in `order.NAMES`."""
         _by_type[thing] = self
+        order.register(self)
 
     # --- what it is ---
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from niso.kernel.kinds.kind import Kind
@@ -36,6 +37,23 @@ NAMES = (
     "hosts_line",
 )
 
-KINDS: tuple[Kind[Any], ...] = tuple(
-    __import__(f"niso.kernel.kinds.{name}", fromlist=["KIND"]).KIND for name in NAMES
-)
+SELDOM = frozenset(("routing_rule", "wireguard", "vxlan", "fdb", "shaper", "attached", "neighbour"))
+"""Kinds that most commands need not load, since `Kind.read` finds nothing that it is not asked for.
+
+Their files are loaded by code that makes a thing, and by `load` before everything is read.
+"""
+
+KINDS: tuple[Kind[Any], ...] = ()
+"""The kinds that are loaded, in their order. No State has a thing of another kind."""
+
+
+def register(kind: Kind[Any]) -> None:
+    """Add a kind to `KINDS` when its file is loaded."""
+    global KINDS
+    KINDS = tuple(sorted((*KINDS, kind), key=lambda each: NAMES.index(each.file)))
+
+
+def load(names: Iterable[str] = NAMES) -> None:
+    """Load the files of kinds."""
+    for name in names:
+        __import__(f"niso.kernel.kinds.{name}")

@@ -16,7 +16,6 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel.kinds.bridge import Bridge
-from niso.kernel.kinds.fdb import AT_ONCE
 from niso.kernel.kinds.kind import Kind, Step, in_netns, inside, link_place, netns_place
 
 if TYPE_CHECKING:
@@ -112,8 +111,8 @@ class _Peers(Kind[Peer]):
                 messages.append(neighbours.resolve(index, peer.address, peer.mac))
             elif index is not None:
                 messages.append(neighbours.forget(index, peer.address))
-        for start in range(0, len(messages), AT_ONCE):
-            writer.rtnl(netns).transact(*messages[start : start + AT_ONCE])
+        for start in range(0, len(messages), neighbours.AT_ONCE):
+            writer.rtnl(netns).transact(*messages[start : start + neighbours.AT_ONCE])
 
 
 def _links(space: Space) -> list[Link]:
