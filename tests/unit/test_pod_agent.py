@@ -22,7 +22,7 @@ from niso.manifest.parse_policy import parse_ingress
 from niso.plan.records import Policy
 from niso.services import attachments
 from niso.services.attachments import Request, Wish
-from niso.store.attached_rows import wishes
+from niso.store.attached_rows import Attached, wishes
 
 DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
@@ -243,15 +243,15 @@ def test_what_others_attached_is_left_alone(node: Node) -> None:
 def test_pod_that_goes_while_its_policy_is_applied_does_not_come_back(node: Node) -> None:
     node.create("web")
     node.pod("web")
-    lives = attachments.lives
+    lives = Attached.lives
 
-    def goes(kernel: Any, attached: Any) -> bool:
-        alive = lives(kernel, attached)
+    def goes(attached: Attached, kernel: Any) -> bool:
+        alive = lives(attached, kernel)
         attachments.detach(node.world.machine, "web-shop")
         return alive
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attachments, "lives", goes)
+        patch.setattr(Attached, "lives", goes)
         assert node.look() == []
     assert node.world.store.attachments.get("web-shop") is None
 

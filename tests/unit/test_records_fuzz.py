@@ -17,7 +17,7 @@ from niso.api.service_views import time_text
 from niso.base import paths
 from niso.cli.output import escaped_lines
 from niso.kernel import sockdiag
-from niso.runtime import crun, health, logs, spec, status
+from niso.runtime import crun, health, health_probe, logs, spec, status
 
 BOUNDED = settings(
     max_examples=samples(60, 3000),
@@ -141,7 +141,7 @@ def test_whatever_is_in_a_log_it_is_read_and_shown_without_control_bytes(
     )
 )
 def test_no_answer_to_a_healthcheck_makes_it_fail(blocks: list[bytes]) -> None:
-    code, rest = health._status(b"".join(blocks))
+    code, rest = health_probe._status(b"".join(blocks))
     assert code is None or 200 <= code <= 999 or code < 100
     assert len(rest) <= len(b"".join(blocks))
 

@@ -237,10 +237,8 @@ def _shown(session: Session, store: Store, row: ServiceRow) -> Shown:
 
 
 def _fate(session: Session, store: Store, row: ServiceRow) -> str:
-    from niso.services import attachments
-
     known = store.attachments.get(row.name)
-    lives = known is not None and attachments.lives(session.kernel(), known)
+    lives = known is not None and known.lives(session.kernel())
     return "attached" if lives else "gone"
 
 

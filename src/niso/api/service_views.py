@@ -311,10 +311,8 @@ def _process(service: str, now: Status) -> Process:
 
 def _fate(session: Session, store: Store, row: ServiceRow) -> str:
     """Return whether the namespace of an attachment still exists: attached or gone."""
-    from niso.services import attachments
-
     found = store.attachments.get(row.name)
-    lives = row.active and found is not None and attachments.lives(session.kernel(), found)
+    lives = row.active and found is not None and found.lives(session.kernel())
     return "attached" if lives else "gone"
 
 

@@ -331,7 +331,7 @@ def take_up() -> bool:
         machine = plugin.machine()
         for attached in machine.store.attachments.all(OWNER):
             row = machine.store.service(attached.service)
-            if row is not None and row.active and not attachments.lives(machine.kernel, attached):
+            if row is not None and row.active and not attached.lives(machine.kernel):
                 _waiting[attached.id] = time.monotonic()
     except (Error, OSError) as error:
         say(protocol.one_line(error) if isinstance(error, Error) else str(error))

@@ -157,9 +157,7 @@ def free_name(machine: Machine, wanted: str, id: str) -> str:
     name = label(wanted)
     store = machine.store
     row, held = store.service(name), store.attachments.get(name)
-    is_free = row is None or (
-        held is not None and not (row.active and attachments.lives(machine.kernel, held))
-    )
+    is_free = row is None or (held is not None and not (row.active and held.lives(machine.kernel)))
     return name if is_free else label(f"{name}_{id}")
 
 
@@ -204,7 +202,7 @@ def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool])
     if len(left) == len(links) and links:
         return
     now = attachments.current(store, attached.service)
-    if left and now is not None and attachments.lives(machine.kernel, attached):
+    if left and now is not None and attached.lives(machine.kernel):
         wishes = tuple(wish for wish in now.wishes if wish.network in left)
         policies = tuple((on, policy) for on, policy in now.policies if on in left)
         left_over = now._replace(wishes=wishes, policies=policies)

@@ -8,10 +8,9 @@ from niso.base import paths
 from niso.base.errors import Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
-from niso.kernel import netns, reading, sysctl, writing
+from niso.kernel import netns, sysctl
 from niso.kernel.rtnetlink import Rtnl
 from niso.kernel.rtnl_sockets import Sockets
-from niso.kernel.state import State
 
 if TYPE_CHECKING:
     from typing import Self
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from niso.kernel.neighbours import Table
     from niso.kernel.outside import Outside
     from niso.kernel.sockdiag import Connection, Listener
+    from niso.kernel.state import State
 
 
 class Real:
@@ -52,10 +52,14 @@ class Real:
         strays: bool = False,
         taken: bool = False,
     ) -> State:
+        from niso.kernel import reading
+
         with self:
             return reading.read(candidates, alias, self._sockets, foreign, strays, taken)
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
+        from niso.kernel import reading
+
         with self:
             return reading.read_all(want, alias, self._sockets, foreign)
 
@@ -65,16 +69,22 @@ class Real:
         ending: list[str] | None = None,
         known: Container[tuple[str, str]] = (),
     ) -> list[KernelError]:
+        from niso.kernel import writing
+
         with self:
             return writing.Writer(steps, self._sockets, ending, known).run()
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
     ) -> list[Error]:
+        from niso.kernel import writing
+
         with self:
             return writing.Writer(steps, self._sockets, ending).run_what_can_be()
 
     def end_links(self, names: list[str]) -> None:
+        from niso.kernel import writing
+
         writing.end_links(names)
 
     def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:

@@ -147,7 +147,7 @@ class PodAgent:
         One that is too large, or cannot be combined with what else applies to the pod, closes it.
         """
         now = attachments.current(machine.store, attached.service)
-        if now is None or not attachments.lives(machine.kernel, attached):
+        if now is None or not attached.lives(machine.kernel):
             return False
         try:
             wanted = waiting.standing(now, policy_of(pod, world))

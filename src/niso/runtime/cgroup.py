@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 from niso.base import files
 from niso.base.lite_typing import NamedTuple
@@ -288,8 +287,10 @@ def keep_in(root: str, pid: int, path: str) -> None:
     folder = f"{root}{os.path.dirname(path)}/{KEEPERS}"
     if move(pid, folder):
         return
-    with suppress(OSError):
+    try:
         os.makedirs(folder, exist_ok=True)
+    except OSError:
+        pass
     if not move(pid, folder):
         remove_empty(folder)
         move(pid, root)

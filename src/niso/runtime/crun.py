@@ -6,7 +6,6 @@ import os
 
 from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
-from niso.base.signals import signals_delivered, signals_held
 
 _TOOL_FOLDERS = (
     "/usr/bin",
@@ -57,6 +56,8 @@ def run(*args: str) -> tuple[int, str]:
 
     Waits for crun to end even if a signal interrupts: an undo must not run beside it.
     """
+    from niso.base.signals import signals_delivered, signals_held
+
     program = tool("crun")
     with signals_held():
         read, write = os.pipe()

@@ -19,7 +19,7 @@ from niso.plan.findings import Finding
 from niso.plan.process_spec import ProcessSpec
 from niso.runtime.defects import BLIND, INTERRUPTED, UNKNOWN
 from niso.runtime.fake_units import FakeUnits
-from niso.runtime.health import Probe
+from niso.runtime.health_probe import Probe
 from niso.runtime.lost import Lost
 from niso.runtime.process import forget_health
 from niso.runtime.spec import namespace

@@ -1,214 +1,27 @@
-"""Probe the health of services without blocking, and record the last result of each.
+"""Record the last answer of each service's probes, and judge its health by them.
 
-A probe is a socket made inside the service's network namespace: no process runs there, and no
-shell parses anything. One of a command is in `niso.runtime.health_command`. Any number of probes
-share one poll(2), and each ends at its deadline, whatever its peer does.
+What a probe does is in `niso.runtime.health_probe`, which is loaded for services with a health
+check alone.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import select
-import socket
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
-from niso.base import paths
-from niso.base.addresses import family_of
-from niso.base.errors import Error
+from niso.base import lite_json, paths
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import open_lock
 from niso.base.report import Report
 from niso.base.service_events import WaitingForHealth
-from niso.kernel import netns
-from niso.kernel.rtnetlink import Rtnl
 from niso.plan.records import Healthcheck
 from niso.runtime import process
 from niso.runtime.spec import read_json
 
 if TYPE_CHECKING:
-    from typing import Any
-
-_MAX_RESPONSE = 16 << 10
-"""Bytes, interim responses included: more is not an HTTP server, and must not keep a probe busy."""
-_MAX_ADDRESSES = 16
-_BLOCK = 4096
-
-_Steps = Generator[tuple[socket.socket, int], None, str]
-
-
-class Probe:
-    """One probe in progress.
-
-    ``fd`` becomes ready for ``events`` (poll(2)) when `go_on` can continue.
-    """
-
-    def __init__(self, check: Healthcheck, namespace: str | None) -> None:
-        """Start. ``namespace`` is a name below /run/netns; None means the caller's own."""
-        self.began = time.monotonic()
-        self.deadline = self.began + check.timeout_s
-        self.fd = -1
-        self.events = 0
-        self.answer: str | None = None
-        """None until the probe ends, then "" for healthy, else the reason."""
-        self._check = check
-        self._doing = ["connect"]
-        self._steps = _steps(check, namespace, self._doing)
-        self.go_on()
-
-    def go_on(self) -> None:
-        """Continue as far as possible without blocking."""
-        try:
-            sock, self.events = next(self._steps)
-            self.fd = sock.fileno()
-        except StopIteration as end:
-            self.answer = end.value
-        except (Error, OSError) as error:  # the namespace is gone
-            self.answer = f"{self._check.target}: {error}"
-
-    def give_up_if_late(self) -> None:
-        """End the probe if its deadline has passed; the answer names the step that was too slow."""
-        if self.answer is None and time.monotonic() >= self.deadline:
-            self.close()
-            late = f"{self._doing[0]}: no answer within {self._check.timeout_s:g}s"
-            self.answer = f"{self._check.target}: {late}"
-
-    @property
-    def said(self) -> str:
-        """The last line that a command has written, printable; "" for other probes."""
-        return ""
-
-    def close(self) -> None:
-        """Close the socket of a probe; no-op if it has ended."""
-        self._steps.close()
-
-
-def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Steps:
-    """Run a probe: yield the socket and events to wait for, return "" or the reason."""
-    refusals = ""
-    for address in _candidates(check, namespace):
-        sock = _socket(address, namespace)
-        try:
-            doing[0] = f"connect to {address}"
-            number = sock.connect_ex((address, check.port))
-            if number in (errno.EINPROGRESS, errno.EAGAIN):
-                yield sock, select.POLLOUT
-                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if number == 0 and sock.getsockname() == sock.getpeername():
-                # RFC 9293, 3.5: without a listener, a connection from the port to itself succeeds.
-                number = errno.ECONNREFUSED
-            if number == 0:
-                if check.path is None:
-                    return ""
-                doing[0] = f"answer of {address}"
-                return (yield from _http(sock, check))
-            refusals = refusals or f"{check.target}: {os.strerror(number).lower()} ({address})"
-        except OSError as error:
-            refusals = (
-                refusals or f"{check.target}: {(error.strerror or str(error)).lower()} ({address})"
-            )
-        finally:
-            sock.close()
-    return refusals
-
-
-def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, None, None]:
-    """Yield the addresses to try: loopback, then those of the links, read only if needed."""
-    if check.address:
-        yield check.address
-        return
-    yield "127.0.0.1"
-    yield "::1"
-    with _inside(namespace), Rtnl() as rtnl:
-        addresses = [entry.address.partition("/")[0] for entry in rtnl.addresses()]
-    own = [
-        address
-        for address in addresses
-        if not address.startswith(("127.", "fe80:")) and address != "::1"
-    ]
-    yield from own[:_MAX_ADDRESSES]
-
-
-def _socket(address: str, namespace: str | None) -> socket.socket:
-    with _inside(namespace):
-        family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
-        return socket.socket(
-            family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
-
-
-def _inside(namespace: str | None) -> Any:
-    if namespace is not None:
-        return netns.inside(namespace)
-    from contextlib import nullcontext
-
-    return nullcontext()
-
-
-def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
-    """Send a request (RFC 9112) and read up to the status line of the final response.
-
-    Interim responses (RFC 9110, 15.2) come before it.
-    """
-    lines = (
-        f"GET {check.path} HTTP/1.1",
-        f"Host: {check.host}",
-        "User-Agent: niso",
-        "Accept: */*",
-        "Connection: close",
-    )
-    request = "".join(f"{line}\r\n" for line in (*lines, "")).encode("ascii")
-    while request:
-        try:
-            request = request[sock.send(request) :]
-        except BlockingIOError:
-            yield sock, select.POLLOUT
-    received = b""
-    size = 0
-    while size < _MAX_RESPONSE:
-        try:
-            block = sock.recv(_BLOCK)
-        except BlockingIOError:
-            yield sock, select.POLLIN
-            continue
-        size += len(block)
-        status, received = _status(received + block)
-        if status is not None:
-            return "" if 200 <= status < 400 else f"{check.target}: status {status}"
-        if not block:
-            break
-        if b"\n" in received and not received.startswith(b"HTTP/"):
-            break
-    what = "no HTTP response" if received or size >= _MAX_RESPONSE else "closed without a response"
-    return f"{check.target}: {what}"
-
-
-def _status(received: bytes) -> tuple[int | None, bytes]:
-    """Parse the final status code, None if there is none yet, and skip interim responses.
-
-    Returns it with the bytes that are still to be parsed.
-    """
-    while True:
-        line, end, _ = received.partition(b"\n")
-        words = line.split(b" ", 2)
-        if (
-            not end
-            or not line.startswith(b"HTTP/1.")
-            or len(words) < 2
-            or len(words[1].strip()) != 3
-        ):
-            return None, received
-        code = words[1].strip()
-        if not code.isdigit():
-            return None, received
-        if not code.startswith(b"1"):
-            return int(code), received
-        _, blank, following = received.replace(b"\r\n", b"\n").partition(b"\n\n")
-        if not blank:
-            return None, received
-        received = following
+    from niso.runtime.health_probe import Probe
 
 
 def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> None:
@@ -230,37 +43,6 @@ def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> Non
         if probe.fd in ready:
             probe.go_on()
         probe.give_up_if_late()
-
-
-def begin(check: Healthcheck, service: str, namespace: str | None) -> Probe:
-    """Begin a probe of a service, whose ``namespace`` is as for `Probe`."""
-    if check.command:
-        from niso.runtime.health_command import CommandProbe
-
-        return CommandProbe(check, service)
-    return Probe(check, namespace)
-
-
-def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Run probes at the same time; return "" or the reason for each.
-
-    Each target is a check, the service and its namespace.
-
-    Takes at most the longest timeout.
-    """
-    probes: list[Probe] = []
-    try:
-        for target in targets:
-            probes.append(begin(*target))
-        while pending := [probe for probe in probes if probe.answer is None]:
-            advance(pending, (), pending[0].deadline)
-    finally:
-        for probe in probes:
-            probe.close()
-    return [probe.answer or "" for probe in probes]
-
-
-# --- the last answers ---------------------------------------------------------------------------
 
 
 class Probed(NamedTuple):
@@ -312,7 +94,7 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     draft = f"{path}.{os.getpid()}"  # two processes may write at once
     with open(draft, "w", encoding="utf-8") as file:
-        file.write(json.dumps(after._asdict()))
+        file.write(lite_json.dumps(after._asdict()))
     os.rename(draft, path)
     if not os.path.isdir(paths.service_dir(service)):
         process.forget_health(service)
@@ -339,13 +121,15 @@ def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
     import fcntl
 
     if due := [target for target in targets if _is_due(target)]:
+        from niso.runtime import health_probe
+
         report(WaitingForHealth(tuple(target.service for target in due)))
         lock = open_lock(".health")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # Another process may have probed some of them meanwhile.
             due = [target for target in due if _is_due(target)]
-            failures = probe_all(
+            failures = health_probe.probe_all(
                 [(target.check, target.service, target.namespace) for target in due]
             )
             for target, failure in zip(due, failures, strict=True):

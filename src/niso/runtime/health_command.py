@@ -17,7 +17,7 @@ from niso.base.errors import Error
 from niso.base.signals import signals_held
 from niso.plan.records import Healthcheck
 from niso.runtime import crun, execute, pids
-from niso.runtime.health import Probe
+from niso.runtime.health_probe import Probe
 from niso.runtime.spec import write_json
 from niso.runtime.status import describe_exit
 

@@ -15,14 +15,13 @@ from __future__ import annotations
 import _thread
 import errno
 import fcntl
-import json
 import os
 import resource
 import signal
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
-from niso.base import failpoint, paths
+from niso.base import failpoint, lite_json, paths
 from niso.base.errors import ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import open_lock
@@ -200,7 +199,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: skeleton.Skeleton | None
 def _profile() -> dict[str, Any]:
     """Return the seccomp profile of all services."""
     with open(_PROFILE, encoding="utf-8") as file:
-        profile: dict[str, Any] = json.load(file)
+        profile: dict[str, Any] = lite_json.loads(file.read())
     return profile
 
 
@@ -470,7 +469,7 @@ def _created_pid(spec: ProcessSpec, bundle: str, line: bytes) -> int:
     Raises `ProcessError` with the message of crun if the create failed.
     """
     try:
-        answer = json.loads(line or b"{}")
+        answer = lite_json.loads(line.decode() or "{}")
     except ValueError:
         answer = {}
     pid = answer.get("data", -1)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
+import struct
+from functools import cache
+
+from niso.base.lite_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ctypes import CDLL
 
 # asm/unistd.h (the same number on every architecture), linux/mount.h, fcntl.h
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
@@ -14,24 +20,8 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1,
 NO_MAGICLINKS, NO_SYMLINKS, BENEATH = 0x2, 0x4, 0x8
 """RESOLVE_* of openat2(2)."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _OpenHow(ctypes.Structure):
-    """struct open_how."""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-class _MountAttr(ctypes.Structure):
-    """struct mount_attr."""
-
-    _fields_ = (
-        ("set", ctypes.c_uint64),
-        ("clear", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns", ctypes.c_uint64),
-    )
+_open_how = struct.Struct("=QQQ")  # struct open_how: flags, mode, resolve
+_mount_attr = struct.Struct("=QQQQ")  # struct mount_attr: set, clear, propagation, userns
 
 
 def mount(
@@ -39,65 +29,68 @@ def mount(
 ) -> None:
     """Call mount(2). The error has ``target`` as its file name."""
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    if _libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
+    _call("mount", *texts[:3], flags, texts[3], name=target)
 
 
 def unmount(target: bytes, flags: int) -> None:
     """Call umount2(2)."""
-    if _libc.umount2(target, flags):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    _call("umount2", target, flags)
 
 
 def syncfs(fd: int) -> None:
     """Write everything of the file system of ``fd`` to its disk (syncfs(2))."""
-    if _libc.syncfs(fd):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    _call("syncfs", fd)
 
 
 def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) -> int:
     """Open ``path`` below ``folder`` with O_PATH (openat2(2)); ``resolve`` has RESOLVE_* flags."""
-    how = _OpenHow(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
-    return _syscall(
-        _OPENAT2, folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how), name=path
-    )
+    how = _open_how.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
+    return _call("syscall", _OPENAT2, folder, os.fsencode(path), how, len(how), name=path)
 
 
 def clone_mount(fd: int, path: str = "", recursive: bool = False) -> int:
     """Open a detached bind mount of ``path`` below ``fd``, or of ``fd`` (open_tree(2))."""
     flags = _CLONE | _CLOEXEC | (_RECURSIVE if recursive else 0)
-    return _syscall(
-        _OPEN_TREE, fd, os.fsencode(path), flags | (0 if path else _AT_EMPTY_PATH), name=path
-    )
+    flags |= 0 if path else _AT_EMPTY_PATH
+    return _call("syscall", _OPEN_TREE, fd, os.fsencode(path), flags, name=path)
 
 
 def set_attributes(tree: int, attributes: int, recursive: bool = False) -> None:
     """Set MOUNT_ATTR_* of a detached mount, or of all mounts in it (mount_setattr(2))."""
-    attr = _MountAttr(attributes, 0, 0, 0)
+    attr = _mount_attr.pack(attributes, 0, 0, 0)
     flags = _AT_EMPTY_PATH | (_RECURSIVE if recursive else 0)
-    _syscall(_MOUNT_SETATTR, tree, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr), name="")
+    _call("syscall", _MOUNT_SETATTR, tree, b"", flags, attr, len(attr))
 
 
 def attach(tree: int, target: str, folder: int = AT_FDCWD) -> None:
     """Mount a detached mount at ``target`` below ``folder`` (move_mount(2))."""
-    _syscall(_MOVE_MOUNT, tree, b"", folder, os.fsencode(target), _FROM_EMPTY_PATH, name=target)
+    where = (folder, os.fsencode(target))
+    _call("syscall", _MOVE_MOUNT, tree, b"", *where, _FROM_EMPTY_PATH, name=target)
 
 
 def attach_beneath(tree: int, target: int) -> None:
     """Mount a detached mount beneath the mount that ``target`` is the root of (Linux 6.5)."""
     flags = _FROM_EMPTY_PATH | _TO_EMPTY_PATH | _BENEATH
-    _syscall(_MOVE_MOUNT, tree, b"", target, b"", flags, name="")
+    _call("syscall", _MOVE_MOUNT, tree, b"", target, b"", flags)
 
 
-def _syscall(number: int, *arguments: object, name: str) -> int:
-    """Call syscall(2); return its result. Raises OSError with ``name`` as its file name."""
-    result = int(
-        _libc.syscall(
-            ctypes.c_long(number),
-            *(ctypes.c_long(value) if isinstance(value, int) else value for value in arguments),
-        )
-    )
+@cache
+def _libc() -> CDLL:
+    """Return the C library: most commands that load this module make no call."""
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _call(function: str, *arguments: int | bytes | None, name: str = "") -> int:
+    """Call a function of the C library; return its result.
+
+    Raises OSError with ``name`` as its file name if that is negative.
+    """
+    import ctypes
+
+    words = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
+    result = int(getattr(_libc(), function)(*words))
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), name or None)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from niso.base import files
 from niso.runtime import cgroup
@@ -32,9 +30,11 @@ def in_group(service: str, group: int) -> list[int]:
     spec = load(service)
     members = []
     for pid in cgroup.pids(cgroup_of(spec)) if spec is not None else ():
-        with suppress(ProcessLookupError):
+        try:
             if os.getpgid(pid) == group:
                 members.append(pid)
+        except ProcessLookupError:
+            pass
     return members
 
 
@@ -98,6 +98,8 @@ def is_init(pid: int | None) -> bool:
 
 def send_signal(pidfd: int, number: int) -> None:
     """Send a signal by pidfd; no-op if the process has ended."""
+    import signal
+
     try:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:

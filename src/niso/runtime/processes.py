@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from niso.plan.findings import Finding
     from niso.plan.process_spec import ProcessSpec
     from niso.plan.records import Healthcheck
-    from niso.runtime.health import Probe
+    from niso.runtime.health_probe import Probe
     from niso.runtime.idle import Mark
     from niso.runtime.lost import Lost
     from niso.runtime.status import Status

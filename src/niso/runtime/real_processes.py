@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from niso.base.errors import Error
     from niso.plan.findings import Finding
     from niso.plan.records import Healthcheck
-    from niso.runtime.health import Probe
+    from niso.runtime.health_probe import Probe
     from niso.runtime.idle import Mark
     from niso.runtime.lost import Lost
     from niso.runtime.systemd import Systemd
@@ -120,9 +120,9 @@ class RealProcesses:
         return idle.is_starved(pid)
 
     def probe(self, check: Healthcheck, service: str, service_netns: str | None) -> Probe:
-        from niso.runtime import health
+        from niso.runtime import health_probe
 
-        return health.begin(check, service, service_netns)
+        return health_probe.begin(check, service, service_netns)
 
     # --- the end of a process ---
 

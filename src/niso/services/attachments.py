@@ -79,7 +79,7 @@ def attach(
         if found is not None:
             _refuse_attached(kernel, store, request, found.cookie)
         if before is not None and row is not None and not _is_same(before, row, request, found):
-            if row.active and lives(kernel, before) and not _is_of(before, request):
+            if row.active and before.lives(kernel) and not _is_of(before, request):
                 raise Conflict(
                     f"{request.name!r} is already attached, by {shown(before)}",
                     "choose another name, or detach it first",
@@ -244,7 +244,7 @@ def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int
         row = store.service(other.service)
         if other.service == request.name or other.owner == request.owner == BY_INTERFACE:
             continue
-        if row is not None and row.active and lives(kernel, other):
+        if row is not None and row.active and other.lives(kernel):
             raise Conflict(
                 f"this network namespace is already attached as {other.service!r}",
                 f"attach {other.service} to more networks, or detach it first",
@@ -306,7 +306,7 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
             request = current(store, name)
             if row is None or attached is None or request is None:
                 break
-            if not row.active or not lives(machine.kernel, attached):
+            if not row.active or not attached.lives(machine.kernel):
                 break
             try:
                 done.append(attach(machine, request, report, instead_of=attached))
@@ -366,14 +366,6 @@ def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
 # --- gone -------------------------------------------------------------------------------------
 
 
-def lives(kernel: Kernel, attached: Attached) -> bool:
-    """Return whether the namespace of an attachment has not ended. Raises KernelError.
-
-    That of niso's own making has not: it is checked and repaired as that of a service.
-    """
-    return not attached.netns or kernel.cookie_at(attached.netns) == attached.cookie
-
-
 def _is_moving(attached: Attached) -> bool:
     """Return whether the interface of an attachment is on its way into its container.
 
@@ -394,7 +386,7 @@ def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> li
     for row in store.attachments.rows():
         if row.active and (only is None or row.name in only):
             attached = store.attachments.get(row.name)
-            if attached is None or not (lives(kernel, attached) or _is_moving(attached)):
+            if attached is None or not (attached.lives(kernel) or _is_moving(attached)):
                 ended.append(row.name)
     return ended
 
@@ -417,7 +409,7 @@ def collect(
         if row is None:
             continue
         is_kept = known is None or attached.id in known
-        if row.active and is_kept and (lives(kernel, attached) or _is_moving(attached)):
+        if row.active and is_kept and (attached.lives(kernel) or _is_moving(attached)):
             continue
         if detach(machine, attached.service, attached.id, report):
             done.append(attached.service)

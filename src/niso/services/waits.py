@@ -9,13 +9,13 @@ from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.process_spec import ProcessSpec
 from niso.plan.records import Healthcheck
-from niso.runtime import health
 from niso.runtime.pids import wait_readable
 from niso.runtime.spec import namespace
 from niso.runtime.status import describe_exit
 from niso.store.store import ServiceRow
 
 if TYPE_CHECKING:
+    from niso.runtime.health_probe import Probe
     from niso.runtime.idle import Mark
     from niso.runtime.processes import Processes
 
@@ -85,7 +85,7 @@ class Wait:
         self._rests_since, self._rests, self._began = began, False, began
         self._started = False
         self.well = start.check is None
-        self.probe: health.Probe | None = None
+        self.probe: Probe | None = None
         self.ask_at = began
         self.reason = ""
         self._pause_s = _FIRST_PAUSE_S

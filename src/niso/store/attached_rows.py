@@ -16,6 +16,8 @@ from niso.store.sqlite import decoded, sqlite3
 if TYPE_CHECKING:
     from typing import Any
 
+    from niso.kernel.interface import Kernel
+
 
 class Attached(NamedTuple):
     """An attachment; the fields are the columns of its table."""
@@ -27,6 +29,13 @@ class Attached(NamedTuple):
     netns: str  # the path of the namespace; "" if niso made it
     cookie: int  # of the namespace (SO_NETNS_COOKIE); 0 if niso made it
     asked: str = "{}"  # JSON, as the owner wants it
+
+    def lives(self, kernel: Kernel) -> bool:
+        """Return whether the namespace has not ended. Raises KernelError.
+
+        That of niso's own making has not: it is checked and repaired as that of a service.
+        """
+        return not self.netns or kernel.cookie_at(self.netns) == self.cookie
 
 
 _LOST = Attached("", "", "", "", "/proc/0/ns/net", 0)
