@@ -112,7 +112,7 @@ def in_lab() -> bool:
 
 def boot_id() -> str:
     """Return the kernel's id of this boot (random(4)). Raises OSError."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()
 
 

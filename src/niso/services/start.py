@@ -61,7 +61,7 @@ def run(
     become healthy if it has a healthcheck. A job is waited for until it has ended with exit status
     0, within the timeout of its manifest. A process that already runs as wanted is waited for only
     if another depends on it, its healthcheck is new, or it was restarted by its policy and has not
-    been healthy since. ``meanwhile`` is called once during the first wait.
+    been healthy since. ``meanwhile`` is called once while a container is being created.
     Raises ProcessError with the reason, Conflict if the order is impossible. The caller must stop
     what was started before the error.
     """
@@ -289,7 +289,7 @@ class _Starting:
         """Advance every start that can advance; with ``wait``, wait for the next event before."""
         for waiter in self._waits:
             waiter.step()
-        if wait and self._meanwhile is not None:
+        if wait and self._begun and self._meanwhile is not None:
             self._meanwhile()
             self._meanwhile = None
         if self._waits or self._ends or self._begun:
