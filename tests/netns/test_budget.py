@@ -1,4 +1,4 @@
-"""Test that activate and port-forward load only the modules listed in ``loaded/``.
+"""Test that activate, port-forward, ps and plugins load only the modules listed in ``loaded/``.
 
 tests/unit/test_imports.py has the commands that need no kernel.
 """
@@ -23,8 +23,9 @@ sys.path[:0] = [{source!r}]
 before = set(sys.modules)
 from niso.cli.main import run
 status = run(sys.argv[1:])
+modules = sorted(set(sys.modules) - before)
 import json
-print(json.dumps([status, sorted(set(sys.modules) - before)]), file=sys.stderr)
+print(json.dumps([status, modules]), file=sys.stderr)
 """
 
 
@@ -51,14 +52,22 @@ LISTS = pathlib.Path(__file__).with_name("loaded")
 
 
 @pytest.mark.parametrize(
-    "words", [["activate", "api"], ["port-forward", "api", "8080:80"]], ids=lambda words: words[0]
+    "words",
+    [["activate", "api"], ["port-forward", "api", "8080:80"], ["ps"]],
+    ids=lambda words: words[0],
 )
 def test_command_loads_these_modules_and_no_more(lab: Lab, words: list[str]) -> None:
+    """The second start, the first port, and the states of a process and of an attachment."""
     lab.niso("activate", idle(lab, "api"))
     if words[0] == "activate":
         lab.niso("deactivate", "api")
+    if words[0] == "ps":
+        lab.run("ip", "netns", "add", "pod")
+        lab.niso("net", "attach", "pod", "--netns", "/run/netns/pod")
     modules = "".join(f"{name}\n" for name in sorted(loaded(lab, *words)))
     assert not set(modules.split()) & NEVER
+    if words[0] == "ps":  # they take a tenth of it
+        assert not set(modules.split()) & {"contextlib", "enum", "json", "signal", "socket"}
     known = LISTS / f"{words[0]}.txt"
     if os.environ.get("UPDATE") == "1":
         known.write_text(modules)
