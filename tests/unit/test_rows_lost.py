@@ -98,7 +98,11 @@ def test_row_that_is_changed_is_missed_and_restored(world: World, change: str) -
 def test_record_that_is_damaged_is_named(world: World) -> None:
     store = world.store
     damage = [
-        *((column, f"'{text}'") for column in ("manifest", "spec") for text in ("x", "{}", "[]", "")),
+        *(
+            (column, f"'{text}'")
+            for column in ("manifest", "spec")
+            for text in ("x", "{}", "[]", "")
+        ),
         ("spec", """'{"service": 1}'"""),
         ("manifest", "json_remove(manifest, '$.restart')"),
         ("manifest", "json_set(manifest, '$.more', 1)"),
