@@ -47,6 +47,11 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
 
     Raises Error if the store is damaged beyond that.
     """
+    with store.reading():
+        return _defects(kernel, store)
+
+
+def _defects(kernel: Kernel, store: Store) -> list[Defect]:
     store.require_sound()
     defects = [Defect("foreign", table, service) for table, service in store.orphans()]
     changing = {intent.service for intent in store.intents()}

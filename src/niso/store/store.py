@@ -30,6 +30,7 @@ from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import (
     COLUMNS,
     VERSION,
+    Reading,
     Transaction,
     connected,
     damaged,
@@ -183,6 +184,10 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     def transaction(self) -> Transaction:
         """Return a transaction as a context manager; an error inside rolls back."""
         return Transaction(self._db)
+
+    def reading(self) -> Reading:
+        """Return a read transaction as a context manager, for many queries in a row."""
+        return Reading(self._db)
 
     # --- integrity ------------------------------------------------------------
 
