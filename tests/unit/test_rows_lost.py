@@ -29,22 +29,27 @@ TABLES = {
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """``api`` has rows in all tables, ``agent`` shares its namespace, and ``db`` is not active."""
+    """``api`` has rows in all tables, ``agent`` shares its namespace; ``db`` and ``idle`` are not active.
+
+    ``idle`` has nothing that needs more than one query to see that it is whole.
+    """
     with World(tmp_path) as made:
         made.make("backend", "10.99.1.0/24", "fd00:1::/64")
         made.make("front", "10.99.2.0/24")
         made.activate(
             made.package("db", network={"network": "backend", "aliases": ["store"]}),
             made.package("api", **TABLES),
+            made.package("idle", network={"networks": ["front", "backend"], "hostname": "still"}),
             made.package("agent", network={"mode": "share", "share": "api", "ports": ["8081:81"]}),
         )
-        deactivate.deactivate(made.machine, ["db"])
+        deactivate.deactivate(made.machine, ["db", "idle"])
         yield made
 
 
 def test_each_row_that_is_lost_is_missed_and_restored(world: World) -> None:
     store, kernel = world.store, world.kernel
     assert store_repair.find_defects(kernel, store) == []
+    assert [row.name for row in store.doubtful()] == ["agent", "api", "db"]
     whole, tried = dump(store), set()
     for table in sorted(FOLLOW):
         cursor = store._db.execute(f"SELECT * FROM {table}")
@@ -62,7 +67,7 @@ def test_each_row_that_is_lost_is_missed_and_restored(world: World) -> None:
             assert dump(store) == whole, row
             tried.add((table, service))
     assert {table for table, _ in tried} == FOLLOW
-    assert {service for _, service in tried} == {"agent", "api", "db"}
+    assert {service for _, service in tried} == {"agent", "api", "db", "idle"}
     assert check.check(world.machine) == []
 
 
@@ -70,7 +75,9 @@ def test_each_row_that_is_lost_is_missed_and_restored(world: World) -> None:
     "change",
     [
         "UPDATE host_name SET position=position+10 WHERE service='api'",
+        "UPDATE host_name SET position=2 WHERE service='idle' AND name='idle'",
         "UPDATE endpoint SET position=5 WHERE service='api' AND network='front'",
+        "UPDATE endpoint SET position=5 WHERE service='idle' AND network='front'",
         "UPDATE lease SET static=0 WHERE service='api' AND static=1",
         "UPDATE extra_host SET address='192.0.2.8'",
         "UPDATE policy SET text='[null,[],null,[],false]'",
@@ -88,11 +95,39 @@ def test_row_that_is_changed_is_missed_and_restored(world: World, change: str) -
     assert check.check(world.machine) == []
 
 
+def test_record_that_is_damaged_is_named(world: World) -> None:
+    store = world.store
+    damage = [
+        *(
+            (column, f"'{text}'")
+            for column in ("manifest", "spec")
+            for text in ("x", "{}", "[]", "")
+        ),
+        ("spec", """'{"service": 1}'"""),
+        ("manifest", "json_remove(manifest, '$.restart')"),
+        ("manifest", "json_set(manifest, '$.more', 1)"),
+        ("manifest", "json_set(manifest, '$.args', 'sleep')"),
+        ("manifest", "json_set(manifest, '$.pids_limit', 1.5)"),
+        ("manifest", "json_set(manifest, '$.read_only', 1)"),
+        ("manifest", "json_set(manifest, '$.hostname', null)"),
+        ("manifest", "json_set(manifest, '$.policy.log', 'on')"),
+    ]
+    for service in ("api", "idle"):
+        whole = store.service(service)
+        assert whole is not None
+        for column, value in damage:
+            store._db.execute(f"UPDATE service SET {column}={value} WHERE name='{service}'")
+            found = store_repair.find_defects(world.kernel, store)
+            assert found == [store_repair.Defect("different", "service", service)], (column, value)
+            store.put_service(whole)
+    assert store_repair.find_defects(world.kernel, store) == []
+
+
 def test_all_rows_are_restored_at_once(world: World) -> None:
     """Those of ``agent`` follow from addresses of ``api``, which is restored before it."""
     whole = dump(world.store)
     for table in FOLLOW:
-        world.store._db.execute(f"DELETE FROM {table} WHERE service!='db'")
+        world.store._db.execute(f"DELETE FROM {table} WHERE service NOT IN ('db', 'idle')")
     found = store_repair.find_defects(world.kernel, world.store)
     assert {each.table for each in found if each.service == "api"} == FOLLOW
     lost = {each.table for each in found if each.service == "agent"}

@@ -145,6 +145,23 @@ def test_cancelled_transaction_leaves_nothing_of_it() -> None:
     assert dump(store) == before
 
 
+def test_reading_sees_one_state_and_keeps_nobody_from_writing() -> None:
+    store, other = Store.open(), Store.open()
+    with store.reading():
+        before = dump(store)
+        with other.transaction():
+            filled_without_transaction(other)
+        assert dump(store) == before != dump(other)
+    assert dump(store) == dump(other)
+    with store.transaction() as transaction:
+        with store.reading():
+            pass
+        transaction.cancel()
+        store.forget("api")
+        assert dump(store) != dump(other)
+    assert dump(store) == dump(other)
+
+
 def filled_without_transaction(store: Store) -> None:
     add_network(store, NETWORKS[0])
     put(store, "api", (NAMES[0],), ports=(Port("", 1, 1, "tcp"),))

@@ -188,23 +188,24 @@ def lines(
     healths = _healths(session, store, known)
     pending = _interrupted(store)
     audits = _audits(store)
-    lines = [
-        _line(
-            session,
-            store,
-            row,
-            healths.get(row.name),
-            (pending.get(row.name), audits.get(row.name)),
-        )
-        for row in known
-    ]
-    lines += [
-        _inactive(name, mode, (pending.get(name), audits.get(name)))
-        for name, mode in (store.inactive_modes() if rows is None else ())
-        if wanted is None or name in wanted
-    ]
+    with store.reading():
+        lines = [
+            _line(
+                session,
+                store,
+                row,
+                healths.get(row.name),
+                (pending.get(row.name), audits.get(row.name)),
+            )
+            for row in known
+        ]
+        lines += [
+            _inactive(name, mode, (pending.get(name), audits.get(name)))
+            for name, mode in (store.inactive_modes() if rows is None else ())
+            if wanted is None or name in wanted
+        ]
     others = pending.keys() if wanted is None else wanted
-    for name in others - {line.service for line in lines}:
+    for name in others and others - {line.service for line in lines}:
         lines.append(
             ServiceLine(name, "inactive", None, None, (), (), None, pending.get(name), None, None)
         )

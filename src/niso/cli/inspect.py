@@ -73,7 +73,7 @@ def print_lines(args: Args, lines: tuple[ServiceLine, ...]) -> None:
                 line.health or "-",
                 line.mode or "-",
                 ", ".join(line.address) or "-",
-                ", ".join(output.ports_text(line.ports)) or "-",
+                ", ".join(output.ports_text(line.ports)) if line.ports else "-",
                 "-" if line.uptime is None else output.duration(line.uptime),
                 *(("audit" if line.audit_until else "-",) if with_policy else ()),
             )

@@ -1,6 +1,7 @@
 """Check the store's rows for consistency, and restore deleted ones.
 
-Most rows of a service follow from its manifest. They are compared with it service by service, so
+Most rows of a service follow from its manifest. One query finds the inactive services whose rows
+are evidently whole. Those of the others are compared with their manifest service by service, so
 that a check has the rows of one in memory, however many are known. If rows are lost, they are
 restored by the code that writes them: in a copy in memory to name them, then in the store.
 """
@@ -46,12 +47,17 @@ def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
 
     Raises Error if the store is damaged beyond that.
     """
+    with store.reading():
+        return _defects(kernel, store)
+
+
+def _defects(kernel: Kernel, store: Store) -> list[Defect]:
     store.require_sound()
     defects = [Defect("foreign", table, service) for table, service in store.orphans()]
     changing = {intent.service for intent in store.intents()}
     networks = {network.name: network for network in store.networks()}
     lacking = []
-    for row in store.each_service():
+    for row in store.doubtful():
         spec = row.service
         if spec is None or (row.has_process and row.process is None):
             defects.append(Defect("different", "service", row.name))

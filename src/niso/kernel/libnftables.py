@@ -22,8 +22,8 @@ from niso.kernel.netlink import MALFORMED, named, refused
 if TYPE_CHECKING:
     from typing import Any, Self
 
-_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON
-_HANDLES, _TERSE = 1 << 3, 1 << 11  # NFT_CTX_OUTPUT_HANDLE, NFT_CTX_OUTPUT_TERSE
+# NFT_CTX_OUTPUT_... of libnftables(3)
+_STATELESS, _HANDLES, _JSON, _TERSE = 1 << 2, 1 << 3, 1 << 4, 1 << 11
 _PROTOCOLS = {number: name for name, number in nft_values.PROTOCOLS.items()}
 
 _MALFORMED = (*MALFORMED, TypeError, AttributeError, RecursionError)
@@ -53,6 +53,16 @@ def _load() -> ctypes.CDLL:
         library.nft_ctx_set_dry_run.argtypes = [ctypes.c_void_p, ctypes.c_bool]
         _library = library
     return _library
+
+
+def release_memory() -> None:
+    """Return to the kernel what libnftables has freed: 3 MiB after both tables were compared.
+
+    No-op with a C library that has no malloc_trim(3).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 class Nft:
@@ -105,12 +115,9 @@ class Nft:
         if errors:
             raise self._error(errors, text)
 
-    def query(self, command: str, elements: bool = True) -> list[dict[str, Any]]:
-        """Return the objects of a ``list`` command's JSON, without metainfo. Raises KernelError.
-
-        Without ``elements`` sets have none: that saves 0.2 ms for each.
-        """
-        self._nft.nft_ctx_output_set_flags(self._context, _JSON | (0 if elements else _TERSE))
+    def query(self, command: str) -> list[dict[str, Any]]:
+        """Return the objects of a ``list`` command's JSON, without metainfo. Raises KernelError."""
+        self._nft.nft_ctx_output_set_flags(self._context, _JSON)
         failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
         self._nft.nft_ctx_output_set_flags(self._context, 0)
         if failed:
@@ -121,9 +128,12 @@ class Nft:
         except _MALFORMED as error:
             raise _unreadable(command) from error
 
-    def text(self, command: str) -> str:
+    def text(self, command: str, flags: int = 0) -> str:
         """Return the output of a ``list`` command. Raises KernelError."""
-        if self._nft.nft_run_cmd_from_buffer(self._context, command.encode()):
+        self._nft.nft_ctx_output_set_flags(self._context, flags)
+        failed = self._nft.nft_run_cmd_from_buffer(self._context, command.encode())
+        self._nft.nft_ctx_output_set_flags(self._context, 0)
+        if failed:
             raise self._error(self._errors(), command)
         return (self._nft.nft_ctx_get_output_buffer(self._context) or b"").decode(
             "utf-8", "replace"
@@ -131,11 +141,11 @@ class Nft:
 
     def outline(self) -> str:
         """Return all tables as text, with handles and without elements. Raises KernelError."""
-        self._nft.nft_ctx_output_set_flags(self._context, _HANDLES | _TERSE)
-        try:
-            return self.text("list ruleset")
-        finally:
-            self._nft.nft_ctx_output_set_flags(self._context, 0)
+        return self.text("list ruleset", _HANDLES | _TERSE)
+
+    def definition(self, family_table: str) -> str:
+        """Return a table as text, without elements and values of counters. Raises KernelError."""
+        return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
     def elements(self, family_table: str, container: str) -> dict[str, tuple[str, str]] | None:
         """Map every element of a set or map to (value, comment), as nft writes them.

@@ -226,8 +226,14 @@ class Reading:
             self.inner_spaces = [space for space in self.inner_spaces if space.is_open]
             for kind in order.KINDS:
                 self._present[kind.thing].update(kind.left_over(self))
-        present, self._present, self.inner_spaces = self._present, {}, []
+        present = self._present
+        self._drop()
         return State.of_kinds(lambda kind: present.get(kind.thing, ()))
+
+    def _drop(self) -> None:
+        """Drop what was read: this and its spaces refer to each other, so they stay in memory."""
+        self._present, self.elements, self.hosts_texts = {}, None, {}
+        self.candidates, self.host, self.inner_spaces = State(), Space(self, "", {}), []
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], things: Collection[Any]) -> list[Any]:

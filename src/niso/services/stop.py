@@ -114,8 +114,9 @@ def stop(
     Return {service: error} for processes that could not be stopped.
     """
     rows = list(rows)
-    specs = {row.name: row.process for row in rows}
-    left = {name: spec.stop_timeout_s if spec else _STOP_TIMEOUT_S for name, spec in specs.items()}
+    left = {
+        row.name: spec.stop_timeout_s if (spec := row.process) else _STOP_TIMEOUT_S for row in rows
+    }
     providers = {row.name: [row.provider] if row.provider else [] for row in rows}
     dependents: dict[str, set[str]] = {name: set() for name in left}
     for name in left:

@@ -21,7 +21,7 @@ from niso.plan.records import (
 )
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
-from niso.store.sqlite import damaged, decoded, encoded
+from niso.store.sqlite import Reading, damaged, decoded, encoded
 
 if TYPE_CHECKING:
     from niso.store.span_rows import Spans
@@ -267,6 +267,10 @@ class SnapshotRows(PortRows, PolicyRows):
 
     def snapshot(self, scope: Scope) -> Snapshot:
         """Return the part of the store that ``scope`` needs, for `niso.plan.desired`."""
+        with Reading(self._db):
+            return self._snapshot(scope)
+
+    def _snapshot(self, scope: Scope) -> Snapshot:
         everything = scope.services is None
         named = self.active_services() if scope.services is None else scope.services
         services = tuple(self._active(named, scope.ports))

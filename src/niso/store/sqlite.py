@@ -76,6 +76,26 @@ class Transaction:
                 self._db.execute("ROLLBACK")
 
 
+class Reading:
+    """Run a block in ``BEGIN`` … ``COMMIT``; within a transaction, as part of that.
+
+    Its queries see one state of the store. Each query of its own transaction takes five system
+    calls for locks, which is as long as most queries.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self._begins = not connection.in_transaction
+
+    def __enter__(self) -> None:
+        if self._begins:
+            self._db.execute("BEGIN")
+
+    def __exit__(self, *_: object) -> None:
+        if self._begins and self._db.in_transaction:
+            self._db.execute("COMMIT")
+
+
 def use_wal(connection: sqlite3.Connection) -> None:
     """Set the WAL mode of the database, which is permanent.
 

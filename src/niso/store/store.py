@@ -30,6 +30,7 @@ from niso.store.snapshots import ALL, Scope, SnapshotRows, marks
 from niso.store.sqlite import (
     COLUMNS,
     VERSION,
+    Reading,
     Transaction,
     connected,
     damaged,
@@ -184,10 +185,18 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         """Return a transaction as a context manager; an error inside rolls back."""
         return Transaction(self._db)
 
+    def reading(self) -> Reading:
+        """Return a read transaction as a context manager, for many queries in a row."""
+        return Reading(self._db)
+
     # --- integrity ------------------------------------------------------------
 
     def require_sound(self) -> None:
-        """Have SQLite check all pages. Raises Error if one is damaged."""
+        """Have SQLite check all pages, and keep few of them from then on (2 MiB by default).
+
+        Raises Error if one is damaged.
+        """
+        self._db.execute("PRAGMA cache_size=-256")  # KiB
         problems = [str(row[0]) for row in self._db.execute("PRAGMA quick_check(1)")]
         if problems != ["ok"]:
             raise damaged("; ".join(problems))
@@ -223,19 +232,22 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     def services(self) -> list[ServiceRow]:
         """Return the rows of all known services, sorted by name."""
-        return list(self.each_service())
+        rows = self._db.execute("SELECT * FROM service ORDER BY name")
+        return [service_row(row) for row in rows]
 
     def active_rows(self) -> list[ServiceRow]:
         """Return the rows of the active services, sorted by name."""
         rows = self._db.execute("SELECT * FROM service WHERE active=1 ORDER BY name")
         return [service_row(row) for row in rows]
 
-    def each_service(self) -> Iterator[ServiceRow]:
-        """Yield what `services` returns, without having all rows in memory at once.
+    def doubtful(self) -> Iterator[ServiceRow]:
+        """Yield the rows of services that are active, or not evidently whole, sorted by name.
 
-        The caller writes nothing meanwhile.
+        See `niso.store.plain_rows.doubtful`. A service that goes meanwhile is left out.
         """
-        yield from map(service_row, self._db.execute("SELECT * FROM service ORDER BY name"))
+        from niso.store import plain_rows  # only check and repair need it
+
+        yield from filter(None, map(self.service, plain_rows.doubtful(self._db)))
 
     def checked_services(self) -> list[str]:
         """Return the active services that have a healthcheck; cheap with many services."""

@@ -99,10 +99,11 @@ def owner(state_id: str) -> list[Element]:
 def _compared() -> Iterable[Ruleset]:
     """Return the tables, with their differences from the text."""
     from niso.kernel import nft_compare
-    from niso.kernel.libnftables import Nft
+    from niso.kernel.libnftables import Nft, release_memory
 
     with Nft() as kernel:
         wrong = nft_compare.differences(kernel)
+    release_memory()  # what is read next is as much
     return () if wrong is None else (Ruleset(nft_tables.DIGEST, wrong),)
 
 
