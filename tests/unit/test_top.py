@@ -61,8 +61,8 @@ def test_rates_between_two_looks() -> None:
     load = top_views.between(judge, before, now)
     assert load.seconds == 2.0
     assert load.services == (
-        ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, None, None),
-        ServiceLoad("db", "running", None, ("back",), 8000.0, 400.0, 5.0, 7, 0),
+        ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, None, None, None),
+        ServiceLoad("db", "running", None, ("back",), 8000.0, 400.0, 5.0, 7, 0, None),
         ServiceLoad("side", "running", None, (), None, None, None, None, None, "db"),
     )
     assert [(f.from_.name, f.to.name, f.port, f.verdict, f.new) for f in load.flows] == [
@@ -119,7 +119,7 @@ def test_sockets_have_the_names_of_flows() -> None:
 
 def test_commands_about_a_flow() -> None:
     """Addresses, since a service can have several; and where it was sent to."""
-    flow = FlowLoad(end("api"), end("db", "10.99.1.2"), 53, "udp", "pass", 1.0)
+    flow = FlowLoad(end("api"), end("db", "10.99.1.2"), 53, "udp", "pass", 1.0, None, *BY_NOTHING)
     outside = top_views.FlowEnd("fd00::9", None, "fd00::9")
     host = top_views.FlowEnd("host", None, "10.99.1.1")
     assert top.explain_words(flow) == ["net", "explain", "10.99.1.9", "10.99.1.2:53/udp"]
@@ -159,19 +159,20 @@ def loads() -> Load:
     return Load(
         2.0,
         (
-            ServiceLoad("api", "running", "healthy", ("edge", "back"), 4e5, 7e5, 12.9, 0, 0),
-            ServiceLoad("db", "running", "unhealthy", ("back",), 9e5, 2e5, 2.2, 44, 0),
-            ServiceLoad("job", "inactive", None, (), None, None, None, None, None),
+            ServiceLoad("api", "running", "healthy", ("edge", "back"), 4e5, 7e5, 12.9, 0, 0, None),
+            ServiceLoad("db", "running", "unhealthy", ("back",), 9e5, 2e5, 2.2, 44, 0, None),
+            ServiceLoad("job", "inactive", None, (), None, None, None, None, None, None),
         ),
         (
-            FlowLoad(end("api"), end("db"), 5432, "tcp", "pass", 2.0),
+            FlowLoad(end("api"), end("db"), 5432, "tcp", "pass", 2.0, None, *BY_NOTHING),
             FlowLoad(end("bad"), end("db"), 5432, "tcp", "drop", 1.5, None, *REFUSED),
-            FlowLoad(end("api"), end("web"), 80, "tcp", "pass", 0.5),
+            FlowLoad(end("api"), end("web"), 80, "tcp", "pass", 0.5, None, *BY_NOTHING),
         ),
     )
 
 
-REFUSED = ("db", "network.policy.allow_from", None, "words")
+REFUSED = ("db", "network.policy.allow_from", None, "words", None, True)
+BY_NOTHING = (None, None, None, None, None, True)
 SOCKETS = (
     ServiceSocket(end("api"), 4444, end("db"), 5432, None, "established", 0.0123, 2, 900, 5_000),
     ServiceSocket(end("api"), 4445, end("db"), 5432, None, "syn-sent", None, 0, 0, 0),

@@ -41,8 +41,8 @@ class ServiceLoad(NamedTuple):
     """packets that its ingress policy has dropped, in all; null if unknown"""
     denied_out: int | None
     """packets that its egress policy has dropped, in all; null if unknown"""
-    shares: str | None = None
-    """whose network it shares, and with it the flows and sockets"""
+    shares: str | None
+    """whose network it shares, and so flows and sockets; null if it has its own"""
 
 
 class FlowLoad(NamedTuple):
@@ -60,19 +60,19 @@ class FlowLoad(NamedTuple):
     """pass, audit or drop"""
     new: float
     """new flows, or refused attempts, per second"""
-    bits: float | None = None
+    bits: float | None
     """bits per second both ways; null if the kernel cannot count them"""
-    service: str | None = None
+    service: str | None
     """service whose manifest decides"""
-    key: str | None = None
+    key: str | None
     """key of the manifest"""
-    text: str | None = None
+    text: str | None
     """entry under the key"""
-    words: str | None = None
+    words: str | None
     """the reason"""
-    published: int | None = None
+    published: int | None
     """host port by which another machine came"""
-    agrees: bool = True
+    agrees: bool
     """whether the present configuration decides the same"""
 
 

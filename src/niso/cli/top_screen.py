@@ -397,9 +397,8 @@ class TopScreen(App[None]):
             return self._home(self.chosen or services.key), None
         if table is sockets:
             end = self._sockets[table.key]
-            flow = FlowLoad(
-                end.from_, end.to, end.port, "tcp", "pass", 0.0, published=end.published
-            )
+            ends, none = (end.from_, end.to, end.port, "tcp"), (None,) * 5
+            flow = FlowLoad(*ends, "pass", 0.0, *none, end.published, True)
         else:
             flow = self._flows[table.key]
         return self._home(self.chosen) or flow.to.service or flow.from_.service, flow
