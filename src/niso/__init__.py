@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from niso.api.top_views import FlowLoad as FlowLoad
     from niso.api.top_views import Load as Load
     from niso.api.top_views import ServiceLoad as ServiceLoad
+    from niso.api.top_views import ServiceSocket as ServiceSocket
     from niso.api.top_views import Top as Top
     from niso.api.upkeep import Finding as Finding
     from niso.api.upkeep import Repaired as Repaired
@@ -147,7 +148,7 @@ _MODULES = {
     "api.host_stacks": "StackDown StackUp",
     "api.service_results": "Executed Forwarded Marked Signalled Taken",
     "api.service_views": "AttachedTo Endpoint Process Service ServiceLine User",
-    "api.top_views": "FlowLoad Load ServiceLoad Top",
+    "api.top_views": "FlowLoad Load ServiceLoad ServiceSocket Top",
     "api.upkeep": "Finding Repaired Swept",
     "base.errors": "Conflict Error ErrorGroup InvalidInput KernelError NotFound ProcessError"
     " UsageError",

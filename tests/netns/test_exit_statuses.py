@@ -95,6 +95,10 @@ def test_output_that_nobody_reads_is_no_traceback(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api"))
     done = lab.run("sh", "-c", "niso net rules | true; niso schema | head -c 1 >/dev/null")
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    # also if a service that is followed says nothing
+    script = "timeout 20 niso logs api -f | true; echo ${PIPESTATUS[0]}"
+    done = lab.run("bash", "-c", script)
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_output_that_is_buffered_comes_before_the_end(lab: Lab) -> None:

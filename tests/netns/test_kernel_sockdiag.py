@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
+import time
 
+import pytest
 from kernel_world import sh, throw_away_host
 
 from niso.kernel import netns, sockdiag
@@ -138,3 +141,51 @@ def test_holder_is_the_process_that_has_the_socket_open() -> None:
         child.kill()
         child.wait()
     assert sockdiag.holder(number) is None
+
+
+@throw_away_host
+def test_measured_connections_have_the_figures_of_ss() -> None:
+    server = opened(socket.AF_INET, socket.SOCK_STREAM, "0.0.0.0", 8001)
+    client = socket.create_connection(("127.0.0.1", 8001))
+    taken, _ = server.accept()
+    client.sendall(bytes(5000))
+    sh("ip link add d0 type veth peer d1")
+    sh("ip link set d1 up")
+    sh("ip address add 10.9.9.1/24 dev d0")
+    sh("ip link set d0 up")
+    sh("ip neighbour add 10.9.9.9 lladdr 02:00:00:00:00:09 dev d0")
+    lost = socket.socket()
+    lost.setblocking(False)
+    lost.connect_ex(("10.9.9.9", 81))
+    own, there = client.getsockname(), ("10.9.9.1", lost.getsockname()[1])
+    end = time.monotonic() + 10
+    while not (rows := {(*r.connection[:2], r.is_server): r for r in sockdiag.measured()})[
+        (*there, False)
+    ].retransmitted:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert len(rows) == 3
+    sender, receiver, unanswered = rows[(*own, False)], rows[(*own, True)], rows[(*there, False)]
+    assert sender.connection == receiver.connection == (*own, "127.0.0.1", 8001)
+    assert (sender.state, receiver.state, unanswered.state) == (
+        "established",
+        "established",
+        "syn-sent",
+    )
+    assert (receiver.received, sender.received, unanswered.rtt) == (5000, 0, None)
+    for row, port in ((sender, own[1]), (receiver, 8001), (unanswered, there[1])):
+        shown = sh(f"ss -Htin sport = :{port}")
+        rtt, acked, resent = (
+            re.search(rf" {key}([\d.]+)", shown)
+            for key in ("rtt:", "bytes_acked:", r"retrans:\d+/")
+        )
+        assert row.acked == int(acked[1]) if acked else not row.acked
+        assert row.retransmitted >= 1 if resent else row.retransmitted == 0
+        assert row.rtt is None or row.rtt == pytest.approx(float(rtt[1]) / 1000, abs=1e-6)
+    # what is over is not listed, nor what listens
+    for one in (client, taken, lost):
+        one.close()
+    end = time.monotonic() + 10
+    while sockdiag.measured():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -12,6 +12,10 @@ from services import ask, echo, idle, on, pid_of
 
 FLOOD = """
 import socket, time
+kept = socket.create_connection(("10.99.1.2", 80))
+kept.sendall(bytes(5000))
+kept.recv(5000, socket.MSG_WAITALL)
+print(kept.getsockname()[1])
 end = time.monotonic() + 60
 while time.monotonic() < end:
     with socket.create_connection(("10.99.1.2", 80)) as s:
@@ -29,6 +33,7 @@ def test_rates_of_real_traffic_and_the_screen(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "bad", network=on("backend")))
     assert ask(lab, "10.99.1.2", 80, "niso-bad") == ""
     flood = lab.popen("/usr/bin/python3", "-ISuc", FLOOD, netns="niso-web")
+    port = int((flood.stdout or sys.stdin).readline())
 
     def sent() -> int:
         (link,) = lab.ip_json("-s", "link", "show", "eth0", netns="niso-web")
@@ -55,32 +60,49 @@ def test_rates_of_real_traffic_and_the_screen(lab: Lab) -> None:
     }
     (moved,) = (f["bits"] for f in last["flows"] if f["from"]["name"] == "web")
     assert 0 < moved <= 1.01 * (web["sent"] + web["received"]) and moved > 0.5 * web["sent"]
-    table, flows = lab.niso("top", "db").stdout.split("\n\n")
+    table, flows, sockets = lab.niso("top", "db").stdout.split("\n\n")
     assert [line.split()[0] for line in table.splitlines()] == ["SERVICE", "db"]
-    assert re.search(r"^web +db:80/tcp +\d\S* \w?b/s +\d+\.\d +pass$", flows, re.MULTILINE)
+    by = r'db allow_from\[0\] "web:80"'
+    assert re.search(rf"^web +db:80/tcp +\d\S* \w?b/s +\d+\.\d +pass +{by}$", flows, re.MULTILINE)
+    kept = rf"web:{port} +db:80/tcp +established +\d+\.\d\d ms +0 +5\.0 kB +5\.0 kB"
+    assert re.search(kept, sockets), sockets
     for wrong in (["nobody"], ["-n", "0"]):
         done = lab.niso("top", *wrong, check=False)
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr and not done.stdout
 
     pytest.importorskip("textual")
-    for end, status in ((b"q", 0), (b"\x03", 130)):
+    # Enter shows the first service with its sockets, and the keys what other commands say
+    keys = (
+        (b"b/s", b""),
+        (b"b/s", b"\x1b[B\r"),
+        (f"web:{port}".encode(), b"e"),
+        (b"exit status 0)", b"\x1b"),
+        (b"RETRANS", b"l"),
+        (b"niso logs db", b"\x1b"),
+        (b"RETRANS", b"c"),
+        (b"web.", b""),
+    )
+    for way, end, status in ((keys[:1], b"q", 0), (keys, b"\x03", 130)):
         terminal = lab.popen(
-            *("script", "-qefc", "stty rows 20 cols 110; niso top", "/dev/null"),
+            *("script", "-qefc", "stty rows 30 cols 130; niso top", "/dev/null"),
             stdin=-1,
             env={"TERM": "xterm-256color"},
         )
         assert terminal.stdin is not None and terminal.stdout is not None
-        screen = b""
-        while b"Mb/s" not in screen and b"kb/s" not in screen:
-            more = terminal.stdout.read1(65536)
-            assert more, screen
-            screen += more
-        terminal.stdin.write(end)
-        terminal.stdin.flush()
+        for text, key in (*way, (b"", end)):
+            screen = b""
+            while text not in screen:
+                more = terminal.stdout.read1(65536)
+                assert more, screen
+                screen += more
+            terminal.stdin.write(key)
+            terminal.stdin.flush()
         # the alternate screen is left, and the cursor is shown again
         rest = terminal.stdout.read()
         assert terminal.wait(20) == status, rest
-        assert b"\x1b[?1049l" in rest and b"\x1b[?25h" in rest and b"Traceback" not in rest
+        assert b"\x1b[?1049l" in rest and b"\x1b[?25h" in rest and b"textual" not in rest
+        assert lab.run("pgrep", "-f", "niso.cli|tcpdump", check=False).stdout == ""
+        assert "niso_live" not in lab.run("nft", "list", "tables").stdout
     flood.kill()
 
 

@@ -150,8 +150,11 @@ def test_a_map_has_few_other_machines_and_counts_what_it_leaves_out() -> None:
 
 def test_judged_flows_are_not_judged_again() -> None:
     there = made({"allow_from": []}, {})
-    known_: dict[tuple[seen.Key, bool], seen.Seen] = {}
+    judge = seen.Judge(there)
     row = Recorded(GUEST, DB, "tcp", 80, 3, 60, 1.0)
-    first = seen.joined(there, seen.Memory((), (row,), ()), known_)
-    later = seen.joined(there, seen.Memory((), (row._replace(packets=9),), ()), known_)
-    assert first[0]._replace(new=9) == later[0] and len(known_) == 1
+    first = seen.joined(there, seen.Memory((), (row,), ()), judge)
+    later = seen.joined(there, seen.Memory((), (row._replace(packets=9),), ()), judge)
+    assert first[0]._replace(new=9) == later[0]
+    assert later[0].reason is first[0].reason
+    assert judge.in_world(made({"allow_from": []}, {})) is judge
+    assert judge.in_world(made({"deny_from": ["guest"]}, {})) is not judge

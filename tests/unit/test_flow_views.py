@@ -7,7 +7,7 @@ from policy_worlds import HOST, NOTHING, OUTSIDE, known, network, policy, world,
 from samples import samples
 
 from niso.api import flow_views
-from niso.cli.see import _by, _cells, _merged
+from niso.cli.see import _cells, _merged, decided_by
 from niso.kernel.flows import Open
 from niso.kernel.sensor import Recorded
 from niso.plan import known_world, verdict
@@ -78,7 +78,7 @@ def test_nothing_is_said_about_the_policy_of_a_service_that_is_gone() -> None:
     assert len(found) == 7
     for each in found:
         assert (each.reason, each.agrees, each.published, each.gone) == (None, True, None, True)
-        assert _by(flow_views._flow(each)) == ""  # shown as -
+        assert decided_by(flow_views._flow(each)) == ""  # shown as -
     (other,) = flows.joined(there, memory(refused=(row(OUTSIDE, DB),)))
     assert other.reason is not None and not other.gone
 

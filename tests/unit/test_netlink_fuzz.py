@@ -124,6 +124,9 @@ READERS: dict[str, Callable[[list[bytes]], Any]] = {
     "connections": lambda said: of(netlink.Netlink, said).dump(
         "list sockets", 20, b"", sockdiag._parse_ends
     ),
+    "measured": lambda said: of(netlink.Netlink, said).dump(
+        "list sockets", 20, b"", sockdiag._parse_measured
+    ),
     "flows": lambda said: of(netlink.Netlink, said).dump(
         "list conntrack entries", 257, b"", flows._parse
     ),

@@ -9,14 +9,16 @@ import pathlib
 import re
 
 import pytest
-from policy_worlds import HOST, OUTSIDE, known, network, policy, world
+from policy_worlds import HOST, NOTHING, OUTSIDE, known, network, policy, world
 
 from niso.api import top_views
 from niso.api.service_views import ServiceLine
-from niso.api.top_views import FlowLoad, Load, Look, ServiceLoad
+from niso.api.top_views import FlowLoad, Load, Look, ServiceLoad, ServiceSocket
 from niso.cli import top
 from niso.explain.drops import Stats
 from niso.kernel.sensor import Recorded
+from niso.kernel.sockdiag import Connection, Measured
+from niso.plan.records import Port
 from niso.see import seen
 
 PICTURE = pathlib.Path(__file__).parents[1] / "golden" / "top.svg"
@@ -38,7 +40,9 @@ def look(at: float, memory: seen.Memory, *stats: Stats) -> Look:
         for name in ("api", "db", "side")
     )
     networks = {"api": ("back",), "db": ("back",), "side": ()}
-    return Look(at, lines, networks, {s.service: s for s in stats}, top_views.counts(memory))
+    shares = {"side": "db"}
+    counts = top_views.counts(memory)
+    return Look(at, lines, networks, shares, {s.service: s for s in stats}, counts)
 
 
 def test_rates_between_two_looks() -> None:
@@ -53,23 +57,24 @@ def test_rates_between_two_looks() -> None:
         Stats("db", 9, 3000, 7, 9, 100, 0, 0, None, None),  # sent: a new interface
         Stats("api", 9, 900, None, 9, 900, None, 0, None, None),  # was not there before
     )
-    load = top_views.between(WORLD, before, now)
+    judge = seen.Judge(WORLD)
+    load = top_views.between(judge, before, now)
     assert load.seconds == 2.0
     assert load.services == (
-        ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, None, None),
-        ServiceLoad("db", "running", None, ("back",), 8000.0, 400.0, 5.0, 7, 0),
-        ServiceLoad("side", "running", None, (), None, None, None, None, None),
+        ServiceLoad("api", "running", None, ("back",), 0.0, 0.0, 3.0, None, None, None),
+        ServiceLoad("db", "running", None, ("back",), 8000.0, 400.0, 5.0, 7, 0, None),
+        ServiceLoad("side", "running", None, (), None, None, None, None, None, "db"),
     )
     assert [(f.from_.name, f.to.name, f.port, f.verdict, f.new) for f in load.flows] == [
         ("api", "db", 80, "pass", 3.0),
         (OUTSIDE, "db", 80, "drop", 2.0),  # forgotten, and counted from 0 again
     ]
     moved = {(API, DB, "tcp", 80): 250, (HOST, DB, "tcp", 80): 500, (DB, API, "tcp", 9): 999}
-    counted = top_views.between(WORLD, before, now, moved)
+    counted = top_views.between(judge, before, now, moved)
     assert [top.flow_cells(f) for f in counted.flows] == [
-        ("api", "db:80/tcp", "1.0 kb/s", "3.0", "pass"),
-        (OUTSIDE, "db:80/tcp", "0 b/s", "2.0", "drop"),
-        ("host", "db:80/tcp", "2.0 kb/s", "0.0", "pass"),  # has begun before
+        ("api", "db:80/tcp", "1.0 kb/s", "3.0", "pass", 'db allow_from[0] "api:80"'),
+        (OUTSIDE, "db:80/tcp", "0 b/s", "2.0", "drop", "db allow_from"),
+        ("host", "db:80/tcp", "2.0 kb/s", "0.0", "pass", "-"),  # has begun before
     ]
     assert [top.cells(each) for each in load.services] == [
         ("api", "running", "0 b/s", "0 b/s", "3.0", "-", "-", "back"),
@@ -82,6 +87,51 @@ def test_rates_between_two_looks() -> None:
         ("2.0 refused/s", "bad"),
         ("8.0 kb/s", ""),
     ]
+
+
+def test_sockets_have_the_names_of_flows() -> None:
+    published = Port("0.0.0.0", 8080, 80, "tcp")
+    back = [known("db", {"back": [DB]}, NOTHING, published), known("api", {"back": [API]})]
+    there = world(back, [network("back", "10.99.1.0/24")], [HOST])
+    figures = ("established", 0.00021, 3, 1500, 2_400_000)
+    measured = [
+        Measured(Connection(OUTSIDE, 5555, DB, 80), True, *figures),
+        Measured(Connection(API, 4444, DB, 80), True, *figures),
+        Measured(Connection("127.0.0.1", 3333, "127.0.0.1", 80), False, *figures),
+        Measured(Connection(DB, 2222, API, 9), False, "syn-sent", None, None, None, None),
+    ]
+    sockets = top_views.sockets_of(seen.Judge(there), measured)
+    assert [top.socket_cells(socket) for socket in sockets] == [
+        # of the service itself, although the address is also the host's
+        (
+            "127.0.0.1:3333",
+            "127.0.0.1:80/tcp",
+            "established",
+            *(rest := ("0.21 ms", "3", "1.5 kB", "2.4 MB")),
+        ),
+        (f"{OUTSIDE}:5555", "db:80/tcp", "established", *rest),
+        ("api:4444", "db:80/tcp", "established", *rest),
+        ("db:2222", "api:9/tcp", "syn-sent", "-", "-", "-", "-"),
+    ]
+    assert [socket.published for socket in sockets] == [None, 8080, None, None]
+    assert (sockets[0].from_.service, sockets[2].from_.service) == (None, "api")
+
+
+def test_commands_about_a_flow() -> None:
+    """Addresses, since a service can have several; and where it was sent to."""
+    flow = FlowLoad(end("api"), end("db", "10.99.1.2"), 53, "udp", "pass", 1.0, None, *BY_NOTHING)
+    outside = top_views.FlowEnd("fd00::9", None, "fd00::9")
+    host = top_views.FlowEnd("host", None, "10.99.1.1")
+    assert top.explain_words(flow) == ["net", "explain", "10.99.1.9", "10.99.1.2:53/udp"]
+    assert top.capture_words("db", flow) == ["net", "capture", "db", "10.99.1.9:53"]
+    assert top.capture_words("api", flow) == ["net", "capture", "api", "10.99.1.2:53"]
+    assert top.capture_words("api", None) == ["net", "capture", "api"]
+    came = flow._replace(from_=outside, published=5353, verdict="drop")
+    assert top.explain_words(came) == ["net", "explain", "fd00::9", "host:5353/udp"]
+    assert top.capture_words("db", came) == ["net", "capture", "db", "[fd00::9]:53", "--drops"]
+    assert top.capture_words("db", flow._replace(from_=host))[-1] == "host:53"
+    to_outside = flow._replace(to=outside)
+    assert top.explain_words(to_outside)[-1] == "[fd00::9]:53/udp"
 
 
 @pytest.mark.parametrize(
@@ -101,24 +151,32 @@ def test_rate_in_three_digits(bits, text) -> None:
     assert top.rate(bits) == text
 
 
-def end(name: str) -> top_views.FlowEnd:
-    return top_views.FlowEnd(name, name, "10.99.1.9")
+def end(name: str, address: str = "10.99.1.9") -> top_views.FlowEnd:
+    return top_views.FlowEnd(name, name, address)
 
 
 def loads() -> Load:
     return Load(
         2.0,
         (
-            ServiceLoad("api", "running", "healthy", ("edge", "back"), 4e5, 7e5, 12.9, 0, 0),
-            ServiceLoad("db", "running", "unhealthy", ("back",), 9e5, 2e5, 2.2, 44, 0),
-            ServiceLoad("job", "inactive", None, (), None, None, None, None, None),
+            ServiceLoad("api", "running", "healthy", ("edge", "back"), 4e5, 7e5, 12.9, 0, 0, None),
+            ServiceLoad("db", "running", "unhealthy", ("back",), 9e5, 2e5, 2.2, 44, 0, None),
+            ServiceLoad("job", "inactive", None, (), None, None, None, None, None, None),
         ),
         (
-            FlowLoad(end("api"), end("db"), 5432, "tcp", "pass", 2.0),
-            FlowLoad(end("bad"), end("db"), 5432, "tcp", "drop", 1.5),
-            FlowLoad(end("api"), end("web"), 80, "tcp", "pass", 0.5),
+            FlowLoad(end("api"), end("db"), 5432, "tcp", "pass", 2.0, None, *BY_NOTHING),
+            FlowLoad(end("bad"), end("db"), 5432, "tcp", "drop", 1.5, None, *REFUSED),
+            FlowLoad(end("api"), end("web"), 80, "tcp", "pass", 0.5, None, *BY_NOTHING),
         ),
     )
+
+
+REFUSED = ("db", "network.policy.allow_from", None, "words", None, True)
+BY_NOTHING = (None, None, None, None, None, True)
+SOCKETS = (
+    ServiceSocket(end("api"), 4444, end("db"), 5432, None, "established", 0.0123, 2, 900, 5_000),
+    ServiceSocket(end("api"), 4445, end("db"), 5432, None, "syn-sent", None, 0, 0, 0),
+)
 
 
 def test_screen() -> None:
@@ -127,14 +185,15 @@ def test_screen() -> None:
 
 
 async def _on_the_screen() -> None:
-    from niso.cli.top_screen import Rows, TopScreen
+    from niso.cli.top_rows import Rows
+    from niso.cli.top_screen import Listed, TopScreen
 
     screen = TopScreen()
     async with screen.run_test(size=(120, 16)) as pilot:
 
         def rows() -> list[str]:
-            """The first cells of the table that is shown."""
-            (table,) = (each for each in screen.query(Rows) if each.display)
+            """The first cells of the first table that is shown."""
+            table = next(each for each in screen.query(Rows) if each.display)
             return [table._cells(key)[0][0] for key in table.keys]
 
         async def press(*keys: str) -> list[str]:
@@ -161,7 +220,7 @@ async def _on_the_screen() -> None:
         # the cursor is on db since it was alone, and stays there when the order changes
         screen.update_load(loads()._replace(services=loads().services[::-1]))
         assert await press("enter") == ["bad", "api"]
-        assert "db: flows" in shown(screen.export_screenshot())
+        assert re.search("niso top *db  2 of 3 up", shown(screen.export_screenshot()))
         assert await press("d") == ["bad"]
         assert await press("d", "escape") == ["job", "db", "api"]
         assert await press("slash", "a", "p") == ["api"]
@@ -170,17 +229,27 @@ async def _on_the_screen() -> None:
         # there is room: flows of all below, which Tab reaches, and Enter there shows the service's
         await pilot.resize_terminal(120, 30)
         await pilot.pause()
-        services, flows = screen.query_one("#services", Rows), screen.query_one("#flows", Rows)
+        services, flows, sockets = screen._tables()
         assert services.display and flows.display and services.has_focus
         screen.update_load(loads()._replace(flows=loads().flows[:1]))
         await pilot.pause()
         assert [flows._cells(key)[0][0] for key in flows.keys] == ["bad", "api", "api"]
         assert re.search(
-            r"bad +db:5432/tcp +drop +- +[▁█]+ +0\.0", shown(screen.export_screenshot())
+            r"bad +db:5432/tcp +drop +- +[▁█]+ +0\.0  db allow_from",
+            shown(screen.export_screenshot()),
         )
         await pilot.press("tab", "home", "down", "enter")
         await pilot.pause()
         assert screen.chosen == "db" and flows.has_focus and not services.display
+        screen.on_listed(Listed("api", SOCKETS))  # was chosen when it was asked for
+        assert sockets.display and sockets.keys == []
+        screen.on_listed(Listed("db", SOCKETS + SOCKETS[:1]))  # the last one: its other end
+        await pilot.pause()
+        assert len(sockets.keys) == 3
+        picture = shown(screen.export_screenshot())
+        assert re.search(
+            r"api:4444 +db:5432/tcp +established +12\.30 ms +2 +900 B +5\.0 kB", picture
+        ), picture
         for _ in range(15):
             screen.update_load(loads()._replace(flows=()))
         await pilot.pause()
@@ -205,6 +274,71 @@ async def _on_the_screen() -> None:
     assert not screen.signalled
 
 
+def test_commands_of_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("textual")
+    from niso.cli import top_output
+
+    # says what it was asked for, then ends or goes on until it is ended
+    program = (
+        'echo "$@"; printf "\\033[2J\\tend" >&2; case $1 in logs) exec sleep 60;; esac; exit 3'
+    )
+    monkeypatch.setattr(top_output, "NISO", ("/bin/sh", "-c", program, "sh"))
+    asyncio.run(_commands())
+
+
+async def _commands() -> None:
+    from niso.cli.top_output import Output
+    from niso.cli.top_screen import Listed, TopScreen
+
+    screen = TopScreen()
+    async with screen.run_test(size=(120, 40)) as pilot:
+
+        async def said(key: str, until: str) -> str:
+            """Press a key and return what is shown once it has this."""
+            await pilot.press(key)
+            for _ in range(200):
+                await pilot.pause(0.02)
+                picture = shown(screen.export_screenshot())
+                if until in picture:
+                    return picture
+            raise AssertionError(picture)
+
+        screen.update_load(loads())
+        await pilot.pause()
+        await pilot.press("e")  # of no flow
+        await pilot.pause()
+        assert not isinstance(screen.screen, Output)
+        text = await said("c", "(exit status 3)")
+        assert "niso net capture api  (exit status 3)" in text and "\nnet capture api" in text
+        assert r"\x1b[2J    end" in text and "d only denied" not in text
+        await pilot.press("d", "escape")  # d has no effect
+        assert not screen.only_denied and not isinstance(screen.screen, Output)
+        await said("l", "logs api -n 200 -f")
+        logs = screen.screen
+        assert isinstance(logs, Output) and logs._process is not None
+        running = logs._process
+        assert running.poll() is None
+        await pilot.press("escape")
+        await pilot.pause()
+        assert running.poll() is not None and logs._process is None
+        # the cursor is on a flow, then on a socket of the service that is shown
+        await pilot.press("tab")
+        text = await said("e", "(exit status 3)")
+        assert "net explain 10.99.1.9 10.99.1.9:5432/tcp" in text
+        await pilot.press("escape")
+        assert "net capture db 10.99.1.9:5432 --drops" in await said("c", "(exit status 3)")
+        await pilot.press("escape", "enter")
+        screen.on_listed(Listed("db", SOCKETS))
+        await pilot.press("tab")
+        assert "net capture db 10.99.1.9:5432\n" in await said("c", "(exit status 3)")
+        await pilot.press("escape")
+        await said("l", "logs db -n 200 -f")
+        assert isinstance(screen.screen, Output) and screen.screen._process is not None
+        running = screen.screen._process
+        await pilot.press("ctrl+c")
+    assert screen.signalled and running.poll() is not None
+
+
 def test_screen_as_a_picture() -> None:
     """The picture is Textual's own, of the version that wrote it; others draw other outlines."""
     pytest.importorskip("textual")
@@ -220,7 +354,7 @@ async def _picture() -> str:
     from niso.cli.top_screen import TopScreen
 
     screen = TopScreen()
-    async with screen.run_test(size=(110, 9)) as pilot:
+    async with screen.run_test(size=(110, 24)) as pilot:
         screen.update_load(loads())
         screen.update_load(loads())
         await pilot.pause()
@@ -243,7 +377,8 @@ def test_of_many_services_those_in_view_are_written() -> None:
 
 
 async def _many() -> None:
-    from niso.cli.top_screen import Rows, TopScreen
+    from niso.cli.top_rows import Rows
+    from niso.cli.top_screen import TopScreen
 
     first = loads().services[0]
     many = [first._replace(service=f"s{n:03}", received=1e3 * n) for n in range(1000)]

@@ -148,23 +148,32 @@ def _flow(seen: seer.Seen) -> Flow:
     from niso.api.packets import when
     from niso.see.seen import moment
 
-    reason = seen.reason
     return Flow(
         end_of(seen.source),
         end_of(seen.destination),
         seen.port,
         seen.proto,
         seen.verdict,
+        *decided(seen),
+        seen.new,
+        None if seen.ago is None else when(moment(seen.ago)),
+        None if seen.ago is None else round(seen.ago, 3),
+        seen.open,
+    )
+
+
+def decided(
+    seen: seer.Seen,
+) -> tuple[str | None, str | None, str | None, str | None, int | None, bool]:
+    """Return the fields of a `Flow` from ``service`` to ``agrees``."""
+    reason = seen.reason
+    return (
         reason.service or None if reason else None,
         reason.key or None if reason else None,
         reason.text or None if reason else None,
         reason.message if reason else None,
         seen.published.host_port if seen.published else None,
         seen.agrees,
-        seen.new,
-        None if seen.ago is None else when(moment(seen.ago)),
-        None if seen.ago is None else round(seen.ago, 3),
-        seen.open,
     )
 
 

@@ -6,19 +6,20 @@ import os
 import time
 
 from niso.api.guard import guarded
+from niso.api.metered import Metered
 from niso.api.published import Port
 from niso.api.service_states import States
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Self
+    from typing import Any
 
     from niso.api.session import Session
     from niso.api.top_views import Look, ServiceLoad
     from niso.plan.known_world import Known, World
     from niso.see.map_flows import Joint
-    from niso.see.seen import Key, Seen
+    from niso.see.seen import Judge, Seen
     from niso.store.service_rows import ServiceRow
     from niso.store.store import Store
 
@@ -166,35 +167,20 @@ class MapState(NamedTuple):
     """new flows that the kernel has not remembered, because a set was full"""
 
 
-class Map:
+class Map(Metered):
     """Looks at everything from call to call of `read`. Use it in a ``with`` block, or close it.
 
     Until then the kernel counts the bytes of flows for it (`niso.kernel.nft_meter`).
     """
 
     def __init__(self, session: Session) -> None:
-        from niso.api.top_views import meter
-
         self.session = session
         self._states = States(session)
-        self._world: World | None = None
-        self._judged: dict[tuple[Key, bool], Seen] = {}
+        self._judge: Judge | None = None
         self._names: dict[tuple[str, str], str | None] = {}
         self._version = -1
         self._before: Look | None = None
-        self._meter = meter()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Have the kernel count no more. Without it, it does until the program ends."""
-        meter, self._meter = self._meter, None
-        if meter is not None:
-            meter.close()
+        super().__init__()
 
     @guarded
     def read(self) -> MapState:
@@ -206,10 +192,10 @@ class Map:
         now, memory = top_views.look(self.session, self._states, with_open=True)
         world = self._states.world
         before, self._before = self._before or now, now
-        if world != self._world or len(self._judged) > _MOST_JUDGED:
-            self._world, self._judged = world, {}
+        self._judge = self._judge.in_world(world) if self._judge else seen.Judge(world)
         kept, left_out = map_flows.bounded(memory)
-        load = top_views.between(world, before, now)
+        seconds = round(top_views.elapsed(before, now), 3)
+        loads = top_views.services_between(self._judge.ends, before, now)
 
         def fresh(row: Seen) -> int:
             if before is now:
@@ -219,30 +205,27 @@ class Map:
                 sum(before.flows.get((row.key, verdict), 0) for verdict in verdicts), row.new
             )
 
-        moved = {} if self._meter is None else self._meter.read()
+        moved = self._moved()
 
         def octets(row: Seen) -> int:
-            return 0 if before is now or not row.passes else moved.get(row.key, 0)
+            return 0 if before is now or not row.passes else (moved or {}).get(row.key, 0)
 
-        rows = map_flows.joint(seen.joined(world, kept, self._judged), fresh, octets)
+        rows = map_flows.joint(seen.joined(world, kept, self._judge), fresh, octets)
         known = {row.name: row for row in self._states.rows}
         name = self._name_in(store)
         return MapState(
             os.uname().nodename,
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            load.seconds,
+            seconds,
             tuple(
                 _service(store, world, known.get(rates.service), line, rates)
-                for line, rates in zip(now.lines, load.services, strict=True)
+                for line, rates in zip(now.lines, loads, strict=True)
             ),
             tuple(
                 MapNetwork(n.name, tuple(s.cidr for s in n.subnets), n.internal, n.observe)
                 for _, n in sorted(world.networks.items())
             ),
-            tuple(
-                _flow(world, row, load.seconds or 1.0, name, self._meter is not None)
-                for row in rows
-            ),
+            tuple(_flow(world, row, seconds or 1.0, name, moved is not None) for row in rows),
             left_out,
             memory.missed,
         )
@@ -263,9 +246,6 @@ class Map:
         return name
 
 
-_MOST_JUDGED = 50_000
-
-
 def _service(
     store: Store, world: World, row: ServiceRow | None, line: Any, load: ServiceLoad
 ) -> MapService:
@@ -275,7 +255,7 @@ def _service(
         load.health,
         line.mode,
         store.stack_of(load.service),
-        row.provider if row else None,
+        load.shares,
         load.networks,
         line.address,
         line.ports,

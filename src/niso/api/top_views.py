@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import time
 
-from niso.api.flow_views import FlowEnd, end_of
+from niso.api.flow_views import FlowEnd, decided, end_of
 from niso.api.guard import guarded
+from niso.api.metered import Metered
 from niso.api.service_states import States
-from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Self
+    from collections.abc import Iterable, Mapping
 
     from niso.api.service_views import ServiceLine
     from niso.api.session import Session
     from niso.explain.drops import Stats
-    from niso.kernel.nft_meter import Meter
-    from niso.plan.known_world import World
-    from niso.see.seen import Key, Memory
+    from niso.kernel.sockdiag import Measured
+    from niso.see.seen import Ends, Judge, Key, Memory
 
 
 class ServiceLoad(NamedTuple):
@@ -43,6 +41,8 @@ class ServiceLoad(NamedTuple):
     """packets that its ingress policy has dropped, in all; null if unknown"""
     denied_out: int | None
     """packets that its egress policy has dropped, in all; null if unknown"""
+    shares: str | None
+    """whose network it shares, and so flows and sockets; null if it has its own"""
 
 
 class FlowLoad(NamedTuple):
@@ -60,8 +60,45 @@ class FlowLoad(NamedTuple):
     """pass, audit or drop"""
     new: float
     """new flows, or refused attempts, per second"""
-    bits: float | None = None
+    bits: float | None
     """bits per second both ways; null if the kernel cannot count them"""
+    service: str | None
+    """service whose manifest decides"""
+    key: str | None
+    """key of the manifest"""
+    text: str | None
+    """entry under the key"""
+    words: str | None
+    """the reason"""
+    published: int | None
+    """host port by which another machine came"""
+    agrees: bool
+    """whether the present configuration decides the same"""
+
+
+class ServiceSocket(NamedTuple):
+    """A TCP connection of a service, as its own socket knows it (tcp_info of tcp(7))."""
+
+    from_: FlowEnd
+    """the client's end"""
+    from_port: int
+    """the client's port"""
+    to: FlowEnd
+    """the server's end"""
+    port: int
+    """the server's port"""
+    published: int | None
+    """host port by which another machine came"""
+    state: str
+    """established, or as ss(8) calls it: syn-sent, fin-wait-1 ..."""
+    rtt: float | None
+    """smoothed round-trip time in seconds; null if none was measured"""
+    retransmitted: int | None
+    """segments that the service sent again; null if unknown"""
+    received: int | None
+    """bytes that the service received; null if unknown"""
+    sent: int | None
+    """bytes that the service sent and the other end has acknowledged; null if unknown"""
 
 
 class Load(NamedTuple):
@@ -73,6 +110,8 @@ class Load(NamedTuple):
     """all known services, by name"""
     flows: tuple[FlowLoad, ...]
     """those with new flows or traffic, the most frequent first"""
+    sockets: tuple[ServiceSocket, ...] = ()
+    """TCP connections of the one service that was asked for, by their ends"""
 
 
 class Look(NamedTuple):
@@ -81,52 +120,59 @@ class Look(NamedTuple):
     at: float
     lines: tuple[ServiceLine, ...]
     networks: dict[str, tuple[str, ...]]
+    shares: dict[str, str]
     stats: dict[str, Stats]
     flows: dict[tuple[Key, str], int]
 
 
-class Top:
+class Top(Metered):
     """Measures from call to call of `read`, for one service or all. Use it in a ``with`` block.
 
     Until it is closed the kernel counts the bytes of flows for it (`niso.kernel.nft_meter`).
     """
 
     def __init__(self, session: Session, name: str | None) -> None:
+        from niso.see.seen import Judge
+
         self.session = session
-        self._name = name
+        self.service = name
         self._states = States(session)
         self._before, _ = look(session, self._states)
-        self._meter = meter()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Have the kernel count no more. Without it, it does until the program ends."""
-        own, self._meter = self._meter, None
-        if own is not None:
-            own.close()
+        self._judge = Judge(self._states.world)
+        super().__init__()
 
     @guarded
     def read(self) -> Load:
         """Return what happened since the last call, or since the beginning."""
         now, _ = look(self.session, self._states)
         before, self._before = self._before, now
-        moved = None if self._meter is None else self._meter.read()
-        load = between(self._states.world, before, now, moved)
-        if self._name is None:
+        self._judge = self._judge.in_world(self._states.world)
+        load = between(self._judge, before, now, self._moved())
+        if self.service is None:
             return load
-        store = self.session.store()
         # a service that shares another's network has the flows of its provider
-        home = store.home(self._name)
+        home = now.shares.get(self.service, self.service)
         return Load(
             load.seconds,
-            tuple(each for each in load.services if each.service == self._name),
+            tuple(each for each in load.services if each.service == self.service),
             tuple(f for f in load.flows if home in (f.from_.service, f.to.service)),
+            self._sockets(home),
         )
+
+    @guarded
+    def sockets(self, service: str) -> tuple[ServiceSocket, ...]:
+        """Return the TCP connections of a service at present, which takes some 3 ms.
+
+        There are none if it is unknown, not active, or has no network namespace of its own. Raises
+        KernelError.
+        """
+        return self._sockets(self.session.store().home(service))
+
+    def _sockets(self, home: str) -> tuple[ServiceSocket, ...]:
+        from niso.base import names
+
+        measured = self.session.kernel().measured_in(names.netns(home))
+        return sockets_of(self._judge, measured)
 
 
 def look(session: Session, states: States, with_open: bool = False) -> tuple[Look, Memory]:
@@ -136,19 +182,10 @@ def look(session: Session, states: States, with_open: bool = False) -> tuple[Loo
 
     states.read()
     networks = {row.name: row.networks for row in states.rows}
+    shares = {row.name: row.provider for row in states.rows if row.provider}
     memory = seen.remembered(session.kernel(), states.world, with_open)
     stats = {each.service: each for each in drops.stats([row for row in states.rows if row.active])}
-    return Look(time.monotonic(), states.lines, networks, stats, counts(memory)), memory
-
-
-def meter() -> Meter | None:
-    """Begin to count bytes; None on a kernel that cannot."""
-    from niso.kernel.nft_meter import Meter
-
-    try:
-        return Meter()
-    except KernelError:
-        return None
+    return Look(time.monotonic(), states.lines, networks, shares, stats, counts(memory)), memory
 
 
 def top(session: Session, name: str | None) -> Top:
@@ -164,30 +201,51 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
     }
 
 
-def between(world: World, before: Look, now: Look, moved: Mapping[Key, int] | None = None) -> Load:
+def between(judge: Judge, before: Look, now: Look, moved: Mapping[Key, int] | None = None) -> Load:
     """Return what happened between two looks. ``moved`` has the bytes of flows. Pure."""
-    from niso.see.seen import DROP, Ends
+    from niso.see.seen import DROP
 
-    seconds = max(now.at - before.at, 1e-6)
-    ends = Ends(world)
+    seconds = elapsed(before, now)
     flows = []
-    new: dict[str, int] = {}
     left = dict(moved or {})
     for (key, verdict), count in now.flows.items():
         grown = more(before.flows.get((key, verdict), 0), count)
         octets = 0 if verdict == DROP else left.pop(key, 0)
         if not grown and not octets:
             continue
-        source, destination, proto, port = key
-        from_, to = ends.of(source), ends.of(destination)
-        for service in {from_.service, to.service} - {""}:
-            new[service] = new.get(service, 0) + grown
-        rate = round(grown / seconds, 3)
-        bits = None if moved is None else round(8 * octets / seconds, 1)
-        flows.append(FlowLoad(end_of(from_), end_of(to), port, proto, verdict, rate, bits))
+        seen = judge.of(key, verdict != DROP)
+        flows.append(
+            FlowLoad(
+                end_of(seen.source),
+                end_of(seen.destination),
+                seen.port,
+                seen.proto,
+                verdict,
+                round(grown / seconds, 3),
+                None if moved is None else round(8 * octets / seconds, 1),
+                *decided(seen),
+            )
+        )
     flows.sort(
         key=lambda f: (-f.new, -(f.bits or 0), f.from_.name, f.to.name, f.port, f.proto, f.verdict)
     )
+    services = services_between(judge.ends, before, now)
+    return Load(round(seconds, 3), services, tuple(flows))
+
+
+def elapsed(before: Look, now: Look) -> float:
+    """Return the seconds between two looks, never 0."""
+    return max(now.at - before.at, 1e-6)
+
+
+def services_between(ends: Ends, before: Look, now: Look) -> tuple[ServiceLoad, ...]:
+    """Return what services did between two looks. Pure."""
+    seconds = elapsed(before, now)
+    new: dict[str, int] = {}
+    for (key, verdict), count in now.flows.items():
+        if grown := more(before.flows.get((key, verdict), 0), count):
+            for service in {ends.of(key[0]).service, ends.of(key[1]).service} - {""}:
+                new[service] = new.get(service, 0) + grown
     services = []
     for line in now.lines:
         networks = now.networks.get(line.service, ())
@@ -203,9 +261,32 @@ def between(world: World, before: Look, now: Look, moved: Mapping[Key, int] | No
                 round(new.get(line.service, 0) / seconds, 3) if networks else None,
                 stats.in_drops if stats else None,
                 stats.out_drops if stats else None,
+                now.shares.get(line.service),
             )
         )
-    return Load(round(seconds, 3), tuple(services), tuple(flows))
+    return tuple(services)
+
+
+def sockets_of(judge: Judge, measured: Iterable[Measured]) -> tuple[ServiceSocket, ...]:
+    """Return the connections of a service's namespace with the names of their ends. Pure."""
+    from niso.plan.known_world import parsed
+
+    sockets = []
+    for each in measured:
+        client, client_port, server, port = each.connection
+        published = None
+        if parsed(client).is_loopback or parsed(server).is_loopback:
+            # in there, this is the service and not the host
+            ends = [FlowEnd(address, None, address) for address in (client, server)]
+        else:
+            seen = judge.of((client, server, "tcp", port), True)
+            ends = [end_of(seen.source), end_of(seen.destination)]
+            published = seen.published.host_port if seen.published else None
+        figures = (each.state, each.rtt, each.retransmitted, each.received, each.acked)
+        sockets.append(ServiceSocket(ends[0], client_port, ends[1], port, published, *figures))
+    return tuple(
+        sorted(sockets, key=lambda s: (s.from_.name, s.to.name, s.port, s.from_port, s.from_))
+    )
 
 
 def more(before: int, now: int) -> int:

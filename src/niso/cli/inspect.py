@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from niso.api.host import Host, connect
@@ -97,15 +98,39 @@ def print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
     """Print lines of logs, each at once if ``follow``; return the exit status."""
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
+    gone: list[bool] = []
     try:
+        if follow:
+            _watch_reader(gone)
         for chunk in chunks:
             raw.write(_on_terminal(chunk) if terminal else chunk)
             if follow:
                 raw.flush()
         raw.flush()
     except KeyboardInterrupt:
+        if gone:
+            raise BrokenPipeError from None
         return 130
     return 0
+
+
+def _watch_reader(gone: list[bool]) -> None:
+    """Interrupt this command once nobody reads its output, also if nothing is written.
+
+    An item is added to ``gone`` then.
+    """
+    import select
+    import signal
+    import threading
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        poll.poll()
+        gone.append(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _on_terminal(chunk: bytes) -> bytes:

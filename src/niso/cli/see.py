@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from niso.api.captures import Capture, Traced
     from niso.api.flow_views import Flow, Flows
+    from niso.api.top_views import FlowLoad
 
 COLUMNS = ("FROM", "TO", "NEW", "OPEN", "LAST", "VERDICT", "BY")
 _EVERY_MS = 1000
@@ -44,7 +45,7 @@ def _flows(host: Host, args: Args) -> int:
 
 
 def _merged(flows: Iterable[Flow]) -> list[Flow]:
-    return output.merged(flows, lambda f: (f.from_.name, _to(f), f.verdict, _by(f)))
+    return output.merged(flows, lambda f: (f.from_.name, _to(f), f.verdict, decided_by(f)))
 
 
 def _graph(host: Host, args: Args) -> int:
@@ -207,14 +208,14 @@ def _cells(flow: Flow) -> tuple[str, ...]:
     if flow.ago is not None:
         last = "now" if flow.ago < 1 else f"{output.duration(flow.ago)} ago"
     new, opened = str(flow.new or "-"), str(flow.open or "-")
-    return (flow.from_.name, _to(flow), new, opened, last, flow.verdict, _by(flow) or "-")
+    return (flow.from_.name, _to(flow), new, opened, last, flow.verdict, decided_by(flow) or "-")
 
 
 def _to(flow: Flow) -> str:
     return f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
 
 
-def _by(flow: Flow) -> str:
+def decided_by(flow: Flow | FlowLoad) -> str:
     """Return what decides: ``published 8080``, ``db allow_from[0] "api:80"``."""
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
@@ -245,5 +246,5 @@ def _follow(flows: Flows, as_json: bool) -> NoReturn:
 def _line(flow: Flow) -> str:
     ends = f"{flow.from_.name} {output.arrow()} {_to(flow)}"
     times = f"  ({flow.new} times)" if flow.new > 1 else ""
-    by = f"  {_by(flow)}" if _by(flow) else ""
+    by = f"  {decided_by(flow)}" if decided_by(flow) else ""
     return f"{flow.last}  {ends}  {flow.verdict}{by}{times}"

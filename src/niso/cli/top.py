@@ -14,13 +14,15 @@ from niso.base.errors import UsageError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import output
 from niso.cli.parse import Args
+from niso.cli.see import decided_by
 
 if TYPE_CHECKING:
-    from niso.api.top_views import FlowLoad, Load, ServiceLoad, Top
+    from niso.api.top_views import FlowLoad, Load, ServiceLoad, ServiceSocket, Top
 
 EVERY_S = 2.0
 COLUMNS = ("SERVICE", "HEALTH", "IN", "OUT", "NEW/s", "DENIED IN", "DENIED OUT", "NETWORKS")
-FLOW_COLUMNS = ("FROM", "TO", "TRAFFIC", "NEW/s", "VERDICT")
+FLOW_COLUMNS = ("FROM", "TO", "TRAFFIC", "NEW/s", "VERDICT", "BY")
+SOCKET_COLUMNS = ("FROM", "TO", "STATE", "RTT", "RETRANS", "RECEIVED", "SENT")
 
 
 def run(_: str, args: Args) -> int:
@@ -64,6 +66,8 @@ def _print_looks(top: Top, args: Args) -> None:
             if args.name is not None:
                 print()
                 output.table(FLOW_COLUMNS, [flow_cells(each) for each in load.flows])
+                print()
+                output.table(SOCKET_COLUMNS, [socket_cells(each) for each in load.sockets])
         sys.stdout.flush()
         first = False
         left -= 1
@@ -100,16 +104,58 @@ def cells(load: ServiceLoad) -> tuple[str, ...]:
 def flow_cells(flow: FlowLoad) -> tuple[str, ...]:
     """Return the cells of a flow, in the order of `FLOW_COLUMNS`."""
     to = f"{bracketed(flow.to.name)}:{flow.port}/{flow.proto}"
-    return (flow.from_.name, to, rate(flow.bits), f"{flow.new:.1f}", flow.verdict)
+    figures = rate(flow.bits), f"{flow.new:.1f}"
+    return (flow.from_.name, to, *figures, flow.verdict, decided_by(flow) or "-")
+
+
+def socket_cells(socket: ServiceSocket) -> tuple[str, ...]:
+    """Return the cells of a socket, in the order of `SOCKET_COLUMNS`."""
+    from_ = f"{bracketed(socket.from_.name)}:{socket.from_port}"
+    to = f"{bracketed(socket.to.name)}:{socket.port}/tcp"
+    rtt = "-" if socket.rtt is None else f"{socket.rtt * 1000:.2f} ms"
+    resent = "-" if socket.retransmitted is None else str(socket.retransmitted)
+    sizes = _scaled(socket.received, "B"), _scaled(socket.sent, "B")
+    return (from_, to, socket.state, rtt, resent, *sizes)
 
 
 def rate(bits: float | None) -> str:
     """Return bits per second in three digits: ``391 kb/s``."""
-    if bits is None:
+    return _scaled(bits, "b/s")
+
+
+def _scaled(number: float | None, unit: str) -> str:
+    if number is None:
         return "-"
-    for unit in ("b/s", "kb/s", "Mb/s", "Gb/s"):
-        if bits < 999.5 or unit == "Gb/s":
+    for prefix in ("", "k", "M", "G"):
+        if number < 999.5 or prefix == "G":
             break
-        bits /= 1000
-    digits = 1 if bits < 9.95 and unit != "b/s" else 0
-    return f"{bits:.{digits}f} {unit}"
+        number /= 1000
+    digits = 1 if number < 9.95 and prefix else 0
+    return f"{number:.{digits}f} {prefix}{unit}"
+
+
+# --- other commands about what is shown -------------------------------------------------------
+
+
+def explain_words(flow: FlowLoad) -> list[str]:
+    """Return ``net explain`` of a flow."""
+    to, port = bracketed(flow.to.address), flow.port
+    if flow.published is not None:
+        to, port = "host", flow.published  # where it was sent to
+    return ["net", "explain", flow.from_.address, f"{to}:{port}/{flow.proto}"]
+
+
+def capture_words(service: str, flow: FlowLoad | None) -> list[str]:
+    """Return ``net capture`` of a service, of everything or of one flow of it."""
+    words = ["net", "capture", service]
+    if flow is not None:
+        other = flow.from_ if flow.to.service == service else flow.to
+        is_host = other.service is None and other.name == "host"
+        words.append(f"{'host' if is_host else bracketed(other.address)}:{flow.port}")
+        words += ["--drops"] * (flow.verdict == "drop")
+    return words
+
+
+def logs_words(service: str) -> list[str]:
+    """Return ``logs`` of a service."""
+    return ["logs", service, "-n", "200", "-f"]

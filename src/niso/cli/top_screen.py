@@ -5,71 +5,58 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 from typing import ClassVar
 
 from niso.api.host import connect
+from niso.api.top_views import FlowLoad
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cli import top
 from niso.cli.output import escaped
 
 try:
-    from rich.segment import Segment
-    from rich.style import Style
     from rich.text import Text
     from textual.app import App, ComposeResult
     from textual.binding import Binding
-    from textual.geometry import Size
     from textual.message import Message
-    from textual.scroll_view import ScrollView
-    from textual.strip import Strip
     from textual.widgets import Footer, Input, Static
 except ImportError:
     hint = "niso top -n 1, apt install python3-textual, or install niso[top] with pip"
     raise Error("textual, which draws the screen, is not installed", hint) from None
 
+from niso.cli.top_output import Output
+from niso.cli.top_rows import STYLES, Rows
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from textual.events import Click, Resize
+    from textual.events import Resize
 
-    from niso.api.top_views import FlowLoad, Load, ServiceLoad
-
-    Cells = tuple[tuple[str, str], ...]
-    """Texts of one row, each with its kind (`_STYLES`)."""
+    from niso.api.top_views import Load, ServiceLoad, ServiceSocket
+    from niso.cli.top_rows import Cells
 
 HISTORY = 15
 TALL = 24
 """From so many lines on, flows are shown below the services."""
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = (*top.COLUMNS[:4], "LAST 30 s", *top.COLUMNS[4:])
-_FLOW_COLUMNS = ("FROM", "TO", "VERDICT", "TRAFFIC", "LAST 30 s", "NEW/s")
-_AT_THE_RIGHT = frozenset(("IN", "OUT", "TRAFFIC", "NEW/s", "DENIED IN", "DENIED OUT"))
-_SPACE = "  "
-_STYLES = {
-    "": Style(),
-    "name": Style(bold=True),
-    "good": Style(color="green"),
-    "bad": Style(color="red", bold=True),
-    "waiting": Style(color="yellow"),
-    "soft": Style(dim=True),
-    "bars": Style(color="cyan"),
-}
+_FLOW_COLUMNS = ("FROM", "TO", "VERDICT", "TRAFFIC", "LAST 30 s", "NEW/s", "BY")
 _VERDICTS = {"drop": "bad", "audit": "waiting", "pass": "good"}
 ORDERS = ("name", "traffic", "new", "denied")
 
 
 def show(name: str | None) -> int:
     """Show the screen until q or Ctrl-C; return the exit status. Raises Error."""
-    with connect() as host:
-        host.top(name).close()  # reports mistakes before the screen is changed
-    screen = TopScreen(name)
-    reader = threading.Thread(target=_read, args=(screen, name), daemon=True)
+    with connect() as host, host.top(name) as measured:  # reports mistakes beforehand
+        screen = TopScreen(measured.service)
+    reader = threading.Thread(target=_read, args=(screen,), daemon=True)
     screen.begin = lambda: _begin(screen, reader)
     try:
         screen.run()
     finally:
-        screen.over.set()
+        screen.is_over = True
+        screen.wake.set()
         if reader.ident is not None:
             reader.join()  # it closes its store itself: a connection belongs to its thread
     if screen.failure is not None:
@@ -85,138 +72,24 @@ def _begin(screen: TopScreen, reader: threading.Thread) -> None:
     reader.start()
 
 
-def _read(screen: TopScreen, name: str | None) -> None:
+def _read(screen: TopScreen) -> None:
     """Look every `top.EVERY_S`, in a thread: a probe of a service's health can take long."""
     try:
-        with connect() as host, host.top(name) as measured:
-            while not screen.over.wait(top.EVERY_S):
-                screen.post_message(Looked(measured.read()))  # safe in a thread
+        with connect() as host, host.top() as measured:
+            due = time.monotonic() + top.EVERY_S
+            while True:
+                screen.wake.wait(max(due - time.monotonic(), 0))
+                screen.wake.clear()
+                if screen.is_over:
+                    return
+                if time.monotonic() >= due:
+                    due = time.monotonic() + top.EVERY_S
+                    screen.post_message(Looked(measured.read()))  # safe in a thread
+                if (chosen := screen.chosen) is not None:
+                    screen.post_message(Listed(chosen, measured.sockets(chosen)))
     except Exception as error:  # raised again by `show`
         screen.failure = error
         screen.post_message(Looked(None))
-
-
-class Rows(ScrollView, can_focus=True):
-    """A table of many rows, of which only the lines in view are made.
-
-    The first line has the titles. The cursor stays on the row of its key when the order changes.
-    """
-
-    COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
-    DEFAULT_CSS = """
-    Rows { height: 1fr; }
-    Rows > .rows--titles { background: $panel; text-style: bold; }
-    Rows > .rows--cursor { background: $primary; color: $text; text-style: bold; }
-    """
-    BINDINGS: ClassVar = [
-        Binding("up", "move(-1)", show=False),
-        Binding("down", "move(1)", show=False),
-        Binding("pageup", "page(-1)", show=False),
-        Binding("pagedown", "page(1)", show=False),
-        Binding("home,ctrl+home", "move_to(0)", show=False),
-        Binding("end,ctrl+end", "move_to(-1)", show=False),
-        Binding("enter", "choose", show=False),
-    ]
-
-    class Chosen(Message):
-        """A row was chosen, by Enter or a click on it."""
-
-        def __init__(self, key: str) -> None:
-            self.key = key
-            super().__init__()
-
-    def __init__(self, id_: str) -> None:
-        super().__init__(id=id_)
-        self.keys: list[str] = []
-        self.cursor = 0
-        self._titles: tuple[str, ...] = ()
-        self._widths: list[int] = []
-        self._cells: Callable[[str], Cells] = lambda _: ()
-
-    def fill(self, titles: tuple[str, ...], keys: list[str], cells: Callable[[str], Cells]) -> None:
-        """Show a row for each key, of what ``cells`` returns."""
-        at = self.key
-        if titles != self._titles:
-            self._titles, self._widths = titles, [len(title) for title in titles]
-        self.keys, self._cells = keys, cells
-        where = keys.index(at) if at in keys else self.cursor
-        self.cursor = max(0, min(where, len(keys) - 1))
-        self._measure()
-
-    @property
-    def key(self) -> str | None:
-        """Return the key of the row with the cursor, None if there are no rows."""
-        return self.keys[self.cursor] if self.cursor < len(self.keys) else None
-
-    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Measure what comes into view."""
-        super().watch_scroll_y(old_value, new_value)
-        self._measure()
-
-    def on_resize(self) -> None:
-        """Measure what comes into view."""
-        self._measure()
-
-    def _measure(self) -> None:
-        """Draw again. A column becomes wider if a row in view needs it, and never narrower."""
-        first = self.scroll_offset.y
-        for key in self.keys[first : first + self.size.height]:
-            needed = [len(text) for text, _ in self._cells(key)]
-            self._widths = [max(pair) for pair in zip(needed, self._widths, strict=True)]
-        width = sum(self._widths) + len(_SPACE) * len(self._widths) + 1
-        self.virtual_size = Size(width, len(self.keys) + 1)
-        self.refresh()
-
-    def render_line(self, y: int) -> Strip:
-        """Return line ``y`` of those in view."""
-        plain = self.rich_style
-        at = y - 1 + self.scroll_offset.y
-        cells: Cells = ()
-        over: Style | None = None
-        if y == 0:
-            cells = tuple((title, "") for title in self._titles)
-            over = self.get_component_rich_style("rows--titles")
-        elif at < len(self.keys):
-            cells = self._cells(self.keys[at])
-            if at == self.cursor and self.has_focus:
-                over = self.get_component_rich_style("rows--cursor")
-        segments = [Segment(" ", over or plain)]
-        for (text, kind), title, width in zip(cells, self._titles, self._widths, strict=False):
-            words = text.rjust(width) if title in _AT_THE_RIGHT else text.ljust(width)
-            segments.append(Segment(words + _SPACE, over or plain + _STYLES[kind]))
-        x = self.scroll_offset.x
-        return Strip(segments).crop_extend(x, x + self.size.width, over or plain)
-
-    def action_move(self, by: int) -> None:
-        """Move the cursor by some rows."""
-        self.action_move_to(max(0, min(self.cursor + by, len(self.keys) - 1)))
-
-    def action_page(self, by: int) -> None:
-        """Move the cursor by some pages."""
-        self.action_move(by * max(1, self.size.height - 2))
-
-    def action_move_to(self, at: int) -> None:
-        """Move the cursor to a row; -1 is the last."""
-        self.cursor = at if at >= 0 else max(0, len(self.keys) - 1)
-        most = max(1, self.size.height - 1)
-        top_ = min(max(self.scroll_offset.y, self.cursor - most + 1), self.cursor)
-        self.scroll_to(y=top_, animate=False, immediate=True)
-        self.refresh()
-
-    def action_choose(self) -> None:
-        """Choose the row with the cursor."""
-        if self.key is not None:
-            self.post_message(self.Chosen(self.key))
-
-    def on_click(self, event: Click) -> None:
-        """Move the cursor to a row, and choose the one that has it."""
-        at = event.y - 1 + self.scroll_offset.y
-        if event.y == 0 or at >= len(self.keys):
-            return
-        if at == self.cursor:
-            self.action_choose()
-        else:
-            self.action_move_to(at)
 
 
 class Looked(Message):
@@ -227,8 +100,16 @@ class Looked(Message):
         super().__init__()
 
 
+class Listed(Message):
+    """The sockets of a service."""
+
+    def __init__(self, service: str, sockets: tuple[ServiceSocket, ...]) -> None:
+        self.service, self.sockets = service, sockets
+        super().__init__()
+
+
 class TopScreen(App[None]):
-    """A table of services and one of flows; of one service, or after Enter, its flows alone."""
+    """A table of services and one of flows; of one service, or after Enter, flows and sockets."""
 
     CSS = """
     Input { display: none; }
@@ -236,12 +117,16 @@ class TopScreen(App[None]):
     #summary { padding: 0 1; }
     #services { height: 3fr; }
     #flows { height: 2fr; }
+    #sockets { height: 2fr; }
     """
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar = [
         Binding("d", "denied", "only denied"),
         Binding("s", "sort", "sort"),
         Binding("slash", "find", "find"),
+        Binding("e", "explain", "explain"),
+        Binding("c", "capture", "capture"),
+        Binding("l", "logs", "logs"),
         Binding("escape", "leave", "back"),
         Binding("q", "quit", "quit"),
         Binding("ctrl+c", "interrupt", "quit", show=False, priority=True),
@@ -251,7 +136,9 @@ class TopScreen(App[None]):
         super().__init__()
         self.chosen, self._fixed = name, name is not None
         self.only_denied, self.order, self.wanted = False, ORDERS[0], ""
-        self.over = threading.Event()
+        self.is_over = False
+        self.wake = threading.Event()
+        """Set to end the thread that looks, or to have it list the sockets of another service."""
         self.failure: Exception | None = None
         self.signalled = False
         self.begin: Callable[[], None] = lambda: None
@@ -260,12 +147,14 @@ class TopScreen(App[None]):
         self._history: dict[str, list[float]] = {}
         self._flows: dict[str, FlowLoad] = {}
         self._flow_history: dict[str, list[float]] = {}
+        self._sockets: dict[str, ServiceSocket] = {}
 
     def compose(self) -> ComposeResult:
         """Yield the parts of the screen, from top to bottom."""
         yield Static("niso top: measuring", id="summary", markup=False)
         yield Rows("services")
         yield Rows("flows")
+        yield Rows("sockets")
         yield Input(placeholder="part of a name", id="find")
         yield Footer()
 
@@ -286,6 +175,20 @@ class TopScreen(App[None]):
             self.exit()
         else:
             self.update_load(event.load)
+
+    def on_listed(self, event: Listed) -> None:
+        """Show the sockets of the service, unless another one is shown by now."""
+        if event.service == self.chosen:
+            self.update_sockets(event.sockets)
+
+    def update_sockets(self, sockets: tuple[ServiceSocket, ...]) -> None:
+        """Show the sockets of the chosen service."""
+        self._sockets = {}
+        for socket in sockets:
+            key = _socket_key(socket)
+            # of a connection to itself a service has both ends
+            self._sockets[key + "|" * (key in self._sockets)] = socket
+        self._draw()
 
     def update_load(self, load: Load) -> None:
         """Show a new look. Flows are shown until `HISTORY` looks have had nothing of them."""
@@ -309,13 +212,21 @@ class TopScreen(App[None]):
 
     def _arrange(self) -> None:
         """Show the tables that are wanted, and give the keyboard to one of them."""
-        services, flows = self.query_one("#services", Rows), self.query_one("#flows", Rows)
+        services, flows, sockets = self._tables()
         services.display = self.chosen is None
         flows.display = self.chosen is not None or self._is_tall
-        if self.focused not in [
-            each for each in (services, flows, *self.query(Input)) if each.display
-        ]:
-            (services if services.display else flows).focus()
+        sockets.display = self.chosen is not None
+        shown = [each for each in (*self._tables(), *self.query(Input)) if each.display]
+        if self.focused not in shown:
+            shown[0].focus()
+
+    def _tables(self) -> tuple[Rows, Rows, Rows]:
+        """Return the tables of services, flows and sockets."""
+        return (
+            self.query_one("#services", Rows),
+            self.query_one("#flows", Rows),
+            self.query_one("#sockets", Rows),
+        )
 
     def _draw(self) -> None:
         load = self._load
@@ -323,27 +234,30 @@ class TopScreen(App[None]):
             return
         parts = [("niso top", "name"), *top.summary(load)]
         if self.chosen is not None:
-            parts.insert(1, (f"{self.chosen}: flows", "name"))
+            parts.insert(1, (self.chosen, "name"))
         parts += [(f"sorted by {self.order}", "")] * (self.order != ORDERS[0])
         parts += [("only denied", "")] * self.only_denied
         parts += [(repr(self.wanted), "")] * bool(self.wanted)
-        words = Text("  ").join(Text(text, _STYLES[kind]) for text, kind in parts)
+        words = Text("  ").join(Text(text, STYLES[kind]) for text, kind in parts)
         self.query_one("#summary", Static).update(words)
         shown = [each for each in self._sorted(load.services) if self._is_shown(each)]
         loads = {each.service: each for each in shown}
-        services, flows = self.query_one("#services", Rows), self.query_one("#flows", Rows)
+        services, flows, sockets = self._tables()
         if services.display:
             services.fill(_COLUMNS, list(loads), lambda key: self._cells(loads[key]))
         if flows.display:
             flows.fill(_FLOW_COLUMNS, self._flow_keys(), self._flow_cells)
+        if sockets.display:
+            sockets.fill(top.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
 
     def _flow_keys(self) -> list[str]:
         """Return the flows to show: denied ones first, then those with most in 30 s."""
         keys = []
+        home = self._home(self.chosen)
         for key, flow in self._flows.items():
             names = (flow.from_.name, flow.to.name)
             if self.chosen is not None:
-                wanted = self._fixed or self.chosen in (flow.from_.service, flow.to.service)
+                wanted = home in (flow.from_.service, flow.to.service)
             else:
                 wanted = any(self.wanted in name for name in names)
             if wanted and not (self.only_denied and flow.verdict == "pass"):
@@ -354,7 +268,7 @@ class TopScreen(App[None]):
 
     def _flow_cells(self, key: str) -> Cells:
         flow = self._flows[key]
-        from_, to, traffic, new, verdict = top.flow_cells(flow)
+        from_, to, traffic, new, verdict, by = top.flow_cells(flow)
         kind = "bad" if verdict == "drop" else ""
         return (
             (escaped(from_), kind),
@@ -363,6 +277,19 @@ class TopScreen(App[None]):
             (traffic, "" if flow.bits else "soft"),
             (_bars(self._flow_history[key]), "bad" if kind else "bars"),
             (new, kind or ("" if flow.new else "soft")),
+            (escaped(by), "soft"),
+        )
+
+    def _socket_cells(self, key: str) -> Cells:
+        socket = self._sockets[key]
+        *ends, state, rtt, resent, received, sent = top.socket_cells(socket)
+        return (
+            *((escaped(end), "") for end in ends),
+            (state, "" if state == "established" else "waiting"),
+            (rtt, ""),
+            (resent, "bad" if socket.retransmitted else "soft"),
+            (received, ""),
+            (sent, ""),
         )
 
     def _cells(self, load: ServiceLoad) -> Cells:
@@ -395,7 +322,7 @@ class TopScreen(App[None]):
     def on_rows_chosen(self, event: Rows.Chosen) -> None:
         """Show the flows of a service, or of the service that a flow leads to."""
         if self.chosen is not None:
-            return
+            return  # only flows and sockets of one are shown
         name: str | None = event.key
         if event.key in self._flows:
             flow = self._flows[event.key]
@@ -403,7 +330,10 @@ class TopScreen(App[None]):
         self._choose(name)
 
     def _choose(self, name: str | None) -> None:
+        if name != self.chosen:
+            self._sockets = {}
         self.chosen = name
+        self.wake.set()
         self._arrange()
         self._draw()
 
@@ -439,6 +369,45 @@ class TopScreen(App[None]):
         field.add_class("shown")
         field.focus()
 
+    def action_explain(self) -> None:
+        """Explain the flow or socket with the cursor."""
+        _, flow = self._subject()
+        if flow is None:
+            self.notify("e explains a flow: Tab or Enter leads to flows")
+        else:
+            self.push_screen(Output(top.explain_words(flow)))
+
+    def action_capture(self) -> None:
+        """Capture the service, flow or socket with the cursor."""
+        service, flow = self._subject()
+        if service is not None:
+            self.push_screen(Output(top.capture_words(service, flow)))
+
+    def action_logs(self) -> None:
+        """Show the logs of the service that is chosen, or of that with the cursor."""
+        service = self.chosen or self._subject()[0]
+        if service is not None:
+            self.push_screen(Output(top.logs_words(service)))
+
+    def _subject(self) -> tuple[str | None, FlowLoad | None]:
+        """Return the service and the flow that the cursor is on; of a flow, the chosen service."""
+        services, _, sockets = self._tables()
+        table = next((each for each in self._tables() if each.has_focus), services)
+        if table is services or table.key is None:
+            return self._home(self.chosen or services.key), None
+        if table is sockets:
+            end = self._sockets[table.key]
+            ends, none = (end.from_, end.to, end.port, "tcp"), (None,) * 5
+            flow = FlowLoad(*ends, "pass", 0.0, *none, end.published, True)
+        else:
+            flow = self._flows[table.key]
+        return self._home(self.chosen) or flow.to.service or flow.from_.service, flow
+
+    def _home(self, name: str | None) -> str | None:
+        """Return the service whose network a service uses."""
+        loads = self._load.services if self._load else ()
+        return next((each.shares or name for each in loads if each.service == name), name)
+
     def action_leave(self) -> None:
         """Leave a service, or end a search."""
         field = self.query_one(Input)
@@ -449,6 +418,10 @@ class TopScreen(App[None]):
 
 def _flow_key(flow: FlowLoad) -> str:
     return f"{flow.from_.address}|{flow.to.address}|{flow.port}|{flow.proto}|{flow.verdict}"
+
+
+def _socket_key(socket: ServiceSocket) -> str:
+    return f"{socket.from_.address}|{socket.from_port}|{socket.to.address}|{socket.port}"
 
 
 def _bars(values: list[float]) -> str:

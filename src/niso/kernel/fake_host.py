@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from niso.kernel.host_facts import Network
     from niso.kernel.interface import Foreign as Refused
     from niso.kernel.kinds.kind import AnyStep
-    from niso.kernel.sockdiag import Connection, Listener
+    from niso.kernel.sockdiag import Connection, Listener, Measured
 
 UPLINK, UPLINK_ADDRESS = "uplink0", "192.0.2.1/24"
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
@@ -63,6 +63,7 @@ class FakeHost:
         self.listening: dict[str, list[Listener]] = {}  # by protocol
         self.programs: dict[int, tuple[int, str]] = {}  # a socket's inode -> pid, name
         self.connected: dict[str, list[Connection]] = {}  # by namespace
+        self.measured: dict[str, list[Measured]] = {}
         self.mtu = 1500
         self.without_ipv6: str | None = None
         self.without_wireguard: dict[str, str] = {}  # form -> why
@@ -175,6 +176,9 @@ class FakeHost:
 
     def connections_in(self, name: str) -> list[Connection]:
         return list(self.connected.get(name, ()))
+
+    def measured_in(self, name: str) -> list[Measured]:
+        return list(self.measured.get(name, ()))
 
     # --- the host's own hosts file ---
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from niso.kernel.kinds.routing_rule import RoutingRule
     from niso.kernel.neighbours import Table
     from niso.kernel.outside import Outside
-    from niso.kernel.sockdiag import Connection, Listener
+    from niso.kernel.sockdiag import Connection, Listener, Measured
     from niso.kernel.state import State
 else:
     Protocol = object
@@ -179,6 +179,12 @@ class Kernel(Protocol):
 
     def connections_in(self, name: str) -> list[Connection]:
         """Return the established TCP connections in a namespace; none if it does not exist.
+
+        Raises KernelError.
+        """
+
+    def measured_in(self, name: str) -> list[Measured]:
+        """Return the TCP connections in a namespace with their figures; none if it does not exist.
 
         Raises KernelError.
         """

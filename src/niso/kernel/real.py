@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from niso.kernel.kinds.routing_rule import RoutingRule
     from niso.kernel.neighbours import Table
     from niso.kernel.outside import Outside
-    from niso.kernel.sockdiag import Connection, Listener
+    from niso.kernel.sockdiag import Connection, Listener, Measured
     from niso.kernel.state import State
 
 
@@ -196,6 +196,14 @@ class Real:
             return []
         with netns.inside(name):
             return sockdiag.connections()
+
+    def measured_in(self, name: str) -> list[Measured]:
+        from niso.kernel import sockdiag
+
+        if not netns.exists(name):
+            return []
+        with netns.inside(name):
+            return sockdiag.measured()
 
     # --- flows ---
 

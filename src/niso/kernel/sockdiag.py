@@ -10,14 +10,32 @@ import os
 import struct
 
 from niso.base import lite_socket as socket
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import attributes
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    _End = tuple[str, int]
+    _Figures = tuple[str, float | None, int | None, int | None, int | None]
+
 _BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY
 _SKV6ONLY = 11  # INET_DIAG_SKV6ONLY
+_INFO = 2  # INET_DIAG_INFO
 # TCP_ESTABLISHED, TCP_LISTEN; TCP_CLOSE is also a UDP socket that is bound but not connected
 _ESTABLISHED, _LISTEN, _CLOSE = 1, 10, 7
+# those of ss(8), but for listening sockets and TIME_WAIT, whose connection is over
+_STATES = {
+    1: "established",
+    2: "syn-sent",
+    3: "syn-recv",
+    4: "fin-wait-1",
+    5: "fin-wait-2",
+    8: "close-wait",
+    9: "last-ack",
+    11: "closing",
+}
 _PROTOCOLS = {
     "tcp": (socket.IPPROTO_TCP, _LISTEN),
     "udp": (socket.IPPROTO_UDP, _CLOSE),
@@ -27,6 +45,9 @@ _LAST_PORT = 65535
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0.0.0.0/96
 
 _request = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, before its socket id
+_rtt_retransmitted = struct.Struct("=I28xI")  # of struct tcp_info: tcpi_rtt, tcpi_total_retrans
+_acked_received = struct.Struct("=QQ")  # tcpi_bytes_acked, tcpi_bytes_received
+_RTT, _ACKED = 68, 120  # where they begin
 _id = struct.Struct(">HH16s16s")  # struct inet_diag_sockid, before interface and cookie
 _ID_SIZE = 48
 
@@ -47,6 +68,23 @@ class Connection(NamedTuple):
     client_port: int
     server: str
     server_port: int
+
+
+class Measured(NamedTuple):
+    """A TCP connection with what its socket in this namespace has measured (struct tcp_info).
+
+    ``is_server``: this end is the server's. ``rtt`` is the smoothed round-trip time in seconds.
+    ``retransmitted`` are segments, ``received`` and ``acked`` (sent, and acknowledged) bytes. All
+    four are None if the kernel does not say, as of one whose handshake is not over.
+    """
+
+    connection: Connection
+    is_server: bool
+    state: str
+    rtt: float | None
+    retransmitted: int | None
+    received: int | None
+    acked: int | None
 
 
 def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
@@ -76,18 +114,33 @@ def connections() -> list[Connection]:
     The end whose port has a listener here is the server's; otherwise this end is the client's.
     Raises KernelError.
     """
+    return [connection for connection, _, _ in _connections((_ESTABLISHED,), 0, _parse_ends)]
+
+
+def measured() -> list[Measured]:
+    """Return the TCP connections of this network namespace with their figures, as `connections`.
+
+    They are those that are established, begin or end. Raises KernelError.
+    """
+    return [
+        Measured(connection, is_server, *figures)
+        for connection, is_server, figures in _connections(_STATES, 1 << _INFO - 1, _parse_measured)
+    ]
+
+
+def _connections[T](
+    states: Iterable[int], extensions: int, parse: Callable[[bytes], tuple[_End, _End, T]]
+) -> Iterator[tuple[Connection, bool, T]]:
+    """Yield TCP connections in these states, whether this end is the server's, and what else."""
     served = {listener.port for listener in listeners("tcp")}
-    result = []
+    mask = sum(1 << state for state in states)
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
         for family in (socket.AF_INET, socket.AF_INET6):
-            body = _request.pack(family, socket.IPPROTO_TCP, 0, 1 << _ESTABLISHED) + bytes(_ID_SIZE)
-            for local, remote in kernel.dump("list tcp connections", _BY_FAMILY, body, _parse_ends):
-                result.append(
-                    Connection(*remote, *local)
-                    if local[1] in served
-                    else Connection(*local, *remote)
-                )
-    return result
+            body = _request.pack(family, socket.IPPROTO_TCP, extensions, mask) + bytes(_ID_SIZE)
+            for local, remote, more in kernel.dump("list tcp connections", _BY_FAMILY, body, parse):
+                is_server = local[1] in served
+                ends = (*remote, *local) if is_server else (*local, *remote)
+                yield Connection(*ends), is_server, more
 
 
 def holder(inode: int) -> tuple[int, str] | None:
@@ -115,9 +168,21 @@ def _link(path: str) -> str:
         return ""
 
 
-def _parse_ends(body: bytes) -> tuple[tuple[str, int], tuple[str, int]]:
+def _parse_ends(body: bytes) -> tuple[_End, _End, None]:
     port, far_port, source, destination = _id.unpack_from(body, 4)
-    return (_text(body[0], source), port), (_text(body[0], destination), far_port)
+    return (_text(body[0], source), port), (_text(body[0], destination), far_port), None
+
+
+def _parse_measured(body: bytes) -> tuple[_End, _End, _Figures]:
+    local, remote, _ = _parse_ends(body)
+    state = _STATES.get(body[1], str(body[1]))
+    info = attributes(body, 4 + _ID_SIZE + 20).get(_INFO)
+    if info is None:
+        return local, remote, (state, None, None, None, None)
+    micros, retransmitted = _rtt_retransmitted.unpack_from(info, _RTT)
+    acked, received = _acked_received.unpack_from(info, _ACKED)
+    rtt = micros / 1e6 if micros else None
+    return local, remote, (state, rtt, retransmitted, received, acked)
 
 
 def _text(family: int, packed: bytes) -> str:

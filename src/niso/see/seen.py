@@ -127,24 +127,43 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
     return Memory(tuple(passed), tuple(refused), tuple(opened), missed, tuple(audited))
 
 
-def joined(
-    world: World, memory: Memory, judged: dict[tuple[Key, bool], Seen] | None = None
-) -> list[Seen]:
+class Judge:
+    """Knows the names of flows in a world, and what decides on them; judges each once."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.ends = Ends(world)
+        self._judged: dict[tuple[Key, bool], Seen] = {}
+
+    def of(self, key: Key, passes: bool) -> Seen:
+        """Return a flow without its figures."""
+        if (key, passes) not in self._judged:
+            self._judged[key, passes] = _seen(self.ends, key, passes)
+        return self._judged[key, passes]
+
+    def in_world(self, world: World) -> Judge:
+        """Return this one if the world is equal; else, or if it has judged very many, a new one."""
+        is_same = world == self.world and len(self._judged) <= _MOST_JUDGED
+        return self if is_same else Judge(world)
+
+
+_MOST_JUDGED = 50_000
+
+
+def joined(world: World, memory: Memory, judge: Judge | None = None) -> list[Seen]:
     """Return all flows with names and what decides on them, sorted by names and port. Pure.
 
-    ``judged`` has the results of earlier calls with an equal world, and takes those of this one.
+    ``judge`` is one of an equal world, from earlier calls.
     """
     counts: dict[Key, int] = {}
     for each in memory.opened:
         key = (each.source, each.destination, each.proto, each.port)
         counts[key] = counts.get(key, 0) + 1
-    ends = Ends(world)
-    known = {} if judged is None else judged
+    judge = judge or Judge(world)
+    ends = judge.ends
 
     def one(key: Key, passes: bool, new: int, ago: float | None, open_: int) -> Seen:
-        if (key, passes) not in known:
-            known[key, passes] = _seen(ends, key, passes)
-        return known[key, passes]._replace(new=new, ago=ago, open=open_)
+        return judge.of(key, passes)._replace(new=new, ago=ago, open=open_)
 
     result = []
     audits = {_key(row) for row in memory.audited}

@@ -89,16 +89,28 @@ COMMANDS = (
     Command(
         "top",
         "show traffic and new flows of services, live",
-        (Argument("name", "NAME", "only this service, with its flows", "?", "service"),),
+        (
+            Argument(
+                "name",
+                "NAME",
+                "only this service, with its flows and TCP connections",
+                "?",
+                "service",
+            ),
+        ),
         (
             Option("count", ("-n",), "print N tables, one every 2 seconds", "N", number=True),
             Option("json", ("--json",), "print one JSON object per table"),
         ),
         "IN and OUT are bits per second, NEW/s new flows and refused attempts, DENIED the packets "
-        "that the policy has dropped in all. On a terminal: arrows and Enter choose a service and "
-        "show its new flows, d shows only what was denied, s sorts, / finds, Escape goes back, q "
-        "ends. That needs Textual (python3-textual, or niso[top] with pip). With -n, --json or a "
-        "pipe it prints tables, one without -n.",
+        "that the policy has dropped in all. BY is the published port or the manifest entry that "
+        "decides on a flow. Of one service it also shows the TCP connections, with RTT, the "
+        "segments sent again (RETRANS) and the bytes in all. On a terminal: arrows and Enter "
+        "choose a service and show its flows and connections, d shows only what was denied, s "
+        "sorts, / finds. e explains the flow or connection with the cursor, c captures it, or a "
+        "service; l follows the logs. Escape goes back, q ends. That needs Textual "
+        "(python3-textual, or niso[top] with pip). With -n, --json or a pipe it prints tables, one "
+        "without -n.",
         (
             ("niso top", ""),
             ("niso top -n 1", ""),
