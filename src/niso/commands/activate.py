@@ -108,6 +108,7 @@ def activate(
                         for _, address in store.addresses(t.name)
                     }
                     recorded = record_all(machine, targets, copies, leaving, stack, held)
+                    _bar_names(machine, targets, report)
                     # foreign objects are detected before anything is recorded or changed
                     planned = plan(kernel, store, scope, before, trusting=True)
                     forget_former(machine, [t.name for t in targets], known)
@@ -380,6 +381,14 @@ def foreseen(
         return before, read_world(kernel, store)
 
 
+def _bar_names(machine: Machine, targets: list[Target], report: Report) -> None:
+    """Take addresses in networks that the command makes from outside names."""
+    if any(target.spec.policy.outside_names() for target in targets):
+        from niso.services import refreshing
+
+        refreshing.bar(machine, targets, report)
+
+
 def _answers(machine: Machine, targets: list[Target]) -> list[Outside]:
     """Return what would be known of the outside names of services."""
     if not any(target.spec.policy.outside_names() for target in targets):
@@ -407,6 +416,7 @@ def _plan_only(
     scope = _scope(store, targets, leaving, stack, held)
     before = desired_now(kernel, store, scope)
     changes = record_all(machine, targets, copies, leaving, stack, held)
+    _bar_names(machine, targets, report)
     steps = plan(kernel, store, scope, before).steps
     for step in steps:
         report(step)
