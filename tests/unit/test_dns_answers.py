@@ -343,6 +343,12 @@ def test_hosts_file_has_no_addresses_of_a_family_without_a_route(world: World, d
     world.assert_whole()
     assert hosts(world) == hosts(world, "six") == {API: {SIX}} and SIX in reaches(world)
     assert hosts(world, "old") == {API: {ONE}} and ONE in reaches(world, "old")
+    judged = read_world(world.kernel, world.store)
+    asked = {
+        name: question.ends(judged, *question.resolve_both(world.store, name, API))[1]
+        for name in ("web", "six", "old")
+    }
+    assert asked == {"web": SIX, "six": SIX, "old": ONE}
 
 
 def test_address_that_a_network_has_taken_since_is_never_reached_by_the_name(
