@@ -193,6 +193,11 @@ key = { file = "/nowhere/key" }""",
         "a": 'policy = { mode = "audit", audit_until = 2020-01-01, allow_from = [] }',
         "b": 'policy = { mode = "audit", audit_until = 2099-01-01, allow_from = [] }',
     },
+    "free host ports beside named ones": {
+        "a": 'ports = [":80"]',
+        "b": 'ports = ["20000:80"]',
+        "c": 'mode = "share"\nshare = "b"\nports = ["20001:81", ":82"]',
+    },
     "one name on two networks": {
         "a": 'network = "x"\nhostname = "db"',
         "b": 'network = "y"\nhostname = "db"',

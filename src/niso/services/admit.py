@@ -101,13 +101,15 @@ def record_all(
         release(store, target)
     together = frozenset((*copies, *(row.name for row in leaving)))
     beside, links = frozenset(copies), LinkNames(store)
+    named = tuple(published.port for target in targets for published in target.spec.ports)
     made: dict[str, Change] = {}
     errors: list[Error] = []
     for target in sorted(targets, key=_takes):
         if errors and target.spec.mode == "share":
             continue  # its provider may be one of those that are not recorded
         try:
-            change = record(machine, target, copies[target.name], together, beside, links)
+            copy = copies[target.name]
+            change = record(machine, target, copy, together, beside, links, named)
             made[target.name] = change
         except (Conflict, InvalidInput) as error:
             errors.append(error)
@@ -140,17 +142,18 @@ def record(
     together: frozenset[str],
     beside: frozenset[str],
     links: LinkNames,
+    named: tuple[Port, ...] = (),
 ) -> Change:
     """Write the wanted state of one service to the store; `release` was called before.
 
     ``together`` are all services of the command. ``beside`` are those whose manifests it activates.
-    ``links`` are of the whole command.
+    ``links`` are of the whole command, and so are the host ports ``named`` in its manifests.
     Raises Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all
     refused names, addresses and ports. The caller must then roll back the transaction.
     """
     errors: list[Error] = []
     try:
-        change = _record(machine, target, copy, together, beside, links, errors)
+        change = _record(machine, target, copy, together, beside, (links, named), errors)
     except (Conflict, InvalidInput) as error:
         errors.append(error)
     except ErrorGroup as group:
@@ -182,11 +185,12 @@ def _record(
     copy: str,
     together: frozenset[str],
     beside: frozenset[str],
-    links: LinkNames,
+    batch: tuple[LinkNames, tuple[Port, ...]],
     errors: list[Error],
 ) -> Change:
     """Do the work of `record`. Errors that do not stop further checks are added to ``errors``."""
     store = machine.store
+    links, named = batch
     wanted, name = target.spec, target.name
     before = store.service(name)
     if before is not None:
@@ -258,7 +262,7 @@ def _record(
         [published.port for published in wanted.ports],
         ports_before,
         keys,
-        together,
+        portmap.Command(together, named),
         published_by(before) if before is not None else (),
         target.attached is not None and target.attached.owner in portmap.HOLDERS,
     )
