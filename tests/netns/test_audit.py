@@ -153,6 +153,53 @@ def test_element_without_its_end_is_a_difference(lab: Lab) -> None:
     assert [each["val"] for each in elements_of(lab, "audit_in4")] == [element["val"]]
 
 
+def test_audit_without_an_end(shop: Shop) -> None:
+    lab = shop.lab
+    shop.activate("db", "web")
+    rules = {"allow_from": [], **AUDIT}
+    done = lab.niso("activate", shop.write("db", {**rules, "audit_until": "never"}))
+    assert "audit: the policy of db denies nothing until the manifest ends it" in done.stderr
+
+    def elements() -> list[dict[str, Any]]:
+        return [each for name in nft_audit.PLACES for each in elements_of(lab, name)]
+
+    def assert_endless() -> None:
+        assert len(elements()) == 4
+        assert not any("expires" in each or "timeout" in each for each in elements())
+        assert shop.reach("web", "db") == EVERY
+        assert_whole(lab)
+
+    assert_endless()
+    assert row(lab, "db", "ps")["audit_until"] == "never"
+    assert row(lab, "db", "net", "stats")["in-audits"] > 0
+    assert "until the manifest ends it" in lab.niso("net", "check").stderr
+    assert "audit until the manifest ends it" in lab.niso("net", "policy", "show", "db").stdout
+    explained = json.loads(lab.niso("net", "explain", "web", "db:80", "--json").stdout)
+    assert (explained["verdict"], explained["ingress"]["verdict"]) == ("pass", "audit")
+    assert 'niso_policy_audit{service="db"} 1' in lab.niso("metrics").stdout
+    # an end that somebody gave it is a difference; the tables come back without one
+    element = elements()[0]
+    place = "inet", "niso", "audit_in4"
+    lab.run("nft", "delete", "element", *place, f"{{ {element['val']} }}")
+    text = f'{{ {element["val"]} timeout 30d comment "{element["comment"]}" }}'
+    lab.run("nft", "add", "element", *place, text)
+    assert "with a timeout" in lab.niso("net", "check", check=False).stdout
+    lab.niso("net", "repair")
+    assert_endless()
+    lab.run("nft", "delete", "table", "inet", "niso")
+    lab.niso("net", "repair")
+    lab.niso("restart", "db")
+    assert_endless()
+    # another end, and none
+    lab.niso("activate", shop.write("db", rules))
+    assert len(left(lab)) == 4 and 0 < max(left(lab)) <= nft_audit.MOST_S
+    lab.niso("activate", shop.write("db", {**rules, "audit_until": "never"}))
+    assert_endless()
+    shop.policy("db", {"allow_from": []})
+    assert elements() == [] and shop.reach("web", "db") == set()
+    assert_whole(lab)
+
+
 def test_warnings_before_harm(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "frontend"))
     rules: dict[str, dict[str, Any]] = {

@@ -56,7 +56,10 @@ while waiting := [s for s in sockets if sockets[s] not in found]:
     if not ready:
         break
     for s in ready:
-        found[sockets[s]] = s.recv(99).decode().strip()
+        try:
+            found[sockets[s]] = s.recv(99).decode().strip()
+        except OSError:
+            found[sockets[s]] = ""
 print(json.dumps(found))
 """
 KEEP = """\
@@ -129,13 +132,13 @@ def look(lab: Lab, service: str, *names: str) -> dict[str, list[str]]:
     return found
 
 
-def reached(lab: Lab, service: str) -> dict[str, str]:
-    """Who answers a service by each of these addresses."""
-    every = (CLIENT4, CLIENT6, OTHER4, OTHER6)
+def reached(lab: Lab, service: str, *more: str) -> dict[str, str]:
+    """Who answers a service by each of these addresses, and ``more``, if anybody does."""
+    every = (CLIENT4, CLIENT6, OTHER4, OTHER6, *more)
     netns = f"niso-{service}"
     done = lab.run("/usr/bin/python3", "-ISc", PROBE, *every, netns=netns)
     found: dict[str, str] = json.loads(done.stdout)
-    return found
+    return {address: name for address, name in found.items() if name}
 
 
 def age(lab: Lab, seconds: int) -> None:
@@ -234,6 +237,59 @@ def test_service_reaches_what_its_name_stands_for_and_resolves_to_the_same(
     assert_whole(lab)
     lab.niso("remove", "web", "late")
     assert not any(lab.path("/run/niso/hosts").iterdir())
+
+
+def test_name_on_networks_of_one_family_beside_pods_and_never_inwards(lab: Lab, dns: Dns) -> None:
+    """What the hosts file of each service has is what its packets reach, and nothing else."""
+    serve(lab)
+    lab.niso("net", "create", "four", "--subnet", "10.99.4.0/24")
+    lab.niso("net", "create", "six", "--subnet", "fd00:99:6::/64")
+    lab.niso("net", "attach", "pod", "--new", "--network", "four")
+    pod = lab.popen("/usr/bin/python3", "-ISuc", SERVE, "pod", netns="niso-pod")
+    assert pod.stdout is not None and pod.stdout.readline() == b"ready\n"
+    dns.answers(CLIENT4, OTHER6, "10.99.4.2")
+    policy = {"egress": {"allow": [f"{API}:443"]}}
+    every = {
+        name: idle(lab, name, network={"networks": networks, "policy": policy})
+        for name, networks in {"w4": ["four"], "w6": ["six"], "w64": ["six", "four"]}.items()
+    }
+    done = lab.niso("activate", *every.values())
+    assert f"{API}: 10.99.4.2 is refused: it is in a network of niso" in done.stderr
+    for name, address, who in (
+        ("w4", CLIENT4, "client"),
+        ("w6", OTHER6, "neighbour"),
+        ("w64", OTHER6, "neighbour"),
+    ):
+        assert look(lab, name, API) == {API: [address]}
+        assert reached(lab, name, "10.99.4.2") == {address: who}
+    assert_whole(lab)
+    # only addresses of the other family
+    dns.answers(CLIENT4)
+    lab.niso("net", "refresh", "--all")
+    assert look(lab, "w6", API) == look(lab, "w64", API) == {API: []}
+    every["late"] = idle(lab, "late", network={"networks": ["six"], "policy": policy})
+    said = f"{API}, which %s may connect to, has no IPv6 address, and network six no IPv4 subnet"
+    assert said % "late" in lab.niso("activate", every["late"]).stderr
+    assert said % "w6" in lab.niso("net", "check").stderr
+    lab.niso("remove", *every)
+    # an answer in a network that the same command makes: without the refusal web reaches db
+    dns.answers("10.77.0.3")
+    age(lab, 1000)
+    table = 'binary = { entrypoint = "sleep", args = ["inf"] }\n'
+    egress = f'network = {{ network = "own", policy.egress.allow = ["{API}:443"] }}'
+    lab.write(
+        "/tmp/own/stack.toml",
+        '[stack]\nname = "own"\n[networks.own]\nsubnet = "10.77.0.0/24"\n'
+        f'[services.db]\n{table}network = {{ network = "own", ip = "10.77.0.3" }}\n'
+        f"[services.web]\n{table}{egress}\n",
+    )
+    done = lab.niso("stack", "up", "/tmp/own")
+    assert f"{API}: 10.77.0.3 is refused: it is in a network of niso" in done.stderr
+    db = lab.popen("/usr/bin/python3", "-ISuc", SERVE, "db", netns="niso-db")
+    assert db.stdout is not None and db.stdout.readline() == b"ready\n"
+    assert "10.77.0.3" not in reached(lab, "web", "10.77.0.3")
+    assert look(lab, "web", API) == {API: []}
+    assert_whole(lab)
 
 
 def test_names_are_refused_where_they_cannot_be_kept(lab: Lab) -> None:

@@ -30,6 +30,9 @@ NOW = 1_800_000_000
         (NOW, NOW + DAY, 3600, 0),  # a clock that starts at 1970 does not prolong it
         (NOW, NOW + DAY, NOW - 5, DAY + 5),
         (0, 0, NOW, 0),
+        (NOW, nft_audit.NEVER, NOW + 900 * DAY, nft_audit.ENDLESS),
+        (NOW, nft_audit.NEVER, 3600, nft_audit.ENDLESS),  # no clock matters to it
+        (0, nft_audit.NEVER, NOW, 0),  # it has not begun
     ],
 )
 def test_time_that_is_left(since: int, until: int, now: int, left: int) -> None:
@@ -54,6 +57,8 @@ def test_element_is_as_it_should_be_if_it_does_not_end_later() -> None:
     assert seen(1, NOW + DAY - 1) is None
     assert seen(3, NOW + DAY + 1) is None
     assert seen(DAY, NOW + 2 * DAY), "the clock was set, or the machine slept"
+    text = nft_audit.comment("db", NOW, nft_audit.NEVER)
+    assert seen(None) == "" and seen(DAY) and seen(None, NOW + 900 * DAY) == ""
 
 
 def test_end_is_fixed_when_the_audit_begins() -> None:
@@ -134,6 +139,11 @@ def test_dates_of_a_manifest(world: World, tmp_path: Path) -> None:
 
     assert policy('mode = "enforce"').audit is None
     assert policy('mode = "audit"').audit == Audit("")
+    endless = policy('mode = "audit"\naudit_until = "never"')
+    assert endless.audit == Audit("never", 0, nft_audit.NEVER)
+    first = auditing.begun(endless, None, NOW)
+    assert first.audit == Audit("never", NOW, nft_audit.NEVER)
+    assert auditing.begun(endless, first, NOW + DAY).audit == first.audit
     for written in ("2026-12-10", "2026-12-10T08:00:00", "2026-12-10T08:00:00+01:00"):
         for quoted in (written, f'"{written}"'):
             audit = policy(f'mode = "audit"\naudit_until = {quoted}').audit
@@ -145,11 +155,14 @@ def test_dates_of_a_manifest(world: World, tmp_path: Path) -> None:
         ("mode = true", "audit"),
         ("audit_until = 2026-12-10", "the policy is enforced"),
         ('mode = "enforce"\naudit_until = 2026-12-10', "the policy is enforced"),
-        ('mode = "audit"\naudit_until = 08:00:00', "must be a date, or a date and time"),
-        ('mode = "audit"\naudit_until = "never"', "not a valid date"),
+        ('mode = "audit"\naudit_until = 08:00:00', "must be a date, a date and time, or"),
+        ('mode = "audit"\naudit_until = "Never"', 'a date, a date and time, or "never"'),
+        ('mode = "audit"\naudit_until = "forever"', 'a date, a date and time, or "never"'),
+        ('audit_until = "never"', "the policy is enforced"),
+        ('mode = "audit"\naudit_until = -1', 'a date, a date and time, or "never"'),
         ('mode = "audit"\naudit_until = "2026-12-32"', "not a valid date"),
         ('mode = "audit"\naudit_until = "20261210"', "not a valid date"),
-        ('mode = "audit"\naudit_until = 14', "must be a date, or a date and time"),
+        ('mode = "audit"\naudit_until = 14', "must be a date, a date and time, or"),
     ):
         with pytest.raises(Error) as caught:
             policy(lines)
@@ -163,4 +176,6 @@ def test_element_in_words() -> None:
     from niso.kernel.kinds.element import Edit
 
     assert "10.0.0.2 timeout" in Edit("add", element).text()
+    endless = element._replace(comment=f"db {now} {nft_audit.NEVER}")
+    assert Edit("add", endless).text().endswith('{ 10.0.0.2 comment "' + f'db {now} -1" }}')
     assert Edit("delete", element).text() == "destroy element inet niso audit_in4 { 10.0.0.2 }"

@@ -36,6 +36,22 @@ MORE = Port("", 9090, 80, "tcp")
 # --- activate --------------------------------------------------------------------------------------------------------
 
 
+def test_no_port_is_chosen_that_another_manifest_of_the_command_names(world: World) -> None:
+    """But one that a service has is its own, whatever the others name."""
+    paths = [
+        world.package("a", network={"ports": [":80"]}),
+        world.package("b", network={"ports": ["20000:80", "20001-20002:81-82"]}),
+        world.package("c", network={"mode": "share", "share": "b", "ports": ["20003:83"]}),
+    ]
+    world.activate(*paths)
+    assert (world.ports("a"), world.ports("b")[0]) == (["20004:80"], "20000:80")
+    assert not any(outcome.changed for outcome in world.activate(*paths))
+    late = world.package("late", network={"ports": ["20004:80"]})
+    with pytest.raises(Conflict, match="20004/tcp is published by 'a'"):
+        world.activate(*paths, late)
+    world.assert_whole()
+
+
 def test_new_service_has_all_that_its_manifest_names(world: World) -> None:
     (outcome,) = world.activate(world.package("api", network=WEB))
     assert outcome.changed

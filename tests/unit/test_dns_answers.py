@@ -8,12 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cluster_world import Hosted
 from fake_world import Steps, World
 
 from niso.base import names
 from niso.base.errors import Conflict, Error
 from niso.base.report import Caution
-from niso.commands import boot, names_timer
+from niso.cluster.claims import Claims, Wanted
+from niso.cluster.index import Spec
+from niso.commands import boot, names_timer, stack
 from niso.commands.deactivate import deactivate, remove
 from niso.explain import question
 from niso.kernel.kinds.element import Element
@@ -290,6 +293,62 @@ def test_two_services_of_one_name_and_a_network_where_it_leads(world: World, dns
         world.make("odd", "203.0.113.0/30")
     assert "203.0.113.2/32 of the outside name 'api.example.com'" in caught.value.message
     world.make("odd", "203.0.113.4/30")
+
+
+def test_no_name_leads_into_a_network_that_its_own_activation_makes(world: World, dns: Dns) -> None:
+    """The name is asked for before the network is there, and the answer lasts for a day."""
+    dns.answers[API], dns.answers[OTHER] = heard(TWO, ttl_s=86_400), heard("192.0.2.7")
+    world.package("web", network=to(API, OTHER, network="odd"))
+    world.package("db", network={"network": "odd", "ip": TWO})
+    path = world.stack("db", "web", odd="203.0.113.0/29")
+    before = world.picture()
+    stack.up(world.machine, stack.load(path), 5.0, dry_run=True)
+    assert world.picture() == before
+    said: list[object] = []
+    stack.up(world.machine, stack.load(path), 5.0, said.append)
+    world.assert_whole()
+    assert hosts(world) == {OTHER: {"192.0.2.7"}} and TWO not in reaches(world)
+    assert f"{API}: {TWO} is refused: it is in a network of niso" in [
+        event.text for event in said if isinstance(event, Caution)
+    ]
+    # it is asked for again at once
+    dns.answers[API] = heard("192.0.2.8")
+    assert refreshing.refresh(world.machine) == [API]
+    world.assert_whole()
+    assert hosts(world)[API] == {"192.0.2.8"}
+
+
+def test_no_name_leads_to_a_service_of_another_host_by_a_network_that_arrives(
+    world: World, dns: Dns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster_world.SUBNETS", ("10.98.1.0/24",))
+    host = Hosted(world)
+    host.membership.create_network(Spec("front", 0, 1430, (("203.0.113.0/29", "203.0.113.1"),)))
+    other = Claims(host.engine, "c")
+    made = other.claim(Wanted("cache", ("front",), ("cache",), {}, {}))
+    other.publish("cache", made.mark, up=True)
+    dns.answers[API] = heard(TWO, "192.0.2.7")
+    host.activate(host.package("web", "front", policy={"egress": {"allow": [API]}}))
+    world.assert_whole()
+    assert "cache" in world.store.across.addresses()
+    assert hosts(world) == {API: {"192.0.2.7"}} and TWO not in reaches(world)
+
+
+def test_hosts_file_has_no_addresses_of_a_family_without_a_route(world: World, dns: Dns) -> None:
+    """Only the first network has default routes."""
+    world.make("six", "fd00:99:6::/64")
+    for name, networks in (("web", ["six", "four"]), ("old", ["four", "six"]), ("six", ["six"])):
+        network = {"networks": networks, "policy": {"egress": {"allow": [API]}}}
+        world.activate(world.package(name, network=network))
+    world.assert_whole()
+    assert hosts(world) == hosts(world, "six") == {API: {SIX}} and SIX in reaches(world)
+    assert hosts(world, "old") == {API: {ONE}} and ONE in reaches(world, "old")
+    judged = read_world(world.kernel, world.store)
+    asked = {
+        name: question.ends(judged, *question.resolve_both(world.store, name, API))[1]
+        for name in ("web", "six", "old")
+    }
+    assert asked == {"web": SIX, "six": SIX, "old": ONE}
 
 
 def test_address_that_a_network_has_taken_since_is_never_reached_by_the_name(

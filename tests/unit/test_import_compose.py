@@ -209,6 +209,47 @@ networks:
     assert "niso net create n-2," in gaps["networks.other"]
 
 
+def test_what_services_cannot_have_beside_each_other_is_left_out(tmp_path: Path) -> None:
+    """Compose allows an alias of several services, and an alias that is the name of one."""
+    text = r"""
+services:
+  a: {image: x, command: [sh], ports: ["80:80", "80:81", "81:81"], hostname: h,
+    networks: {n: {aliases: [api]}}}
+  b: {image: x, command: [sh], ports: ["127.0.0.1:80:80", "82:82", "$P:1"], hostname: h,
+    networks: {n: {aliases: [api, a, own]}}}
+  c: {image: x, command: [sh], ports: ["79-81:79-81"], network_mode: "service:a"}
+  d: {image: x, command: [sh], networks: {m: {aliases: [api, a]}}, hostname: h,
+    volumes: ["./x\n[services.y]:/y"], secrets: [s]}
+  e: {image: x, command: [sh], networks: {m: {aliases: [a]}}, hostname: api}
+networks: {n: , m: }
+secrets: {s: {file: "/x\ny"}}
+"""
+    made = niso.import_compose(write(tmp_path, text), tmp_path)
+    data = tomllib.loads(made.text)["services"]
+    names = {name: data[name].get("network", {}) for name in data}
+    assert [names["a"][key] for key in ("hostname", "aliases", "ports")] == [
+        *("h", ["api"], ["80:80", "81:81"])
+    ]
+    assert (names["b"]["aliases"], names["b"]["ports"]) == (["own"], ["82:82", "${P}:1"])
+    assert "hostname" not in names["b"] and "ports" not in names["c"]
+    assert (names["d"]["hostname"], names["d"]["aliases"]) == ("h", ["api", "a"])
+    assert names["e"] == {"networks": ["m"]}
+    assert "volumes" not in data["d"] and "secrets" not in data["d"]
+    gaps = {(gap.service, gap.text) for gap in made.missing}
+    for gap in (
+        ("a", "'80:81' has a host port of a: left out"),
+        ("b", "'a' is a name of a on the same network: left out"),
+        ("c", "'79-81:79-81' has a host port of a: left out"),
+        ("e", "'api' is a name of d on the same network: left out"),
+    ):
+        assert gap in gaps
+    for name in data:
+        (tmp_path / "rootfs" / name).mkdir(parents=True)
+    (tmp_path / "stack.toml").write_text(made.text)
+    (tmp_path / ".env").write_text("P=8000\n")
+    niso.validate(tmp_path / "stack.toml")
+
+
 def test_paths_below_the_folder_are_its_own_also_in_a_copy(tmp_path: Path) -> None:
     text = """
 services:

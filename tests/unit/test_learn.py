@@ -335,6 +335,12 @@ def test_path_with_a_newline_adds_nothing_to_what_is_printed() -> None:
     assert [line[:3] for line in change.diff.splitlines()] == ["---", "+++", "@@ ", "-x ", "+x "]
 
 
+def test_difference_says_where_a_file_has_no_last_newline() -> None:
+    """As diff(1) does, so that patch(1) takes it."""
+    change = PolicyChange("/m.toml", ("db",), "a = 1\nx = 1", "a = 1\nx = 2\n", "")
+    assert change.diff.splitlines()[-3:] == ["-x = 1", "\\ No newline at end of file", "+x = 2"]
+
+
 def test_name_is_written_only_if_it_means_the_service_alone(tmp_path: Path) -> None:
     """An alias that a neighbour takes must not get what the service of that name had."""
     with Fakes(tmp_path) as fakes:

@@ -17,7 +17,7 @@ from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Port
 from niso.services import sharing, stop
-from niso.services.admit import scope_of
+from niso.services.concern import scope_of
 from niso.store.specs import encode_service
 from niso.store.store import ALL, Scope, ServiceRow, Store
 

@@ -9,6 +9,7 @@ from fake_world import World
 from names_seen import address, allowed, on, seen
 
 from niso.api.written_names import WrittenNames
+from niso.base import paths
 from niso.base.errors import Conflict, ErrorGroup
 from niso.commands import stack as command
 from niso.commands.deactivate import remove
@@ -91,6 +92,33 @@ def test_two_projects_of_one_form_are_side_by_side(world: World) -> None:
     world.assert_whole()
 
 
+def test_prefix_stays_in_every_order_that_leaves_a_trace(world: World) -> None:
+    shop, blog = (project(world, name, name) for name in ("shop", "blog"))
+    world.up(shop)
+    world.up(blog)
+    # all services of the file are others: they do not move to the network of shop
+    for each in ("one", "two"):
+        world.package(each, "blog")
+    file = Path(blog, "stack.toml")
+    text = file.read_text()
+    file.write_text(text.replace('"db"', '"one"').replace('"api"', '"two"'))
+    assert [one.service for one in world.up(blog).outcomes] == ["blog-one", "blog-two"]
+    assert world.store.networks_of("blog-two") == ("blog-backend",)
+    # removed, and the first to come back: its volumes are still there
+    Path(paths.volume_dir("blog-db"), "data").mkdir(parents=True)
+    Path(paths.volume_dir("db"), "data").mkdir(parents=True)
+    left = ["blog-db", "blog-api"]
+    remove(world.machine, ["api", "db", *left, *world.store.stack_members("blog")])
+    file.write_text(text)
+    assert [one.service for one in world.up(blog).outcomes] == ["blog-db", "blog-api"]
+    assert [one.service for one in world.up(shop).outcomes] == ["db", "api"]
+    world.assert_whole()
+    # what a service of its own has is no trace of the stack
+    remove(world.machine, ["api", "db", *world.store.stack_members("blog")])
+    world.activate(world.package("blog-db", network=on("other")))
+    assert [one.service for one in world.up(blog).outcomes] == ["db", "api"]
+
+
 def test_name_beside_another_hostname_is_found_in_the_second_stack_too(world: World) -> None:
     """But not where others are, since two stacks of the form could then not be there."""
     shared = 'networks = ["backend", "proxy"]\nhostname = "{}-front"'
@@ -140,6 +168,8 @@ def test_key_decides_and_a_stack_without_it_keeps_its_names(world: World) -> Non
         (["db", "api"], ["db"], True, False),
         (["db", "api"], ["shop-api"], False, True),
         (["db"], ["gone"], True, True),
+        (["db"], ["shop-gone"], False, True),  # all services of its file are new
+        (["db"], ["shop-gone", "gone"], False, False),
         (["db", "shop-db"], ["shop-db"], False, False),  # its own name, without the prefix
         (["db", "shop-db"], ["shop-db", "shop-shop-db"], False, True),
     ],

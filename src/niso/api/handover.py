@@ -116,10 +116,13 @@ def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
     """Warn about services whose outside names nothing resolves again."""
     if not store.names_outside():
         return
+    from niso.api import outside_views
     from niso.runtime import unit
 
     for name in names:
         row = store.service(name)
+        for outside in store.outside.of(name):
+            outside_views.warn_of_families(session, store.outside.answer(outside), [name])
         if store.names_outside(name) and not (row and row.enabled and unit.booted()):
             session.caution(
                 f"{name}: nothing resolves the outside names of its policy again",

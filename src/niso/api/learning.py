@@ -76,7 +76,9 @@ class PolicyChange(NamedTuple):
 
         old, new = (text.splitlines(keepends=True) for text in (self.before, self.after))
         name = self.file if self.file.isprintable() else json.dumps(self.file)
-        return "".join(difflib.unified_diff(old, new, name, name))
+        lines = difflib.unified_diff(old, new, name, name)
+        unended = "\n\\ No newline at end of file\n"
+        return "".join(line if line.endswith("\n") else line + unended for line in lines)
 
 
 def learn(

@@ -73,7 +73,7 @@ class MapService(NamedTuple):
     policy: MapPolicy | None
     """null without a policy"""
     audit_until: str | None
-    """end of the audit of its policy; null if the policy is not in audit"""
+    """end of the audit of its policy, or never; null if the policy is not in audit"""
     file: str | None
     """manifest of the last activation"""
 

@@ -89,6 +89,7 @@ def warn(session: Session, name: str | None) -> None:
         services = rows.naming([answer.name])
         if name is not None and name not in services:
             continue
+        warn_of_families(session, answer, services if name is None else [name])
         by = ", ".join(services)
         ends = [known.until for known in answer.addresses if known.state == "now"]
         if not ends:
@@ -108,6 +109,27 @@ def warn(session: Session, name: str | None) -> None:
             f"{', '.join(names)}, which {by} may connect to, {has} no address: {reason}",
             ("niso net refresh asks again",),
         )
+
+
+def warn_of_families(session: Session, answer: Outside, services: Iterable[str]) -> None:
+    """Warn about services for which all addresses of a name are of a family without a route."""
+    from niso.base.addresses import family_of
+
+    store = session.store()
+    known = {family_of(address) for address in answer.in_state("now")}
+    for service in services if known else ():
+        first = next(iter(store.networks_of(service)), None)
+        network = None if first is None else store.network(first)
+        families = {subnet.family for subnet in network.subnets} if network is not None else known
+        if not known & families:
+            lacks, has = (
+                " or ".join(f"IPv{n}" for n in sorted(some)) for some in (families, known)
+            )
+            session.caution(
+                f"{answer.name}, which {service} may connect to, has no {lacks} address,"
+                f" and network {first} no {has} subnet",
+                (f"a first network with {has}: niso net create NAME --ipv6 has both families",),
+            )
 
 
 def time_since(seconds: float) -> str:

@@ -124,9 +124,10 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
         last = None if ago is None else when(time.time() - ago)
         note = ", ".join(store.outside.meant(outside[key])) if key in outside else ""
         note = note or _narrower(listed.get(key), its)
+        audited = in_audit and key not in passing
+        note = note or (f"audit until {term.text}" if term is not None and audited else "")
         packets = sum(number for number, _, _ in its)
         text = listed.get(key)
-        audited = in_audit and key not in passing
         result.append(
             PolicyEntry(
                 service, key, text, key in passing, packets, open_, last, ago, note, audited

@@ -46,7 +46,7 @@ class ServiceLine(NamedTuple):
     ended_at: str | None
     """end time of the last process; null while one runs"""
     audit_until: str | None
-    """end of the audit of its policy; null if the policy is not in audit"""
+    """end of the audit of its policy, or never; null if the policy is not in audit"""
 
 
 class Process(NamedTuple):
@@ -216,10 +216,15 @@ def _audits(store: Store) -> dict[str, str | None]:
     """Return {service: end} of the policies that are in audit."""
     if not store.audits():
         return {}
+    from niso.kernel.nft_audit import NEVER
     from niso.services import auditing
 
     terms = auditing.terms(store).items()
-    return {service: time_text(term.until) for service, term in terms if term.lasts}
+    return {
+        service: "never" if term.until == NEVER else time_text(term.until)
+        for service, term in terms
+        if term.lasts
+    }
 
 
 def _interrupted(store: Store) -> dict[str, str]:

@@ -30,6 +30,7 @@ def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
     """Check manifest.toml and stack.toml files, or those in a folder.
 
     Does not need root, and ignores the state of this machine, such as its networks and programs.
+    What an activation refuses whatever the machine's state is refused here too.
     Raises ErrorGroup or Error with all errors of all files.
     """
     valid: list[Valid] = []
@@ -83,10 +84,15 @@ def _valid(file: str) -> Valid:
         from niso.commands import stack
 
         loaded = stack.load(file)
+        stack.refuse(loaded)
         if loaded.asks:
             loaded = stack_prefix.stack(loaded)
         return Valid(file, "stack", loaded.name, tuple(one.name for one in loaded.members))
-    spec = load.load(file).spec
+    from niso.commands import beforehand
+
+    manifest = load.load(file)
+    beforehand.refuse([manifest])
+    spec = manifest.spec
     return Valid(file, "manifest", spec.name, (spec.name,))
 
 

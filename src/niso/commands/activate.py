@@ -26,14 +26,11 @@ from niso.runtime import package
 from niso.services import sharing, start
 from niso.services.admit import (
     Change,
-    LinkNames,
     Target,
     forget_former,
-    record,
-    release,
-    scope_of,
+    record_all,
 )
-from niso.services.concern import concerned, with_remotes
+from niso.services.concern import concerned, scope_of, with_remotes
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
 from niso.services.targets import apart, still_so
@@ -111,7 +108,8 @@ def activate(
                         for t in targets
                         for _, address in store.addresses(t.name)
                     }
-                    recorded = _recorded(machine, targets, copies, leaving, stack, held)
+                    recorded = record_all(machine, targets, copies, leaving, stack, held)
+                    _bar_names(machine, targets, report)
                     # foreign objects are detected before anything is recorded or changed
                     planned = plan(kernel, store, scope, before, trusting=True)
                     forget_former(machine, [t.name for t in targets], known)
@@ -249,7 +247,7 @@ def _stopped(
             transaction.cancel()
             scope = _scope(store, targets, rows, stack, held)
             before = desired_now(kernel, store, scope)
-            _recorded(machine, targets, copies, rows, stack, held)
+            record_all(machine, targets, copies, rows, stack, held)
             plan(kernel, store, scope, before, trusting=True)
     from niso.services import stop
 
@@ -301,46 +299,6 @@ def _scope(
         concerned(store, (row.name for row in leaving), names=names)
     )
     return scope if held is None else scope.joined(held.scope())
-
-
-def _recorded(
-    machine: Machine,
-    targets: list[Target],
-    copies: dict[str, str],
-    leaving: list[ServiceRow],
-    stack: Membership | None,
-    held: across.Held | None,
-) -> list[Change]:
-    store = machine.store
-    if held is not None:
-        held.record()
-    if stack is not None:
-        from niso.services import stacks, withdraw
-
-        stacks.prepare(machine, stack, copies)
-        withdraw.go(machine, leaving)
-    for target in targets:
-        release(store, target)
-    together = frozenset((*copies, *(row.name for row in leaving)))
-    beside, links = frozenset(copies), LinkNames(store)
-    made = {
-        target.name: record(machine, target, copies[target.name], together, beside, links)
-        for target in sorted(targets, key=_takes)
-    }
-    changes = [made[target.name] for target in targets]
-    sharing.check(store, [change.row for change in changes], leaving)
-    if stack is not None:
-        for change in changes:
-            store.join_stack(change.name, stack.stack, stack.file)
-    return changes
-
-
-def _takes(target: Target) -> tuple[bool, bool]:
-    """Return a key that sorts services that name addresses before those that take any.
-
-    Else one of the latter may get the address of one of the former. Providers come before sharers.
-    """
-    return target.spec.mode == "share", not (target.spec.addresses or target.spec.addresses6)
 
 
 def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
@@ -424,6 +382,14 @@ def foreseen(
         return before, read_world(kernel, store)
 
 
+def _bar_names(machine: Machine, targets: list[Target], report: Report) -> None:
+    """Take addresses in networks that the command makes from outside names."""
+    if any(target.spec.policy.outside_names() for target in targets):
+        from niso.services import refreshing
+
+        refreshing.bar(machine, targets, report)
+
+
 def _answers(machine: Machine, targets: list[Target]) -> list[Outside]:
     """Return what would be known of the outside names of services."""
     if not any(target.spec.policy.outside_names() for target in targets):
@@ -450,7 +416,8 @@ def _plan_only(
         report(Stopping(row.name))
     scope = _scope(store, targets, leaving, stack, held)
     before = desired_now(kernel, store, scope)
-    changes = _recorded(machine, targets, copies, leaving, stack, held)
+    changes = record_all(machine, targets, copies, leaving, stack, held)
+    _bar_names(machine, targets, report)
     steps = plan(kernel, store, scope, before).steps
     for step in steps:
         report(step)

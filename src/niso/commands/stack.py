@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Container, Iterable, Iterator
 
-from niso.base.errors import Error, ErrorGroup, InvalidInput
+from niso.base.errors import Error, ErrorGroup, InvalidInput, flatten
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.report import Caution, Report, silent
 from niso.base.service_events import RemovingVolumes
@@ -118,6 +118,22 @@ def up(
     return Up(outcomes, left, made, [name for name in stack.networks if name not in on])
 
 
+def refuse(plain: Stack) -> None:
+    """Raise what `up` refuses of a stack on any host. Changes nothing and reads no host.
+
+    Raises an ErrorGroup, with the keys of the stack's file where it has them.
+    """
+    from niso.commands import beforehand
+
+    stack = stack_prefix.stack(plain) if plain.asks else plain
+    loaded = [member.loaded for member in stack.members]
+    on = {network for one in loaded for network in one.spec.networks}
+    try:
+        beforehand.refuse(loaded, _membership(stack, on))
+    except Error as error:
+        raise ErrorGroup([model.as_stack_error(stack, one) for one in flatten(error)]) from None
+
+
 @contextlib.contextmanager
 def _in_cluster(
     machine: Machine,
@@ -165,8 +181,15 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], M
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
     on = {network for target in wanted for network in target.spec.networks}
+    return wanted, _membership(stack, on, left, replace)
+
+
+def _membership(
+    stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
+) -> Membership:
+    """Return how services join a stack; of its networks those that they are ``on``."""
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
-    return wanted, Membership(
+    return Membership(
         stack.name,
         stack.path,
         stack.file,

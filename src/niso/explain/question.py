@@ -223,9 +223,11 @@ def _destination(world: World, source: End, to: End, family: int) -> str | None:
     """Return the address of an end as the sender sees it, or None."""
     if to.address:
         return to.address
-    if to.outside:
-        return _of_family(world.outside.get(to.outside, ()), family)
     sender = world.services.get(source.service)
+    if to.outside:
+        first = next(iter(sender.endpoints), None) if sender else None
+        has_route = first is None or any(family_of(own) == family for own in first.addresses)
+        return _of_family(world.outside.get(to.outside, ()), family) if has_route else None
     if not to.service:
         if sender:  # to a service, the host is the gateway of its first network
             own = (subnet for e in sender.endpoints for subnet in world.networks[e.network].subnets)

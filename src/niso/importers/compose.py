@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import DEFAULT_NETWORK
+from niso.importers import compose_together, toml_text, yaml_file
 from niso.importers import compose_values as parse
-from niso.importers import toml_text, yaml_file
 from niso.importers.compose_service import DEFAULT, Gap, Service, World, has_check, label
 from niso.importers.compose_storage import Place, Storage
 from niso.manifest import stack_prefix, values
@@ -78,6 +78,7 @@ def convert(path: str, target: str | None = None) -> Imported:
     )
     made = [Service(name, keys, world) for name, keys in services.items()]
     _refuse_cycles(made, path)
+    compose_together.settle(made)
     gaps += [gap for service in made for gap in service.gaps]
     for name, keys in _items(data.get("volumes")):
         if parse.beyond(keys, ("labels", "driver")) or keys.get("driver", "local") != "local":

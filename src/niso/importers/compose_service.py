@@ -55,7 +55,7 @@ class Service:
     def __init__(self, name: str, keys: Mapping[str, Any], world: World) -> None:
         self.gaps: list[Gap] = []
         self.tables: dict[str, Any] = {}
-        self._given, self._keys, self._world = name, keys, world
+        self.given, self._keys, self._world = name, keys, world
         self.name = world.names[name]
         self._at_boot = f"niso enable {world.stack}-{self.name} starts it at boot"
         self.image = "" if keys.get("build") else parse.text(keys.get("image"))
@@ -78,7 +78,7 @@ class Service:
         self.tables = {table: data for table, data in self.tables.items() if data}
 
     def _gap(self, key: str, what: str) -> None:
-        self.gaps.append(Gap(self._given, key, what))
+        self.gaps.append(Gap(self.given, key, what))
 
     def _put(self, table: str, key: str, value: object) -> None:
         self.tables.setdefault(table, {})[key] = value
@@ -197,7 +197,7 @@ class Service:
         policy, _, count = self._restart().partition(":")
         if count:
             self._gap("restart", f"the number of times ({count}) is not limited")
-        if self._given in self._world.jobs:
+        if self.given in self._world.jobs:
             self._put("service", "kind", "job")
             if policy != "no":
                 self._gap("restart", "a job is not restarted")
@@ -274,9 +274,9 @@ class Service:
 
     def _healthcheck(self) -> None:
         check = self._keys.get("healthcheck")
-        if not isinstance(check, dict) or self._given not in self._world.checked:
+        if not isinstance(check, dict) or self.given not in self._world.checked:
             return
-        if self._given in self._world.jobs:
+        if self.given in self._world.jobs:
             self._gap("healthcheck", "a job has none")
             return
         test = check.get("test")
@@ -328,7 +328,10 @@ class Service:
                 self._gap("secrets", f"{name} is not a file: write it into one")
             elif self._valid("secrets", target or name, parse_secrets.name):
                 path = self._world.place.path(file)
-                taken[target or name] = {"file": path}
+                if reason := values.path_reason(path):
+                    self._gap("secrets", f"{path!r} {reason}")
+                else:
+                    taken[target or name] = {"file": path}
         if taken:
             self.tables["secrets"] = taken
 

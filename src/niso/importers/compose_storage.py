@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.importers import compose_values as parse
-from niso.manifest import parse_volumes
+from niso.manifest import parse_volumes, values
 
 if TYPE_CHECKING:
     from typing import Any
@@ -108,6 +108,9 @@ class Storage:
                 return None
             if not host.startswith("$"):
                 host = self._place.path(host)
+                if reason := values.path_reason(host):
+                    gaps.append(("volumes", f"{host!r} {reason}"))
+                    return None
             if os.path.basename(host) in ("docker.sock", "podman.sock"):
                 gaps.append(("volumes", f"{host}: there is no Docker that the service could ask"))
                 return None

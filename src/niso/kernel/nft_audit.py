@@ -4,8 +4,8 @@ A packet that such a policy denies is recorded and returns to ``forward``, where
 still apply to it. Sets hold the addresses of the services. The comment of an element has the
 service, and when its audit began and ends, in seconds since 1970. The kernel deletes the element
 after its timeout, with or without niso; then the policy drops. So the end of an element is not a
-difference: one that is about to end is neither wanted nor seen. docs/design/policy.md explains
-audits.
+difference: one that is about to end is neither wanted nor seen. An audit without an end has an
+element without a timeout. docs/design/policy.md explains audits.
 """
 
 from __future__ import annotations
@@ -48,18 +48,24 @@ SETS = "\n".join(
 CHAINS = "\n".join(_chain(way, log) for way in _OWN for log in (False, True))
 
 MOST_S = 14 * 86_400
-"""The longest audit, and the default, in seconds."""
+"""The longest audit that has an end, and the default, in seconds."""
+
+NEVER = -1
+"""The end of an audit that lasts until the manifest ends it. Its element has no timeout."""
+ENDLESS = float("inf")
+"""The seconds that such an audit still lasts."""
 
 SLACK_S = 60
 """How far the clock may have been set back since an audit began, in seconds.
 
 With an earlier clock, such as one that starts at 1970, the audit's end cannot be known, and the
-policy is enforced.
+policy is enforced, unless the audit has no end.
 """
 
 _GRACE_S = 2  # an element with less time left is neither added nor deleted
 _EXPIRES = "expires "
-_ENDLESS = "without a timeout"
+_WITHOUT_END = "without a timeout"
+_WITH_END = "with a timeout"
 _TOO_LONG = "with a timeout after its end"
 
 
@@ -69,14 +75,19 @@ def comment(service: str, since: int, until: int) -> str:
 
 
 def left_s(since: int, until: int, now: float) -> float:
-    """Return how long an audit still lasts, in seconds; 0 if it has ended, or by a wrong clock."""
+    """Return how long an audit still lasts, in seconds, or `ENDLESS`.
+
+    It is 0 if it has ended, or by a wrong clock.
+    """
+    if until == NEVER and since:
+        return ENDLESS
     if now < since - SLACK_S:
         return 0
     return max(0, min(until - now, MOST_S))
 
 
 def timeout_s(text: str, now: float) -> float:
-    """Return how long the element with this comment shall live, in seconds."""
+    """Return how long the element with this comment shall live, in seconds, or `ENDLESS`."""
     try:
         _, since, until = text.split(" ")
         return left_s(int(since), int(until), now)
@@ -100,9 +111,12 @@ def seen(value: str, text: str, now: float) -> str | None:
     ``value`` is as `expires` returns it, and ``text`` the comment. Returns None if the element is
     about to end.
     """
+    right = timeout_s(text, now)
     if not value.startswith(_EXPIRES):
-        return _ENDLESS
-    left, right = float(value.removeprefix(_EXPIRES)), timeout_s(text, now)
+        return "" if right == ENDLESS else _WITHOUT_END
+    if right == ENDLESS:
+        return _WITH_END
+    left = float(value.removeprefix(_EXPIRES))
     if right <= _GRACE_S and left <= 2 * _GRACE_S:
         return None
     return _TOO_LONG if left > right + _GRACE_S else ""

@@ -367,8 +367,10 @@ def _element(change: Change) -> bytes:
     elif change.adds and change.value:
         parts.append(nested(_ELEM_DATA, _pack_value(change.header, change.value)))
     if change.adds and change.header.name in nft_audit.PLACES:
-        left_ms = int(nft_audit.timeout_s(change.comment, time.time()) * 1000)
-        parts.append(attribute(_ELEM_TIMEOUT, max(1, left_ms).to_bytes(8, "big")))
+        left_s = nft_audit.timeout_s(change.comment, time.time())
+        if left_s != nft_audit.ENDLESS:
+            left_ms = max(1, int(left_s * 1000))
+            parts.append(attribute(_ELEM_TIMEOUT, left_ms.to_bytes(8, "big")))
     if change.adds and change.comment:
         comment = change.comment.encode() + b"\0"
         parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(comment)]) + comment))

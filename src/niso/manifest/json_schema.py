@@ -193,9 +193,9 @@ _TEXTS: dict[str, tuple[str, str]] = {
         f"The service may not connect to these peers, even if allow lists them. {_PEER_FORMS}",
     ),
     "Policy.audit_until": (
-        rf"^{parse_policy.DATE}$",
-        "End of the audit: a date, or a date and time, at most 14 days ahead. If unset, 14 days "
-        "after it began.",
+        rf"^(?:{parse_policy.DATE}|{parse_policy.NO_END})$",
+        "End of the audit: a date, or a date and time, at most 14 days ahead; never: it has no "
+        "end. If unset, 14 days after it began.",
     ),
     "Network.ip": (
         _STATIC,

@@ -212,7 +212,10 @@ def _secrets(manifest: Manifest, owners: Container[int] | None) -> Iterator[Inva
             if owners is not None:
                 toml.require_owner("", info, owners)
         except InvalidInput as error:
-            error.key, error.value = f"secrets.{name}.file", values.shown(secret.file)
+            from niso.manifest.validate import join
+
+            error.key = f"{join('secrets', name)}.file"
+            error.value = values.shown(secret.file)
             yield error
         except (OSError, ValueError):
             continue

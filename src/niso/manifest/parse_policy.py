@@ -32,6 +32,11 @@ DATE = (
 )
 """The form of a date, or of a date and time, as a regular expression."""
 
+NO_END = "never"
+"""The value of ``audit_until`` for an audit without an end."""
+AUDIT_ENDS = f'a date, a date and time, or "{NO_END}"'
+"""What ``audit_until`` may be, for messages."""
+
 _NETWORK = "network:"
 _NOT_HERE = "names outside niso.local can only be in network.policy.egress.allow of a manifest"
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
@@ -78,18 +83,21 @@ def audit_end(text: str, key: str) -> int:
     """Return when an audit ends, in seconds since 1970. Raises InvalidInput.
 
     ``text`` is a date or date-time of TOML (RFC 3339). A date is its first moment. Without an
-    offset, it is in the host's time zone.
+    offset, it is in the host's time zone. "never" is `nft_audit.NEVER`.
     """
     import re
     from datetime import datetime
 
+    from niso.kernel.nft_audit import NEVER
+
+    if text == NO_END:
+        return NEVER
     try:
         if not re.fullmatch(DATE, text):
             raise ValueError  # fromisoformat also takes other forms of ISO 8601
         return int(datetime.fromisoformat(text).timestamp())
     except (ValueError, OverflowError, OSError):
-        right = "a date, or a date and time"
-        raise values.wrong(key, text, "is not a valid date", right, "2026-12-10") from None
+        raise values.wrong(key, text, "is not a valid date", AUDIT_ENDS, "2026-12-10") from None
 
 
 def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Iterator[InvalidInput]:

@@ -114,7 +114,8 @@ def moved(error: Error, key: str, file: str = "") -> InvalidInput:
     """Return an error of a manifest with the keys that it has in the stack, and with ``file``."""
     new = InvalidInput.of(error)
     new.file = file
-    new.key = f"{key}.{error.key}" if error.key else key
+    # it has no package.name: its name is its table's
+    new.key = f"{key}.{error.key}" if error.key not in (None, "", "package.name") else key
     new.reason, new.right, hint = (
         re.sub(rf"(?<![\w.])(?=(?:{_TABLES})(?:\.[a-z_]|\]))", f"{key}.", text)
         for text in (error.reason, error.right, error.hint or "")

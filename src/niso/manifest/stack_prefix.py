@@ -7,7 +7,7 @@ own services and networks. So two stacks of the same form can be on one host.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 
 from niso.base.errors import ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
@@ -27,20 +27,23 @@ def long_name(stack: str, name: str) -> str:
 
 
 def applies(
-    prefix: bool | None, stack: str, names: Iterable[str], members: Container[str], taken: bool
+    prefix: bool | None, stack: str, names: Iterable[str], members: Collection[str], taken: bool
 ) -> bool:
     """Return whether the services of a stack have its prefix.
 
     ``prefix`` is what its file says. Without it, a known stack keeps the names that it has; its
-    known services are ``members``. A new one has the prefix if another stack has one of its
-    ``names``, that is, if they are ``taken``.
+    known services are ``members``, also if its file has none of them any more. A new one has the
+    prefix if another stack has one of its ``names``, that is, if they are ``taken``.
     """
     if prefix is not None:
         return prefix
     own = list(names)
     plain = sum(name in members for name in own)
     long = sum(long_name(stack, name) in members for name in own)
-    return long > plain if long or plain else taken
+    if long or plain:
+        return long > plain
+    every_long = all(name.startswith(long_name(stack, "")) for name in members)
+    return taken or (bool(members) and every_long)
 
 
 def outline(plain: Outline) -> Outline:

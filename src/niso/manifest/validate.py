@@ -24,6 +24,7 @@ from niso.manifest import (
     values,
 )
 from niso.manifest.parse_policy import (
+    AUDIT_ENDS,
     audit_end,
     parse_egress,
     parse_egress_allow,
@@ -152,7 +153,7 @@ def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator
     elif form not in may_be:
         reason = f"is {_FORMS.get(form, 'a date or time')}"
         date = key.endswith(".audit_until")  # in quotes or not
-        right = f"must be {'a date, or a date and time' if date else _allowed(may_be)}"
+        right = f"must be {AUDIT_ENDS if date else _allowed(may_be)}"
         yield values.wrong(key, value, reason, right, _example(value, may_be, key))
     elif form is list:
         for index, item in enumerate(value):

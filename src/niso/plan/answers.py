@@ -116,6 +116,20 @@ def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Ou
     )
 
 
+def barred(before: Outside, bars: Bars, now: float) -> Outside:
+    """Return what is known of a name without the addresses that are refused since its question."""
+    gone = {each: bars.reason(each) for each in before.in_state(NOW, FORMER) if bars.reason(each)}
+    if not gone:
+        return before
+    known = (
+        Known(each.address, PAST, now) if each.address in gone else each
+        for each in before.addresses
+    )
+    refused = (f"{address} is refused: {reason}" for address, reason in gone.items())
+    problem = "; ".join([*refused, *([before.problem] if before.problem else [])])
+    return before._replace(due_at=now, problem=problem, settled=False, addresses=tuple(known))
+
+
 def _family(
     known: list[Known], answer: list[str] | None, until: float, bars: Bars, now: float
 ) -> list[Known]:

@@ -122,7 +122,7 @@ class Audit(NamedTuple):
     """When a policy denies nothing. The end is fixed when the audit begins, and stays.
 
     ``since`` and ``until`` are in seconds since 1970. In a manifest ``since`` is 0, and ``until``
-    is 0 for the default.
+    is 0 for the default, and `niso.kernel.nft_audit.NEVER` without an end.
     """
 
     text: str  # the end as written; "" for the default

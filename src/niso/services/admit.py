@@ -14,14 +14,14 @@ from niso.plan.records import Peer, Policy, Port
 from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
 from niso.services import ports as portmap
-from niso.services.concern import concerned
 from niso.services.machine import Machine
 from niso.store import leases, specs
-from niso.store.policy_rows import Name
-from niso.store.store import Scope, ServiceRow, Store
+from niso.store.store import ServiceRow, Store
 
 if TYPE_CHECKING:
     from niso.runtime.contents import Contents
+    from niso.services import across
+    from niso.services.stacks import Membership
     from niso.store.attached_rows import Attached, Link
 
 
@@ -37,6 +37,7 @@ class Target(NamedTuple):
     contents: Contents | None = None  # with a fingerprint: the digests that it was made of
     replace: bool = False  # take over a service of this name from another folder
     take: bool = False  # take it over from another host of the cluster, which is lost
+    with_process: bool = True  # False: only what it wants of the network is recorded
     attached: Attached | None = None  # an attachment has no files and no process of niso's
     links: tuple[Link, ...] = ()  # of an attachment
 
@@ -54,57 +55,6 @@ class Change(NamedTuple):
     def name(self) -> str:
         """Return the name of the service."""
         return self.row.name
-
-
-def scope_of(store: Store, targets: list[Target]) -> Scope:
-    """Return the scope of an activation.
-
-    It holds the services, those that share a namespace with them, and their networks before and
-    after the change.
-    """
-    touched: set[str] = set()
-    for target in targets:
-        provider = _provider(store, target)
-        touched.update((target.name, provider) if provider else (target.name,))
-    on = {network for target in targets for network in target.spec.networks}
-    fresh = {name for target in targets for name in target.spec.names}
-    touched |= store.shadows(touched, on, fresh)
-    names = {name for target in targets for name in _other_meanings(store, target)}
-    return concerned(store, touched, on, names)
-
-
-def _other_meanings(store: Store, target: Target) -> set[Name]:
-    """Return the names that may resolve to other addresses after an activation.
-
-    A service that has its leases and keeps them adds none. A name of a service that shares a
-    namespace resolves only while the service is active; several names may have one address.
-    """
-    row = store.service(target.name)
-    on = target.spec.networks
-    changed: set[Name] = {("network", network) for network in on if store.network(network) is None}
-    statics = [(network, address) for network in on for address in target.spec.statics(network)]
-    leased = store.addresses(target.name)
-    names_ = target.spec.names
-    shared = _provider(store, target)
-    kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
-    kept = kept and shared is None and row is not None and row.provider is None
-    if not kept or any(static not in leased for static in statics):
-        changed |= {("service", name) for name in names_}
-        changed |= set(
-            store.names_with(store.with_companions([target.name, *([shared] if shared else ())]))
-        )
-    return changed
-
-
-def _provider(store: Store, target: Target) -> str | None:
-    """Return the known service whose namespace a manifest asks to share, or None.
-
-    An ambiguous name is refused when it is recorded.
-    """
-    try:
-        return store.name_holder(target.spec.share) if target.spec.share else None
-    except Conflict:
-        return None
 
 
 def release(store: Store, target: Target) -> None:
@@ -126,6 +76,65 @@ def release(store: Store, target: Target) -> None:
     store.set_names(target.name, tuple(name for name in store.names(target.name) if name in names))
 
 
+def record_all(
+    machine: Machine,
+    targets: list[Target],
+    copies: dict[str, str],
+    leaving: list[ServiceRow],
+    stack: Membership | None,
+    held: across.Held | None,
+) -> list[Change]:
+    """Write the wanted state of all services of a command, and of its ``stack``, to the store.
+
+    ``copies`` are the paths of the packages by service, ``leaving`` those that the command ends,
+    ``held`` is what it holds in the cluster. Raises the errors of `record`, of all services.
+    """
+    store = machine.store
+    if held is not None:
+        held.record()
+    if stack is not None:
+        from niso.services import stacks, withdraw
+
+        stacks.prepare(machine, stack, copies)
+        withdraw.go(machine, leaving)
+    for target in targets:
+        release(store, target)
+    together = frozenset((*copies, *(row.name for row in leaving)))
+    beside, links = frozenset(copies), LinkNames(store)
+    named = tuple(published.port for target in targets for published in target.spec.ports)
+    made: dict[str, Change] = {}
+    errors: list[Error] = []
+    for target in sorted(targets, key=_takes):
+        if errors and target.spec.mode == "share":
+            continue  # its provider may be one of those that are not recorded
+        try:
+            copy = copies[target.name]
+            change = record(machine, target, copy, together, beside, links, named)
+            made[target.name] = change
+        except (Conflict, InvalidInput) as error:
+            errors.append(error)
+        except ErrorGroup as group:
+            errors += group.errors
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+    from niso.services import sharing
+
+    changes = [made[target.name] for target in targets]
+    sharing.check(store, [change.row for change in changes], leaving)
+    if stack is not None:
+        for change in changes:
+            store.join_stack(change.name, stack.stack, stack.file)
+    return changes
+
+
+def _takes(target: Target) -> tuple[bool, bool]:
+    """Return a key that sorts services that name addresses before those that take any.
+
+    Else one of the latter may get the address of one of the former. Providers come before sharers.
+    """
+    return target.spec.mode == "share", not (target.spec.addresses or target.spec.addresses6)
+
+
 def record(
     machine: Machine,
     target: Target,
@@ -133,17 +142,18 @@ def record(
     together: frozenset[str],
     beside: frozenset[str],
     links: LinkNames,
+    named: tuple[Port, ...] = (),
 ) -> Change:
     """Write the wanted state of one service to the store; `release` was called before.
 
     ``together`` are all services of the command. ``beside`` are those whose manifests it activates.
-    ``links`` are of the whole command.
+    ``links`` are of the whole command, and so are the host ports ``named`` in its manifests.
     Raises Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all
     refused names, addresses and ports. The caller must then roll back the transaction.
     """
     errors: list[Error] = []
     try:
-        change = _record(machine, target, copy, together, beside, links, errors)
+        change = _record(machine, target, copy, together, beside, (links, named), errors)
     except (Conflict, InvalidInput) as error:
         errors.append(error)
     except ErrorGroup as group:
@@ -175,13 +185,13 @@ def _record(
     copy: str,
     together: frozenset[str],
     beside: frozenset[str],
-    links: LinkNames,
+    batch: tuple[LinkNames, tuple[Port, ...]],
     errors: list[Error],
 ) -> Change:
     """Do the work of `record`. Errors that do not stop further checks are added to ``errors``."""
     store = machine.store
+    links, named = batch
     wanted, name = target.spec, target.name
-    attached = wanted.mode == "attached"
     before = store.service(name)
     if before is not None:
         _refuse_other(before, target)
@@ -194,7 +204,7 @@ def _record(
     was_active = before is not None and before.active
     generation = 1 if before is None else before.generation if was_active else before.generation + 1
     generation = links.generation(name, on, generation)
-    if attached:
+    if wanted.mode == "attached" or not target.with_process:
         uid = before.uid if before else store.uid_of_nobody()
         spec = old_spec = None
     else:
@@ -252,7 +262,7 @@ def _record(
         [published.port for published in wanted.ports],
         ports_before,
         keys,
-        together,
+        portmap.Command(together, named),
         published_by(before) if before is not None else (),
         target.attached is not None and target.attached.owner in portmap.HOLDERS,
     )

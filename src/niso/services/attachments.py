@@ -20,8 +20,9 @@ from niso.plan.records import Port
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
 from niso.services import journal
-from niso.services.admit import LinkNames, Target, forget_former, record, release, scope_of
+from niso.services.admit import LinkNames, Target, forget_former, record, release
 from niso.services.attach_request import BY_INTERFACE, Request, Wish, target_of
+from niso.services.concern import scope_of
 from niso.services.machine import Machine
 from niso.store.attached_rows import Attached, wishes
 from niso.store.policy_rows import policy_of

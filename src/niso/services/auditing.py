@@ -7,6 +7,7 @@ import time
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import nft_audit
+from niso.kernel.nft_audit import NEVER
 from niso.plan.records import Audit, Policy
 from niso.store.store import Store
 
@@ -26,6 +27,8 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     if held is not None and held.text == audit.text:
         return policy._replace(audit=held)
     since = int(now)
+    if audit.until == NEVER:
+        return policy._replace(audit=audit._replace(since=since))
     until = audit.until or since + nft_audit.MOST_S
     if until <= since:
         raise InvalidInput(
@@ -37,7 +40,7 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     if until > since + nft_audit.MOST_S:
         raise InvalidInput(
             f"is more than {nft_audit.MOST_S // 86_400} days ahead",
-            f"the latest is {time_text(since + nft_audit.MOST_S)}",
+            f'the latest is {time_text(since + nft_audit.MOST_S)}; "never" is without an end',
             _KEY,
             value=audit.text,
         )
@@ -61,14 +64,18 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
 
 
 class Term(NamedTuple):
-    """How long the policy of a service is in audit. ``until`` is in seconds since 1970."""
+    """How long the policy of a service is in audit.
+
+    ``until`` is in seconds since 1970, or `NEVER`.
+    """
 
     until: int
     lasts: bool
 
     @property
     def text(self) -> str:
-        return time_text(self.until)
+        """Return the end, as words after "until"."""
+        return "the manifest ends it" if self.until == NEVER else time_text(self.until)
 
 
 def terms(store: Store) -> dict[str, Term]:

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from niso.base.errors import Conflict
+from niso.base.lite_typing import TYPE_CHECKING
 from niso.store.policy_rows import Name
 from niso.store.store import Scope, Store
+
+if TYPE_CHECKING:
+    from niso.services.admit import Target
 
 
 def concerned(
@@ -63,3 +68,54 @@ def all_names(store: Store, scope: Scope) -> set[Name]:
         *store.names_with(scope.services or ()),
         *(("network", network) for network in scope.networks or ()),
     }
+
+
+def scope_of(store: Store, targets: list[Target]) -> Scope:
+    """Return the scope of an activation.
+
+    It holds the services, those that share a namespace with them, and their networks before and
+    after the change.
+    """
+    touched: set[str] = set()
+    for target in targets:
+        provider = _provider(store, target)
+        touched.update((target.name, provider) if provider else (target.name,))
+    on = {network for target in targets for network in target.spec.networks}
+    fresh = {name for target in targets for name in target.spec.names}
+    touched |= store.shadows(touched, on, fresh)
+    names = {name for target in targets for name in _other_meanings(store, target)}
+    return concerned(store, touched, on, names)
+
+
+def _other_meanings(store: Store, target: Target) -> set[Name]:
+    """Return the names that may resolve to other addresses after an activation.
+
+    A service that has its leases and keeps them adds none. A name of a service that shares a
+    namespace resolves only while the service is active; several names may have one address.
+    """
+    row = store.service(target.name)
+    on = target.spec.networks
+    changed: set[Name] = {("network", network) for network in on if store.network(network) is None}
+    statics = [(network, address) for network in on for address in target.spec.statics(network)]
+    leased = store.addresses(target.name)
+    names_ = target.spec.names
+    shared = _provider(store, target)
+    kept = row is not None and row.networks == on and set(store.names(target.name)) == set(names_)
+    kept = kept and shared is None and row is not None and row.provider is None
+    if not kept or any(static not in leased for static in statics):
+        changed |= {("service", name) for name in names_}
+        changed |= set(
+            store.names_with(store.with_companions([target.name, *([shared] if shared else ())]))
+        )
+    return changed
+
+
+def _provider(store: Store, target: Target) -> str | None:
+    """Return the known service whose namespace a manifest asks to share, or None.
+
+    An ambiguous name is refused when it is recorded.
+    """
+    try:
+        return store.name_holder(target.spec.share) if target.spec.share else None
+    except Conflict:
+        return None

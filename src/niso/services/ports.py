@@ -27,21 +27,29 @@ They lie below Linux's ephemeral range (ip_local_port_range).
 """
 
 
+class Command(NamedTuple):
+    """What a port must be admitted beside: the other services of the same command."""
+
+    services: frozenset[str] = frozenset()
+    """Those whose released ports are free, since all of them are rolled back together."""
+    named: tuple[Port, ...] = ()
+    """The host ports in the manifests that it activates. None of them is chosen."""
+
+
 def admit(
     machine: Machine,
     service: str,
     wanted: Sequence[Port],
     before: Iterable[Port],
     keys: Sequence[str] = (),
-    together: frozenset[str] = frozenset(),
+    command: Command = Command(),  # noqa: B008  # it is immutable
     published: Container[Port] = (),
     held: bool = False,
 ) -> tuple[list[Port], list[Port]]:
     """Return (the ports of a manifest with host ports, those whose host port was chosen here).
 
     ``before`` are the ports that the service has now; they are not checked again. ``keys`` are the
-    manifest keys of ``wanted`` for messages. Ports that services of ``together`` released are free,
-    since all of them are rolled back together. ``published`` are the manifest ports of the last
+    manifest keys of ``wanted`` for messages. ``published`` are the manifest ports of the last
     activation; any that `taken` returns is left out. With ``held``, the engine of an attachment
     listens on its ports itself, to keep other programs from them.
     Raises Conflict, which names key and holder, or an ErrorGroup of several.
@@ -63,13 +71,21 @@ def admit(
             assigned = port
             if not port.host_port:
                 assigned = port._replace(
-                    host_port=_choose(store, service, port, [*wanted, *ports], have, listeners, key)
+                    host_port=_choose(
+                        store,
+                        service,
+                        port,
+                        ([*wanted, *ports], command.named),
+                        have,
+                        listeners,
+                        key,
+                    )
                 )
                 chosen.append(assigned)
             elif port not in have:
                 if port in gone:
                     continue  # it stays with the service that took it
-                _check_holders(store, service, port, key, together)
+                _check_holders(store, service, port, key, command.services)
                 if not held:
                     listeners.check(port, key)
                 _check_forwards(service, port, forwards, key)
@@ -85,7 +101,9 @@ def admit(
         # it was kept over a reboot, and another service or process may have the host port now
         if forward not in have:
             try:
-                _check_holders(store, service, forward, f"port-forward {forward.text}", together)
+                _check_holders(
+                    store, service, forward, f"port-forward {forward.text}", command.services
+                )
                 listeners.check(forward, f"port-forward {forward.text}")
             except Conflict as error:
                 errors.append(error)
@@ -249,26 +267,28 @@ def _choose(
     store: Store,
     service: str,
     port: Port,
-    mine: Iterable[Port],
+    others: tuple[Iterable[Port], Iterable[Port]],
     have: set[Port],
     listeners: Listeners,
     key: str,
 ) -> int:
     """Return a host port for a port without one: its previous one, else the lowest free one.
 
+    ``others`` are the ports of this manifest, and those of all manifests of the command.
     Raises Conflict if no port is free.
     """
+    mine, named = others
     kept = store.chosen_port(service, port)
     if kept is not None:
         again = port._replace(host_port=kept)
-        others = any(holder != service for holder, _ in store.port_holders(again))
+        held = any(holder != service for holder, _ in store.port_holders(again))
         clear = not any(same_place(again, other) for other in mine if other.host_port)
-        if clear and (again in have or not (others or listeners.clashing(again))):
+        if clear and (again in have or not (held or listeners.clashing(again))):
             return kept
     taken = store.spans(port.proto, FREE_FIRST, FREE_LAST)
     taken += [
         (other.host_port, other.last)
-        for other in mine
+        for other in (*mine, *named)
         if other.host_port and other.proto == port.proto
     ]
     taken += [(other.port, other.port) for other in listeners.of(port.proto)]

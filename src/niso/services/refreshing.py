@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.report import Caution, Report, silent
-from niso.plan.answers import FORMER, NOW, Bars, Outside, after
+from niso.plan.answers import FORMER, NOW, Bars, Outside, after, barred
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.reconcile.converge import converge, desired_now
 from niso.services import resolver
@@ -50,6 +50,22 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
             report(Caution(f"{name}: {answer.problem}"))
     for problem, some in unknown.items():
         report(Caution(f"{', '.join(some)}: {problem}", ("niso net refresh asks again",)))
+
+
+def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
+    """Let no outside name of services stand for an address in a network that exists by now.
+
+    The names were asked for before the networks of the command were recorded. The caller is in the
+    transaction that has recorded these. Raises KernelError.
+    """
+    if not (names := _names(targets)):
+        return
+    rows, bars, now = machine.store.outside, _bars(machine), time.time()
+    for before in map(rows.answer, names):
+        answer = barred(before, bars, now)
+        if answer != before:
+            rows.put([answer])
+            report(Caution(f"{answer.name}: {answer.problem}"))
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:

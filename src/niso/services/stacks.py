@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.manifest import stack_prefix
+from niso.runtime import volumes
 from niso.services import networks
 from niso.services.machine import Machine
 from niso.services.networks import NetworkRequest
@@ -34,17 +35,25 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
     for name in services:
         other = store.stack_of(name)
         if other is not None and other != stack:
-            errors[name] = Conflict(
-                f"service {name!r} belongs to stack {other!r}", "choose another name"
-            )
+            hint = "choose another name"
+            if not name.startswith(stack_prefix.long_name(stack, "")):
+                hint += ", or prefix = true in [stack] for names of this stack's own"
+            errors[name] = Conflict(f"service {name!r} belongs to stack {other!r}", hint)
     return errors
 
 
 def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) -> bool:
-    """Return whether a stack's services have its prefix (`niso.manifest.stack_prefix`)."""
+    """Return whether a stack's services have its prefix (`niso.manifest.stack_prefix`).
+
+    One whose services have been removed has the names of the volumes that they have left.
+    """
     names = list(names)
     taken_ = bool(taken(store, stack, names))
-    return stack_prefix.applies(asks, stack, names, store.stack_members(stack), taken_)
+    members = store.stack_members(stack)
+    if not members:
+        long = (stack_prefix.long_name(stack, name) for name in names)
+        members = [name for name in long if store.service(name) is None and volumes.kept(name)]
+    return stack_prefix.applies(asks, stack, names, members, taken_)
 
 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:

@@ -158,7 +158,7 @@ def of_manifest(loaded: model.Loaded) -> Target:
     Raises InvalidInput, ErrorGroup, Error.
     """
     spec = loaded.spec
-    root = _rootfs(loaded)
+    root = rootfs(loaded)
     target = Target(spec.name, spec, loaded.path, loaded.folder, root, "")
     _check_files(target)
     contents = Contents(spec.name)
@@ -177,7 +177,7 @@ def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
     return tuple(path for path in (rootfs, *written, *kept) if path is not None)
 
 
-def _rootfs(loaded: model.Loaded) -> str | None:
+def rootfs(loaded: model.Loaded) -> str | None:
     """Return the path of the rootfs, links resolved.
 
     Raises InvalidInput if it has left the package's folder since the manifest was checked.
@@ -217,8 +217,7 @@ def _check_files(target: Target) -> None:
             reason = "does not exist" if failed.errno == errno.ENOENT else failed.strerror
             wrong = InvalidInput(f"{path!r} {reason}", None, f"secrets.{name}.file")
             errors.append(_in_manifest(target, wrong))
-    for error in volume_rules.check(target.rootfs, volumes(spec)):
-        errors.append(_in_manifest(target, error))
+    errors += misplaced(target, volumes(spec))
     for check in checks:
         try:
             check()
@@ -228,9 +227,14 @@ def _check_files(target: Target) -> None:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
+def misplaced(target: Target, volumes: Iterable[Volume]) -> list[InvalidInput]:
+    """Return the errors of volumes that cannot be where the manifest says."""
+    return [_in_manifest(target, error) for error in volume_rules.check(target.rootfs, volumes)]
+
+
 def _in_manifest(target: Target, error: Error) -> InvalidInput:
     new = InvalidInput.of(error)
-    new.file = target.manifest_path
+    new.file, new.service = target.manifest_path, target.name
     return new
 
 

@@ -256,12 +256,12 @@ class SnapshotRows(PortRows, PolicyRows):
         """Return (name, address) of what the hosts file of this service alone has.
 
         That is what its manifest adds, and the outside names of its policy, with the addresses of
-        families that the service has.
+        families for which the service has a default route: those of its first network.
         """
         extra = self.extra_hosts(service)
         if not self.names_outside(service):
             return extra
-        families = {family_of(address) for on in endpoints.values() for address in on}
+        families = {family_of(address) for address in next(iter(endpoints.values()), ())}
         outside = self.outside.hosts(service)
         return (*extra, *(host for host in outside if family_of(host[1]) in families))
 

@@ -77,13 +77,19 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                 store._require_form()
                 store._notice_move()
             else:
-                store = cls(connected(":memory:"))
-                store._fill()
+                store = cls.empty()
             store._notice_reboot()
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise unusable(error) from error
         except OSError as error:
             raise Error(f"{error.filename}: {error.strerror}", "check NISO_STATE_DIR") from error
+        return store
+
+    @classmethod
+    def empty(cls) -> Store:
+        """Return a store without a file."""
+        store = cls(connected(":memory:"))
+        store._fill()
         return store
 
     @classmethod

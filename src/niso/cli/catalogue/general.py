@@ -267,9 +267,10 @@ COMMANDS = (
         ),
         (JSON,),
         "For CI jobs and editors. Reports all errors of all files, each with the line of its key. "
-        "A stack is checked with the manifests of its packages. niso activate --dry-run also "
-        "checks what depends on a machine: whether programs exist, and whether names, ports and "
-        "addresses are free.",
+        "A stack is checked with the manifests of its packages, and its services beside each "
+        "other: two cannot have the same host port, address or name. niso activate --dry-run also "
+        "checks what depends on a machine: whether programs, users and paths of the host exist, "
+        "and whether names, ports and addresses are free there.",
         (("niso check", "the files of this folder"), ("niso check ./api ./shop/stack.toml", "")),
         (("0", "all files are valid"), ("1", "a file has errors")),
         root=False,

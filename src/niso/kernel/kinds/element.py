@@ -40,7 +40,7 @@ class Element(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Return whether the kernel deletes it after some time."""
+        """Return whether it is of an audit: the kernel may delete it after some time."""
         return self.container in nft_audit.PLACES
 
 
@@ -57,7 +57,8 @@ class Edit(NamedTuple):
             return f"destroy element {table} {container} {{ {what} }}"
         if self.verb == "add":
             if self.element.ends:
-                what += f" timeout {int(nft_audit.timeout_s(comment, time.time()))}s"
+                left_s = nft_audit.timeout_s(comment, time.time())
+                what += f" timeout {int(left_s)}s" if left_s != nft_audit.ENDLESS else ""
             mapped = self.element.is_mapped
             what += f" {value}" if value and not mapped else ""
             what += f' comment "{comment}"' if comment else ""

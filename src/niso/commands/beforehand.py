@@ -1,0 +1,165 @@
+"""Find what an activation refuses of services whatever host they come to (`niso check`).
+
+It is recorded by the code of activations in a store without a file, on a host that has nothing.
+What a host may know better is left open: networks that no file describes, services that no file
+names, and the present time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from niso.base import names
+from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten
+from niso.base.lite_typing import TYPE_CHECKING
+from niso.plan import subnets
+from niso.plan.records import Network, Policy, Subnet
+from niso.plan.service_spec import ServiceSpec
+from niso.services import machine, networks, stacks, targets
+from niso.services.admit import Target, record_all
+from niso.store.store import Store
+
+if TYPE_CHECKING:
+    from niso.manifest.load import Loaded
+    from niso.services.machine import Machine
+    from niso.services.stacks import Membership
+
+_SPACE = 1 << 12
+"""How many addresses a network whose subnet is not known has apart from those of others."""
+
+
+def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
+    """Raise what an activation of these services alone, or as a stack, raises on any host.
+
+    Changes nothing and reads nothing of this machine. Raises Conflict, InvalidInput, or an
+    ErrorGroup of all errors.
+    """
+    from niso.kernel.fake import Fake
+
+    wanted = [_target(one) for one in loaded]
+    store = Store.empty()
+    host = machine.fake(store)
+    assert isinstance(host.kernel, Fake)
+    host.kernel.own_addresses.clear()
+    errors: list[Error] = [error for target in wanted for error in _misplaced(target)]
+    try:
+        with store.transaction() as transaction:
+            transaction.cancel()
+            if stack is not None:
+                requests = tuple(one._replace(span=False) for one in stack.networks)
+                known = tuple(one for one in requests if len(one.nets) == len(one.families))
+                stack = stack._replace(networks=requests)
+                stacks.prepare(host, stack._replace(networks=known), ())
+            every = [*wanted, *_providers(wanted)]
+            _make_unknown(host, every, stack)
+            record_all(host, every, {one.name: "" for one in every}, [], stack, None)
+    except (Conflict, InvalidInput, ErrorGroup) as error:
+        errors += flatten(error)
+    finally:
+        store.close()
+    if errors:
+        raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
+
+
+def _target(loaded: Loaded) -> Target:
+    """Return a service without its files.
+
+    An audit is left out: whether it has ended depends on the day, and on the activation before.
+    """
+    spec = loaded.spec
+    spec = spec._replace(policy=spec.policy._replace(audit=None))
+    rootfs = targets.rootfs(loaded)
+    return Target(spec.name, spec, loaded.path, loaded.folder, rootfs, "", with_process=False)
+
+
+def _misplaced(target: Target) -> list[InvalidInput]:
+    """Return the errors of a service's mount points.
+
+    Without a rootfs, what is below /etc depends on the folders that the host has there.
+    """
+    own = target.rootfs is not None
+    placed = [volume for volume in targets.volumes(target.spec) if own or not _is_etc(volume.mount)]
+    try:
+        # as of a tmpfs: whether a path of the host exists only the host knows
+        return targets.misplaced(target, [volume._replace(source=None) for volume in placed])
+    except OSError:  # a folder of the rootfs that only root can read
+        return []
+
+
+def _is_etc(mount: str) -> bool:
+    return mount == "/etc" or mount.startswith("/etc/")
+
+
+def _providers(wanted: Iterable[Target]) -> list[Target]:
+    """Return the services whose namespaces others share, and which only the host may know."""
+    specs = [target.spec for target in wanted]
+    known = {name for spec in specs for name in spec.names}
+    unknown = {
+        spec.share: spec for spec in specs if spec.share is not None and spec.share not in known
+    }
+    return [
+        Target(name, _stand_in(name, spec), "", "", None, "", with_process=False)
+        for name, spec in unknown.items()
+    ]
+
+
+def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
+    """Return a service alone on a network that no file can name."""
+    return sharer._replace(
+        name=name,
+        mode="bridge",
+        share=None,
+        networks=(f"that of {name}",),
+        hostname=name,
+        aliases=(),
+        ports=(),
+        policy=Policy(),
+        extra_hosts={},
+    )
+
+
+def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership | None) -> None:
+    """Record the networks whose subnets the files do not say, with ones that hold any address.
+
+    Raises Conflict if the subnet that a file says beside is that of another network.
+    """
+    store = host.store
+    requests = {one.name: one for one in (stack.networks if stack is not None else ())}
+    made: list[Network] = []
+    planned: list[tuple[subnets.Network, str]] = []
+    for name in dict.fromkeys(name for target in wanted for name in target.spec.networks):
+        if store.network(name) is not None:
+            continue
+        request = requests.get(name)
+        known: tuple[Subnet, ...] = ()
+        if stack is not None and request is not None and request.nets:
+            try:
+                known = networks.plan_network(
+                    host,
+                    name,
+                    subnets=request.nets,
+                    gateways=request.gateways,
+                    besides=planned,
+                ).subnets
+            except Error as error:
+                raise stacks.network_error(stack, name, error) from None
+            planned += [(net, f"network {name!r}") for net in request.nets]
+        families = {4, 6} if request is None else request.families
+        missing = sorted(families - {subnet.family for subnet in known})
+        every = sorted((*known, *(_anything(family, len(made)) for family in missing)))
+        internal = request is not None and request.internal
+        made.append(Network(name, names.bridge(name), 0, tuple(every), internal))
+    for network in made:
+        store.add_network(network, implicit=True, now=0)
+
+
+def _anything(family: int, position: int) -> Subnet:
+    """Return a subnet that holds all addresses.
+
+    Services without a static address get one of 0.0.0.0/8 or ::/104, which nobody else has, apart
+    from those of the networks in other positions.
+    """
+    start = ipaddress.ip_address(position * _SPACE)
+    text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))
+    return Subnet(family, f"{text}/0", text)
