@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 import time
+from functools import lru_cache
 
 from niso.base import failpoint, paths
 from niso.base.errors import Error
@@ -115,9 +116,16 @@ def use_wal(connection: sqlite3.Connection) -> None:
 def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
     """Return whether a change of any service but these is in progress.
 
-    The content of intents is slow to read, and mostly not needed.
+    The content of intents is slow to read, and mostly not needed. A command of many services asks
+    several times for each of them, so their names are one row.
     """
-    return not {row[0] for row in connection.execute("SELECT service FROM intent")} <= but
+    names = connection.execute("SELECT group_concat(service, ' ') FROM intent").fetchone()[0]
+    return names is not None and not _split(names) <= but
+
+
+@lru_cache(maxsize=1)
+def _split(names: str) -> frozenset[str]:
+    return frozenset(names.split(" "))
 
 
 def way_back() -> str:
