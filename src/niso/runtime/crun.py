@@ -42,13 +42,16 @@ def container_id(service: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of conmon, crun and the exit command: niso's folders only."""
+    """Return the environment of conmon, crun and the exit command: niso's folders only.
+
+    With LANG, conmon and nsenter would each read the twelve files of a locale.
+    """
     folders = {
         name: value
         for name, value in os.environ.items()
         if name.startswith("NISO_") and "FAILPOINT" not in name
     }
-    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **folders}
+    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_CTYPE": "C.UTF-8", **folders}
 
 
 def run(*args: str) -> tuple[int, str]:
