@@ -1,7 +1,7 @@
 """Start a service: mount its root in a private mount namespace, then run conmon and crun.
 
     a thread: conmon                           waits for a byte on a pipe
-    a thread: unshare, mount the root, wait    its mount namespace ends with it
+    a thread: mount the root, wait             its mount namespace ends with it
     conmon: nsenter -- crun create             enters that namespace; the host's never has a mount
     a byte to crun's FIFO                      starts the process, as crun start does
 
@@ -27,7 +27,18 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import open_lock
 from niso.base.signals import ENDING, signals_held
 from niso.plan.process_spec import ProcessSpec
-from niso.runtime import cgroup, crun, exit_command, oci, root, skeleton, sources, unit, volumes
+from niso.runtime import (
+    cgroup,
+    crun,
+    exit_command,
+    mount_base,
+    oci,
+    root,
+    skeleton,
+    sources,
+    unit,
+    volumes,
+)
 from niso.runtime.logs import LOG_NAME
 from niso.runtime.pids import wait_readable
 from niso.runtime.spec import cgroup_of, write_json
@@ -120,6 +131,8 @@ class Launch:
             failpoint.hit(f"write the bundle of {spec.service}")
             held = sources.Held(spec)
             self._held.callback(held.close)
+            mount_base.begin()
+            self._held.callback(mount_base.end)
             os.mkdir(bundle, 0o700)
             # Keeps others from removing niso's cgroups before conmon and crun's container are in.
             guard = open_lock(".cgroup")
@@ -168,6 +181,9 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: skeleton.Skeleton | None
         spec = spec._replace(hostname=os.uname().nodename, resolv_conf=root.of_host("resolv.conf"))
     for name in _FOLDERS:
         os.mkdir(os.path.join(bundle, name), 0o700)
+    if spec.netns:
+        os.close(os.open(f"{bundle}/{sources.NETNS}", os.O_CREAT | os.O_CLOEXEC, 0o600))
+        spec = spec._replace(netns=f"{bundle}/{sources.NETNS}")
     spec = spec._replace(package=f"{bundle}/{sources.PACKAGE}")
     where = volumes.placed(spec.rootfs, spec.volumes)
     volumes.make_named(spec)
@@ -325,7 +341,7 @@ class _Creator:
         failpoint.hit(f"mount the root of {self._spec.service}")
         held = self._sources
         try:
-            os.unshare(os.CLONE_NEWNS)
+            mount_base.enter()
             root.assemble(self._spec, self._bundle, init(), self._folders, held.trees, held.secrets)
         except OSError as error:
             where = error.filename or "unshare"

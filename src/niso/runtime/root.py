@@ -28,7 +28,7 @@ from niso.runtime.mount_calls import attach, mount
 from niso.runtime.skeleton import HOSTS, LOWER, MOUNT_POINTS, NSSWITCH, TMPFS
 
 # mount(2), linux/mount.h
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_SLAVE = 0x1, 0x2, 0x4, 0x4000, 0x80000
+MS_RDONLY, MS_NOSUID, MS_NODEV = 0x1, 0x2, 0x4
 
 HOST, INIT, SECRETS = "host", "init", "secrets"
 """Folders of the bundle: they show the host's folders, that of catatonit, and the secrets."""
@@ -57,20 +57,16 @@ def assemble(
     sources: Mapping[str, int],
     secrets: Mapping[str, bytes],
 ) -> None:
-    """Mount the root at ``bundle``/root, in a mount namespace that the caller has unshared.
+    """Mount the root at ``bundle``/root, in a mount namespace of `mount_base.enter`.
 
     ``init`` is the path of catatonit; its folder is shown at ``bundle``/init. ``folders`` are those
     of the host that it shows. ``sources`` are detached mounts, by their mount point in ``bundle``;
     ``secrets`` is the content of each by name.
 
-    Makes the namespace a slave of the host's, and ``bundle`` the working directory: relative names
-    of the layers keep ``:`` and ``,`` out of overlay's options. Raises OSError.
+    Makes ``bundle`` the working directory: relative names of the layers keep ``:`` and ``,`` out of
+    overlay's options. Raises OSError.
     """
     os.chdir(bundle)
-    mount(None, "/", None, MS_REC | MS_SLAVE)
-    if os.path.isdir("/sys/fs/cgroup/unified") and os.path.isdir("/sys/fs/cgroup/systemd"):
-        # crun does not accept the unified hierarchy beside those of v1: hide it.
-        mount("none", "/sys/fs/cgroup/unified", "tmpfs", MS_NOSUID | MS_NODEV)
     flags = MS_NOSUID | MS_NODEV
     _show(os.path.dirname(init), INIT)
     if spec.rootfs is None:

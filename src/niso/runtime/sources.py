@@ -27,8 +27,8 @@ from niso.plan.process_spec import Identity, ProcessSpec, Secret, Volume
 from niso.runtime import mount_calls
 from niso.runtime.skeleton import LOWER
 
-VOLUMES, PACKAGE = "volumes", "package"
-"""The folders of the bundle where these are mounted for the creation of the container."""
+VOLUMES, PACKAGE, NETNS = "volumes", "package", "netns"
+"""Where in the bundle these are mounted for the creation of the container; the last is a file."""
 _NO_LINKS = mount_calls.NO_SYMLINKS | mount_calls.NO_MAGICLINKS
 MAX_SECRET_BYTES = 512 << 10
 _REPLACED = (errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
@@ -148,7 +148,8 @@ def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
 class Held:
     """The verified sources of a service as detached mounts; the caller must call `close`.
 
-    The constructor raises ProcessError if a path does not lead to what was activated.
+    The constructor raises ProcessError if a path does not lead to what was activated, OSError if
+    there is no network namespace of its name.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
@@ -169,6 +170,8 @@ class Held:
                 self.trees[PACKAGE] = mount_calls.clone_mount(fd, recursive=True)
             finally:
                 os.close(fd)
+            if spec.netns:
+                self.trees[NETNS] = mount_calls.clone_mount(mount_calls.AT_FDCWD, spec.netns)
             for source in _sources(spec):
                 fd = _open(source, spec.service)
                 try:

@@ -1,0 +1,76 @@
+"""The mount namespace that those of starts are copied from: the host's without /run/netns.
+
+Each start copies a mount namespace twice: niso for the root, and crun for the container. The kernel
+copies mount by mount under one lock of the machine, and each service has a mount in /run/netns. So
+one of the starts that are under way copies the host's mounts and takes /run/netns out of its copy,
+and the others copy that one.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+from contextlib import suppress
+
+from niso.base import paths
+from niso.runtime.mount_calls import mount, unmount
+
+# mount(2), linux/mount.h
+_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_SLAVE = 0x2, 0x4, 0x4000, 0x80000
+_MNT_DETACH = 2
+
+_lock = _thread.allocate_lock()
+_starts = 0
+"""How many starts are under way. After the last, nothing keeps what the host unmounts."""
+_base: list[int] = []
+"""Descriptors of the namespace that starts copy, and of this process's root in it."""
+
+
+def begin() -> None:
+    """Announce a start; the caller must call `end`."""
+    global _starts
+    with _lock:
+        _starts += 1
+
+
+def end() -> None:
+    """Close the namespace that starts copy if this was the last one under way."""
+    global _starts
+    with _lock:
+        _starts -= 1
+        while not _starts and _base:
+            os.close(_base.pop())
+
+
+def enter() -> None:
+    """Move the calling thread into a mount namespace of its own, whose mounts the host never has.
+
+    What is mounted on the host later appears in it (mount_namespaces(7), MS_SLAVE). The thread has
+    unshared CLONE_FS, and is in a start that `begin` has announced. Raises OSError.
+    """
+    with _lock:
+        if _base:
+            namespace, root = _base
+            os.setns(namespace, os.CLONE_NEWNS)  # moves the thread to the namespace's root
+            os.fchdir(root)
+            os.chroot(".")
+        else:
+            os.unshare(os.CLONE_NEWNS)
+            _prepare()
+            root = os.open("/", os.O_PATH)
+            try:
+                _base[:] = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), root
+            except OSError:
+                os.close(root)
+                raise
+    os.unshare(os.CLONE_NEWNS)
+
+
+def _prepare() -> None:
+    """Take out of this thread's mounts what no start needs."""
+    mount(None, "/", None, _MS_REC | _MS_SLAVE)
+    with suppress(OSError):  # not a mount: no service has a network namespace
+        unmount(os.fsencode(paths.NETNS_DIR), _MNT_DETACH)
+    if os.path.isdir("/sys/fs/cgroup/unified") and os.path.isdir("/sys/fs/cgroup/systemd"):
+        # crun does not accept the unified hierarchy beside those of v1: hide it.
+        mount("none", "/sys/fs/cgroup/unified", "tmpfs", _MS_NOSUID | _MS_NODEV)
