@@ -302,6 +302,32 @@ with service_lock("{SERVICE}"):
     assert runtime.leftovers() == NOTHING
 
 
+def test_crun_starts_a_container_whose_fifo_niso_cannot_open(runtime: Runtime, lab: Lab) -> None:
+    code = """
+import json, os, sys
+from niso.base.convert import convert
+from niso.base.locks import service_lock
+from niso.plan.process_spec import ProcessSpec
+from niso.runtime import crun, process
+opened, run, asked = os.open, crun.run, []
+def missing(path, *rest, **names):
+    if str(path).endswith("/exec.fifo"):
+        raise FileNotFoundError
+    return opened(path, *rest, **names)
+os.open = missing
+crun.run = lambda *words: (asked.append(words[0]), run(*words))[1]
+spec = convert(json.loads(sys.argv[1]), ProcessSpec)
+with service_lock(spec.service):
+    process.start(spec)
+print(asked)
+"""
+    spec = json.dumps(runtime.spec(["/bin/sh", "-c", "echo ready; exec sleep 1000"]))
+    assert lab.run("python", "-c", code, spec).stdout == "['start']\n"
+    lab.wait_for(lambda: "ready" in runtime.log())
+    runtime.stop()
+    assert runtime.leftovers() == NOTHING
+
+
 def test_second_start_is_refused_and_the_first_lives(runtime: Runtime) -> None:
     pid = runtime.start(["/bin/sleep", "1000"])
     with pytest.raises(Refused, match="is already running"):

@@ -91,6 +91,7 @@ def start(service: str) -> None:
 
     It waits for a byte on a FIFO, which ``crun start`` writes (libcrun_status_write_exec_fifo,
     src/libcrun/status.c). A process for that takes a tenth of the processor time of a start.
+    A newer crun must be able to start what an older one has created, so this is unlikely to change.
     Without the FIFO or a reader, crun does it or says what is wrong.
     """
     fifo = os.path.join(state_dir(), container_id(service), "exec.fifo")
