@@ -8,7 +8,7 @@ import pytest
 from conftest import Lab
 
 CODE = """\
-import _thread, json, os, sys
+import _thread, ctypes, json, os, sys
 from niso.runtime import mount_base
 from niso.runtime.mount_calls import mount
 
