@@ -139,7 +139,7 @@ def _of_services(session: Session, store: Store) -> tuple[Metric, ...]:
 
 def _of_traffic(store: Store) -> tuple[Metric, ...]:
     from niso.base import names
-    from niso.explain import drops
+    from niso.explain import counters
     from niso.kernel import link_counters
 
     active = store.active_rows()
@@ -152,7 +152,7 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
         ({"service": ends[end][0], "network": ends[end][1]}, traffic)
         for end, traffic in link_counters.of_links(ends).items()
     ]
-    stats = drops.stats(active)
+    stats = counters.stats(active)
     dropped = [
         Sample({"service": each.service, "direction": direction}, number)
         for each in stats

@@ -366,9 +366,9 @@ def explain(
 
 def stats(session: Session) -> tuple[Stats, ...]:
     """Read the counters of each active service: `Host.stats`."""
-    from niso.explain import drops
+    from niso.explain import counters
 
-    return tuple(Stats(*row) for row in drops.stats(session.store().active_rows()))
+    return tuple(Stats(*row) for row in counters.stats(session.store().active_rows()))
 
 
 def drops(session: Session, name: str | None) -> Drops:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from niso.api.service_views import ServiceLine
     from niso.api.session import Session
-    from niso.explain.drops import Stats
+    from niso.explain.counters import Stats
     from niso.kernel.sockdiag import Measured
     from niso.see.seen import Ends, Judge, Key, Memory
 
@@ -177,14 +177,15 @@ class Top(Metered):
 
 def look(session: Session, states: States, with_open: bool = False) -> tuple[Look, Memory]:
     """Read what `between` compares; with ``with_open`` open connections too."""
-    from niso.explain import drops
+    from niso.explain import counters
     from niso.see import seen
 
     states.read()
     networks = {row.name: row.networks for row in states.rows}
     shares = {row.name: row.provider for row in states.rows if row.provider}
     memory = seen.remembered(session.kernel(), states.world, with_open)
-    stats = {each.service: each for each in drops.stats([row for row in states.rows if row.active])}
+    active = [row for row in states.rows if row.active]
+    stats = {each.service: each for each in counters.stats(active)}
     return Look(time.monotonic(), states.lines, networks, shares, stats, counts(memory)), memory
 
 

@@ -7,10 +7,10 @@ all that is known of them takes 39.
 from __future__ import annotations
 
 import fcntl
-import socket
 import struct
 from collections.abc import Iterable
 
+from niso.base import lite_socket as socket
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import attributes
@@ -49,13 +49,16 @@ def of_links(names: Iterable[str]) -> dict[str, Traffic]:
 def _indexes(names: Iterable[str]) -> dict[str, int]:
     """Return the index of each link that exists (netdevice(7)); socket.if_nametoindex is slower."""
     indexes = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+    any_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
         for name in names:
             try:
                 answer = fcntl.ioctl(any_socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
             except OSError:  # ENODEV
                 continue
             indexes[name] = _ifreq.unpack(answer)[1]
+    finally:
+        any_socket.close()
     return indexes
 
 

@@ -67,7 +67,8 @@ def _objects(kernel: Nft) -> dict[str, list[str]]:
                 kind, _, name = line[1:-2].rpartition(" ")
                 lines = objects.setdefault(f"{kind} {table} {name}", [])
             elif line:
-                lines.append(line)
+                # later versions of nft say after a set's size how many elements it has
+                lines.append(line.partition("\t# count ")[0])
     return objects
 
 

@@ -1,0 +1,106 @@
+"""Read the counters of active services: traffic, drops of policies, and of anti-spoofing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from niso.base import names
+from niso.base.lite_typing import NamedTuple
+from niso.kernel import link_counters, nft_audit, nft_sets, nft_tables
+from niso.kernel.nft_elements import HEADERS, Nfnetlink
+from niso.plan.policy_maps import PASSES
+from niso.store.service_rows import ServiceRow
+
+_Counts = dict[tuple[str, str], int]
+
+
+class Stats(NamedTuple):
+    """Counters of an active service; None if the kernel's counter is not readable now.
+
+    ``in_drops`` and ``out_drops`` are packets that its ingress and egress policy have dropped since
+    the last change of the policy. ``foreign`` are frames that it sent with an address, VLAN tag or
+    frame type that is not its own. ``in_audits`` and ``out_audits`` are packets that its policy
+    would have dropped; None unless it is in audit.
+    """
+
+    service: str
+    in_packets: int | None
+    in_bytes: int | None
+    in_drops: int | None
+    out_packets: int | None
+    out_bytes: int | None
+    out_drops: int | None
+    foreign: int | None
+    in_audits: int | None
+    out_audits: int | None
+
+
+def stats(rows: Sequence[ServiceRow]) -> list[Stats]:
+    """Return the counters of each of these active services. Raises KernelError."""
+    if not rows:
+        return []
+    ends = {
+        row.name: [names.veth(row.name, network, row.generation) for network in row.networks]
+        for row in rows
+    }
+    links = link_counters.of_links(end for service in ends.values() for end in service)
+    drops, audits = _policy_drops()
+    foreign = _foreign()
+    result = []
+    for row in rows:
+        counters = [links[end] for end in ends[row.name] if end in links]
+        complete = ends[row.name] and len(counters) == len(ends[row.name])
+        sums = [sum(counter[i] for counter in counters) if complete else None for i in range(4)]
+        # the host's end receives what the service sends
+        out_packets, out_bytes, in_packets, in_bytes = sums
+        in_drops, out_drops = (
+            None if drops is None else drops.get((direction, row.name), 0)
+            for direction in ("in", "out")
+        )
+        result.append(
+            Stats(
+                row.name,
+                in_packets,
+                in_bytes,
+                in_drops,
+                out_packets,
+                out_bytes,
+                out_drops,
+                None if foreign is None else sum(foreign.get(end, 0) for end in ends[row.name]),
+                audits.get(("in", row.name)),
+                audits.get(("out", row.name)),
+            )
+        )
+    return result
+
+
+def _policy_drops() -> tuple[_Counts | None, _Counts]:
+    """Return the packets that policies dropped, and those that they would have dropped.
+
+    Both are by (direction, service). The former is None without our table, the latter has only
+    services whose policy is in audit.
+    """
+    drops: _Counts = {}
+    audits: _Counts = {}
+    with Nfnetlink() as kernel:
+        if kernel.header(nft_tables.INET, "owner") is None:
+            return None, audits
+        for name in sorted((*nft_sets.COUNTED, *nft_audit.PLACES)):
+            direction = "in" if name.startswith(("in", "no_start_in", "audit_in")) else "out"
+            for counted in kernel.counts(HEADERS[nft_tables.INET, name]):
+                # what a policy in audit denies is counted in other sets: until its end, and after
+                if counted.value == PASSES or counted.value in nft_audit.VERDICTS:
+                    continue
+                key = (direction, counted.comment.partition(" ")[0])
+                sums = audits if name in nft_audit.PLACES else drops
+                sums[key] = sums.get(key, 0) + counted.packets
+    return drops, audits
+
+
+def _foreign() -> dict[str, int] | None:
+    """Return bridge port -> foreign frames dropped from it; None without our table."""
+    with Nfnetlink() as kernel:
+        header = kernel.header(nft_tables.BRIDGE, nft_tables.DROPPED_FROM)
+        if header is None:
+            return None
+        return {port.key.strip('"'): port.packets for port in kernel.counts(header)}
