@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from policy_worlds import known, network, world
+from policy_worlds import known, network, policy, world
 
 from niso.kernel.sensor import Recorded
 from niso.see import graph, seen
@@ -38,10 +38,12 @@ def test_browser_draws_each_name_as_text(tmp_path: Path) -> None:
         shutil.copy(LOCKED / name, tmp_path)
     subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit"], cwd=tmp_path, check=True)
     services = [known(name, {"back": [f"10.99.1.{i + 2}"]}) for i, name in enumerate(NAMES)]
+    services[1] = services[1]._replace(policy=policy([]), audits=True)
     there = world(services, [network("back", "10.99.1.0/24")], ["192.0.2.1"])
     rows = tuple(Recorded("10.99.1.2", f"10.99.1.{i}", "tcp", 80, 1, 60, 1.0) for i in (3, 4, 5, 6))
     flows = seen.joined(there, seen.Memory(rows[:3], rows[3:], ()))
     text = graph.mermaid(graph.of_traffic(there, flows, None))
+    assert ":80 would be denied" in text and ":80 denied" in text
     (tmp_path / "page.html").write_text(PAGE.format(text=html.escape(text)))
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files")
     options += ("--virtual-time-budget=20000", "--dump-dom")

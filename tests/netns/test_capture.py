@@ -120,8 +120,10 @@ def test_packets_of_a_service_with_names(lab: Lab, tmp_path: Path) -> None:
     killed.wait(10)
     lab.wait_for(lambda: "tcpdump" not in lab.run("ps", "-eo", "comm").stdout, 5, "no tcpdump")
     assert lab.run("sh", "-c", "ls /run/netns /run/niso; cat /proc/self/mounts").stdout == before
+    lab.niso("activate", idle(lab, "own", network={"mode": "host"}))
     for wrong in (
         ["nobody"],
+        ["own"],
         ["db", "db:x"],
         ["db", "nobody:1"],
         ["db", "--", "no such"],

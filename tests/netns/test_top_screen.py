@@ -59,7 +59,8 @@ def test_rates_of_real_traffic_and_the_screen(lab: Lab) -> None:
         ("web", "db", 80)
     }
     (moved,) = (f["bits"] for f in last["flows"] if f["from"]["name"] == "web")
-    assert 0 < moved <= 1.01 * (web["sent"] + web["received"]) and moved > 0.5 * web["sent"]
+    # they are read one after the other; a flow that is counted twice has the double
+    assert 0 < moved <= 1.3 * (web["sent"] + web["received"]) and moved > 0.5 * web["sent"]
     table, flows, sockets = lab.niso("top", "db").stdout.split("\n\n")
     assert [line.split()[0] for line in table.splitlines()] == ["SERVICE", "db"]
     by = r'db allow_from\[0\] "web:80"'

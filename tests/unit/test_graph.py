@@ -142,6 +142,29 @@ HOSTILE = st.text(min_size=1, max_size=12) | st.sampled_from(
 )
 
 
+def test_flows_that_pass_because_of_an_audit_are_not_drawn_as_allowed() -> None:
+    db = known("db", {"back": ["10.99.1.2"]}, policy(["api:80"], ["bad"]), audits=True)
+    api, bad = (known(n, {"back": [a]}) for n, a in (("api", "10.99.1.3"), ("bad", "10.99.1.9")))
+    there = world([db, api, bad], [BACK], [HOST])
+    rows = row("10.99.1.9", "10.99.1.2", 80), row("10.99.1.3", "10.99.1.2", 80)
+    flows = seen.joined(there, seen.Memory(rows, (), (), 0, rows[:1]))
+    text = graph.mermaid(graph.of_traffic(there, flows, None))
+    assert text.splitlines()[-3:] == [
+        '  n_api -- ":80" --> n_db',
+        '  n_bad -. ":80 would be denied" .-> n_db',
+        "  linkStyle 1 stroke:#9a6700,color:#9a6700",
+    ]
+    dotted = 'color="#9a6700", fontcolor="#9a6700", style=dotted];'
+    assert f'n_bad -> n_db [label=":80 would be denied", {dotted}' in graph.dot(
+        graph.of_traffic(there, flows, None)
+    )
+    declared = graph.of_policies(there, None, False)
+    assert [(e.label, e.verdict) for e in declared.edges] == [
+        (":80", "pass"),
+        ("* would be denied", "audit"),
+    ]
+
+
 @settings(max_examples=samples(200, 2000), deadline=None)
 @given(st.lists(HOSTILE, min_size=2, max_size=4, unique=True))
 def test_names_cannot_be_syntax(names: list[str]) -> None:

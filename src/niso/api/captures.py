@@ -78,6 +78,10 @@ def capture(session: Session, wanted: Wanted) -> Capture:
         if question.parse_target(service)[1] is not None:
             hint = f"niso net capture SERVICE {service}"
             raise UsageError(f"{service!r} is not a service, but a port of one", hint, "NAME")
+        row = store.service(service)
+        if row is not None and row.mode == "host":
+            words = f"{service} has mode host: its packets are among those of the host"
+            raise Conflict(words, "tcpdump -i any")
         end = question.resolve(store, service)
         if end.service not in world.services:
             raise UsageError(f"{service!r} is not a service", "niso ps lists the services", "NAME")

@@ -17,7 +17,8 @@ from niso.cli.output import escaped
 
 NISO = (sys.executable, "-I", "-m", "niso.cli")
 _MOST_LINES = 5000
-_MOST_BYTES = 65_536
+_MOST_BYTES = 8192
+"""Read at once, so that keys have an effect meanwhile; longer lines are broken."""
 _END_S = 5.0
 """How long the command has to end by itself."""
 
@@ -72,11 +73,14 @@ class Output(ModalScreen[None]):
 
     def _read(self) -> None:
         """Show the lines that are complete, and at the end the exit status."""
+        log = next(iter(self.query(Log)), None)
+        if log is None:  # the screen is being left
+            self._end()
+            return
         data = os.read(self._descriptor(), _MOST_BYTES)
         *lines, self._rest = (self._rest + data).split(b"\n")
         if self._rest and (not data or len(self._rest) > _MOST_BYTES):
             lines, self._rest = [*lines, self._rest], b""
-        log = self.query_one(Log)
         log.write_lines(
             [escaped(line.decode("utf-8", "replace").expandtabs()) for line in lines],
             scroll_end=log.is_vertical_scroll_end,

@@ -15,14 +15,17 @@ from niso.base.lite_typing import NamedTuple
 from niso.plan import known_world, verdict
 from niso.plan.known_world import Known, World
 from niso.plan.records import Entry, Port
-from niso.see.seen import HOST, Seen
+from niso.see.seen import AUDIT, DROP, HOST, PASS, Seen
 
 OUTSIDE = "outside"
 _ALL = (0, 65_535)
 _EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 _MOST_OUTSIDE = 8  # addresses outside that have a node each
 _MOST_PORTS = 5  # that one edge names
-_RED = "#c62f2b"
+_WORDS = {PASS: "", AUDIT: " would be denied", DROP: " denied"}
+_COLOURS = {AUDIT: "#9a6700", DROP: "#c62f2b"}
+_ARROWS = {PASS: "-- {} -->", AUDIT: "-. {} .->", DROP: "-. {} .-x"}  # of Mermaid
+_LINES = {AUDIT: "style=dotted", DROP: "style=dashed, arrowhead=tee"}  # of dot
 _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 
@@ -48,7 +51,11 @@ class Edge(NamedTuple):
     source: str
     target: str
     label: str
-    denied: bool
+    verdict: str
+
+
+_Link = tuple[str, str, str, str]
+"""Names of the ends, label and verdict of an edge."""
 
 
 class Graph(NamedTuple):
@@ -69,16 +76,16 @@ def of_traffic(world: World, seen: Iterable[Seen], only: frozenset[str] | None) 
         if not (end.service or end.is_host)
     }
     folded = len(addresses) > _MOST_OUTSIDE
-    ports: dict[tuple[str, str, bool], set[tuple[int, str]]] = {}
+    ports: dict[tuple[str, str, str], set[tuple[int, str]]] = {}
     for row in rows:
         source, target = (
             end.name if end.service or end.is_host or not folded else OUTSIDE
             for end in (row.source, row.destination)
         )
-        ports.setdefault((source, target, row.passes), set()).add((row.port, row.proto))
+        ports.setdefault((source, target, row.verdict), set()).add((row.port, row.proto))
     edges = [
-        (source, target, _ports_text(used), not passes)
-        for (source, target, passes), used in ports.items()
+        (source, target, _ports_text(used), verdict_)
+        for (source, target, verdict_), used in ports.items()
     ]
     drawn = set(world.services) if only is None else only
     drawn = drawn | {name for row in rows for name in _services(row)}
@@ -93,20 +100,21 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
     network, by the policy engine. Where no policy says anything, none is drawn.
     """
     known = [each for name, each in sorted(world.services.items()) if only is None or name in only]
-    edges: list[tuple[str, str, str, bool]] = []
+    edges: list[_Link] = []
     for receiver in known:
         for port in receiver.ports:
             edges += (
-                (s, receiver.name, _port_text(port), False) for s in _users(world, receiver, port)
+                (s, receiver.name, _port_text(port), PASS) for s in _users(world, receiver, port)
             )
         for sender in known:
             if sender is not receiver:
                 edges += _between(world, sender, receiver)
-        for incoming, entries, denied in (
-            (True, receiver.policy.allow_from or (), False),
-            (True, receiver.policy.deny_from, True),
-            (False, receiver.policy.egress_allow or (), False),
-            (False, receiver.policy.egress_deny, True),
+        denied = AUDIT if receiver.audits else DROP
+        for incoming, entries, verdict_ in (
+            (True, receiver.policy.allow_from or (), PASS),
+            (True, receiver.policy.deny_from, denied),
+            (False, receiver.policy.egress_allow or (), PASS),
+            (False, receiver.policy.egress_deny, denied),
         ):
             for entry in entries:
                 kind = entry.peer.kind
@@ -115,7 +123,7 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
                 ):
                     ends = (entry.peer.name, receiver.name)
                     source, target = ends if incoming else reversed(ends)
-                    edges.append((source, target, _entry_text(entry), denied))
+                    edges.append((source, target, _entry_text(entry), verdict_))
     return _graph(world, {each.name for each in known}, edges, with_addresses)
 
 
@@ -157,7 +165,7 @@ def _services(seen: Seen) -> list[str]:
     return [end.service for end in (seen.source, seen.destination) if end.service]
 
 
-def _between(world: World, sender: Known, receiver: Known) -> Iterator[tuple[str, str, str, bool]]:
+def _between(world: World, sender: Known, receiver: Known) -> Iterator[_Link]:
     """Yield the edges from one service to another, for each entry that is about the two."""
     for endpoint in receiver.endpoints:
         beside = [e for e in sender.endpoints if e.network == endpoint.network]
@@ -176,8 +184,10 @@ def _between(world: World, sender: Known, receiver: Known) -> Iterator[tuple[str
             if label in done or not verdict.matches(entry, world, peer, port, proto):
                 continue
             done.add(label)
-            passes = all(r.passes for r in verdict.judge(world, from_, to, port, proto))
-            yield sender.name, receiver.name, label, not passes
+            both = verdict.judge(world, from_, to, port, proto)
+            passes = AUDIT if any(reason.audits for reason in both) else PASS
+            word = passes if all(reason.passes for reason in both) else DROP
+            yield sender.name, receiver.name, label, word
 
 
 def _entry_text(entry: Entry) -> str:
@@ -206,7 +216,7 @@ def _ports_text(ports: Iterable[tuple[int, str]]) -> str:
 def _graph(
     world: World,
     drawn: Iterable[str],
-    edges: Iterable[tuple[str, str, str, bool]],
+    edges: Iterable[_Link],
     with_addresses: bool,
 ) -> Graph:
     ids = _ids(drawn)
@@ -220,13 +230,13 @@ def _graph(
         groups.setdefault(on, []).append(Node(own, lines))
     others: dict[str, Node] = {}
     drawn_edges = []
-    for source, target, label, denied in sorted(set(edges)):
+    for source, target, label, verdict_ in sorted(set(edges)):
         for end in (source, target):
             if end not in ids and end not in others:
                 key = "host" if end == HOST else f"o{len(others) + 1}"
                 others[end] = Node(f"x_{key}", (end,), True)
         from_, to = (ids.get(end) or others[end].id for end in (source, target))
-        drawn_edges.append(Edge(from_, to, f"{label} denied" if denied else label, denied))
+        drawn_edges.append(Edge(from_, to, label + _WORDS[verdict_], verdict_))
     made = [
         Group(
             " + ".join(_network_title(world, name, with_addresses) for name in on) or "no network",
@@ -267,11 +277,12 @@ def mermaid(graph: Graph) -> str:
         lines.append("  end")
     lines += [f"  {node.id}([{_box(node)}])" for node in graph.others]
     for edge in graph.edges:
-        arrow = "-. {} .-x" if edge.denied else "-- {} -->"
-        lines.append(f"  {edge.source} {arrow.format(_quoted(edge.label))} {edge.target}")
-    denied = [str(i) for i, edge in enumerate(graph.edges) if edge.denied]
-    if denied:
-        lines.append(f"  linkStyle {','.join(denied)} stroke:{_RED},color:{_RED}")
+        arrow = _ARROWS[edge.verdict].format(_quoted(edge.label))
+        lines.append(f"  {edge.source} {arrow} {edge.target}")
+    for verdict_, colour in _COLOURS.items():
+        links = [str(i) for i, edge in enumerate(graph.edges) if edge.verdict == verdict_]
+        if links:
+            lines.append(f"  linkStyle {','.join(links)} stroke:{colour},color:{colour}")
     return "\n".join(lines) + "\n"
 
 
@@ -290,8 +301,9 @@ def dot(graph: Graph) -> str:
         lines.append("  }")
     lines += [f"  {node.id} [label={_dot_text(node.lines)}, shape=oval];" for node in graph.others]
     for edge in graph.edges:
-        style = f', color="{_RED}", fontcolor="{_RED}", style=dashed, arrowhead=tee'
-        text = f"label={_dot_text((edge.label,))}{style if edge.denied else ''}"
+        text = f"label={_dot_text((edge.label,))}"
+        if colour := _COLOURS.get(edge.verdict):
+            text += f', color="{colour}", fontcolor="{colour}", {_LINES[edge.verdict]}'
         lines.append(f"  {edge.source} -> {edge.target} [{text}];")
     return "\n".join((*lines, "}")) + "\n"
 

@@ -272,7 +272,8 @@ GROUP = Group(
                 ),
                 Option("output", ("-o", "--output"), "write to this file", "FILE"),
             ),
-            "Services are grouped by their networks. Red, dashed edges were denied. An edge of a "
+            "Services are grouped by their networks. Red, dashed edges were denied; "
+            "yellow, dotted ones would be without an audit. An edge of a "
             "--declared picture is an entry of a policy or a published port. Beyond 8 addresses, "
             "other machines are drawn as one.",
             (
