@@ -57,12 +57,7 @@ a published port, or of a program of the host, would take the packets of others 
 _OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
 _MASQUERADE = f"masquerade to :{_OWN_SPAN}"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
-_OF_HOST = (
-    f"iif 0 {_WITH_PORTS} fib saddr type local"  # a frame within a bridge has no iif here either
-)
-_NO_PORTS = (
-    'counter drop comment "without ports: its answers are not to be told from what is for the host"'
-)
+_NO_PORTS = 'counter drop comment "without ports: its answers could be for the host"'
 
 FLOWS, FRAGMENTS, ARP = "flows", "fragments", "arp_nd"
 """Sets with a limit in each element: new flows by address (``flows4``, ``flows6``), IP fragments, and
@@ -256,6 +251,8 @@ table inet niso {{
 		oifname @bridges accept
 		ct original ip saddr @subnets4 goto kept4
 		ct original ip6 saddr @subnets6 goto kept6
+		iif != 0 meta nfproto ipv4 fib saddr type local goto kept4 comment "masqueraded by others, as Docker"
+		iif != 0 meta nfproto ipv6 fib saddr type local goto kept6
 	}}
 
 	chain remapped {{
@@ -270,6 +267,7 @@ table inet niso {{
 		meta l4proto . ct reply proto-dst @kept_range_any4 counter drop
 		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_addr4 counter drop
 		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_range_addr4 counter drop
+		iif != 0 iifname != {BRIDGES} accept
 		meta l4proto . ct reply proto-dst @{PROGRAMS} counter drop comment "would take the port of a program of the host"
 	}}
 
@@ -279,6 +277,7 @@ table inet niso {{
 		meta l4proto . ct reply proto-dst @kept_range_any6 counter drop
 		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_addr6 counter drop
 		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_range_addr6 counter drop
+		iif != 0 iifname != {BRIDGES} accept
 		meta l4proto . ct reply proto-dst @{PROGRAMS} counter drop
 	}}
 
