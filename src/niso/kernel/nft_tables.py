@@ -59,10 +59,12 @@ _MASQUERADE = f"masquerade to :{_OWN_SPAN}"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
 _NO_PORTS = 'counter drop comment "without ports: its answers could be for the host"'
 
-FLOWS, FRAGMENTS, ARP = "flows", "fragments", "arp_nd"
+FLOWS, FRAGMENTS, ARP, ASKERS = "flows", "fragments", "arp_nd", "askers"
 """Sets with a limit in each element: new flows by address (``flows4``, ``flows6``), IP fragments, and
-ARP with neighbour discovery, by bridge port. What has no element has no limit."""
-_BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10}  # seconds of the rate, at once
+ARP with neighbour discovery, by bridge port. ``askers4`` and ``askers6`` limit addresses on the host's own
+links that it asks for in a service's stead, and that nobody had asked for in the last `NEXT_HOP_S` seconds.
+Each takes an entry of the machine's neighbour table. What has no element has no limit."""
+_BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # seconds of the rate, at once
 
 
 def limit(what: str, rate: int) -> str:
@@ -70,9 +72,6 @@ def limit(what: str, rate: int) -> str:
     return f"limit rate over {rate}/second burst {rate * _BURST[what]} packets"
 
 
-NEXT_HOPS = "limit rate over 20/second burst 100 packets"
-"""The limit of addresses on the host's own links that it asks for in a service's stead, and that nobody had asked for in the
-last `NEXT_HOP_S` seconds. Each takes an entry of the machine's neighbour table. Packets of answered flows do not count."""
 NEXT_HOP_S = 10
 
 _CHECK = f"meta mark set meta mark | {CHECKED}"
@@ -126,8 +125,8 @@ table inet niso {{
 	set flows6 {{ type ipv6_addr; {limit(FLOWS, 1000)}; }}
 	set next_hops4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
 	set next_hops6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
-	set askers4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
-	set askers6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set askers4 {{ type ipv4_addr; {limit(ASKERS, 20)}; }}
+	set askers6 {{ type ipv6_addr; {limit(ASKERS, 20)}; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 {nft_sensor.INET_SETS}
@@ -317,8 +316,8 @@ table inet niso {{
 	chain next_hop {{
 		rt ip nexthop @next_hops4 accept
 		rt ip6 nexthop @next_hops6 accept
-		update @askers4 {{ ip saddr {NEXT_HOPS} }} counter drop comment "the host would ask for too many neighbours of a service"
-		update @askers6 {{ ip6 saddr {NEXT_HOPS} }} counter drop
+		ip saddr @askers4 counter drop comment "the host would ask for too many neighbours of a service"
+		ip6 saddr @askers6 counter drop
 		add @next_hops4 {{ rt ip nexthop }}
 		add @next_hops6 {{ rt ip6 nexthop }}
 	}}

@@ -222,6 +222,7 @@ class Limits(NamedTuple):
     new_flows: int
     fragments: int
     arp: int  # and neighbour discovery
+    neighbours: int = 20  # that the host asks for on its own links; older records have none
 
 
 LIMITS = Limits(1000, 0, 100)
