@@ -75,6 +75,10 @@ def limit(what: str, rate: int) -> str:
 NEXT_HOP_S = 10
 
 _CHECK = f"meta mark set meta mark | {CHECKED}"
+_REFUSE = (
+    f"meta mark set meta mark & 0xbfffffff | {PROGRAM} accept"  # not CHECKED: for `from_bridge`
+)
+_LEAD = "meta pkttype host ether daddr set ether daddr"
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 
 TABLES = f"""\
@@ -155,6 +159,7 @@ table inet niso {{
 {nft_wire.CHAINS}
 
 	chain from_bridge {{
+		meta mark & {PROGRAM} != 0 counter reject with icmpx host-unreachable comment "a service, to an address of its network that nobody has"
 		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
 		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
 	}}
@@ -385,6 +390,8 @@ table bridge niso {{
 	set subnets6 {{ type ipv6_addr; flags interval; }}
 	set own4 {{ type ether_addr . ipv4_addr; flags interval; }}
 	set own6 {{ type ether_addr . ipv6_addr; flags interval; }}
+	map macs4 {{ type ether_addr . ipv4_addr : ether_addr; }}
+	map macs6 {{ type ether_addr . ipv6_addr : ether_addr; }}
 	set host_macs {{ type ether_addr; }}
 	set gateways4 {{ type ipv4_addr; }}
 	set gateways6 {{ type ipv6_addr; }}
@@ -404,6 +411,7 @@ table bridge niso {{
 	chain from_own4 {{
 		@nh,48,16 & 0x3fff != 0 iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
 		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
+		{_LEAD} . ip daddr map @macs4 meta pkttype set other comment "by the gateway's MAC to a service of its network"
 		meta pkttype host ip daddr @subnets4 jump to_own4
 		meta l4proto icmp icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} goto from_own_error
 		{_CHECK} accept
@@ -411,13 +419,13 @@ table bridge niso {{
 
 	chain to_own4 {{
 		ip daddr @gateways4 return
-		ether daddr . ip daddr @own4 counter drop comment "the host would ask for a neighbour in a service's stead"
+		ether daddr . ip daddr @own4 {_REFUSE} comment "nobody has it: refused before routing, or the host would ask for it"
 		ether daddr != @host_macs counter drop comment "to the MAC of a port: the same"
 	}}
 
 	chain to_own6 {{
 		ip6 daddr @gateways6 return
-		ether daddr . ip6 daddr @own6 counter drop comment "the host would ask for a neighbour in a service's stead"
+		ether daddr . ip6 daddr @own6 {_REFUSE} comment "nobody has it: refused before routing, or the host would ask for it"
 		ether daddr != @host_macs counter drop comment "to the MAC of a port: the same"
 	}}
 
@@ -437,9 +445,10 @@ table bridge niso {{
 	}}
 
 	chain from_own6 {{
-		meta pkttype host ip6 daddr @subnets6 jump to_own6
 		ip6 daddr ::1 counter drop comment "loopback from a wire"
 		exthdr frag exists iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
+		{_LEAD} . ip6 daddr map @macs6 meta pkttype set other comment "by the gateway's MAC to a service of its network"
+		meta pkttype host ip6 daddr @subnets6 jump to_own6
 		meta l4proto != ipv6-icmp accept
 		icmpv6 type {{ echo-request, echo-reply }} accept
 		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} iifname . @th,256,128 @quoted6 accept comment "about a packet to itself"

@@ -191,6 +191,15 @@ def endpoint(
     return elements
 
 
+def direct(service: str, gateway_mac: str, mac: str, address: str) -> Element:
+    """Return the element by which frames to the gateway's MAC reach a service of the same network.
+
+    In a wide subnet the other services send all to the gateway's MAC: they ask for no MAC.
+    """
+    key = f"{gateway_mac} . {address}"
+    return Element(BRIDGE, f"macs{family_of(address)}", key, mac, service)
+
+
 def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:
     """Return the elements of one published port or range.
 
