@@ -25,7 +25,7 @@ ADDRESSES: dict[str, Damage] = {
     ),
     "IPv6 address inside too many": damage(
         "Address foreign",
-        lambda w: w.run(*INSIDE, "address", "add", "fd00:1::99/64", "dev", "eth0", "nodad"),
+        lambda w: w.ip("-n niso-api address add fd00:1::99/64 dev eth0 nodad noprefixroute"),
         foreign=r"^address fd00:1::99/64 on eth0 in niso-api$",
         stack="dual",
     ),
@@ -66,6 +66,18 @@ ADDRESSES: dict[str, Damage] = {
         "Address.routed",
         lambda w: w.ip("-n niso-api route delete 10.99.2.0/24"),
         different=r"^address 10\.99\.2\.2/24 on eth1 in niso-api$",
+    ),
+    "IPv6 route of a wide network inside": damage(
+        "Address.routed",
+        lambda w: w.ip("-n niso-api -6 route add fd00:1::/64 dev eth0 proto kernel metric 1"),
+        different=r"^address fd00:1::2/64 on eth0 in niso-api$",
+        stack="dual",
+    ),
+    "IPv6 route to a wide network gone": damage(
+        "Route missing",
+        lambda w: w.ip("-n niso-api -6 route delete fd00:2::/64"),
+        missing=r"^route fd00:2::/64 via fd00:2::1 on eth1 in niso-api$",
+        stack="dual",
     ),
     "address that ends": damage(
         "Address.lasting",

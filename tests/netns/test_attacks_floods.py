@@ -6,6 +6,8 @@ table, which is the machine's, is never filled.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
 import struct
 import time
@@ -19,7 +21,8 @@ from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6, IPv6ExtH
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 from scapy.utils import checksum
-from wire import FAMILY, Wire
+from services import idle, pings
+from wire import FAMILY, Addresses, Wire
 
 ROUTED_BACK = {
     "bridge": [Rule("bridge niso", f"to_own{n}", (f"@own{n}",)) for n in (4, 6)],
@@ -94,6 +97,55 @@ def test_host_asks_for_no_neighbour_in_a_services_stead(world: World, family: in
         assert asked_for(world, family, mac) == len(NOBODY[family])
     assert asked_for(world, family, mac) == 0
     assert world.honest(world.link["db"]) and world.honest(world.link["api"])
+
+
+WIDE = {4: "10.98.0.0/20", 6: "fd00:98::/64"}
+OF_ITS_OWN = {
+    4: [f"10.98.9.{n}" for n in range(1, 251)],
+    6: [f"fd00:98::5:{n:x}" for n in range(1, 251)],
+}
+
+
+def asked_inside(world: World, family: int) -> int:
+    """Send from a service to addresses of its network that nobody has; return how many take an entry."""
+    netns = "niso-wide"
+    for on_link in (0, 1):
+        with world.wire.socket(netns, FAMILY[family], socket.SOCK_DGRAM, keep=False) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, on_link)
+            for to in OF_ITS_OWN[family]:
+                with contextlib.suppress(OSError):  # DONTROUTE: no route
+                    send(lambda to=to: one.sendto(b"", (to, 9)))
+    entries = world.lab.ip_json("neigh", "show", "dev", "eth0", "nud", "all", netns=netns)
+    return len({each["dst"] for each in entries} & set(OF_ITS_OWN[family]))
+
+
+def test_service_asks_for_no_neighbour_of_its_own_networks(world: World) -> None:
+    """A service could fill the machine's neighbour table with entries of its own namespace, without any right."""
+    lab = world.lab
+    subnets = [word for subnet in WIDE.values() for word in ("--subnet", subnet)]
+    lab.niso("net", "create", "wide", *subnets)
+    keys = {"network": {"network": "wide"}}
+    lab.niso("activate", *(idle(lab, name, **keys) for name in ("wide", "near")))
+    for family, subnet in WIDE.items():
+        assert asked_inside(world, family) == 0
+        # what it would be with the kernel's own route
+        metric = "0" if family == 4 else "1"
+        words = (f"-{family}", "route", "replace", subnet, "dev", "eth0", "metric", metric)
+        lab.run("ip", "-n", "niso-wide", *words, "proto", "kernel")
+        assert asked_inside(world, family) == len(OF_ITS_OWN[family])
+    shown = lab.niso("net", "check", check=False).stdout
+    assert shown.count("in niso-wide (the kernel has a route to its prefix)") == 2
+    lab.niso("net", "repair")
+    near = Addresses(lab, "niso-near")
+    for family, alien in OF_ITS_OWN.items():
+        lab.run("ip", f"-{family}", "neigh", "flush", "all", netns="niso-wide")
+        assert asked_inside(world, family) == 0
+        assert pings(lab, near.ip(family), "niso-wide")
+        with world.wire.socket("niso-wide", FAMILY[family], socket.SOCK_STREAM, keep=False) as one:
+            one.settimeout(2)
+            with pytest.raises(OSError) as caught:
+                one.connect((alien[0], 80))
+            assert caught.value.errno == errno.EHOSTUNREACH
 
 
 ON_LINK = {

@@ -19,7 +19,7 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from services import idle, on
-from wire import Wire, sctp_init
+from wire import FAMILY, Wire, sctp_init
 
 AWAY = [
     Rule("inet niso", f"away{family}", (w,)) for family in (4, 6) for w in ("masquerade", "drop")
@@ -158,6 +158,54 @@ def test_program_of_the_host_takes_over_no_published_port(
         assert all(taken), taken
     taken = [shadowed(port, next(numbers)) for port in PORTS]
     assert not any(taken), taken
+
+
+OTHERS = """\
+ip link add others0 type bridge
+ip netns add box
+ip link add box0 type veth peer name eth0 netns box
+ip link set box0 master others0 up
+ip link set others0 up
+ip address add 10.50.0.1/24 dev others0
+ip address add fd50::1/64 dev others0 nodad
+ip -n box address add 10.50.0.2/24 dev eth0
+ip -n box address add fd50::2/64 dev eth0 nodad
+ip -n box link set eth0 up
+ip -n box route add default via 10.50.0.1
+ip -n box route add default via fd50::1
+nft add table inet others
+nft 'add chain inet others out { type nat hook postrouting priority srcnat; }'
+nft add rule inet others out iifname others0 masquerade
+"""
+FORWARDING = Rule("inet niso", "others", ("@closed",))
+OF_OTHERS = Rule("inet niso", "kept", ("iif != 0",))
+
+
+def test_container_of_another_engine_takes_over_no_published_port(world: World) -> None:
+    """A bridge beside niso's whose containers are masqueraded, as those of Docker and Podman are."""
+    world.lab.run("sh", "-ec", OTHERS)
+    numbers = iter(range(23_000, 24_000))
+
+    def sends(family: int, port: int) -> bool:
+        """Whether a flow of the container from that port leaves, and gets what the client then asks the port."""
+        own = next(numbers)
+        with world.wire.socket("box", FAMILY[family], socket.SOCK_DGRAM, keep=False) as box:
+            box.bind(("", port))
+            box.sendto(mark := b"attack-%07d" % (9_100_000 + own), (CLIENT[family], own))
+            left = world.arrives(mark, [world.link["client"]], 0.5)
+            mark = ask(world, family, "udp", port, own)
+            if left:
+                box.settimeout(2)
+                return bool(box.recv(100) == mark)
+            assert world.arrives(mark, [world.link["web"]])
+            return False
+
+    tries = [(family, port) for family in (4, 6) for port in (20_000, 50_005)]
+    with world.without([FORWARDING, OF_OTHERS]):
+        assert all(sends(*each) for each in tries)
+    with world.without([FORWARDING]):
+        assert not any(sends(*each) for each in tries)
+        assert all(sends(family, 7) for family in (4, 6))  # that nobody publishes or listens on
 
 
 @both_families

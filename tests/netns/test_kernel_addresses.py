@@ -12,6 +12,7 @@ from kernel_world import ALIAS, MAC, add_pair, ip, sh, throw_away_host
 from niso.base.errors import KernelError
 from niso.kernel import neighbours, netns
 from niso.kernel.rtnetlink import Rtnl
+from niso.kernel.rtnl_records import prefix
 
 
 @pytest.mark.parametrize(("cidr", "flag"), [("10.99.1.1/24", ""), ("fd00:99::1/64", "nodad")])
@@ -122,6 +123,18 @@ def test_routes_are_added_once_read_and_deleted(
             rtnl.delete_route(everywhere, gateway, link.index)
             rtnl.delete_route(direct, "", link.index)
         assert shown() == set()
+        # the kernel's own to the prefix, one without a gateway, and one by it
+        whole = prefix(own)
+        rtnl.delete_connected_route(link.index, own)
+        rtnl.add_route(whole, gateway, link.index)
+        sh(f"ip route add {whole} dev niso-b metric 9")
+        rtnl.add_connected_route(link.index, own)
+        rtnl.delete_connected_route(link.index, own)
+        rtnl.delete_route(whole, "", link.index)
+        assert shown() == {(whole, gateway, "boot")}
+        rtnl.delete_address(link.index, own)
+        rtnl.add_address(link.index, own, routed=False)
+        assert whole not in {r.destination for r in rtnl.routes(link.index) if not r.gateway}
 
 
 @throw_away_host

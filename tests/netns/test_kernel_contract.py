@@ -22,6 +22,7 @@ from niso.kernel.kinds.setting import Sysctl
 from niso.kernel.kinds.veth import Veth
 from niso.kernel.kinds.vxlan import Vxlan
 from niso.kernel.real import Real
+from niso.kernel.rtnl_records import prefix
 from niso.kernel.state import State
 
 ALIAS = "niso:0123abcd"
@@ -65,6 +66,7 @@ TUNNEL = Vxlan("nx-b", 4097, "198.51.100.1", 4799, 1450, "niso-b", ALIAS)
 LED = Fdb("nx-b", "0a:00:00:00:00:09", "198.51.100.2")
 KNOWN, KNOWN6 = (Peer("", "niso-b", a, LED.mac) for a in ("10.99.0.9", "fd00:99::9"))
 LINKS = add(BRIDGE, SPACE, IPV6, BY_HAND, PAIR)
+OWNED = ((WAY, OWN), (WAY6, OWN6))
 WHOLE = (*LINKS, *add(OWN, OWN6, WAY, WAY6))
 GATEWAY, GATEWAY6 = (Peer("niso-s", "eth0", a, BRIDGE.mac) for a in (WAY.gateway, WAY6.gateway))
 
@@ -85,6 +87,17 @@ CASES: dict[str, tuple[AnyStep, ...]] = {
     "address of no namespace": add(OWN),
     "address twice": (*LINKS, *add(OWN, OWN)),
     "address that is not there goes": (*LINKS, *delete(OWN)),
+    "addresses without the kernel's route": (
+        *LINKS,
+        *add(*(each._replace(routed=False) for each in (OWN, OWN6))),
+        *add(WAY, WAY6),
+        *add(*(way._replace(destination=prefix(own.address)) for way, own in OWNED)),
+    ),
+    "addresses that lose the kernel's route, and get it back": (
+        *WHOLE,
+        *(Step("change", each._replace(routed=False), each) for each in (OWN, OWN6, OWN)),
+        Step("change", OWN, OWN._replace(routed=False)),
+    ),
     "first address of a prefix goes": (
         *LINKS,
         *add(OWN, OWN._replace(address="10.99.0.3/24")),

@@ -171,15 +171,23 @@ def test_limits_of_the_network_change_while_the_service_runs(lab: Lab) -> None:
         )
         return dict(found), pid_of(lab, "api")
 
-    usual = {"flows4": "1000/second burst 5000 packets", "arp_nd": "100/second burst 1000 packets"}
+    usual = {
+        "flows4": "1000/second burst 5000 packets",
+        "arp_nd": "100/second burst 1000 packets",
+        "askers4": "20/second burst 100 packets",
+    }
     found, pid = limits()
     assert found == usual
-    assert limits(new_flows_limit=7, arp_limit=0, fragments_limit=3) == (
-        {"flows4": "7/second burst 35 packets", "fragments": "3/second burst 15 packets"},
+    assert limits(new_flows_limit=7, arp_limit=0, fragments_limit=3, new_neighbours_limit=2) == (
+        {
+            "flows4": "7/second burst 35 packets",
+            "fragments": "3/second burst 15 packets",
+            "askers4": "2/second burst 10 packets",
+        },
         pid,
     )
     lab.niso("net", "check")
-    assert limits(new_flows_limit=0, arp_limit=0) == ({}, pid)
+    assert limits(new_flows_limit=0, arp_limit=0, new_neighbours_limit=0) == ({}, pid)
     found, _ = limits(("NET_RAW",))
     assert found == {**usual, "fragments": "40/second burst 200 packets"}
     lab.niso("deactivate", "api")

@@ -85,7 +85,10 @@ def test_every_key_has_a_description() -> None:
         ("service.user", "www-data"),
         ("environment.A", "line\nline"),
         ("isolation.resources", {"memory_max": "512M", "cpu_max": "200%", "pids_limit": 4096}),
-        ("isolation.resources", {"new_flows_limit": 0, "arp_limit": 9, "fragments_limit": 10**6}),
+        (
+            "isolation.resources",
+            {"new_flows_limit": 0, "arp_limit": 9, "new_neighbours_limit": 10**6},
+        ),
         ("healthcheck", {"tcp": 8080}),
         (
             "healthcheck",
@@ -130,6 +133,7 @@ def test_valid_manifest_passes(key: str, value: object) -> None:
         ("isolation.capabilities", ["CAP_NET_RAW"]),
         ("isolation.resources", {"pids_limit": 1}),
         ("isolation.resources", {"arp_limit": -1}),
+        ("isolation.resources", {"new_neighbours_limit": 10**6 + 1}),
         ("isolation.resources", {"new_flows_limit": 1_000_001}),
         ("isolation.resources", {"fragments_limit": "40"}),
         ("isolation.resources", {"memory": "1G"}),

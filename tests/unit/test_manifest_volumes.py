@@ -219,6 +219,7 @@ def test_wrong_share_of_cpus_is_refused(text: str) -> None:
     [
         *(("memory_max", "64K"), ("memory_max", "1T"), ("pids_limit", 1), ("pids_limit", 2**40)),
         *(("new_flows_limit", -1), ("arp_limit", 10**6 + 1), ("fragments_limit", -5)),
+        ("new_neighbours_limit", -1),
         *(("shm_size", "1K"), ("shm_size", "0M"), ("tmp_size", "63K"), ("tmp_size", "1")),
     ],
 )

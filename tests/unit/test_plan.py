@@ -193,7 +193,16 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     dual = network(0, dual=True)
     service = API._replace(endpoints=(endpoint(dual, 2),))
     state = desired(everything((dual,), (service,)))
-    assert {a.address for a in state[Address] if a.netns} == {"10.99.0.2/24", "fd00:99:1::2/64"}
+    # other services of the wide subnet are reached by the gateway's MAC
+    assert {(a.address, a.routed) for a in state[Address] if a.netns} == {
+        ("10.99.0.2/24", True),
+        ("fd00:99:1::2/64", False),
+    }
+    (bridge,), (veth,) = state[Bridge], state[Veth]
+    assert elements(state, "macs4", nft_tables.BRIDGE) == {}
+    assert elements(state, "macs6", nft_tables.BRIDGE) == {
+        f"{bridge.mac} . fd00:99:1::2": (veth.mac, "api")
+    }
     assert {a.address for a in state[Address] if not a.netns} == {
         "10.99.0.1/24",
         "fd00:99:1::1/64",
@@ -202,6 +211,7 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     assert {(r.destination, r.gateway) for r in state[Route]} == {
         ("0.0.0.0/0", "10.99.0.1"),
         ("::/0", "fd00:99:1::1"),
+        ("fd00:99:1::/64", "fd00:99:1::1"),
     }
     assert elements(state, "publish_any6") == {"tcp . 8080": ("fd00:99:1::2 . 80", "api")}
     assert list(elements(state, "subnets6")) == ["fd00:99:1::/64"]
@@ -347,7 +357,7 @@ def test_ipv6_alone() -> None:
         "api", 1, (Endpoint("six", ("fd00:7::2",)),), (Port("", 1, 2, "tcp"),), ("api",)
     )
     state = desired(everything((only,), (service,)))
-    assert {r.destination for r in state[Route]} == {"::/0"}
+    assert {r.destination for r in state[Route]} == {"::/0", "fd00:7::/64"}
     assert elements(state, "publish_any4") == {}
     assert elements(state, "publish_any6") == {"tcp . 1": ("fd00:7::2 . 2", "api")}
 
@@ -424,6 +434,9 @@ def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
                     subnet.gateway for network in snapshot.networks for subnet in network.subnets
                 }
                 assert address in gateways
+                continue
+            if element.container.startswith("macs"):
+                assert address in {v.mac for v in state[Veth]}
                 continue
             assert [
                 a

@@ -31,7 +31,7 @@ SMALLEST = (
     '"environment":{},"service":{"user":null,"restart":"on-failure","restart_delay":"1s","stop_timeout":"10s","kind":"service","timeout":null,"env_file":[]},'
     '"isolation":{"capabilities":[],"read_only":true,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":null,"cpu_max":null,"pids_limit":2048,"shm_size":"64M","tmp_size":"256M",'
-    '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":0}},'
+    '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":0,"new_neighbours_limit":20}},'
     '"healthcheck":null,"volumes":{},"secrets":{},"network":{"mode":"bridge","share":null,"network":"niso-default","networks":[],"ports":[],'
     '"hostname":null,"aliases":[],"ip":null,"extra_hosts":{},"dns":null,"dns_search":null,"bandwidth":{},"policy":{"allow_from":null,"deny_from":[],"log":false,"egress":{"allow":null,"deny":[]},"mode":"enforce","audit_until":null}}}'
 )
@@ -73,7 +73,7 @@ FULLEST = (
     '"service":{"user":"1000:1000","restart":"always","restart_delay":"200ms","stop_timeout":"2m","kind":"service","timeout":null,"env_file":[]},'
     '"isolation":{"capabilities":["NET_RAW"],"read_only":false,"restrict_suid_sgid":true,'
     '"resources":{"memory_max":"512M","cpu_max":"200%","pids_limit":100,"shm_size":"64M","tmp_size":"128M",'
-    '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":40}},'
+    '"new_flows_limit":1000,"arp_limit":100,"fragments_limit":40,"new_neighbours_limit":20}},'
     '"healthcheck":{"tcp":8080,"http":null,"command":null,"interval":"5s","timeout":"2s","retries":3,"start_period":"10s"},'
     '"volumes":{"tmp":{"mount":"/scratch","host":null,"mode":"rw","tmpfs":true,"size":"64M"},'
     '"conf":{"mount":"/etc/api","host":"/etc/api","mode":"ro","tmpfs":false,"size":null}},"secrets":{},'
@@ -100,7 +100,7 @@ STORED = (
     '"policy":{"allow_from":null,"deny_from":[],"egress_allow":null,"egress_deny":[],"log":false,"audit":null},"manifest":'
     + SMALLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":268435456,"kind":"service","folder":null,"timeout_s":null,'
-    '"limits":{"new_flows":1000,"fragments":0,"arp":100},'
+    '"limits":{"new_flows":1000,"fragments":0,"arp":100,"neighbours":20},'
     '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{},"bandwidth":{},"apart":[]}'
 )
 STORED_FULL = (
@@ -119,7 +119,7 @@ STORED_FULL = (
     '"first":0,"last":65535,"proto":""}],"log":true,"audit":null},"manifest":'
     + FULLEST
     + ',"restrict_suid_sgid":true,"shm_size":67108864,"tmp_size":134217728,"kind":"service","folder":null,"timeout_s":null,'
-    '"limits":{"new_flows":1000,"fragments":40,"arp":100},'
+    '"limits":{"new_flows":1000,"fragments":40,"arp":100,"neighbours":20},'
     '"addresses6":{},"extra_hosts":{},"dns":null,"dns_search":null,"secrets":{},"bandwidth":{},"apart":[]}'
 )
 

@@ -412,6 +412,8 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
             refuse_unless(has_link, errno.ENODEV, address)
             if step.action == "add" and self.strict:
                 refuse_unless(address not in self.addresses, errno.EEXIST, address)
+            if step.was is not None:
+                self.addresses.pop(step.was, None)
             self.addresses[address] = None
             return
         if address not in self.addresses:
@@ -452,13 +454,6 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         refuse_unless(self._has_link(route.netns, route.link), errno.ENODEV, route)
         if step.action == "add" and present is not None:
             refuse_unless(present == route and not self.strict, errno.EEXIST, route)
-        is_6 = ":" in route.destination
-        reachable = any(
-            ipaddress.ip_address(route.gateway) in ipaddress.ip_interface(address.address).network
-            for address in self.addresses
-            if (address.netns, address.link) == (route.netns, route.link)
-        )
-        refuse_unless(reachable, errno.EHOSTUNREACH if is_6 else errno.ENETUNREACH, route)
         self.routes[key] = route
 
     def _has_sysctl(self, sysctl: Sysctl) -> bool:

@@ -57,17 +57,14 @@ a published port, or of a program of the host, would take the packets of others 
 _OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
 _MASQUERADE = f"masquerade to :{_OWN_SPAN}"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"
-_OF_HOST = (
-    f"iif 0 {_WITH_PORTS} fib saddr type local"  # a frame within a bridge has no iif here either
-)
-_NO_PORTS = (
-    'counter drop comment "without ports: its answers are not to be told from what is for the host"'
-)
+_NO_PORTS = 'counter drop comment "without ports: its answers could be for the host"'
 
-FLOWS, FRAGMENTS, ARP = "flows", "fragments", "arp_nd"
+FLOWS, FRAGMENTS, ARP, ASKERS = "flows", "fragments", "arp_nd", "askers"
 """Sets with a limit in each element: new flows by address (``flows4``, ``flows6``), IP fragments, and
-ARP with neighbour discovery, by bridge port. What has no element has no limit."""
-_BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10}  # seconds of the rate, at once
+ARP with neighbour discovery, by bridge port. ``askers4`` and ``askers6`` limit addresses on the host's own
+links that it asks for in a service's stead, and that nobody had asked for in the last `NEXT_HOP_S` seconds.
+Each takes an entry of the machine's neighbour table. What has no element has no limit."""
+_BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # seconds of the rate, at once
 
 
 def limit(what: str, rate: int) -> str:
@@ -75,12 +72,13 @@ def limit(what: str, rate: int) -> str:
     return f"limit rate over {rate}/second burst {rate * _BURST[what]} packets"
 
 
-NEXT_HOPS = "limit rate over 20/second burst 100 packets"
-"""The limit of addresses on the host's own links that it asks for in a service's stead, and that nobody had asked for in the
-last `NEXT_HOP_S` seconds. Each takes an entry of the machine's neighbour table. Packets of answered flows do not count."""
 NEXT_HOP_S = 10
 
 _CHECK = f"meta mark set meta mark | {CHECKED}"
+_REFUSE = (
+    f"meta mark set meta mark & 0xbfffffff | {PROGRAM} accept"  # not CHECKED: for `from_bridge`
+)
+_LEAD = "meta pkttype host ether daddr set ether daddr"
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 
 TABLES = f"""\
@@ -131,8 +129,8 @@ table inet niso {{
 	set flows6 {{ type ipv6_addr; {limit(FLOWS, 1000)}; }}
 	set next_hops4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
 	set next_hops6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout {NEXT_HOP_S}s; }}
-	set askers4 {{ type ipv4_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
-	set askers6 {{ type ipv6_addr; size 65535; flags dynamic, timeout; timeout 1m; }}
+	set askers4 {{ type ipv4_addr; {limit(ASKERS, 20)}; }}
+	set askers6 {{ type ipv6_addr; {limit(ASKERS, 20)}; }}
 	map hairpin4 {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
 	map hairpin6 {{ type ipv6_addr . ipv6_addr : ipv6_addr; }}
 {nft_sensor.INET_SETS}
@@ -161,6 +159,7 @@ table inet niso {{
 {nft_wire.CHAINS}
 
 	chain from_bridge {{
+		meta mark & {PROGRAM} != 0 counter reject with icmpx host-unreachable comment "a service, to an address of its network that nobody has"
 		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
 		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
 	}}
@@ -256,6 +255,8 @@ table inet niso {{
 		oifname @bridges accept
 		ct original ip saddr @subnets4 goto kept4
 		ct original ip6 saddr @subnets6 goto kept6
+		iif != 0 meta nfproto ipv4 fib saddr type local goto kept4 comment "masqueraded by others, as Docker"
+		iif != 0 meta nfproto ipv6 fib saddr type local goto kept6
 	}}
 
 	chain remapped {{
@@ -270,6 +271,7 @@ table inet niso {{
 		meta l4proto . ct reply proto-dst @kept_range_any4 counter drop
 		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_addr4 counter drop
 		ct reply ip daddr . meta l4proto . ct reply proto-dst @kept_range_addr4 counter drop
+		iif != 0 iifname != {BRIDGES} accept
 		meta l4proto . ct reply proto-dst @{PROGRAMS} counter drop comment "would take the port of a program of the host"
 	}}
 
@@ -279,6 +281,7 @@ table inet niso {{
 		meta l4proto . ct reply proto-dst @kept_range_any6 counter drop
 		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_addr6 counter drop
 		ct reply ip6 daddr . meta l4proto . ct reply proto-dst @kept_range_addr6 counter drop
+		iif != 0 iifname != {BRIDGES} accept
 		meta l4proto . ct reply proto-dst @{PROGRAMS} counter drop
 	}}
 
@@ -318,8 +321,8 @@ table inet niso {{
 	chain next_hop {{
 		rt ip nexthop @next_hops4 accept
 		rt ip6 nexthop @next_hops6 accept
-		update @askers4 {{ ip saddr {NEXT_HOPS} }} counter drop comment "the host would ask for too many neighbours of a service"
-		update @askers6 {{ ip6 saddr {NEXT_HOPS} }} counter drop
+		ip saddr @askers4 counter drop comment "the host would ask for too many neighbours of a service"
+		ip6 saddr @askers6 counter drop
 		add @next_hops4 {{ rt ip nexthop }}
 		add @next_hops6 {{ rt ip6 nexthop }}
 	}}
@@ -387,6 +390,8 @@ table bridge niso {{
 	set subnets6 {{ type ipv6_addr; flags interval; }}
 	set own4 {{ type ether_addr . ipv4_addr; flags interval; }}
 	set own6 {{ type ether_addr . ipv6_addr; flags interval; }}
+	map macs4 {{ type ether_addr . ipv4_addr : ether_addr; }}
+	map macs6 {{ type ether_addr . ipv6_addr : ether_addr; }}
 	set host_macs {{ type ether_addr; }}
 	set gateways4 {{ type ipv4_addr; }}
 	set gateways6 {{ type ipv6_addr; }}
@@ -406,6 +411,7 @@ table bridge niso {{
 	chain from_own4 {{
 		@nh,48,16 & 0x3fff != 0 iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
 		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
+		{_LEAD} . ip daddr map @macs4 meta pkttype set other comment "by the gateway's MAC to a service of its network"
 		meta pkttype host ip daddr @subnets4 jump to_own4
 		meta l4proto icmp icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} goto from_own_error
 		{_CHECK} accept
@@ -413,13 +419,13 @@ table bridge niso {{
 
 	chain to_own4 {{
 		ip daddr @gateways4 return
-		ether daddr . ip daddr @own4 counter drop comment "the host would ask for a neighbour in a service's stead"
+		ether daddr . ip daddr @own4 {_REFUSE} comment "nobody has it: refused before routing, or the host would ask for it"
 		ether daddr != @host_macs counter drop comment "to the MAC of a port: the same"
 	}}
 
 	chain to_own6 {{
 		ip6 daddr @gateways6 return
-		ether daddr . ip6 daddr @own6 counter drop comment "the host would ask for a neighbour in a service's stead"
+		ether daddr . ip6 daddr @own6 {_REFUSE} comment "nobody has it: refused before routing, or the host would ask for it"
 		ether daddr != @host_macs counter drop comment "to the MAC of a port: the same"
 	}}
 
@@ -439,9 +445,10 @@ table bridge niso {{
 	}}
 
 	chain from_own6 {{
-		meta pkttype host ip6 daddr @subnets6 jump to_own6
 		ip6 daddr ::1 counter drop comment "loopback from a wire"
 		exthdr frag exists iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
+		{_LEAD} . ip6 daddr map @macs6 meta pkttype set other comment "by the gateway's MAC to a service of its network"
+		meta pkttype host ip6 daddr @subnets6 jump to_own6
 		meta l4proto != ipv6-icmp accept
 		icmpv6 type {{ echo-request, echo-reply }} accept
 		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} iifname . @th,256,128 @quoted6 accept comment "about a packet to itself"

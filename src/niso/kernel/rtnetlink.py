@@ -20,6 +20,7 @@ from niso.kernel import bridge_flags, netlink
 from niso.kernel.netlink import Message, attribute, nested, refused, text, u32
 from niso.kernel.rtnl_records import (
     IFA_ADDRESS,
+    IFA_FLAGS,
     IFA_LOCAL,
     IFF_NOARP,
     IFF_UP,
@@ -45,6 +46,7 @@ from niso.kernel.rtnl_records import (
     parse_cidr,
     parse_link,
     parse_route,
+    prefix,
     rtmsg,
 )
 from niso.kernel.rtnl_records import (
@@ -69,7 +71,8 @@ _VETH_INFO_PEER = 1
 _INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
 _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 
-_IFA_F_NODAD = 0x02
+_RTNH_F_ONLINK = 4  # linux/rtnetlink.h
+_IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
 _RTA_PRIORITY, _RTA_PREFSRC = 6, 7
 _METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
@@ -316,10 +319,13 @@ class Rtnl(netlink.Netlink):
                     result.append(address)
         return result
 
-    def add_address(self, link_index: int, cidr: str, replace: bool = False) -> None:
+    def add_address(
+        self, link_index: int, cidr: str, replace: bool = False, routed: bool = True
+    ) -> None:
         """Add an address with its prefix length; no-op if the link has it.
 
-        With ``replace`` an existing one becomes permanent. IPv6 skips duplicate address detection:
+        With ``replace`` an existing one becomes permanent. Unless ``routed``, the kernel adds no
+        route to its prefix. IPv6 skips duplicate address detection:
         IPAM assigns no address twice, and the service would have to wait for it. The kernel derives
         the scope of an IPv6 address: fe80::1/64 is link-local.
         """
@@ -327,6 +333,7 @@ class Rtnl(netlink.Netlink):
         flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
         body = ifaddrmsg.pack(family, length, flags, _SCOPE_UNIVERSE, link_index)
         body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
+        body += b"" if routed else u32(IFA_FLAGS, flags | _IFA_F_NOPREFIXROUTE)
         what = f"add address {cidr} to link {link_index}"
         how = netlink.REPLACE if replace else netlink.EXCL
         self.transact(Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,)))
@@ -343,6 +350,13 @@ class Rtnl(netlink.Netlink):
         body += attribute(_RTA_PREFSRC, packed) if is_4 else u32(_RTA_PRIORITY, _METRIC6)
         what = f"add the route to {cidr} by link {link_index}"
         self.transact(Message(what, _NEWROUTE, netlink.CREATE, body, (errno.EEXIST,)))
+
+    def delete_connected_route(self, link_index: int, cidr: str) -> None:
+        """Delete the prefix route that the kernel added with an address; no-op if it is gone."""
+        self._delete_routes(
+            f"delete the route to {cidr} by link {link_index}",
+            _route(str(prefix(cidr)), "", link_index, KERNEL),
+        )
 
     def delete_address(self, link_index: int, cidr: str) -> None:
         """Delete an address of a link; no-op if it is gone."""
@@ -364,7 +378,8 @@ class Rtnl(netlink.Netlink):
     def add_route(self, destination: str, gateway: str, index: int) -> None:
         """Add a unicast route to the main table, on-link if ``gateway`` is "".
 
-        No-op if it exists. Another route to ``destination`` is an error.
+        No other route has to lead to the gateway. No-op if it exists. Another route to
+        ``destination`` is an error.
         """
         what = f"add route {destination} via {gateway or 'link'} {index}"
         body = _route(destination, gateway, index, BOOT)
@@ -378,7 +393,7 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int) -> None:
-        """Delete a route, of any metric; no-op if it is gone."""
+        """Delete a route, of any metric; no-op if it is gone. Others to ``destination`` stay."""
         self._delete_routes(
             f"delete route {destination} via {gateway or 'link'} {index}",
             _route(destination, gateway, index, 0),
@@ -456,10 +471,12 @@ def no_link_local(what: str, index: int) -> Message:
 def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
     family, packed, length = parse_cidr(destination)
     # IPv4 refuses a gateway in a route of link scope, and deletes routes of any scope by "nowhere";
-    # IPv6 has no scopes
+    # IPv6 has no scopes, and deletes routes without a gateway by "::"
     scope = _SCOPE_UNIVERSE if gateway or family == socket.AF_INET6 else _SCOPE_LINK
-    scope = scope if protocol else _SCOPE_NOWHERE
-    body = rtmsg.pack(family, length, 0, 0, MAIN, protocol, scope, UNICAST, 0)
+    scope = scope if protocol or not gateway else _SCOPE_NOWHERE
+    gateway = gateway or ("::" if family == socket.AF_INET6 and not protocol else "")
+    flags = _RTNH_F_ONLINK if gateway and protocol else 0
+    body = rtmsg.pack(family, length, 0, 0, MAIN, protocol, scope, UNICAST, flags)
     body += attribute(RTA_DST, packed) if length else b""
     if gateway:
         body += attribute(RTA_GATEWAY, socket.inet_pton(family, gateway))

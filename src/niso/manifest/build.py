@@ -120,7 +120,9 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
         tmp_size=maybe(parse_resources.tmpfs, limits.tmp_size, "isolation.resources.tmp_size"),
         kind=own.kind,
         timeout_s=maybe(values.job_timeout, own.timeout, "service.timeout"),
-        limits=Limits(limits.new_flows_limit, fragments, limits.arp_limit),
+        limits=Limits(
+            limits.new_flows_limit, fragments, limits.arp_limit, limits.new_neighbours_limit
+        ),
         addresses6=addresses[6],
         extra_hosts=_extra_hosts(network.extra_hosts),
         bandwidth={

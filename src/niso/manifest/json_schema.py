@@ -238,6 +238,9 @@ _DESCRIPTIONS = {
     "Resources.fragments_limit": "IP fragments a second that the service may send; 5 s of them at "
     "once. 0: no limit. If unset, 40 with the capability NET_RAW, NET_ADMIN or SYS_ADMIN, else "
     "no limit.",
+    "Resources.new_neighbours_limit": "Addresses a second on the host's own links that the host "
+    "asks for because of the service, of each family; 5 s of them at once. 0: no limit. Those "
+    "asked for in the last 10 s do not count.",
     "Healthcheck.tcp": "Port that must accept connections, on loopback or the service's addresses.",
     "Healthcheck.retries": "Consecutive failures, after start_period, that count as unhealthy.",
     "Volume.mode": "Whether the path of the host is writable (rw) or read-only (ro).",

@@ -41,6 +41,7 @@ class Resources(NamedTuple):
     new_flows_limit: int = parse_resources.NEW_FLOWS
     arp_limit: int = parse_resources.ARP
     fragments_limit: int | None = None
+    new_neighbours_limit: int = parse_resources.NEW_NEIGHBOURS
 
 
 class Isolation(NamedTuple):

@@ -23,7 +23,7 @@ SHM = "64M"
 TMP = 256 << 20
 """The size of /tmp, /run and /var/tmp without a memory limit."""
 MIN_TMPFS = 64 << 10
-NEW_FLOWS, ARP = 1000, 100
+NEW_FLOWS, ARP, NEW_NEIGHBOURS = 1000, 100, 20
 """A second, as for all limits of the network; 0: no limit."""
 FRAGMENTS = 40
 """IP fragments a second of a service that can send parts of packets which never become whole: the
@@ -34,7 +34,7 @@ MAX_RATE = 1_000_000
 WAYS = ("in", "out")
 _RATE_UNITS = {"K": 1000, "M": 10**6, "G": 10**9}
 MIN_RATE, MAX_BANDWIDTH = 64_000, 100 * 10**9
-RATES = ("new_flows_limit", "arp_limit", "fragments_limit")
+RATES = ("new_flows_limit", "arp_limit", "fragments_limit", "new_neighbours_limit")
 
 
 def memory_max(text: str, key: str) -> int:

@@ -54,7 +54,7 @@ def desired(snapshot: Snapshot) -> State:
         if service.mode not in ("host", "share"):  # a sharer has its provider's network
             things += _service(snapshot, service, networks)
     for remote in snapshot.remotes:
-        things += _remote(remote, networks)
+        things += _remote(snapshot, remote, networks)
     return State(things)
 
 
@@ -127,7 +127,7 @@ def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
     yield from nft.spans(network.name, link)
 
 
-def _remote(remote: Remote, networks: dict[str, Network]) -> Iterator[Thing]:
+def _remote(snapshot: Snapshot, remote: Remote, networks: dict[str, Network]) -> Iterator[Thing]:
     """Yield what lets services here reach a service of another host, and it alone answer."""
     from niso.kernel.kinds.fdb import Fdb
 
@@ -138,7 +138,12 @@ def _remote(remote: Remote, networks: dict[str, Network]) -> Iterator[Thing]:
         link = names.vxlan(network.name)
         mac = names.mac(remote.name, network.name, network.span.cluster)
         yield Fdb(link, mac, remote.host)
-        yield from (Peer("", network.bridge, address, mac) for address in endpoint.addresses)
+        gateway_mac = names.mac("", network.bridge, names.alias(snapshot.state_id))
+        wide = {subnet.family for subnet in network.subnets if subnet.wide}
+        for address in endpoint.addresses:
+            yield Peer("", network.bridge, address, mac)
+            if family_of(address) in wide:
+                yield nft.direct(remote.name, gateway_mac, mac, address)
         yield from nft.claim(
             remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses
         )
@@ -172,7 +177,9 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             own.append((address, subnet.gateway))
             length = subnet.cidr.rpartition("/")[2]
-            yield Address(netns, inner, f"{address}/{length}")
+            yield Address(netns, inner, f"{address}/{length}", routed=not subnet.wide)
+            if subnet.wide:
+                yield Route(netns, subnet.cidr, subnet.gateway, inner)
             if routes:
                 everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                 yield Route(netns, everywhere, subnet.gateway, inner)
@@ -180,6 +187,8 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             yield Peer("", network.bridge, address, mac)
             yield Peer(netns, inner, subnet.gateway, gateway_mac)
+            if subnet.wide:
+                yield nft.direct(service.name, gateway_mac, mac, address)
         own_limits = (service.limits, network.observe)
         yield from nft.endpoint(service.name, host_end, mac, endpoint.addresses, *own_limits)
         if network.span is not None:

@@ -11,7 +11,7 @@ from niso.base.addresses import family_of
 from niso.base.prefixes import number, prefix
 from niso.kernel.kinds.element import Element
 from niso.kernel.nft_sensor import WATCHED
-from niso.kernel.nft_tables import ARP, BRIDGE, FLOWS, FRAGMENTS, INET, limit
+from niso.kernel.nft_tables import ARP, ASKERS, BRIDGE, FLOWS, FRAGMENTS, INET, limit
 from niso.plan.records import LIMITS, Limits, Port, Subnet
 
 
@@ -180,12 +180,24 @@ def endpoint(
         if limits.new_flows:
             new = limit(FLOWS, limits.new_flows)
             elements.append(Element(INET, f"{FLOWS}{family}", address, new, service))
+        if limits.neighbours:
+            asks = limit(ASKERS, limits.neighbours)
+            elements.append(Element(INET, f"{ASKERS}{family}", address, asks, service))
     if limits.fragments:
         some = limit(FRAGMENTS, limits.fragments)
         elements.append(Element(BRIDGE, FRAGMENTS, port, some, service))
     if limits.arp:
         elements.append(Element(BRIDGE, ARP, port, limit(ARP, limits.arp), service))
     return elements
+
+
+def direct(service: str, gateway_mac: str, mac: str, address: str) -> Element:
+    """Return the element by which frames to the gateway's MAC reach a service of the same network.
+
+    In a wide subnet the other services send all to the gateway's MAC: they ask for no MAC.
+    """
+    key = f"{gateway_mac} . {address}"
+    return Element(BRIDGE, f"macs{family_of(address)}", key, mac, service)
 
 
 def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:

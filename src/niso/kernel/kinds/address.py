@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Address(NamedTuple):
     """An address with its prefix length.
 
-    ``routed``: the kernel's own route to its prefix exists on this link. ``lasting``: it has no
-    limited lifetime.
+    ``routed``: the kernel's own route to its prefix exists on this link; without it, a `Route`
+    leads there. ``lasting``: it has no limited lifetime.
     """
 
     netns: str
@@ -49,9 +49,9 @@ class _Addresses(Kind[Address]):
     def describe(self, step: Step[Address]) -> str:
         address = step.thing
         if step.action != "change":
-            return (
-                f"{inside(address.netns)}address {step.action} {address.address} dev {address.link}"
-            )
+            more = "" if address.routed or step.action == "delete" else " noprefixroute"
+            start = f"{inside(address.netns)}address {step.action}"
+            return f"{start} {address.address} dev {address.link}{more}"
         was = step.was or address
         commands = []
         start = inside(address.netns)
@@ -60,11 +60,12 @@ class _Addresses(Kind[Address]):
             commands.append(
                 f"{start}address replace {address.address} dev {address.link} {forever}"
             )
-        if not was.routed:
+        if was.routed != address.routed:
             from niso.kernel.rtnl_records import prefix
 
+            verb = "add" if address.routed else "delete"
             destination = prefix(address.address)
-            commands.append(f"{start}route add {destination} dev {address.link} proto kernel")
+            commands.append(f"{start}route {verb} {destination} dev {address.link} proto kernel")
         return " && ".join(commands)
 
     def what(self, thing: Address) -> str:
@@ -81,7 +82,9 @@ class _Addresses(Kind[Address]):
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "lasting":
             return "its lifetime is limited"
-        return "the kernel's route to its prefix is missing"
+        if wanted:
+            return "the kernel's route to its prefix is missing"
+        return "the kernel has a route to its prefix"
 
     def read(self, space: Space, things: Collection[Address]) -> Iterable[Address]:
         """Read all addresses of the candidates' links.
@@ -105,11 +108,14 @@ class _Addresses(Kind[Address]):
             return
         index = writer.existing(index, address.link)
         if step.action == "add":
-            rtnl.add_address(index, address.address)
+            rtnl.add_address(index, address.address, routed=address.routed)
             return
         if step.was is not None and not step.was.lasting:
-            rtnl.add_address(index, address.address, replace=True)
-        rtnl.add_connected_route(index, address.address)
+            rtnl.add_address(index, address.address, replace=True, routed=address.routed)
+        if address.routed:
+            rtnl.add_connected_route(index, address.address)
+        else:
+            rtnl.delete_connected_route(index, address.address)
 
     def after_writing(self, writer: Writer, step: Step[Address]) -> None:
         """Announce a new address of a service: neighbours may know it with another MAC."""

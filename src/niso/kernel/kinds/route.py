@@ -48,7 +48,8 @@ class _Routes(Kind[Route]):
         if route.type:
             return f"{start} delete {route.type} {route.destination}"
         verb = "replace" if step.action == "change" else step.action
-        return f"{start} {verb} {route.destination} via {route.gateway} dev {route.link}"
+        more = "" if step.action == "delete" else " onlink"
+        return f"{start} {verb} {route.destination} via {route.gateway} dev {route.link}{more}"
 
     def what(self, thing: Route) -> str:
         if thing.type:
