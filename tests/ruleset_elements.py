@@ -62,8 +62,8 @@ def all_elements(service: str, network: str, number: int = 0) -> list[Element]:
     )
     return [
         *nft.network(network, names.bridge(network), mac, subnets, internal=True),
-        *(nft.direct(service, names.mac(network, "", "0123abcd"), mac, one) for one in (four, six)),
-        *nft.endpoint(service, link, mac, (four, six), Limits(1, 2, 3, 4)),
+        *nft.endpoint(service, link, mac, (four, six), Limits(1, 2, 3)),
+        *nft.receivers(service, mac, mac, (four, six)),
         *(element for port in ports for element in nft.published(service, port, (four, six))),
         *(
             element

@@ -107,7 +107,7 @@ def _beside(f: _Figures) -> Iterator[str]:
     yield f"{f.growth('services', 'attach')} times, and `niso activate`"
     yield f"{f.growth('services', 'start')} times as long as beside"
     yield f"{f.row('services', 'attach', 'niso').at}. The kernel walks all ports of a bridge for a"
-    yield "new one, and a new address is announced to all of them."
+    yield "new one."
 
 
 def _memory(f: _Figures) -> Iterator[str]:

@@ -27,6 +27,8 @@ ADDRESSES: dict[str, Damage] = {
         "Address foreign",
         lambda w: w.ip("-n niso-api address add fd00:1::99/64 dev eth0 nodad noprefixroute"),
         foreign=r"^address fd00:1::99/64 on eth0 in niso-api$",
+        # the kernel adds a route to its prefix
+        different=r"^address fd00:1::2/64 on eth0 in niso-api$",
         stack="dual",
     ),
     "bridge address gone": damage(
@@ -63,21 +65,19 @@ ADDRESSES: dict[str, Damage] = {
         stack="dual",
     ),
     "route of a network gone inside": damage(
-        "Address.routed",
+        "Route missing",
         lambda w: w.ip("-n niso-api route delete 10.99.2.0/24"),
+        missing=r"^route 10\.99\.2\.0/24 via 10\.99\.2\.1 on eth1 in niso-api$",
+    ),
+    "network without its gateway": damage(
+        "Address.routed",
+        lambda w: w.ip("-n niso-api route add 10.99.2.0/24 dev eth1 proto kernel metric 1"),
         different=r"^address 10\.99\.2\.2/24 on eth1 in niso-api$",
     ),
-    "IPv6 route of a wide network inside": damage(
-        "Address.routed",
-        lambda w: w.ip("-n niso-api -6 route add fd00:1::/64 dev eth0 proto kernel metric 1"),
-        different=r"^address fd00:1::2/64 on eth0 in niso-api$",
-        stack="dual",
-    ),
-    "IPv6 route to a wide network gone": damage(
+    "route to a gateway gone": damage(
         "Route missing",
-        lambda w: w.ip("-n niso-api -6 route delete fd00:2::/64"),
-        missing=r"^route fd00:2::/64 via fd00:2::1 on eth1 in niso-api$",
-        stack="dual",
+        lambda w: w.ip("-n niso-api route delete 10.99.2.1"),
+        missing=r"^route 10\.99\.2\.1/32 on eth1 in niso-api$",
     ),
     "address that ends": damage(
         "Address.lasting",
@@ -141,10 +141,10 @@ ADDRESSES: dict[str, Damage] = {
     "default route before the right one": damage(
         "Route foreign",
         lambda w: w.ip(
-            "-n niso-api route add default via 10.99.1.3 metric 5",
-            "-n niso-api route add default via 10.99.1.3 metric 8",
-            "-n niso-api route add default via 10.99.2.3 metric 7",
-            "-n niso-api route add default via 10.99.2.4 metric 6",
+            "-n niso-api route add default via 10.99.1.3 dev eth0 onlink metric 5",
+            "-n niso-api route add default via 10.99.1.3 dev eth0 onlink metric 8",
+            "-n niso-api route add default via 10.99.2.3 dev eth1 onlink metric 7",
+            "-n niso-api route add default via 10.99.2.4 dev eth1 onlink metric 6",
         ),
         foreign=[
             r"^route 0\.0\.0\.0/0 via 10\.99\.1\.3 on eth0 in niso-api$",
@@ -154,7 +154,7 @@ ADDRESSES: dict[str, Damage] = {
     ),
     "default route elsewhere": damage(
         "Route.gateway",
-        lambda w: w.ip("-n niso-api route replace default via 10.99.1.3"),
+        lambda w: w.ip("-n niso-api route replace default via 10.99.1.3 dev eth0 onlink"),
         different=r"^route 0\.0\.0\.0/0 via 10\.99\.1\.1 on eth0 in niso-api$",
     ),
     "default route by another link": damage(

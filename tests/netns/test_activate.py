@@ -61,7 +61,8 @@ def test_first_activation_makes_bridge_namespace_veth_address_and_default_route(
     routes = lab.ip_json("route", netns="niso-api")
     assert [(each["dst"], each["dev"], each.get("gateway")) for each in routes] == [
         ("default", "eth0", "10.99.1.1"),
-        ("10.99.1.0/24", "eth0", None),
+        ("10.99.1.0/24", "eth0", "10.99.1.1"),
+        ("10.99.1.1", "eth0", None),
     ]
     assert [each["ifname"] for each in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
     assert "UP" in lab.ip_json("link", "show", "dev", "lo", netns="niso-api")[0]["flags"]

@@ -7,6 +7,7 @@ kernel would refuse what niso let through.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -335,9 +336,11 @@ def test_nobodys_tables_are_poisoned(world: World) -> None:
 
     def learn(netns: str | None, link: str) -> bool:
         if netns:  # niso's route is by the gateway's MAC, and asks for none
-            for one in (netns, "niso-api"):
-                words = (SUBNETS["backend"][1], "dev", link, "metric", "1")
-                lab.run("ip", "-6", "route", "replace", *words, netns=one)
+            for one, subnet in itertools.product((netns, "niso-api"), SUBNETS["backend"]):
+                family = "-6" if ":" in subnet else "-4"
+                metric = "1" if ":" in subnet else "0"
+                words = ("route", "replace", subnet, "dev", link, "metric", metric)
+                lab.run("ip", family, *words, netns=one)
         forget(lab, netns, link, [api.ip4, api.ip6])
         for target in (api.ip4, api.ip6):
             lab.run("ping", "-c1", "-W2", target, netns=netns)

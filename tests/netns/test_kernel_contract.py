@@ -191,7 +191,7 @@ def outcome(kernel: Kernel, steps: tuple[AnyStep, ...]) -> tuple[list[int], set[
     numbers = []
     for step in steps:
         try:
-            kernel.write([step], known={("niso-s", "10.99.0.2"), ("niso-s", "10.99.0.3")})
+            kernel.write([step])
             numbers.append(0)
         except KernelError as error:
             numbers.append(error.errno)

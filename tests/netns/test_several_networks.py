@@ -103,4 +103,4 @@ def test_published_port_of_a_service_on_several_networks_answers_whoever_asks(
             lab, "c0"
         )
     elements = [e for t in lab.nft_json() if "map" in t for e in t["map"].get("elem", ())]
-    assert elements == []
+    assert not [element for element in elements if "'both'" in str(element)]

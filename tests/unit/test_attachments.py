@@ -51,7 +51,8 @@ def test_attached_namespace_has_what_a_service_has_and_nothing_else_is_touched(
     assert state[Netns] == frozenset()
     inside = {address.link for address in state[Address] if address.netns}
     assert inside == {"eth0", "eth1"}
-    assert {route.link for route in state[Route]} == {"eth0"}
+    everywhere = {route for route in state[Route] if route.destination == "0.0.0.0/0"}
+    assert {route.link for route in everywhere} == {"eth0"}
     own = {sysctl.name for sysctl in state[Sysctl] if sysctl.netns}
     assert own and all("/eth0/" in name or "/eth1/" in name for name in own)
     world.assert_whole()
@@ -70,7 +71,9 @@ def test_interface_and_default_route_of_others_stay(world: World) -> None:
     attach(world, "box", PATH, BACKEND, Wish("front", "net2", mac="02:00:00:00:00:01"))
     ends = {veth.peer: veth.mac for veth in world.kernel.veths.values()}
     assert ends.keys() == {"eth1", "net2"} and ends["net2"] == "02:00:00:00:00:01"
-    assert not world.kernel.routes
+    assert {where for _, where in world.kernel.routes} == {
+        f"10.99.{network}.{end}" for network in (1, 2) for end in ("0/24", "1/32")
+    }
     with pytest.raises(Conflict, match="interface 'net1' already exists"):
         attach(world, "box", PATH, BACKEND, Wish("front", "net1"))
     world.assert_whole()

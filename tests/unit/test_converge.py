@@ -74,7 +74,8 @@ def test_second_service_costs_its_own_steps_and_nothing_of_the_first(
     activate(kernel, store, "db")
     assert is_as_wanted(kernel, store)
     assert first.items() <= kernel.veths.items()
-    assert converge.converge(kernel, store, Scope(("db",), ("one",)), State()) == []
+    scope = Scope(("db",), ("one",))
+    assert not converge.converge(kernel, store, scope, converge.desired_now(kernel, store, scope))
 
 
 def test_what_was_detached_goes_when_the_lock_is_released(kernel: Fake, store: Store) -> None:

@@ -1,14 +1,11 @@
-"""Test what commands do to the host: names of links, announcements, neighbours, forwarding of others."""
+"""Test what commands do to the host: names of links, neighbours, forwarding of others."""
 
 from __future__ import annotations
-
-import errno
 
 import pytest
 from fake_world import World
 
 from niso.base import names
-from niso.base.report import Caution, Event
 from niso.commands.check import check, full_neighbour_tables
 from niso.commands.deactivate import deactivate
 from niso.kernel.kinds.element import Element
@@ -18,31 +15,12 @@ from niso.kernel.nft_tables import INET
 WEB = {"ports": ["8080:80"]}
 
 
-def test_announcement_that_the_kernel_refuses_is_a_warning(world: World) -> None:
-    events: list[Event] = []
-    world.kernel.refuse_announcement = errno.ENOBUFS
-    (outcome,) = world.activate(world.package("api", network=WEB), report=events.append)
-    assert outcome.changed and world.pid("api")
-    (caution,) = [event for event in events if isinstance(event, Caution)]
-    assert f"of {names.netns('api')}: no buffer space available" in caution.text
-    assert caution.hints
-    world.assert_whole()
-
-
 def test_neighbour_table_that_is_over_half_full_is_named(world: World) -> None:
     world.activate(world.package("api", network=WEB))
     world.kernel.neighbours = {4: 513, 6: 513}  # of IPv4 one is that of the service's gateway
     ((text, hint),) = full_neighbour_tables(world.machine)
     assert "IPv6" in text and "513 of at most 1024" in text
     assert "net.ipv6.neigh.default.gc_thresh3=4096" in hint
-
-
-def test_only_new_addresses_are_announced(world: World) -> None:
-    manifest = world.package("api", network=WEB)
-    world.activate(manifest)
-    assert len(world.kernel.announced) == 1
-    world.activate(manifest)
-    assert len(world.kernel.announced) == 1
 
 
 # --- names of links --------------------------------------------------------------------------------------------------

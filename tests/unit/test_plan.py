@@ -75,8 +75,12 @@ def test_service_that_publishes() -> None:
     assert state[Veth] == {
         Veth(host_end, "niso-api", "eth0", mac, 1500, "niso-backend", True, ALIAS)
     }
-    assert Address("niso-api", "eth0", "10.99.0.2/24") in state[Address]
-    assert state[Route] == {Route("niso-api", "0.0.0.0/0", "10.99.0.1", "eth0")}
+    assert Address("niso-api", "eth0", "10.99.0.2/24", routed=False) in state[Address]
+    assert state[Route] == {
+        Route("niso-api", "0.0.0.0/0", "10.99.0.1", "eth0"),
+        Route("niso-api", "10.99.0.0/24", "10.99.0.1", "eth0"),
+        Route("niso-api", "10.99.0.1/32", "", "eth0"),
+    }
     assert elements(state, "publish_any4") == {"tcp . 8080": ("10.99.0.2 . 80", "api")}
     assert elements(state, "publish_any6") == {}
     assert elements(state, "sources4", nft_tables.BRIDGE) == {
@@ -129,7 +133,13 @@ def test_two_networks_are_eth0_and_eth1_and_ports_lead_to_the_first_but_for_thos
         ("eth0", "niso-front", True),
         ("eth1", "niso-backend", True),
     }
-    assert state[Route] == {Route("niso-api", "0.0.0.0/0", "10.99.1.1", "eth0")}
+    assert state[Route] == {
+        Route("niso-api", "0.0.0.0/0", "10.99.1.1", "eth0"),
+        Route("niso-api", "10.99.1.0/24", "10.99.1.1", "eth0"),
+        Route("niso-api", "10.99.1.1/32", "", "eth0"),
+        Route("niso-api", "10.99.0.1/32", "", "eth1"),
+        Route("niso-api", "10.99.0.0/24", "10.99.0.1", "eth1"),
+    }
     assert elements(state, "publish_any4") == {"tcp . 8080": ("10.99.1.5 . 80", "api")}
     assert elements(state, "publish_addr4") == {
         "192.0.2.1 . udp . 53": ("10.99.1.5 . 53", "api"),
@@ -193,16 +203,15 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     dual = network(0, dual=True)
     service = API._replace(endpoints=(endpoint(dual, 2),))
     state = desired(everything((dual,), (service,)))
-    # other services of the wide subnet are reached by the gateway's MAC
+    # other services of the subnet are reached by the gateway's MAC
     assert {(a.address, a.routed) for a in state[Address] if a.netns} == {
-        ("10.99.0.2/24", True),
+        ("10.99.0.2/24", False),
         ("fd00:99:1::2/64", False),
     }
     (bridge,), (veth,) = state[Bridge], state[Veth]
-    assert elements(state, "macs4", nft_tables.BRIDGE) == {}
-    assert elements(state, "macs6", nft_tables.BRIDGE) == {
-        f"{bridge.mac} . fd00:99:1::2": (veth.mac, "api")
-    }
+    for family, address in ((4, "10.99.0.2"), (6, "fd00:99:1::2")):
+        receivers = elements(state, f"receivers{family}", nft_tables.BRIDGE)
+        assert receivers == {f"{bridge.mac} . {address}": (veth.mac, "api")}
     assert {a.address for a in state[Address] if not a.netns} == {
         "10.99.0.1/24",
         "fd00:99:1::1/64",
@@ -210,6 +219,9 @@ def test_dual_stack_has_each_thing_of_both_families() -> None:
     }
     assert {(r.destination, r.gateway) for r in state[Route]} == {
         ("0.0.0.0/0", "10.99.0.1"),
+        ("10.99.0.0/24", "10.99.0.1"),
+        ("10.99.0.1/32", ""),
+        ("fd00:99:1::1/128", ""),
         ("::/0", "fd00:99:1::1"),
         ("fd00:99:1::/64", "fd00:99:1::1"),
     }
@@ -357,7 +369,7 @@ def test_ipv6_alone() -> None:
         "api", 1, (Endpoint("six", ("fd00:7::2",)),), (Port("", 1, 2, "tcp"),), ("api",)
     )
     state = desired(everything((only,), (service,)))
-    assert {r.destination for r in state[Route]} == {"::/0", "fd00:7::/64"}
+    assert {r.destination for r in state[Route]} == {"::/0", "fd00:7::/64", "fd00:7::1/128"}
     assert elements(state, "publish_any4") == {}
     assert elements(state, "publish_any6") == {"tcp . 1": ("fd00:7::2 . 2", "api")}
 
@@ -420,6 +432,12 @@ def test_each_link_is_guarded_and_each_guard_is_of_a_link(snapshot) -> None:
         if (address.netns, address.link) == (veth.netns, veth.peer)
     }
     assert sources == own
+    receivers = {
+        f"{element.element.rpartition(' ')[2]} {element.value}"
+        for element in state[Element]
+        if element.container in ("receivers4", "receivers6")
+    }
+    assert receivers == {" ".join(source.split(" . ")[:0:-1]) for source in own}
 
 
 @BOUNDED
@@ -427,7 +445,7 @@ def test_each_link_is_guarded_and_each_guard_is_of_a_link(snapshot) -> None:
 def test_each_published_port_leads_to_an_address_of_its_owner(snapshot) -> None:
     state = desired(snapshot)
     for element in state[Element]:
-        if element.is_mapped:
+        if element.is_mapped and not element.container.startswith("receivers"):
             address = element.value.split(" . ")[0]
             if element.container.startswith("hairpin"):
                 gateways = {

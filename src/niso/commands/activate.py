@@ -119,7 +119,7 @@ def activate(
                     from niso.reconcile import policy_flows
 
                     policy_flows.introduce(kernel, store, before, planned.want)
-                steps = carry_out(kernel, store, planned, report, known=known)
+                steps = carry_out(kernel, store, planned, report)
                 reached = desired_now(kernel, store, scope)
                 if reached != before:
                     _end_flows(machine, before, reached, changes, leaving)

@@ -18,9 +18,9 @@ from __future__ import annotations
 import errno
 import ipaddress
 import re
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 
-from niso.base.errors import Error, KernelError
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked
 from niso.kernel.fake_engines import FakeEngines
@@ -183,16 +183,10 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
 
     # --- writing ---
 
-    def write(
-        self,
-        steps: Iterable[AnyStep],
-        ending: list[str] | None = None,
-        known: Container[tuple[str, str]] = (),
-    ) -> list[KernelError]:
+    def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
         steps = list(steps)
         for step in steps:
             self._do(step, steps, ending)
-        return self.announce(steps, known)
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None

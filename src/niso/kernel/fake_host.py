@@ -6,16 +6,13 @@ It has one link with one address. A test sets the fields for more: listeners, fl
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Iterable
 
 from niso.base.errors import Conflict, KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.flows import Flow
 from niso.kernel.foreign_chains import Chain, Foreign
-from niso.kernel.kinds.address import Address
-from niso.kernel.kinds.kind import Step
 from niso.kernel.neighbours import Table
-from niso.kernel.netlink import refused
 
 if TYPE_CHECKING:
     from typing import Self
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
     from niso.kernel.flows import Tracked
     from niso.kernel.host_facts import Network
     from niso.kernel.interface import Foreign as Refused
-    from niso.kernel.kinds.kind import AnyStep
     from niso.kernel.sockdiag import Connection, Listener, Measured
 
 UPLINK, UPLINK_ADDRESS = "uplink0", "192.0.2.1/24"
@@ -72,8 +68,6 @@ class FakeHost:
         self.nat: dict[str, int] = {}  # rules of others: chain -> number
         self.neighbours = {4: 0, 6: 0}  # entries of the tables, by family
         self.forgotten: list[str] = []  # addresses whose recorded flows were deleted
-        self.announced: list[str] = []  # new addresses of services, with their lengths
-        self.refuse_announcement = 0  # the errno of each announcement
 
     def refuse_foreign(self, links: set[str], spaces: set[str], foreign: Refused | None) -> None:
         """Raise Conflict if one of these names belongs to others, or note it in ``foreign``."""
@@ -82,27 +76,6 @@ class FakeHost:
             if foreign is None:
                 raise error
             foreign[name] = error
-
-    def announce(
-        self, steps: Iterable[AnyStep], known: Container[tuple[str, str]]
-    ) -> list[KernelError]:
-        """Announce the new addresses of services; return the errors."""
-        errors = []
-        for step in steps:
-            if not isinstance(step, Step) or step.action != "add":
-                continue
-            thing = step.thing
-            if not isinstance(thing, Address) or not thing.netns:
-                continue
-            if (thing.netns, thing.address.partition("/")[0]) in known:
-                continue
-            if self.refuse_announcement:
-                plain = thing.address.partition("/")[0]
-                what = f"announce {plain} on link '{thing.link}' of {thing.netns}"
-                errors.append(refused(what, self.refuse_announcement))
-            else:
-                self.announced.append(thing.address)
-        return errors
 
     # --- namespaces ---
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Iterable
 
-from niso.base.errors import Conflict, Error, KernelError
+from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING
 
 Foreign = dict[str, Conflict]
@@ -61,18 +61,12 @@ class Kernel(Protocol):
         ``want`` says which sysctls matter. Raises as `read`.
         """
 
-    def write(
-        self,
-        steps: Iterable[AnyStep],
-        ending: list[str] | None = None,
-        known: Container[tuple[str, str]] = (),
-    ) -> list[KernelError]:
+    def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
         """Execute all steps in order; the first failure ends it.
 
         With ``ending`` veth pairs whose namespace is deleted too are only detached, and their names
-        added to it: the caller has to `end_links` after releasing the lock. New addresses are
-        announced, except those in ``known`` as (namespace, address). Returns the errors of
-        announcements. Raises KernelError with the description of the step.
+        added to it: the caller has to `end_links` after releasing the lock. Raises KernelError with
+        the description of the step.
         """
 
     def write_what_can_be(

@@ -61,7 +61,7 @@ COUNTED = frozenset(name for name in POLICIES if not name.startswith(("ingress",
 _GUARDS = f"""
 owner bridges same_bridge ports subnets4 subnets6 internal closed before
 sources4 sources6 quoted4 quoted6 links broadcasts own4 own6 host_macs gateways4 gateways6
-macs4 macs6 flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
+flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
 """
 LATE = frozenset(_GUARDS.split())
 """Sets whose elements guard something, and are deleted after it.

@@ -74,11 +74,13 @@ def limit(what: str, rate: int) -> str:
 
 NEXT_HOP_S = 10
 
+RESOLVED = "0x4000000"
+"""The bit of the packet mark for frames that the bridge table has led to the service with their address."""
+_RESOLVED = f"meta mark set meta mark | {RESOLVED}"
+ABSENT = "0x10000000"
+"""The bit of the packet mark for what a service sends to an address of its subnet that nobody has."""
+_ABSENT = f"meta mark set meta mark & 0xbfffffff | {ABSENT}"  # not `CHECKED`
 _CHECK = f"meta mark set meta mark | {CHECKED}"
-_REFUSE = (
-    f"meta mark set meta mark & 0xbfffffff | {PROGRAM} accept"  # not CHECKED: for `from_bridge`
-)
-_LEAD = "meta pkttype host ether daddr set ether daddr"
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 
 TABLES = f"""\
@@ -159,7 +161,7 @@ table inet niso {{
 {nft_wire.CHAINS}
 
 	chain from_bridge {{
-		meta mark & {PROGRAM} != 0 counter reject with icmpx host-unreachable comment "a service, to an address of its network that nobody has"
+		meta mark & {ABSENT} != 0 counter reject with icmpx type host-unreachable comment "to an address that no service has"
 		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
 		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
 	}}
@@ -390,9 +392,9 @@ table bridge niso {{
 	set subnets6 {{ type ipv6_addr; flags interval; }}
 	set own4 {{ type ether_addr . ipv4_addr; flags interval; }}
 	set own6 {{ type ether_addr . ipv6_addr; flags interval; }}
-	map macs4 {{ type ether_addr . ipv4_addr : ether_addr; }}
-	map macs6 {{ type ether_addr . ipv6_addr : ether_addr; }}
 	set host_macs {{ type ether_addr; }}
+	map receivers4 {{ type ether_addr . ipv4_addr : ether_addr; }}
+	map receivers6 {{ type ether_addr . ipv6_addr : ether_addr; }}
 	set gateways4 {{ type ipv4_addr; }}
 	set gateways6 {{ type ipv6_addr; }}
 	set broadcasts {{ type ipv4_addr; }}
@@ -411,22 +413,25 @@ table bridge niso {{
 	chain from_own4 {{
 		@nh,48,16 & 0x3fff != 0 iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
 		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
-		{_LEAD} . ip daddr map @macs4 meta pkttype set other comment "by the gateway's MAC to a service of its network"
-		meta pkttype host ip daddr @subnets4 jump to_own4
+		meta pkttype host jump to_own4
 		meta l4proto icmp icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} goto from_own_error
 		{_CHECK} accept
 	}}
 
 	chain to_own4 {{
+		ether daddr set ether daddr . ip daddr map @receivers4 {_RESOLVED} return comment "to a service, by its gateway's MAC"
+		ip daddr != @subnets4 return
 		ip daddr @gateways4 return
-		ether daddr . ip daddr @own4 {_REFUSE} comment "nobody has it: refused before routing, or the host would ask for it"
-		ether daddr != @host_macs counter drop comment "to the MAC of a port: the same"
+		ether daddr . ip daddr @own4 {_ABSENT} accept comment "to an address that no service has: refused in raw"
+		ether daddr != @host_macs counter drop comment "to the MAC of a port: the host would ask for a neighbour"
 	}}
 
 	chain to_own6 {{
+		ether daddr set ether daddr . ip6 daddr map @receivers6 {_RESOLVED} return comment "to a service, by its gateway's MAC"
+		ip6 daddr != @subnets6 return
 		ip6 daddr @gateways6 return
-		ether daddr . ip6 daddr @own6 {_REFUSE} comment "nobody has it: refused before routing, or the host would ask for it"
-		ether daddr != @host_macs counter drop comment "to the MAC of a port: the same"
+		ether daddr . ip6 daddr @own6 {_ABSENT} accept comment "to an address that no service has: refused in raw"
+		ether daddr != @host_macs counter drop comment "to the MAC of a port: the host would ask for a neighbour"
 	}}
 
 	chain from_own_error {{
@@ -447,8 +452,7 @@ table bridge niso {{
 	chain from_own6 {{
 		ip6 daddr ::1 counter drop comment "loopback from a wire"
 		exthdr frag exists iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
-		{_LEAD} . ip6 daddr map @macs6 meta pkttype set other comment "by the gateway's MAC to a service of its network"
-		meta pkttype host ip6 daddr @subnets6 jump to_own6
+		meta pkttype host jump to_own6
 		meta l4proto != ipv6-icmp accept
 		icmpv6 type {{ echo-request, echo-reply }} accept
 		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} iifname . @th,256,128 @quoted6 accept comment "about a packet to itself"
@@ -471,7 +475,8 @@ table bridge niso {{
 		type filter hook forward priority -200; policy accept;
 		meta mark & {CHECKED} == 0 iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
 		iifname != "n*" oifname @ports counter drop comment "the same, with a mark of another firewall"
-		ether type ip oifname . ether daddr . ip daddr @sources4 goto see comment "to one service alone"
+		meta mark & {RESOLVED} != 0 goto see comment "to one service alone"
+		ether type ip oifname . ether daddr . ip daddr @sources4 goto see comment "the same, by its own MAC"
 		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 goto see
 		iifname @ports goto between
 		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}

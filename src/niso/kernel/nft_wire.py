@@ -51,11 +51,11 @@ Their outer source would be this host's. Only packets that a VXLAN device has wr
 their input device (ip_output, net/ipv4/ip_output.c).
 """
 
-UNMARKED = 'oifname "nx-*" meta mark set meta mark & 0xb7ffffff'
-"""The rule that takes niso's marks (`CHECKED`, `TRACKED`) off what a VXLAN device is to wrap.
+UNMARKED = 'oifname "nx-*" meta mark set meta mark & 0xb3ffffff'
+"""The rule that takes niso's marks off what a VXLAN device is to wrap.
 
-For a packet with a mark the device looks up its route again (ip_tunnel_dst_cache_usable,
-include/net/ip_tunnels.h).
+Those are `CHECKED`, `TRACKED` and `RESOLVED`. For a packet with a mark the device looks up its
+route again (ip_tunnel_dst_cache_usable, include/net/ip_tunnels.h).
 """
 
 CHAINS = "\n".join(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Iterable
 
 from niso.base import paths
 from niso.base.errors import Error, KernelError
@@ -63,16 +63,11 @@ class Real:
         with self:
             return reading.read_all(want, alias, self._sockets, foreign)
 
-    def write(
-        self,
-        steps: Iterable[AnyStep],
-        ending: list[str] | None = None,
-        known: Container[tuple[str, str]] = (),
-    ) -> list[KernelError]:
+    def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
         from niso.kernel import writing
 
         with self:
-            return writing.Writer(steps, self._sockets, ending, known).run()
+            writing.Writer(steps, self._sockets, ending).run()
 
     def write_what_can_be(
         self, steps: Iterable[AnyStep], ending: list[str] | None = None
@@ -135,7 +130,6 @@ class Real:
         import contextlib
         import shutil
 
-        from niso.base.errors import KernelError
         from niso.kernel import etc_hosts
 
         shutil.rmtree(paths.hosts_root(), ignore_errors=True)

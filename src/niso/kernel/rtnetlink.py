@@ -336,7 +336,12 @@ class Rtnl(netlink.Netlink):
         body += b"" if routed else u32(IFA_FLAGS, flags | _IFA_F_NOPREFIXROUTE)
         what = f"add address {cidr} to link {link_index}"
         how = netlink.REPLACE if replace else netlink.EXCL
-        self.transact(Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,)))
+        messages = [Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,))]
+        if not routed:
+            # another address of the prefix may have brought a route
+            route = _route(prefix(cidr), "", link_index, KERNEL)
+            messages.append(Message(what, _DELROUTE, 0, route, (errno.ESRCH,)))
+        self.transact(*messages)
 
     def add_connected_route(self, link_index: int, cidr: str) -> None:
         """Restore the prefix route that the kernel adds with an address; no-op if it exists."""
@@ -355,7 +360,7 @@ class Rtnl(netlink.Netlink):
         """Delete the prefix route that the kernel added with an address; no-op if it is gone."""
         self._delete_routes(
             f"delete the route to {cidr} by link {link_index}",
-            _route(str(prefix(cidr)), "", link_index, KERNEL),
+            _route(prefix(cidr), "", link_index, KERNEL),
         )
 
     def delete_address(self, link_index: int, cidr: str) -> None:

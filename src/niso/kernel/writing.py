@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
 from niso.base import failpoint
 from niso.base.errors import Error, KernelError
@@ -26,8 +26,7 @@ class Writer:
     """Steps, and the sockets that their kinds need to execute them.
 
     With ``ending`` veth pairs whose namespace is deleted too are only detached, and their names
-    added to it. Addresses in ``known``, as (namespace, address), are not announced: their
-    neighbours already have the right MAC.
+    added to it.
     """
 
     def __init__(
@@ -35,11 +34,9 @@ class Writer:
         steps: Iterable[AnyStep],
         sockets: Sockets,
         ending: list[str] | None = None,
-        known: Container[tuple[str, str]] = (),
     ) -> None:
         self.steps = list(steps)
         self.sockets = sockets
-        self.known = known
         self.ending = ending if ending is not None else []
         self._by_space: dict[str, list[Step[Any]]] = {}
         self.detached = {
@@ -85,22 +82,13 @@ class Writer:
             )
         return index
 
-    def run(self) -> list[KernelError]:
+    def run(self) -> None:
         """Execute all steps in order; the first failure ends it.
 
-        Returns the errors of follow-up work: the steps have succeeded. Raises KernelError with the
-        description of the step.
+        Raises KernelError with the description of the step.
         """
         for batch in self._batches():
             self._do(batch)
-        errors: list[KernelError] = []
-        for step in self.steps:
-            if isinstance(step, Step):
-                try:
-                    step.kind.after_writing(self, step)
-                except KernelError as error:
-                    errors.append(error)
-        return errors
 
     def run_what_can_be(self) -> list[Error]:
         """Execute all steps, continuing after failures; return the errors.

@@ -53,8 +53,9 @@ def desired(snapshot: Snapshot) -> State:
             things += _published(service, port, networks)
         if service.mode not in ("host", "share"):  # a sharer has its provider's network
             things += _service(snapshot, service, networks)
+    alias = names.alias(snapshot.state_id)
     for remote in snapshot.remotes:
-        things += _remote(snapshot, remote, networks)
+        things += _remote(remote, networks, alias)
     return State(things)
 
 
@@ -127,7 +128,7 @@ def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
     yield from nft.spans(network.name, link)
 
 
-def _remote(snapshot: Snapshot, remote: Remote, networks: dict[str, Network]) -> Iterator[Thing]:
+def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterator[Thing]:
     """Yield what lets services here reach a service of another host, and it alone answer."""
     from niso.kernel.kinds.fdb import Fdb
 
@@ -138,19 +139,21 @@ def _remote(snapshot: Snapshot, remote: Remote, networks: dict[str, Network]) ->
         link = names.vxlan(network.name)
         mac = names.mac(remote.name, network.name, network.span.cluster)
         yield Fdb(link, mac, remote.host)
-        gateway_mac = names.mac("", network.bridge, names.alias(snapshot.state_id))
-        wide = {subnet.family for subnet in network.subnets if subnet.wide}
-        for address in endpoint.addresses:
-            yield Peer("", network.bridge, address, mac)
-            if family_of(address) in wide:
-                yield nft.direct(remote.name, gateway_mac, mac, address)
+        yield from (Peer("", network.bridge, address, mac) for address in endpoint.addresses)
         yield from nft.claim(
             remote.name, remote.host, network.span.vni, link, mac, endpoint.addresses
         )
+        gateway_mac = names.mac("", network.bridge, alias)
+        yield from nft.receivers(remote.name, gateway_mac, mac, endpoint.addresses)
 
 
 def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network]) -> Iterator[Thing]:
-    """Yield a namespace with a veth pair, addresses and routes for each network of the service."""
+    """Yield a namespace with a veth pair, addresses and routes for each network of the service.
+
+    All of a network is reached by its gateway's MAC, for which the bridge table puts the
+    receiver's. So a service has one neighbour on each network, however many services it talks to,
+    and the kernel's neighbour table, one for the machine, has no entry for a pair of services.
+    """
     alias = names.alias(snapshot.state_id)
     netns = names.netns(service.name)
     if service.outside is not None:
@@ -177,9 +180,11 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             own.append((address, subnet.gateway))
             length = subnet.cidr.rpartition("/")[2]
-            yield Address(netns, inner, f"{address}/{length}", routed=not subnet.wide)
-            if subnet.wide:
-                yield Route(netns, subnet.cidr, subnet.gateway, inner)
+            yield Address(netns, inner, f"{address}/{length}", routed=False)
+            # without one of its own, no program in the service could add routes by the gateway
+            alone = f"{subnet.gateway}/{32 if subnet.family == 4 else 128}"
+            yield Route(netns, alone, "", inner)
+            yield Route(netns, subnet.cidr, subnet.gateway, inner)
             if routes:
                 everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
                 yield Route(netns, everywhere, subnet.gateway, inner)
@@ -187,10 +192,9 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             yield Peer("", network.bridge, address, mac)
             yield Peer(netns, inner, subnet.gateway, gateway_mac)
-            if subnet.wide:
-                yield nft.direct(service.name, gateway_mac, mac, address)
         own_limits = (service.limits, network.observe)
         yield from nft.endpoint(service.name, host_end, mac, endpoint.addresses, *own_limits)
+        yield from nft.receivers(service.name, gateway_mac, mac, endpoint.addresses)
         if network.span is not None:
             yield nft.here(service.name, network.span.vni, mac)
     if service.publishes:

@@ -155,6 +155,14 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
     return elements
 
 
+def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
+    """Return the elements that lead what services send to their gateway's MAC to a service."""
+    return [
+        Element(BRIDGE, f"receivers{family_of(address)}", f"{bridge_mac} . {address}", mac, service)
+        for address in addresses
+    ]
+
+
 def endpoint(
     service: str,
     host_end: str,
@@ -189,15 +197,6 @@ def endpoint(
     if limits.arp:
         elements.append(Element(BRIDGE, ARP, port, limit(ARP, limits.arp), service))
     return elements
-
-
-def direct(service: str, gateway_mac: str, mac: str, address: str) -> Element:
-    """Return the element by which frames to the gateway's MAC reach a service of the same network.
-
-    In a wide subnet the other services send all to the gateway's MAC: they ask for no MAC.
-    """
-    key = f"{gateway_mac} . {address}"
-    return Element(BRIDGE, f"macs{family_of(address)}", key, mac, service)
 
 
 def published(service: str, port: Port, addresses: Iterable[str]) -> list[Element]:

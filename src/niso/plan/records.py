@@ -12,23 +12,10 @@ HOST_GATEWAY = "host-gateway"
 """In extra hosts: the host's addresses on the service's first network."""
 
 
-_NARROW = 8  # bits: 256 addresses
-
-
 class Subnet(NamedTuple):
     family: int  # 4 or 6
     cidr: str
     gateway: str
-
-    @property
-    def wide(self) -> bool:
-        """Return whether services have no route of their own to it (`nft.direct`).
-
-        Otherwise a service that sends to ever new addresses of it fills the neighbour table of the
-        machine, which has room for 1,024 (gc_thresh3, arp(7)).
-        """
-        whole = 32 if self.family == 4 else 128
-        return whole - int(self.cidr.rpartition("/")[2]) > _NARROW
 
 
 class Span(NamedTuple):

@@ -13,7 +13,7 @@ from niso.base import failpoint, paths
 from niso.base.errors import Error, ErrorGroup, KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import alias, hosts_folder, own_hosts_folder
-from niso.base.report import Caution, Report, silent
+from niso.base.report import Report, silent
 from niso.kernel.diff import diff, without_foreign
 from niso.kernel.kinds import order
 from niso.kernel.kinds.element import Element, NftTransaction
@@ -99,13 +99,9 @@ def carry_out(
     report: Report = silent,
     teardown: bool = False,
     ending: list[str] | None = None,
-    known: Container[tuple[str, str]] = (),
 ) -> list[AnyStep]:
-    """Carry out a plan that was made under the same lock; otherwise as `converge`.
-
-    ``known`` addresses (see `Kernel.write`) are not new.
-    """
-    steps = _carried_out(kernel, store, planned, report, teardown, ending, known)
+    """Carry out a plan that was made under the same lock; otherwise as `converge`."""
+    steps = _carried_out(kernel, store, planned, report, teardown, ending)
     if store.host_knows():
         from niso.reconcile import host_names
 
@@ -120,7 +116,6 @@ def _carried_out(
     report: Report,
     teardown: bool,
     ending: list[str] | None,
-    known: Container[tuple[str, str]] = (),
 ) -> list[AnyStep]:
     steps = planned.steps
     if not steps:
@@ -136,7 +131,7 @@ def _carried_out(
                 raise ErrorGroup(errors)
         else:
             try:
-                _warn(kernel.write(steps, ending, known), report)
+                kernel.write(steps, ending)
             except KernelError as error:
                 if error.errno != errno.EEXIST or not planned.unread:
                     raise
@@ -162,14 +157,6 @@ def _carried_out(
         nat_flows.clear(kernel, planned.want)  # a plan that makes tables covers everything
     failpoint.hit("verified")
     return steps
-
-
-def _warn(unannounced: list[KernelError], report: Report) -> None:
-    """Report announcements that failed: without one, only those that knew an address are late."""
-    for error in unannounced:
-        hint = "niso net check says whether the kernel's neighbour table is full"
-        late = "who knew the address with another MAC may need a minute to reach it"
-        report(Caution(f"{error.message}: {late}", (hint,)))
 
 
 def _touched(steps: list[AnyStep], candidates: State) -> State:
@@ -317,7 +304,7 @@ def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnySte
     steps, want, have, foreign = compare(kernel, store)
     for step in steps:
         report(step)
-    _warn(kernel.write(steps), report)
+    kernel.write(steps)
     left = _left(want, have, _read_again(kernel, store, steps, want, have)) if steps else []
     if foreign:
         raise ErrorGroup(list(foreign.values()))

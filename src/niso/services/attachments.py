@@ -159,7 +159,7 @@ def _apply(machine: Machine, target: Target, held: across.Held | None, report: R
             as_before = store.is_as_before(intent)
         if planned.want != before:
             policy_flows.introduce(kernel, store, before, planned.want)
-        steps = carry_out(kernel, store, planned, report, known=known)
+        steps = carry_out(kernel, store, planned, report)
         reached = desired_now(kernel, store, scope)
         if reached != before:
             nat_flows.flush_gone_addresses(kernel, before, reached)

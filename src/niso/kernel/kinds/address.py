@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class Address(NamedTuple):
     """An address with its prefix length.
 
-    ``routed``: the kernel's own route to its prefix exists on this link; without it, a `Route`
-    leads there. ``lasting``: it has no limited lifetime.
+    ``routed``: the kernel's own route to its prefix exists on this link. It does on a bridge. A
+    service reaches its prefix by its gateway's MAC (plan/desired.py). ``lasting``: it has no
+    limited lifetime.
     """
 
     netns: str
@@ -48,13 +49,12 @@ class _Addresses(Kind[Address]):
 
     def describe(self, step: Step[Address]) -> str:
         address = step.thing
+        start = inside(address.netns)
         if step.action != "change":
-            more = "" if address.routed or step.action == "delete" else " noprefixroute"
-            start = f"{inside(address.netns)}address {step.action}"
-            return f"{start} {address.address} dev {address.link}{more}"
+            alone = "" if address.routed or step.action == "delete" else " noprefixroute"
+            return f"{start}address {step.action} {address.address} dev {address.link}{alone}"
         was = step.was or address
         commands = []
-        start = inside(address.netns)
         if not was.lasting:
             forever = "valid_lft forever preferred_lft forever"
             commands.append(
@@ -64,8 +64,8 @@ class _Addresses(Kind[Address]):
             from niso.kernel.rtnl_records import prefix
 
             verb = "add" if address.routed else "delete"
-            destination = prefix(address.address)
-            commands.append(f"{start}route {verb} {destination} dev {address.link} proto kernel")
+            route = f"{prefix(address.address)} dev {address.link} proto kernel"
+            commands.append(f"{start}route {verb} {route}")
         return " && ".join(commands)
 
     def what(self, thing: Address) -> str:
@@ -84,7 +84,7 @@ class _Addresses(Kind[Address]):
             return "its lifetime is limited"
         if wanted:
             return "the kernel's route to its prefix is missing"
-        return "the kernel has a route to its prefix"
+        return "its prefix is reached without the gateway"
 
     def read(self, space: Space, things: Collection[Address]) -> Iterable[Address]:
         """Read all addresses of the candidates' links.
@@ -105,6 +105,9 @@ class _Addresses(Kind[Address]):
         if step.action == "delete":
             if index is not None:
                 rtnl.delete_address(index, address.address)
+                if address.netns:
+                    # the kernel keeps the route to a prefix of which the link has another address
+                    rtnl.delete_connected_route(index, address.address)
             return
         index = writer.existing(index, address.link)
         if step.action == "add":
@@ -116,15 +119,6 @@ class _Addresses(Kind[Address]):
             rtnl.add_connected_route(index, address.address)
         else:
             rtnl.delete_connected_route(index, address.address)
-
-    def after_writing(self, writer: Writer, step: Step[Address]) -> None:
-        """Announce a new address of a service: neighbours may know it with another MAC."""
-        address = step.thing
-        plain = address.address.partition("/")[0]
-        if step.action == "add" and address.netns and (address.netns, plain) not in writer.known:
-            from niso.kernel.announce import announce
-
-            announce(writer.sockets, address.netns, address.link, address.address)
 
 
 def _is_routed(address: str, destinations: set[str]) -> bool:

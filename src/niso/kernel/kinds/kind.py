@@ -280,12 +280,6 @@ class Kind(Generic[T]):  # noqa: UP046
         """Execute the steps of one batch. Raises KernelError and OSError."""
         raise NotImplementedError(f"{type(self).__name__}.write")
 
-    def after_writing(self, writer: Writer, step: Step[T]) -> None:
-        """Run follow-up work of a step, once all steps are executed.
-
-        Raises KernelError, which is only a warning: nothing depends on this work.
-        """
-
 
 def by_key(
     wanted: Collection[T], present: Collection[T]

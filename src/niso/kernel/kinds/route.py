@@ -48,23 +48,27 @@ class _Routes(Kind[Route]):
         if route.type:
             return f"{start} delete {route.type} {route.destination}"
         verb = "replace" if step.action == "change" else step.action
-        more = "" if step.action == "delete" else " onlink"
-        return f"{start} {verb} {route.destination} via {route.gateway} dev {route.link}{more}"
+        by = (
+            f"via {route.gateway} dev {route.link} onlink" if route.gateway else f"dev {route.link}"
+        )
+        return f"{start} {verb} {route.destination} {by}"
 
     def what(self, thing: Route) -> str:
         if thing.type:
             return f"route {thing.type} {thing.destination}{in_netns(thing.netns)}"
-        return (
-            f"route {thing.destination} via {thing.gateway} on {thing.link}{in_netns(thing.netns)}"
-        )
+        by = f" via {thing.gateway}" if thing.gateway else ""
+        return f"route {thing.destination}{by} on {thing.link}{in_netns(thing.netns)}"
 
     def follows_from(self, thing: Route, was: Route | None) -> tuple[str, ...]:
-        """Return the condition that a link is down: it loses its routes."""
+        """Return the conditions under which the kernel drops all routes of the link.
+
+        IPv4 ones go with the link's last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
+        """
         link = link_place(thing.netns, thing.link)
         if ":" in thing.destination:
             whole = link_place(thing.netns, "all")
             return (f"{whole} without IPv6", f"{link} down", f"{link} without IPv6")
-        return (f"{link} down",)
+        return (f"{link} down", f"{link} IPv4")
 
     def read(self, space: Space, things: Collection[Route]) -> Iterable[Route]:
         """Read all routes of the candidates' links, except those that the kernel adds.
