@@ -408,7 +408,8 @@ def test_everything_that_a_thing_refers_to_is_there(snapshot) -> None:
             for a in state[Address]
             if (a.netns, a.link) == (route.netns, route.link)
         ]
-        assert any(ipaddress.ip_address(route.gateway) in each.network for each in on)
+        to = route.gateway or route.destination.partition("/")[0]
+        assert any(ipaddress.ip_address(to) in each.network for each in on)
     assert {line.folder for line in state[HostsLine]} <= {file.folder for file in state[HostsFile]}
     if state[Element]:
         assert state[Ruleset]
