@@ -27,8 +27,6 @@ ADDRESSES: dict[str, Damage] = {
         "Address foreign",
         lambda w: w.ip("-n niso-api address add fd00:1::99/64 dev eth0 nodad noprefixroute"),
         foreign=r"^address fd00:1::99/64 on eth0 in niso-api$",
-        # the kernel adds a route to its prefix
-        different=r"^address fd00:1::2/64 on eth0 in niso-api$",
         stack="dual",
     ),
     "bridge address gone": damage(
