@@ -77,6 +77,18 @@ ADDRESSES: dict[str, Damage] = {
         lambda w: w.ip("-n niso-api route delete 10.99.2.1"),
         missing=r"^route 10\.99\.2\.1/32 on eth1 in niso-api$",
     ),
+    "IPv6 network without its gateway": damage(
+        "Address.routed",
+        lambda w: w.ip("-n niso-api -6 route add fd00:1::/64 dev eth0 proto kernel metric 1"),
+        different=r"^address fd00:1::2/64 on eth0 in niso-api$",
+        stack="dual",
+    ),
+    "IPv6 route of a network gone inside": damage(
+        "Route missing",
+        lambda w: w.ip("-n niso-api -6 route delete fd00:2::/64"),
+        missing=r"^route fd00:2::/64 via fd00:2::1 on eth1 in niso-api$",
+        stack="dual",
+    ),
     "address that ends": damage(
         "Address.lasting",
         lambda w: w.ip(
