@@ -75,7 +75,12 @@ def limit(what: str, rate: int) -> str:
 NEXT_HOP_S = 10
 
 RESOLVED = "0x4000000"
-"""The bit of the packet mark for frames that the bridge table has led to the service with their address."""
+"""The bit of the packet mark for frames that the bridge table has led to the service with their address.
+
+Other firewalls may restore it from a connection's mark, on a frame to any MAC. But a frame that leaves by a
+port was to the bridge's own MAC (``pkttype host``) only if it was led, or translated by the host. And a port
+that niso has not made may learn a service's MAC.
+"""
 _RESOLVED = f"meta mark set meta mark | {RESOLVED}"
 ABSENT = "0x10000000"
 """The bit of the packet mark for what a service sends to an address of its subnet that nobody has."""
@@ -475,7 +480,7 @@ table bridge niso {{
 		type filter hook forward priority -200; policy accept;
 		meta mark & {CHECKED} == 0 iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
 		iifname != "n*" oifname @ports counter drop comment "the same, with a mark of another firewall"
-		meta mark & {RESOLVED} != 0 goto see comment "to one service alone"
+		meta mark & {RESOLVED} != 0 meta pkttype host oifname @ports goto see comment "to one service alone"
 		ether type ip oifname . ether daddr . ip daddr @sources4 goto see comment "the same, by its own MAC"
 		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 goto see
 		iifname @ports goto between
