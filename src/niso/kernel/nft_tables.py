@@ -433,6 +433,7 @@ table bridge niso {{
 
 	chain to_own6 {{
 		ether daddr set ether daddr . ip6 daddr map @receivers6 {_RESOLVED} return comment "to a service, by its gateway's MAC"
+		ip6 daddr fe80::/10 ip6 daddr != fe80::1 counter drop comment "link-local: no service has such an address, the bridge this one"
 		ip6 daddr != @subnets6 return
 		ip6 daddr @gateways6 return
 		ether daddr . ip6 daddr @own6 {_ABSENT} accept comment "to an address that no service has: refused in raw"
