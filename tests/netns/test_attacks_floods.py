@@ -99,6 +99,24 @@ def test_host_asks_for_no_neighbour_in_a_services_stead(world: World, family: in
     assert world.honest(world.link["db"]) and world.honest(world.link["api"])
 
 
+def test_host_asks_for_no_link_local_neighbour(world: World) -> None:
+    """A program without any right names the link; its route to all leads by the gateway's MAC."""
+    nobody = {f"fe80::5:{n:x}" for n in range(50)}
+    (inside,) = world.lab.ip_json("link", "show", "eth0", netns="niso-db")
+
+    def asked() -> int:
+        with world.wire.socket("niso-db", FAMILY[6], socket.SOCK_DGRAM, keep=False) as one:
+            for to in nobody:
+                send(lambda to=to: one.sendto(b"", (to, 9, 0, inside["ifindex"])))
+        entries = world.lab.ip_json("neigh", "show", "dev", "niso-backend", "nud", "all")
+        return len({each["dst"] for each in entries} & nobody)
+
+    with world.without([Rule("bridge niso", "to_own6", ("fe80::",))]):
+        assert asked() == len(nobody)
+    assert asked() == 0
+    assert pings(world.lab, "fe80::1%eth0", netns="niso-db")
+
+
 WIDE = {4: "10.98.0.0/20", 6: "fd00:98::/64"}
 OF_ITS_OWN = {
     4: [f"10.98.9.{n}" for n in range(1, 251)],

@@ -251,6 +251,84 @@ def test_port_that_niso_does_not_know_says_nothing(
         lab.niso("net", "repair")
 
 
+RESTORE = """
+table inet other {
+	chain before {
+		type filter hook prerouting priority mangle
+		ct mark != 0 meta mark set ct mark
+	}
+	chain after {
+		type filter hook postrouting priority mangle
+		ct mark set meta mark
+	}
+}
+"""
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_mark_of_a_connection_leads_no_frame_elsewhere(world: World, family: int) -> None:
+    """Another firewall restores the mark of a frame that was led to db on a frame to another MAC."""
+    filter_bridged(world.lab, 1)
+    me, db, api = world.of["mallory"], world.of["db"], world.of["api"]
+    router, link = world.bridge["backend"].mac, world.link["mallory"]
+
+    def sent(mac: str) -> bytes:
+        """Send a datagram to db by its gateway's MAC, and another one of the same flow to this one."""
+        to = [Ether(src=me.mac, dst=each) for each in (router, mac)]
+        return world.shoot(
+            link,
+            lambda mark, port: [
+                head / world.udp(me.ip(family), db.ip(family), text, port)
+                for head, text in zip(to, (b"first", mark), strict=True)
+            ],
+        )
+
+    world.lab.run("nft", "-f", "-", input=RESTORE)
+    try:
+        for mac in (api.mac, "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:09"):
+            assert not world.arrives(sent(mac), [world.link["api"]], 0.3), mac
+        assert world.arrives(sent(db.mac), [world.link["db"]])
+    finally:
+        world.lab.run("nft", "delete table inet other")
+
+
+@both_ways
+def test_port_that_takes_a_services_mac_gets_nothing(world: World, nf_call: int) -> None:
+    """A port of somebody else's learns, and the kernel moves db's static entry to it."""
+    lab, me, db = world.lab, world.of["mallory"], world.of["db"]
+    filter_bridged(lab, nf_call)
+    lab.run("ip", "link", "add", "stray", "type", "veth", "peer", "stray1", "netns", "neighbour")
+    try:
+        lab.run("ip", "link", "set", "stray1", "up", netns="neighbour")
+        lab.run("ip", "link", "set", "stray", "master", "niso-backend", "up")
+        thief = world.wire.link("neighbour", "stray1")
+        shown = ("bridge", "fdb", "show", "dev", "stray")
+
+        def stolen() -> bool:
+            thief.send(Ether(src=db.mac, dst="02:66:00:00:00:01", type=0x88B5) / Raw(bytes(46)))
+            return db.mac in lab.run(*shown).stdout
+
+        lab.wait_for(stolen, what="the MAC at the stray port")
+        marks = [
+            world.shoot(
+                world.link["mallory"],
+                lambda mark, port, mac=mac, family=family: [
+                    Ether(src=me.mac, dst=mac)
+                    / world.udp(me.ip(family), db.ip(family), mark, port)
+                ],
+            )
+            for mac in (db.mac, world.bridge["backend"].mac)
+            for family in (4, 6)
+        ]
+        assert world.honest(world.link["api"])
+        assert db.mac in lab.run(*shown).stdout
+        assert not [mark for mark in marks if thief.saw(mark)]
+    finally:
+        lab.run("ip", "link", "delete", "stray")
+        lab.niso("net", "repair")
+    assert world.honest(world.link["db"])
+
+
 @both_ways
 def test_no_ipv6_frame_passes_on_a_network_without_ipv6(world: World, nf_call: int) -> None:
     filter_bridged(world.lab, nf_call)

@@ -75,7 +75,12 @@ def limit(what: str, rate: int) -> str:
 NEXT_HOP_S = 10
 
 RESOLVED = "0x4000000"
-"""The bit of the packet mark for frames that the bridge table has led to the service with their address."""
+"""The bit of the packet mark for frames that the bridge table has led to the service with their address.
+
+Other firewalls may restore it from a connection's mark, on a frame to any MAC. But a frame that leaves by a
+port was to the bridge's own MAC (``pkttype host``) only if it was led, or translated by the host. And a port
+that niso has not made may learn a service's MAC.
+"""
 _RESOLVED = f"meta mark set meta mark | {RESOLVED}"
 ABSENT = "0x10000000"
 """The bit of the packet mark for what a service sends to an address of its subnet that nobody has."""
@@ -428,6 +433,7 @@ table bridge niso {{
 
 	chain to_own6 {{
 		ether daddr set ether daddr . ip6 daddr map @receivers6 {_RESOLVED} return comment "to a service, by its gateway's MAC"
+		ip6 daddr fe80::/10 ip6 daddr != fe80::1 counter drop comment "link-local: no service has such an address, the bridge this one"
 		ip6 daddr != @subnets6 return
 		ip6 daddr @gateways6 return
 		ether daddr . ip6 daddr @own6 {_ABSENT} accept comment "to an address that no service has: refused in raw"
@@ -475,7 +481,7 @@ table bridge niso {{
 		type filter hook forward priority -200; policy accept;
 		meta mark & {CHECKED} == 0 iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
 		iifname != "n*" oifname @ports counter drop comment "the same, with a mark of another firewall"
-		meta mark & {RESOLVED} != 0 goto see comment "to one service alone"
+		meta mark & {RESOLVED} != 0 meta pkttype host oifname @ports goto see comment "to one service alone"
 		ether type ip oifname . ether daddr . ip daddr @sources4 goto see comment "the same, by its own MAC"
 		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 goto see
 		iifname @ports goto between
