@@ -152,7 +152,7 @@ def test_service_asks_for_no_neighbour_of_its_own_networks(world: World) -> None
         lab.run("ip", "-n", "niso-wide", *words, "proto", "kernel")
         assert asked_inside(world, family) == len(OF_ITS_OWN[family])
     shown = lab.niso("net", "check", check=False).stdout
-    assert shown.count("in niso-wide (its prefix is reached without the gateway)") == 2
+    assert shown.count("in niso-wide (the kernel's route to its prefix bypasses the gateway)") == 2
     lab.niso("net", "repair")
     near = Addresses(lab, "niso-near")
     for family, alien in OF_ITS_OWN.items():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Metered:
-    """What measures the bytes of flows from its creation on, until it is closed."""
+    """Measures the bytes of flows from its creation until it is closed."""
 
     def __init__(self) -> None:
         from niso.kernel.nft_meter import Meter
@@ -21,7 +21,7 @@ class Metered:
         self._meter: Meter | None
         try:
             self._meter = Meter()
-        except KernelError:  # a kernel that cannot
+        except KernelError:  # this kernel cannot count them
             self._meter = None
 
     def __enter__(self) -> Self:
@@ -31,7 +31,7 @@ class Metered:
         self.close()
 
     def close(self) -> None:
-        """Have the kernel count no more. Without it, it does until the program ends."""
+        """Stop counting. Without this, the kernel counts until the program ends."""
         meter, self._meter = self._meter, None
         if meter is not None:
             meter.close()

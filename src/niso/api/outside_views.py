@@ -128,7 +128,7 @@ def warn_of_families(session: Session, answer: Outside, services: Iterable[str])
             session.caution(
                 f"{answer.name}, which {service} may connect to, has no {lacks} address,"
                 f" and network {first} no {has} subnet",
-                (f"a first network with {has}: niso net create NAME --ipv6 has both families",),
+                (f"name a network with {has} first; niso net create NAME --ipv6 makes one",),
             )
 
 

@@ -154,7 +154,7 @@ class Top(Metered):
         home = now.shares.get(self.service, self.service)
         return Load(
             load.seconds,
-            tuple(each for each in load.services if each.service == self.service),
+            tuple(row for row in load.services if row.service == self.service),
             tuple(f for f in load.flows if home in (f.from_.service, f.to.service)),
             self._sockets(home),
         )
@@ -185,7 +185,7 @@ def look(session: Session, states: States, with_open: bool = False) -> tuple[Loo
     shares = {row.name: row.provider for row in states.rows if row.provider}
     memory = seen.remembered(session.kernel(), states.world, with_open)
     active = [row for row in states.rows if row.active]
-    stats = {each.service: each for each in counters.stats(active)}
+    stats = {counted.service: counted for counted in counters.stats(active)}
     return Look(time.monotonic(), states.lines, networks, shares, stats, counts(memory)), memory
 
 
@@ -273,8 +273,8 @@ def sockets_of(judge: Judge, measured: Iterable[Measured]) -> tuple[ServiceSocke
     from niso.plan.known_world import parsed
 
     sockets = []
-    for each in measured:
-        client, client_port, server, port = each.connection
+    for socket in measured:
+        client, client_port, server, port = socket.connection
         published = None
         if parsed(client).is_loopback or parsed(server).is_loopback:
             # in there, this is the service and not the host
@@ -283,7 +283,7 @@ def sockets_of(judge: Judge, measured: Iterable[Measured]) -> tuple[ServiceSocke
             seen = judge.of((client, server, "tcp", port), True)
             ends = [end_of(seen.source), end_of(seen.destination)]
             published = seen.published.host_port if seen.published else None
-        figures = (each.state, each.rtt, each.retransmitted, each.received, each.acked)
+        figures = (socket.state, socket.rtt, socket.retransmitted, socket.received, socket.acked)
         sockets.append(ServiceSocket(ends[0], client_port, ends[1], port, published, *figures))
     return tuple(
         sorted(sockets, key=lambda s: (s.from_.name, s.to.name, s.port, s.from_port, s.from_))

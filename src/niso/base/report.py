@@ -73,7 +73,7 @@ class WaitingForLock(NamedTuple):
 
 
 class AskingCluster(NamedTuple):
-    """The cluster is asked for what a command needs, or told what it has done."""
+    """The cluster is asked for what a command needs, or informed of what it has done."""
 
     def describe(self) -> str:
         return "waiting for the cluster to answer"

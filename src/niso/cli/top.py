@@ -67,7 +67,7 @@ def _print_looks(top: Top, args: Args) -> None:
                 print()
                 output.table(FLOW_COLUMNS, [flow_cells(each) for each in load.flows])
                 print()
-                output.table(SOCKET_COLUMNS, [socket_cells(each) for each in load.sockets])
+                output.table(SOCKET_COLUMNS, [socket_cells(socket) for socket in load.sockets])
         sys.stdout.flush()
         first = False
         left -= 1

@@ -42,7 +42,7 @@ class Output(ModalScreen[None]):
     def __init__(self, words: list[str]) -> None:
         super().__init__()
         self.words = words
-        self._rest = b""
+        self._unfinished = b""
         self._process: subprocess.Popen[bytes] | None = None
 
     def compose(self) -> ComposeResult:
@@ -78,9 +78,9 @@ class Output(ModalScreen[None]):
             self._end()
             return
         data = os.read(self._descriptor(), _MOST_BYTES)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if self._rest and (not data or len(self._rest) > _MOST_BYTES):
-            lines, self._rest = [*lines, self._rest], b""
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+        if self._unfinished and (not data or len(self._unfinished) > _MOST_BYTES):
+            lines, self._unfinished = [*lines, self._unfinished], b""
         log.write_lines(
             [escaped(line.decode("utf-8", "replace").expandtabs()) for line in lines],
             scroll_end=log.is_vertical_scroll_end,

@@ -216,7 +216,7 @@ class TopScreen(App[None]):
         services.display = self.chosen is None
         flows.display = self.chosen is not None or self._is_tall
         sockets.display = self.chosen is not None
-        shown = [each for each in (*self._tables(), *self.query(Input)) if each.display]
+        shown = [part for part in (*self._tables(), *self.query(Input)) if part.display]
         if self.focused not in shown:
             shown[0].focus()
 
@@ -373,7 +373,7 @@ class TopScreen(App[None]):
         """Explain the flow or socket with the cursor."""
         _, flow = self._subject()
         if flow is None:
-            self.notify("e explains a flow: Tab or Enter leads to flows")
+            self.notify("e explains a flow; Tab or Enter shows the flows")
         else:
             self.push_screen(Output(top.explain_words(flow)))
 
@@ -392,7 +392,7 @@ class TopScreen(App[None]):
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
         """Return the service and the flow that the cursor is on; of a flow, the chosen service."""
         services, _, sockets = self._tables()
-        table = next((each for each in self._tables() if each.has_focus), services)
+        table = next((part for part in self._tables() if part.has_focus), services)
         if table is services or table.key is None:
             return self._home(self.chosen or services.key), None
         if table is sockets:
@@ -406,7 +406,7 @@ class TopScreen(App[None]):
     def _home(self, name: str | None) -> str | None:
         """Return the service whose network a service uses."""
         loads = self._load.services if self._load else ()
-        return next((each.shares or name for each in loads if each.service == name), name)
+        return next((load.shares or name for load in loads if load.service == name), name)
 
     def action_leave(self) -> None:
         """Leave a service, or end a search."""

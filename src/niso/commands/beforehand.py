@@ -1,7 +1,7 @@
 """Find what an activation refuses of services whatever host they come to (`niso check`).
 
 It is recorded by the code of activations in a store without a file, on a host that has nothing.
-What a host may know better is left open: networks that no file describes, services that no file
+What depends on the host is left open: networks that no file describes, services that no file
 names, and the present time.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from niso.services.stacks import Membership
 
 _SPACE = 1 << 12
-"""How many addresses a network whose subnet is not known has apart from those of others."""
+"""How many addresses are set apart for each network whose subnet is not known."""
 
 
 def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
@@ -81,7 +81,7 @@ def _misplaced(target: Target) -> list[InvalidInput]:
     own = target.rootfs is not None
     placed = [volume for volume in targets.volumes(target.spec) if own or not _is_etc(volume.mount)]
     try:
-        # as of a tmpfs: whether a path of the host exists only the host knows
+        # checked like a tmpfs, since only the host knows whether its paths exist
         return targets.misplaced(target, [volume._replace(source=None) for volume in placed])
     except OSError:  # a folder of the rootfs that only root can read
         return []
@@ -120,9 +120,9 @@ def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
 
 
 def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership | None) -> None:
-    """Record the networks whose subnets the files do not say, with ones that hold any address.
+    """Record the networks that lack a subnet in the files, with one that holds any address.
 
-    Raises Conflict if the subnet that a file says beside is that of another network.
+    Raises Conflict if a subnet in the file overlaps that of another network.
     """
     store = host.store
     requests = {one.name: one for one in (stack.networks if stack is not None else ())}

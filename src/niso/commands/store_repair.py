@@ -1,9 +1,9 @@
 """Check the store's rows for consistency, and restore deleted ones.
 
-Most rows of a service follow from its manifest. One query finds the inactive services whose rows
-are evidently whole. Those of the others are compared with their manifest service by service, so
-that a check has the rows of one in memory, however many are known. If rows are lost, they are
-restored by the code that writes them: in a copy in memory to name them, then in the store.
+Most rows of a service follow from its manifest. One query finds the services that need a closer
+look. Their rows are compared with their manifest service by service, so that a check has the rows
+of one in memory, however many are known. If rows are lost, they are restored by the code that
+writes them: in a copy in memory to name them, then in the store.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class _Taken:
         return tuple(table.get("networks", (DEFAULT_NETWORK,)))
 
     def may_have(self, service: Service, key: str, name: str) -> bool:
-        """Return whether nobody else has a name on the networks of a service; it has it then."""
+        """Claim a name on the networks of a service; return False if another one has it."""
         on = self._on(service)
         for network in on:
             holder = self._names.get((network, name), service.name)
@@ -76,7 +76,7 @@ class _Taken:
         return True
 
     def may_publish(self, service: Service, text: str) -> bool:
-        """Return whether nobody has the host ports of an entry yet; they are the service's then."""
+        """Claim the host ports of an entry for a service; return False if another one has them."""
         try:
             port = parse_port(text, "ports")
         except InvalidInput:  # it has a variable

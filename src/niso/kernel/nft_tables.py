@@ -62,7 +62,7 @@ _NO_PORTS = 'counter drop comment "without ports: its answers could be for the h
 FLOWS, FRAGMENTS, ARP, ASKERS = "flows", "fragments", "arp_nd", "askers"
 """Sets with a limit in each element: new flows by address (``flows4``, ``flows6``), IP fragments, and
 ARP with neighbour discovery, by bridge port. ``askers4`` and ``askers6`` limit addresses on the host's own
-links that it asks for in a service's stead, and that nobody had asked for in the last `NEXT_HOP_S` seconds.
+links that the host asks for in a service's stead, and that nobody had asked for in the last `NEXT_HOP_S` seconds.
 Each takes an entry of the machine's neighbour table. What has no element has no limit."""
 _BURST = {FLOWS: 5, FRAGMENTS: 5, ARP: 10, ASKERS: 5}  # seconds of the rate, at once
 
@@ -75,7 +75,7 @@ def limit(what: str, rate: int) -> str:
 NEXT_HOP_S = 10
 
 RESOLVED = "0x4000000"
-"""The bit of the packet mark for frames that the bridge table has led to the service with their address.
+"""The bit of the packet mark for frames into which the bridge table has written the receiver's MAC.
 
 Other firewalls may restore it from a connection's mark, on a frame to any MAC. But a frame that leaves by a
 port was to the bridge's own MAC (``pkttype host``) only if it was led, or translated by the host. And a port

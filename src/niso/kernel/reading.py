@@ -231,7 +231,7 @@ class Reading:
         return State.of_kinds(lambda kind: present.get(kind.thing, ()))
 
     def _drop(self) -> None:
-        """Drop what was read: this and its spaces refer to each other, so they stay in memory."""
+        """Drop what was read: this and its spaces refer to each other, which keeps it in memory."""
         self._present, self.elements, self.hosts_texts = {}, None, {}
         self.candidates, self.host, self.inner_spaces = State(), Space(self, "", {}), []
 

@@ -120,7 +120,7 @@ def connections() -> list[Connection]:
 def measured() -> list[Measured]:
     """Return the TCP connections of this network namespace with their figures, as `connections`.
 
-    They are those that are established, begin or end. Raises KernelError.
+    Those that are being opened or closed are among them. Raises KernelError.
     """
     return [
         Measured(connection, is_server, *figures)

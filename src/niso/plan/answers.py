@@ -117,13 +117,14 @@ def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Ou
 
 
 def barred(before: Outside, bars: Bars, now: float) -> Outside:
-    """Return what is known of a name without the addresses that are refused since its question."""
-    gone = {each: bars.reason(each) for each in before.in_state(NOW, FORMER) if bars.reason(each)}
+    """Return what is known of a name, without addresses that are refused since it was asked."""
+    in_use = before.in_state(NOW, FORMER)
+    gone = {address: reason for address in in_use if (reason := bars.reason(address))}
     if not gone:
         return before
     known = (
-        Known(each.address, PAST, now) if each.address in gone else each
-        for each in before.addresses
+        Known(entry.address, PAST, now) if entry.address in gone else entry
+        for entry in before.addresses
     )
     refused = (f"{address} is refused: {reason}" for address, reason in gone.items())
     problem = "; ".join([*refused, *([before.problem] if before.problem else [])])

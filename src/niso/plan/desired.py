@@ -150,7 +150,7 @@ def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterato
 def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network]) -> Iterator[Thing]:
     """Yield a namespace with a veth pair, addresses and routes for each network of the service.
 
-    All of a network is reached by its gateway's MAC, for which the bridge table puts the
+    A service sends all for a network to its gateway's MAC, which the bridge table replaces by the
     receiver's. So a service has one neighbour on each network, however many services it talks to,
     and the kernel's neighbour table, one for the machine, has no entry for a pair of services.
     """
@@ -181,7 +181,7 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             own.append((address, subnet.gateway))
             length = subnet.cidr.rpartition("/")[2]
             yield Address(netns, inner, f"{address}/{length}", routed=False)
-            # without one of its own, no program in the service could add routes by the gateway
+            # without a route to the gateway, no program in the service could add routes by it
             alone = f"{subnet.gateway}/{32 if subnet.family == 4 else 128}"
             yield Route(netns, alone, "", inner)
             yield Route(netns, subnet.cidr, subnet.gateway, inner)

@@ -156,7 +156,7 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements that lead what services send to their gateway's MAC to a service."""
+    """Return the elements that replace the gateway's MAC by a service's in what is sent to it."""
     return [
         Element(BRIDGE, f"receivers{family_of(address)}", f"{bridge_mac} . {address}", mac, service)
         for address in addresses

@@ -1,7 +1,7 @@
 """Record the last answer of each service's probes, and judge its health by them.
 
-What a probe does is in `niso.runtime.health_probe`, which is loaded for services with a health
-check alone.
+What a probe does is in `niso.runtime.health_probe`, which is loaded only for services with a
+health check.
 """
 
 from __future__ import annotations

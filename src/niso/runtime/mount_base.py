@@ -43,7 +43,7 @@ def end() -> None:
 
 
 def enter() -> None:
-    """Move the calling thread into a mount namespace of its own, whose mounts the host never has.
+    """Move the calling thread into a mount namespace of its own, whose mounts the host never sees.
 
     What is mounted on the host later appears in it (mount_namespaces(7), MS_SLAVE). The thread has
     unshared CLONE_FS, and is in a start that `begin` has announced. Raises OSError.

@@ -40,7 +40,7 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
     if until > since + nft_audit.MOST_S:
         raise InvalidInput(
             f"is more than {nft_audit.MOST_S // 86_400} days ahead",
-            f'the latest is {time_text(since + nft_audit.MOST_S)}; "never" is without an end',
+            f'the latest is {time_text(since + nft_audit.MOST_S)}; "never" has no end',
             _KEY,
             value=audit.text,
         )

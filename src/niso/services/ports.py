@@ -28,12 +28,12 @@ They lie below Linux's ephemeral range (ip_local_port_range).
 
 
 class Command(NamedTuple):
-    """What a port must be admitted beside: the other services of the same command."""
+    """What the command of a service does to ports of other services."""
 
     services: frozenset[str] = frozenset()
-    """Those whose released ports are free, since all of them are rolled back together."""
+    """The services whose released ports are free, since all are rolled back together."""
     named: tuple[Port, ...] = ()
-    """The host ports in the manifests that it activates. None of them is chosen."""
+    """The host ports that the command's manifests name. None of them is chosen."""
 
 
 def admit(

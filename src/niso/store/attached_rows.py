@@ -33,7 +33,7 @@ class Attached(NamedTuple):
     def lives(self, kernel: Kernel) -> bool:
         """Return whether the namespace has not ended. Raises KernelError.
 
-        That of niso's own making has not: it is checked and repaired as that of a service.
+        One that niso made counts as alive: it is checked and repaired as that of a service.
         """
         return not self.netns or kernel.cookie_at(self.netns) == self.cookie
 

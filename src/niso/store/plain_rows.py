@@ -53,11 +53,11 @@ SELECT name FROM service s WHERE CASE
 
 
 def doubtful(db: sqlite3.Connection) -> list[str]:
-    """Return the services that are active, or not evidently whole, sorted.
+    """Return the names of the services that need a closer look, sorted.
 
-    An inactive service is evidently whole if its manifest has all keys with values of their types,
-    its spec is one, it has no policy, alias, static address or extra host, and its names, networks
-    and leases are there. What is inside the value of a key is not looked at.
+    All active ones do. An inactive one does not if its manifest has all keys with values of their
+    types, its spec names a service, it has no policy, alias, static address or extra host,
+    and its names, networks and leases are there. What is inside the value of a key is not compared.
     """
     typed = [
         f"{key}:{name}"

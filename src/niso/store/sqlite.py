@@ -80,8 +80,8 @@ class Transaction:
 class Reading:
     """Run a block in ``BEGIN`` … ``COMMIT``; within a transaction, as part of that.
 
-    Its queries see one state of the store. Each query of its own transaction takes five system
-    calls for locks, which is as long as most queries.
+    Its queries see one state of the store. A query outside a transaction takes five system calls
+    for locks, which takes as long as most queries themselves.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:

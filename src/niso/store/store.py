@@ -247,9 +247,9 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [service_row(row) for row in rows]
 
     def doubtful(self) -> Iterator[ServiceRow]:
-        """Yield the rows of services that are active, or not evidently whole, sorted by name.
+        """Yield the rows of the services that need a closer look, sorted by name.
 
-        See `niso.store.plain_rows.doubtful`. A service that goes meanwhile is left out.
+        See `niso.store.plain_rows.doubtful`. A service that is removed meanwhile is left out.
         """
         from niso.store import plain_rows  # only check and repair need it
 

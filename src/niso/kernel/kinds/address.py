@@ -84,7 +84,7 @@ class _Addresses(Kind[Address]):
             return "its lifetime is limited"
         if wanted:
             return "the kernel's route to its prefix is missing"
-        return "its prefix is reached without the gateway"
+        return "the kernel's route to its prefix bypasses the gateway"
 
     def read(self, space: Space, things: Collection[Address]) -> Iterable[Address]:
         """Read all addresses of the candidates' links.

@@ -50,7 +50,7 @@ KINDS: tuple[Kind[Any], ...] = ()
 def register(kind: Kind[Any]) -> None:
     """Add a kind to `KINDS` when its file is loaded."""
     global KINDS
-    KINDS = tuple(sorted((*KINDS, kind), key=lambda each: NAMES.index(each.file)))
+    KINDS = tuple(sorted((*KINDS, kind), key=lambda one: NAMES.index(one.file)))
 
 
 def load(names: Iterable[str] = NAMES) -> None:
