@@ -53,7 +53,7 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 
 
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
-    """Take from the outside names of services the addresses in networks that exist by now.
+    """Remove from outside names the addresses that lie in a network that exists by now.
 
     The names were asked for before the networks of the command were recorded. The caller is in the
     transaction that has recorded these. Raises KernelError.
