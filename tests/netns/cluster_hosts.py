@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -52,6 +53,12 @@ class Cluster:
         agent = self.hosts[name].lab.popen("niso", "agent")
         assert agent.stdout and b"following cluster" in agent.stdout.readline()
         self.agents[name] = agent
+
+    def pause_agent(self, name: str) -> None:
+        """Stop a host's agent by a signal, while it does not hold the lock of that host."""
+        with open(self.hosts[name].lab.path("/run/niso/lock")) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.agents[name].send_signal(signal.SIGSTOP)
 
     def kill_agent(self, name: str, by: str = "") -> None:
         """Kill a host's agent; with another host's name, end the lease too."""

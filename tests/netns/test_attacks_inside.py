@@ -313,8 +313,7 @@ def test_port_that_takes_a_services_mac_gets_nothing(world: World, nf_call: int)
             world.shoot(
                 world.link["mallory"],
                 lambda mark, port, mac=mac, family=family: [
-                    Ether(src=me.mac, dst=mac)
-                    / world.udp(me.ip(family), db.ip(family), mark, port)
+                    Ether(src=me.mac, dst=mac) / world.udp(me.ip(family), db.ip(family), mark, port)
                 ],
             )
             for mac in (db.mac, world.bridge["backend"].mac)

@@ -69,7 +69,7 @@ def answers(made: Cluster) -> None:
 @contextlib.contextmanager
 def without_agent(world: World) -> Iterator[None]:
     """Stop a's agent, which would mend what the test breaks."""
-    world.cluster.agents["a"].send_signal(signal.SIGSTOP)
+    world.cluster.pause_agent("a")
     try:
         yield
     finally:

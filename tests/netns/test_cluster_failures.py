@@ -144,7 +144,7 @@ def test_mirror_that_stands_still_and_host_that_is_cut_off_from_etcd(made: Clust
     api = made.activate("c", "api")
     meets(made, db, f"db {api}")
     b, c = made.hosts["b"].lab, made.hosts["c"].lab
-    made.agents["b"].send_signal(signal.SIGSTOP)
+    made.pause_agent("b")
     made.niso("c", "remove", "api")
     assert made.activate("c", "evil", ip=api) == api
     b.run("nft", "-f", "-", input=COUNT.replace("ADDRESS", api), netns="niso-db")
