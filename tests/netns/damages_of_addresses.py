@@ -172,6 +172,20 @@ ADDRESSES: dict[str, Damage] = {
         lambda w: w.ip("-n niso-api route replace default via 10.99.2.1 dev eth1"),
         different=r"^route 0\.0\.0\.0/0 via 10\.99\.1\.1 on eth0 in niso-api$",
     ),
+    "routes that ask for neighbours": damage(
+        "Route foreign",
+        lambda w: w.ip(
+            "-n niso-api route add 198.51.100.0/24 dev eth0 proto kernel",
+            "-n niso-api route add 10.99.2.3 dev eth1 proto static",
+            "-n niso-api -6 route add fd00:1::3 dev eth0 proto kernel",
+        ),
+        foreign=[
+            r"^route 198\.51\.100\.0/24 on eth0 in niso-api$",
+            r"^route 10\.99\.2\.3/32 on eth1 in niso-api$",
+            r"^route fd00:1::3/128 on eth0 in niso-api$",
+        ],
+        stack="dual",
+    ),
     "route too many": damage(
         "Route foreign",
         lambda w: w.ip("-n niso-api route add 10.77.0.0/16 via 10.99.2.1"),

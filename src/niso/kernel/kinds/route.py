@@ -73,15 +73,19 @@ class _Routes(Kind[Route]):
     def read(self, space: Space, things: Collection[Route]) -> Iterable[Route]:
         """Read all routes of the candidates' links, except those that the kernel adds.
 
-        The host's routes are not niso's.
+        Those lead to the prefix of an address, and `Address` compares them. Any program can say
+        that its route is the kernel's. The host's routes are not niso's.
         """
         if not space.name:
             return
-        from niso.kernel.rtnetlink import BOOT, KERNEL, NOWHERE
+        from niso.kernel.rtnetlink import KERNEL, NOWHERE
+        from niso.kernel.rtnl_records import prefix
 
         for link in space.links_of_concern():
+            prefixes = {prefix(address.address) for address in space.addresses(link)}
             for route in space.routes(link):
-                if route.protocol == BOOT or route.gateway:
+                connected = route.protocol == KERNEL and not route.gateway
+                if not connected or route.destination not in prefixes:
                     yield Route(space.name, route.destination, route.gateway, link.name)
         if space.reading.strays:
             names = {number: word for word, number in NOWHERE.items()}
