@@ -10,6 +10,7 @@ appended to FILE, and each check for one of `LATER` as ``- ACTION``.
 
 from __future__ import annotations
 
+import _thread
 import os
 
 from niso.base import paths
@@ -25,6 +26,7 @@ LATER = {
     "conmon": "conmon exits at once from then on",
 }
 
+_lock = _thread.allocate_lock()  # several processes are started at once, each by a thread
 _count = 0
 _spec: tuple[int, str] | None = None
 _log: str | None = None
@@ -56,9 +58,11 @@ def hit(name: str) -> None:
         _spec = _load()
     if _spec[0] < 0:
         return
-    _count += 1
-    _note(f"{_count} {name}")
-    if _count != _spec[0]:
+    with _lock:
+        _count += 1
+        number = _count
+        _note(f"{number} {name}")
+    if number != _spec[0]:
         return
     if _spec[1] == "kill":
         os.kill(os.getpid(), 9)
@@ -67,8 +71,8 @@ def hit(name: str) -> None:
         return
     import errno
 
-    number = getattr(errno, _spec[1], errno.EIO)
-    raise OSError(number, f"{os.strerror(number)} (failpoint {_count})", name)
+    code = getattr(errno, _spec[1], errno.EIO)
+    raise OSError(code, f"{os.strerror(code)} (failpoint {number})", name)
 
 
 def broken(what: str) -> bool:
