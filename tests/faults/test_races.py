@@ -24,7 +24,7 @@ WORKER = pathlib.Path(__file__).parent / "race_worker.py"
 
 EXPECTED = re.compile(
     r"host port \d+/tcp is published by|no service 's\d'|service 's\d' is not active|no network 'n\d'"
-    r"|network 'n\d' is used by|its package copy .* is gone|91\d\d:80 is not forwarded to 's\d'|has just taken host port"
+    r"|network 'n\d' is used by|package copy .* (is gone|cannot be opened: No such file)|91\d\d:80 is not forwarded to 's\d'|has just taken host port"
 )
 """Why a command may refuse when others change the same things."""
 
