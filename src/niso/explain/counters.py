@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from niso.base import names
 from niso.base.lite_typing import NamedTuple
-from niso.kernel import link_counters, nft_audit, nft_sets, nft_tables
+from niso.kernel import link_counters, nft_audit, nft_bridge, nft_sets, nft_tables
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.plan.policy_maps import PASSES
 from niso.store.service_rows import ServiceRow
@@ -100,7 +100,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 def _foreign() -> dict[str, int] | None:
     """Return bridge port -> foreign frames dropped from it; None without our table."""
     with Nfnetlink() as kernel:
-        header = kernel.header(nft_tables.BRIDGE, nft_tables.DROPPED_FROM)
+        header = kernel.header(nft_tables.BRIDGE, nft_bridge.DROPPED_FROM)
         if header is None:
             return None
         return {port.key.strip('"'): port.packets for port in kernel.counts(header)}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from niso.kernel.nft_limits import ARP, FRAGMENTS
 from niso.kernel.nft_policies import POLICY_PARTS
-from niso.kernel.nft_tables import ARP, BRIDGE, FRAGMENTS, INET, TABLES
+from niso.kernel.nft_tables import BRIDGE, INET, TABLES
 
 
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:

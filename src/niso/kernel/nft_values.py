@@ -64,7 +64,7 @@ NAMES = {
 
 
 def pack_limit(value: str) -> bytes:
-    """Return the expression of a limit, as `nft_tables.limit` writes it, a second its unit."""
+    """Return the expression of a limit, as `nft_limits.limit` writes it, a second its unit."""
     rate, burst = (int(word.partition("/")[0]) for word in value.split()[3:6:2])
     return nested(
         ELEM_EXPR,

@@ -9,7 +9,7 @@ from niso.base import lite_socket as socket
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, string, text, u32
-from niso.kernel.nft_tables import CHECKED
+from niso.kernel.nft_bridge import CHECKED
 from niso.kernel.rtnetlink import Rtnl
 
 PROTOCOL = 78

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from niso.base.addresses import family_of
 from niso.base.prefixes import number, prefix
 from niso.kernel.kinds.element import Element
+from niso.kernel.nft_limits import ARP, ASKERS, FLOWS, FRAGMENTS, limit
 from niso.kernel.nft_sensor import WATCHED
-from niso.kernel.nft_tables import ARP, ASKERS, BRIDGE, FLOWS, FRAGMENTS, INET, limit
+from niso.kernel.nft_tables import BRIDGE, INET
 from niso.plan.records import LIMITS, Limits, Port, Subnet
 
 
