@@ -86,11 +86,13 @@ def capture(session: Session, wanted: Wanted) -> Capture:
         if end.service not in world.services:
             raise UsageError(f"{service!r} is not a service", "niso ps lists the services", "NAME")
         known[end.service] = world.services[end.service]
-    for each in known.values():
-        if each.host:
-            raise Conflict(f"{each.name} runs on host {each.host}", "niso net capture there")
-        if not each.active:
-            raise Conflict(f"{each.name} is not active", f"niso activate {each.name}")
+    for captured in known.values():
+        if captured.host:
+            raise Conflict(
+                f"{captured.name} runs on host {captured.host}", "niso net capture there"
+            )
+        if not captured.active:
+            raise Conflict(f"{captured.name} is not active", f"niso activate {captured.name}")
     addresses: tuple[str, ...] = ()
     port = None
     gateways = [s.gateway for n in world.networks.values() for s in n.subnets]
@@ -104,9 +106,9 @@ def capture(session: Session, wanted: Wanted) -> Capture:
         else:  # the host, as services see it
             addresses = (*sorted(gateways), *sorted(world.host))
     named = {
-        address: each.name
-        for each in world.services.values()
-        for address in known_world.addresses_of(each)
+        address: holder.name
+        for holder in world.services.values()
+        for address in known_world.addresses_of(holder)
     }
     named |= dict.fromkeys(gateways, "host")
     filter_ = expression(dict.fromkeys(addresses), port, wanted.filter)
@@ -130,7 +132,7 @@ def _drops(session: Session, known: dict[str, Known], form: Format) -> Capture:
         if row.name in known
         for network in row.networks
     ]
-    addresses = [a for each in known.values() for a in known_world.addresses_of(each)]
+    addresses = [a for service in known.values() for a in known_world.addresses_of(service)]
     bridges = [names.bridge(row.name) for row in store.networks()]
     drops = Drops(addresses, ends, bridges)
     return DropCapture(drops, Dropping(session.kernel(), store).words, form)
@@ -162,7 +164,7 @@ def trace(
         return None
     family = next((s.version for s in steps if s.version in pairs), next(iter(pairs)))
     ends = pairs[family]
-    found = way.stages(steps, decide(world, *ends, port, proto))
+    path = way.stages(steps, decide(world, *ends, port, proto))
     port_ = next((s.source_port for s in steps if s.source_port is not None), None)
     return Traced(
         ends[0],
@@ -170,7 +172,7 @@ def trace(
         ends[1],
         port,
         proto,
-        way.passed(found),
-        bool(way.others(found)),
-        tuple(Stage(*stage) for stage in found),
+        way.passed(path),
+        bool(way.others(path)),
+        tuple(Stage(*stage) for stage in path),
     )

@@ -56,11 +56,11 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
     store = machine.store
     joined = span_networks.require_joined(machine)
     try:
-        found = _claimed(store, joined)
+        listed = _claimed(store, joined)
     except NoAnswer as error:
         session.caution(error.message, (_age(), "ports of other hosts are not known then"))
-        found = _mirrored(store)
-    found += [
+        listed = _mirrored(store)
+    listed += [
         ClusterLine(
             line.service,
             joined.host,
@@ -70,7 +70,7 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
         )
         for line in service_views.lines(session, store)
     ]
-    return tuple(sorted(found))
+    return tuple(sorted(listed))
 
 
 def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
@@ -86,20 +86,20 @@ def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
 
     store = machine.store
     joined = span_networks.require_joined(machine)
-    found = [_port(service, joined.host, port) for service, port in store.active_ports()]
+    listed = [_port(service, joined.host, port) for service, port in store.active_ports()]
     try:
         claims, alive = _others(store, joined)
     except NoAnswer as error:
         session.caution(error.message, ("only the ports of this host are listed",))
-        return tuple(sorted(found))
+        return tuple(sorted(listed))
     for claim in claims:
         for service, texts in ((claim.service, claim.ports), *claim.sharers):
             for text in texts if claim.up and claim.host in alive else ():
                 try:
-                    found.append(_port(service, claim.host, parse_port(text, "")))
+                    listed.append(_port(service, claim.host, parse_port(text, "")))
                 except InvalidInput:  # no niso has written it
                     continue
-    return tuple(sorted(found))
+    return tuple(sorted(listed))
 
 
 def _port(service: str, host: str, port: Port) -> ClusterPort:
@@ -176,13 +176,13 @@ def world(
     Without an answer of the cluster a caution says that they are not known. Raises Error, also if
     a test packet is asked for.
     """
-    found = [
+    remote = [
         known
         for known in here.services.values()
         if known.host
         and any({source, destination} & {*endpoint.addresses} for endpoint in known.endpoints)
     ]
-    if not found:
+    if not remote:
         return here
     import time
 
@@ -194,7 +194,7 @@ def world(
 
     if proves:
         raise Error(
-            f"{found[0].name} is on {found[0].host}: a test packet is followed within one host",
+            f"{remote[0].name} is on {remote[0].host}: a test packet is followed within one host",
             "niso net ping sends one there",
             "--prove",
             names_key=False,
@@ -205,17 +205,17 @@ def world(
     engine = joined.engine(brief=True)
     try:
         claims = Claims(engine, joined.host, joined.keys)
-        held = {known.name: claims.held(known.name) for known in found}
+        held = {known.name: claims.held(known.name) for known in remote}
         hosts = {claim.host for claim in held.values() if claim is not None}
         silent = {host for host in hosts if not claims.is_alive(host)}
     except NoAnswer as error:
-        hints = [f"{known.host} has that of {known.name}: ask there" for known in found]
+        hints = [f"{known.host} has that of {known.name}: ask there" for known in remote]
         session.caution(f"policies of other hosts are not known: {error.message}", hints)
         return here
     finally:
         engine.close()
     services = dict(here.services)
-    for known in found:
+    for known in remote:
         claim = held[known.name]
         if claim is None:
             services[known.name] = known._replace(active=False, heard=True)
@@ -278,9 +278,9 @@ def _resolved(store: Store, here: World, known: Known, policy: Policy) -> Policy
     def meant(name: str) -> str:
         called = {*store.holders(name), *store.holders_elsewhere(name)}
         beside = [
-            each.name
-            for each in here.services.values()
-            if each.name in called and on & {endpoint.network for endpoint in each.endpoints}
+            service.name
+            for service in here.services.values()
+            if service.name in called and on & {endpoint.network for endpoint in service.endpoints}
         ]
         return beside[0] if len(beside) == 1 else name
 

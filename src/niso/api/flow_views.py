@@ -111,9 +111,9 @@ def flows(
     oldest = None if since is None else time.time() - since
     chosen = _chosen(seen, service, denied)
     return tuple(
-        _flow(each)
-        for each in chosen
-        if oldest is None or each.open or (each.ago is not None and each.ago <= oldest)
+        _flow(flow)
+        for flow in chosen
+        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
     )
 
 
@@ -137,10 +137,10 @@ def _home(store: Store, name: str) -> str:
 
 def _chosen(seen: list[seer.Seen], service: str | None, denied: bool) -> list[seer.Seen]:
     return [
-        each
-        for each in seen
-        if (service is None or service in (each.source.service, each.destination.service))
-        and not (denied and each.passes and not each.audited)
+        flow
+        for flow in seen
+        if (service is None or service in (flow.source.service, flow.destination.service))
+        and not (denied and flow.passes and not flow.audited)
     ]
 
 

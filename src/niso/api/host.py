@@ -286,7 +286,7 @@ class Host:
         """
         from niso.api import captures
 
-        whose = tuple(text(each, "service") for each in (service, *others))
+        whose = tuple(text(name, "service") for name in (service, *others))
         who = None if peer is None else text(peer, "peer")
         more = "" if filter is None else text(filter, "filter")
         wanted = captures.Wanted(whose, who, more, count, lines, drops)
@@ -368,7 +368,7 @@ class Host:
         from niso.api.guard import moment, path
 
         start = None if since is None else moment(since, "--since")
-        files = [path(each, "what") for each in what]
+        files = [path(file, "what") for file in what]
         return policy_views.effects(self.session, files, start)
 
     @guarded

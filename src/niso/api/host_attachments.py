@@ -234,7 +234,7 @@ def _request(given: AttachRequest) -> Request:
         there,
         tuple(map(_wish, given.networks or ["niso-default"])),
         _ports(given.ports),
-        tuple(host_label(each, "--alias") for each in given.aliases),
+        tuple(host_label(alias, "--alias") for alias in given.aliases),
         _policy(given),
         text(given.owner, "owner"),
         text(given.id, "id"),
@@ -289,7 +289,7 @@ def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
         return ()
     from niso.manifest.parse_ports import distinct, parse_port
 
-    return distinct(tuple(parse_port(each, "--port") for each in written))
+    return distinct(tuple(parse_port(port, "--port") for port in written))
 
 
 def _policy(given: AttachRequest) -> records.Policy:

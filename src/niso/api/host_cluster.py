@@ -333,7 +333,7 @@ def _existing(given: ExistingEtcd) -> Existing:
 
     chosen = (given.cacert, given.cert, given.key, given.user_file)
     named = zip(chosen, ("--cacert", "--cert", "--key", "--user"), strict=True)
-    cacert, cert, key, user = ("" if each is None else path(each, name) for each, name in named)
+    cacert, cert, key, user = ("" if file is None else path(file, name) for file, name in named)
     urls = tuple(texts(given.urls, "--etcd"))
     return Existing(urls, cacert, cert, key, user, text(given.prefix, "--prefix"))
 

@@ -210,7 +210,7 @@ class Networks:
                 _subnets(network),
                 counts.get(network.name, 0),
                 _vni(network),
-                sum(each.is_on(network.name) for each in others),
+                sum(other.is_on(network.name) for other in others),
             )
             for network in store.networks()
         ]
@@ -438,11 +438,11 @@ def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
     return tuple(
         NetworkMember(
-            each.name,
-            bool(each.names),
-            tuple(a for e in each.endpoints if e.network == network for a in e.addresses),
+            service.name,
+            bool(service.names),
+            tuple(a for e in service.endpoints if e.network == network for a in e.addresses),
             (),
-            hosts.get(each.host, each.host),
+            hosts.get(service.host, service.host),
         )
-        for each in store.across.remotes_on((network,))
+        for service in store.across.remotes_on((network,))
     )

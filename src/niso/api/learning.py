@@ -100,9 +100,9 @@ def learn(
         )
     oldest = None if since is None else time.time() - since
     seen = [
-        each
-        for each in seer.joined(world, memory)
-        if oldest is None or each.open or (each.ago is not None and each.ago <= oldest)
+        flow
+        for flow in seer.joined(world, memory)
+        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
     ]
     rows = {row.name: row for row in store.services()}
     wanted = [store.home(store.resolve(name)) for name in services]
@@ -147,7 +147,7 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
     before: dict[str, str] = {}
     after: dict[str, str] = {}
     writers: dict[tuple[object, ...], str] = {}
-    found: dict[str, list[ServiceRow]] = {}
+    rows: dict[str, list[ServiceRow]] = {}
     for policy in learned:
         row = store.service(policy.service)
         if row is None:
@@ -163,7 +163,7 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
         _require_own(store, row, place, writers)
         if place.file not in after:
             before[place.file] = after[place.file] = _read(place.file)
-        found.setdefault(place.file, []).append(row)
+        rows.setdefault(place.file, []).append(row)
         active = store.policy(policy.service) or Policy()
         lists = [(place.path, "allow_from", policy.allow_from, active.allow_from)]
         if policy.egress is not None:
@@ -186,10 +186,10 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
     return tuple(
         PolicyChange(
             file,
-            tuple(row.name for row in found[file]),
+            tuple(row.name for row in rows[file]),
             before[file],
             text,
-            _apply(store, file, found[file]),
+            _apply(store, file, rows[file]),
         )
         for file, text in after.items()
         if text != before[file]
@@ -341,4 +341,4 @@ def _entry(line: Line) -> LearnedEntry:
 def _items(entries: Iterable[LearnedEntry]) -> Iterator[Item]:
     from niso.manifest.toml_edit import Item
 
-    return (Item(each.text, each.allowed, each.note) for each in entries)
+    return (Item(entry.text, entry.allowed, entry.note) for entry in entries)

@@ -154,15 +154,15 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
     ]
     stats = counters.stats(active)
     dropped = [
-        Sample({"service": each.service, "direction": direction}, number)
-        for each in stats
-        for direction, number in (("ingress", each.in_drops), ("egress", each.out_drops))
+        Sample({"service": counts.service, "direction": direction}, number)
+        for counts in stats
+        for direction, number in (("ingress", counts.in_drops), ("egress", counts.out_drops))
         if number is not None
     ]
     audited = [
-        Sample({"service": each.service, "direction": direction}, number)
-        for each in stats
-        for direction, number in (("ingress", each.in_audits), ("egress", each.out_audits))
+        Sample({"service": counts.service, "direction": direction}, number)
+        for counts in stats
+        for direction, number in (("ingress", counts.in_audits), ("egress", counts.out_audits))
         if number is not None
     ]
     # the host's end of a pair receives what the service sends
@@ -195,9 +195,9 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
             "foreign_frames_total",
             "Frames that the service sent with an address of others, all dropped.",
             (
-                Sample({"service": each.service}, each.foreign)
-                for each in stats
-                if each.foreign is not None
+                Sample({"service": counts.service}, counts.foreign)
+                for counts in stats
+                if counts.foreign is not None
             ),
         ),
     )
@@ -273,15 +273,15 @@ def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
             (
                 Sample(
                     {
-                        "source": each.source,
-                        "destination": each.destination,
-                        "port": str(each.port),
-                        "protocol": each.proto,
-                        "verdict": each.verdict,
+                        "source": total.source,
+                        "destination": total.destination,
+                        "port": str(total.port),
+                        "protocol": total.proto,
+                        "verdict": total.verdict,
                     },
-                    each.flows,
+                    total.flows,
                 )
-                for each in totals
+                for total in totals
             ),
         ),
         _metric(

@@ -58,9 +58,9 @@ def _picture(session: Session, stack: str | None, declared: bool, since: float |
 
     oldest = None if since is None else time.time() - since
     flows = [
-        each
-        for each in seen.joined(world, seen.remembered(kernel, world))
-        if oldest is None or each.open or (each.ago is not None and each.ago <= oldest)
+        flow
+        for flow in seen.joined(world, seen.remembered(kernel, world))
+        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
     ]
     return drawer.of_traffic(world, flows, only)
 

@@ -178,7 +178,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
         for reason in both if seen.passes else (seen.reason,):
             if reason is not None and reason.service == service and reason.key:
                 count, ago = used.get(reason.key, (0, None))
-                ages = [each for each in (ago, seen.ago) if each is not None]
+                ages = [age for age in (ago, seen.ago) if age is not None]
                 used[reason.key] = count + seen.open, min(ages, default=None)
     return used
 
@@ -232,9 +232,9 @@ def _of_change(
     joined = seer.joined(before, memory)
     oldest = None if since is None else time.time() - since
     recent = [
-        each
-        for each in joined
-        if oldest is None or each.open or (each.ago is not None and each.ago <= oldest)
+        flow
+        for flow in joined
+        if oldest is None or flow.open or (flow.ago is not None and flow.ago <= oldest)
     ]
     return tuple(map(_effect, what_if.effects(before, after, recent, names | changed)))
 

@@ -317,8 +317,8 @@ def _process(service: str, now: Status) -> Process:
 
 def _fate(session: Session, store: Store, row: ServiceRow) -> str:
     """Return whether the namespace of an attachment still exists: attached or gone."""
-    found = store.attachments.get(row.name)
-    lives = row.active and found is not None and found.lives(session.kernel())
+    attached = store.attachments.get(row.name)
+    lives = row.active and attached is not None and attached.lives(session.kernel())
     return "attached" if lives else "gone"
 
 

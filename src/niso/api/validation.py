@@ -57,10 +57,10 @@ def _locate(errors: list[Error]) -> None:
     for error in errors:
         if error.file and error.key:
             by_file.setdefault(error.file, []).append(error)
-    for file, found in by_file.items():
+    for file, in_file in by_file.items():
         try:
             with open(file, encoding="utf-8", errors="replace") as text:
-                toml_lines.locate(text.read(toml.MAX_BYTES), found)
+                toml_lines.locate(text.read(toml.MAX_BYTES), in_file)
         except (OSError, ValueError):  # the path is shown escaped
             continue
 

@@ -38,9 +38,9 @@ def _firewall(host: Host, args: Args, on: bool) -> int:
     if args.json:
         output.as_json(done)
         return 0
-    for each in done:
-        state = ("enabled" if on else "disabled") if each.changed else "unchanged"
-        print(f"{each.service}: {state}  {each.unit}")
+    for guarded in done:
+        state = ("enabled" if on else "disabled") if guarded.changed else "unchanged"
+        print(f"{guarded.service}: {state}  {guarded.unit}")
     return 0
 
 

@@ -192,26 +192,26 @@ def _status(host: Host, args: Args) -> int:
         COLUMNS,
         [
             (
-                each.name,
-                each.address,
-                _state(each),
-                members.get(each.name, "-"),
-                ", ".join(each.networks) or "-",
-                str(each.services) if seen.answers else "-",
-                each.niso or "-",
-                "-" if each.behind_s is None else output.duration(each.behind_s),
+                row.name,
+                row.address,
+                _state(row),
+                members.get(row.name, "-"),
+                ", ".join(row.networks) or "-",
+                str(row.services) if seen.answers else "-",
+                row.niso or "-",
+                "-" if row.behind_s is None else output.duration(row.behind_s),
             )
-            for each in seen.hosts
+            for row in seen.hosts
         ],
     )
     print(f"networks that span hosts: {', '.join(seen.networks) or 'none'}")
-    gone = [each.name for each in seen.hosts if each.state == "gone" and each.services]
+    gone = [row.name for row in seen.hosts if row.state == "gone" and row.services]
     if gone and seen.answers:
         print(
             f"  hint: services of {', '.join(gone)} keep their names and addresses; "
             f"niso activate NAME --take moves one here"
         )
-    late = [each.name for each in seen.hosts if each.behind_s and each.state != "gone"]
+    late = [row.name for row in seen.hosts if row.behind_s and row.state != "gone"]
     if late and seen.answers:
         print(f"  hint: the agent of {', '.join(late)} is behind: journalctl -u niso-agent there")
     return 0 if seen.answers else 1

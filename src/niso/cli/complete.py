@@ -119,12 +119,12 @@ def _commands() -> Candidates:
 
 def _actions(group: Command | Group | None, words: Sequence[str]) -> Candidates:
     """Return the next words of the actions that begin with these words."""
-    found: dict[str, str] = {}
+    following: dict[str, str] = {}
     for action in group.actions if isinstance(group, Group) else ():
         own = action.name.split()[1:]
         if own[: len(words)] == [*words] and len(own) > len(words):
-            found.setdefault(own[len(words)], action.does)
-    return list(found.items())
+            following.setdefault(own[len(words)], action.does)
+    return list(following.items())
 
 
 def _of_command(command: Command, words: list[str], current: str) -> Candidates:

@@ -100,8 +100,8 @@ def _print_judged(judged: Judged) -> None:
         print(output.escaped(f"  {name:<8} {part.verdict}  {part.words}"))
         for line in part.nft:
             print(output.escaped(f"  {'':<8} {'':<4}  nft {line}"))
-        for each in part.elsewhere:
-            print(output.escaped(f"  {'':<8} {'':<4}  on {each.host}, computed: nft {each.nft}"))
+        for rule in part.elsewhere:
+            print(output.escaped(f"  {'':<8} {'':<4}  on {rule.host}, computed: nft {rule.nft}"))
 
 
 def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:

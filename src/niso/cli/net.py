@@ -252,8 +252,8 @@ def _apply(host: Host, args: Args) -> int:
     if args.json:
         output.as_json(done)
     else:
-        for each in done:
-            print(f"{each.service}: {'changed' if each.changed else 'unchanged'}")
+        for outcome in done:
+            print(f"{outcome.service}: {'changed' if outcome.changed else 'unchanged'}")
     return 0
 
 
@@ -261,8 +261,8 @@ def _print_detached(args: Args, done: tuple[Changed, ...]) -> int:
     if args.json:
         output.as_json(done)
         return 0
-    for each in done:
-        print(f"{each.service}: {'detached' if each.changed else 'not attached'}")
+    for outcome in done:
+        print(f"{outcome.service}: {'detached' if outcome.changed else 'not attached'}")
     return 0
 
 

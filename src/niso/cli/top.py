@@ -62,10 +62,10 @@ def _print_looks(top: Top, args: Args) -> None:
             print(json.dumps(plain(load)))
         else:
             print("\n" * (not first), end="")
-            output.table(COLUMNS, [cells(each) for each in load.services])
+            output.table(COLUMNS, [cells(service) for service in load.services])
             if args.name is not None:
                 print()
-                output.table(FLOW_COLUMNS, [flow_cells(each) for each in load.flows])
+                output.table(FLOW_COLUMNS, [flow_cells(flow) for flow in load.flows])
                 print()
                 output.table(SOCKET_COLUMNS, [socket_cells(socket) for socket in load.sockets])
         sys.stdout.flush()
@@ -75,8 +75,8 @@ def _print_looks(top: Top, args: Args) -> None:
 
 def summary(load: Load) -> list[tuple[str, str]]:
     """Return ``2 of 3 up``, ``1 unhealthy``, ``5.0 new/s`` ..., each with its kind."""
-    up = sum(each.status in ("running", "attached", "completed") for each in load.services)
-    unhealthy = sum(each.health == "unhealthy" for each in load.services)
+    up = sum(service.status in ("running", "attached", "completed") for service in load.services)
+    unhealthy = sum(service.health == "unhealthy" for service in load.services)
     new = dict.fromkeys(("pass", "audit", "drop"), 0.0)
     for flow in load.flows:
         new[flow.verdict] += flow.new
@@ -85,7 +85,7 @@ def summary(load: Load) -> list[tuple[str, str]]:
     parts += [(f"{new['pass'] + new['audit']:.1f} new/s", "")]
     parts += [(f"{new['drop']:.1f} refused/s", "bad")] * bool(new["drop"])
     parts += [(f"{new['audit']:.1f} in audit/s", "waiting")] * bool(new["audit"])
-    parts += [(rate(sum(each.received or 0 for each in load.services)), "")]
+    parts += [(rate(sum(service.received or 0 for service in load.services)), "")]
     return parts
 
 

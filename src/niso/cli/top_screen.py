@@ -193,7 +193,7 @@ class TopScreen(App[None]):
     def update_load(self, load: Load) -> None:
         """Show a new look. Flows are shown until `HISTORY` looks have had nothing of them."""
         self._load = load
-        bits = {each.service: (each.received or 0) + (each.sent or 0) for each in load.services}
+        bits = {row.service: (row.received or 0) + (row.sent or 0) for row in load.services}
         self._history = {
             name: [*self._history.get(name, ()), now][-HISTORY:] for name, now in bits.items()
         }
@@ -240,8 +240,8 @@ class TopScreen(App[None]):
         parts += [(repr(self.wanted), "")] * bool(self.wanted)
         words = Text("  ").join(Text(text, STYLES[kind]) for text, kind in parts)
         self.query_one("#summary", Static).update(words)
-        shown = [each for each in self._sorted(load.services) if self._is_shown(each)]
-        loads = {each.service: each for each in shown}
+        shown = [service for service in self._sorted(load.services) if self._is_shown(service)]
+        loads = {service.service: service for service in shown}
         services, flows, sockets = self._tables()
         if services.display:
             services.fill(_COLUMNS, list(loads), lambda key: self._cells(loads[key]))
@@ -298,7 +298,7 @@ class TopScreen(App[None]):
         return (
             (escaped(name), off or "name"),
             (escaped(state), _kind(load)),
-            *((each, off) for each in rates),
+            *((text, off) for text in rates),
             (_bars(self._history[load.service]), "bars"),
             (new, off),
             (into, "bad" if load.denied_in else "soft"),
@@ -312,10 +312,10 @@ class TopScreen(App[None]):
 
     def _sorted(self, services: tuple[ServiceLoad, ...]) -> list[ServiceLoad]:
         keys = {
-            "name": lambda each: 0,
-            "traffic": lambda each: -(each.received or 0) - (each.sent or 0),
-            "new": lambda each: -(each.new or 0),
-            "denied": lambda each: -(each.denied_in or 0) - (each.denied_out or 0),
+            "name": lambda service: 0,
+            "traffic": lambda service: -(service.received or 0) - (service.sent or 0),
+            "new": lambda service: -(service.new or 0),
+            "denied": lambda service: -(service.denied_in or 0) - (service.denied_out or 0),
         }
         return sorted(services, key=keys[self.order])
 

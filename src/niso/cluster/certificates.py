@@ -100,7 +100,7 @@ def refusal(authority: str, serials: Sequence[str]) -> bytes:
         index = os.path.join(folder, "index")
         with open(index, "w", encoding="ascii") as file:  # the columns of openssl-ca(1)
             end, since = "491231235959Z", "000101000000Z"
-            file.writelines(f"R\t{end}\t{since}\t{each}\tunknown\t/\n" for each in serials)
+            file.writelines(f"R\t{end}\t{since}\t{serial}\tunknown\t/\n" for serial in serials)
         made = os.path.join(folder, "list")
         _run(
             *("ca", "-gencrl", "-config", "/dev/stdin", "-crldays", str(REFUSED_DAYS)),
@@ -117,7 +117,7 @@ def _period() -> tuple[str, ...]:
     """Return openssl's options for the time in which a certificate is valid (UTC)."""
     now = time.time()
     ends = (now - _EARLIER_S, now + DAYS * 86400)
-    start, end = (time.strftime("%Y%m%d%H%M%SZ", time.gmtime(each)) for each in ends)
+    start, end = (time.strftime("%Y%m%d%H%M%SZ", time.gmtime(end_s)) for end_s in ends)
     return "-not_before", start, "-not_after", end
 
 

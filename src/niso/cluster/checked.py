@@ -99,7 +99,7 @@ def policy(text: str) -> Policy:
         made = policy_of(decoded(text))
         sound = all(map(_is_entry, made.entries()))
         if made.audit is not None:
-            sound = sound and all(type(each) is int for each in made.audit[1:])
+            sound = sound and all(type(number) is int for number in made.audit[1:])
     except (TypeError, LookupError, AttributeError, RecursionError):
         sound = False
     if not sound:
@@ -110,10 +110,10 @@ def policy(text: str) -> Policy:
 def _is_entry(entry: Entry) -> bool:
     """Return whether an entry of a policy is one that a manifest can have."""
     texts = (entry.key, entry.text, entry.peer.kind, entry.peer.name, entry.proto)
-    if not all(type(each) is str for each in texts):
+    if not all(type(text) is str for text in texts):
         return False
     if entry.peer.kind == "prefix":
         ipaddress.ip_network(entry.peer.name)  # raises ValueError
     known = entry.peer.kind in _KINDS and entry.proto in _PROTOCOLS
     numbers = (entry.first, entry.last)
-    return known and all(type(each) is int and 0 <= each <= 65535 for each in numbers)
+    return known and all(type(number) is int and 0 <= number <= 65535 for number in numbers)

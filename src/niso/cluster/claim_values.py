@@ -70,7 +70,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
     value = decode(item.value, item.key)
     try:
         networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
-        if not all(checked.is_address(each) for some in networks.values() for each in some):
+        if not all(checked.is_address(address) for some in networks.values() for address in some):
             raise ValueError
         if not checked.is_number(value["gen"]):
             raise ValueError
@@ -79,7 +79,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
             (str(name), tuple(map(str, some))) for name, some in value.get("sharers", {}).items()
         )
         called = (value["host"], *former, *value["names"], *(name for name, _ in sharers))
-        if not all(checked.is_name(str(each)) for each in called):
+        if not all(checked.is_name(str(name)) for name in called):
             raise ValueError
         return Claim(
             item.key.removeprefix(keys.services),

@@ -174,7 +174,7 @@ class Claims:
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
             key = self.keys.service(service)
             if not claim.former:
-                return [Delete(each) for each in sorted({key, *claim.keys(self.keys)})]
+                return [Delete(gone) for gone in sorted({key, *claim.keys(self.keys)})]
             value = decode(items[key].value, key)
             former = value.pop("former")
             gen = claim.gen + 1
@@ -342,10 +342,10 @@ class Claims:
                 for text in inside(wanted.preferred.get(network, ()))
                 if holders.get(text, wanted.service) == wanted.service
             ]
-            found = (*requested, *held, *([] if raced else preferred))
-            if not found:
-                found = (_free(net, gateway, holders, raced, network),)
-            chosen.append(found[0])
+            choices = (*requested, *held, *([] if raced else preferred))
+            if not choices:
+                choices = (_free(net, gateway, holders, raced, network),)
+            chosen.append(choices[0])
         return tuple(chosen)
 
     def _require_free(self, claim: Claim, known: dict[str, Item]) -> None:
@@ -368,7 +368,7 @@ class Claims:
 def require_usable(net: subnets.Network, gateway: str, text: str) -> None:
     """Raise InvalidInput if a service cannot have an address of a subnet."""
     base = int(net.network_address)
-    own, number = (int(ipaddress.ip_address(each)) - base for each in (gateway, text))
+    own, number = (int(ipaddress.ip_address(address)) - base for address in (gateway, text))
     if reason := subnets.refusal(net, own, number):
         raise InvalidInput(f"{text} cannot be a service's address: {reason}", None, "network.ip")
 

@@ -77,7 +77,7 @@ class Config(NamedTuple):
         """Return how etcd is reached, with absolute paths."""
         etcd = self.etcd
         chosen = (etcd.cacert, etcd.cert, etcd.key, etcd.user_file)
-        where = [os.path.join(paths.cluster_dir(), each) if each else "" for each in chosen]
+        where = [os.path.join(paths.cluster_dir(), file) if file else "" for file in chosen]
         return Access(etcd.members, *where)
 
     def engine(self, brief: bool = False) -> Etcd:
@@ -103,13 +103,13 @@ def load() -> Config | None:
 
 def require() -> Config:
     """Return the content of cluster.toml. Raises Error if this host is in no cluster."""
-    found = load()
-    if found is None:
+    config = load()
+    if config is None:
         raise Error(
             "this host is in no cluster",
             "niso cluster init makes one; niso cluster join FILE joins one",
         )
-    return found
+    return config
 
 
 def parsed(data: dict[str, Any], path: str) -> Config:
@@ -133,7 +133,7 @@ def _wrong(config: Config) -> list[Error]:
     """Return an error for each invalid value."""
     errors: list[Error] = []
     checks = [(host_name, config.host, "host.name"), (ip_address, config.address, "host.address")]
-    checks += [(endpoint, each, "etcd.members") for each in config.etcd.members]
+    checks += [(endpoint, member, "etcd.members") for member in config.etcd.members]
     checks += [(key_prefix, config.etcd.prefix, "etcd.prefix")]
     checks += [(way_to_encrypt, config.encryption, "host.encryption")]
     for check, text, key in checks:

@@ -37,7 +37,7 @@ class Guard:
         """
         others = [host for host in now.hosts if host.name != self._own]
         empty = not any(
-            a.host != self._own for each in now.services.values() for a in each.addresses
+            a.host != self._own for service in now.services.values() for a in service.addresses
         )
         if now.only is not None and not empty:
             return now  # hosts are as they were

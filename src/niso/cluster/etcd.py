@@ -112,27 +112,27 @@ class Etcd:
         if stale:
             body["serializable"] = True
         answer = self._ask("/v3/kv/range", body)
-        items = sorted(_item(each) for each in answer.get("kvs", ()))
+        items = sorted(_item(item) for item in answer.get("kvs", ()))
         return Answer(_revision(answer), tuple(items))
 
     def keys(self, prefix: str) -> list[str]:
         """As `Engine.keys`."""
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), "keys_only": True})
-        return sorted(_text(each["key"]) for each in answer.get("kvs", ()))
+        return sorted(_text(item["key"]) for item in answer.get("kvs", ()))
 
     def mark(self, prefix: str) -> Mark:
         """As `Engine.mark`. A count alone ignores revisions (etcd 3.5.16)."""
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
         last: dict[str, Any] = next(iter(answer.get("kvs", ())), {})
-        newest, lease = (int(last.get(each, 0)) for each in ("mod_revision", "lease"))
+        newest, lease = (int(last.get(field, 0)) for field in ("mod_revision", "lease"))
         return Mark(_revision(answer), newest, lease, int(answer.get("count", 0)))
 
     def commit(self, txn: Txn) -> Done:
         """As `Engine.commit`."""
         body = {
-            "compare": [_compare(each) for each in txn.conditions],
-            "success": [_change(each) for each in txn.changes],
+            "compare": [_compare(condition) for condition in txn.conditions],
+            "success": [_change(change) for change in txn.changes],
         }
         answer = self._ask("/v3/kv/txn", body, repeatable=False)
         return Done(bool(answer.get("succeeded")), _revision(answer))
@@ -351,18 +351,18 @@ def _user(path: str) -> tuple[str, str]:
 
 def _document(text: bytes) -> dict[str, Any]:
     """Return the JSON object of an answer. Raises ValueError."""
-    found = json.loads(text)
-    if not isinstance(found, dict):
+    document = json.loads(text)
+    if not isinstance(document, dict):
         raise ValueError("not an answer of etcd")
-    return found
+    return document
 
 
 def _error(text: bytes) -> tuple[int, str]:
     """Return (code, reason) of a refusal."""
     try:
-        found = _document(text)
-        inner = found.get("error", found)
-        inner = inner if isinstance(inner, dict) else found
+        document = _document(text)
+        inner = document.get("error", document)
+        inner = inner if isinstance(inner, dict) else document
         return int(inner.get("code", 0)), str(inner.get("message") or inner.get("error"))
     except (ValueError, TypeError):
         return 0, "an answer that is not etcd's"
@@ -431,10 +431,10 @@ def _batch(line: bytes) -> Batch | None:
 
     Raises Compacted, NoAnswer, ValueError.
     """
-    found = _document(line)
-    if "error" in found:
+    document = _document(line)
+    if "error" in document:
         raise NoAnswer(f"the watch has ended: {_error(line)[1]}", _HINT)
-    result = found.get("result", {})
+    result = document.get("result", {})
     if "compact_revision" in result:  # the stream would stay open
         raise Compacted(int(result["compact_revision"]))
     if result.get("canceled"):

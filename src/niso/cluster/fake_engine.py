@@ -57,10 +57,10 @@ class FakeEngine:
         with self._changed:
             self._answers(stale)
             if one:
-                found = [self._items[prefix]] if prefix in self._items else []
+                items = [self._items[prefix]] if prefix in self._items else []
             else:
-                found = [i for k, i in self._items.items() if k[: len(prefix)] == prefix]
-            return Answer(self._revision, tuple(sorted(found)))
+                items = [i for k, i in self._items.items() if k[: len(prefix)] == prefix]
+            return Answer(self._revision, tuple(sorted(items)))
 
     def keys(self, prefix: str) -> list[str]:
         return [item.key for item in self.get(prefix).items]

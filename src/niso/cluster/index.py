@@ -57,7 +57,9 @@ def spec_of(name: str, item: Item) -> Spec:
     """Return the network in the value of a spec key. Raises Error if it is malformed."""
     value = valid(decode(item.value, item.key), item.key, "subnets", "vni", "mtu")
     try:
-        subnets = tuple((str(each["cidr"]), str(each["gateway"])) for each in value["subnets"])
+        subnets = tuple(
+            (str(subnet["cidr"]), str(subnet["gateway"])) for subnet in value["subnets"]
+        )
         for cidr, gateway in subnets:
             if ipaddress.ip_address(gateway) not in ipaddress.ip_network(cidr):
                 raise invalid(item.key)

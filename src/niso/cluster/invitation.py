@@ -152,7 +152,7 @@ def require_valid(invited: Invitation, own: Config) -> None:
         keep(invited.files, folder)
         new = invited.config().etcd
         chosen = (new.cacert, new.cert, new.key, new.user_file)
-        cacert, cert, key, user = (os.path.join(folder, each) if each else "" for each in chosen)
+        cacert, cert, key, user = (os.path.join(folder, file) if file else "" for file in chosen)
         reach = Reach(own.etcd.members, cacert, cert, key, user, own.etcd.prefix, own.etcd.own)
         try:
             with own._replace(etcd=reach).engine() as engine:

@@ -49,25 +49,25 @@ class EtcdState(NamedTuple):
 
 def members(engine: Etcd) -> list[EtcdMember]:
     """Return all members, sorted by name. Raises NoAnswer, Refused."""
-    found = []
+    listed = []
     answer = engine.call("/v3/cluster/member/list", {"linearizable": True}, repeatable=True)
-    for each in answer.get("members", ()):
-        client = next(iter(each.get("clientURLs", ())), "")
-        found.append(
+    for member in answer.get("members", ()):
+        client = next(iter(member.get("clientURLs", ())), "")
+        listed.append(
             EtcdMember(
-                str(each["ID"]),
-                str(each.get("name", "")),
-                str(next(iter(each.get("peerURLs", ())), "")),
+                str(member["ID"]),
+                str(member.get("name", "")),
+                str(next(iter(member.get("peerURLs", ())), "")),
                 client.partition("://")[2],
-                bool(each.get("isLearner")),
+                bool(member.get("isLearner")),
             )
         )
-    return sorted(found, key=lambda member: member.name)
+    return sorted(listed, key=lambda member: member.name)
 
 
-def endpoints(found: list[EtcdMember]) -> tuple[str, ...]:
+def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
     """Return where members answer that count for the majority."""
-    return tuple(member.client for member in found if member.client and not member.learns)
+    return tuple(member.client for member in listed if member.client and not member.learns)
 
 
 def state(access: Access, client: str) -> EtcdState | None:

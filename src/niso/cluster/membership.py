@@ -148,13 +148,13 @@ class Membership:
 
         It is for people: a value that is wrong counts as absent.
         """
-        found = {}
+        behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
             with contextlib.suppress(Error):
                 seconds = decode(item.value, item.key).get("seconds")
                 if isinstance(seconds, int) and checked.is_number(seconds):
-                    found[item.key.removeprefix(self.keys.late)] = seconds
-        return found
+                    behind[item.key.removeprefix(self.keys.late)] = seconds
+        return behind
 
     def leave(self, host: str, state_id: str) -> None:
         """Remove a host that holds no service; no-op if it is not in the cluster.
@@ -198,16 +198,16 @@ class Membership:
         gone = []
         # one that was taken from the host goes back to it if it does not start: read again
         while some := self._had_by(host):
-            for found, claim in some:
-                held = (Compare(found.key, found.modified), Compare(self.keys.live(host)))
+            for item, claim in some:
+                held = (Compare(item.key, item.modified), Compare(self.keys.live(host)))
                 if claim.host == host:
-                    keys = sorted({found.key, *claim.keys(self.keys)})
-                    self._delete(found.key, Txn(held, tuple(map(Delete, keys))))
+                    keys = sorted({item.key, *claim.keys(self.keys)})
+                    self._delete(item.key, Txn(held, tuple(map(Delete, keys))))
                     gone.append(claim.service)
                 else:
-                    value = decode(found.value, found.key)
+                    value = decode(item.value, item.key)
                     del value["former"]
-                    self.engine.commit(Txn(held[:1], (Put(found.key, encode(value)),)))
+                    self.engine.commit(Txn(held[:1], (Put(item.key, encode(value)),)))
         lost = (Compare(self.keys.live(host)),)
         self._delete(key, Txn(lost, (Delete(key), *self._withdrawing(host))))
         return gone
@@ -215,8 +215,8 @@ class Membership:
     def _had_by(self, host: str) -> list[tuple[Item, Claim]]:
         """Return the claims that a host has, or gets back if another one gives them up."""
         items = self.engine.get(self.keys.services).items
-        found = [(item, claim_of(item, self.keys)) for item in items]
-        return [each for each in found if host in (each[1].host, each[1].former)]
+        claims = [(item, claim_of(item, self.keys)) for item in items]
+        return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]
 
     # --- certificates ---------------------------------------------------------
 
@@ -288,7 +288,7 @@ class Membership:
             item = self._item(self.keys.nets)
             index = index_of(item) if item else {}
             _require_apart(spec, index)
-            taken = {int(each["vni"]) for each in index.values()}
+            taken = {int(network["vni"]) for network in index.values()}
             vni = next(n for n in range(FIRST_VNI, MOST_VNI) if n not in taken)
             made[:] = [spec._replace(vni=vni)]
             index[spec.name] = {"vni": vni, "subnets": [cidr for cidr, _ in spec.subnets]}
@@ -326,8 +326,8 @@ class Membership:
             item = self._item(self.keys.nets)
             index = index_of(item) if item else {}
             _require_apart(spec, index)
-            for name, each in index.items():
-                if each["vni"] == spec.vni:
+            for name, network in index.items():
+                if network["vni"] == spec.vni:
                     raise Conflict(f"network {spec.name!r} has the number of network {name!r}")
             index[spec.name] = {"vni": spec.vni, "subnets": [cidr for cidr, _ in spec.subnets]}
             puts = (
@@ -408,10 +408,10 @@ class Membership:
 
 def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
     """Raise Conflict if a network of the index has the name, or a subnet that overlaps."""
-    for name, each in index.items():
+    for name, network in index.items():
         if name == spec.name:
             raise Conflict(f"network {name!r} exists in the cluster", "choose another name")
-        for text in each["subnets"]:
+        for text in network["subnets"]:
             other = ipaddress.ip_network(text)
             for cidr, _ in spec.subnets:
                 net = ipaddress.ip_network(cidr)

@@ -38,7 +38,7 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
         spans = {network.name for network in store.networks() if network.span is not None}
         wanted = _wanted(store, now, own, spans)
         if now.only is not None:
-            places = [(a.network, a.address) for each in wanted.values() for a in each.addresses]
+            places = [(a.network, a.address) for known in wanted.values() for a in known.addresses]
             if not now.only.issuperset(store.across.holders(places).values()):
                 now = now._replace(only=None)  # the rows are not as the last look left them
                 wanted = _wanted(store, now, own, spans)
@@ -52,8 +52,8 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
         }
         changed: set[str] = set()
         if moved:  # first what goes
-            rest = {name: known for name, known in wanted.items() if name not in moved}
-            changed |= _apply(store, kernel, now, (present, rest), own)
+            staying = {name: known for name, known in wanted.items() if name not in moved}
+            changed |= _apply(store, kernel, now, (present, staying), own)
             present = _present(store, now.only)
         changed |= _apply(store, kernel, now, (present, wanted), own)
     return sorted(changed)
@@ -150,7 +150,7 @@ def _change(
             kernel.flush_addresses(gone)
             kernel.forget_flows(gone)
         if policy_flows.narrows(before, after):
-            naming = {service for each in scope.names for service in store.naming(*each)}
+            naming = {service for name in scope.names for service in store.naming(*name)}
             policy_flows.cut(kernel, store, sorted(naming))
         spans.set_attempt(None)
 
@@ -243,7 +243,9 @@ def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> 
     """Return what it concerns that services of other hosts are as ``wanted``, or gone."""
     changed = {*changed}
     present = _present(store, changed)
-    both = [known for name in changed for each in (wanted, present) if (known := each.get(name))]
+    both = [
+        known for name in changed for services in (wanted, present) if (known := services.get(name))
+    ]
     called = {*changed, *(name for known in both for name in known.names)}
     here = {holder for name in called for holder in store.holders(name)}
     # by the rows before and after, or the last service's end would be that of its network
@@ -293,7 +295,7 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
             store.across.drop_claim(service)
         converge(kernel, store, scope, before, teardown=True)
         if policy_flows.narrows(before, desired_now(kernel, store, scope)):
-            naming = {one for each in scope.names for one in store.naming(*each)}
+            naming = {one for name in scope.names for one in store.naming(*name)}
             policy_flows.cut(kernel, store, sorted(naming))
 
 

@@ -56,13 +56,13 @@ def peer_url(address: str) -> str:
 
 def program() -> str:
     """Return the path of etcd. Raises Error if it is not installed."""
-    found = shutil.which("etcd")
-    if found is None:
+    path = shutil.which("etcd")
+    if path is None:
         raise Error(
             "etcd is not installed",
             "apt install etcd-server, after systemctl mask etcd.service: niso runs its own",
         )
-    return found
+    return path
 
 
 def words(config: Config) -> list[str]:
@@ -129,7 +129,7 @@ def refuse(serials: Sequence[str]) -> list[str]:
     every = sorted({*before, *serials})
     if every != before:
         _write_refused(every)
-        files.replace(_refused_file(), "".join(f"{each}\n" for each in every).encode(), 0o600)
+        files.replace(_refused_file(), "".join(f"{serial}\n" for serial in every).encode(), 0o600)
     return every
 
 

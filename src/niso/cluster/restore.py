@@ -35,7 +35,7 @@ LIVES_S = 30
 def spec_of(network: Network) -> Spec:
     """Return a network as the cluster has it."""
     assert network.span is not None
-    subnets = tuple((each.cidr, each.gateway) for each in network.subnets)
+    subnets = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)
     return Spec(network.name, network.span.vni, network.mtu, subnets, network.internal)
 
 
@@ -84,7 +84,7 @@ def restore(store: Store, membership: Membership, own: Host, encryption: str = "
 
 def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[Host]:
     """Yield the other hosts. Of an encrypted cluster, those whose keys are known."""
-    inside = {each[2]: each for each in tunnel.others} if tunnel is not None else {}
+    inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:
             yield Host(name, state_id, address, mtu, alive)

@@ -78,7 +78,7 @@ def is_so(store: Store, record: Claim, now: Seen) -> bool:
     if row is None or known is None or not record.addresses or not record.mark:
         return False
     on = store.across.spanning(row.networks)
-    leased = {each for each in store.addresses(record.service) if each[0] in on}
+    leased = {address for address in store.addresses(record.service) if address[0] in on}
     return (
         {(a.network, a.address) for a in known.addresses} == _places(record.addresses) == leased
         and {*record.addresses} == {*on}
@@ -100,7 +100,7 @@ def untold(store: Store, services: Iterable[str]) -> None:
 
 
 def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
-    return {(network, each) for network, some in addresses.items() for each in some}
+    return {(network, address) for network, some in addresses.items() for address in some}
 
 
 def recorded(claim: Held) -> Claim:

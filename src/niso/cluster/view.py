@@ -150,7 +150,7 @@ class View:
 
     def _keys_of(self, service: str) -> set[str]:
         known = self._services.get(service, NOTHING)
-        return {self._keys.address(each.network, each.address) for each in known.addresses}
+        return {self._keys.address(address.network, address.address) for address in known.addresses}
 
     def _row(self, network: str, item: Item) -> _Row | None:
         """Return what an item says; None if it names no service, or its value is not valid."""
@@ -165,7 +165,7 @@ class View:
         name, address = str(value.get("service", "")), item.key.removeprefix(prefix)
         if not name:
             return None
-        host, gen, names = (value.get(each, 0) for each in ("host", "gen", "names"))
+        host, gen, names = (value.get(key, 0) for key in ("host", "gen", "names"))
         subnets = self._subnets
         if not (
             checked.is_address(address)
@@ -176,13 +176,13 @@ class View:
             and checked.is_number(gen)
             and isinstance(names, list)
             and len(names) <= checked.MOST_NAMES
-            and all(checked.is_name(str(each)) for each in names)
+            and all(checked.is_name(str(text)) for text in names)
         ):
             self._wrong[item.key] = None
             return None
         family = 6 if ":" in address else 4
         # texts that many rows have are kept once
-        name, host, *names = (intern(str(each)) for each in (name, host, *names))
+        name, host, *names = (intern(str(text)) for text in (name, host, *names))
         row = Address(network, family, address, name, host, gen, bool(value.get("up")))
         return _Row(row, tuple(names))
 

@@ -70,10 +70,10 @@ def problems(machine: Machine) -> dict[str, int] | None:
         if turn:
             time.sleep(_PAUSE_S)
         try:
-            found = {(finding.problem, finding.what) for finding in _own(machine, None)}
+            differences = {(finding.problem, finding.what) for finding in _own(machine, None)}
         except KernelError:  # an object vanished between two reads
             continue
-        lasting = found if lasting is None else lasting & found
+        lasting = differences if lasting is None else lasting & differences
         if not lasting:
             break
     if lasting is None:
@@ -195,7 +195,7 @@ def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []
     if store.name_holder(bare_name(name)) is None:
-        known = [*(each for each, _, _ in store.service_names()), *store.network_names()]
+        known = [*(service for service, _, _ in store.service_names()), *store.network_names()]
         raise NotFound(
             f"no service or network {name!r}",
             suggest(name, known, "niso ps and niso net list have all names"),

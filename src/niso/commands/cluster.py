@@ -155,7 +155,7 @@ def _reach(existing: Existing) -> Reach:
             "--etcd",
         )
     chosen = (existing.cacert, existing.cert, existing.key, existing.user_file)
-    cacert, cert, key, user = (os.path.abspath(each) if each else "" for each in chosen)
+    cacert, cert, key, user = (os.path.abspath(file) if file else "" for file in chosen)
     reach = Reach(tuple(places), cacert, cert, key, user)
     if existing.prefix:
         prefix = config.key_prefix(existing.prefix, "--prefix")
@@ -175,7 +175,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
     own = require_member(machine)
     config.host_name(host, "HOST")
     with own.engine() as engine:
-        known = {each.name: each for each in Membership(engine, own.keys).hosts()}
+        known = {other.name: other for other in Membership(engine, own.keys).hosts()}
         if renew:
             if host not in known:
                 raise Conflict(f"host {host} is not in the cluster", "leave out --renew")
@@ -188,7 +188,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
         elif not address:
             raise UsageError("is needed", "by which other hosts reach it", "--address")
         address = config.ip_address(address, "--address")
-        if any(each.address == address and each.name != host for each in known.values()):
+        if any(other.address == address and other.name != host for other in known.values()):
             raise Conflict(f"{address} is the address of another host", "choose its own one")
         require_family(address, own.address, own.host)
         places = own.etcd.members
@@ -320,7 +320,7 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
         try:
             members.add(engine, peer)
             initial = tuple(
-                f"{each.name or own.host}={each.peer}" for each in members.members(engine)
+                f"{member.name or own.host}={member.peer}" for member in members.members(engine)
             )
             changed = own._replace(member=Member(initial, joins=True))
             config.save(changed)
@@ -338,9 +338,9 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
 def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> None:
     """Run no member of etcd on this host; no-op if it runs none. Raises Error, NoAnswer."""
     peer = own_etcd.peer_url(own.address)
-    for each in members.members(engine):
-        if each.peer == peer:
-            members.remove(engine, each)
+    for member in members.members(engine):
+        if member.peer == peer:
+            members.remove(engine, member)
     units.end(machine, units.ETCD, report)
     config.save(own._replace(member=None))
     own_etcd.forget()
@@ -348,7 +348,7 @@ def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> N
 
 def voting(engine: Etcd) -> int:
     """Return how many members of etcd vote."""
-    return sum(not each.learns for each in members.members(engine))
+    return sum(not member.learns for member in members.members(engine))
 
 
 # --- parts ----------------------------------------------------------------------------------------

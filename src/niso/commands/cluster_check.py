@@ -57,8 +57,8 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
     Raises KernelError, Error. Without an answer of the cluster a warning says so.
     """
     store = machine.store
-    spans = [each for each in store.networks() if each.span is not None]
-    spans = [each for each in spans if name in (None, each.name)]
+    spans = [network for network in store.networks() if network.span is not None]
+    spans = [network for network in spans if name in (None, network.name)]
     warnings = _own_agent() if name is None else []
     lost = lost_address(machine, own)
     try:
@@ -108,7 +108,7 @@ def _hidden(
     store: Store, elsewhere: set[str], claims: Iterable[Claim], own: str
 ) -> list[tuple[str, str]]:
     """Return warnings about what this host has by the name of something in the cluster."""
-    found = [
+    hidden = [
         (
             f"network {network.name} is this host's own, and hides the one that spans hosts",
             "services here do not see those of other hosts on it: give one of both another name",
@@ -117,7 +117,7 @@ def _hidden(
         if network.span is None and network.name in elsewhere
     ]
     here = {row.name for row in store.services()} - {c.service for c in store.across.claims()}
-    return found + [
+    return hidden + [
         (
             f"service {claim.service} is one of this host, and hides that of {claim.host}",
             "names and policies here mean the own one: give one of both another name",
@@ -129,15 +129,15 @@ def _hidden(
 
 def _etcd(own: Config) -> list[tuple[str, str]]:
     """Return a warning for each alarm, and each member whose clock is far from this host's."""
-    found, states = [], []
+    warnings, states = [], []
     for place in own.etcd.members:
         state = members.state(own.access(), place)
         states += [state] if state is not None else []
         if state is not None and abs(state.ahead_s) > _APART_S:
             way = "behind" if state.ahead_s > 0 else "ahead of"
             text = f"this host's clock is {abs(state.ahead_s):.0f} s {way} that of {place}"
-            found.append((text, "timedatectl on both shows which one is wrong"))
-    return found + members.alarmed(states)
+            warnings.append((text, "timedatectl on both shows which one is wrong"))
+    return warnings + members.alarmed(states)
 
 
 # --- packets --------------------------------------------------------------------------------------
@@ -156,9 +156,9 @@ def _pairs(
         if other.host == own or other.policy or len(have) >= _TRIES:
             continue
         for mine in here:
-            found = _meet(mine, other, on)
-            if found is not None:
-                have.append(found)
+            pair = _meet(mine, other, on)
+            if pair is not None:
+                have.append(pair)
                 break
     return pairs
 
@@ -197,21 +197,21 @@ def _wires(
     size = most + span_networks.header(own)
     outer = _answered(
         {
-            (host.name, each): ("", own.address, host.address, each)
+            (host.name, bytes_): ("", own.address, host.address, bytes_)
             for host in hosts
-            for each in (0, size)
+            for bytes_ in (0, size)
         }
     )
     port = next(network.span.port for network in spans if network.span is not None)
     port += 1 if own.encryption else 0  # WireGuard has the next one
-    found = []
+    findings = []
     for host in hosts:
         where = f"{host.name} ({host.address})"
         tried = [(pair, ok) for (name, pair), ok in inner.items() if name == host.name]
         if tried and not any(ok for _, ok in tried):
             pair = tried[0][0]
             ping = "answers ping" if outer[host.name, 0] else "does not answer ping"
-            found.append(
+            findings.append(
                 Finding(
                     "dropped",
                     f"packets of services between this host and {where}",
@@ -221,7 +221,7 @@ def _wires(
                 )
             )
         if outer[host.name, 0] and not outer[host.name, size]:
-            found.append(
+            findings.append(
                 Finding(
                     "dropped",
                     f"packets of {size} bytes between this host and {where}",
@@ -229,7 +229,7 @@ def _wires(
                     " smaller ones pass",
                 )
             )
-    return found
+    return findings
 
 
 def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:

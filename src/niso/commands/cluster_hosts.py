@@ -61,9 +61,9 @@ def status(machine: Machine) -> Status:
     try:
         with own.engine() as engine:
             membership = Membership(engine, own.keys)
-            found = membership.cluster()
-            if found is None or found.identity != store.cluster_id():
-                has = f"has cluster {found.identity}" if found else "has no cluster"
+            cluster = membership.cluster()
+            if cluster is None or cluster.identity != store.cluster_id():
+                has = f"has cluster {cluster.identity}" if cluster else "has no cluster"
                 raise _Other(
                     f"etcd {has}, and this host is in {store.cluster_id()}",
                     "if its data are lost: the guide says how to restore a backup, and niso cluster"
@@ -95,7 +95,7 @@ def status(machine: Machine) -> Status:
         claims, late = (), {}
         networks = tuple(network.name for network in store.networks() if network.span is not None)
         known = _members(own, None)
-    asked = tuple((each, members.state(own.access(), each.client)) for each in known)
+    asked = tuple((member, members.state(own.access(), member.client)) for member in known)
     now, look = time.monotonic(), gone.last()
     ages = {host: now - seen_s for host, seen_s in look.gone.items()}
     looked_s = None if look.at_s is None else now - look.at_s
@@ -174,7 +174,9 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
     own = _require_own_etcd(machine)
     with service_lock(LOCK), own.engine() as engine:
         known = members.members(engine)
-        others = [each for each in known if each.name != (host or own.host) and not each.learns]
+        others = [
+            member for member in known if member.name != (host or own.host) and not member.learns
+        ]
         if not others:
             raise Conflict("it is the only member", "niso cluster member add adds one on a host")
         if host in ("", own.host):
@@ -185,7 +187,10 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
         member = _member(engine, host)
         if member is None:
             raise NotFound(f"{host} runs no member of etcd", "niso cluster status lists them")
-        if any(each.name == host and each.alive for each in Membership(engine, own.keys).hosts()):
+        if any(
+            present.name == host and present.alive
+            for present in Membership(engine, own.keys).hosts()
+        ):
             raise Conflict(f"{host} is alive", f"run it on {host}, where it also ends etcd")
         members.remove(engine, member)
     return _count(own)
@@ -312,12 +317,12 @@ def _require_own_etcd(machine: Machine) -> Config:
 
 
 def _member(engine: Etcd, host: str) -> members.EtcdMember | None:
-    return next((each for each in members.members(engine) if each.name == host), None)
+    return next((member for member in members.members(engine) if member.name == host), None)
 
 
 def _count(own: Config) -> int:
     with own.engine() as engine:
-        return sum(not each.learns for each in members.members(engine))
+        return sum(not member.learns for member in members.members(engine))
 
 
 # --- the agent ------------------------------------------------------------------------------------

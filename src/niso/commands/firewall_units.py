@@ -67,11 +67,11 @@ def enable(machine: Machine, report: Report = silent) -> list[Guarded]:
                 "move it away",
             )
     done = [Guarded(unit, texts[unit] != text, drop_in(unit)) for unit in _UNITS]
-    for each in done:
-        if each.changed:
-            report(ChangingUnit("write", each.path))
-            units.write(each.path, text)
-    if any(each.changed for each in done):
+    for guarded in done:
+        if guarded.changed:
+            report(ChangingUnit("write", guarded.path))
+            units.write(guarded.path, text)
+    if any(guarded.changed for guarded in done):
         units.reload()
     return done
 
@@ -86,6 +86,6 @@ def disable(machine: Machine, report: Report = silent) -> list[Guarded]:
             report(ChangingUnit("remove", drop_in(unit)))
             units.delete(drop_in(unit))
         done.append(Guarded(unit, is_ours, drop_in(unit)))
-    if any(each.changed for each in done) and units.booted():
+    if any(guarded.changed for guarded in done) and units.booted():
         units.reload()
     return done

@@ -93,12 +93,12 @@ def repair_row(processes: Processes, store: Store, name: str) -> None:
         store.put_service(row._replace(spec=specs.encode_process(spec)))
 
 
-def repair_defects(kernel: Kernel, store: Store, found: Iterable[Defect]) -> None:
+def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
     """Repair those that are "missing" or "foreign". Raises Error.
 
     The caller is in a transaction of the store.
     """
-    wanted = [hole for hole in found if hole.problem == "missing"]
+    wanted = [hole for hole in defects if hole.problem == "missing"]
     _restored(kernel, store, [hole.service for hole in wanted if hole.service])
     if any(hole.table == "sysctl" for hole in wanted):
         for sysctl, value in _marked_sysctls(kernel).items():

@@ -119,13 +119,13 @@ def _check_config(config: Mapping[str, Any]) -> None:
     if config.get("policy", {}).keys() - set(plugin.POLICY_KEYS):
         known = ", ".join(plugin.POLICY_KEYS)
         raise Failure(WRONG_CONFIG, f"policy: only {known} are known keys")
-    if not all(isinstance(each, str) for each in config.get("subnets", ())):
+    if not all(isinstance(cidr, str) for cidr in config.get("subnets", ())):
         raise Failure(WRONG_CONFIG, "subnets is not a list of texts")
 
 
 def _args() -> dict[str, str]:
     """Return the pairs of CNI_ARGS: ``K8S_POD_NAME=web;IP=10.99.1.9``."""
-    pairs = (each.partition("=") for each in os.environ.get("CNI_ARGS", "").split(";"))
+    pairs = (pair.partition("=") for pair in os.environ.get("CNI_ARGS", "").split(";"))
     return _once(((key, value) for key, equals, value in pairs if equals), "CNI_ARGS: ")
 
 
@@ -138,7 +138,7 @@ def _add(call: Call) -> dict[str, Any]:
     store = machine.store
     known = store.attachments.all(OWNER, call.container)
     there = machine.kernel.cookie_at(call.netns)
-    same = next((each for each in known if there and each.cookie == there), None)
+    same = next((attached for attached in known if there and attached.cookie == there), None)
     waits, is_chained = "kubernetes" in call.config, call.config.get("prevResult") is not None
     if is_chained:
         from niso.engines import cni_chain
@@ -374,9 +374,9 @@ def _delete(call: Call) -> None:
 def _gc(call: Call) -> None:
     """Detach what the engine does not know any longer, of this network."""
     valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
-    if not isinstance(valid, list) or not all(isinstance(each, dict) for each in valid):
+    if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
-    known = {(each.get("containerID"), each.get("ifname")) for each in valid}
+    known = {(attachment.get("containerID"), attachment.get("ifname")) for attachment in valid}
     if not all(isinstance(word, str) and word for pair in known for word in pair):
         # keys of another spelling would detach what is in use
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments: containerID or ifname is missing")

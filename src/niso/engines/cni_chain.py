@@ -68,8 +68,8 @@ def addresses(call: Call) -> set[str]:
     previous = _previous(call)
     of_container = [
         place
-        for place, each in enumerate(previous["interfaces"])
-        if each.get("sandbox") and each.get("name") == call.interface
+        for place, interface in enumerate(previous["interfaces"])
+        if interface.get("sandbox") and interface.get("name") == call.interface
     ]
     return {
         str(ip.get("address", "")).partition("/")[0]
@@ -86,6 +86,6 @@ def _previous(call: Call) -> dict[str, Any]:
     previous = {**given, **{key: given.get(key) or [] for key in _LISTS}}
     for key in _LISTS:
         value = previous[key]
-        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise Failure(WRONG_CONFIG, f"{_KEY}.{key} is not a list of objects", _HINT)
     return previous

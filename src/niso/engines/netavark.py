@@ -47,10 +47,12 @@ def main() -> None:
 
 
 def _answer(words: list[str]) -> dict[str, Any] | None:
-    command, *rest = words or [""]
+    command, *arguments = words or [""]
     if command == "info":
         return {"version": niso.__version__, "api_version": API_VERSION}
-    if command not in ("create", "setup", "teardown") or (command != "create" and len(rest) != 1):
+    if command not in ("create", "setup", "teardown") or (
+        command != "create" and len(arguments) != 1
+    ):
         raise InvalidInput(
             "this is a plugin for netavark", "create, setup NETNS, teardown NETNS or info"
         )
@@ -64,7 +66,7 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
     if command == "create":
         return _create(machine, given)
     if command == "setup":
-        return _setup(machine, rest[0], given)
+        return _setup(machine, arguments[0], given)
     _teardown(machine, given)
     return None
 
@@ -186,7 +188,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     store = machine.store
     there = machine.kernel.cookie_at(netns)
     known = store.attachments.all(OWNER, container)
-    same = next((each for each in known if there and each.cookie == there), None)
+    same = next((attached for attached in known if there and attached.cookie == there), None)
     if same is not None:
         name = same.service
     elif known:

@@ -73,14 +73,14 @@ def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
     """Return the texts that are valid aliases, in lower case, without ``but``."""
     from niso.manifest.values import host_label
 
-    found: dict[str, None] = {}
+    valid: dict[str, None] = {}
     for text in texts:
         try:
-            found[host_label(str(text).lower(), "alias")] = None
+            valid[host_label(str(text).lower(), "alias")] = None
         except InvalidInput:
             continue  # a container's name can have other characters; its own name is another one
-    found.pop(but, None)
-    return tuple(found)
+    valid.pop(but, None)
+    return tuple(valid)
 
 
 def address(text: object) -> str:

@@ -338,7 +338,7 @@ def _policy_objects(
         audit = (Object(nft_tables.INET, place, own),)
     text = f'{deciding.element} comment "{deciding.comment}" : {deciding.value}'
     objects = (_object(leads), Object(nft_tables.INET, deciding.container, text), *audit)
-    return tuple(each._replace(host=known.host) for each in objects)
+    return tuple(object_._replace(host=known.host) for object_ in objects)
 
 
 _Judged = tuple[str, int | None]

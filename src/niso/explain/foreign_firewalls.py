@@ -143,30 +143,32 @@ def _remedy(
     iptables = {"ip": "iptables", "ip6": "ip6tables"}.get(family, "")
     if iptables and table == "filter" and "DOCKER-USER" in visited:
         return tuple(
-            f"{iptables} -I DOCKER-USER {'-i' if i else '-o'} {each} -j ACCEPT"
-            for each in plus
+            f"{iptables} -I DOCKER-USER {'-i' if i else '-o'} {bridge} -j ACCEPT"
+            for bridge in plus
             for i in ordered
         )
     if iptables and table == "filter" and visited & {"ufw-user-forward", "ufw6-user-forward"}:
         return tuple(
-            f"ufw route allow {'in' if i else 'out'} on {each}" for each in plus for i in ordered
+            f"ufw route allow {'in' if i else 'out'} on {bridge}"
+            for bridge in plus
+            for i in ordered
         )
     if iptables and table in ("filter", "mangle", "security") and name == "FORWARD":
         tool = iptables if table == "filter" else f"{iptables} -t {table}"
         return tuple(
-            f"{tool} -I FORWARD {'-i' if i else '-o'} {each} -j ACCEPT"
-            for each in plus
+            f"{tool} -I FORWARD {'-i' if i else '-o'} {bridge} -j ACCEPT"
+            for bridge in plus
             for i in ordered
         )
     if (family, table, name) == ("bridge", "filter", "FORWARD"):
-        return tuple(f"ebtables -I FORWARD --logical-in {each} -j ACCEPT" for each in plus)
+        return tuple(f"ebtables -I FORWARD --logical-in {bridge} -j ACCEPT" for bridge in plus)
     keys = (
         {True: "meta ibrname", False: "meta obrname"}
         if family == "bridge"
         else {True: "iifname", False: "oifname"}
     )
     star = ("niso-*",) if wild else bridges
-    rules = [f'{keys[i]} "{each}" accept' for each in star for i in ordered]
+    rules = [f'{keys[i]} "{bridge}" accept' for bridge in star for i in ordered]
     if not all(
         part and not part[0].isdigit() and part[0] not in "-." and set(part) <= _PLAIN
         for part in (table, name)

@@ -60,11 +60,11 @@ def pairs(value: object) -> dict[str, str | None]:
     """Return a mapping, or a list of ``NAME=value``; None where there is no value."""
     if isinstance(value, dict):
         return {name: None if item is None else text(item) for name, item in value.items()}
-    found: dict[str, str | None] = {}
+    values: dict[str, str | None] = {}
     for item in value if isinstance(value, list) else ():
         name, equals, after = text(item).partition("=")
-        found[name] = after if equals else None
-    return found
+        values[name] = after if equals else None
+    return values
 
 
 def seconds(value: object) -> float | None:

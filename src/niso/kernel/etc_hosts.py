@@ -63,8 +63,8 @@ def _parts(text: bytes, mark: str) -> tuple[bytes, bytes, bytes]:
     begin, end = _marks(mark)
     if text.count(begin) == text.count(end) == 0:
         return text, b"", b""
-    before, _, rest = text.partition(begin)
-    block, _, after = rest.partition(end)
+    before, _, tail = text.partition(begin)
+    block, _, after = tail.partition(end)
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
         number = text[: text.find(begin if begin in text else end)].count(b"\n") + 1
         reason = f"has a damaged block of niso at line {number}"

@@ -293,7 +293,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
     # --- links ---
 
     def _taken(self, name: str) -> bool:
-        return any(name in each for each in (self.bridges, self.veths, self.vxlans)) or (
+        return any(name in links for links in (self.bridges, self.veths, self.vxlans)) or (
             name in self.foreign_links
         )
 

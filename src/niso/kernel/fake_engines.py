@@ -45,8 +45,8 @@ class FakeEngines:
             self.lose_veth(veth.name)
 
     def cookie_at(self, path: str) -> int | None:
-        found = self.engines.get(path)
-        return found.cookie if found is not None else None
+        outside = self.engines.get(path)
+        return outside.cookie if outside is not None else None
 
     def look_at(self, path: str) -> Outside | None:
         return self.engines.get(path)

@@ -103,10 +103,10 @@ class FakeHost:
 
     def add_flows(self, connections: Iterable[Connection]) -> None:
         known = {(flow.source, flow.destination, flow.port) for flow in self.policed}
-        for each in connections:
-            if (each.client, each.server, each.server_port) not in known:
-                flow = Flow(each.client, each.server, each.server_port, "tcp", repr(each).encode())
-                self.policed.append(flow)
+        for connection in connections:
+            key = (connection.client, connection.server, connection.server_port)
+            if key not in known:
+                self.policed.append(Flow(*key, "tcp", repr(connection).encode()))
 
     def flush_addresses(self, addresses: Iterable[str]) -> None:
         gone = set(addresses)
@@ -122,7 +122,7 @@ class FakeHost:
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         claimed = list(claims)
-        own = {each.partition("/")[0] for each in self.host_addresses()}
+        own = {address.partition("/")[0] for address in self.host_addresses()}
 
         def goes(flow: Tracked) -> bool:
             if flow.proto == "tcp" and flow.answered and not answered:

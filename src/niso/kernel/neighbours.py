@@ -83,12 +83,12 @@ def tables(rtnl: Rtnl) -> list[Table]:
         _, _, state, flags, _ = _ndmsg.unpack_from(body)
         return bool(state & _PERMANENT or flags & _LEARNED) or None
 
-    found = []
+    counted = []
     for table in rtnl.dump("read the neighbour tables", _GETNEIGHTBL, bytes(4), parse):
         family = socket.AF_INET6 if table.family == 6 else socket.AF_INET
         left_out = rtnl.dump("list neighbours", _GETNEIGH, _request(family), exempt)
-        found.append(table._replace(entries=table.entries - len(left_out)))
-    return found
+        counted.append(table._replace(entries=table.entries - len(left_out)))
+    return counted
 
 
 def permanent(rtnl: Rtnl) -> list[Permanent]:

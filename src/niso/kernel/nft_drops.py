@@ -62,17 +62,17 @@ class Drops(Trace):
 
     def among(self, steps: Iterable[Step]) -> list[Dropped]:
         """Return the packets whose way ends in one of these steps."""
-        found = []
+        dropped = []
         for step in steps:
             if step.network:
                 self._headers[step.id] = step.network, step.transport
             if step.verdict == "drop" and step.id in self._headers:
                 network, transport = self._headers.pop(step.id)
                 rule = step.rule if step.kind == "rule" else ""
-                found.append(Dropped(step.table, step.chain, rule, *_packet(network, transport)))
+                dropped.append(Dropped(step.table, step.chain, rule, *_packet(network, transport)))
         while len(self._headers) > _MOST_WAYS:  # of those that passed
             del self._headers[next(iter(self._headers))]
-        return found
+        return dropped
 
 
 def _packet(network: bytes, transport: bytes) -> tuple[bytes, int]:

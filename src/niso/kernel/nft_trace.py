@@ -159,8 +159,8 @@ class Trace(netlink.Netlink):
                 table = line.removeprefix("table ").partition(" {")[0]
             elif line.startswith("\tchain "):
                 chain = line.removeprefix("\tchain ").partition(" {")[0]
-            elif found := _HANDLE_TEXT.match(line):
-                rules[table, chain, int(found[2])] = found[1]
+            elif match := _HANDLE_TEXT.match(line):
+                rules[table, chain, int(match[2])] = match[1]
         return rules
 
 

@@ -64,11 +64,11 @@ def limit_of(rtnl: Rtnl, link: Link) -> Qdisc | None:
 
 
 def _parse(body: bytes) -> Qdisc:
-    found = attributes(body[_tcmsg.size :])
-    kind = netlink.string(found[_KIND])
+    fields = attributes(body[_tcmsg.size :])
+    kind = netlink.string(fields[_KIND])
     if kind != TBF:
         return Qdisc(kind, 0, 0)
-    options = attributes(found[_OPTIONS])
+    options = attributes(fields[_OPTIONS])
     spec, _, waits, _, _ = _parms.unpack(options[_PARMS][: _parms.size])
     rate = _ratespec.unpack(spec)[5]
     if _RATE64 in options:

@@ -79,7 +79,7 @@ class Space:
     def other_end(self, link: Link) -> Link | None:
         """Return the other end of a veth link of another namespace, if it is in this one."""
         if self._by_index is None:
-            self._by_index = {each.index: each for each in self.all_links()}
+            self._by_index = {link_.index: link_ for link_ in self.all_links()}
         end = self._by_index.get(link.peer_index)
         return end if end is not None and end.peer_index == link.index else None
 

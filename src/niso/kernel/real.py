@@ -181,7 +181,7 @@ class Real:
             return []
         with netns.inside(name), Rtnl() as rtnl:
             there = rtnl.link(link)
-            return [each.address for each in rtnl.addresses(there.index)] if there else []
+            return [assigned.address for assigned in rtnl.addresses(there.index)] if there else []
 
     def connections_in(self, name: str) -> list[Connection]:
         from niso.kernel import sockdiag
@@ -233,7 +233,7 @@ class Real:
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         def own() -> list[str]:
-            plain = {each.partition("/")[0] for each in self.host_addresses()}
+            plain = {address.partition("/")[0] for address in self.host_addresses()}
             return [*sorted(plain), "127.0.0.0/8"]
 
         from niso.kernel import conntrack
@@ -244,7 +244,7 @@ class Real:
 
     def host_addresses(self) -> list[str]:
         with self:
-            return [each.address for each in self._sockets.here().addresses()]
+            return [assigned.address for assigned in self._sockets.here().addresses()]
 
     def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
         from niso.kernel import host_facts

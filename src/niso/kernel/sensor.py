@@ -65,7 +65,7 @@ def recorded(name: str) -> list[Recorded]:
     Raises KernelError.
     """
     names = (f"{name}{number}" for number in (4, 6))
-    return [flow for each in names for flow in flows_in(PLACES[each], each)]
+    return [flow for set_ in names for flow in flows_in(PLACES[set_], set_)]
 
 
 def flows_in(table: str, name: str) -> list[Recorded]:
@@ -88,9 +88,9 @@ def forget(addresses: Collection[str]) -> None:
     """
     for family in (4, 6):
         size = 16 if family == 6 else 4
-        own = [each for each in addresses if family_of(each) == family]
+        own = [address for address in addresses if family_of(address) == family]
         gone = {packed(address) for address in own if "/" not in address}
-        spans = [prefix(each) for each in own if "/" in each]
+        spans = [prefix(address) for address in own if "/" in address]
         if not own:
             continue
 
@@ -169,7 +169,7 @@ def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
 def counted(fields: dict[int, bytes]) -> tuple[int, int]:
     """Return packets and bytes of an element's counter."""
     counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
-    packets, octets = (counter[each] for each in (_COUNTER_PACKETS, _COUNTER_BYTES))
+    packets, octets = (counter[attribute] for attribute in (_COUNTER_PACKETS, _COUNTER_BYTES))
     return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
 
 

@@ -91,7 +91,7 @@ def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str
             + of_kind("vxlan", *settings),
             alias_data(alias),
             join(name, index, bridge, master),
-            *(Message(what, NEWLINK, 0, ifinfo(index) + each) for each in _port_settings()),
+            *(Message(what, NEWLINK, 0, ifinfo(index) + setting) for setting in _port_settings()),
             raise_up(name, index),
         )
     except KernelError as error:
@@ -117,7 +117,7 @@ def attach(rtnl: Rtnl, name: str, mtu: int, bridge: str) -> None:
     named = ifinfo() + text(IFLA_IFNAME, name)
     what = f"reset port '{name}'"
     rtnl.transact(
-        *(Message(what, NEWLINK, 0, named + each) for each in _port_settings()),
+        *(Message(what, NEWLINK, 0, named + setting) for setting in _port_settings()),
         Message(
             f"set link '{name}' up", NEWLINK, 0, ifinfo(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name)
         ),

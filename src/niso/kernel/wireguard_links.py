@@ -53,14 +53,14 @@ def lacks(form: str) -> str | None:
         if shutil.which("wireguard-go") is None:
             return "wireguard-go is missing: apt-get install wireguard-go"
         return None if os.path.exists(_TUN) else f"{_TUN} is missing"
-    found: list[KernelError] = []
-    thread = threading.Thread(target=_probe, args=(found,))
+    errors: list[KernelError] = []
+    thread = threading.Thread(target=_probe, args=(errors,))
     thread.start()
     thread.join()
-    return f"the kernel has no WireGuard ({found[0].message})" if found else None
+    return f"the kernel has no WireGuard ({errors[0].message})" if errors else None
 
 
-def _probe(found: list[KernelError]) -> None:
+def _probe(errors: list[KernelError]) -> None:
     """Make a link in a network namespace that ends with this thread; add the error to a list."""
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
@@ -70,9 +70,9 @@ def _probe(found: list[KernelError]) -> None:
         with Rtnl() as rtnl:
             rtnl.transact(Message(what, NEWLINK, netlink.CREATE | netlink.EXCL, body))
     except KernelError as error:
-        found.append(error)
+        errors.append(error)
     except OSError as error:
-        found.append(netlink.refused(what, error.errno or 0))
+        errors.append(netlink.refused(what, error.errno or 0))
 
 
 def public_key(private: str) -> str:
@@ -131,9 +131,9 @@ def make(rtnl: Rtnl, link: WireGuard) -> None:
     if sysctl.read(f"net/ipv6/conf/{link.name}/disable_ipv6") == "1":
         sysctl.write(f"net/ipv6/conf/{link.name}/disable_ipv6", "0")
     index = rtnl.index(link.name)
-    for each in rtnl.addresses(index):
-        if each.address != link.address:
-            rtnl.delete_address(index, each.address)
+    for assigned in rtnl.addresses(index):
+        if assigned.address != link.address:
+            rtnl.delete_address(index, assigned.address)
     rtnl.add_address(index, link.address)
     rtnl.set_link(link.name, up=True)
     rtnl.add_connected_route(index, link.address)

@@ -120,9 +120,9 @@ def _bytes(path: str) -> bytes:
 def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
     """Return the context, cluster or user with a name. Raises InvalidInput."""
     some = data.get(f"{kind}s")
-    for each in some if isinstance(some, list) else ():
-        if isinstance(each, dict) and each.get("name") == name and isinstance(each.get(kind), dict):
-            return dict(each[kind])
+    for item in some if isinstance(some, list) else ():
+        if isinstance(item, dict) and item.get("name") == name and isinstance(item.get(kind), dict):
+            return dict(item[kind])
     what = f"{kind} {name!r}" if name else "current-context"
     raise InvalidInput(f"has no {what}", "kubectl config view shows what it has", file=path)
 

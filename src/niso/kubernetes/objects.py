@@ -61,7 +61,7 @@ class Selector(NamedTuple):
 
         A missing label meets NotIn and DoesNotExist (k8s.io/apimachinery, pkg/labels).
         """
-        return all(_meets(each, labels) for each in self.expressions)
+        return all(_meets(expression, labels) for expression in self.expressions)
 
 
 class Block(NamedTuple):
@@ -123,10 +123,10 @@ def pod(data: Mapping[str, Any]) -> Pod:
         mirror = (meta.get("annotations") or {}).get(_MIRROR)
         containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
         ports = tuple(
-            Named(each["name"], int(each["containerPort"]), _proto(each.get("protocol")))
+            Named(port["name"], int(port["containerPort"]), _proto(port.get("protocol")))
             for container in containers
-            for each in container.get("ports") or ()
-            if each.get("name")
+            for port in container.get("ports") or ()
+            if port.get("name")
         )
         return Pod(
             meta["namespace"],
@@ -194,22 +194,22 @@ def _selector(data: Mapping[str, Any]) -> Selector:
         Expression(key, _IN, frozenset([value]))
         for key, value in sorted((data.get("matchLabels") or {}).items())
     ]
-    for each in data.get("matchExpressions") or ():
-        _require_known(each, ("key", "operator", "values"))
-        if each["operator"] not in (_IN, _NOT_IN, _EXISTS, _NOT):
-            raise ValueError(f"operator {each['operator']}")
-        values = frozenset(each.get("values") or ())
-        expressions.append(Expression(each["key"], each["operator"], values))
+    for item in data.get("matchExpressions") or ():
+        _require_known(item, ("key", "operator", "values"))
+        if item["operator"] not in (_IN, _NOT_IN, _EXISTS, _NOT):
+            raise ValueError(f"operator {item['operator']}")
+        values = frozenset(item.get("values") or ())
+        expressions.append(Expression(item["key"], item["operator"], values))
     return Selector(tuple(expressions))
 
 
 def _rules(data: Iterable[Mapping[str, Any]] | None, peers: str) -> tuple[Rule, ...]:
     rules = []
-    for each in data or ():
-        _require_known(each, ("ports", peers))
+    for rule in data or ():
+        _require_known(rule, ("ports", peers))
         # an empty list is as none: all
-        others = tuple(_other(one) for one in each.get(peers) or ())
-        targets = tuple(_target(one) for one in each.get("ports") or ())
+        others = tuple(_other(one) for one in rule.get(peers) or ())
+        targets = tuple(_target(one) for one in rule.get("ports") or ())
         rules.append(Rule(others or None, targets or None))
     return tuple(rules)
 

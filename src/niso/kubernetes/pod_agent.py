@@ -63,7 +63,7 @@ class PodAgent:
 
         Raises Error if one could not be, after trying the others. New pods wait then.
         """
-        if not all(each.is_known for each in (self.pods, self.spaces, self.policies)):
+        if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
         local = {
             attached.service: (attached, pod)
@@ -75,8 +75,8 @@ class PodAgent:
         unread = {name for name in sorted(new) if not self._has_read(local[name][1], errors)}
         known = self._known(local)
         names: dict[tuple[str, str], tuple[str, ...]] = {}
-        for name, each in sorted(known.items()):
-            key = (each.namespace, each.name)
+        for name, known_pod in sorted(known.items()):
+            key = (known_pod.namespace, known_pod.name)
             names[key] = (*names.get(key, ()), name)
         world = World(
             self.pods.things(),
@@ -103,12 +103,12 @@ class PodAgent:
     def _known(self, local: Mapping[str, tuple[Attached, Who]]) -> dict[str, Pod]:
         """Return the pods of attachments whose objects the API server has."""
         pods = self.pods.things()
-        found: dict[str, Pod] = {}
+        result: dict[str, Pod] = {}
         for name, (_, pod) in local.items():
             known = pods.get((pod.namespace, pod.name))
             if known is not None and known.uid == pod.uid and not known.in_host_network:
-                found[name] = known
-        return found
+                result[name] = known
+        return result
 
     def _attached(self, machine: Machine) -> list[Attached]:
         store = machine.store
@@ -165,9 +165,9 @@ class PodAgent:
     def _warn(self, world: World, local: Container[str]) -> None:
         """Log the policies that are not understood."""
         wrong = {
-            f"NetworkPolicy {space}/{name}": f"not understood, so {space} is closed: {each.error}"
-            for (space, name), each in world.policies.items()
-            if each.error
+            f"NetworkPolicy {space}/{name}": f"not understood, so {space} is closed: {policy.error}"
+            for (space, name), policy in world.policies.items()
+            if policy.error
         }
         self._said = {
             about: text
@@ -188,8 +188,8 @@ class PodAgent:
     def run(self, machine: Machine) -> None:
         """Look whenever there is something to see, until `stop`."""
         threads = [
-            threading.Thread(target=each.run, args=(self._over,), daemon=True)
-            for each in (self.pods, self.spaces, self.policies)
+            threading.Thread(target=watch.run, args=(self._over,), daemon=True)
+            for watch in (self.pods, self.spaces, self.policies)
         ]
         threads.append(threading.Thread(target=self._listen, daemon=True))
         for thread in threads:

@@ -141,9 +141,9 @@ def _ports(rule: Rule, receiver: Pod | None) -> Iterator[Ports]:
 
 
 def _named(target: Target, receiver: Pod | None) -> Iterator[Ports]:
-    for each in receiver.ports if receiver is not None else ():
-        if (each.name, each.proto) == (target.name, target.proto):
-            yield each.port, each.port, each.proto
+    for port in receiver.ports if receiver is not None else ():
+        if (port.name, port.proto) == (target.name, target.proto):
+            yield port.port, port.port, port.proto
 
 
 def _peers(rule: Rule, policy: NetworkPolicy, world: World) -> Iterator[tuple[Peer, Pod | None]]:

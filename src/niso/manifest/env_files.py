@@ -61,7 +61,7 @@ def read(
     file ``shown``, by default ``path``, and the line. Raises NotFound, Error and InvalidInput; with
     ``owners`` also if others can change it (`niso.manifest.toml.load`).
     """
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     try:
         content = toml.content(path, "file of variables", owners, _HINT, links=False)
         try:
@@ -73,11 +73,11 @@ def read(
             if name and value is None:
                 value = environment.get(name)
             if name and value is not None and _is_text(value):
-                found[name] = value
+                variables[name] = value
     except Error as error:
         error.file = values.escaped(shown or path)
         raise
-    return found
+    return variables
 
 
 def _line(line: str, where: str) -> tuple[str, str | None]:

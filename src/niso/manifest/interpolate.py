@@ -61,10 +61,10 @@ class Resolved(NamedTuple):
     data: dict[str, Any]
     errors: list[InvalidInput]
 
-    def fresh(self, found: list[InvalidInput]) -> list[InvalidInput]:
+    def fresh(self, others: list[InvalidInput]) -> list[InvalidInput]:
         """Return all errors, without those in ``found`` about a value that is not resolved."""
         unresolved = {error.key for error in self.errors}
-        return [*self.errors, *(error for error in found if error.key not in unresolved)]
+        return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
 
 def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = "") -> Resolved:
@@ -154,10 +154,10 @@ def _substituted(inside: str, variables: Variables, depth: int) -> str:
         (i for i, c in enumerate(inside) if not (c.isascii() and (c.isalnum() or c == "_"))),
         len(inside),
     )
-    name, rest = inside[:end], inside[end:]
-    colon = rest.startswith(":")
-    sign, other = rest[colon : colon + 1], rest[colon + 1 :]
-    if not name.isidentifier() or (rest and sign not in ("-", "?", "+")) or (rest and not sign):
+    name, operation = inside[:end], inside[end:]
+    colon = operation.startswith(":")
+    sign, other = operation[colon : colon + 1], operation[colon + 1 :]
+    if not name.isidentifier() or (operation and sign not in {"-", "?", "+"}):
         shown = values.shown(f"${{{inside}}}")
         raise _Wrong(f"has {shown}, which is not a variable", f"${{NAME}}; {LITERAL}")
     value = variables.values.get(name)

@@ -106,13 +106,13 @@ def problems(network: dict[str, Any], parsed: dict[str, Any]) -> Iterator[Invali
     from niso.manifest.validate import join, texts
 
     ip, hosts, dns = network.get("ip"), network.get("extra_hosts"), network.get("dns")
-    found = [(static_address, *one) for one in texts(ip if isinstance(ip, dict) else None, IP)]
+    checks = [(static_address, *one) for one in texts(ip if isinstance(ip, dict) else None, IP)]
     for name, items in ip.items() if isinstance(ip, dict) else ():
-        found += [(static_address, *one) for one in texts(items, join(IP, name))]
+        checks += [(static_address, *one) for one in texts(items, join(IP, name))]
     if isinstance(hosts, dict):
-        found += [(extra_host, join("network.extra_hosts", name), name) for name in hosts]
-        found += [(extra_address, *one) for one in texts(hosts, "network.extra_hosts")]
-    for rule, path, text in found:
+        checks += [(extra_host, join("network.extra_hosts", name), name) for name in hosts]
+        checks += [(extra_address, *one) for one in texts(hosts, "network.extra_hosts")]
+    for rule, path, text in checks:
         try:
             parsed[path] = rule(text, path)
         except InvalidInput as error:

@@ -47,9 +47,9 @@ def problems(
     for secret, keys in section.items():
         base = join("secrets", secret)
         text = keys.get("file") if isinstance(keys, dict) else None
-        found = [(name, secret, base)]
-        found += [(file, text, f"{base}.file")] if isinstance(text, str) else []
-        for rule, value, key in found:
+        checks = [(name, secret, base)]
+        checks += [(file, text, f"{base}.file")] if isinstance(text, str) else []
+        for rule, value, key in checks:
             try:
                 parsed[key] = rule(value, key)
             except InvalidInput as error:

@@ -116,7 +116,7 @@ def _is_about(table: Mapping[str, Any], subject: Subject) -> bool:
             given = table[matcher]
             patterns = [given] if isinstance(given, str) else given
             values = subject.values(matcher)
-            if not any(fnmatchcase(value, each) for value in values for each in patterns):
+            if not any(fnmatchcase(value, pattern) for value in values for pattern in patterns):
                 return False
     return True
 

@@ -226,7 +226,7 @@ def load(
     errors = resolved.fresh(errors)
     if errors or others:
         raise ErrorGroup([*(_in_file(path, error) for error in errors), *others])
-    order = ordered({each.name: each.after for each in items.values()})
+    order = ordered({item.name: item.after for item in items.values()})
     members.sort(key=lambda member: order.index(member.name))
     members = _with_apart(members, os.path.dirname(path))
     return Stack(head.name, path, networks, tuple(members), head.prefix)

@@ -63,7 +63,7 @@ def _name(part: re.Match[str]) -> str:
 
 def _lines(text: str) -> Iterator[tuple[Path, int]]:
     """Yield the path and line of each key and table, the first mention of each last."""
-    found: list[tuple[Path, int]] = []
+    lines: list[tuple[Path, int]] = []
     table: Path = ()
     counts: dict[Path, int] = {}
     for number, statement in _statements(text):
@@ -75,8 +75,8 @@ def _lines(text: str) -> Iterator[tuple[Path, int]]:
             table = names
         else:
             names = (*table, *(_name(part) for part in _PART.finditer(statement)))
-        found += [(names[:length], number) for length in range(1, len(names) + 1)]
-    yield from reversed(found)
+        lines += [(names[:length], number) for length in range(1, len(names) + 1)]
+    yield from reversed(lines)
 
 
 def _path_of_header(statement: str) -> Path:

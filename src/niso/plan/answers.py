@@ -85,7 +85,7 @@ def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Ou
     problems: list[str] = []
     due = []
     for answer in heard:
-        known = [each for each in before.addresses if family_of(each.address) == answer.family]
+        known = [entry for entry in before.addresses if family_of(entry.address) == answer.family]
         allowed = []
         for address in dict.fromkeys(answer.addresses):
             if reason := bars.reason(address):
@@ -137,28 +137,28 @@ def _family(
     """Return the addresses of one family; ``answer`` is None if there was none."""
     used: dict[str, Known] = {}
     if answer is not None:
-        had = {each.address for each in known if each.state == NOW}
+        had = {entry.address for entry in known if entry.state == NOW}
         # those that are in use stay in use, so that an answer of many changes little
         chosen = sorted(answer, key=lambda address: (address not in had, _order(address)))[:MOST]
         used = {address: Known(address, NOW, until) for address in chosen}
     former, past = [], []
-    for each in known:
-        if each.address in used:
+    for entry in known:
+        if entry.address in used:
             continue
         # later ends are of a clock that was ahead
-        state, end = each.state, min(each.until, now + MOST_TTL_S)
+        state, end = entry.state, min(entry.until, now + MOST_TTL_S)
         if state == NOW and answer is not None:
             state, end = FORMER, max(end, now + GRACE_S)
         elif (state == NOW and now >= end + STALE_S) or (state == FORMER and now >= end):
             state, end = PAST, now
-        if state != PAST and bars.reason(each.address):
+        if state != PAST and bars.reason(entry.address):
             state, end = PAST, now
         if state == NOW:
-            used[each.address] = each._replace(until=end)
+            used[entry.address] = entry._replace(until=end)
         elif state == FORMER:
-            former.append(Known(each.address, FORMER, end))
+            former.append(Known(entry.address, FORMER, end))
         elif now - end < PAST_S:
-            past.append(Known(each.address, PAST, end))
+            past.append(Known(entry.address, PAST, end))
     former.sort(key=lambda one: -one.until)
     past += [Known(one.address, PAST, now) for one in former[MOST:]]
     past.sort(key=lambda one: -one.until)

@@ -84,7 +84,7 @@ def _tunnel(tunnel: Tunnel, alias: str) -> WireGuard:
     """Return the encrypted link between the hosts."""
     from niso.kernel.kinds.wireguard import FarEnd, WireGuard
 
-    others = tuple(sorted(FarEnd(*each) for each in tunnel.others))
+    others = tuple(sorted(FarEnd(*end) for end in tunnel.others))
     own = (tunnel.form, tunnel.address, tunnel.port, tunnel.mtu, tunnel.public)
     return WireGuard(TUNNEL, *own, alias, others)
 

@@ -232,8 +232,8 @@ class FakeProcesses:
             f"hosts folder {folder}" if folder and folder not in self.kernel.hosts else "",
             "" if os.path.isdir(spec.package) else f"package {spec.package}",
         ]
-        for each in filter(None, lost):
-            raise ProcessError(f"no {each}", service=spec.service)
+        for what in filter(None, lost):
+            raise ProcessError(f"no {what}", service=spec.service)
 
     def start(self, spec: ProcessSpec) -> int:
         return self.begin(spec).finish()

@@ -17,7 +17,7 @@ _LOOK_S = 0.05
 def number(text: str) -> int:
     """Return the number of ``HUP``, ``SIGHUP`` or ``1``. Raises UsageError."""
     plain = text.upper().removeprefix("SIG")
-    known = {each.name.removeprefix("SIG"): each.value for each in signal.Signals}
+    known = {sig.name.removeprefix("SIG"): sig.value for sig in signal.Signals}
     if plain in known:
         return known[plain]
     if text.isascii() and text.isdigit() and len(text) <= 3 and int(text) in signal.valid_signals():

@@ -122,14 +122,14 @@ def _require_room(folder: str, apart: Apart, target: str) -> None:
 
 def _write_to_disk(copy: str) -> None:
     """Write a copy to the disk, with its folders. Raises OSError."""
-    found = [
+    paths = [
         os.path.join(folder, name)
         for folder, _, names in os.walk(copy)
         for name in (*names, "")
         if not os.path.islink(os.path.join(folder, name))
     ]
-    if len(found) <= _FEW:
-        for path in found:
+    if len(paths) <= _FEW:
+        for path in paths:
             files.sync(path)
         return
     from niso.runtime.mount_calls import syncfs
@@ -332,12 +332,12 @@ def _hold(inside: int, name: str, path: str) -> int:
 
 def _identities(apart: Apart) -> set[tuple[int, int] | None]:
     """Return (device, inode) of these paths, without those that do not exist."""
-    found: set[tuple[int, int] | None] = set()
+    identities: set[tuple[int, int] | None] = set()
     for path in (apart,) if isinstance(apart, str) else apart or ():
         with suppress(OSError):
             info = os.stat(path)
-            found.add((info.st_dev, info.st_ino))
-    return found
+            identities.add((info.st_dev, info.st_ino))
+    return identities
 
 
 def _leads_to(inside: int, name: str, info: os.stat_result) -> tuple[int, int] | None:

@@ -222,7 +222,7 @@ def stop_all(services: Iterable[str]) -> dict[str, Error]:
     """
     errors: dict[str, Error] = {}
 
-    def each(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
+    def attempt(names: Iterable[str], do: Callable[[str], bool]) -> list[str]:
         """Return the services for which ``do`` returns true."""
         done = []
         for name in names:
@@ -235,9 +235,9 @@ def stop_all(services: Iterable[str]) -> dict[str, Error]:
                 errors[name] = _failed(name, "stop", error)
         return done
 
-    ended = each(services, lambda name: _end_runs(name, 0))
+    ended = attempt(services, lambda name: _end_runs(name, 0))
     _delete(ended)
-    each(ended, _remove)
+    attempt(ended, _remove)
     return errors
 
 

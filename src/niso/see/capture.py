@@ -50,7 +50,7 @@ class _Source:
 
     def __init__(self, name: str, tcpdump: Tcpdump, converter: pcapng.Converter) -> None:
         self.name, self.tcpdump, self.converter = name, tcpdump, converter
-        self.rest = b""  # of a line
+        self.incomplete = b""  # of a line
 
 
 class Capture:
@@ -149,7 +149,7 @@ class Capture:
 
     def _lines(self, source: _Source, data: bytes) -> bytes:
         """Return the lines that are complete, at most as many packets as are wanted."""
-        *lines, source.rest = (source.rest + data).split(b"\n")
+        *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
         for line in filter(None, lines):  # tcpdump ends with an empty one
             if not line[:1].isspace() and self._left is not None:  # else it continues one

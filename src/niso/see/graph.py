@@ -99,7 +99,9 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
     host. There is an edge for each entry of a policy that decides between two services of one
     network, by the policy engine. Where no policy says anything, none is drawn.
     """
-    known = [each for name, each in sorted(world.services.items()) if only is None or name in only]
+    known = [
+        service for name, service in sorted(world.services.items()) if only is None or name in only
+    ]
     edges: list[_Link] = []
     for receiver in known:
         for port in receiver.ports:
@@ -124,7 +126,7 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
                     ends = (entry.peer.name, receiver.name)
                     source, target = ends if incoming else reversed(ends)
                     edges.append((source, target, _entry_text(entry), verdict_))
-    return _graph(world, {each.name for each in known}, edges, with_addresses)
+    return _graph(world, {service.name for service in known}, edges, with_addresses)
 
 
 def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:

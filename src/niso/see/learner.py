@@ -118,16 +118,16 @@ class _Learner:
         kept: dict[str, list[Seen]] = {}
         fresh: list[Seen] = []
         used: set[str] = set()
-        for each in passed:
-            entry = self._entry(listed, each, egress)
+        for flow in passed:
+            entry = self._entry(listed, flow, egress)
             if entry is not None:
                 used.add(entry.key)
-            elif listed is not None and each.gone:
+            elif listed is not None and flow.gone:
                 continue
             if entry is None or entry.peer.kind == "service":
-                fresh.append(each)
+                fresh.append(flow)
             else:
-                kept.setdefault(entry.text, []).append(each)
+                kept.setdefault(entry.text, []).append(flow)
         yield from (_line(text, rows) for text, rows in kept.items())
         groups, gone = self._groups(fresh, egress)
         yield from (
@@ -149,7 +149,7 @@ class _Learner:
             return None
         peer = seen.destination if egress else seen.source
         holders = [self._world.services[peer.service]] if peer.service else []
-        world = self._world._replace(services={each.name: each for each in holders})
+        world = self._world._replace(services={holder.name: holder for holder in holders})
         matching = [
             e for e in listed if verdict.matches(e, world, peer.address, seen.port, seen.proto)
         ]
@@ -162,27 +162,27 @@ class _Learner:
         groups: dict[_Group, list[Seen]] = {}
         outside: dict[tuple[int, str, int], list[Seen]] = {}
         gone = []
-        for each in rows:
-            peer = each.destination if egress else each.source
+        for flow in rows:
+            peer = flow.destination if egress else flow.source
             family = family_of(peer.address)
             if peer.service:
-                group = self._named(peer.service, peer.address, each)
-                groups.setdefault(group, []).append(each)
+                group = self._named(peer.service, peer.address, flow)
+                groups.setdefault(group, []).append(flow)
             elif peer.is_host:
-                group = _of(peer.address, each, "the host")
-                groups.setdefault(group, []).append(each)
-            elif each.gone:
-                gone.append(each)  # whoever gets the address next is somebody else
-            elif not egress and each.published is not None:
-                first, last = self._ports_of(each)
-                note = f"everybody: published as {each.published.host_port}"
+                group = _of(peer.address, flow, "the host")
+                groups.setdefault(group, []).append(flow)
+            elif flow.gone:
+                gone.append(flow)  # whoever gets the address next is somebody else
+            elif not egress and flow.published is not None:
+                first, last = self._ports_of(flow)
+                note = f"everybody: published as {flow.published.host_port}"
                 if first != last:
                     note = "everybody: published"
                 peer_text = bracketed(_EVERYBODY[family])
-                group = _Group(peer_text, first, last, each.proto, note)
-                groups.setdefault(group, []).append(each)
+                group = _Group(peer_text, first, last, flow.proto, note)
+                groups.setdefault(group, []).append(flow)
             else:
-                outside.setdefault((each.port, each.proto, family), []).append(each)
+                outside.setdefault((flow.port, flow.proto, family), []).append(flow)
         for some in outside.values():
             for group, its in _outside(some, egress, self._inside(family_of(some[0].key[0]))):
                 groups.setdefault(group, []).extend(its)
@@ -210,19 +210,19 @@ class _Learner:
         """Return the families for which a port of the service is published to other machines."""
         own = {family_of(address) for address in known_world.addresses_of(self._known)}
         families: set[int] = set()
-        for each in self._known.ports:
-            inside = each.container_port <= port < each.container_port + each.count
-            local = each.host_ip and ipaddress.ip_address(each.host_ip).is_loopback
-            if each.proto == proto and inside and not local:
-                families.update(each.families)
+        for published in self._known.ports:
+            inside = published.container_port <= port < published.container_port + published.count
+            local = published.host_ip and ipaddress.ip_address(published.host_ip).is_loopback
+            if published.proto == proto and inside and not local:
+                families.update(published.families)
         return families & own
 
     def _ports_of(self, seen: Seen) -> tuple[int, int]:
         """Return the first and last port of the service that are published together."""
-        for each in self._known.ports:
-            last = each.container_port + each.count - 1
-            if each.proto == seen.proto and each.container_port <= seen.port <= last:
-                return each.container_port, last
+        for port in self._known.ports:
+            last = port.container_port + port.count - 1
+            if port.proto == seen.proto and port.container_port <= seen.port <= last:
+                return port.container_port, last
         return seen.port, seen.port
 
     def _named(self, service: str, address: str, seen: Seen) -> _Group:
@@ -242,25 +242,25 @@ class _Learner:
         """Yield what is not allowed: refused peers, unused ports, and what could be shorter."""
         entries = {group.text for group in groups}
         others: dict[_Group, list[Seen]] = {}
-        for each in refused:
-            peer = each.destination if egress else each.source
-            in_audit = each.audited and each.agrees
+        for flow in refused:
+            peer = flow.destination if egress else flow.source
+            in_audit = flow.audited and flow.agrees
             denied = "would be denied" if in_audit else "denied"
             if peer.service:
-                group = self._named(peer.service, peer.address, each)._replace(note=denied)
+                group = self._named(peer.service, peer.address, flow)._replace(note=denied)
             elif egress:
-                group = _of(peer.address, each, denied)
+                group = _of(peer.address, flow, denied)
             else:  # any number of them may have tried
                 everybody = bracketed(_EVERYBODY[family_of(peer.address)])
                 note = f"other machines {'would be' if in_audit else 'were'} denied"
-                group = _Group(everybody, each.port, each.port, each.proto, note)
-            others.setdefault(group, []).append(each)
+                group = _Group(everybody, flow.port, flow.port, flow.proto, note)
+            others.setdefault(group, []).append(flow)
         for group, rows in sorted(others.items()):
             if group.text not in entries:
                 yield _line(group.text, rows, False, group.note)
-        for each in gone:
-            peer = each.destination if egress else each.source
-            yield _line(_of(peer.address, each).text, [each], False, "no service has it any more")
+        for flow in gone:
+            peer = flow.destination if egress else flow.source
+            yield _line(_of(peer.address, flow).text, [flow], False, "no service has it any more")
         if not egress:
             if self._known.policy.allow_from is None:
                 yield from self._unused(entries)
@@ -280,9 +280,9 @@ class _Learner:
         """Yield networks of which most services use a port."""
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
-            for each in rows:
-                if each.source.service:
-                    used.setdefault((group.first, group.proto), set()).add(each.source.service)
+            for flow in rows:
+                if flow.source.service:
+                    used.setdefault((group.first, group.proto), set()).add(flow.source.service)
         for endpoint in self._known.endpoints:
             members = {
                 name
@@ -311,11 +311,11 @@ def _outside(
     No such prefix holds an address of ``inside``, where other services are, or the host.
     """
     by_number: dict[int, list[Seen]] = {}
-    for each in rows:
-        address = (each.destination if egress else each.source).address
-        by_number.setdefault(int(known_world.parsed(address)), []).append(each)
+    for flow in rows:
+        address = (flow.destination if egress else flow.source).address
+        by_number.setdefault(int(known_world.parsed(address)), []).append(flow)
     numbers = sorted(by_number)
-    kind = type(ipaddress.ip_network((each.destination if egress else each.source).address))
+    kind = type(ipaddress.ip_network((flow.destination if egress else flow.source).address))
     bits = kind(0).max_prefixlen
 
     def around(first: int, last: int) -> _Prefix:
@@ -338,7 +338,7 @@ def _outside(
         if at in joined:
             continue
         some, start = numbers[start : at + 1], at + 1
-        its = [each for number in some for each in by_number[number]]
+        its = [flow for number in some for flow in by_number[number]]
         if len(some) == 1:
             yield _of(str(around(last, last).network_address), its[0]), its
         else:
@@ -368,6 +368,6 @@ def _joined(groups: dict[_Group, list[Seen]]) -> Iterator[tuple[_Group, list[See
 
 
 def _line(text: str, rows: Sequence[Seen], allowed: bool = True, note: str = "") -> Line:
-    ages = [each.ago for each in rows if each.ago is not None]
-    new, opened = (sum(getattr(each, key) for each in rows) for key in ("new", "open"))
+    ages = [flow.ago for flow in rows if flow.ago is not None]
+    new, opened = (sum(getattr(flow, key) for flow in rows) for key in ("new", "open"))
     return Line(text, allowed, note, new, min(ages, default=None), opened)

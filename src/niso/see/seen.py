@@ -156,8 +156,8 @@ def joined(world: World, memory: Memory, judge: Judge | None = None) -> list[See
     ``judge`` is one of an equal world, from earlier calls.
     """
     counts: dict[Key, int] = {}
-    for each in memory.opened:
-        key = (each.source, each.destination, each.proto, each.port)
+    for flow in memory.opened:
+        key = (flow.source, flow.destination, flow.proto, flow.port)
         counts[key] = counts.get(key, 0) + 1
     judge = judge or Judge(world)
     ends = judge.ends
@@ -258,8 +258,8 @@ def _seen(ends: Ends, key: Key, passes: bool) -> Seen:
     reason: Reason | None
     by_port = None
     if passes:
-        deciding = [each for each in (egress, ingress) if each.key]
-        audit = next((each for each in deciding if each.audits), None)
+        deciding = [reason for reason in (egress, ingress) if reason.key]
+        audit = next((reason for reason in deciding if reason.audits), None)
         reason = refusing or audit or (deciding[-1] if deciding else None)
         agrees = refusing is None
         if not (both[0].service or both[0].is_host):
@@ -274,12 +274,12 @@ def _seen(ends: Ends, key: Key, passes: bool) -> Seen:
 def published(world: World, service: str, proto: str, port: int, family: int) -> Port | None:
     """Return the published port of a family that leads to a port of a service, or None."""
     known = world.services.get(service)
-    for each in known.ports if known else ():
-        last = each.container_port + each.count - 1
-        of_it = each.proto == proto and family in each.families
-        if of_it and each.container_port <= port <= last:
-            first = each.host_port + port - each.container_port
-            return each._replace(host_port=first, container_port=port, count=1)
+    for mapping in known.ports if known else ():
+        last = mapping.container_port + mapping.count - 1
+        of_it = mapping.proto == proto and family in mapping.families
+        if of_it and mapping.container_port <= port <= last:
+            first = mapping.host_port + port - mapping.container_port
+            return mapping._replace(host_port=first, container_port=port, count=1)
     return None
 
 

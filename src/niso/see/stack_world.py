@@ -44,7 +44,7 @@ def _addresses(network: Network, number: int, statics: tuple[str, ...]) -> tuple
     result = []
     for subnet in network.subnets:
         net = ipaddress.ip_network(subnet.cidr)
-        static = [each for each in statics if ipaddress.ip_address(each) in net]
+        static = [address for address in statics if ipaddress.ip_address(address) in net]
         # the last of the subnet, where static ones rarely are
         result.append(static[0] if static else str(net[-2 - number % (net.num_addresses - 3)]))
     return tuple(result)

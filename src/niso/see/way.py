@@ -37,14 +37,14 @@ def stages(steps: list[Step], verdict: Verdict | None) -> list[Stage]:
     return result
 
 
-def passed(found: list[Stage]) -> bool:
+def passed(path: list[Stage]) -> bool:
     """Return whether no chain dropped the packet."""
-    return all(stage.verdict != "drop" for stage in found)
+    return all(stage.verdict != "drop" for stage in path)
 
 
-def others(found: list[Stage]) -> list[Stage]:
+def others(path: list[Stage]) -> list[Stage]:
     """Return the chains of other programs."""
-    return [stage for stage in found if stage.table not in (INET, BRIDGE)]
+    return [stage for stage in path if stage.table not in (INET, BRIDGE)]
 
 
 def _word(step: Step) -> str:

@@ -34,17 +34,17 @@ def effects(
     change means nothing for them. A flow that passed once and is denied already is left out.
     """
     result = []
-    for each in seen:
-        is_own = not services.isdisjoint({each.source.service, each.destination.service})
-        reason = _reason(before, after, each)
+    for flow in seen:
+        is_own = not services.isdisjoint({flow.source.service, flow.destination.service})
+        reason = _reason(before, after, flow)
         denied = reason is not None and not reason.passes
         audited = reason is not None and reason.audits
-        if each.passes and each.agrees:
+        if flow.passes and flow.agrees:
             if denied or is_own:
                 kind = CUT if denied else AUDIT if audited else PASS
-                result.append(Effect(kind, each, reason))
-        elif not each.passes and each.agrees and not denied and _was_denied(each):
-            result.append(Effect(NEW, each, reason))
+                result.append(Effect(kind, flow, reason))
+        elif not flow.passes and flow.agrees and not denied and _was_denied(flow):
+            result.append(Effect(NEW, flow, reason))
     order = (CUT, AUDIT, NEW, PASS)
     return sorted(result, key=lambda effect: order.index(effect.kind))
 
@@ -159,9 +159,9 @@ def _publishes(world: World, seen: Seen) -> bool:
     used, family = seen.published, family_of(seen.source.address)
     known = world.services.get(seen.destination.service)
     return any(
-        each.proto == seen.proto
-        and each.container_port <= seen.port < each.container_port + each.count
-        and family in each.families
-        and (used is None or used.host_port == each.host_port + seen.port - each.container_port)
-        for each in (known.ports if known else ())
+        port.proto == seen.proto
+        and port.container_port <= seen.port < port.container_port + port.count
+        and family in port.families
+        and (used is None or used.host_port == port.host_port + seen.port - port.container_port)
+        for port in (known.ports if known else ())
     )

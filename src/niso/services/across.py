@@ -75,7 +75,7 @@ class Held:
         What this host holds by its own record needs no answer of the cluster.
         """
         store = self._machine.store
-        known = {name: self._own_record(name, *each) for name, each in wanted.items()}
+        known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
         self._begin([name for name, record in known.items() if record is None])
         errors: list[Error] = []
         for name, (target, asked) in wanted.items():
@@ -319,7 +319,7 @@ def _arriving(
         if unknown:
             error.reason = f"network {unknown[0]!r} may be one of the cluster: {error.reason}"
         raise
-    found = [spec for name in unknown if (spec := membership.network(name)) is not None]
-    if not found:
+    specs = [spec for name in unknown if (spec := membership.network(name)) is not None]
+    if not specs:
         return span_networks.Arriving.none(joined)
-    return span_networks.arriving(store, joined, engine, cluster, found)
+    return span_networks.arriving(store, joined, engine, cluster, specs)

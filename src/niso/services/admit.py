@@ -324,9 +324,9 @@ def _held_names(
         others = store.holders_on(name, networks, spec.name, beside)
         holder, on = next(
             (
-                each
-                for each in others
-                if not (each[0] in sharers or _share(store, spec, name, each[0]))
+                holding
+                for holding in others
+                if not (holding[0] in sharers or _share(store, spec, name, holding[0]))
             ),
             ("", ""),
         )

@@ -57,15 +57,17 @@ class Request(NamedTuple):
 
 
 def target_of(
-    store: Store, request: Request, found: Outside | None, before: Attached | None
+    store: Store, request: Request, outside: Outside | None, before: Attached | None
 ) -> Target:
     """Return what is to be recorded. Raises InvalidInput, Conflict."""
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
     own = {link.interface for link in had.values()}
-    taken = (found.links if found is not None else frozenset(["lo"])) - own
+    taken = (outside.links if outside is not None else frozenset(["lo"])) - own
     free = _free_names(taken | {wish.interface for wish in request.wishes})
-    routed = found is not None and bool(found.routed) and not any(x.routes for x in had.values())
+    routed = (
+        outside is not None and bool(outside.routed) and not any(x.routes for x in had.values())
+    )
     routed |= request.owner == BY_INTERFACE
     links: list[Link] = []
     for wish in request.wishes:
@@ -117,7 +119,7 @@ def target_of(
         request.id,
         request.given or request.name,
         request.netns,
-        found.cookie if found is not None else 0,
+        outside.cookie if outside is not None else 0,
         encoded(
             {
                 "policy": request.policy,

@@ -74,12 +74,12 @@ def attach(
         journal.recover(machine, report, [request.name])
     with journal.locked_one(store, request.name):
         before, row = store.attachments.get(request.name), store.service(request.name)
-        request, found = _located(kernel, request, before)
+        request, outside = _located(kernel, request, before)
         if instead_of is not None and before != instead_of:
             raise Conflict(f"{request.name!r} was attached again or detached meanwhile")
-        if found is not None:
-            _refuse_attached(kernel, store, request, found.cookie)
-        if before is not None and row is not None and not _is_same(before, row, request, found):
+        if outside is not None:
+            _refuse_attached(kernel, store, request, outside.cookie)
+        if before is not None and row is not None and not _is_same(before, row, request, outside):
             if row.active and before.lives(kernel) and not _is_of(before, request):
                 raise Conflict(
                     f"{request.name!r} is already attached, by {shown(before)}",
@@ -88,7 +88,7 @@ def attach(
                 )
             _forget(machine, row, report)
             before = None
-        target = target_of(store, request, found, before)
+        target = target_of(store, request, outside, before)
         held: across.Held | None = None
         try:
             held = _held(machine, target, report) if store.cluster_id() else None
@@ -216,27 +216,27 @@ def _located(
     # the last part is a magic link in /proc, which must stay as it is
     folder, _, last = os.path.abspath(request.netns).rpartition("/")
     path = os.path.join(os.path.realpath(folder or "/"), last)
-    found = kernel.look_at(path)
-    cookie = found.cookie if found is not None else None
+    outside = kernel.look_at(path)
+    cookie = outside.cookie if outside is not None else None
     if request.awaited and before is not None and cookie != before.cookie:
-        found = Outside(before.cookie, "", frozenset(), frozenset())
-    if found is None:
+        outside = Outside(before.cookie, "", frozenset(), frozenset())
+    if outside is None:
         raise NotFound(
             f"{request.netns}: the network namespace does not exist",
             "a path like /proc/PID/ns/net or /run/netns/NAME",
         )
-    if found.is_host:
+    if outside.is_host:
         raise InvalidInput(
             f"{request.netns} is the network namespace of the host itself",
             "name the namespace of a container",
         )
     # what is attached already may have marked its links itself, to keep a policy from being applied
-    if found.mark and (before is None or before.cookie != found.cookie):
+    if outside.mark and (before is None or before.cookie != outside.cookie):
         raise Conflict(
             f"{request.netns} is the network namespace of a service of niso",
             "network.networks in its manifest names its networks",
         )
-    return request._replace(netns=path), found
+    return request._replace(netns=path), outside
 
 
 def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int) -> None:
@@ -252,13 +252,13 @@ def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int
             )
 
 
-def _is_same(before: Attached, row: ServiceRow, request: Request, found: Outside | None) -> bool:
+def _is_same(before: Attached, row: ServiceRow, request: Request, outside: Outside | None) -> bool:
     """Return whether the attachment is in the namespace of the request, and of its owner."""
     if not row.active or (before.owner, before.id) != (request.owner, request.id):
         return False
-    if found is None:
+    if outside is None:
         return not before.netns
-    return (before.netns, before.cookie) == (request.netns, found.cookie)
+    return (before.netns, before.cookie) == (request.netns, outside.cookie)
 
 
 def _is_of(before: Attached, request: Request) -> bool:

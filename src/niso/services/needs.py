@@ -85,13 +85,13 @@ def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str
 
     ``services`` are those that were changed, each with its provider before.
     """
-    found: dict[str, None] = {}
+    concerned: dict[str, None] = {}
     for name, before in services:
         row = store.service(name)
         now = row.provider if row is not None else None
         if before or now:
-            found |= dict.fromkeys(each for each in (before, name, now) if each)
-    return list(found)
+            concerned |= dict.fromkeys(service for service in (before, name, now) if service)
+    return list(concerned)
 
 
 def wanted(

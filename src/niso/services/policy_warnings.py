@@ -62,7 +62,7 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
     for entry in policy.entries():
         peer = entry.peer
         if peer.kind == "service" and not store.meant(name, peer.name)[1]:
-            known = sorted({each for each, _, _ in store.service_names()} - {name})
+            known = sorted({service for service, _, _ in store.service_names()} - {name})
             what = f"no service is called {peer.name!r}"
         elif peer.kind == "network" and store.network(peer.name) is None:
             known = store.network_names()
@@ -86,7 +86,7 @@ def _without_dns(
     allowed = policy.egress_allow
     if allowed is not None and all(_is_listed(world, entry) for entry in allowed):
         return
-    for server in (each for each in servers if family_of(each) in own):
+    for server in (address for address in servers if family_of(address) in own):
         reason, _ = verdict.judge(world, own[family_of(server)], server, _DNS, "udp")
         if reason.key and (reason.audits or not reason.passes):
             line = f'"{bracketed(server)}:{_DNS}"'

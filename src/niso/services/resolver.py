@@ -59,7 +59,9 @@ def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
         # a slow name must not take the time of the others
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             heard = list(
-                pool.map(lambda each: _one(dns, resolver, each[0], each[1], end), questions)
+                pool.map(
+                    lambda question: _one(dns, resolver, question[0], question[1], end), questions
+                )
             )
     answers: dict[str, tuple[Heard, ...]] = {}
     for (name, _), one in zip(questions, heard, strict=True):

@@ -107,15 +107,15 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
     """
     chosen = list(wanted)
     apart = {*ending, *(target.name for target in chosen)}
-    found = []
+    restarting = []
     for target in chosen:
         if target.spec.mode in PROVIDERS:
             there = home(store, target.name, target.spec, None)
             for sharer in store.sharers(target.name):
                 row = store.service(sharer)
                 if sharer not in apart and row is not None and not _sees(row, there):
-                    found.append(sharer)
-    return found
+                    restarting.append(sharer)
+    return restarting
 
 
 def with_followers(

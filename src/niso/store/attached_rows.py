@@ -97,8 +97,8 @@ class Attachments:
 
         A link is (interface, MAC, whether the default route leads there).
         """
-        found = self.get(service) or _LOST
-        outside = (found.netns, found.cookie) if found.netns else None
+        attached = self.get(service) or _LOST
+        outside = (attached.netns, attached.cookie) if attached.netns else None
         return outside, {
             link.network: (link.interface, link.mac, link.routes) for link in self.links(service)
         }

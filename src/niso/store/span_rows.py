@@ -91,21 +91,22 @@ class Spans:
 
     def addresses(self, services: Collection[str] | None = None) -> dict[str, tuple[Address, ...]]:
         """Return the addresses of these services of other hosts, or of all, by service, sorted."""
-        found: dict[str, list[Address]] = {}
+        by_service: dict[str, list[Address]] = {}
         query = "SELECT network, family, address, service, host, gen, up FROM remote"
         for network, family, address, service, host, gen, up in self._of(query, services):
             row = Address(network, family, address, service, host, gen, bool(up))
-            found.setdefault(service, []).append(row)
-        return {service: tuple(sorted(rows)) for service, rows in found.items()}
+            by_service.setdefault(service, []).append(row)
+        return {service: tuple(sorted(rows)) for service, rows in by_service.items()}
 
     def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
         """Return the names of these services of other hosts, or of all, hostname first."""
-        found: dict[str, list[tuple[int, str]]] = {}
+        by_service: dict[str, list[tuple[int, str]]] = {}
         query = "SELECT service, position, name FROM remote_name"
         for service, position, name in self._of(query, services):
-            found.setdefault(service, []).append((position, name))
+            by_service.setdefault(service, []).append((position, name))
         return {
-            service: tuple(name for _, name in sorted(names)) for service, names in found.items()
+            service: tuple(name for _, name in sorted(names))
+            for service, names in by_service.items()
         }
 
     def _of(self, query: str, services: Collection[str] | None) -> sqlite3.Cursor:
@@ -116,12 +117,12 @@ class Spans:
 
     def holders(self, addresses: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
         """Return the services of other hosts that have these (network, address)."""
-        found = {}
+        services = {}
         query = "SELECT service FROM remote WHERE network=? AND address=?"
-        for each in addresses:
-            if (row := self._db.execute(query, each).fetchone()) is not None:
-                found[each] = str(row[0])
-        return found
+        for place in addresses:
+            if (row := self._db.execute(query, place).fetchone()) is not None:
+                services[place] = str(row[0])
+        return services
 
     def names(self, service: str) -> tuple[str, ...]:
         """Return the names of a service of another host, hostname first."""
@@ -168,10 +169,10 @@ class Spans:
         services, peers = decoded(row[0])
         return Attempt(
             {
-                name: (tuple(Address(*each) for each in addresses), tuple(names))
+                name: (tuple(Address(*row) for row in addresses), tuple(names))
                 for name, (addresses, names) in services.items()
             },
-            {host: tuple(each) if each else None for host, each in peers.items()},
+            {host: tuple(peer) if peer else None for host, peer in peers.items()},
         )
 
     def on(self, networks: Collection[str]) -> list[str]:
@@ -191,7 +192,7 @@ class Spans:
         if row is None:
             return None
         made = Tunnel(*decoded(row[0]))
-        return made._replace(others=tuple((*each,) for each in made.others))
+        return made._replace(others=tuple((*end,) for end in made.others))
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
@@ -281,5 +282,5 @@ class Spans:
 
 def _claim(row: tuple[str, str, int, str]) -> Claim:
     service, mark, gen, addresses = row
-    held = {network: tuple(each) for network, each in decoded(addresses).items()}
+    held = {network: tuple(texts) for network, texts in decoded(addresses).items()}
     return Claim(service, mark, gen, held)

@@ -56,7 +56,7 @@ class _Rulesets(Kind[Ruleset]):
                 guards.update(kind_of(thing).guards(thing))
         adds = (Edit("add", element) for element in sorted({*want[Element], *guards}))
         kept = {element.key() for element in want[Element]}
-        drops = tuple(Edit("delete", each) for each in sorted(guards) if each.key() not in kept)
+        drops = tuple(Edit("delete", guard) for guard in sorted(guards) if guard.key() not in kept)
         return Steps(
             [NftTransaction((*tables, nft_tables.TABLES, *adds))],
             last=[NftTransaction(drops)] if drops else [],

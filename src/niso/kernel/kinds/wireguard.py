@@ -125,7 +125,7 @@ class _WireGuards(Kind[WireGuard]):
             if reading.strays or reading.everything or len(same) > 1:
                 from niso.kernel import wireguard_links
 
-                inside = [each.address for each in space.addresses(link)]
+                inside = [assigned.address for assigned in space.addresses(link)]
                 shown = wireguard_links.shown(name, {f.public: f for t in same for f in t.others})
                 read = read._replace(
                     address=", ".join(sorted(inside)),
