@@ -7,6 +7,9 @@ import ipaddress
 from hypothesis import strategies as st
 
 from niso.base import names
+from niso.kernel import nft_tables
+from niso.kernel.kinds.element import Element
+from niso.kernel.state import State
 from niso.plan.records import ANY, ANY4, ANY6, Endpoint, Network, Port, Service, Snapshot, Subnet
 
 STATE_ID = "0123abcd"
@@ -134,3 +137,14 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         draw(st.sampled_from(("0", "1"))),
         draw(st.sampled_from(((), FORCED, SWITCHED, (("net/ipv6/conf/all/forwarding", "1"),)))),
     )
+
+
+def elements(
+    state: State, container: str, table: str = nft_tables.INET
+) -> dict[str, tuple[str, str]]:
+    """Return the value and comment of each element of a set or map."""
+    return {
+        e.element: (e.value, e.comment)
+        for e in state[Element]
+        if (e.table, e.container) == (table, container)
+    }

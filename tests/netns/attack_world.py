@@ -366,3 +366,9 @@ class World:
             if any(each.saw(mark) for each in attack.receivers):
                 break
         return found
+
+
+def forget(lab: Lab, netns: str | None, link: str, addresses: list[str]) -> None:
+    """Delete neighbour entries: no lie replaces niso's own, which are permanent."""
+    for address in addresses:
+        lab.run("ip", "neigh", "delete", address, "dev", link, netns=netns, check=False)

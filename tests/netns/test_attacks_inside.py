@@ -6,14 +6,13 @@ kernel would refuse what niso let through.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import frames
 import pytest
-from attack_world import CLIENT, EAR, GATEWAY, HOST, NEIGHBOUR, SUBNETS, Attack, Rule, World
+from attack_world import EAR, GATEWAY, HOST, NEIGHBOUR, SUBNETS, Attack, Rule, World, forget
 from conftest import Lab
 from frames import Shouts
 from lies import Lies
@@ -24,24 +23,10 @@ from wire import Wire
 
 FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
 BETWEEN = Rule("bridge niso", "forward", ("iifname @ports",))
-FROM_STRAY = Rule("bridge niso", "forward", ("iifname != @ports oifname @ports",))
-FROM_MARKED = Rule("bridge niso", "forward", ('iifname != "n*"',))
 # a lie may be stopped by more than one rule
 FOREIGN_ARP = Rule("bridge niso", "prerouting", ("arp saddr ip", "drop"))
 UNCHECKED = Rule("inet niso", "from_bridge", ("drop",))
 LIES = [FROM_PORT, BETWEEN, FOREIGN_ARP, UNCHECKED]
-ODD_PORTS = [
-    FROM_STRAY,
-    FROM_MARKED,
-    BETWEEN,
-    UNCHECKED,
-    FOREIGN_ARP,
-]
-COUNT_ODD_PORTS = [
-    ("bridge niso", "forward"),
-    ("bridge niso", "prerouting"),
-    ("inet niso", "from_bridge"),
-]
 FROM_ELSEWHERE = [
     Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "addr @subnets")
 ]
@@ -147,187 +132,6 @@ def test_arp_carries_nothing_else(world: World, nf_call: int) -> None:
     world.prove(attacks, LIES, COUNT_FROM)
 
 
-@contextlib.contextmanager
-def stray_port(lab: Lab) -> Iterator[None]:
-    """A link of somebody else's on niso's bridge."""
-    lab.run("ip", "link", "set", "stray", "master", "niso-backend")
-    try:
-        yield
-    finally:
-        lab.run("ip", "link", "set", "stray", "nomaster")
-
-
-@contextlib.contextmanager
-def marked_port(lab: Lab) -> Iterator[None]:
-    """The same, and a firewall of somebody else's marks its frames as niso marks what it checked."""
-    mark = 'iifname "stray" meta mark set meta mark | 0x40000000'
-    chain = f"chain c {{ type filter hook prerouting priority -310; {mark}; }}"
-    lab.run("nft", f"table bridge other {{ {chain}; }}")
-    try:
-        with stray_port(lab):
-            yield
-    finally:
-        lab.run("nft", "delete table bridge other")
-
-
-@contextlib.contextmanager
-def renamed_port(lab: Lab) -> Iterator[None]:
-    """mallory's port under another name."""
-    links = lab.ip_json("link", "show", "master", "niso-backend")
-    name = next(each["ifname"] for each in links if each["ifname"].startswith("nimal"))
-    lab.run("ip", "link", "set", name, "name", "renamed")
-    try:
-        yield
-    finally:
-        lab.run("ip", "link", "set", "renamed", "name", name)
-
-
-@both_ways
-@pytest.mark.parametrize("odd_port", [stray_port, marked_port, renamed_port])
-def test_port_that_niso_does_not_know_says_nothing(
-    world: World, odd_port: Callable[[Lab], Any], nf_call: int
-) -> None:
-    """Neither to a service, nor to the host or another machine; and no lie by ARP is believed.
-
-    If another firewall marks its frames as checked, it reaches no service.
-    """
-    lab, db = world.lab, world.of["db"]
-    to_db = world.link["db"].name
-    sender, mine = world.link["mallory"], world.mac["mallory"]
-    own = {family: world.of["mallory"].ip(family) for family in (4, 6)}
-    if odd_port is not renamed_port:
-        lab.run(
-            "ip", "link", "add", "stray", "type", "veth", "peer", "stray1", "netns", "neighbour"
-        )
-        lab.run("ip", "link", "set", "stray", "up")
-        lab.run("ip", "link", "set", "stray1", "up", netns="neighbour")
-        lab.wait_for(lambda: "LOWER_UP" in lab.run("ip", "link", "show", "stray").stdout)
-        sender, mine = world.wire.link("neighbour", "stray1"), "02:66:00:00:00:02"
-        own = {4: "10.99.1.99", 6: "fd00:99:1::99"}
-    router = world.bridge["backend"].mac
-
-    def received() -> set[str]:
-        """What comes of a datagram to each receiver, and of a lie about db's address."""
-        forget(lab, None, "niso-backend", [db.ip4])
-        lab.run("ping", "-c", "1", "-W", "5", db.ip4)
-        shots = {}
-        for family in (4, 6):
-            for receiver, mac, to, port in (
-                (world.link["db"], db.mac, db.ip(family), 80),
-                (world.ear[family], router, GATEWAY["backend"][family], EAR),
-                (world.link["client"], router, CLIENT[family], 9),
-            ):
-                head, source = Ether(src=mine, dst=mac), own[family]
-                mark = world.shoot(
-                    sender,
-                    lambda mark, number, h=head, s=source, t=to, p=port: [
-                        h / world.udp(s, t, mark, number, p)
-                    ],
-                )
-                shots[f"{receiver.name} {family}"] = (mark, receiver)
-        sender.send(
-            Ether(src=mine, dst="ff:ff:ff:ff:ff:ff")
-            / ARP(op=1, hwsrc=mine, psrc=db.ip4, pdst=GATEWAY["backend"][4])
-        )
-        world.honest(world.link["api"])  # by another port
-        found = {
-            name for name, (mark, receiver) in shots.items() if world.arrives(mark, [receiver], 0.5)
-        }
-        entry = lab.run("ip", "neigh", "show", db.ip4, "dev", "niso-backend").stdout
-        return found | ({"lie"} if mine in entry else set())
-
-    try:
-        filter_bridged(lab, nf_call)
-        with world.without(ODD_PORTS), odd_port(lab):
-            assert len(received()) == 7
-        lab.run("ip", "neigh", "flush", "all")
-        before = world.drops(COUNT_ODD_PORTS)
-        with odd_port(lab):
-            assert not {name for name in received() if odd_port is not marked_port or to_db in name}
-        assert world.drops(COUNT_ODD_PORTS) >= before + (2 if odd_port is marked_port else 6)
-    finally:
-        if odd_port is not renamed_port:
-            lab.run("ip", "link", "delete", "stray")
-        lab.niso("net", "repair")
-
-
-RESTORE = """
-table inet other {
-	chain before {
-		type filter hook prerouting priority mangle
-		ct mark != 0 meta mark set ct mark
-	}
-	chain after {
-		type filter hook postrouting priority mangle
-		ct mark set meta mark
-	}
-}
-"""
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_mark_of_a_connection_leads_no_frame_elsewhere(world: World, family: int) -> None:
-    """Another firewall restores the mark of a frame that was led to db on a frame to another MAC."""
-    filter_bridged(world.lab, 1)
-    me, db, api = world.of["mallory"], world.of["db"], world.of["api"]
-    router, link = world.bridge["backend"].mac, world.link["mallory"]
-
-    def sent(mac: str) -> bytes:
-        """Send a datagram to db by its gateway's MAC, and another one of the same flow to this one."""
-        to = [Ether(src=me.mac, dst=each) for each in (router, mac)]
-        return world.shoot(
-            link,
-            lambda mark, port: [
-                head / world.udp(me.ip(family), db.ip(family), text, port)
-                for head, text in zip(to, (b"first", mark), strict=True)
-            ],
-        )
-
-    world.lab.run("nft", "-f", "-", input=RESTORE)
-    try:
-        for mac in (api.mac, "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:09"):
-            assert not world.arrives(sent(mac), [world.link["api"]], 0.3), mac
-        assert world.arrives(sent(db.mac), [world.link["db"]])
-    finally:
-        world.lab.run("nft", "delete table inet other")
-
-
-@both_ways
-def test_port_that_takes_a_services_mac_gets_nothing(world: World, nf_call: int) -> None:
-    """A port of somebody else's learns, and the kernel moves db's static entry to it."""
-    lab, me, db = world.lab, world.of["mallory"], world.of["db"]
-    filter_bridged(lab, nf_call)
-    lab.run("ip", "link", "add", "stray", "type", "veth", "peer", "stray1", "netns", "neighbour")
-    try:
-        lab.run("ip", "link", "set", "stray1", "up", netns="neighbour")
-        lab.run("ip", "link", "set", "stray", "master", "niso-backend", "up")
-        thief = world.wire.link("neighbour", "stray1")
-        shown = ("bridge", "fdb", "show", "dev", "stray")
-
-        def stolen() -> bool:
-            thief.send(Ether(src=db.mac, dst="02:66:00:00:00:01", type=0x88B5) / Raw(bytes(46)))
-            return db.mac in lab.run(*shown).stdout
-
-        lab.wait_for(stolen, what="the MAC at the stray port")
-        marks = [
-            world.shoot(
-                world.link["mallory"],
-                lambda mark, port, mac=mac, family=family: [
-                    Ether(src=me.mac, dst=mac) / world.udp(me.ip(family), db.ip(family), mark, port)
-                ],
-            )
-            for mac in (db.mac, world.bridge["backend"].mac)
-            for family in (4, 6)
-        ]
-        assert world.honest(world.link["api"])
-        assert db.mac in lab.run(*shown).stdout
-        assert not [mark for mark in marks if thief.saw(mark)]
-    finally:
-        lab.run("ip", "link", "delete", "stray")
-        lab.niso("net", "repair")
-    assert world.honest(world.link["db"])
-
-
 @both_ways
 def test_no_ipv6_frame_passes_on_a_network_without_ipv6(world: World, nf_call: int) -> None:
     filter_bridged(world.lab, nf_call)
@@ -390,12 +194,6 @@ def neighbours(lab: Lab, netns: str | None, link: str) -> dict[str, str]:
     """Which MAC it has for which address."""
     found = lab.ip_json("neigh", "show", "dev", link, netns=netns)
     return {each["dst"]: each["lladdr"] for each in found if "lladdr" in each}
-
-
-def forget(lab: Lab, netns: str | None, link: str, addresses: list[str]) -> None:
-    """Delete neighbour entries: no lie replaces niso's own, which are permanent."""
-    for address in addresses:
-        lab.run("ip", "neigh", "delete", address, "dev", link, netns=netns, check=False)
 
 
 def test_nobodys_tables_are_poisoned(world: World) -> None:
