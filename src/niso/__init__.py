@@ -73,7 +73,6 @@ if TYPE_CHECKING:
     from niso.api.packets import OtherHostObject as OtherHostObject
     from niso.api.packets import Pong as Pong
     from niso.api.packets import Proof as Proof
-    from niso.api.packets import Stats as Stats
     from niso.api.policy_views import PolicyEffect as PolicyEffect
     from niso.api.policy_views import PolicyEntry as PolicyEntry
     from niso.api.published import Port as Port
@@ -122,6 +121,7 @@ if TYPE_CHECKING:
     from niso.base.service_events import Undoing as Undoing
     from niso.base.service_events import WaitingForHealth as WaitingForHealth
     from niso.base.service_events import WaitingForPacket as WaitingForPacket
+    from niso.explain.service_stats import Stats as Stats
 
 _MODULES = {
     "api.as_json": "plain",
@@ -140,7 +140,7 @@ _MODULES = {
     "api.map_views": "Map MapChange MapEnd MapFlow MapNetwork MapPolicy MapService MapState",
     "api.metric_views": "Metric Sample",
     "api.outside_views": "OutsideName",
-    "api.packets": "Drop Drops Explanation Judged Judgement OtherHostObject Pong Proof Stats",
+    "api.packets": "Drop Drops Explanation Judged Judgement OtherHostObject Pong Proof",
     "api.policy_views": "PolicyEffect PolicyEntry",
     "api.published": "Port",
     "api.host_services": "Package",
@@ -155,6 +155,7 @@ _MODULES = {
     "base.report": "Caution Event Expects Finished WaitingForLock",
     "base.service_events": "Completed CopyingPackage Healthy RemovingVolumes Starting Stopping"
     " Undoing WaitingForHealth WaitingForPacket",
+    "explain.service_stats": "Stats",
 }
 """Module -> names imported from it, separated by spaces."""
 

@@ -318,7 +318,7 @@ class Run:
             stays = cell.to in own and verdict.destination.address == cell.to
             if stays or (cell.to.startswith("127.") and cell.place):
                 continue
-            if verdict.audited_by:
+            if verdict.egress.audits or verdict.ingress.audits:
                 audited.add(key)
             if verdict.passes:
                 passing.add(key)

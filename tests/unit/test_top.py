@@ -15,7 +15,7 @@ from niso.api import top_views
 from niso.api.service_views import ServiceLine
 from niso.api.top_views import FlowLoad, Load, Look, ServiceLoad, ServiceSocket
 from niso.cli import top
-from niso.explain.counters import Stats
+from niso.explain.service_stats import Stats
 from niso.kernel.sensor import Recorded
 from niso.kernel.sockdiag import Connection, Measured
 from niso.plan.records import Port

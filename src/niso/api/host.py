@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from niso.api.map_views import Map
     from niso.api.metric_views import Metric
     from niso.api.outside_views import OutsideName
-    from niso.api.packets import Drops, Explanation, Pong, Stats
+    from niso.api.packets import Drops, Explanation, Pong
     from niso.api.policy_views import PolicyEffect, PolicyEntry
     from niso.api.service_results import Marked
     from niso.api.session import Progress
     from niso.api.top_views import Top
     from niso.api.upkeep import Finding, Repaired, Swept
+    from niso.explain.service_stats import Stats
 
 
 def connect(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from niso.explain import drops as follower
     from niso.explain import explanation as engine
     from niso.explain import prove as prover
+    from niso.explain.service_stats import Stats
     from niso.plan.known_world import World
     from niso.plan.verdict import Reason
     from niso.store.store import Store
@@ -192,31 +193,6 @@ class Explanation(NamedTuple):
         return ("proof",) if self.proof is None else ()
 
 
-class Stats(NamedTuple):
-    """Counters of an active service; None if the kernel lacks the counting object."""
-
-    service: str
-    """the service's name"""
-    in_packets: int | None
-    """packets received"""
-    in_bytes: int | None
-    """bytes received"""
-    in_drops: int | None
-    """packets dropped by its ingress policy"""
-    out_packets: int | None
-    """packets sent"""
-    out_bytes: int | None
-    """bytes sent"""
-    out_drops: int | None
-    """packets dropped by its egress policy"""
-    foreign: int | None
-    """frames dropped for a foreign address or type"""
-    in_audits: int | None
-    """packets that its ingress policy would have dropped; null unless it is in audit"""
-    out_audits: int | None
-    """packets that its egress policy would have dropped; null unless it is in audit"""
-
-
 class DropTarget(NamedTuple):
     """The destination of a dropped packet."""
 
@@ -368,7 +344,7 @@ def stats(session: Session) -> tuple[Stats, ...]:
     """Read the counters of each active service: `Host.stats`."""
     from niso.explain import counters
 
-    return tuple(Stats(*row) for row in counters.stats(session.store().active_rows()))
+    return tuple(counters.stats(session.store().active_rows()))
 
 
 def drops(session: Session, name: str | None) -> Drops:

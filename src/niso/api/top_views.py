@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from niso.api.service_views import ServiceLine
     from niso.api.session import Session
-    from niso.explain.counters import Stats
+    from niso.explain.service_stats import Stats
     from niso.kernel.sockdiag import Measured
     from niso.see.seen import Ends, Judge, Key, Memory
 

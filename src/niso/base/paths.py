@@ -89,11 +89,6 @@ def hosts_root() -> str:
     return f"{run_dir()}/hosts"
 
 
-def hosts_file(folder: str) -> str:
-    """Return the path of the hosts file in ``folder`` of `hosts_root`."""
-    return f"{hosts_root()}/{folder}/hosts"
-
-
 def lock_dir() -> str:
     return f"{run_dir()}/locks"
 

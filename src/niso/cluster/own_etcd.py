@@ -100,7 +100,7 @@ def words(config: Config) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def prepare(config: Config) -> pwd.struct_passwd | None:
+def prepare() -> pwd.struct_passwd | None:
     """Make etcd's folders and its copies of the certificates; return its user, None for root."""
     user, owner = _user()
     os.makedirs(folder(), 0o755, exist_ok=True)
@@ -156,7 +156,7 @@ def execute(config: Config, *more: str) -> NoReturn:
     if config.member is None:
         raise Error("this host runs no member of etcd", "niso cluster status lists the members")
     etcd = program()
-    user = prepare(config)
+    user = prepare()
     os.makedirs(paths.run_dir(), 0o755, exist_ok=True)
     files.replace(_pid_file(), f"{os.getpid()}\n".encode(), 0o600)
     if user is not None:
@@ -173,7 +173,7 @@ def start(config: Config, *more: str) -> None:
 
     It goes on after this process. Nothing starts it again.
     """
-    prepare(config)
+    prepare()
     output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     child = os.fork()
     if child == 0:

@@ -291,7 +291,7 @@ def _renew(machine: Machine, invited: Invitation, member: bool | None, report: R
     invitation.require_valid(invited, own)
     invitation.keep(invited.files)
     if own.member is not None:
-        own_etcd.prepare(own)
+        own_etcd.prepare()
     elif not member:
         _drop_authority_key()
     else:

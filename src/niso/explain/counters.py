@@ -5,34 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from niso.base import names
-from niso.base.lite_typing import NamedTuple
+from niso.explain.service_stats import Stats
 from niso.kernel import link_counters, nft_audit, nft_bridge, nft_sets, nft_tables
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
 from niso.plan.policy_maps import PASSES
 from niso.store.service_rows import ServiceRow
 
 _Counts = dict[tuple[str, str], int]
-
-
-class Stats(NamedTuple):
-    """Counters of an active service; None if the kernel's counter is not readable now.
-
-    ``in_drops`` and ``out_drops`` are packets that its ingress and egress policy have dropped since
-    the last change of the policy. ``foreign`` are frames that it sent with an address, VLAN tag or
-    frame type that is not its own. ``in_audits`` and ``out_audits`` are packets that its policy
-    would have dropped; None unless it is in audit.
-    """
-
-    service: str
-    in_packets: int | None
-    in_bytes: int | None
-    in_drops: int | None
-    out_packets: int | None
-    out_bytes: int | None
-    out_drops: int | None
-    foreign: int | None
-    in_audits: int | None
-    out_audits: int | None
 
 
 def stats(rows: Sequence[ServiceRow]) -> list[Stats]:

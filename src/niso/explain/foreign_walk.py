@@ -68,7 +68,6 @@ class Packet(NamedTuple):
 
     what: str  # PUBLISHED, OUTWARD or WITHIN
     enters: bool  # by the bridge
-    leaves: bool  # by the bridge
     facts: Mapping[tuple[str, int], Bits]  # by ("meta" or "ct", key)
     headers: Mapping[int, Bits]  # by NFT_PAYLOAD_*_HEADER
     tracked: int | None  # connection states as iptables has them; None if unknown
@@ -138,7 +137,7 @@ def _routed(place: Place, family: int, what: str, established: bool, reply: bool
         if ours and place.index:
             facts["meta", index] = _all(struct.pack("=I", place.index))
     headers = {1: _header(place, family, enters, leaves)}
-    return Packet(what, enters, leaves, facts, headers, tracked, reply, what == WITHIN)
+    return Packet(what, enters, facts, headers, tracked, reply, what == WITHIN)
 
 
 def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packet:
@@ -157,7 +156,7 @@ def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packe
     headers = {0: Bits(bytes(12) + ethertype, bytes(12) + b"\xff\xff")}
     if ethertype != _ARP:
         headers[1] = _header(place, family, True, True)
-    return Packet(WITHIN, True, True, facts, headers, None, reply, True)
+    return Packet(WITHIN, True, facts, headers, None, reply, True)
 
 
 def _header(place: Place, family: int, source: bool, destination: bool) -> Bits:

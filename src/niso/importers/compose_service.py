@@ -313,7 +313,7 @@ class Service:
         self.tables["healthcheck"] = table
 
     def _storage(self) -> None:
-        made, gaps = self._world.storage.volumes(self.name, self._keys)
+        made, gaps = self._world.storage.volumes(self._keys)
         self.tables["volumes"] = made
         for key, text in gaps:
             self._gap(key, text)

@@ -63,9 +63,7 @@ class Storage:
                     users.setdefault(mount.source, set()).add(name)
         self._shared = {source for source, names in users.items() if len(names) > 1}
 
-    def volumes(
-        self, service: str, keys: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    def volumes(self, keys: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Return ([volumes] of a service, gaps as pairs of key and text)."""
         gaps: list[tuple[str, str]] = []
         made: dict[str, Any] = {}

@@ -21,7 +21,7 @@ from niso.kernel.rtnl_records import packed_mac
 
 _NEWNEIGH, _DELNEIGH, _GETNEIGH, _GETNEIGHTBL = 28, 29, 30, 66
 _AF_BRIDGE = 7
-_DST, _LLADDR, _IFINDEX, _MASTER = 1, 2, 8, 9  # NDA_*
+_DST, _LLADDR, _MASTER = 1, 2, 9  # NDA_*
 _NOARP, _PERMANENT = 0x40, 0x80  # NUD_*
 _MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table; NTF_SELF: the device's own filter
 _LEARNED = 0x10  # NTF_EXT_LEARNED: a routing daemon's

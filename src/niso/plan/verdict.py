@@ -69,11 +69,6 @@ class Verdict(NamedTuple):
     port: int | None
 
     @property
-    def audited_by(self) -> Reason | None:
-        """Return the first policy that would drop it if it were not in audit."""
-        return next((reason for reason in (self.egress, self.ingress) if reason.audits), None)
-
-    @property
     def dropped_by(self) -> Reason | None:
         """Return the first check that drops it, in the kernel's order: path, egress, ingress."""
         checks = (self.path, self.egress, self.ingress)

@@ -37,7 +37,6 @@ class Node(NamedTuple):
 
     id: str
     lines: tuple[str, ...]
-    round: bool = False
 
 
 class Group(NamedTuple):
@@ -236,7 +235,7 @@ def _graph(
         for end in (source, target):
             if end not in ids and end not in others:
                 key = "host" if end == HOST else f"o{len(others) + 1}"
-                others[end] = Node(f"x_{key}", (end,), True)
+                others[end] = Node(f"x_{key}", (end,))
         from_, to = (ids.get(end) or others[end].id for end in (source, target))
         drawn_edges.append(Edge(from_, to, label + _WORDS[verdict_], verdict_))
     made = [

@@ -181,11 +181,6 @@ def joined(world: World, memory: Memory, judge: Judge | None = None) -> list[See
     )
 
 
-def concerns(seen: Seen, service: str) -> bool:
-    """Return whether a service is one of the ends."""
-    return service in (seen.source.service, seen.destination.service)
-
-
 def changes(before: Iterable[Seen], after: Iterable[Seen]) -> list[Seen]:
     """Return what was recorded between two looks, the oldest first. ``new`` counts that only."""
     counted = {(seen.key, seen.verdict): seen.new for seen in before}

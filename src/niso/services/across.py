@@ -322,4 +322,4 @@ def _arriving(
     specs = [spec for name in unknown if (spec := membership.network(name)) is not None]
     if not specs:
         return span_networks.Arriving.none(joined)
-    return span_networks.arriving(store, joined, engine, cluster, specs)
+    return span_networks.arriving(joined, engine, cluster, specs)

@@ -113,9 +113,7 @@ def require_own(store: Store, membership: Membership) -> Cluster:
     return cluster
 
 
-def arriving(
-    store: Store, joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[Spec]
-) -> Arriving:
+def arriving(joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
     """Return networks that this host takes over, with what others have there.
 
     Raises Conflict if the link between the hosts has too small an MTU.
@@ -176,7 +174,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
         networks.require_same(there, request, "in the cluster ")
         return Proposed(
             request_of(spec, request.observe),
-            arriving(store, joined, engine, cluster, [spec]),
+            arriving(joined, engine, cluster, [spec]),
             made,
             exists,
         )

@@ -51,18 +51,17 @@ class Result(NamedTuple):
 
 
 def fields(module: str, name: str) -> tuple[Field, ...]:
-    """Return the JSON fields of a result, class ``name`` of module ``niso.api.<module>``.
+    """Return the JSON fields of a result, a class of ``module`` (in full, or below `niso.api`).
 
     They come from its annotations and the docstrings below them.
     """
-    source = importlib.import_module(f"niso.api.{module}")
+    source = importlib.import_module(module if module.startswith("niso.") else f"niso.api.{module}")
     tree = ast.parse(inspect.getsource(source))
     defined = next(
         (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None
     )
     if defined is None:  # of another module
-        origin = getattr(niso, name).__module__
-        return fields(origin.removeprefix("niso.api."), name)
+        return fields(getattr(niso, name).__module__, name)
     result: list[Field] = []
     for place, line in enumerate(defined.body):
         if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
