@@ -48,7 +48,7 @@ def _init(host: Host, args: Args) -> int:
         print("  lost, niso cluster member remove and then add")
         return 0
     where = "an etcd that exists" if not made.members else "member 1 of etcd"
-    print(f"cluster {made.cluster}: made; this host is {made.host} ({made.address}), {where}")
+    print(f"cluster {made.cluster}: created; this host is {made.host} ({made.address}), {where}")
     print("  next: niso cluster invite HOST --address ADDRESS | ssh HOST niso cluster join -")
     return 0
 
