@@ -191,7 +191,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
             raise UsageError("is needed", "by which other hosts reach it", "--address")
         address = config.ip_address(address, "--address")
         if any(each.address == address and each.name != host for each in known.values()):
-            raise Conflict(f"{address} is the address of another host", "choose its own one")
+            raise Conflict(f"{address} is the address of another host", "choose another address")
         require_family(address, own.address, own.host)
         places = own.etcd.members
         if own.etcd.own:
