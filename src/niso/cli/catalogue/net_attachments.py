@@ -26,7 +26,7 @@ COMMANDS = (
             Option(
                 "allow_from",
                 ("--allow-from",),
-                "entries of a policy, separated by blanks or commas",
+                "entries of a policy, separated by spaces or commas",
                 "ENTRIES",
             ),
             Option("deny_from", ("--deny-from",), "the same, of deny_from", "ENTRIES"),
@@ -94,7 +94,7 @@ COMMANDS = (
             Option(
                 "valid",
                 ("--valid",),
-                "ids that the owner still has, separated by blanks; detach its other attachments "
+                "ids that the owner still has, separated by spaces; detach its other attachments "
                 "too",
                 "IDS",
             ),
