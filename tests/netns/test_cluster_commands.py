@@ -96,9 +96,9 @@ def hosts() -> Iterator[list[Host]]:
 def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> None:
     a, b, c, d = hosts
     assert "in no cluster" in refused(a, "status")
-    assert "is no address of this host" in refused(a, "init", "--address", "198.51.100.77")
+    assert "is not an address of this host" in refused(a, "init", "--address", "198.51.100.77")
     said = cluster(a, "init", "--address", a.address[4], "--name", "a")
-    assert "made; this host is a (198.51.100.1), member 1 of etcd" in said.stdout
+    assert "created; this host is a (198.51.100.1), member 1 of etcd" in said.stdout
     assert "niso agent" in said.stderr
     assert "already" in refused(a, "init", "--name", "x", "--address", a.address[4])
     # an invitation is for a file of root alone
@@ -118,7 +118,7 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     assert "etcd has to run there" in refused(b, "join", "-", "--no-member", input=text)
     a.lab.run("ip", "link", "set", "under0", "up")
     assert not os.path.exists(b.lab.path("/var/lib/niso/cluster"))
-    assert "is no address of this host" in refused(c, "join", "-", input=text)
+    assert "is not an address of this host" in refused(c, "join", "-", input=text)
     b.lab.run("rm", "-f", "/usr/local/bin/etcd")
     assert "etcd is not installed" in refused(b, "join", "-", input=text)
     assert not os.path.exists(b.lab.path("/var/lib/niso/cluster"))
@@ -260,7 +260,7 @@ def test_cluster_in_an_etcd_with_users_and_a_prefix(hosts: list[Host]) -> None:
     assert said.startswith("niso: etcd refuses the request") and "below the prefix" in said
     assert not os.path.exists(b.lab.path("/var/lib/niso/cluster"))
     said = cluster(b, "init", *own, *etcd, "--user", "/tmp/tls/user")
-    assert "an etcd that exists" in said.stdout
+    assert "an existing etcd" in said.stdout
     other = ("--name", "c", "--address", c.address[4])
     assert "has a cluster already" in refused(c, "init", *other, *etcd, "--user", "/tmp/tls/user")
     text = str(cluster(b, "invite", "c", "--address", c.address[4]).stdout)

@@ -122,13 +122,13 @@ def test_host_that_leaves_without_an_answer_does_not_say_that_its_agent_will_tel
     ("existing", "host", "address", "words"),
     [
         (ETCD, "A b", HERE, "--name"),
-        (ETCD, "a", "127.0.0.1", "no address of a host"),
-        (ETCD, "a", "192.0.2.77", "no address of this host"),
-        (cluster.Existing(("etcd1:2379",)), "a", HERE, "no URL of etcd"),
+        (ETCD, "a", "127.0.0.1", "not an address of a host"),
+        (ETCD, "a", "192.0.2.77", "not an address of this host"),
+        (cluster.Existing(("etcd1:2379",)), "a", HERE, "not a URL of etcd"),
         (cluster.Existing(("https://etcd1",)), "a", HERE, "https needs --cacert"),
         (cluster.Existing(("http://e",), cacert="/c"), "a", HERE, "https needs --cacert"),
-        (cluster.Existing(("http://e/x",)), "a", HERE, "no URL of etcd"),
-        (ETCD._replace(prefix="niso"), "a", HERE, "no prefix of keys"),
+        (cluster.Existing(("http://e/x",)), "a", HERE, "not a URL of etcd"),
+        (ETCD._replace(prefix="niso"), "a", HERE, "not a prefix of keys"),
     ],
 )
 def test_wrong_input_of_init_changes_nothing(

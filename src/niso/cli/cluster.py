@@ -47,8 +47,8 @@ def _init(host: Host, args: Args) -> int:
         print("  next: niso cluster status, and on hosts that ran a member of etcd whose data are")
         print("  lost, niso cluster member remove and then add")
         return 0
-    where = "an etcd that exists" if not made.members else "member 1 of etcd"
-    print(f"cluster {made.cluster}: made; this host is {made.host} ({made.address}), {where}")
+    where = "an existing etcd" if not made.members else "member 1 of etcd"
+    print(f"cluster {made.cluster}: created; this host is {made.host} ({made.address}), {where}")
     print("  next: niso cluster invite HOST --address ADDRESS | ssh HOST niso cluster join -")
     return 0
 
@@ -58,7 +58,7 @@ def _existing(args: Args) -> ExistingEtcd | None:
     if not args.etcd:
         for name in ("cacert", "cert", "key", "user", "prefix"):
             if getattr(args, name):
-                raise UsageError("needs --etcd", "it is about an etcd that exists", f"--{name}")
+                raise UsageError("needs --etcd", "it is about an existing etcd", f"--{name}")
         return None
     from niso.api.host_cluster import ExistingEtcd
 

@@ -90,7 +90,7 @@ DRY_RUN = Option("dry_run", ("--dry-run",), "print the steps without changing an
 TRUST_OWNER = Option(
     "trust_owner",
     ("--trust-owner",),
-    "obey files that other users than root and you can change",
+    "accept files that users other than root and you can change",
 )
 JSON = Option("json", ("--json",), "print the result and errors as JSON")
 TIMEOUT = Option(

@@ -179,7 +179,7 @@ def _trace(host: Host, args: Args) -> int:
         which = "packet" if args.any else "new connection, datagram or ping"
         raise Error(
             f"no {which} from {args.source} to {args.destination} within {args.seconds}",
-            f"niso net explain {args.source} {args.destination} --prove sends one",
+            f"niso net explain {args.source} {args.destination} says what would happen to one",
         )
     if args.json:
         output.as_json(traced)

@@ -80,7 +80,7 @@ def _require_libraries() -> None:
 
 
 def _say(path: str | None, port: int) -> None:
-    output.note("niso: the map of this host, which only shows; Ctrl-C ends it")
+    output.note("niso: a read-only map of this host; Ctrl-C ends it")
     there = path or f"{LOCAL}:{port}"
     user = "root@" if path else ""
     output.note(f"  from another machine: ssh -L {port}:{there} {user}{os.uname().nodename}")

@@ -229,7 +229,7 @@ class Claims:
             addresses = ", ".join(a for some in have.networks.values() for a in some)
             raise Conflict(
                 f"{have.service} is on {have.host}, which does not answer",
-                f"--take moves it here with {addresses}; {have.host} ends it, if it comes back",
+                f"--take moves it here with {addresses}; {have.host} stops it when it comes back",
             )
 
     def _planned(

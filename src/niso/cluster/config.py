@@ -158,7 +158,7 @@ def ip_address(text: str, key: str) -> str:
     """Return an address that hosts can have, in its usual form. Raises InvalidInput."""
     if not checked.is_host_address(text):
         raise InvalidInput(
-            "is no address of a host",
+            "is not an address of a host",
             "use the one by which the other hosts reach it",
             key,
             value=values.shown(text),
@@ -173,7 +173,7 @@ def endpoint(text: str, key: str) -> str:
     good = port.isascii() and port.isdigit() and 0 < int(port) < 65536 and bare
     if not good or (":" in bare) != host.startswith("[") or not set(bare).isdisjoint("/@[] "):
         raise InvalidInput(
-            "is no place of etcd", key=key, value=values.shown(text), right="HOST:PORT"
+            "is not an address of etcd", key=key, value=values.shown(text), right="HOST:PORT"
         )
     return text
 
@@ -182,7 +182,10 @@ def key_prefix(text: str, key: str) -> str:
     """Return a prefix of etcd's keys. Raises InvalidInput."""
     if not (text.startswith("/") and text.endswith("/") and text.isascii() and text.isprintable()):
         raise InvalidInput(
-            "is no prefix of keys", key=key, value=values.shown(text), right="such as /niso/prod/"
+            "is not a prefix of keys",
+            key=key,
+            value=values.shown(text),
+            right="such as /niso/prod/",
         )
     return text
 

@@ -41,7 +41,7 @@ REQUEST_S = 2.0
 ROUNDS = 3
 LONGEST = 8 << 20
 """Bytes of one line of a watch: etcd's own limit of a request is 1.5 MB, in base64."""
-_HINT = "what runs goes on; niso cluster status shows the members"
+_HINT = "running services continue; niso cluster status shows the members"
 _UNAVAILABLE = (500, 502, 503, 504)
 _HINTS = {
     "space exceeded": "etcd is full: etcdctl defrag, then etcdctl alarm disarm",

@@ -194,7 +194,7 @@ class Membership:
         if item is None:
             raise NotFound(f"no host {host!r} in the cluster", "niso cluster status lists them")
         if self._item(self.keys.live(host)) is not None:
-            raise Conflict(f"host {host} is alive", "a host that lives is not forgotten")
+            raise Conflict(f"host {host} is alive", "only a host that is gone can be forgotten")
         gone = []
         # one that was taken from the host goes back to it if it does not start: read again
         while some := self._had_by(host):

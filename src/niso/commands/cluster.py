@@ -144,14 +144,16 @@ def _reach(existing: Existing) -> Reach:
     for url in existing.urls:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.path.strip("/") or not parts.netloc:
-            raise UsageError("is no URL of etcd", "--etcd https://etcd1:2379", "--etcd", value=url)
+            raise UsageError(
+                "is not a URL of etcd", "--etcd https://etcd1:2379", "--etcd", value=url
+            )
         place = parts.netloc if parts.port else f"{parts.netloc}:{config.CLIENT_PORT}"
         places.append(config.endpoint(place, "--etcd"))
         schemes.add(parts.scheme)
     if schemes != {"https" if existing.cacert else "http"}:
         raise UsageError(
             "https needs --cacert, and http has none",
-            "http is neither encrypted nor does it know who asks: only for trials",
+            "http has neither encryption nor authentication: use it for trials only",
             "--etcd",
         )
     chosen = (existing.cacert, existing.cert, existing.key, existing.user_file)
@@ -189,7 +191,7 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
             raise UsageError("is needed", "by which other hosts reach it", "--address")
         address = config.ip_address(address, "--address")
         if any(other.address == address and other.name != host for other in known.values()):
-            raise Conflict(f"{address} is the address of another host", "choose its own one")
+            raise Conflict(f"{address} is the address of another host", "choose another address")
         require_family(address, own.address, own.host)
         places = own.etcd.members
         if own.etcd.own:
@@ -376,7 +378,9 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
     """Return the MTU of the link with an address. Raises InvalidInput if this host lacks it."""
     mtu = machine.kernel.mtu_of(address)
     if mtu is None:
-        raise InvalidInput(f"{address} is no address of this host", "ip address lists them", key)
+        raise InvalidInput(
+            f"{address} is not an address of this host", "ip address lists them", key
+        )
     return mtu
 
 

@@ -71,7 +71,7 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
             elsewhere = {*membership.network_names()} if name is None else set()
     except NoAnswer as error:
         what = f"this host is not compared with the others: {error.message}"
-        return Checked(lost, [*warnings, (what, "what runs goes on; niso cluster status")])
+        return Checked(lost, [*warnings, (what, "running services continue; niso cluster status")])
     if name is None:
         warnings += _hidden(store, elsewhere, claims, own.host)
         warnings += _etcd(own)

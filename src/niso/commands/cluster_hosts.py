@@ -82,7 +82,9 @@ def status(machine: Machine) -> Status:
             networks = tuple(membership.network_names())
             problem: Error | None = None
     except (NoAnswer, _Other) as error:
-        hint = "what runs goes on; a host that others have forgotten gets no answer any more"
+        hint = (
+            "running services continue; a host that others have forgotten gets no answer any more"
+        )
         problem = error if isinstance(error, _Other) else Error(error.reason, hint)
         tunnel = store.across.tunnel()
         places = {inside: place for _, place, inside in tunnel.others} if tunnel else {}

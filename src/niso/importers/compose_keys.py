@@ -78,7 +78,7 @@ ELSEWHERE = {
     "configs": "mount the file as a volume, read-only",
     "links": "the name of the service works; add its alias to that service's network.aliases",
     "external_links": "the services must share a network",
-    "scale": "a service has one process; write it several times",
+    "scale": "a service is one instance; write it several times",
     "sysctls": "niso sets what it needs; others cannot be set",
     "extends": "copy the keys of the other service",
 }

@@ -242,7 +242,7 @@ class Service:
         deploy = _mapping(keys.get("deploy"))
         for key in parse.beyond(deploy, ("resources", "restart_policy", "mode", "labels")):
             if key != "replicas" or deploy[key] not in (None, 1):
-                self._gap(f"deploy.{key}", "a service has one process on one host")
+                self._gap(f"deploy.{key}", "a service is one instance on one host")
         self._resources(_mapping(_mapping(deploy.get("resources")).get("limits")))
 
     def _resources(self, limits: Mapping[str, Any]) -> None:

@@ -166,7 +166,7 @@ def interface_name(text: str) -> str:
     if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
         raise InvalidInput(
             f"{text!r} is not a valid name of an interface",
-            f"at most {_MAX_INTERFACE} characters, none of them a blank, / or :",
+            f"at most {_MAX_INTERFACE} characters, none of them a space, / or :",
         )
     return text
 

@@ -121,7 +121,7 @@ class ServiceRow(NamedTuple):
         """Raise Conflict if niso does not start its process."""
         if not self.has_process:
             raise Conflict(
-                f"{self.name!r} is an attachment: niso has no process of it",
+                f"{self.name!r} is an attachment: niso does not run its process",
                 "use the engine that started it",
             )
 

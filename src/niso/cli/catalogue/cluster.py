@@ -14,7 +14,7 @@ _ENCRYPT = Option(
 _MEMBER_ADD = Command(
     "cluster member add",
     "run a member of etcd on this host",
-    (Argument("host", "HOST", "this host's name, to be sure", "?", "nothing"),),
+    (Argument("host", "HOST", "this host's name, as a check", "?", "nothing"),),
     (VERBOSE,),
     "The first three hosts that join are members by themselves. After the loss of one, another "
     "host takes its place. The host needs the key that members have: it comes with an invitation.",
@@ -22,7 +22,7 @@ _MEMBER_ADD = Command(
 )
 _MEMBER_REMOVE = Command(
     "cluster member remove",
-    "run no member on this host, or drop that of a lost host",
+    "stop running a member on this host, or drop that of a lost host",
     (Argument("host", "HOST", "a lost host (default: this one)", "?", "nothing"),),
     (VERBOSE,),
     "Deletes the member's data. The host stays in the cluster.",
@@ -31,12 +31,12 @@ _MEMBER_REMOVE = Command(
 )
 _MEMBER_ALONE = Command(
     "cluster member alone",
-    "go on with this host's member alone, after most were lost for good",
+    "continue with this host's member alone, after most were lost for good",
     (),
     (VERBOSE,),
     "Without most members of etcd, nothing can be claimed. This one then forgets the others, and "
     "keeps its data: all but changes of the last moment. Stop all other members first: two halves "
-    "that both go on would lease the same addresses. On a host that was a member, niso "
+    "that both continue would lease the same addresses. On a host that was a member, niso "
     "cluster member remove and then add make it one again.",
     (("niso cluster member alone", ""),),
     aside=True,
@@ -48,7 +48,7 @@ GROUP = Group(
     (
         Command(
             "cluster init",
-            "make a cluster with this host as its first one",
+            "create a cluster with this host as its first one",
             (),
             (
                 Option(
@@ -62,7 +62,7 @@ GROUP = Group(
                 Option(
                     "etcd",
                     ("--etcd",),
-                    "use an etcd that exists, at URLs separated by commas",
+                    "use an existing etcd, at URLs separated by commas",
                     "URLS",
                 ),
                 Option("cacert", ("--cacert",), "the authority of its certificates (PEM)", "FILE"),
@@ -77,7 +77,7 @@ GROUP = Group(
                 Option(
                     "prefix",
                     ("--prefix",),
-                    "of the cluster's keys there (default: /niso/v1/)",
+                    "prefix of the cluster's keys in etcd (default: /niso/v1/)",
                     "PREFIX",
                 ),
                 Option(
@@ -91,7 +91,7 @@ GROUP = Group(
             "Hosts agree through etcd on names and addresses. Without --etcd this host runs it, "
             "with certificates of the cluster's own: niso-etcd.service, in /var/lib/niso-etcd. "
             "niso-agent.service follows what other hosts have. Without systemd, etcd is started "
-            "in the background, and niso agent is for the caller to run. Hosts need TCP ports 2379 "
+            "in the background, and you have to run niso agent yourself. Hosts need TCP ports 2379 "
             "and 2380 for etcd. Packets of services between them are VXLAN, UDP port 4799. With "
             "--encrypt these packets go through the kernel's WireGuard, UDP port 4800. On a host "
             "whose kernel lacks it, --encrypt=userspace uses the process wireguard-go, at a tenth "
@@ -110,7 +110,7 @@ GROUP = Group(
         Command(
             "cluster invite",
             "print the invitation of a host, a secret",
-            (Argument("host", "HOST", "the name that it is to have", "", "nothing"),),
+            (Argument("host", "HOST", "name of the host", "", "nothing"),),
             (
                 Option(
                     "address",
@@ -181,12 +181,13 @@ GROUP = Group(
         ),
         Command(
             "cluster forget",
-            "give up a lost host with all that it had",
+            "remove a lost host from the cluster for good",
             (Argument("host", "HOST", "a host that is gone", "", "nothing"),),
             (),
             "Its services' names and addresses become free, and its member of etcd is dropped. A "
-            "service that is to go on elsewhere must be taken over first. Members of etcd refuse "
-            "the host's certificate. HOST can also have left, or never have used its invitation.",
+            "service that should continue elsewhere must be taken over first. Members of etcd "
+            "refuse the host's certificate. HOST can also have left, or never have used its "
+            "invitation.",
             (("niso cluster forget c", ""),),
             ends=True,
         ),
@@ -196,7 +197,7 @@ GROUP = Group(
         Command(
             "cluster backup",
             "write etcd's data to a file",
-            (Argument("file", "FILE", "is replaced as a whole", "", "folder"),),
+            (Argument("file", "FILE", "the file to write; replaced as a whole", "", "folder"),),
             (),
             "The file is a snapshot, for etcdctl snapshot restore.",
             (("niso cluster backup /root/cluster.db", ""),),
@@ -206,7 +207,7 @@ GROUP = Group(
             "run this host's member of etcd in the foreground",
             (),
             (),
-            "What niso-etcd.service runs. Without systemd, run it at boot.",
+            "niso-etcd.service runs this command. Without systemd, run it at boot.",
             (("niso cluster etcd", ""),),
             aside=True,
         ),

@@ -53,9 +53,9 @@ COMMANDS = (
         "follow the cluster that this host is in, in the foreground",
         (),
         (),
-        "What niso-agent.service runs. It brings the names and addresses of services on other "
-        "hosts, and says that this host is alive. Without it, what this host knows stays as it is, "
-        "and after 10 seconds other hosts leave its names out.",
+        "niso-agent.service runs this command. It keeps the names and addresses of services on "
+        "other hosts up to date, and shows them that this host is alive. Without it, this host "
+        "keeps what it knows, and after 10 seconds other hosts leave its names out.",
         (("niso agent", "until Ctrl-C"),),
         (("130", "stopped with Ctrl-C"),),
         aside=True,
@@ -77,8 +77,8 @@ COMMANDS = (
             VERBOSE,
             JSON,
         ),
-        "For pods that niso-cni attaches with the key kubernetes. While it does not run, pods keep "
-        "the policies that they have, and new pods do not start.",
+        "Applies to pods that niso-cni attaches with the key kubernetes. While it does not run, "
+        "pods keep the policies that they have, and new pods do not start.",
         (
             ("niso kubernetes", "until Ctrl-C"),
             ("niso kubernetes --enable --kubeconfig /root/kubeconfig", ""),
@@ -104,8 +104,8 @@ COMMANDS = (
         ),
         "IN and OUT are bits per second, NEW/s new flows and refused attempts, DENIED the packets "
         "that the policy has dropped in all. BY is the published port or the manifest entry that "
-        "decides on a flow. Of one service it also shows the TCP connections, with RTT, the "
-        "segments sent again (RETRANS) and the bytes in all. On a terminal: arrows and Enter "
+        "decides on a flow. Of one service it also shows the TCP connections, with RTT, "
+        "retransmitted segments (RETRANS) and total bytes. On a terminal: arrows and Enter "
         "choose a service and show its flows and connections, d shows only what was denied, s "
         "sorts, / finds. e explains the flow or connection with the cursor, c captures it, or a "
         "service; l follows the logs. Escape goes back, q ends. That needs Textual "
@@ -155,9 +155,9 @@ COMMANDS = (
             Option("open", ("--open",), "open it in the browser of the user who called sudo"),
             Option("seconds", ("--for",), "end after this time", "TIME"),
         ),
-        "Prints the address of the map, with the token that it asks for. The map only shows: one "
-        "process looks as root, and another one without privileges, files or network serves the "
-        "page on 127.0.0.1. Both end with the command. Needs Starlette and uvicorn "
+        "Prints the address of the map, with the token that it asks for. The map is read-only. "
+        "One process reads the state as root. Another one, without privileges, files or network, "
+        "serves the page on 127.0.0.1. Both end with the command. Needs Starlette and uvicorn "
         "(python3-starlette and python3-uvicorn, or niso[web] with pip).",
         (
             ("niso web", ""),
@@ -169,7 +169,7 @@ COMMANDS = (
     ),
     Command(
         "metrics",
-        "print figures for Prometheus",
+        "print metrics for Prometheus",
         (),
         (
             Option(
@@ -190,7 +190,7 @@ COMMANDS = (
             Option(
                 "flows",
                 ("--flows",),
-                "most pairs of names and port of which flows are counted, the most frequent first",
+                "print at most N series of flows, the most frequent first",
                 "N",
                 "200",
                 number=True,
@@ -230,16 +230,15 @@ COMMANDS = (
                 many=True,
             ),
         ),
-        "The lab shows the files of the machine. What is written goes with the lab, also in the "
-        "current folder; /tmp, /run and niso's state begin empty. Where the machine's /usr is an "
-        "overlay, /usr is read-only. A lab keeps accidents from the machine: its root is still "
-        "root of the machine's kernel and devices. Sysctls but net and /sys but cgroups are "
-        "read-only, and nothing can load modules, reboot, set the clock or use I/O ports, nor can "
-        "a service that asks for these capabilities start. "
-        "The host has 192.0.2.1 and 2001:db8::1 on uplink0. `ip netns exec client ...` runs a "
-        "command on another machine (192.0.2.2), `ip netns exec neighbour ...` on a third "
-        "(192.0.2.3). The lab has no connection to the outside. Everything in it ends with the "
-        "command.",
+        "The lab shows the files of the machine. What is written is discarded with the lab, also "
+        "in the current folder; /tmp, /run and niso's state begin empty. Where the machine's /usr "
+        "is an overlay, /usr is read-only. A lab protects the machine from accidents only: its "
+        "root is still root of the machine's kernel and devices. Sysctls but net and /sys but "
+        "cgroups are read-only, and nothing can load modules, reboot, set the clock or use I/O "
+        "ports, nor can a service that asks for these capabilities start. The host has 192.0.2.1 "
+        "and 2001:db8::1 on uplink0. `ip netns exec client ...` runs a command on another machine "
+        "(192.0.2.2), `ip netns exec neighbour ...` on a third (192.0.2.3). The lab has no "
+        "connection to the outside. Everything in it ends with the command.",
         (
             ("niso lab", ""),
             ("niso lab -- sh -c 'niso activate ./api && curl http://192.0.2.1:8080'", ""),

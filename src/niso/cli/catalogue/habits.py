@@ -113,7 +113,7 @@ HABITS = (
         "",
         "networks that a manifest made are removed with their last service",
     ),
-    Habit(("scale",), "", "a service has one process; give each instance its own manifest"),
+    Habit(("scale",), "", "a service is one instance: write a manifest for each"),
 )
 _PROGRAMS = ("docker", "podman", "compose", "docker-compose", "systemctl", "kubectl")
 

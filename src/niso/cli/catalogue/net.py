@@ -62,12 +62,12 @@ GROUP = Group(
                 Option(
                     "no_observe",
                     ("--no-observe",),
-                    "have the kernel remember no flows of it",
+                    "do not have the kernel remember its flows",
                 ),
                 Option(
                     "span",
                     ("--span",),
-                    "span the hosts of the cluster; if it has this network, take it over",
+                    "span the hosts of the cluster; if the cluster has this network, use it",
                 ),
                 DRY_RUN,
                 VERBOSE,
@@ -195,7 +195,7 @@ GROUP = Group(
                 ("1", "it is dropped, or the test packet contradicts the verdict"),
                 (
                     "2",
-                    "invalid question: a name is unknown, or an end has no address of the family",
+                    "invalid arguments: a name is unknown, or an end has no address of the family",
                 ),
             ),
         ),
@@ -297,7 +297,7 @@ GROUP = Group(
                 Argument(
                     "filter",
                     "[-- EXPRESSION]",
-                    "only these packets, in the words of pcap-filter(7)",
+                    "only packets that match this expression, see pcap-filter(7)",
                     "...",
                     "nothing",
                 ),
@@ -378,7 +378,7 @@ GROUP = Group(
         ),
         Command(
             "net names",
-            "have the host itself know services by name",
+            "let the host itself resolve the names of services",
             (),
             (
                 Option(
@@ -389,7 +389,7 @@ GROUP = Group(
                 ),
                 JSON,
             ),
-            "Services know each other by name in any case. With --host on, niso keeps a block of "
+            "Services find each other by name in any case. With --host on, niso keeps a block of "
             "NAME.niso.local in /etc/hosts up to date, and removes it with the last service. The "
             "rest of the file stays as it is. A file that is a mount point, a symbolic link or "
             "immutable is refused.",

@@ -7,12 +7,12 @@ from niso.cli.command import JSON, VERBOSE, Argument, Command, Option
 COMMANDS = (
     Command(
         "net attach",
-        "give a network namespace that others made a network",
-        (Argument("name", "NAME", "what services and policies call it", "", "nothing"),),
+        "connect a network namespace of another program to niso's networks",
+        (Argument("name", "NAME", "its name for commands, policies and services", "", "nothing"),),
         (
             Option("netns", ("--netns",), "the file of the namespace", "PATH"),
             Option("pid", ("--pid",), "the namespace of this process", "N", number=True),
-            Option("new", ("--new",), "make a namespace, /run/netns/niso-NAME"),
+            Option("new", ("--new",), "create a namespace, /run/netns/niso-NAME"),
             Option(
                 "network",
                 ("--network",),
@@ -22,11 +22,11 @@ COMMANDS = (
                 many=True,
             ),
             Option("port", ("-p", "--port"), "publish a port", "PORT", many=True),
-            Option("alias", ("--alias",), "a further name", "NAME", many=True),
+            Option("alias", ("--alias",), "an additional name", "NAME", many=True),
             Option(
                 "allow_from",
                 ("--allow-from",),
-                "entries of a policy, separated by blanks or commas",
+                "entries of a policy, separated by spaces or commas",
                 "ENTRIES",
             ),
             Option("deny_from", ("--deny-from",), "the same, of deny_from", "ENTRIES"),
@@ -42,10 +42,10 @@ COMMANDS = (
             Option(
                 "owner",
                 ("--owner",),
-                "who looks after the namespace (default: cli)",
+                "the program that manages the namespace (default: cli)",
                 "WORD",
             ),
-            Option("id", ("--id",), "what the owner calls it", "ID"),
+            Option("id", ("--id",), "the owner's id for it", "ID"),
             Option(
                 "unit",
                 ("--unit",),
@@ -57,9 +57,9 @@ COMMANDS = (
         ),
         "The namespace gets an interface on each network, addresses, routes, ports and policy "
         "as a service does. niso starts no process in it, and touches nothing else in it. "
-        "Attach again to change something: only the difference is applied. The namespace is "
-        "known by its cookie, so a path that leads elsewhere later means that it is gone. With "
-        "--unit, systemd attaches it before the unit starts, also after a reboot.",
+        "Attach again to change something: only the difference is applied. niso identifies the "
+        "namespace by its cookie: if the path leads to another one later, the attachment is gone. "
+        "With --unit, systemd attaches it before the unit starts, also after a reboot.",
         (
             ("niso net attach box --pid 4711 --network backend", ""),
             ("niso net attach box --netns /run/netns/blue --network backend,ip=10.99.1.9", ""),
@@ -70,7 +70,7 @@ COMMANDS = (
     ),
     Command(
         "net detach",
-        "take attached namespaces off niso's networks",
+        "disconnect attached namespaces from niso's networks",
         (Argument("names", "NAME", "an attachment", "+", "service"),),
         (
             Option("id", ("--id",), "only if the attachment still has this id", "ID"),
@@ -87,20 +87,21 @@ COMMANDS = (
     ),
     Command(
         "net gc",
-        "detach what has ended",
+        "detach attachments whose namespace has ended",
         (),
         (
             Option("owner", ("--owner",), "only attachments of this owner", "WORD"),
             Option(
                 "valid",
                 ("--valid",),
-                "ids that the owner still has, separated by blanks: its others go too",
+                "ids that the owner still has, separated by spaces; detach its other attachments "
+                "too",
                 "IDS",
             ),
             VERBOSE,
             JSON,
         ),
-        "An attachment has ended when its namespace has: with its last process, or by a reboot.",
+        "A namespace ends with the last process or mount that holds it, or by a reboot.",
         (("niso net gc", ""), ("niso net gc --owner podman --valid 'b186d057f65e'", "")),
         ends=True,
         aside=True,

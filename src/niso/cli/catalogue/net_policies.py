@@ -20,7 +20,7 @@ COMMANDS = (
             Option(
                 "for_",
                 ("--for",),
-                "watch for this long, such as 10m, then answer; Ctrl-C ends it early",
+                "watch for this long, such as 10m, then print; Ctrl-C ends it early",
                 "TIME",
                 group="time",
             ),
@@ -52,18 +52,18 @@ COMMANDS = (
         "resolve the outside names of policies again",
         (),
         (
-            Option("all", ("--all",), "also names whose time has not ended"),
+            Option("all", ("--all",), "also names whose TTL has not expired"),
             Option(
                 "for_",
                 ("--for",),
-                "go on for this long, such as 24h, and ask whenever a name is due",
+                "keep running for this long, such as 24h, and resolve each name when it is due",
                 "TIME",
             ),
             VERBOSE,
             JSON,
         ),
         "Asks the name servers of the host for the names in network.policy.egress.allow whose TTL "
-        "has ended, and puts the answers into the rules and the services' hosts files. Open "
+        "has expired, and puts the answers into the rules and the services' hosts files. Open "
         "connections stay. niso activate asks too. niso enable has systemd call this every minute. "
         "It needs dnspython (python3-dnspython, or niso[names] with pip).",
         (("niso net refresh", ""), ("niso net refresh --all", "")),
@@ -113,8 +113,8 @@ COMMANDS = (
         ),
         "Judges the flows of the last week, and those that are open, as the rules would after "
         "niso activate or stack up. Nothing changes. cut: it passes and would not. audit: it would "
-        "be cut, but the policy is in audit. new: it was denied and would pass. A port that is no "
-        "longer published cuts too, and a network that is left.",
+        "be cut, but the policy is in audit. new: it was denied and would pass. Ports that are no "
+        "longer published and networks that a service leaves cut flows too.",
         (("niso net policy test ./postgres", ""),),
         (
             ("0", "nothing would be cut"),

@@ -52,7 +52,7 @@ COMMANDS = (
             Option(
                 "take",
                 ("--take",),
-                "take services over from hosts of the cluster that are gone",
+                "take over services from hosts of the cluster that are gone",
             ),
             TRUST_OWNER,
             DRY_RUN,

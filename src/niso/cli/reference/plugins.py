@@ -9,7 +9,7 @@ from niso.cli.reference.document import Block, Code, Heading, Page, Terms, Text
 
 _POLICY = "`allow_from`, `deny_from`, `egress_allow`, `egress_deny`, `log`"
 _ENTRIES = f"{_POLICY}: entries of a policy as in niso-manifest(5)"
-_BLANKS = "separated by blanks or commas"
+_BLANKS = "separated by spaces or commas"
 _BOTH = "A packet must be allowed by the network's policy, by the container's, and by the files of "
 _FILES = (
     ("/etc/niso/policies/*.toml", "policies of the administrator; only root may write them"),

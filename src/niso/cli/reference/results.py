@@ -112,7 +112,7 @@ def _class_of(base: ast.expr) -> str:
 
 def _text(line: ast.stmt | None) -> str:
     is_text = isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
-    return str(line.value.value) if is_text else ""  # type: ignore[union-attr]
+    return " ".join(str(line.value.value).split()) if is_text else ""  # type: ignore[union-attr]
 
 
 def _array(module: str, name: str) -> Result:
