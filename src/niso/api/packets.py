@@ -135,7 +135,7 @@ class Judged(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Whether the packet passes."""
+        """Return whether the packet passes."""
         return self.verdict == "pass"
 
     @property
@@ -185,7 +185,7 @@ class Explanation(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Whether the packet passes."""
+        """Return whether the packet passes."""
         return self.judged.passes
 
     def left_out(self) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ class States:
         )
 
     def read(self) -> None:
-        """Look. Raises Error."""
+        """Read the states now. Raises Error."""
         store = self._session.store()
         version = store.changes()
         # commands that died, and the ends of audits, are seen without a change of the store

@@ -1,4 +1,4 @@
-"""SHA-256 without OpenSSL: ``hashlib`` would load it, which costs 3 ms of each command."""
+"""Compute SHA-256 without OpenSSL: ``hashlib`` would load it, which costs 3 ms of each command."""
 
 from __future__ import annotations
 

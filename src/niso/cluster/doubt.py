@@ -27,7 +27,7 @@ class Guard:
 
     @property
     def doubts(self) -> bool:
-        """Whether what was seen last cannot well be true."""
+        """Return whether what was seen last cannot well be true."""
         return self._doubt_since is not None
 
     def guarded(self, store: Store, now: Seen, now_s: float) -> Seen:

@@ -1,4 +1,4 @@
-"""What the plugins of engines share: the machine they act on, names, ports and policies.
+"""Define what the plugins of engines share: the machine they act on, names, ports and policies.
 
 A plugin is a process that an engine waits for. It loads no manifest, and nothing of processes.
 """

@@ -1,4 +1,4 @@
-"""The keys of a service of a compose file: those that are taken over, and what they look like."""
+"""List the keys of a compose file's service: those that are taken over, and their forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nftables by libnftables.so.1 (libnftables(3), libnftables-json(5)), in this process.
+"""Run nftables by libnftables.so.1 (libnftables(3), libnftables-json(5)), in this process.
 
 A context, and so an `Nft`, belongs to the network namespace that opened it. Single elements are
 read by `niso.kernel.nft_elements`: libnftables reads all elements of the table to return one, and

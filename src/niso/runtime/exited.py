@@ -1,4 +1,4 @@
-"""``python -m niso.runtime.exited SERVICE BUNDLE``: the former name of `niso.runtime.on_exit`.
+"""Run ``python -m niso.runtime.exited SERVICE BUNDLE``, the former name of `niso.runtime.on_exit`.
 
 The conmon of a service that an earlier version of niso started has this exit command.
 """

@@ -19,7 +19,7 @@ class Lost(NamedTuple):
 
     @property
     def cgroup(self) -> str:
-        """Its cgroup, relative to the hierarchy."""
+        """Return its cgroup, relative to the hierarchy."""
         return f"/niso-{self.state_id}/{self.service}"
 
 

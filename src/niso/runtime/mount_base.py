@@ -1,4 +1,4 @@
-"""The mount namespace that those of starts are copied from: the host's without /run/netns.
+"""Keep the mount namespace that those of starts are copied from: the host's without /run/netns.
 
 Each start copies a mount namespace twice: niso for the root, and crun for the container. The kernel
 copies mount by mount under one lock of the machine, and each service has a mount in /run/netns. So

@@ -1,4 +1,4 @@
-"""The system calls for mounts and file systems that Python lacks. All raise OSError."""
+"""Make the system calls for mounts and file systems that Python lacks. All raise OSError."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Start(Protocol):
 
     @property
     def is_created(self) -> bool:
-        """Whether `finish` would not block."""
+        """Return whether `finish` would not block."""
 
     def finish(self) -> int:
         """Start the process; return the pid of its PID 1 on the host. Raises ProcessError."""

@@ -1,4 +1,4 @@
-"""The units of services, by systemctl and systemd's unit files."""
+"""Manage the units of services, by systemctl and systemd's unit files."""
 
 from __future__ import annotations
 

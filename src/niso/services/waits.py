@@ -55,7 +55,7 @@ class End:
 
     @property
     def is_over(self) -> bool:
-        """Whether the process has ended or exceeded its timeout."""
+        """Return whether the process has ended or exceeded its timeout."""
         return not is_alive(self.pidfd) or time.monotonic() >= self.next_at
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class Wait:
 
     @property
     def is_started(self) -> bool:
-        """Whether the process has outlived `STARTED_WITHIN_S`, or become idle before."""
+        """Return whether the process has outlived `STARTED_WITHIN_S`, or become idle before."""
         now = time.monotonic()
         if self._started:
             return True

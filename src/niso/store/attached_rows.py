@@ -1,4 +1,4 @@
-"""Rows of attachments: services in network namespaces that others made, or for whom niso made one.
+"""Hold the rows of attachments: services in namespaces of others, or made for others.
 
 Their process is started by somebody else, the *owner*: podman, cni, systemd, or cli for a person.
 ``id`` and ``given`` are what the owner calls it. An address that an attachment had stays with the

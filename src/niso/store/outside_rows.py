@@ -1,4 +1,4 @@
-"""Rows of outside names: which policies name them, and what DNS answered.
+"""Hold the rows of outside names: which policies name them, and what DNS answered.
 
 An answer is kept for all services at once, so that the same name is the same addresses everywhere.
 It is not part of a service, and an undo leaves it.

@@ -1,4 +1,4 @@
-"""Rows of published ports: owners, origins and holders of host ports.
+"""Hold the rows of published ports: owners, origins and holders of host ports.
 
 The ``origin`` of a row is ``manifest``, ``chosen`` (from the manifest, but niso chose the host
 port) or ``forward`` (niso port-forward).

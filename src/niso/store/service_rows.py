@@ -1,4 +1,4 @@
-"""Rows of services: the service itself, its changes in progress, its leases, and its stack.
+"""Hold the rows of services: the service, its changes in progress, its leases, its stack.
 
 A service belongs to at most one stack, until it is removed or leaves the stack's file.
 A service of mode share (a sharer) has no endpoint. It has the addresses, networks and port families

@@ -1,4 +1,4 @@
-"""Rows of networks that span hosts: what other hosts have there, and what this one has claimed.
+"""Hold the rows of networks that span hosts: what others have there, what this host claimed.
 
 The rows of others are a mirror of the cluster's claims (docs/design/cluster.md). Only stores with
 such a network load this module.

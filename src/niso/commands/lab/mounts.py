@@ -256,7 +256,7 @@ def _mounted() -> dict[str, str]:
 
 
 def _below(path: str, folders: Iterable[str]) -> bool:
-    """Whether a path is one of the folders, or below one."""
+    """Return whether a path is one of the folders, or below one."""
     return any(f"{path}/".startswith(f"{folder}/") for folder in folders)
 
 

@@ -1,4 +1,6 @@
-"""Routing rules of internal networks, which hold if niso's nftables rules are flushed (ip-rule(8)).
+"""Define the kind of routing rules of internal networks (ip-rule(8)).
+
+They hold if niso's nftables rules are flushed.
 
 The rule of a bridge prohibits whatever comes from it and is not for the host. It does not match
 packets with the mark that niso's rules set: while those exist, they decide.
