@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from niso.kernel.flows import Open
     from niso.kernel.sensor import Recorded
     from niso.plan.known_world import World
+    from niso.plan.records import Policy
     from niso.see.seen import Seen
     from niso.see.what_if import Effect
+
+    _Count = tuple[int, float | None, str]  # packets, seconds since the last, element
 
 
 class PolicyEntry(NamedTuple):
@@ -79,10 +82,6 @@ class PolicyEffect(NamedTuple):
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
     """Return the entries of a service's policy: `Host.policy`."""
     from niso.api.packets import when
-    from niso.kernel import nft_sets
-    from niso.kernel.nft_elements import HEADERS, Nfnetlink
-    from niso.kernel.nft_tables import INET
-    from niso.plan.policy_maps import PASSES
     from niso.services import auditing
 
     store = session.store()
@@ -94,22 +93,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
     in_audit = term is not None and term.lasts
     listed = {entry.key: entry.text for entry in policy.entries()}
     outside = {e.key: e.peer.name for e in policy.entries() if e.peer.kind == "outside"}
-    passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
-    counts: dict[str, list[tuple[int, float | None, str]]] = {key: [] for key in listed}
-    for key, entries in (
-        ("network.policy.allow_from", policy.allow_from),
-        ("network.policy.egress.allow", policy.egress_allow),
-    ):
-        if entries is not None:
-            counts[key] = []
-    with Nfnetlink() as kernel:
-        for container in sorted(nft_sets.COUNTED):
-            for counted in kernel.counts(HEADERS[INET, container]):
-                owner, _, key = counted.comment.partition(" ")
-                if owner == service and key in counts:
-                    counts[key].append((counted.packets, counted.ago, counted.key))
-                    if key not in listed and counted.value == PASSES:
-                        passing.add(key)
+    counts, passing = _counted(service, policy)
     used = _used(session, service)
     if unused_s is not None:
         _say_how_long(session, service, unused_s)
@@ -134,6 +118,37 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
             )
         )
     return tuple(result)
+
+
+def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
+    """Return the counters of each key of a policy, and the keys of what passes. Raises KernelError.
+
+    A list that allows has a key of its own too, for what none of its entries names.
+    """
+    from niso.kernel import nft_sets
+    from niso.kernel.nft_elements import HEADERS, Nfnetlink
+    from niso.kernel.nft_tables import INET
+    from niso.plan.policy_maps import PASSES
+
+    listed = {entry.key for entry in policy.entries()}
+    passing = {e.key for e in (*(policy.allow_from or ()), *(policy.egress_allow or ()))}
+    counts: dict[str, list[_Count]] = {entry.key: [] for entry in policy.entries()}
+    for key, entries in (
+        ("network.policy.allow_from", policy.allow_from),
+        ("network.policy.egress.allow", policy.egress_allow),
+    ):
+        if entries is not None:
+            counts[key] = []
+    with Nfnetlink() as kernel:
+        for container in sorted(nft_sets.COUNTED):
+            for counted in kernel.counts(HEADERS[INET, container]):
+                owner, _, key = counted.comment.partition(" ")
+                if owner != service or key not in counts:
+                    continue
+                counts[key].append((counted.packets, counted.ago, counted.key))
+                if key not in listed and counted.value == PASSES:
+                    passing.add(key)
+    return counts, passing
 
 
 def _say_how_long(session: Session, service: str, unused_s: float) -> None:
@@ -183,7 +198,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
     return used
 
 
-def _narrower(text: str | None, counts: Iterable[tuple[int, float | None, str]]) -> str:
+def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
     """Return the entry with its only protocol, if packets of one protocol alone came."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -286,22 +286,25 @@ class Claims:
             claim = claim._replace(former=have.former)
         else:
             before.pop("former", None)
-        puts: list[Put | Delete] = [
-            Put(
-                self.keys.service(wanted.service),
-                encode(before | value | {"names": list(wanted.names)}),
-            )
-        ]
-        for network, addresses in networks.items():
+        own = encode(before | value | {"names": list(wanted.names)})
+        is_own = have is not None and have.host == self.host
+        changes: tuple[Put | Delete, ...] = (
+            Put(self.keys.service(wanted.service), own),
+            *self._entries(claim, known, is_own),
+            *(Delete(key) for key in sorted(old - new)),
+        )
+        return claim, Txn(tuple(conditions), changes)
+
+    def _entries(self, claim: Claim, known: Mapping[str, Item], is_own: bool) -> Iterator[Put]:
+        """Yield what a claim writes for each address and name; ``is_own``: it was this host's."""
+        for network, addresses in claim.networks.items():
             for address in addresses:
                 key = self.keys.address(network, address)
                 kept = decode(known[key].value, key) if key in known else {}
-                up = bool(kept.get("up")) and have is not None and have.host == self.host
-                puts.append(Put(key, encode(kept | address_value(claim, up))))
-            for name in wanted.names:
-                puts.append(Put(self.keys.name(network, name), encode({"service": wanted.service})))
-        puts += [Delete(key) for key in sorted(old - new)]
-        return claim, Txn(tuple(conditions), tuple(puts))
+                up = is_own and bool(kept.get("up"))
+                yield Put(key, encode(kept | address_value(claim, up)))
+            for name in claim.names:
+                yield Put(self.keys.name(network, name), encode({"service": claim.service}))
 
     def _text(self, service: str) -> str:
         items = self.engine.get(self.keys.service(service), one=True).items

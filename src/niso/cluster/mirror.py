@@ -20,6 +20,7 @@ from niso.store.store import Scope, Store
 if TYPE_CHECKING:
     from niso.cluster.host_values import Host
     from niso.kernel.interface import Kernel
+    from niso.kernel.state import State
     from niso.store.span_rows import Spans
 
 
@@ -149,10 +150,15 @@ def _change(
         if gone:  # who has the address next is not in the middle of somebody's connection
             kernel.flush_addresses(gone)
             kernel.forget_flows(gone)
-        if policy_flows.narrows(before, after):
-            naming = {service for name in scope.names for service in store.naming(*name)}
-            policy_flows.cut(kernel, store, sorted(naming))
+        _cut(store, kernel, scope, before, after)
         spans.set_attempt(None)
+
+
+def _cut(store: Store, kernel: Kernel, scope: Scope, before: State, after: State) -> None:
+    """End flows that policies no longer allow, since the names of a scope mean others now."""
+    if policy_flows.narrows(before, after):
+        naming = {service for name in scope.names for service in store.naming(*name)}
+        policy_flows.cut(kernel, store, sorted(naming))
 
 
 def go_back(store: Store, kernel: Kernel, report: Report) -> None:
@@ -294,9 +300,7 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
         for service in services:
             store.across.drop_claim(service)
         converge(kernel, store, scope, before, teardown=True)
-        if policy_flows.narrows(before, desired_now(kernel, store, scope)):
-            naming = {one for name in scope.names for one in store.naming(*name)}
-            policy_flows.cut(kernel, store, sorted(naming))
+        _cut(store, kernel, scope, before, desired_now(kernel, store, scope))
 
 
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:

@@ -24,13 +24,11 @@ def default_mtu() -> int:
     """Return the MTU (bytes) of the IPv4 default route's link, else of the IPv6 one, else 1500."""
     with Rtnl() as rtnl:
         routes = rtnl.routes()
-        for everywhere in ("0.0.0.0/0", "::/0"):
-            for route in routes:
-                if route.destination == everywhere and route.index:
-                    for link in rtnl.links():
-                        if link.index == route.index:
-                            return link.mtu
-    return DEFAULT_MTU
+        mtus = {link.index: link.mtu for link in rtnl.links()}
+    ways = (
+        r for everywhere in ("0.0.0.0/0", "::/0") for r in routes if r.destination == everywhere
+    )
+    return next((mtus[way.index] for way in ways if way.index in mtus), DEFAULT_MTU)
 
 
 def mtu_of(address: str) -> int | None:

@@ -253,25 +253,37 @@ def _record(
             leases.lease(store, name, network, wanted.statics(network), beside, kept)
         except (Conflict, InvalidInput) as error:
             errors.append(error)
-    keys = [published.key for published in wanted.ports]
-    if not store.port_families(name):
-        _refuse_ports(store, name, keys)
-    ports, chosen = portmap.admit(
-        machine,
-        name,
-        [published.port for published in wanted.ports],
-        ports_before,
-        keys,
-        portmap.Command(together, named),
-        published_by(before) if before is not None else (),
-        target.attached is not None and target.attached.owner in portmap.HOLDERS,
-    )
-    store.set_ports(name, ports, chosen)
-    for sharer in store.sharers(name):
-        store.note_published(sharer)
+    _set_ports(machine, target, before, ports_before, portmap.Command(together, named))
     if spec is None:
         return Change(target, before, row, restarts=False)
     return Change(target, before, row, *process_record.effect(machine, name, old_spec, spec))
+
+
+def _set_ports(
+    machine: Machine,
+    target: Target,
+    before: ServiceRow | None,
+    had: list[Port],
+    command: portmap.Command,
+) -> None:
+    """Record the host ports of a service that had ``had``. Raises as `ports.admit`."""
+    store, wanted = machine.store, target.spec
+    keys = [published.key for published in wanted.ports]
+    if not store.port_families(target.name):
+        _refuse_ports(store, target.name, keys)
+    ports, chosen = portmap.admit(
+        machine,
+        target.name,
+        [published.port for published in wanted.ports],
+        had,
+        keys,
+        command,
+        published_by(before) if before is not None else (),
+        target.attached is not None and target.attached.owner in portmap.HOLDERS,
+    )
+    store.set_ports(target.name, ports, chosen)
+    for sharer in store.sharers(target.name):
+        store.note_published(sharer)
 
 
 def _refuse_other(before: ServiceRow, target: Target) -> None:

@@ -60,6 +60,35 @@ def target_of(
     store: Store, request: Request, outside: Outside | None, before: Attached | None
 ) -> Target:
     """Return what is to be recorded. Raises InvalidInput, Conflict."""
+    links = _links(store, request, outside, before)
+    attached = Attached(
+        request.name,
+        request.owner,
+        request.id,
+        request.given or request.name,
+        request.netns,
+        outside.cookie if outside is not None else 0,
+        encoded(
+            {
+                "policy": request.policy,
+                "labels": dict(request.labels),
+                "policies": dict(request.policies),
+            }
+        ),
+    )
+    return Target(
+        request.name, _spec(request), "", "", None, None, attached=attached, links=tuple(links)
+    )
+
+
+def _links(
+    store: Store, request: Request, outside: Outside | None, before: Attached | None
+) -> list[Link]:
+    """Return the links with their interfaces. Raises InvalidInput, Conflict.
+
+    One that was attached before keeps its interface. The first one has the default route, unless
+    the namespace has another.
+    """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
     own = {link.interface for link in had.values()}
@@ -83,7 +112,12 @@ def target_of(
             )
         links.append(Link(wish.network, interface, wish.mac, not (links or routed)))
     _refuse_twice([link.interface for link in links], "interface")
-    spec = ServiceSpec(
+    return links
+
+
+def _spec(request: Request) -> ServiceSpec:
+    """Return the spec of a service without a process."""
+    return ServiceSpec(
         name=request.name,
         rootfs=None,
         entrypoint="",
@@ -113,22 +147,6 @@ def target_of(
         manifest={},
         bandwidth=dict(request.bandwidth),
     )
-    attached = Attached(
-        request.name,
-        request.owner,
-        request.id,
-        request.given or request.name,
-        request.netns,
-        outside.cookie if outside is not None else 0,
-        encoded(
-            {
-                "policy": request.policy,
-                "labels": dict(request.labels),
-                "policies": dict(request.policies),
-            }
-        ),
-    )
-    return Target(request.name, spec, "", "", None, None, attached=attached, links=tuple(links))
 
 
 def _statics(request: Request, family: int) -> dict[str, str]:

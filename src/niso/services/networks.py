@@ -191,23 +191,7 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     Raises UsageError, and Conflict if subnet or bridge are taken or the host lacks IPv6.
     """
     store, kernel = machine.store, machine.kernel
-    state_id = store.state_id()
-    taken = [
-        (ipaddress.ip_network(s.cidr), f"network {n.name!r}")
-        for n in store.networks()
-        for s in n.subnets
-    ]
-    taken += [
-        (net, f"the host's route or address on {link}")
-        for net, link in kernel.used_prefixes(names.alias(state_id))
-    ]
-    taken += besides
-    if store.names_outside():  # no service may have an address that policies allow by such a name
-        taken += [
-            (ipaddress.ip_network(address), f"the outside name {name!r}")
-            for name in store.outside.named()
-            for address in store.outside.meant(name)
-        ]
+    taken = [*_taken(machine), *besides]
     nets = list(subnets)
     around = (
         ipaddress.ip_network((holds, PREFIX_LENGTH), strict=False)
@@ -225,24 +209,9 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
             right=PRIVATE[4],
         )
     if ipv6:
-        nets.append(_next_unique_local(name, state_id, taken))
+        nets.append(_next_unique_local(name, store.state_id(), taken))
     for net in nets:
-        for other, whose in taken:
-            if other.version == net.version and other.overlaps(net):
-                if net == around:
-                    raise Conflict(
-                        f"is not available: new network {name!r} would get {net}, "
-                        f"which overlaps {other} of {whose}",
-                        "choose another one, or create the network first: "
-                        f"niso net create {name} --subnet CIDR",
-                        "network.ip",
-                        value=f'"{holds}"',
-                        right=f"an address in a free /{PREFIX_LENGTH}",
-                    )
-                raise Conflict(
-                    f"network {name!r}: subnet {net} overlaps {other} of {whose}",
-                    "choose another --subnet",
-                )
+        _require_free(name, net, taken, holds if net == around else None)
     with_ipv6 = any(net.version == 6 for net in nets)
     missing = kernel.lacks_ipv6() if with_ipv6 else None
     if missing is not None:
@@ -268,6 +237,50 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
         ),
         internal=internal,
     )
+
+
+def _taken(machine: Machine) -> list[tuple[ipam.Network, str]]:
+    """Return (prefix, whose it is) of what no new network may overlap."""
+    store = machine.store
+    taken = [
+        (ipaddress.ip_network(subnet.cidr), f"network {network.name!r}")
+        for network in store.networks()
+        for subnet in network.subnets
+    ]
+    taken += [
+        (net, f"the host's route or address on {link}")
+        for net, link in machine.kernel.used_prefixes(names.alias(store.state_id()))
+    ]
+    if store.names_outside():  # no service may have an address that policies allow by such a name
+        taken += [
+            (ipaddress.ip_network(address), f"the outside name {name!r}")
+            for name in store.outside.named()
+            for address in store.outside.meant(name)
+        ]
+    return taken
+
+
+def _require_free(
+    name: str, net: ipam.Network, taken: Sequence[tuple[ipam.Network, str]], holds: str | None
+) -> None:
+    """Raise Conflict if a subnet overlaps. ``holds`` is the service's address that it is around."""
+    for other, whose in taken:
+        if other.version != net.version or not other.overlaps(net):
+            continue
+        if holds is None:
+            raise Conflict(
+                f"network {name!r}: subnet {net} overlaps {other} of {whose}",
+                "choose another --subnet",
+            )
+        raise Conflict(
+            f"is not available: new network {name!r} would get {net}, "
+            f"which overlaps {other} of {whose}",
+            "choose another one, or create the network first: "
+            f"niso net create {name} --subnet CIDR",
+            "network.ip",
+            value=f'"{holds}"',
+            right=f"an address in a free /{PREFIX_LENGTH}",
+        )
 
 
 def _parsed(subnets: Sequence[str], ipv6: bool) -> list[ipam.Network]:

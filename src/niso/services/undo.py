@@ -216,31 +216,12 @@ def _undo_records(
     if not intents:
         return
     store, kernel, processes, _ = machine
-    shown: list[ProcessSpec] = []
+    shown = _end_changed(machine, intents)
     ports: dict[str, list[Port]] = {}
-    for intent in intents:
-        name = intent.service
-        now, was = store.service(name), intent.before
-        old = was.process if was is not None and was.active else None
-        now_spec = now.process if now is not None else None
-        if (
-            old is not None
-            and now_spec is not None
-            and (rehost.can_swap(processes, now_spec, old) or _runs_with(processes, name, old))
-        ):
-            # swap the hosts file even if the process has not seen the new one: the old file may
-            # have been missing for a time
-            if (
-                now_spec.hosts_folder != old.hosts_folder
-                and old.hosts_folder
-                and processes.status(name).pid is not None
-            ):
-                shown.append(old)
-        else:
-            processes.stop(name, 0)
-        ports[name] = (
-            [port for _, port in store.ports(name)] if now is not None and now.provider else []
-        )
+    for name in (intent.service for intent in intents):
+        now = store.service(name)
+        shares = now is not None and now.provider
+        ports[name] = [port for _, port in store.ports(name)] if shares else []
     touched = {
         name
         for intent in intents
@@ -290,6 +271,31 @@ def _undo_records(
             nat_flows.end_flows(kernel, (port for port in had if port not in kept))
         forwarding.forget(store)
     kernel.end_links(links)
+
+
+def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
+    """End processes that the old rows do not match; return those to show their old hosts file."""
+    store, _, processes, _ = machine
+    shown: list[ProcessSpec] = []
+    for intent in intents:
+        name = intent.service
+        now, was = store.service(name), intent.before
+        old = was.process if was is not None and was.active else None
+        now_spec = now.process if now is not None else None
+        if (
+            old is None
+            or now_spec is None
+            or not (rehost.can_swap(processes, now_spec, old) or _runs_with(processes, name, old))
+        ):
+            processes.stop(name, 0)
+        elif (
+            # even if the process has not seen the new one: the old file may have been missing
+            now_spec.hosts_folder != old.hosts_folder
+            and old.hosts_folder
+            and processes.status(name).pid is not None
+        ):
+            shown.append(old)
+    return shown
 
 
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
