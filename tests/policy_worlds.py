@@ -60,7 +60,7 @@ def known(
 
 def world(services: Iterable[Known], networks: Iterable[Network], host: Iterable[str]) -> World:
     return World(
-        {each.name: each for each in services},
+        {service.name: service for service in services},
         {each.name: each for each in networks},
         frozenset(host),
         outside=NAMES,

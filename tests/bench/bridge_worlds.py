@@ -86,7 +86,7 @@ class Bridged(World):
             Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
             for server in self._servers
         ]
-        ticks = sum(int(each[11]) + int(each[12]) for each in fields)
+        ticks = sum(int(field[11]) + int(field[12]) for field in fields)
         return own.children_user + own.children_system + ticks / os.sysconf("SC_CLK_TCK")
 
     def in_service(self, name: str) -> list[str]:

@@ -28,11 +28,12 @@ class Engine(World):
 
     def start(self, name: str, mappings: list[Mapping], *more: str) -> None:
         words = []
-        for each in mappings:
+        for mapping in mappings:
             host, container = (
-                f"{n}-{n + each.length - 1}" if each.length > 1 else str(n) for n in each[:2]
+                f"{n}-{n + mapping.length - 1}" if mapping.length > 1 else str(n)
+                for n in mapping[:2]
             )
-            words += ["-p", f"{host}:{container}/{each.proto}"]
+            words += ["-p", f"{host}:{container}/{mapping.proto}"]
         run(self.PROGRAM, "run", "-d", "--name", name, *more, *words, IMAGE, *SLEEP)
 
     def end(self, name: str) -> None:

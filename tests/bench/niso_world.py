@@ -146,8 +146,8 @@ def package(
     folder = f"/tmp/packages/{name}"
     os.makedirs(folder, exist_ok=True)
     ports = [
-        f"{_span(each.host, each.length)}:{_span(each.container, each.length)}/{each.proto}"
-        for each in mappings
+        f"{_span(mapping.host, mapping.length)}:{_span(mapping.container, mapping.length)}/{mapping.proto}"
+        for mapping in mappings
     ]
     with open(f"{folder}/manifest.toml", "w", encoding="utf-8") as file:
         file.write(

@@ -92,12 +92,12 @@ class Netavark(NetworkTool):
             "port_mappings": [
                 {
                     "host_ip": "",
-                    "host_port": each.host,
-                    "container_port": each.container,
-                    "protocol": each.proto,
-                    "range": each.length,
+                    "host_port": mapping.host,
+                    "container_port": mapping.container,
+                    "protocol": mapping.proto,
+                    "range": mapping.length,
                 }
-                for each in mappings
+                for mapping in mappings
             ],
         }
         with open(f"/tmp/{name}.json", "w", encoding="utf-8") as file:
@@ -152,9 +152,13 @@ class Cni(NetworkTool):
 
     def prepare(self, name: str, mappings: list[Mapping]) -> None:
         self._ports[name] = [
-            {"hostPort": each.host + i, "containerPort": each.container + i, "protocol": each.proto}
-            for each in mappings
-            for i in range(each.length)  # it knows no ranges
+            {
+                "hostPort": mapping.host + i,
+                "containerPort": mapping.container + i,
+                "protocol": mapping.proto,
+            }
+            for mapping in mappings
+            for i in range(mapping.length)  # it knows no ranges
         ]
 
     def attach(self, name: str, mappings: list[Mapping]) -> None:

@@ -88,9 +88,9 @@ def main(store: str, folder: str) -> None:
 
 def _foot(data: dict[str, Any]) -> str:
     peers = [
-        each
-        for each in data["versions"]
-        if each.split()[0] in ("niso", "podman", "netavark", "docker", "CNI")
+        release
+        for release in data["versions"]
+        if release.split()[0] in ("niso", "podman", "netavark", "docker", "CNI")
     ]
     kind = "QUICK RUN, " if data["quick"] else ""
     return f"{kind}{data['date']}   {data['machine']}\n{', '.join(peers)}"

@@ -231,11 +231,13 @@ def called(arguments: list[str]) -> tuple[int, str, str]:
 @given(LINES)
 def every_line_is_answered(arguments: list[str]) -> None:
     # what no argv can hold, and what never ends by itself
-    arguments = [each.replace("\0", "") for each in arguments]
+    arguments = [argument.replace("\0", "") for argument in arguments]
     if arguments[:1] in (["lab"], ["events"], ["web"], ["top"]) or arguments[:2] == ["net", "log"]:
         return
     if arguments[:1] == ["logs"]:
-        arguments = [each for each in arguments if not each.startswith(("-f", "-tf", "--follow"))]
+        arguments = [
+            argument for argument in arguments if not argument.startswith(("-f", "-tf", "--follow"))
+        ]
     signal.alarm(60)
     status, out, err = called(arguments)
     signal.alarm(0)

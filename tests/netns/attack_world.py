@@ -153,7 +153,7 @@ class World:
     ) -> bool:
         """Whether one of them sees the shot within that time."""
         end = time.monotonic() + seconds
-        while not any(each.saw(mark) for each in receivers):
+        while not any(receiver.saw(mark) for receiver in receivers):
             if (left := end - time.monotonic()) <= 0:
                 return False
             select.select(receivers, [], [], left)
@@ -222,9 +222,9 @@ class World:
         filter_bridged(self.lab, 0)
         self._bridges("nf_call_iptables 0 nf_call_ip6tables 0")
         ports = [
-            each for each in self.lab.ip_json("link", "show", "type", "veth") if "master" in each
+            link for link in self.lab.ip_json("link", "show", "type", "veth") if "master" in link
         ]
-        self._set(f"{each['ifname']} type bridge_slave learning on flood on" for each in ports)
+        self._set(f"{port['ifname']} type bridge_slave learning on flood on" for port in ports)
         try:
             yield
         finally:
@@ -260,7 +260,7 @@ class World:
         self._set(f"niso-{name} type bridge {words}" for name in names)
 
     def _set(self, changes: Iterable[str]) -> None:
-        self.lab.run("ip", "-b", "-", input="".join(f"link set {each}\n" for each in changes))
+        self.lab.run("ip", "-b", "-", input="".join(f"link set {change}\n" for change in changes))
 
     def _handles(self, rule: Rule) -> list[str]:
         listed = self.lab.run("nft", "-a", "list", "chain", *rule.table.split(), rule.chain).stdout
@@ -322,12 +322,14 @@ class World:
                         f"{attack.name}: does not arrive without the rules either, so it shows nothing"
                     )
         receivers = list(
-            {each.name: each for attack in attacks for each in attack.receivers}.values()
+            {
+                receiver.name: receiver for attack in attacks for receiver in attack.receivers
+            }.values()
         )
         found += [
-            f"{each.name}: sees nothing of what it may see"
-            for each in receivers
-            if not self.honest(each)
+            f"{receiver.name}: sees nothing of what it may see"
+            for receiver in receivers
+            if not self.honest(receiver)
         ]
         counted = self.drops(counting)
         for attack in attacks:
@@ -343,17 +345,19 @@ class World:
                     found.append(
                         f"{attack.name}: {counted - before} counted, {attack.dropped} to drop"
                     )
-            elif not all(self.honest(each) for each in attack.receivers):
+            elif not all(self.honest(receiver) for receiver in attack.receivers):
                 found.append(f"{attack.name}: a receiver sees nothing any more")
             marks.append(mark)
         found += [
-            f"{each.name}: sees nothing any more of what it may see"
-            for each in receivers
-            if not self.honest(each)
+            f"{receiver.name}: sees nothing any more of what it may see"
+            for receiver in receivers
+            if not self.honest(receiver)
         ]
         for attack, mark in zip(attacks, marks, strict=False):
             found += [
-                f"{attack.name}: {each.name} got it" for each in attack.receivers if each.saw(mark)
+                f"{attack.name}: {receiver.name} got it"
+                for receiver in attack.receivers
+                if receiver.saw(mark)
             ]
         assert attacks and not found, f"{len(attacks)} attacks:\n" + "\n".join(found)
 
@@ -363,7 +367,7 @@ class World:
         """What is counted as soon as it is as much as wanted, or the attack has come through, or after a while."""
         end = time.monotonic() + ARRIVES_SECONDS
         while (found := self.drops(counting)) < wanted and time.monotonic() < end:
-            if any(each.saw(mark) for each in attack.receivers):
+            if any(receiver.saw(mark) for receiver in attack.receivers):
                 break
         return found
 

@@ -130,7 +130,7 @@ class List:
 
     def check(self, **given: Any) -> list[str]:
         """The errors."""
-        answers = [each.call("CHECK", extra=self._extra(), **given) for each in self.plugins]
+        answers = [plugin.call("CHECK", extra=self._extra(), **given) for plugin in self.plugins]
         return [answer.out for answer in answers if answer.status != 0]
 
     def delete(self, **given: Any) -> None:

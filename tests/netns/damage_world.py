@@ -115,8 +115,8 @@ class World:
 
     def ip(self, *words: str) -> None:
         """``ip`` with the words of each string, one command after another."""
-        for each in words:
-            self.run("ip", *each.split())
+        for word in words:
+            self.run("ip", *word.split())
 
     def sysctl(self, setting: str, netns: str | None = None) -> None:
         self.run("sysctl", "-qw", setting, netns=netns)
@@ -135,11 +135,11 @@ class World:
     def rule(self, family: str, chain: str) -> int:
         """The handle of the last rule of a chain."""
         found = [
-            each["rule"]["handle"]
-            for each in self.lab.nft_json()
-            if "rule" in each
-            and each["rule"]["chain"] == chain
-            and each["rule"]["family"] == family
+            item["rule"]["handle"]
+            for item in self.lab.nft_json()
+            if "rule" in item
+            and item["rule"]["chain"] == chain
+            and item["rule"]["family"] == family
         ]
         return int(found[-1])
 

@@ -20,7 +20,9 @@ said: dict[str, str] = {}
 
 
 def call(name: str, number: int, *arguments: int | bytes) -> int:
-    words = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
+    words = [
+        ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments
+    ]
     result = int(libc.syscall(ctypes.c_long(number), *words))
     said[name] = errno.errorcode[ctypes.get_errno()] if result < 0 else ""
     return result

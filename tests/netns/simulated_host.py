@@ -130,5 +130,5 @@ class Simulated:
         alive = {host.name: host.alive for host in hosts if host.name != self.name}
         live = {name: live for name, (_, _, live) in across.peers().items()}
         elements = self.world.kernel.elements.values()
-        heard = {each.comment for each in elements if each.container in CLAIMS}
+        heard = {element.comment for element in elements if element.container in CLAIMS}
         return have != wanted or live != alive or heard != wanted.keys()

@@ -47,7 +47,7 @@ def test_first_activation_makes_bridge_namespace_veth_address_and_default_route(
     bridge = lab.ip_json("-d", "address", "show", "dev", "niso-backend")[0]
     assert bridge["linkinfo"]["info_kind"] == "bridge"
     assert re.fullmatch("niso:[0-9a-f]{8}", bridge["ifalias"])
-    assert [each["local"] for each in bridge["addr_info"] if each["family"] == "inet"] == [
+    assert [entry["local"] for entry in bridge["addr_info"] if entry["family"] == "inet"] == [
         "10.99.1.1"
     ]
     assert "UP" in bridge["flags"]
@@ -56,15 +56,17 @@ def test_first_activation_makes_bridge_namespace_veth_address_and_default_route(
     assert (port["master"], port["ifalias"]) == ("niso-backend", bridge["ifalias"])
     assert port["linkinfo"]["info_kind"] == "veth" and "UP" in port["flags"]
     link = inside(lab, "api", "eth0")
-    assert [(each["local"], each["prefixlen"]) for each in link["addr_info"]] == [("10.99.1.2", 24)]
+    assert [(entry["local"], entry["prefixlen"]) for entry in link["addr_info"]] == [
+        ("10.99.1.2", 24)
+    ]
     assert "UP" in link["flags"]
     routes = lab.ip_json("route", netns="niso-api")
-    assert [(each["dst"], each["dev"], each.get("gateway")) for each in routes] == [
+    assert [(route["dst"], route["dev"], route.get("gateway")) for route in routes] == [
         ("default", "eth0", "10.99.1.1"),
         ("10.99.1.0/24", "eth0", "10.99.1.1"),
         ("10.99.1.1", "eth0", None),
     ]
-    assert [each["ifname"] for each in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
+    assert [link["ifname"] for link in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
     assert "UP" in lab.ip_json("link", "show", "dev", "lo", netns="niso-api")[0]["flags"]
 
 
@@ -177,7 +179,7 @@ def test_changed_network_moves_the_endpoint(lab: Lab) -> None:
     assert inside(lab, "api", "eth0")["addr_info"][0]["local"] == "10.99.2.2"
     assert host_end(lab, "api")["master"] == "niso-frontend"
     assert lab.ip_json("route", "show", "default", netns="niso-api")[0]["gateway"] == "10.99.2.1"
-    ports = [each["ifname"] for each in lab.ip_json("link", "show", "master", "niso-backend")]
+    ports = [link["ifname"] for link in lab.ip_json("link", "show", "master", "niso-backend")]
     assert ports == [host_end(lab, "peer")["ifname"]]
     assert "api" not in lab.niso("exec", "peer", "--", "cat", "/etc/hosts").stdout
     assert "peer" not in lab.niso("exec", "api", "--", "cat", "/etc/hosts").stdout
@@ -189,8 +191,8 @@ def test_second_network_comes_and_goes_as_eth1(lab: Lab) -> None:
     assert inside(lab, "api", "eth1")["addr_info"][0]["local"] == "10.99.2.2"
     assert host_end(lab, "api", "eth1")["master"] == "niso-frontend"
     lab.niso("activate", idle(lab, "api", network=on("backend")))
-    assert [each["ifname"] for each in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
-    assert not [each for each in lab.ip_json("link") if each.get("master") == "niso-frontend"]
+    assert [link["ifname"] for link in lab.ip_json("link", netns="niso-api")] == ["lo", "eth0"]
+    assert not [link for link in lab.ip_json("link") if link.get("master") == "niso-frontend"]
 
 
 def test_process_that_ended_for_good_leaves_its_service_active(lab: Lab) -> None:

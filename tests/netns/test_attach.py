@@ -83,7 +83,7 @@ def test_attached_namespace_is_reached_as_a_service_and_the_rest_of_it_stays(blu
     assert picture(blue, "blue", "net7") == before
     (link,) = blue.ip_json("address", "show", "dev", "net7", netns="blue")
     assert link["address"] == "02:00:00:00:00:07" and link["operstate"] == "UP"
-    assert [each["local"] for each in link["addr_info"]] == ["10.99.1.4"]
+    assert [entry["local"] for entry in link["addr_info"]] == ["10.99.1.4"]
     assert blue.run("readlink", "/run/netns/niso-box").stdout == "/run/netns/blue\n"
     limits = blue.run("nft", "-s", "list", "set", "bridge", "niso", "fragments").stdout
     assert 'rate over 40/second burst 200 packets comment "box"' in limits
@@ -209,7 +209,7 @@ def test_sweep_and_commands_from_inside(blue: Lab) -> None:
         assert "is an attachment" in refused(blue, command, "box")
     blue.niso("net", "repair", "--sweep")
     assert picture(blue, "blue") == before
-    assert not [each for each in blue.path("/run/netns").iterdir() if each.name.startswith("niso-")]
+    assert not [path for path in blue.path("/run/netns").iterdir() if path.name.startswith("niso-")]
     assert blue.path("/run/netns/blue").exists()
 
 
@@ -238,7 +238,7 @@ def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
     attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", wanted)
     assert lab.niso(*attach, "-p", "8080:80").stdout.startswith("box: attached  10.99.1.77, fd00:")
     (link,) = lab.ip_json("address", "show", "dev", "net0", netns="blue")
-    own = {each["local"] for each in link["addr_info"]}
+    own = {entry["local"] for entry in link["addr_info"]}
     assert own == {"10.99.1.77", "fd00:99:1::77"}  # and no fe80::
     routes = lab.ip_json("-6", "route", "show", "default", netns="blue")
     assert [route["gateway"] for route in routes] == ["fd00:99:1::1"]
@@ -260,6 +260,6 @@ def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
     assert lab.run("sysctl", "-n", "net.ipv6.conf.all.disable_ipv6", netns="blue").stdout == "0\n"
     lab.niso("net", "check")
     lab.niso("net", "detach", "box")
-    assert [each["ifname"] for each in lab.ip_json("link", "show", netns="blue")] == ["lo"]
+    assert [link["ifname"] for link in lab.ip_json("link", "show", netns="blue")] == ["lo"]
     lab.niso("deactivate", "--all")
     lab.niso("net", "check")

@@ -278,8 +278,13 @@ def test_loopback6_of_the_host_is_reached_from_no_wire_and_no_service(world: Wor
                     h / world.udp(s, t, mark, sport, p)
                 ],
             )
-            assert all(world.honest(each) for each in receivers)
-            assert not any(each.saw(mark) for each in receivers), (name, source, target, port)
+            assert all(world.honest(receiver) for receiver in receivers)
+            assert not any(receiver.saw(mark) for receiver in receivers), (
+                name,
+                source,
+                target,
+                port,
+            )
 
 
 def test_addresses_of_niso_subnets_are_not_believed_from_the_wire(world: World) -> None:

@@ -78,7 +78,7 @@ def asked_for(world: World, family: int, mac: str) -> int:
         [bytes(head / ip(family, own, to) / UDP(sport=9, dport=9)) for to in NOBODY[family]],
     )
     entries = world.lab.ip_json("neigh", "show", "dev", "niso-backend", "nud", "all")
-    return len({each["dst"] for each in entries} & set(NOBODY[family]))
+    return len({entry["dst"] for entry in entries} & set(NOBODY[family]))
 
 
 @pytest.mark.parametrize("by", ["bridge", "port"])
@@ -109,7 +109,7 @@ def test_host_asks_for_no_link_local_neighbour(world: World) -> None:
             for to in nobody:
                 send(lambda to=to: one.sendto(b"", (to, 9, 0, inside["ifindex"])))
         entries = world.lab.ip_json("neigh", "show", "dev", "niso-backend", "nud", "all")
-        return len({each["dst"] for each in entries} & nobody)
+        return len({entry["dst"] for entry in entries} & nobody)
 
     with world.without([Rule("bridge niso", "to_own6", ("fe80::",))]):
         assert asked() == len(nobody)
@@ -134,7 +134,7 @@ def asked_inside(world: World, family: int) -> int:
                 with contextlib.suppress(OSError):  # DONTROUTE: no route
                     send(lambda to=to: one.sendto(b"", (to, 9)))
     entries = world.lab.ip_json("neigh", "show", "dev", "eth0", "nud", "all", netns=netns)
-    return len({each["dst"] for each in entries} & set(OF_ITS_OWN[family]))
+    return len({entry["dst"] for entry in entries} & set(OF_ITS_OWN[family]))
 
 
 def test_service_asks_for_no_neighbour_of_its_own_networks(world: World) -> None:
@@ -187,7 +187,7 @@ def test_host_asks_for_few_neighbours_of_its_own_links_at_once(world: World, fam
                 send(lambda to=to: one.sendto(b"", (to, 9)))
         took = time.monotonic() - began
         entries = world.lab.ip_json("neigh", "show", "dev", "uplink0", "nud", "all")
-        return len({each["dst"] for each in entries} & set(ON_LINK[family])), took
+        return len({entry["dst"] for entry in entries} & set(ON_LINK[family])), took
 
     with world.without([Rule("inet niso", "forward", ("goto next_hop",))]):
         assert asked_for()[0] == len(ON_LINK[family])

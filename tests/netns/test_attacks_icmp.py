@@ -110,12 +110,12 @@ def test_service_says_nothing_about_the_flow_of_others(
     receivers = [world.link["client"], world.link["web"]]
     with world.without(FROM_SERVICES):
         tell(b"bare-%d%d" % (family, nf_call), 20_001)
-        for each in receivers:
-            assert world.arrives(b"bare-%d%d" % (family, nf_call), [each]), each.name
+        for receiver in receivers:
+            assert world.arrives(b"bare-%d%d" % (family, nf_call), [receiver]), receiver.name
     before = world.drops(COUNTING)
     tell(b"kept-%d%d" % (family, nf_call), 20_002)
-    assert all(world.honest(each) for each in receivers)
-    assert not any(each.saw(b"kept-%d%d" % (family, nf_call)) for each in receivers)
+    assert all(world.honest(receiver) for receiver in receivers)
+    assert not any(receiver.saw(b"kept-%d%d" % (family, nf_call)) for receiver in receivers)
     assert world.drops(COUNTING) - before >= 2
 
 
@@ -137,8 +137,8 @@ def test_outside_says_nothing_about_flows_that_stay_inside(world: World, family:
     receivers = [world.link["mate"], world.link["web"]]
     with world.without(FROM_OUTSIDE):
         tell(b"bare-out%d" % family, 21_001)
-        for each in receivers:
-            assert world.arrives(b"bare-out%d" % family, [each]), each.name
+        for receiver in receivers:
+            assert world.arrives(b"bare-out%d" % family, [receiver]), receiver.name
     tell(b"kept-out%d" % family, 21_002)
     assert world.honest(world.link["web"])
     assert not world.arrives(b"kept-out%d" % family, receivers, 0.5)

@@ -299,7 +299,7 @@ def test_nobody_overhears_a_service_that_was_silent(world: World, family: int) -
         return mallory.saw(mark)
 
     assert not overheard()
-    ports = [each["ifname"] for each in lab.ip_json("link", "show", "master", "niso-backend")]
+    ports = [link["ifname"] for link in lab.ip_json("link", "show", "master", "niso-backend")]
     try:
         for port in ports:
             lab.run("bridge", "link", "set", "dev", port, "learning", "on", "flood", "on")

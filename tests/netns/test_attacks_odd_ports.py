@@ -68,7 +68,7 @@ def marked_port(lab: Lab) -> Iterator[None]:
 def renamed_port(lab: Lab) -> Iterator[None]:
     """mallory's port under another name."""
     links = lab.ip_json("link", "show", "master", "niso-backend")
-    name = next(each["ifname"] for each in links if each["ifname"].startswith("nimal"))
+    name = next(link["ifname"] for link in links if link["ifname"].startswith("nimal"))
     lab.run("ip", "link", "set", name, "name", "renamed")
     try:
         yield

@@ -212,7 +212,7 @@ def test_what_mode_host_and_some_capabilities_give_away_is_warned_of(host: Lab) 
     def seized() -> bool:
         host.niso("exec", "tracer", "--", "/usr/bin/true", check=False)
         caps = re.findall(r"crun\n CapEff:\t(\w+)", host.niso("logs", "tracer").stdout)
-        return any(int(each, 16) >> 21 & 1 for each in caps)  # CAP_SYS_ADMIN
+        return any(int(cap, 16) >> 21 & 1 for cap in caps)  # CAP_SYS_ADMIN
 
     host.wait_for(seized, 90, "crun traced")
     works, warned = attacked(host, "admin", True, isolation={"capabilities": ["SYS_ADMIN"]})

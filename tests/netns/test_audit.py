@@ -26,7 +26,7 @@ def shop(lab: Lab) -> Iterator[Shop]:
 
 def left(lab: Lab) -> list[int]:
     """The seconds that each element of an audit has left, as nft lists them."""
-    return [each["expires"] for name in nft_audit.PLACES for each in elements_of(lab, name)]
+    return [element["expires"] for name in nft_audit.PLACES for element in elements_of(lab, name)]
 
 
 def row(lab: Lab, name: str, *command: str) -> dict[str, Any]:
@@ -49,7 +49,9 @@ def test_audit_drops_nothing_says_so_and_ends_in_the_kernel(shop: Shop) -> None:
     assert shop.flows.judge(alive, []) == []
     assert shop.reach("db", "shut") == set(), "the policy of another service is as it was"
     audited = {
-        tuple(each["val"]["concat"][:2]) for f in "46" for each in elements_of(lab, f"audited{f}")
+        tuple(element["val"]["concat"][:2])
+        for f in "46"
+        for element in elements_of(lab, f"audited{f}")
     }
     ends = {(shop.address("web", f), shop.address("db", f)) for f in (4, 6)}
     assert ends | {end[::-1] for end in ends} <= audited
@@ -150,7 +152,7 @@ def test_element_without_its_end_is_a_difference(lab: Lab) -> None:
     lab.run("nft", "add", "element", *place, "{ 10.1.1.1 timeout 1d }")
     assert "10.1.1.1" in lab.niso("net", "check", check=False).stdout
     lab.niso("net", "repair")
-    assert [each["val"] for each in elements_of(lab, "audit_in4")] == [element["val"]]
+    assert [element["val"] for element in elements_of(lab, "audit_in4")] == [element["val"]]
 
 
 def test_audit_without_an_end(shop: Shop) -> None:
@@ -161,11 +163,11 @@ def test_audit_without_an_end(shop: Shop) -> None:
     assert "audit: the policy of db denies nothing until the manifest ends it" in done.stderr
 
     def elements() -> list[dict[str, Any]]:
-        return [each for name in nft_audit.PLACES for each in elements_of(lab, name)]
+        return [element for name in nft_audit.PLACES for element in elements_of(lab, name)]
 
     def assert_endless() -> None:
         assert len(elements()) == 4
-        assert not any("expires" in each or "timeout" in each for each in elements())
+        assert not any("expires" in element or "timeout" in element for element in elements())
         assert shop.reach("web", "db") == EVERY
         assert_whole(lab)
 

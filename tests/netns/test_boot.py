@@ -149,7 +149,7 @@ def test_forwarding_goes_back_to_what_this_boot_had(boots) -> None:
         "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
     )
     lab.niso("activate", "api")
-    assert '"closed"' not in json.dumps([each for each in lab.nft_json() if "element" in each])
+    assert '"closed"' not in json.dumps([item for item in lab.nft_json() if "element" in item])
     lab.niso("deactivate", "api")
     assert lab.run(*forwarding).stdout == "1\n1\n"
 

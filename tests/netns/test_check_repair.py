@@ -432,6 +432,8 @@ def test_check_beside_another_command_finds_nothing(lab: Lab) -> None:
     said = "OK: the kernel matches the configuration\n"
     # the machine's neighbour table, of which check warns, is others' too
     wrong = [
-        each for each in checks if each[:2] != (0, said) or (each[2] and "table" not in each[2])
+        check
+        for check in checks
+        if check[:2] != (0, said) or (check[2] and "table" not in check[2])
     ]
     assert wrong == []

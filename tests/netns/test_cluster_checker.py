@@ -80,7 +80,7 @@ class Checker:
             self.made.kill_agent(name)
             if self.draw.random() < 0.5:  # others take its services
                 with contextlib.suppress(pytest.fail.Exception):
-                    other = self.draw.choice([each for each in self.made.hosts if each != name])
+                    other = self.draw.choice([host for host in self.made.hosts if host != name])
                     self.made.end_lease(name, other)
             self.heals.append(lambda: self.made.start_agent(name))
         else:

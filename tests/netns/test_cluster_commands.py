@@ -134,7 +134,7 @@ def test_cluster_is_made_grows_loses_a_host_and_is_left(hosts: list[Host]) -> No
     assert "address of another host" in refused(a, "invite", "e", "--address", b.address[4])
     assert "no key to sign" in refused(d, "invite", "e", "--address", "198.51.100.9")
     folder = d.lab.path("/var/lib/niso/cluster")
-    modes = {each.name: each.stat().st_mode & 0o777 for each in folder.iterdir()}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert modes == dict.fromkeys(("authority.pem", "host.pem", "host.key", "cluster.toml"), 0o600)
     # agents say who is alive, and learn of all members
     agents = {host.name: start_agent(host) for host in hosts}
@@ -246,8 +246,8 @@ def test_cluster_in_an_etcd_with_users_and_a_prefix(hosts: list[Host]) -> None:
     for host in (b, c):
         copy = host.lab.path("/tmp/tls")
         copy.mkdir()
-        for each in tls.iterdir():
-            (copy / each.name).write_bytes(each.read_bytes())
+        for path in tls.iterdir():
+            (copy / path.name).write_bytes(path.read_bytes())
     files = [f"/tmp/tls/{name}" for name in ("authority.pem", "host.pem", "host.key")]
     words = ["--etcd", "https://198.51.100.1:2379", "--prefix", "/niso/prod/"]
     etcd = [*words, "--cacert", files[0], "--cert", files[1], "--key", files[2]]

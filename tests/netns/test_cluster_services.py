@@ -253,7 +253,7 @@ def test_members_fail_and_a_host_is_cut_off_and_comes_back(three: Cluster) -> No
 def dropped(made: Cluster, name: str) -> int:
     """Packets between the hosts that one has dropped since nobody has claimed their source."""
     shown = made.hosts[name].lab.run("nft", "-j", "list", "table", "inet", "niso").stdout
-    rules = [each["rule"] for each in json.loads(shown)["nftables"] if "rule" in each]
+    rules = [item["rule"] for item in json.loads(shown)["nftables"] if "rule" in item]
     return sum(
         expression["counter"]["packets"]
         for rule in rules

@@ -95,7 +95,7 @@ def test_inspect_tells_what_the_kernel_has(lab: Lab) -> None:
     inner = lab.ip_json("address", "show", "eth0", netns="niso-api")[0]
     assert end["mac"] == inner["address"] and end["mtu"] == inner["mtu"]
     assert end["address"] == [inner["addr_info"][0]["local"]]
-    port = next(each for each in lab.ip_json("link") if each["ifname"] == end["host_interface"])
+    port = next(link for link in lab.ip_json("link") if link["ifname"] == end["host_interface"])
     assert port["master"] == end["bridge"] == "niso-backend"
     assert port["ifindex"] == inner["link_index"]
     assert found["names"] == ["front", "api", "web"]

@@ -72,7 +72,7 @@ def test_service_has_an_address_of_each_family_and_no_other(dual: Lab) -> None:
         "fe80::1/64",
     }
     routes = dual.ip_json("-6", "route", "show", "default", netns="niso-api")
-    assert [each["gateway"] for each in routes] == [GATEWAY6]
+    assert [route["gateway"] for route in routes] == [GATEWAY6]
 
 
 def test_name_gives_both_addresses_forward_and_reverse(dual: Lab) -> None:
@@ -129,8 +129,8 @@ def neighbour(lab: Lab, address: str, link: str, netns: str | None = None) -> se
     """The states of a neighbour entry; empty where there is none."""
     return {
         state
-        for each in lab.ip_json("neigh", "show", address, "dev", link, netns=netns)
-        for state in each["state"]
+        for entry in lab.ip_json("neigh", "show", address, "dev", link, netns=netns)
+        for state in entry["state"]
     }
 
 
@@ -186,7 +186,9 @@ def test_no_datagram_is_lost_while_neighbours_are_confirmed_anew(dual: Lab) -> N
     dual.niso("port-forward", "api", "7001:7001/udp")
     for link, netns in (("niso-backend", None), ("eth0", "niso-api")):
         times = ("base_reachable_time_ms=500", "delay_first_probe_time=1", "retrans_time_ms=200")
-        dual.run("sysctl", "-qw", *(f"net.ipv6.neigh.{link}.{each}" for each in times), netns=netns)
+        dual.run(
+            "sysctl", "-qw", *(f"net.ipv6.neigh.{link}.{setting}" for setting in times), netns=netns
+        )
         # niso's entries are permanent, and need no probe
         dual.run("ip", "-6", "neigh", "flush", "nud", "all", "dev", link, netns=netns)
     ways = [("client", 7000, "niso-api", CLIENT6), ("niso-api", 7001, "client", HOST6)]

@@ -243,7 +243,7 @@ def talk(wire: Wire) -> list[Conversation]:
 
 def silent(conversations: list[Conversation], word: str) -> list[str]:
     """The ways of those that do not go on."""
-    return [each.way for each in conversations if not each.goes_on(word)]
+    return [conversation.way for conversation in conversations if not conversation.goes_on(word)]
 
 
 def test_established_tcp_lives_on_when_its_port_moves_and_goes(town: Lab, wire: Wire) -> None:
@@ -311,7 +311,7 @@ def test_deactivate_ends_every_flow_of_the_service_and_no_other(
         f"src=10.99.1.1 dst={gone} " in line and "UNREPLIED" in line for line in after.values()
     ), after
     assert all(each.has_ended() for each in own)
-    assert all(each.goes_on("still there") for each in others)
+    assert all(other.goes_on("still there") for other in others)
     left = entries(town, "-p", "tcp", "--orig-port-dst", "8081").values()
     assert len([line for line in left if f"={stays} " in line]) == 3
     talkers.say(town, talkers.now(), "")

@@ -242,9 +242,9 @@ s.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, int(sys.argv[1]), 0, 0), ("f
 def learned(lab: Lab) -> list[int]:
     """Return the lifetimes (s) of the host's default routes from router advertisements."""
     return [
-        each["expires"]
-        for each in lab.ip_json("-6", "route", "show", "default")
-        if each.get("protocol") == "ra"
+        route["expires"]
+        for route in lab.ip_json("-6", "route", "show", "default")
+        if route.get("protocol") == "ra"
     ]
 
 

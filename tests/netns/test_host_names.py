@@ -90,7 +90,7 @@ def test_file_that_cannot_be_replaced_is_left_alone_and_stops_no_service(lab: La
     lab.niso("net", "repair")
     assert resolved(lab, "api.niso.local")
     # nothing is half written
-    names = {each.name for each in lab.path("/etc").iterdir() if each.name.startswith("hosts.")}
+    names = {path.name for path in lab.path("/etc").iterdir() if path.name.startswith("hosts.")}
     assert "hosts.niso-new" not in names
     text = lab.path("/etc/hosts").read_text().replace(": end\n", ": and\n")
     lab.path("/etc/hosts").write_text(text)

@@ -83,7 +83,7 @@ def test_every_command_prints_what_the_reference_says(lab: Lab) -> None:
     ask(lab, "net", "stats")
     lab.client("/usr/bin/busybox", "nc", "-w", "1", "192.0.2.1", "8080", input="", check=False)
     assert ask(lab, "net", "flows")[0]["published"] == 8080
-    assert "api" in {each["service"] for each in ask(lab, "top")["services"]}
+    assert "api" in {service["service"] for service in ask(lab, "top")["services"]}
     assert ask(lab, "events", "web", "--since", "1h", "--for", "300ms")["what"] == "activated"
     ping = lab.popen("ping", "-i", "0.2", "192.0.2.1", netns="client")
     ask(lab, "net", "trace", "192.0.2.2", "192.0.2.1")
@@ -168,10 +168,10 @@ def test_errors_are_an_object_a_line_on_stderr(lab: Lab) -> None:
         assert done.returncode == status and done.stdout == ""
         errors = [json.loads(line) for line in done.stderr.splitlines()]
         assert len(errors) == (3 if "/tmp/bad" in words else 1)
-        for each in errors:
-            assert set(each) == {"error"} and set(each["error"]) == {"message", "hint", "key"}
-            assert each["error"]["message"]
-    assert {each["error"]["key"] for each in errors} == {
+        for error in errors:
+            assert set(error) == {"error"} and set(error["error"]) == {"message", "hint", "key"}
+            assert error["error"]["message"]
+    assert {error["error"]["key"] for error in errors} == {
         "package.name",
         "package.version",
         "network.ports[0]",

@@ -49,7 +49,7 @@ def test_share_is_the_providers_network_names_and_addresses(lab: Lab) -> None:
     )
     assert lives_in(lab, "side") == lives_in(lab, "api") == namespace(lab, "api")
     assert sorted(
-        each for each in os.listdir(lab.path("/run/netns")) if each.startswith("niso-")
+        name for name in os.listdir(lab.path("/run/netns")) if name.startswith("niso-")
     ) == [
         "niso-api",
         "niso-peer",
@@ -70,10 +70,10 @@ def test_share_is_the_providers_network_names_and_addresses(lab: Lab) -> None:
 
     shown = ps(lab, "side")
     assert (shown["mode"], shown["address"]) == ("share", [at])
-    assert [(each["host_port"], each["container_port"]) for each in shown["ports"]] == [
+    assert [(port["host_port"], port["container_port"]) for port in shown["ports"]] == [
         (SHARED, 90)
     ]
-    assert [each["host_port"] for each in ps(lab, "api")["ports"]] == [PORT]
+    assert [port["host_port"] for port in ps(lab, "api")["ports"]] == [PORT]
     rows = json.loads(lab.niso("net", "ports", "--json").stdout)
     assert {(row["service"], row["host_port"]) for row in rows} == {("api", PORT), ("side", SHARED)}
     assert (inspect(lab, "side")["shares"], inspect(lab, "api")["shared_by"]) == ("api", ["side"])

@@ -136,7 +136,7 @@ def test_mode_none_has_its_loopback_and_no_way_out_or_in(lab: Lab) -> None:
     assert lives_in(lab, "alone") == namespace(lab, "alone")
     links = lab.ip_json("address", netns="niso-alone")
     assert [(link["ifname"], "UP" in link["flags"]) for link in links] == [("lo", True)]
-    assert {each["local"] for each in links[0]["addr_info"]} == {"127.0.0.1", "::1"}
+    assert {entry["local"] for entry in links[0]["addr_info"]} == {"127.0.0.1", "::1"}
 
     assert (
         answer(lab, "127.0.0.1", 80, "niso-alone") == "alone 127.0.0.1"

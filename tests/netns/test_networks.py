@@ -31,9 +31,9 @@ def test_create_makes_the_bridge_at_once_and_remove_takes_it_away(lab: Lab) -> N
     assert link["ifalias"].startswith("niso:")
     assert bridge_addresses(lab, "niso-backend") == ["10.99.1.1/24"]
     tables = {
-        (each["table"]["family"], each["table"]["name"])
-        for each in lab.nft_json()
-        if "table" in each
+        (item["table"]["family"], item["table"]["name"])
+        for item in lab.nft_json()
+        if "table" in item
     }
     assert tables == {("inet", "niso"), ("bridge", "niso")}
     assert lab.niso("net", "create", "backend").stdout.startswith(
@@ -108,7 +108,7 @@ def test_ports_and_rules_show_what_is_published(lab: Lab) -> None:
     }.items() <= row.items()
     assert 'tcp . 8080 comment "api" : 10.99.0.2 . 80' in lab.niso("net", "rules").stdout
     rules = json.loads(lab.niso("net", "rules", "--json").stdout)["nftables"]
-    assert {each["map"]["name"] for each in rules if "map" in each} >= {"publish_any4"}
+    assert {rule["map"]["name"] for rule in rules if "map" in rule} >= {"publish_any4"}
     lab.niso("deactivate", "api")
     assert lab.niso("net", "ports", "--json").stdout == "[]\n"
 
@@ -271,7 +271,7 @@ def test_gateways_and_mtu_of_both_families(lab: Lab) -> None:
         "net", "create", "backend", "--subnet", "fd00:5::/64", "--subnet", "10.50.0.0/24", *gateways
     )
     link = lab.ip_json("address", "show", "dev", "niso-backend")[0]
-    found = {f"{each['local']}/{each['prefixlen']}" for each in link["addr_info"]}
+    found = {f"{entry['local']}/{entry['prefixlen']}" for entry in link["addr_info"]}
     assert found == {"10.50.0.9/24", "fd00:5::ff/64", "fe80::1/64"}
     assert link["mtu"] == 1280  # the least that IPv6 works with
 
@@ -307,9 +307,9 @@ def test_foreign_link_of_the_bridge_name_is_an_error_and_untouched(lab: Lab) -> 
 def test_long_network_names_get_different_bridges(lab: Lab) -> None:
     lab.niso("net", "create", "a-rather-long-name")
     lab.niso("net", "create", "a-rather-long-name-too")
-    bridges = [each["ifname"] for each in lab.ip_json("link", "show", "type", "bridge")]
+    bridges = [link["ifname"] for link in lab.ip_json("link", "show", "type", "bridge")]
     assert len(bridges) == 2 and all(
-        each.startswith("niso-a-ra") and len(each) <= 15 for each in bridges
+        bridge.startswith("niso-a-ra") and len(bridge) <= 15 for bridge in bridges
     )
 
 
@@ -347,7 +347,7 @@ def test_mtu_is_that_of_the_default_route_or_as_asked_for(lab: Lab) -> None:
     lab.niso("activate", idle(lab, "api", network={"networks": ["niso-default", "small"]}))
     for link, mtu in (("eth0", 1400), ("eth1", 1300)):
         assert lab.ip_json("link", "show", link, netns="niso-api")[0]["mtu"] == mtu
-    ends = {each["ifname"]: (each["mtu"], each.get("master")) for each in lab.ip_json("link")}
+    ends = {link["ifname"]: (link["mtu"], link.get("master")) for link in lab.ip_json("link")}
     assert ends["niso-default"][0] == 1400 and ends["niso-small"][0] == 1300
     assert {mtu for mtu, master in ends.values() if master == "niso-small"} == {1300}
 
@@ -373,7 +373,7 @@ def test_network_made_by_an_activation_goes_with_its_last_service_and_a_created_
     lab.niso("activate", idle(lab, "api", network={"networks": ["kept", "made"]}))
     lab.niso("remove", "api")
     assert set(subnets(lab)) == {"kept"}
-    assert [each["ifname"] for each in lab.ip_json("link", "show", "type", "bridge")] == [
+    assert [link["ifname"] for link in lab.ip_json("link", "show", "type", "bridge")] == [
         "niso-kept"
     ]
 

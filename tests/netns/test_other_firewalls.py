@@ -77,7 +77,7 @@ def host(busy: Lab) -> Iterator[Lab]:
     """`busy` without any foreign table, before and after."""
     yield busy
     for table in {
-        (t["family"], t["name"]) for t in (each.get("table") for each in busy.nft_json()) if t
+        (t["family"], t["name"]) for t in (item.get("table") for item in busy.nft_json()) if t
     }:
         if table not in (("inet", "niso"), ("bridge", "niso")):
             busy.run("nft", "delete", "table", *table)

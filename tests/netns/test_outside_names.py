@@ -106,7 +106,7 @@ class Dns:
 
     def answers(self, *addresses: str) -> None:
         """Have the name stand for these addresses; for none it does not exist."""
-        self.lab.write("/tmp/answers", "".join(f"{each} {API}\n" for each in addresses))
+        self.lab.write("/tmp/answers", "".join(f"{address} {API}\n" for address in addresses))
         if hasattr(self, "process"):
             self.process.send_signal(signal.SIGHUP)
 

@@ -98,7 +98,10 @@ def cells(
 ) -> Iterator[Cell]:
     """A packet from every address of every place to each address that there is, by every protocol and port of interest."""
     leased = [
-        a for known in world.services.values() for each in known.endpoints for a in each.addresses
+        a
+        for known in world.services.values()
+        for endpoint in known.endpoints
+        for a in endpoint.addresses
     ]
     hosts = [address for address, _, _ in here[None] if address != LINK_LOCAL]
     outside = [each for of in OUTSIDE.values() for each in of]

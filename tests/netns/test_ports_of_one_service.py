@@ -186,6 +186,6 @@ def test_wrong_forms_are_all_named_at_once(lab: Lab) -> None:
     done = lab.niso("activate", "--json", folder, check=False)
     assert done.returncode == 1
     errors = [json.loads(line)["error"] for line in done.stderr.splitlines()]
-    assert [each["key"] for each in errors] == [
+    assert [error["key"] for error in errors] == [
         f"network.ports[{number}]" for number in range(1, len(wrong) + 1)
     ]

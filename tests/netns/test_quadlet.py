@@ -106,7 +106,7 @@ def test_units_of_quadlet_are_on_networks_of_niso(lab: Lab, machine: Machine) ->
 
     def row(name: str) -> dict[str, Any]:
         rows = json.loads(machine.niso("ps", "--json").stdout)
-        return next(each for each in rows if each["service"] == name)
+        return next(row for row in rows if row["service"] == name)
 
     def get(address: str, *inside: str) -> str:
         return fetch(machine.run, address, *inside)
@@ -148,5 +148,5 @@ def test_units_of_quadlet_are_on_networks_of_niso(lab: Lab, machine: Machine) ->
     assert (from_client(), from_bad(*page)) == ("web", "")
     machine.systemctl("stop", "web", "bad")
     assert from_client() == ""
-    assert [each["service"] for each in json.loads(machine.niso("ps", "--json").stdout)] == ["api"]
+    assert [line["service"] for line in json.loads(machine.niso("ps", "--json").stdout)] == ["api"]
     machine.niso("net", "check")

@@ -37,7 +37,7 @@ def test_service_on_two_networks_has_eth0_and_eth1_and_its_default_route_by_the_
     assert inside(lab, "api", "eth0")["addr_info"][0]["local"] == "10.99.1.2"
     assert inside(lab, "api", "eth1")["addr_info"][0]["local"] == "10.77.5.9"
     assert [
-        each["gateway"] for each in lab.ip_json("route", "show", "default", netns="niso-api")
+        route["gateway"] for route in lab.ip_json("route", "show", "default", netns="niso-api")
     ] == ["10.99.1.1"]
     assert answer(lab, "10.99.1.2", 80, "niso-db") == f"api {address(lab, 'db')}"
     assert ask(lab, "10.77.5.9", 80, "niso-web") == f"api {address(lab, 'web')}"

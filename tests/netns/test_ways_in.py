@@ -130,7 +130,9 @@ class World:
         by_a_route = path.netns == "neighbour" and path.to != HOST[family]
         if not port.is_at(path.to) or not server or out_of_inner or by_a_route:
             return Cell(path, port, "", "")
-        own_address = path.source in (each.ip(family) for each in self.addresses[port.service])
+        own_address = path.source in (
+            address.ip(family) for address in self.addresses[port.service]
+        )
         by_a_bridge = path.netns is None and path.to != HOST[family]
         # the host is known by its address on the service's bridge where it used that of another bridge or of no wire
         return Cell(

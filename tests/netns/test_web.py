@@ -118,7 +118,7 @@ def test_the_server_has_no_privileges_and_nothing_is_left(lab: Lab) -> None:
 
     state = json.loads(lab.run("curl", "-sS", *bearer, f"{web.url}api/state.json").stdout)["state"]
     conforms(state, MAP.fields, "state")
-    assert [each["service"] for each in state["services"]] == ["db"]
+    assert [service["service"] for service in state["services"]] == ["db"]
 
     # the port is taken, and other mistakes
     for wrong in (

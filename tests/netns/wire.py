@@ -150,7 +150,7 @@ class Addresses:
     def __init__(self, lab: Lab, netns: str | None, link: str = "eth0") -> None:
         def settled() -> dict[str, Any] | None:
             found = lab.ip_json("address", "show", "dev", link, netns=netns)[0]
-            return None if any(each.get("tentative") for each in found["addr_info"]) else found
+            return None if any(entry.get("tentative") for entry in found["addr_info"]) else found
 
         found = lab.wait_for(
             settled, what=f"no tentative address on {link} of {netns or 'the host'}"

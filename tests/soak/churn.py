@@ -151,8 +151,8 @@ class Worker:
             )
             deed(number)
         for number, forwards in self._forwards.items():
-            for each in forwards:
-                self._do("port-forward", churned(number), each, "--remove")
+            for forward in forwards:
+                self._do("port-forward", churned(number), forward, "--remove")
         self._forwards = {}
         self._active = set(self._services)  # as they are about to be
 

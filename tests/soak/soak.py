@@ -247,8 +247,8 @@ def inside(args: argparse.Namespace) -> int:
         soak.failures.append(str(error))
     for line in soak.report():
         print(line)
-    for each in soak.failures:
-        print(f"FAILED: {each}")
+    for failure in soak.failures:
+        print(f"FAILED: {failure}")
     print(f"soak: {len(soak.failures)} failures" if soak.failures else "soak: passed")
     return 1 if soak.failures else 0
 

@@ -117,7 +117,7 @@ def test_link_is_there_while_a_network_spans_and_knows_the_hosts_of_the_cluster(
     assert (vxlan.local, vxlan.mtu) == (here, 1500 - 60 - 70)
     elements = world.kernel.everything(State())[Element]
     assert {("sealed", "4799"), ("ports", f'"{TUNNEL}"')} <= {
-        (each.container, each.element) for each in elements
+        (element.container, element.element) for element in elements
     }
     # another host comes, with a service
     membership.join(Host("b", "id-b", "192.0.2.2", 1500, False, public=KEYS[0]))

@@ -73,7 +73,7 @@ flowchart LR
     text = graph.mermaid(graph.of_traffic(shared, (), None))
     assert 'n_pod["pod #43; a #43; b<br>10.99.1.7"]' in text
     only = graph.of_traffic(WORLD, flows, frozenset(["web"]))
-    assert [node.lines[0] for each in only.groups for node in each.nodes] == ["web"]
+    assert [node.lines[0] for group in only.groups for node in group.nodes] == ["web"]
     many = [row(f"198.51.100.{i}", "10.99.2.2", 80 + i) for i in range(9)]
     folded = graph.of_traffic(WORLD, seen.joined(WORLD, seen.Memory(tuple(many), (), ())), None)
     assert [node.lines for node in folded.others] == [("outside",)]

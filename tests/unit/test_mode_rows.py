@@ -148,7 +148,10 @@ def test_ports_of_a_sharer_move_with_its_provider(store: Store) -> None:
     assert elements(state, "publish_any4")["tcp . 9090"] == ("10.99.2.2 . 90", "side")
     assert elements(state, "publish_any6")["tcp . 9090"] == ("fd00:2::2 . 90", "side")
     assert elements(state, "local_any4")['"niso-one" . tcp . 9090'] == ("10.99.1.2 . 90", "side")
-    assert {each.name: each.publishes for each in store.networks()} == {"one": True, "two": True}
+    assert {network.name: network.publishes for network in store.networks()} == {
+        "one": True,
+        "two": True,
+    }
 
 
 def test_configuration_without_a_namespace_of_ones_own_has_no_network_entry() -> None:
@@ -158,11 +161,11 @@ def test_configuration_without_a_namespace_of_ones_own_has_no_network_entry() ->
         spec = SPEC._replace(**changes)  # type: ignore[arg-type]
         return oci.config(spec, "/b/root", "/etc/niso-hosts", oci.Machine("/c", 1024, PROFILE))
 
-    kinds = [each["type"] for each in config()["linux"]["namespaces"]]  # type: ignore[index]
+    kinds = [namespace["type"] for namespace in config()["linux"]["namespaces"]]  # type: ignore[index]
     on_host = config(netns="", hosts_folder="")
-    left = [each["type"] for each in on_host["linux"]["namespaces"]]  # type: ignore[index]
+    left = [namespace["type"] for namespace in on_host["linux"]["namespaces"]]  # type: ignore[index]
     assert [kind for kind in kinds if kind not in left] == ["network"]
-    assert all(each["destination"] != "/etc/niso-hosts" for each in on_host["mounts"])  # type: ignore[attr-defined]
+    assert all(mount["destination"] != "/etc/niso-hosts" for mount in on_host["mounts"])  # type: ignore[attr-defined]
     for key in ("capabilities", "noNewPrivileges", "user"):
         assert on_host["process"][key] == config()["process"][key]  # type: ignore[index]
 
@@ -302,7 +305,7 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
     same = target(
         "api", network="one", hostname="web", ports=["1:1"], aliases=["x"], ip="10.99.1.9"
     )
-    assert [each.name for each in sharing.with_followers(store, [same])] == ["api"]
+    assert [target.name for target in sharing.with_followers(store, [same])] == ["api"]
     sharing.check(store, [provider])
     for network in (
         {"network": "two", "hostname": "web"},

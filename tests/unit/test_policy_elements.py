@@ -59,10 +59,10 @@ def look_up(
     family = 6 if ":" in own else 4
     found = []
     for part, (fields, _) in nft_policies.POLICY_PARTS.items():
-        for each in elements:
-            if each.container != f"{'in' if ingress else 'out'}{family}_{part}":
+        for element in elements:
+            if element.container != f"{'in' if ingress else 'out'}{family}_{part}":
                 continue
-            key = dict(zip(fields.split(" . "), each.element.split(" . "), strict=True))
+            key = dict(zip(fields.split(" . "), element.element.split(" . "), strict=True))
             low, _, high = key.get("inet_service", f"{port}").partition("-")
             if (
                 key["{own}"] == own
@@ -70,7 +70,7 @@ def look_up(
                 and key.get("inet_proto", proto) == proto
                 and int(low) <= port <= int(high or low)
             ):
-                found.append(each)
+                found.append(element)
     return found
 
 
@@ -142,7 +142,7 @@ def agree(world: World, elements: dict[str, list[Element]], packet: Packet) -> N
             in_audit = holder.policy.audit is not None
             assert (first.value in nft_audit.VERDICTS) is in_audit, (packet, first)
             assert reason.audits is holder.audits
-        ends = {each.element for each in elements[holder.name] if each.ends}
+        ends = {element.element for element in elements[holder.name] if element.ends}
         assert ends == (set(addresses(holder)) if holder.policy.audit else set())
         assert first.comment == f"{holder.name} {reason.key}".rstrip()
         said = rules.decides(policed(holder), members(world), ingress, own, peer, proto, port)

@@ -411,16 +411,16 @@ def test_sharer_means_its_provider_and_one_without_a_network_means_nobody() -> N
 
 
 def test_fixed_world_is_as_networks_can_be() -> None:
-    networks: dict[str, Network] = {each.name: each for each in NETWORKS}
+    networks: dict[str, Network] = {network.name: network for network in NETWORKS}
     taken = [
         address
-        for each in SERVICES
-        for endpoint in each.endpoints
+        for service in SERVICES
+        for endpoint in service.endpoints
         for address in endpoint.addresses
     ]
     assert len(set(taken)) == len(taken)
-    for each in SERVICES:
-        for endpoint in each.endpoints:
+    for service in SERVICES:
+        for endpoint in service.endpoints:
             for subnet, address in zip(
                 networks[endpoint.network].subnets, endpoint.addresses, strict=True
             ):

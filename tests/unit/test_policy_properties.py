@@ -84,8 +84,8 @@ def test_allow_list_only_narrows(
     free, more, fewer = (
         changed(world, name, **{which: each}) for each in (None, entries, entries[:-1])
     )
-    for each in flows:
-        allowed, listed, shorter = (decide(one, *each).passes for one in (free, more, fewer))
+    for flow in flows:
+        allowed, listed, shorter = (decide(one, *flow).passes for one in (free, more, fewer))
         assert allowed >= listed >= shorter
 
 
@@ -157,10 +157,10 @@ def test_both_families_are_alike(data: st.DataObject) -> None:
             for n, each in world.services.items()
         }
     )
-    for each in flows:
-        one = decide(world, *each)
+    for flow in flows:
+        one = decide(world, *flow)
         image = decide(
-            other, swapped(each.source), swapped(each.destination), each.port, each.proto
+            other, swapped(flow.source), swapped(flow.destination), flow.port, flow.proto
         )
         assert one.passes is image.passes
         assert (one.path.passes, one.egress.passes, one.ingress.passes) == (
@@ -246,10 +246,10 @@ def names(entry: Entry, world: World, address: str, port: int | None, proto: str
 def test_matches_is_what_the_entry_means(data: st.DataObject, text: str) -> None:
     world, flows = drawn(data)
     one = entry(text, "allow_from")
-    for each in flows:
-        for address in (each.source, each.destination):
-            assert matches(one, world, address, each.port, each.proto) is names(
-                one, world, address, each.port, each.proto
+    for flow in flows:
+        for address in (flow.source, flow.destination):
+            assert matches(one, world, address, flow.port, flow.proto) is names(
+                one, world, address, flow.port, flow.proto
             )
 
 
@@ -272,8 +272,8 @@ def test_entry_that_a_reason_names_is_the_one_and_without_it_the_next_one_decide
     data: st.DataObject,
 ) -> None:
     world, flows = drawn(data)
-    for each in flows:
-        verdict = decide(world, *each)
+    for flow in flows:
+        verdict = decide(world, *flow)
         for reason, side in (
             (verdict.ingress, verdict.destination),
             (verdict.egress, verdict.source),
@@ -283,9 +283,9 @@ def test_entry_that_a_reason_names_is_the_one_and_without_it_the_next_one_decide
                 which = ("allow_from", "deny_from") if ingress else ("egress_allow", "egress_deny")
                 peer = verdict.source.address if ingress else verdict.destination.address
                 assert (reason.passes, reason.key) == expected(
-                    world, side.service, peer, verdict, each.proto, which
+                    world, side.service, peer, verdict, flow.proto, which
                 )
-                _without(world, each, reason, ingress, which, peer)
+                _without(world, flow, reason, ingress, which, peer)
 
 
 def _without(

@@ -192,8 +192,8 @@ def test_whatever_is_admitted_no_packet_is_for_two_services_and_no_port_is_there
 ) -> None:
     with TemporaryStore() as store:
         with store.transaction():
-            for each in NETWORKS:
-                add_network(store, each)
+            for network in NETWORKS:
+                add_network(store, network)
             for name in ("api", "db", "web"):
                 put(store, name, (DUAL.name,))
         for service, entries in manifests:

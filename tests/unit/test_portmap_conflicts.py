@@ -66,8 +66,8 @@ def test_port_of_another_service_is_a_conflict_that_names_it_and_how_it_has_it(
 def test_port_of_another_service_in_ipv6_is_shown_in_brackets() -> None:
     store = Store.open()
     with store.transaction():
-        for each in NETWORKS:
-            add_network(store, each)
+        for network in NETWORKS:
+            add_network(store, network)
         put(store, "blog", (DUAL.name,), ports=tuple(wanted("[2001:db8::1]:80:80")))
         put(store, "api", (DUAL.name,))
     message = refused(store, "80:80").message

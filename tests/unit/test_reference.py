@@ -46,9 +46,9 @@ def test_the_table_of_a_guide_is_what_the_code_says() -> None:
 
 def test_there_are_no_other_pages() -> None:
     there = {
-        f"{folder}/{each.name}"
+        f"{folder}/{path.name}"
         for folder in ("man", "reference")
-        for each in (DOCS / folder).iterdir()
+        for path in (DOCS / folder).iterdir()
     }
     assert there == set(PAGES)
 
@@ -173,7 +173,9 @@ def test_stack_page_has_every_key() -> None:
 
 def test_what_json_prints_is_told_of_every_command_that_has_it() -> None:
     have = {
-        each.name for each in commands() if any("--json" in option.flags for option in each.options)
+        command.name
+        for command in commands()
+        if any("--json" in option.flags for option in command.options)
     }
     assert have == {name.removesuffix(" --all-hosts") for name in results.RESULTS}
     assert registry.COMMANDS.keys() >= {name.split()[0] for name in have}

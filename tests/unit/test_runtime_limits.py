@@ -150,8 +150,8 @@ def test_process_moves_to_the_cgroup_that_it_is_in(
     path = machine.top / written / "cgroup.procs"
     path.parent.mkdir(parents=True)
     path.touch()
-    for each in mounts:
-        machine.mount(*each)
+    for mount in mounts:
+        machine.mount(*mount)
     table = machine.top.parent / "own"
     table.write_text(own)
     monkeypatch.setattr(cgroup, "_OWN", str(table))

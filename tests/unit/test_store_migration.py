@@ -78,7 +78,8 @@ def test_what_version_1_held_is_all_there_and_means_the_same() -> None:
     assert store.chosen_port("api", Port("", 0, 80, "tcp")) is None
     assert store.port_holders(Port("127.0.0.1", 443, 1, "tcp")) == [("api", PORTS[1])]
     assert {
-        each.name: (each.internal, each.publishes, each.by_loopback) for each in store.networks()
+        network.name: (network.internal, network.publishes, network.by_loopback)
+        for network in store.networks()
     } == {
         "backend": (False, True, True),
         "front": (False, True, False),
@@ -137,7 +138,7 @@ def test_ports_of_an_undone_change_lead_into_the_network_that_they_led_into(begu
     with store.transaction():
         store.undo([intent])
         store.end_intent("api")
-    (backend,) = [each for each in store.networks() if each.name == "backend"]
+    (backend,) = [network for network in store.networks() if network.name == "backend"]
     assert (backend.publishes, backend.by_loopback) == (True, True)
     state = desired(store.snapshot(ALL))
     assert Sysctl("", "net/ipv4/conf/niso-backend/route_localnet", "1") in state[Sysctl]
@@ -272,7 +273,7 @@ def test_manifest_of_version_3_that_is_damaged_keeps_nothing_from_being_migrated
     api, db = store.services()
     assert api.service is not None and (db.service, db.manifest) == (None, text)
     defects = store_repair.find_defects(Fake(), store)
-    assert [each.service for each in defects if each.problem == "different"] == ["db"]
+    assert [defect.service for defect in defects if defect.problem == "different"] == ["db"]
     (intent,) = store.intents()
     assert store.is_as_before(intent)
 

@@ -76,7 +76,7 @@ def test_rates_between_two_looks() -> None:
         (OUTSIDE, "db:80/tcp", "0 b/s", "2.0", "drop", "db allow_from"),
         ("host", "db:80/tcp", "2.0 kb/s", "0.0", "pass", "-"),  # has begun before
     ]
-    assert [top.cells(each) for each in load.services] == [
+    assert [top.cells(service) for service in load.services] == [
         ("api", "running", "0 b/s", "0 b/s", "3.0", "-", "-", "back"),
         ("db", "running", "8.0 kb/s", "400 b/s", "5.0", "7", "0", "back"),
         ("side", "running", "-", "-", "-", "-", "-", "-"),
