@@ -75,6 +75,20 @@ def test_service_has_an_address_of_each_family_and_no_other(dual: Lab) -> None:
     assert [each["gateway"] for each in routes] == [GATEWAY6]
 
 
+def test_ports_of_the_bridge_have_no_route_of_their_own(dual: Lab) -> None:
+    """The kernel would walk those of all ports for each new one."""
+    ports = [
+        link["ifname"]
+        for link in json.loads(
+            dual.run("ip", "-j", "link", "show", "master", "niso-backend").stdout
+        )
+    ]
+    routes = json.loads(dual.run("ip", "-6", "-j", "route", "show", "table", "all").stdout)
+    assert len(ports) == 2
+    assert not {route["dev"] for route in routes} & set(ports)
+    assert "niso-backend" in {route["dev"] for route in routes}
+
+
 def test_name_gives_both_addresses_forward_and_reverse(dual: Lab) -> None:
     for name in ("db", "db.niso.local"):
         found = dual.niso("exec", "api", "--", "getent", "ahosts", name).stdout

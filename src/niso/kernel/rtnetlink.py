@@ -157,8 +157,12 @@ class Rtnl(netlink.Netlink):
         self.create(
             index,
             what,
-            text(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, own) + of_kind("bridge", *data),
-            # the MTU after creation: only a change counts as set by hand and outlives the last port
+            text(IFLA_IFNAME, name)
+            + attribute(IFLA_ADDRESS, own)
+            + u32(IFLA_MTU, mtu ^ 1)
+            + of_kind("bridge", *data),
+            # only a change counts as set by hand. The kernel does not adapt such an MTU to that of
+            # ports, and does not walk them all to find out (br_mtu_auto_adjust)
             alias_data(alias) + u32(IFLA_MTU, mtu),
             raise_up(name, index),
         )
