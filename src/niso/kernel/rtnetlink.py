@@ -178,11 +178,13 @@ class Rtnl(netlink.Netlink):
         bridge: str,
         port: bytes,
         alias: str,
+        mac: str = "",
     ) -> int:
         """Create a veth pair; return the index of its end here.
 
         ``name`` is here, up, and a port of ``bridge`` with the settings ``port``
-        (`bridge_flags.new_port`). ``peer`` is down, in the namespace of ``peer_netns_fd``.
+        (`bridge_flags.new_port`). ``peer`` is down, in the namespace of ``peer_netns_fd``. Without
+        ``mac``, ``name`` has a random MAC that others may change, such as udev.
 
         It is set up last: the kernel walks all IPv6 routes for each change of a link that is up.
         """
@@ -201,6 +203,7 @@ class Rtnl(netlink.Netlink):
             what,
             text(IFLA_IFNAME, name)
             + u32(IFLA_MTU, mtu)
+            + (attribute(IFLA_ADDRESS, packed_mac(mac)) if mac else b"")
             + of_kind("veth", attribute(_VETH_INFO_PEER, far)),
             alias_data(alias),
             join(name, index, bridge, master),

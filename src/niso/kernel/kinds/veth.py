@@ -296,6 +296,7 @@ def _add(writer: Writer, veth: Veth) -> None:
     from niso.kernel.kinds.setting import write_first
 
     rtnl = writer.rtnl("")
+    own = bytes([0x0A, *os.urandom(5)]).hex(":")
     fd = netns.open_fd(veth.netns)
     try:
         index = rtnl.add_veth(
@@ -307,10 +308,11 @@ def _add(writer: Writer, veth: Veth) -> None:
             bridge=veth.bridge,
             port=new_port(veth.hairpin),
             alias=veth.alias,
+            mac=own,
         )
     finally:
         os.close(fd)
-    neighbours.fix(rtnl, index, veth.mac)
+    neighbours.fix(rtnl, index, veth.mac, own)
     _disable_ipv6(veth.name)
     write_first(writer, veth.netns, veth.peer)
     writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
