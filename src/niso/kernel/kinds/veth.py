@@ -296,10 +296,9 @@ def _add(writer: Writer, veth: Veth) -> None:
     from niso.kernel.kinds.setting import write_first
 
     rtnl = writer.rtnl("")
-    own = bytes([0x0A, *os.urandom(5)]).hex(":")
     fd = netns.open_fd(veth.netns)
     try:
-        index = rtnl.add_veth(
+        index, own = rtnl.add_veth(
             veth.name,
             peer=veth.peer,
             peer_netns_fd=fd,
@@ -308,7 +307,6 @@ def _add(writer: Writer, veth: Veth) -> None:
             bridge=veth.bridge,
             port=new_port(veth.hairpin),
             alias=veth.alias,
-            mac=own,
         )
     finally:
         os.close(fd)
