@@ -44,10 +44,7 @@ LINKS: dict[str, Damage] = {
         "Veth.up", lambda w: w.ip("-n niso-api link set eth0 down"), different=API
     ),
     "mtu of the port": damage(
-        "Veth.mtu",
-        # a bridge that never had another MTU follows the least of its ports (linux/net/bridge/br_if.c)
-        lambda w: w.ip(f"link set {w.port} mtu 1280"),
-        different=[API, r"^bridge niso-backend$"],
+        "Veth.mtu", lambda w: w.ip(f"link set {w.port} mtu 1280"), different=API
     ),
     "bandwidth unlimited": damage(
         "Shaper missing",

@@ -75,6 +75,17 @@ def test_service_has_an_address_of_each_family_and_no_other(dual: Lab) -> None:
     assert [route["gateway"] for route in routes] == [GATEWAY6]
 
 
+def test_ports_of_the_bridge_have_no_routes_and_one_forwarding_entry_each(dual: Lab) -> None:
+    """The kernel would walk those of all ports for each new one."""
+    ports = {link["ifname"] for link in dual.ip_json("link", "show", "master", "niso-backend")}
+    routes = {route["dev"] for route in dual.ip_json("-6", "route", "show", "table", "all")}
+    assert (len(ports), ports & routes, "niso-backend" in routes) == (2, set(), True)
+    listed = dual.run("bridge", "-j", "fdb", "show", "br", "niso-backend").stdout
+    entries = [entry for entry in json.loads(listed) if entry.get("master") == "niso-backend"]
+    own = [(entry["ifname"], entry["state"]) for entry in entries if entry["ifname"] in ports]
+    assert sorted(own) == sorted((port, "static") for port in ports)
+
+
 def test_name_gives_both_addresses_forward_and_reverse(dual: Lab) -> None:
     for name in ("db", "db.niso.local"):
         found = dual.niso("exec", "api", "--", "getent", "ahosts", name).stdout

@@ -61,7 +61,7 @@ TABLES = NftTransaction(
 )
 PORT = element("publish_any4", "tcp . 8080", "10.99.0.2 . 80")
 BY_HAND = Sysctl("niso-s", "net/ipv6/conf/default/addr_gen_mode", "1")
-SPANS = BRIDGE._replace(mtu=1450)  # else it would follow the MTU of its port
+SPANS = BRIDGE._replace(mtu=1450)
 TUNNEL = Vxlan("nx-b", 4097, "198.51.100.1", 4799, 1450, "niso-b", ALIAS)
 LED = Fdb("nx-b", "0a:00:00:00:00:09", "198.51.100.2")
 KNOWN, KNOWN6 = (Peer("", "niso-b", a, LED.mac) for a in ("10.99.0.9", "fd00:99::9"))

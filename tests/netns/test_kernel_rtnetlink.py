@@ -38,21 +38,21 @@ def test_new_bridge_is_up_and_marked_without_stp_snooping_or_link_local_address(
     assert ip("address show niso-b")[0]["addr_info"] == []
 
 
+@pytest.mark.parametrize("mtu", [1400, 1500, 1501, 65535])
 @throw_away_host
-def test_bridge_keeps_its_mac_and_mtu_as_ports_come_and_go() -> None:
+def test_bridge_keeps_its_mac_and_mtu_as_ports_come_and_go(mtu: int) -> None:
+    def both() -> tuple[str, int]:
+        (link,) = ip("link show niso-b")
+        return link["address"], link["mtu"]
+
     with Rtnl() as rtnl:
-        rtnl.add_bridge("niso-b", mtu=1400, alias=ALIAS, mac="0e:ff:ff:ff:ff:fe")
+        rtnl.add_bridge("niso-b", mtu=mtu, alias=ALIAS, mac="0e:ff:ff:ff:ff:fe")
+        assert both() == ("0e:ff:ff:ff:ff:fe", mtu)
         sh("ip link add low address 02:00:00:00:00:01 mtu 1300 type veth peer lower")
         rtnl.set_link("low", master="niso-b")
-        assert (ip("link show niso-b")[0]["address"], ip("link show niso-b")[0]["mtu"]) == (
-            "0e:ff:ff:ff:ff:fe",
-            1400,
-        )
+        assert both() == ("0e:ff:ff:ff:ff:fe", mtu)
         rtnl.delete_link("low")
-    assert (ip("link show niso-b")[0]["address"], ip("link show niso-b")[0]["mtu"]) == (
-        "0e:ff:ff:ff:ff:fe",
-        1400,
-    )
+    assert both() == ("0e:ff:ff:ff:ff:fe", mtu)
 
 
 def calls(bridge: str) -> tuple[int, int]:

@@ -131,12 +131,18 @@ def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
     return index == port_index and bool(state & _NOARP)
 
 
-def fix(rtnl: Rtnl, port_index: int, mac: str) -> None:
-    """Have a bridge send the frames to a MAC always to this port. Raises KernelError."""
+def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
+    """Have a bridge send the frames to a MAC always to this port. Raises KernelError.
+
+    The entry that the kernel adds for the port's ``own`` MAC is deleted: nobody sends to it, and
+    the kernel walks all entries for each port that comes or goes.
+    """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     flags = netlink.CREATE | netlink.REPLACE
     what = f"add the forwarding entry of {mac} for link {port_index}"
-    rtnl.transact(Message(what, _NEWNEIGH, flags, body))
+    rtnl.transact(
+        Message(what, _NEWNEIGH, flags, body), *((unfix(port_index, own),) if own else ())
+    )
 
 
 def unfix(port_index: int, mac: str) -> Message:

@@ -152,13 +152,17 @@ class Rtnl(netlink.Netlink):
             attribute(_BR_MCAST_SNOOPING, b"\0"),
             *call_flags(call_iptables, call_ip6tables),
         )
-        own = packed_mac(mac) if mac else bytes([0x0A, *os.urandom(5)])
+        own = packed_mac(mac) if mac else _random_mac()
         what = f"create bridge '{name}'"
         self.create(
             index,
             what,
-            text(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, own) + of_kind("bridge", *data),
-            # the MTU after creation: only a change counts as set by hand and outlives the last port
+            text(IFLA_IFNAME, name)
+            + attribute(IFLA_ADDRESS, own)
+            + u32(IFLA_MTU, mtu ^ 1)
+            + of_kind("bridge", *data),
+            # only a change counts as set by hand. The kernel does not adapt such an MTU to that of
+            # ports, and does not walk them all to find out (br_mtu_auto_adjust)
             alias_data(alias) + u32(IFLA_MTU, mtu),
             raise_up(name, index),
         )
@@ -174,8 +178,8 @@ class Rtnl(netlink.Netlink):
         bridge: str,
         port: bytes,
         alias: str,
-    ) -> int:
-        """Create a veth pair; return the index of its end here.
+    ) -> tuple[int, str]:
+        """Create a veth pair; return the index and the MAC of its end here.
 
         ``name`` is here, up, and a port of ``bridge`` with the settings ``port``
         (`bridge_flags.new_port`). ``peer`` is down, in the namespace of ``peer_netns_fd``.
@@ -185,6 +189,7 @@ class Rtnl(netlink.Netlink):
         master = self.index(bridge)
         index = self.free_index()
         what = f"create veth '{name}'"
+        own = _random_mac()  # udev replaces one that the kernel has chosen
         far = (
             ifinfo()
             + text(IFLA_IFNAME, peer)
@@ -197,13 +202,14 @@ class Rtnl(netlink.Netlink):
             what,
             text(IFLA_IFNAME, name)
             + u32(IFLA_MTU, mtu)
+            + attribute(IFLA_ADDRESS, own)
             + of_kind("veth", attribute(_VETH_INFO_PEER, far)),
             alias_data(alias),
             join(name, index, bridge, master),
             Message(f"set port '{name}'", NEWLINK, 0, ifinfo(index) + port),
             raise_up(name, index),
         )
-        return index
+        return index, own.hex(":")
 
     def set_link(
         self,
@@ -446,6 +452,10 @@ class Rtnl(netlink.Netlink):
                 Message("delete the unfinished link", _DELLINK, 0, ifinfo(index), (errno.ENODEV,))
             )
             raise
+
+
+def _random_mac() -> bytes:
+    return bytes([0x0A, *os.urandom(5)])
 
 
 def ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
+from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.kind import Kind, Step, link_place, netns_place
@@ -82,6 +84,7 @@ class _Veths(Kind[Veth]):
                 f" && ip link set {veth.name} master {veth.bridge} alias {veth.alias} up"
                 f" && bridge link set dev {veth.name} learning off flood off"
                 f" && {_fix_command(veth)}"
+                f" && sysctl -w '{_no_ipv6(veth.name)}=1'"
             )
         was = step.was or veth
         also = _drift_commands(veth, was)
@@ -295,7 +298,7 @@ def _add(writer: Writer, veth: Veth) -> None:
     rtnl = writer.rtnl("")
     fd = netns.open_fd(veth.netns)
     try:
-        index = rtnl.add_veth(
+        index, own = rtnl.add_veth(
             veth.name,
             peer=veth.peer,
             peer_netns_fd=fd,
@@ -307,9 +310,29 @@ def _add(writer: Writer, veth: Veth) -> None:
         )
     finally:
         os.close(fd)
-    neighbours.fix(rtnl, index, veth.mac)
+    neighbours.fix(rtnl, index, veth.mac, own)
+    _disable_ipv6(veth.name)
     write_first(writer, veth.netns, veth.peer)
     writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
+
+
+def _no_ipv6(port: str) -> str:
+    return f"net/ipv6/conf/{port}/disable_ipv6"
+
+
+def _disable_ipv6(port: str) -> None:
+    """Disable IPv6 of a port itself, which has no address; the bridge forwards IPv6 all the same.
+
+    Otherwise the kernel adds a route to ff00::/8 for each port that has a carrier, in a list of
+    those of all ports, and walks them all for each change of a link (fib6_add, fib6_clean_all).
+    """
+    from niso.kernel import sysctl
+
+    try:
+        sysctl.write(_no_ipv6(port), "1")
+    except KernelError as error:
+        if error.errno != errno.ENOENT:  # a kernel without IPv6
+            raise
 
 
 def _change(writer: Writer, veth: Veth, was: Veth) -> None:
