@@ -173,7 +173,8 @@ def test_dropped_packets_have_the_reason_also_of_other_programs(lab: Lab) -> Non
     asks = [("10.99.1.2", 80, "niso-bad"), ("fd00:9::2", 80, "niso-bad")]
     asks += [("10.99.1.2", 80, "niso-api"), ("192.0.2.1", 8080, "client")]
     asks += [("192.0.2.3", 443, "niso-db"), ("10.99.1.2", 80, "client")]
-    lines = during("db", "-c", "12", asks=asks).decode().splitlines()
+    asks += [("10.99.1.77", 80, "niso-db")]
+    lines = during("db", "-c", "14", asks=asks).decode().splitlines()
     denied = "not listed in network.policy.allow_from of db"
     direct = "not published: to a subnet of niso from outside"
     told = {(line.split(" ")[2].rpartition(".")[0], line.rpartition("  (")[2]) for line in lines}
@@ -185,6 +186,7 @@ def test_dropped_packets_have_the_reason_also_of_other_programs(lab: Lab) -> Non
         ("192.0.2.2", f"{denied})"),
         ("192.0.2.2", f"{direct})"),
         ("db", "inet wall f: tcp dport 443 drop)"),
+        ("db", "to an address that no service has)"),
     }
     assert any(" IP6 bad." in line for line in lines)
     data = during("bad", "db:80", "-c", "2", "-w", "-", asks=asks[:1])

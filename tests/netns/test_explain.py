@@ -132,6 +132,8 @@ CASES = [
     Case("api", "host:22", "egress", (f"{OUT} egress.allow",), "network.policy.egress.allow", None),
     Case("web", "host", "", (), "", None),
     Case("web", "NOBODY:80", "path", ("forward not published",), "", None),
+    Case("db", "NOBODY:80", "path", ("from_bridge to an address that no service has",), "", None),
+    Case("db", "NOBODY", "path", ("from_bridge to an address that no service has",), "", None),
     Case("ASTRAY", "CLIENT:80", "path", ("from_port not its own address",), "", None),
 ]
 ADDRESSES = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import Lab
-from services import ask, echo, idle, on
+from services import ask, echo, filter_bridged, idle, on
 
 FOREIGN = "table ip docker { chain FORWARD { type filter hook forward priority 5; ip protocol tcp counter accept; }; }"
 
@@ -17,7 +18,7 @@ def traced(
     running = lab.popen("niso", "net", "trace", source, to, "--for", "20s", *words)
     lab.wait_for(lambda: "niso_live_" in lab.run("nft", "list", "tables").stdout, 10, "its tables")
     address, _, port = to.rpartition(":")
-    address = {"db": by}.get(address, address)
+    address = {"db": by}.get(address, address.strip("[]"))
     while running.poll() is None:
         ask(lab, address, int(port), netns)
     out, _ = running.communicate()
@@ -80,3 +81,29 @@ def test_a_name_with_two_families_is_followed_in_both(lab: Lab) -> None:
         assert (found["destination"], found["passes"], status) == (address, passes, not passes)
         words = "not listed in" if address == "fd00:9::2" else "allowed by"
         assert any(words in stage["words"] for stage in found["stages"]), found
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_way_beyond_the_bridge_is_followed_to_its_end(lab: Lab, calls: int) -> None:
+    """The kernel numbers a packet anew where the bridge passes it on to the host."""
+    filter_bridged(lab, calls)
+    for name, number in (("backend", 1), ("frontend", 2)):
+        cidrs = (f"10.99.{number}.0/24", f"fd00:99:{number}::/64")
+        lab.niso("net", "create", name, "--subnet", cidrs[0], "--subnet", cidrs[1])
+    lab.niso("activate", idle(lab, "api", network=on("backend")))
+    lab.niso("activate", idle(lab, "web", network=on("frontend")))
+    ways = {
+        "10.99.2.2:80": (1, "see_refused", "drop"),  # not published
+        "[fd00:99:2::2]:80": (1, "see_refused", "drop"),
+        "10.99.1.77:80": (1, "from_bridge", "drop"),
+        "[fd00:99:1::77]:80": (1, "from_bridge", "drop"),
+        "10.99.1.1:80": (0, "see_own", "pass"),
+        "192.0.2.2:80": (0, "kept", "pass"),
+        "[2001:db8::2]:80": (0, "kept", "pass"),
+    }
+    for to, end in ways.items():
+        status, text = traced(lab, "niso-api", "api", to, "--json")
+        found = json.loads(text)
+        last = found["stages"][-1]
+        assert (status, last["chain"], last["verdict"]) == end, (to, found)
+        assert found["passes"] is (status == 0)

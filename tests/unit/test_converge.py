@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterator
 
@@ -162,6 +163,34 @@ def test_lost_tables_widen_a_scope_to_everything(kernel: Fake, store: Store) -> 
     steps = activate(kernel, store, "db")
     assert isinstance(steps[0], NftTransaction)
     assert steps[0].makes_tables()
+    assert is_as_wanted(kernel, store)
+
+
+@pytest.mark.parametrize("number", range(2, 20))
+def test_change_by_the_rules_of_another_version_that_dies_is_finished_by_the_next_command(
+    kernel: Fake, store: Store, number: int
+) -> None:
+    """It changes services outside its own scope, which no intent names: here api loses its routes."""
+    activate(kernel, store, "api")
+    kernel.ruleset = "0ld"
+    for key in [key for key, route in kernel.routes.items() if route.netns == "niso-api"]:
+        del kernel.routes[key]
+    count = 0
+
+    def fail(_: object) -> int:
+        nonlocal count
+        count += 1
+        return errno.ENOMEM if count == number else 0
+
+    kernel.fail = fail
+    with contextlib.suppress(KernelError):
+        activate(kernel, store, "db")
+    kernel.fail = lambda _: 0
+    assert not unguarded(kernel)
+    before = converge.desired_now(kernel, store, Scope(("db",), ("one",)))
+    with store.transaction():
+        store.forget("db")
+    converge.converge(kernel, store, Scope(("db",), ("one",)), before, teardown=True)
     assert is_as_wanted(kernel, store)
 
 

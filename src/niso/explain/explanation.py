@@ -195,17 +195,24 @@ def _path(
             nft_tables.INET, "raw", "ip daddr 127.0.0.0/8" if family == 4 else "ip6 daddr ::1"
         )
         return martian, martian, ()
+    early, late = _dropping(sender, entered, reached, family)
+    return (*objects, *early, *late), early, late
+
+
+def _dropping(
+    sender: Known | None, entered: Network | None, reached: Network | None, family: int
+) -> tuple[_Rules, _Rules]:
+    """Return the rules that drop a packet before the policies, and those that do so after them."""
     if entered and entered.internal and (reached is None or reached.name != entered.name):
-        closed = _static(nft_tables.INET, "forward", "out of an internal network")
-        return (*objects, *closed), closed, ()
+        return _static(nft_tables.INET, "forward", "out of an internal network"), ()
     if reached and sender is None:
         word = "ip" if family == 4 else "ip6"
-        outside = _static(nft_tables.INET, "raw", f"{word} daddr @subnets{family}")
-        return (*objects, *outside), outside, ()
+        return _static(nft_tables.INET, "raw", f"{word} daddr @subnets{family}"), ()
     if reached and (entered is None or reached.name != entered.name):
-        apart = _static(nft_tables.INET, "forward", "not published")
-        return (*objects, *apart), (), apart
-    return tuple(objects), (), ()
+        return (), _static(nft_tables.INET, "forward", "not published")
+    if reached and sender and not sender.host:
+        return _static(nft_tables.INET, "from_bridge", "to an address that no service has"), ()
+    return (), ()
 
 
 def _passing(

@@ -91,7 +91,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         """Return everything that exists; of sysctls, those in ``want``."""
         return State(
             [
-                *([Ruleset(self.ruleset)] if self.ruleset else ()),
+                *([Ruleset(self.ruleset)] if self.ruleset and self.is_marked() else ()),
                 *self.present_elements(),
                 *self.bridges.values(),
                 *self.vxlans.values(),

@@ -67,6 +67,12 @@ class FakeTables:
             self.ruleset, self.elements = before
             raise
 
+    def is_marked(self) -> bool:
+        """Return whether the tables have the mark of this version, or are of another one."""
+        mark = f'"rules-{nft_tables.DIGEST}"'
+        marks = [(table, "owner", mark) in self.elements for table in nft_sets.CONTAINERS]
+        return self.ruleset != nft_tables.DIGEST or all(marks)
+
     def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
         """As `Kernel.list_elements`."""
         if self.ruleset is None or container not in nft_sets.CONTAINERS.get(table, ()):

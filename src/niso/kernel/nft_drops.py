@@ -12,6 +12,7 @@ import os
 from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.kernel.nft_tables import ABSENT
 from niso.kernel.nft_trace import PREFIX, Trace
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def marking(addresses: Collection[str], ends: Collection[str], bridges: Collecti
             continue
         outside = f"iifname != {{ {', '.join(bridges)} }} " if bridges else ""
         into.append(f"{outside}{word} daddr {{ {own} }} {limit}")
+        # the bridge table has marked what raw refuses
+        into.append(f"meta mark & {ABSENT} != 0 {word} saddr {{ {own} }} {limit}")
         for side in ("saddr", "daddr"):
             either.append(
                 f"ct state != {{ established, related }} {word} {side} {{ {own} }} {limit}"

@@ -65,6 +65,23 @@ class Step(NamedTuple):
         """Return the version of IP; None without the headers."""
         return self.network[0] >> 4 if self.network else None
 
+    def is_of_packet(self, other: Step) -> bool:
+        """Return whether both have headers, of one packet before its source is translated."""
+        return self._sent != b"" and self._sent == other._sent
+
+    @property
+    def _sent(self) -> bytes:
+        """Return what the sender alone writes: the source and what numbers its packets.
+
+        The destination, and with it checksums, may be translated on the way.
+        """
+        of_packet = self.transport[:2] + self.transport[4:6]  # a port or type; length, sequence, id
+        if self.version == 4 and len(self.network) >= 20:
+            return self.network[4:6] + self.network[9:10] + self.network[12:16] + of_packet
+        if self.version == 6 and len(self.network) >= 24:
+            return self.network[6:7] + self.network[8:24] + of_packet
+        return b""
+
 
 class Packet(NamedTuple):
     """Which packets to mark. ``starts``: only those that begin a TCP connection."""
@@ -107,14 +124,20 @@ class Trace(netlink.Netlink):
         super().close()
 
     def first(self, seconds: float) -> list[Step]:
-        """Wait for one packet and return its way; empty if none came in this time."""
+        """Wait for one packet and return its way; empty if none came in this time.
+
+        The kernel makes another id where a bridge passes the packet on to the host: the link that
+        it came in by is part of it (trace_fill_id, net/netfilter/nf_tables_trace.c).
+        """
         steps: list[Step] = []
+        ids: set[int] = set()
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if not select.select([self._socket], [], [], left)[0]:
                 break
             for step in self.read():
-                if not steps or step.id == steps[0].id:
+                if not steps or step.id in ids or step.is_of_packet(steps[0]):
+                    ids.add(step.id)
                     steps.append(step)
                     end = time.monotonic() + _QUIET_S
         return steps

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import nft_sets, nft_tables
+from niso.kernel.kinds import order
 from niso.kernel.kinds.element import Edit, Element, NftTransaction, lookup
 from niso.kernel.kinds.kind import Difference, Kind, Steps, kind_of
 
@@ -42,8 +43,12 @@ class _Rulesets(Kind[Ruleset]):
         """Destroy and recreate both tables in one transaction, with all elements.
 
         Links that are about to be deleted get guards in the new tables until they are gone:
-        otherwise their packets would pass.
+        otherwise their packets would pass. If services run and more than rules differs, the mark of
+        the version comes last. A plan that makes tables covers everything. Without the mark, the
+        next command makes them again, and so finishes what a killed one has left.
         """
+        from niso.kernel.kinds.veth import Veth
+
         if want[Ruleset] == have[Ruleset]:
             return Steps()
         tables = tuple(f"destroy table {table}" for table in nft_sets.CONTAINERS)
@@ -54,12 +59,17 @@ class _Rulesets(Kind[Ruleset]):
         for thing in have:
             if (type(thing), thing.key()) not in keys:
                 guards.update(kind_of(thing).guards(thing))
-        adds = (Edit("add", element) for element in sorted({*want[Element], *guards}))
+        marks = {element for element in want[Element] if _is_version(element)}
+        kinds = [kind.thing for kind in order.KINDS if not kind.is_transactional]
+        more = have[Veth] and any(want[kind] != have[kind] for kind in kinds)
+        late = marks if more else set[Element]()
+        adds = (Edit("add", element) for element in sorted({*want[Element], *guards} - late))
         kept = {element.key() for element in want[Element]}
-        drops = tuple(Edit("delete", guard) for guard in sorted(guards) if guard.key() not in kept)
+        drops = (Edit("delete", guard) for guard in sorted(guards) if guard.key() not in kept)
+        last = (*drops, *(Edit("add", mark) for mark in sorted(late)))
         return Steps(
             [NftTransaction((*tables, nft_tables.TABLES, *adds))],
-            last=[NftTransaction(drops)] if drops else [],
+            last=[NftTransaction(last)] if last else [],
         )
 
     def differences(self, thing: Ruleset, was: Ruleset, known: Collection[str]) -> list[Difference]:
@@ -94,6 +104,10 @@ def owner(state_id: str) -> list[Element]:
         for table in nft_sets.CONTAINERS
         for text in (f"id-{state_id}", f"rules-{nft_tables.DIGEST}")
     ]
+
+
+def _is_version(element: Element) -> bool:
+    return element.container == "owner" and element.element.startswith('"rules-')
 
 
 def _compared() -> Iterable[Ruleset]:
