@@ -59,8 +59,8 @@ def mark(name: str, mode: str, manifest: str, spec: str, networks: str) -> int:
     static address or extra host. A record that has its checksum needs no decoding to be compared
     with its rows. The arguments are columns of the table service.
     """
-    own = service(manifest)
-    if own is None or mode == "attached" or process(spec) is None:
+    own = service(manifest) if mode != "attached" else None
+    if own is None or process(spec) is None:
         return 0
     more = own.aliases or own.addresses or own.addresses6 or own.extra_hosts
     if more or own.policy != Policy():
