@@ -419,6 +419,29 @@ def test_lost_store_is_refused_until_a_sweep(lab: Lab) -> None:
     assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
 
 
+def test_bridges_of_others_and_their_entries_are_not_nisos(lab: Lab) -> None:
+    """All bridges are asked for their tables at once."""
+    lab.niso("net", "create", "front")
+    lab.niso("activate", idle(lab, "api", network={"networks": ["backend", "front"]}))
+    mac = lab.run("ip", "netns", "exec", "niso-api", "cat", "/sys/class/net/eth0/address").stdout
+    for words in (
+        "ip link add other type bridge",
+        "ip link add port type veth peer name end",
+        "ip link set port master other up",
+        "bridge fdb add 02:00:00:00:00:01 dev port master static",
+        f"bridge fdb add {mac.strip()} dev port master static",
+        "bridge fdb add 02:00:00:00:00:02 dev other self permanent",
+    ):
+        lab.run(*words.split())
+    assert lab.niso("net", "check").stdout == "OK: the kernel matches the configuration\n"
+    bridge = "niso-front"
+    port = lab.run("sh", "-c", f"ls /sys/class/net/{bridge}/brif").stdout.strip()
+    lab.run(*f"bridge fdb add 02:00:00:00:00:01 dev {port} master static".split())
+    said = lab.niso("net", "check", check=False).stdout
+    assert f"forwarding entry 02:00:00:00:00:01 of bridge port {port}" in said
+    assert len(said.strip().splitlines()) == 1, said
+
+
 def test_check_beside_another_command_finds_nothing(lab: Lab) -> None:
     folder = idle(lab, "busy")
     lab.niso("activate", idle(lab, "calm"), folder)

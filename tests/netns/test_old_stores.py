@@ -22,6 +22,8 @@ for name, text in c.execute("SELECT service, undo FROM intent").fetchall():
     c.execute("UPDATE intent SET undo=? WHERE service=?", (json.dumps(undo), name))
 c.execute("ALTER TABLE stack_member DROP COLUMN file")
 c.execute("ALTER TABLE network DROP COLUMN observe")
+c.execute("ALTER TABLE service DROP COLUMN plain")
+c.execute("DROP INDEX service_inactive")
 c.execute("DROP TABLE extra_host")
 GONE = ("released", "attached_link", "attached", "span", "peer", "remote", "remote_name", "claim")
 GONE += ("outside_peer", "outside_name")

@@ -107,18 +107,26 @@ def permanent(rtnl: Rtnl) -> list[Permanent]:
     return rtnl.dump("list neighbours", _GETNEIGH, _request(socket.AF_UNSPEC), parse)
 
 
-def of_bridge(rtnl: Rtnl, bridge_index: int) -> list[Fixed]:
-    """Return the entries of a bridge's table that were not learned. Raises KernelError."""
+def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[Fixed]]:
+    """Return the entries that were not learned, by bridge: of all bridges, or of one.
 
-    def parse(body: bytes) -> Fixed | None:
+    All in one dump: for each dump the kernel walks all links. Raises KernelError.
+    """
+
+    def parse(body: bytes) -> tuple[int, Fixed] | None:
         _, index, state, flags, _ = _ndmsg.unpack_from(body)
         if not state & (_NOARP | _PERMANENT) or flags & _SELF:
             return None
-        mac = attributes(body, 12).get(_LLADDR, b"").hex(":")
-        return Fixed(index, mac, bool(state & _PERMANENT))
+        entry = attributes(body, 12)
+        bridge = int.from_bytes(entry.get(_MASTER, b""), sys.byteorder)
+        mac = entry.get(_LLADDR, b"").hex(":")
+        return bridge, Fixed(index, mac, bool(state & _PERMANENT))
 
-    body = _request(_AF_BRIDGE) + u32(_MASTER, bridge_index)
-    return rtnl.dump("list a bridge's table", _GETNEIGH, body, parse)
+    body = _request(_AF_BRIDGE) + (u32(_MASTER, bridge_index) if bridge_index else b"")
+    tables: dict[int, set[Fixed]] = {}
+    for bridge, entry in rtnl.dump("list bridges' tables", _GETNEIGH, body, parse):
+        tables.setdefault(bridge, set()).add(entry)
+    return tables
 
 
 def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:

@@ -48,7 +48,7 @@ class Space:
     def forget(self) -> None:
         """Drop what the kernel has answered; another question asks it again."""
         self._links: dict[str, Link | None] = {}
-        self._addresses: dict[int, list[LinkAddress]] = {}
+        self._addresses: dict[int, list[LinkAddress]] | None = None
         self._routes: dict[int, list[LinkRoute]] = {}
         self._all: list[Link] | None = None
         self._by_index: dict[int, Link] | None = None
@@ -128,8 +128,14 @@ class Space:
         return self._of_concern
 
     def addresses(self, link: Link) -> list[LinkAddress]:
+        """Return the addresses of a link; when everything is read, out of those of all links."""
+        everything = self.reading.everything
+        if self._addresses is None:
+            self._addresses = {}
+            for address in self.rtnl.addresses() if everything else ():
+                self._addresses.setdefault(address.index, []).append(address)
         if link.index not in self._addresses:
-            self._addresses[link.index] = self.rtnl.addresses(link.index)
+            self._addresses[link.index] = [] if everything else self.rtnl.addresses(link.index)
         return self._addresses[link.index]
 
     def routes(self, link: Link) -> list[LinkRoute]:
@@ -147,11 +153,16 @@ class Space:
         return self._all_routes
 
     def bridge_table(self, bridge_index: int) -> set[Fixed]:
-        """Return the entries of a bridge's table that were not learned."""
+        """Return the entries of a bridge's table that were not learned.
+
+        When everything is read, the kernel is asked once for those of all bridges.
+        """
         if bridge_index not in self._tables:
             from niso.kernel import neighbours
 
-            self._tables[bridge_index] = set(neighbours.of_bridge(self.rtnl, bridge_index))
+            asked = 0 if self.reading.everything else bridge_index
+            self._tables[bridge_index] = set()  # no answer is about a bridge without entries
+            self._tables.update(neighbours.of_bridges(self.rtnl, asked))
         return self._tables[bridge_index]
 
 

@@ -315,13 +315,14 @@ class Rtnl(netlink.Netlink):
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
         """Return the addresses of one link, or of all, of both families."""
         result = []
-        for family in _FAMILIES:  # a dump of both families would walk all links to find the one
+        # a dump of both families would walk all links to find the one
+        for family in _FAMILIES if link_index else (socket.AF_UNSPEC,):
             body = ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
             for address in self.dump(
                 "list addresses", _GETADDR, body, parse_address, (errno.ENODEV,)
             ):
                 # without IPv6 the kernel answers with all families
-                if address.family == family:
+                if family in (address.family, socket.AF_UNSPEC):
                     result.append(address)
         return result
 

@@ -160,8 +160,11 @@ def parse_link(body: bytes) -> Link:
     )
 
 
-def parse_address(body: bytes) -> LinkAddress:
+def parse_address(body: bytes) -> LinkAddress | None:
+    """Return an address; None if it is of a family other than IPv4 and IPv6."""
     family, length, flags, scope, index = ifaddrmsg.unpack_from(body)
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return None
     fields = attributes(body, 8)
     # IFA_LOCAL is the address itself; a point-to-point link has its peer in IFA_ADDRESS. IPv6
     # mostly has IFA_ADDRESS only.

@@ -6,7 +6,7 @@ import os
 import sqlite3
 
 from niso.base import files, paths
-from niso.store import tables, written_rows
+from niso.store import specs, tables, written_rows
 from niso.store.sqlite import VERSION
 
 
@@ -20,6 +20,8 @@ def migrate(db: sqlite3.Connection) -> int:
         version += 1
         if version == 4:
             written_rows.add_functions(db)
+        if version == 11:
+            db.create_function("mark", 5, specs.mark, deterministic=True)
         for statement in tables.MIGRATIONS[version].split(";"):
             db.execute(statement)
     db.execute(f"PRAGMA user_version={VERSION}")

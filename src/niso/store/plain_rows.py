@@ -6,39 +6,15 @@ queries of their own. A host may know ten thousand inactive services, whose rows
 
 from __future__ import annotations
 
-from niso.base import convert, lite_json
-from niso.base.lite_typing import TYPE_CHECKING
-from niso.plan.records import Policy
-from niso.plan.service_spec import ServiceSpec
+from niso.store import specs
 from niso.store.sqlite import sqlite3
-
-if TYPE_CHECKING:
-    from typing import Any
-
-_TYPES: dict[Any, tuple[str, ...]] = {
-    type(None): ("null",),
-    str: ("text",),
-    int: ("integer",),
-    float: ("real",),
-    bool: ("true", "false"),
-    list: ("array",),
-    dict: ("object",),
-}
-"""The types of JSON, as json_each names them (https://sqlite.org/json1.html)."""
 
 _DOUBTFUL = """
 SELECT name FROM service s WHERE CASE
-  WHEN active=0 AND json_valid(manifest) AND json_valid(spec) AND json_valid(networks) THEN
-    json_type(spec, '$.service')='text'
-    AND (SELECT count(*)=:keys AND min(key||':'||type IN (SELECT value FROM json_each(:typed)))
-         FROM json_each(s.manifest))
-    AND json_extract(manifest, '$.policy')=:open
-    AND json_array_length(manifest, '$.aliases')=0
-    AND json_extract(manifest, '$.addresses')='{}'
-    AND json_extract(manifest, '$.addresses6')='{}'
-    AND json_extract(manifest, '$.extra_hosts')='{}'
-    AND EXISTS (SELECT 1 FROM host_name h WHERE h.service=s.name AND position=0
-                AND h.name=json_extract(manifest, '$.hostname'))
+  WHEN active=0 AND plain!=0 AND plain=checksum(CAST(name AS BLOB), CAST(manifest AS BLOB),
+                                                CAST(spec AS BLOB), CAST(networks AS BLOB)) THEN
+    EXISTS (SELECT 1 FROM host_name h WHERE h.service=s.name AND position=0
+            AND h.name=json_extract(manifest, '$.hostname'))
     AND (json_extract(manifest, '$.hostname')=s.name OR EXISTS
          (SELECT 1 FROM host_name h WHERE h.service=s.name AND position=1 AND h.name=s.name))
     AND NOT EXISTS (
@@ -55,19 +31,8 @@ SELECT name FROM service s WHERE CASE
 def doubtful(db: sqlite3.Connection) -> list[str]:
     """Return the names of the services that need a closer look, sorted.
 
-    All active ones do. An inactive one does not if its manifest has all keys with values of their
-    types, its spec names a service, it has no policy, alias, static address or extra host,
-    and its names, networks and leases are there. What is inside the value of a key is not compared.
+    All active ones do. An inactive one does not if its record is as it was written, by its mark
+    (`niso.store.specs.mark`), and its names, networks and leases are there.
     """
-    typed = [
-        f"{key}:{name}"
-        for key, kind in convert.fields(ServiceSpec).items()
-        for form in kind
-        for name in _TYPES[form]
-    ]
-    values = {
-        "typed": lite_json.dumps(typed),
-        "keys": len(ServiceSpec._fields),
-        "open": lite_json.dumps(convert.plain(Policy()), compact=True),
-    }
-    return [row[0] for row in db.execute(_DOUBTFUL, values)]
+    db.create_function("checksum", 4, specs.checksum, deterministic=True)
+    return [row[0] for row in db.execute(_DOUBTFUL)]

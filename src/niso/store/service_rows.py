@@ -47,7 +47,7 @@ _PORT = "host_ip, host_port, container_port, proto, count"
 
 
 class ServiceRow(NamedTuple):
-    """A known service; the fields are the columns of its table."""
+    """A known service; the fields are the columns of its table, but for its mark at the end."""
 
     name: str
     manifest_path: str
@@ -133,7 +133,7 @@ class ServiceRow(NamedTuple):
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:
     """Return a row of the table as a ServiceRow."""
-    fields = ServiceRow(*row)  # type: ignore[arg-type]
+    fields = ServiceRow(*row[: len(ServiceRow._fields)])  # type: ignore[arg-type]
     package, copy = fields.package, f"/packages/{fields.name}/{fields.fingerprint}"
     if package.endswith(copy):
         package = f"{paths.state_dir()}{copy}"  # the state folder may have been moved
@@ -208,7 +208,10 @@ class IntentRows:
         return bool(before | decoded(intent.undo) == now)
 
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
-        """Return all rows of a service by table, as {column: value} for JSON."""
+        """Return all rows of a service by table, as {column: value} for JSON.
+
+        The mark of its own row (`niso.store.specs.mark`) is left out: it follows from the columns.
+        """
         rows = {}
         for table in ROW_TABLES:
             key = "name" if table == "service" else "service"
@@ -218,6 +221,7 @@ class IntentRows:
                 {
                     column: {"hex": v.hex()} if isinstance(v, bytes) else v
                     for column, v in zip(columns, row, strict=True)
+                    if (table, column) != ("service", "plain")
                 }
                 for row in cursor
             ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from niso.base import convert, lite_json
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.plan.records import Policy
 from niso.plan.service_spec import ServiceSpec
 
 if TYPE_CHECKING:
@@ -47,6 +50,27 @@ def process(text: str) -> ProcessSpec | None:
     from niso.plan.process_spec import ProcessSpec
 
     return _decode(text, ProcessSpec)
+
+
+def mark(name: str, mode: str, manifest: str, spec: str, networks: str) -> int:
+    """Return the checksum of the record of a plain service, and 0 of another one.
+
+    A plain service has no rows but those that follow from its names and networks: no policy, alias,
+    static address or extra host. A record that has its checksum needs no decoding to be compared
+    with its rows. The arguments are columns of the table service.
+    """
+    own = service(manifest) if mode != "attached" else None
+    if own is None or process(spec) is None:
+        return 0
+    more = own.aliases or own.addresses or own.addresses6 or own.extra_hosts
+    if more or own.policy != Policy():
+        return 0
+    return checksum(*(text.encode() for text in (name, manifest, spec, networks)))
+
+
+def checksum(*columns: bytes) -> int:
+    """Return the checksum of a record's columns, never 0."""
+    return crc32(b"\0".join(columns)) or 1
 
 
 def _decode[T](text: str, table: type[T]) -> T | None:

@@ -20,9 +20,9 @@ else:
 
 __all__ = ["sqlite3"]
 
-VERSION = 10
+VERSION = 11
 """Version of the tables; `niso.store.tables` has them and the migrations from older ones."""
-COLUMNS = 115
+COLUMNS = 116
 """Number of columns of all tables together, by which a store is recognised."""
 
 

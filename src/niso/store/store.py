@@ -366,10 +366,19 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         values = tuple(columns.values())
         updates = ", ".join(f"{field}=excluded.{field}" for field in ServiceRow._fields[1:])
         self._db.execute(
-            f"INSERT INTO service VALUES ({marks(values)})"
+            f"INSERT INTO service ({', '.join(columns)}) VALUES ({marks(values)})"
             f" ON CONFLICT (name) DO UPDATE SET {updates}",
             values,
         )
+        self._mark(row.name)
+
+    def _mark(self, name: str) -> None:
+        """Record the mark of a service whose row has been written."""
+        from niso.store import specs
+
+        query = "SELECT name, mode, manifest, spec, networks FROM service WHERE name=?"
+        plain = specs.mark(*self._db.execute(query, (name,)).fetchone())
+        self._db.execute("UPDATE service SET plain=? WHERE name=?", (plain, name))
 
     def set_active(self, name: str, active: bool) -> None:
         """Record whether a service is active."""
@@ -465,6 +474,8 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
                     )
         for intent, now in changed:
             restored = self.service(intent.service)
+            if restored is not None:
+                self._mark(intent.service)
             if restored is not None and now is not None:
                 self.set_enabled(intent.service, now.enabled)  # not part of a change
             if restored is not None and restored.active:

@@ -116,6 +116,9 @@ CREATE INDEX outside_peer_name ON outside_peer (name);
 CREATE TABLE outside_name (name TEXT PRIMARY KEY, answer TEXT NOT NULL) STRICT;
 """
 
+_INACTIVE = """CREATE INDEX service_inactive ON service (active, name, mode) WHERE active=0;
+"""
+
 TABLES = (
     """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -151,7 +154,8 @@ CREATE TABLE service (
     activated_at REAL,
     mode TEXT NOT NULL DEFAULT 'bridge',
     provider TEXT,
-    enabled INTEGER NOT NULL DEFAULT 0
+    enabled INTEGER NOT NULL DEFAULT 0,
+    plain INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX service_active ON service (active, networks);
 CREATE TABLE host_name (
@@ -211,6 +215,7 @@ CREATE TABLE sysctl (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
     + _ATTACHED
     + _SPANS
     + _OUTSIDE
+    + _INACTIVE
 )
 
 MIGRATIONS: dict[int, str] = {
@@ -259,6 +264,9 @@ CREATE INDEX host_name_service ON host_name (service, position);
     9: _SPANS,
     # outside names in policies, and what DNS answered
     10: _OUTSIDE,
+    # the mark of plain services (`niso.store.specs.mark`), and what a list has of inactive ones
+    11: "ALTER TABLE service ADD COLUMN plain INTEGER NOT NULL DEFAULT 0;"
+    " UPDATE service SET plain=mark(name, mode, manifest, spec, networks);" + _INACTIVE,
 }
 """Version -> the SQL that migrates a database of the version before.
 
