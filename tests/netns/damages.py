@@ -82,6 +82,7 @@ DAMAGES: dict[str, Damage] = {
         "net.ipv6.conf.all.disable_ipv6=1", "0", "niso-api", stack="dual"
     ),
     "forwarding of a bridge off": sysctl("net.ipv4.conf.niso-backend.forwarding=0", "1"),
+    "neighbours asked for": sysctl("net.ipv4.neigh.eth1.mcast_solicit=3", "0", "niso-api"),
     "sysctl inside": sysctl("net.ipv4.ip_unprivileged_port_start=1024", "0", "niso-api"),
     # --- namespaces
     "namespace's name gone": damage(

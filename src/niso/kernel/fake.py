@@ -453,7 +453,8 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
     def _has_sysctl(self, sysctl: Sysctl) -> bool:
         if sysctl.netns and not self.is_space(sysctl.netns):
             return False
-        link = sysctl.name.split("/")[3] if "/conf/" in sysctl.name else "all"
+        name = sysctl.name
+        link = name.split("/")[3] if "/conf/" in name or "/neigh/" in name else "all"
         return link in ("all", "default") or self._has_link(sysctl.netns, link)
 
     def _sysctl(self, step: Step[Sysctl], sysctl: Sysctl) -> None:

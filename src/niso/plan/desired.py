@@ -153,6 +153,10 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
     A service sends all for a network to its gateway's MAC, which the bridge table replaces by the
     receiver's. So a service has one neighbour on each network, however many services it talks to,
     and the kernel's neighbour table, one for the machine, has no entry for a pair of services.
+
+    A socket that is bound to a link takes any IPv4 address for a neighbour if no route by that link
+    leads there. With mcast_solicit 0 the kernel does not ask for it: the entry fails at once, and
+    gives way when the table needs room (neigh_forced_gc, net/core/neighbour.c).
     """
     alias = names.alias(snapshot.state_id)
     netns = names.netns(service.name)
@@ -171,6 +175,7 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
         routes = position == 0 if endpoint.routes is None else endpoint.routes
         if service.outside is not None:
             yield from _link_sysctls(netns, inner, network)
+        yield Sysctl(netns, f"net/ipv4/neigh/{inner}/mcast_solicit", "0")
         link = (network.mtu, network.bridge, service.publishes, alias)
         yield Veth(host_end, netns, inner, mac, *link)
         if any(service.bandwidth):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel.diff import wanted as in_view_of
 from niso.kernel.kinds import order
-from niso.kernel.kinds.kind import by_key
+from niso.kernel.kinds.kind import by_key, kind_of
+from niso.kernel.kinds.veth import Veth
 from niso.kernel.state import State
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ def findings(want: State, have: State) -> list[Finding]:
     A consequence of another difference is not reported, such as an address of a missing link.
     """
     result: list[Finding] = []
-    known: set[str] = set()  # missing or foreign places, and conditions that explain others
+    # missing or foreign places, and conditions that explain others
+    known = set(_unseen_links(want, have))
     want = in_view_of(want, have)
     for kind in order.KINDS:
         before, more = by_key(want[kind.thing], have[kind.thing])
@@ -56,3 +60,14 @@ def findings(want: State, have: State) -> list[Finding]:
             result.append(Finding("foreign", kind.what(thing)))
             known.add(kind.place(thing))
     return result
+
+
+def _unseen_links(want: State, have: State) -> Iterator[str]:
+    """Yield services' links that do not exist, or not where they should: sysctls go with them.
+
+    Sysctls are compared before pairs, in the order of their creation.
+    """
+    there = {veth.key() for veth in have[Veth] if veth.peer}
+    for veth in want[Veth]:
+        if veth.key() not in there:
+            yield kind_of(veth).place(veth)

@@ -172,7 +172,7 @@ class _Sysctls(Kind[Sysctl]):
 
 
 def _parts(thing: Sysctl) -> tuple[str, str, str]:
-    """Return the family, link and last part of ``net/FAMILY/conf/LINK/NAME``.
+    """Return the family, link and last part of ``net/FAMILY/conf/LINK/NAME``, or of ``neigh``.
 
     For other names, the latter two are "".
     """
@@ -182,7 +182,7 @@ def _parts(thing: Sysctl) -> tuple[str, str, str]:
 
 def _link(thing: Sysctl) -> str:
     parts = thing.name.split("/")
-    return parts[3] if parts[2:3] == ["conf"] else ""
+    return parts[3] if parts[2:3] in (["conf"], ["neigh"]) else ""
 
 
 def _is_of_link(thing: Sysctl) -> bool:
