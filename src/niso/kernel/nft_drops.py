@@ -12,7 +12,7 @@ import os
 from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.kernel.nft_tables import ABSENT
+from niso.kernel.nft_bridge import ABSENT
 from niso.kernel.nft_trace import PREFIX, Trace
 
 if TYPE_CHECKING:
