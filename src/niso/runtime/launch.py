@@ -36,6 +36,7 @@ from niso.runtime import (
     root,
     skeleton,
     sources,
+    under_way,
     unit,
     volumes,
 )
@@ -131,8 +132,9 @@ class Launch:
             failpoint.hit(f"write the bundle of {spec.service}")
             held = sources.Held(spec)
             self._held.callback(held.close)
-            mount_base.begin()
-            self._held.callback(mount_base.end)
+            for shared in (under_way, mount_base):
+                shared.begin()
+                self._held.callback(shared.end)
             os.mkdir(bundle, 0o700)
             # Keeps others from removing niso's cgroups before conmon and crun's container are in.
             guard = open_lock(".cgroup")
@@ -199,7 +201,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: skeleton.Skeleton | None
     volumes.make_sources(shared, where)
     machine = oci.Machine(
         init=os.path.join(bundle, root.INIT, os.path.basename(init())),
-        nofile_max=nofile_max(),
+        nofile_max=under_way.once(nofile_max),
         seccomp=_profile(),
         host=f"{bundle}/{root.HOST}",
         secrets=f"{bundle}/{root.SECRETS}" if spec.secrets else "",

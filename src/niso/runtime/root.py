@@ -19,6 +19,7 @@ import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from niso.base import files
 from niso.base.errors import InvalidInput
@@ -26,6 +27,7 @@ from niso.plan.process_spec import ProcessSpec
 from niso.runtime import service_paths, users
 from niso.runtime.mount_calls import attach, mount
 from niso.runtime.skeleton import HOSTS, LOWER, MOUNT_POINTS, NSSWITCH, TMPFS
+from niso.runtime.under_way import once
 
 # mount(2), linux/mount.h
 MS_RDONLY, MS_NOSUID, MS_NODEV = 0x1, 0x2, 0x4
@@ -133,8 +135,8 @@ def _show(folder: str, at: str) -> None:
 
 def _write_etc(spec: ProcessSpec, etc: str) -> None:
     """Write the files of /etc that depend on the service: users, name resolution, hostname."""
-    passwd = users.read_database(spec.rootfs, "passwd")
-    group = users.read_database(spec.rootfs, "group")
+    read = users.read_database if spec.rootfs is not None else partial(once, users.read_database)
+    passwd, group = [*read(spec.rootfs, "passwd")], [*read(spec.rootfs, "group")]
     if spec.rootfs is None:
         # Hide the host's users except root, nobody and the service's own.
         passwd = [

@@ -16,7 +16,7 @@ from functools import cache
 from niso.base import paths, trees
 from niso.base.digest import sha256
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.runtime import service_paths, status
+from niso.runtime import service_paths, status, under_way
 from niso.runtime.service_paths import TOP_LINKS
 from niso.runtime.spec import APP
 
@@ -106,6 +106,11 @@ def current() -> Skeleton:
     The caller holds the lock ``.cgroup`` shared until its bundle links to the skeleton, so that
     `remove_unused` waits.
     """
+    known = under_way.once(_current)
+    return known if os.path.isdir(known.path) else _current()
+
+
+def _current() -> Skeleton:
     entries, folders = list(_links()), ["/usr"]
     linked = {entry.path for entry in entries}
     tops = (f"/{name}" for name in TOP_LINKS)
