@@ -94,6 +94,7 @@ def test_service_that_publishes() -> None:
         "net/ipv4/ip_unprivileged_port_start": "0",
         "net/ipv4/ping_group_range": "0\t2147483647",
         "net/ipv4/conf/all/promote_secondaries": "1",
+        "net/ipv4/neigh/eth0/mcast_solicit": "0",
         "net/ipv6/conf/default/disable_ipv6": "1",
     }
     assert state[HostsFile] == {HostsFile("backend")}
@@ -478,6 +479,14 @@ def test_each_service_finds_itself_and_all_its_neighbours_by_name(snapshot) -> N
             wanted |= {f"{service.names[0]}.niso.local"} if shared else set()
             wanted |= {f"{service.name}.{network}.niso.local" for network in shared[1:]}
         assert set(lines) == wanted
+
+
+@BOUNDED
+@given(snapshots())
+def test_no_link_of_a_service_asks_for_neighbours(snapshot) -> None:
+    state = desired(snapshot)
+    asked = {(veth.netns, f"net/ipv4/neigh/{veth.peer}/mcast_solicit", "0") for veth in state[Veth]}
+    assert asked <= {tuple(sysctl) for sysctl in state[Sysctl]}
 
 
 def test_element_of_a_state_says_who_owns_it() -> None:
