@@ -150,6 +150,7 @@ def test_service_asks_for_no_neighbour_of_its_own_networks(world: World) -> None
         metric = "0" if family == 4 else "1"
         words = (f"-{family}", "route", "replace", subnet, "dev", "eth0", "metric", metric)
         lab.run("ip", "-n", "niso-wide", *words, "proto", "kernel")
+        lab.run("sysctl", "-qw", "net.ipv4.neigh.eth0.mcast_solicit=3", netns="niso-wide")
         assert asked_inside(world, family) == len(OF_ITS_OWN[family])
     shown = lab.niso("net", "check", check=False).stdout
     assert shown.count("in niso-wide (the kernel's route to its prefix bypasses the gateway)") == 2

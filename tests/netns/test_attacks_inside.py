@@ -222,6 +222,7 @@ def test_nobodys_tables_are_poisoned(world: World) -> None:
                 metric = "1" if ":" in subnet else "0"
                 words = ("route", "replace", subnet, "dev", link, "metric", metric)
                 lab.run("ip", family, *words, netns=one)
+                lab.run("sysctl", "-qw", f"net.ipv4.neigh.{link}.mcast_solicit=3", netns=one)
         forget(lab, netns, link, [api.ip4, api.ip6])
         for target in (api.ip4, api.ip6):
             lab.run("ping", "-c1", "-W2", target, netns=netns)

@@ -190,6 +190,15 @@ def test_service_of_an_earlier_version_asks_until_its_repair(host: Lab) -> None:
     assert_no_attack(host, "mallory")
 
 
+def test_bridge_that_was_down_finds_services_before_its_repair(host: Lab) -> None:
+    """It has lost its neighbour entries, and asks for those of IPv4."""
+    host.run("ip", "link", "set", "niso-two", "down")
+    host.run("ip", "link", "set", "niso-two", "up")
+    assert pings(host, "10.99.2.2") and pings(host, "10.99.2.1", "niso-mallory")
+    host.niso("net", "repair")
+    assert_whole(host)
+
+
 DAMAGES = {
     "asks": "sysctl -qw net.ipv4.neigh.eth0.mcast_solicit=3 net.ipv4.neigh.eth1.mcast_solicit=1",
     "neighbours gone": "ip neigh flush all nud permanent; ip -6 neigh flush all nud permanent",
@@ -241,6 +250,11 @@ def test_attached_namespace_asks_for_no_address(host: Lab) -> None:
             lab.run(*words, link, "4", way, str(FEW), netns="blue")
             found = entries(lab, "blue", link)
             assert found.keys() - GIVE_WAY == {"PERMANENT"} and found["PERMANENT"] == 2
+    assert_whole(lab)
+    solicit(lab, 3, "blue")
+    shown = lab.niso("net", "check", check=False).stdout
+    assert shown.count("mcast_solicit='0' in niso-blue (value is '3', should be '0')") == 2
+    lab.niso("net", "repair")
     assert_whole(lab)
     assert pings(lab, "10.99.2.3", "blue") and pings(lab, CLIENT, "blue")
     lab.niso("net", "detach", "blue")

@@ -65,6 +65,10 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     docker.run("bad", "--network", network("backend", "name=bad"), "--cap-add", "NET_ADMIN")
     attached("api", "web", "bad")
     api, web, bad = (ps(lab, name)["address"][0] for name in ("api", "web", "bad"))
+    asks = docker(
+        "exec", "api", "/bin/busybox", "cat", "/proc/sys/net/ipv4/neigh/eth0/mcast_solicit"
+    )
+    assert asks.stdout == "0\n"
     assert (outside(), outside("8081")) == ("api", "web")
     assert docker.get("api", "web") == "web"  # by Docker's own name server
     assert docker.get("bad", api) == "api" and docker.get("bad", web) == ""

@@ -96,6 +96,7 @@ def test_frames_to_the_receivers_own_mac_still_arrive(lab: Lab) -> None:
     lab.niso("activate", echo(lab, "db", network=on("backend")))
     lab.niso("activate", idle(lab, "api", network=on("backend")))
     inside = {"netns": "niso-api"}
+    lab.run("sysctl", "-qw", "net.ipv4.neigh.eth0.mcast_solicit=3", **inside)
     for prefix, address in (("10.99.1.0/24", "10.99.1.2"), ("fd00:99::/64", "fd00:99::2")):
         family = "-6" if ":" in prefix else "-4"
         lab.run("ip", family, "route", "del", prefix, **inside)

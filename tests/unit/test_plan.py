@@ -88,6 +88,7 @@ def test_service_that_publishes() -> None:
         "net/ipv4/ip_unprivileged_port_start": "0",
         "net/ipv4/ping_group_range": "0\t2147483647",
         "net/ipv4/conf/all/promote_secondaries": "1",
+        "net/ipv4/neigh/eth0/mcast_solicit": "0",
         "net/ipv6/conf/default/disable_ipv6": "1",
     }
     assert state[HostsFile] == {HostsFile("backend")}

@@ -21,6 +21,7 @@ from niso.kernel.kinds.hosts_line import HostsLine
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.route import Route
 from niso.kernel.kinds.ruleset import Ruleset
+from niso.kernel.kinds.setting import Sysctl
 from niso.kernel.kinds.veth import Veth
 from niso.plan.desired import desired
 
@@ -124,3 +125,11 @@ def test_each_service_finds_itself_and_all_its_neighbours_by_name(snapshot) -> N
             wanted |= {f"{service.names[0]}.niso.local"} if shared else set()
             wanted |= {f"{service.name}.{network}.niso.local" for network in shared[1:]}
         assert set(lines) == wanted
+
+
+@BOUNDED
+@given(snapshots())
+def test_no_link_of_a_service_asks_for_neighbours(snapshot) -> None:
+    state = desired(snapshot)
+    asked = {(veth.netns, f"net/ipv4/neigh/{veth.peer}/mcast_solicit", "0") for veth in state[Veth]}
+    assert asked <= {tuple(sysctl) for sysctl in state[Sysctl]}
