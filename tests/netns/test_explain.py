@@ -134,11 +134,20 @@ CASES = [
     Case("web", "NOBODY:80", "path", ("forward not published",), "", None),
     Case("db", "NOBODY:80", "path", ("from_bridge to an address that no service has",), "", None),
     Case("db", "NOBODY", "path", ("from_bridge to an address that no service has",), "", None),
+    Case("db", "ALL", "path", (), "", None, None),  # the host answers, and db itself
+    Case("safe", "ALL", "path", (), "", None, None),
     Case("ASTRAY", "CLIENT:80", "path", ("from_port not its own address",), "", None),
 ]
 ADDRESSES = {
-    4: {"HOST": "192.0.2.1", "CLIENT": "192.0.2.2", "NOBODY": "10.99.1.99", "ASTRAY": "10.99.1.4"},
+    4: {
+        "ALL": "255.255.255.255",
+        "HOST": "192.0.2.1",
+        "CLIENT": "192.0.2.2",
+        "NOBODY": "10.99.1.99",
+        "ASTRAY": "10.99.1.4",
+    },
     6: {
+        "ALL": "ff02::1",
         "HOST": "[2001:db8::1]",
         "CLIENT": "[2001:db8::2]",
         "NOBODY": "[fd00:99:1::99]",

@@ -18,7 +18,15 @@ from niso.kernel import nft_audit, nft_sets, nft_tables, nft_wire, probe
 from niso.kernel.kinds.element import Element
 from niso.plan import nft
 from niso.plan import policy_maps as rules
-from niso.plan.known_world import Known, World, addresses_of, holds, is_host, network_of
+from niso.plan.known_world import (
+    Known,
+    World,
+    addresses_of,
+    holds,
+    is_broadcast,
+    is_host,
+    network_of,
+)
 from niso.plan.records import Member, Network, Policed, Policy
 from niso.plan.verdict import Reason, Verdict, decide
 from niso.store.store import Store
@@ -184,10 +192,11 @@ def _path(
         if sender and receiver and sender.host and receiver.host:
             return tuple(objects), (), ()  # no rule of this host sees it
         return (*objects, *_passing(world, packet, sender, entered, reached)), (), ()
-    if to.is_multicast or (
-        reached and verdict.destination.service == "" and _is_broadcast(reached, target)
-    ):
-        return (*objects, *_static(nft_tables.BRIDGE, "between", "broadcast, multicast")), (), ()
+    if is_broadcast(world, to):
+        # to the broadcast address of another network: the host takes it for its own
+        stays = entered and (reached is None or reached.name == entered.name)
+        between = _static(nft_tables.BRIDGE, "between", "broadcast, multicast") if stays else ()
+        return (*objects, *between), (), ()
     if not sender and is_host(world, packet.source):
         return tuple(objects), (), ()
     if to.is_loopback:
@@ -240,14 +249,6 @@ def _passing(
         word = "ip" if packet.family == 4 else "ip6"
         return _static(nft_tables.INET, "postrouting", f"{word} saddr @subnets")
     return ()
-
-
-def _is_broadcast(network: Network, address: str) -> bool:
-    """Return whether an address is the broadcast address of a network."""
-    subnets = (
-        ipaddress.ip_network(subnet.cidr) for subnet in network.subnets if subnet.family == 4
-    )
-    return any(address == str(subnet.broadcast_address) for subnet in subnets)
 
 
 def _static(table: str, chain: str, fragment: str, last: int = 0) -> _Rules:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from niso.explain.question import Packet, ends, resolve_both
 from niso.kernel import probe
 from niso.kernel.libnftables import Nft
 from niso.kernel.nft_elements import HEADERS, Nfnetlink
-from niso.plan.known_world import World, is_host
+from niso.plan.known_world import World, is_broadcast, is_host
 from niso.plan.records import Entry
 from niso.plan.verdict import Reason, Verdict, decide, matches
 from niso.reconcile.world import read_world
@@ -199,6 +200,9 @@ def prove(world: World, explained: Explanation) -> Proof:
         if not verdict.passes:
             # a counted drop has already happened; without a counter, wait for an arrival
             seen = sent.wait(0 if counts else PATIENCE_S / 4)
+            if is_broadcast(world, ipaddress.ip_address(packet.destination)):
+                # the host may answer, and so may the sender's own kernel: they are no services
+                seen = seen._replace(answered=False)
     return Proof(_agrees(verdict.passes, seen, counts), seen.arrived, seen.answered, "", counts)
 
 
