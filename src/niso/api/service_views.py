@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from niso.api.published import Port, rows
+from niso.api.published_ports import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Busy, remove_locks, service_lock
 from niso.cluster.claims import Claims
+from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer, Refused
 from niso.cluster.settle import is_so, settle
 
 if TYPE_CHECKING:
