@@ -386,6 +386,7 @@ def loaded(*arguments: str) -> set[str]:
                 "niso.api.outcomes",
                 "niso.api.published_ports",
                 "niso.api.service_views",
+                "niso.api.time_texts",
                 "niso.cli.inspect",
                 "niso.cli.catalogue.service",
             },

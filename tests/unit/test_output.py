@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import samples
 
-from niso.api import as_json, published_ports, service_views
+from niso.api import as_json, published_ports, time_texts
 from niso.cli import output
 from niso.plan.records import Port
 
@@ -211,9 +211,9 @@ def test_duration(seconds, shown) -> None:
 
 
 def test_times_are_rfc_3339_in_utc() -> None:
-    assert service_views.time_text(0) == "1970-01-01T00:00:00Z"
-    assert service_views.time_text(1764000000.5) == "2025-11-24T16:00:00Z"
-    assert service_views.time_text(None) is None
+    assert time_texts.time_text(0) == "1970-01-01T00:00:00Z"
+    assert time_texts.time_text(1764000000.5) == "2025-11-24T16:00:00Z"
+    assert time_texts.time_text(None) is None
 
 
 def test_notes_keep_their_lines_and_escape_the_rest(capsys) -> None:
