@@ -14,10 +14,10 @@ from cluster_world import KEYS, Joined
 from fake_world import Steps, World
 
 from niso.cluster.agent import Agent, Me
+from niso.cluster.engine import Compacted, NoAnswer
 from niso.cluster.host_values import Host
 from niso.cluster.kept import Kept
 from niso.cluster.membership import Membership
-from niso.cluster.requests import Compacted, NoAnswer
 from niso.commands.deactivate import deactivate
 from niso.store.store import Store
 

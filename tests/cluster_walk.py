@@ -26,11 +26,11 @@ from niso.base import failpoint, locks, names
 from niso.base.errors import Conflict, Error
 from niso.cluster import view
 from niso.cluster.claim_values import claim_of
+from niso.cluster.engine import NoAnswer
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.keys import decode
 from niso.cluster.membership import Membership
 from niso.cluster.own_claims import STRAY_S
-from niso.cluster.requests import NoAnswer
 from niso.commands import network, repair
 from niso.commands.activate import activate
 from niso.commands.deactivate import deactivate, remove

@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from niso.api.packets import Proof as Proof
     from niso.api.policy_views import PolicyEffect as PolicyEffect
     from niso.api.policy_views import PolicyEntry as PolicyEntry
-    from niso.api.published import Port as Port
+    from niso.api.published_ports import Port as Port
     from niso.api.service_results import Executed as Executed
     from niso.api.service_results import Forwarded as Forwarded
     from niso.api.service_results import Marked as Marked
@@ -142,7 +142,7 @@ _MODULES = {
     "api.outside_views": "OutsideName",
     "api.packets": "Drop Drops Explanation Judged Judgement OtherHostObject Pong Proof",
     "api.policy_views": "PolicyEffect PolicyEntry",
-    "api.published": "Port",
+    "api.published_ports": "Port",
     "api.host_services": "Package",
     "api.outcomes": "Done Outcome Restored",
     "api.host_stacks": "StackDown StackUp",

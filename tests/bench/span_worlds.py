@@ -22,12 +22,12 @@ from niso.base.errors import Error
 from niso.cluster import config, mirror
 from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
+from niso.cluster.engine import Delete, Put, Txn
 from niso.cluster.host_values import Host
 from niso.cluster.keys import encode
 from niso.cluster.membership import Membership
-from niso.cluster.requests import Delete, Put, Txn
 from niso.commands import deactivate
-from niso.services import across
+from niso.services import cluster_claims
 
 SPAN, SUBNET, WIDE = "span", "10.99.0.0/22", "10.96.0.0/17"
 GUARDED, GUARDED_SUBNET = "guarded", "10.99.8.0/22"
@@ -388,7 +388,7 @@ def _asking() -> Iterator[dict[str, tuple[float, float]]]:
         return asks
 
     with (
-        mock.patch.object(across, "prepare", noted("claim", across.prepare)),
+        mock.patch.object(cluster_claims, "prepare", noted("claim", cluster_claims.prepare)),
         mock.patch.object(Claims, "publish", noted("publish", Claims.publish)),
     ):
         yield found

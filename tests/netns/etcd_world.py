@@ -16,8 +16,8 @@ import pytest
 from conftest import TESTS, Lab
 
 from niso.cluster import certificates
+from niso.cluster.engine import NoAnswer
 from niso.cluster.etcd import Access, Etcd
-from niso.cluster.requests import NoAnswer
 
 BINARY = shutil.which("etcd") or str(TESTS.parent / ".cache/etcd/usr/bin/etcd")
 START_SECONDS = 30

@@ -21,9 +21,9 @@ from cluster_walk import HOSTS
 from etcd_world import Member, Members, etcd
 
 from niso.base.errors import Error
+from niso.cluster.engine import NoAnswer
 from niso.cluster.etcd import Etcd
 from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer
 
 GROUP = 64_000
 HERE = Path(__file__).parent

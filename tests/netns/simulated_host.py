@@ -15,12 +15,12 @@ from fake_world import World
 
 from niso.cluster import view
 from niso.cluster.agent import Agent, Me
+from niso.cluster.engine import Batch
 from niso.cluster.etcd import Access, Etcd, _batch
 from niso.cluster.host_values import Host
 from niso.cluster.kept import Kept
 from niso.cluster.keys import Keys
 from niso.cluster.membership import Membership
-from niso.cluster.requests import Batch
 from niso.commands import network
 from niso.kernel.nft_wire import CLAIMS
 from niso.services.networks import NetworkRequest

@@ -57,7 +57,7 @@ ASK = """\
 import sys
 from niso.cluster import config
 from niso.cluster.etcd import Etcd
-from niso.cluster.requests import NoAnswer
+from niso.cluster.engine import NoAnswer
 access = config.require().access()._replace(members=(f"{sys.argv[1]}:2379",))
 try:
     Etcd(access, rounds=1).get("x")

@@ -16,13 +16,7 @@ from etcd_world import Members, etcd
 from samples import samples
 
 from niso.cluster.claims import Claims, Wanted
-from niso.cluster.etcd import Access, Etcd
-from niso.cluster.fake_engine import FakeEngine
-from niso.cluster.index import Spec
-from niso.cluster.keys import Keys
-from niso.cluster.members import state
-from niso.cluster.membership import Membership
-from niso.cluster.requests import (
+from niso.cluster.engine import (
     Batch,
     Compacted,
     Compare,
@@ -33,9 +27,15 @@ from niso.cluster.requests import (
     Refused,
     Txn,
 )
+from niso.cluster.etcd import Access, Etcd
+from niso.cluster.fake_engine import FakeEngine
+from niso.cluster.index import Spec
+from niso.cluster.keys import Keys
+from niso.cluster.members import state
+from niso.cluster.membership import Membership
 
 if TYPE_CHECKING:
-    from niso.cluster.requests import Engine
+    from niso.cluster.engine import Engine
 
 _numbers = itertools.count()
 SAMPLES = samples(3, 30)

@@ -16,14 +16,14 @@ from samples import samples
 
 from niso.base.errors import Conflict, Error
 from niso.base.locks import Lock
-from niso.cluster import agent, gone, mirror, watchers
+from niso.cluster import absent_hosts, agent, mirror, watchers
 from niso.cluster.agent import TTL_S, Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.doubt import GUARD_S
+from niso.cluster.engine import Answer, Delete, NoAnswer, Put, Txn
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.host_values import Host
 from niso.cluster.keys import decode, encode
-from niso.cluster.requests import Answer, Delete, NoAnswer, Put, Txn
 from niso.cluster.settle import recorded
 from niso.cluster.view import Seen
 from niso.commands.deactivate import deactivate
@@ -194,7 +194,7 @@ def test_agent_that_cannot_look_says_by_how_much_it_is_behind(host: Hosted) -> N
     assert membership.late() == {}, "it goes with the host"
     host.look(100)
     host.look(130)
-    assert gone.last() == gone.Look(130, dict.fromkeys("abc", 100))
+    assert absent_hosts.last() == absent_hosts.Look(130, dict.fromkeys("abc", 100))
 
 
 class Others:

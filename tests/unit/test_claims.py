@@ -9,12 +9,12 @@ import pytest
 
 from niso.base.errors import Conflict, NotFound
 from niso.cluster.claims import Claims, Wanted
+from niso.cluster.engine import NoAnswer
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.host_values import Host
 from niso.cluster.index import Spec
 from niso.cluster.keys import Keys, decode
 from niso.cluster.membership import FIRST_VNI, Membership
-from niso.cluster.requests import NoAnswer
 
 KEYS = Keys()
 BACKEND = Spec("backend", 0, 1430, (("10.99.1.0/24", "10.99.1.1"), ("fd00:1::/64", "fd00:1::1")))
@@ -274,7 +274,7 @@ def test_networks_do_not_overlap_and_each_has_its_number(engine: FakeEngine) -> 
 
 def test_value_that_another_program_wrote_is_named(engine: FakeEngine) -> None:
     from niso.base.errors import Error
-    from niso.cluster.requests import Put, Txn
+    from niso.cluster.engine import Put, Txn
 
     for value in (
         "",

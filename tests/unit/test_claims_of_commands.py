@@ -12,9 +12,9 @@ from samples import samples
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.cluster.claims import Claims, Wanted
+from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.index import Spec
 from niso.cluster.own_claims import ORPHAN_S, STRAY_S
-from niso.cluster.requests import NoAnswer, Refused
 from niso.commands.deactivate import deactivate, remove
 from niso.commands.repair import repair_all
 from niso.commands.restart import restart

@@ -10,8 +10,8 @@ from fake_world import World
 
 from niso.base.errors import Conflict, Error, NotFound
 from niso.cluster.claims import Claims, Wanted
+from niso.cluster.engine import NoAnswer
 from niso.cluster.index import Spec
-from niso.cluster.requests import NoAnswer
 from niso.commands import network, stack
 from niso.commands.deactivate import remove
 from niso.services.networks import NetworkRequest

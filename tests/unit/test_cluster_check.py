@@ -10,7 +10,7 @@ import pytest
 from cluster_world import ME, Cluster
 from fake_world import World
 
-from niso.cluster import gone, members
+from niso.cluster import absent_hosts, members
 from niso.cluster.config import Config, Reach
 from niso.cluster.index import Spec
 from niso.cluster.members import EtcdState
@@ -47,7 +47,7 @@ def said(
 def test_what_hides_the_clusters_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with World(tmp_path) as world:
         cluster = Cluster(world)
-        gone.note((), time.monotonic())
+        absent_hosts.note((), time.monotonic())
         assert said(cluster, monkeypatch) == []
         subnets = (("10.99.7.0/24", "10.99.7.1"),)
         cluster.membership.create_network(Spec("front", 0, 1430, subnets, False))
@@ -65,7 +65,7 @@ def test_clocks_that_differ_and_an_agent_that_does_not_look_are_named(
 ) -> None:
     with World(tmp_path) as world:
         cluster = Cluster(world)
-        gone.note((), time.monotonic() - 300)
+        absent_hosts.note((), time.monotonic() - 300)
         agent, clock = said(cluster, monkeypatch, ahead_s=125)
         assert agent == "the agent of this host looked last 300 s ago"
         assert clock == "this host's clock is 125 s behind that of 198.51.100.1:2379"

@@ -18,12 +18,12 @@ from niso.base.report import Caution
 from niso.cluster import certificates, config, invitation, own_etcd
 from niso.cluster.agent import Agent
 from niso.cluster.config import Config
+from niso.cluster.engine import NoAnswer, Put, Txn
 from niso.cluster.etcd import Etcd
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.host_values import Host
 from niso.cluster.keys import Keys
 from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer, Put, Txn
 from niso.commands import cluster, cluster_hosts, cluster_leave
 from niso.store.span_rows import Claim
 

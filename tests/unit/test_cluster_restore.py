@@ -11,10 +11,10 @@ from fake_world import World
 
 from niso.base.errors import Conflict
 from niso.cluster.claims import Claims, Wanted
+from niso.cluster.engine import NoAnswer
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.host_values import Host
 from niso.cluster.keys import decode
-from niso.cluster.requests import NoAnswer
 from niso.cluster.restore import restore
 from niso.commands.deactivate import deactivate, remove
 

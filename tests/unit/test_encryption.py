@@ -17,11 +17,11 @@ from niso.cluster import config, encryption, invitation
 from niso.cluster.agent import Agent, Me
 from niso.cluster.claims import Claims, Wanted
 from niso.cluster.config import Config
+from niso.cluster.engine import Delete, Put, Txn
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.host_values import PROTO, Cluster, Host
 from niso.cluster.keys import encode
 from niso.cluster.membership import Membership
-from niso.cluster.requests import Delete, Put, Txn
 from niso.commands import cluster, cluster_hosts, cluster_leave, network
 from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.fdb import Fdb

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from niso.cluster.engine import Answer, Batch, Compacted, Delete, Event, Item, NoAnswer, Put, Txn
 from niso.cluster.fake_engine import FakeEngine
 from niso.cluster.kept import CHECK_S, TRUST_S, WHOLE_S, Kept
-from niso.cluster.requests import Answer, Batch, Compacted, Delete, Event, Item, NoAnswer, Put, Txn
 
 AT = "h/"
 

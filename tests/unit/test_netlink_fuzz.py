@@ -372,7 +372,7 @@ def test_no_packet_makes_the_log_fail(packet: bytes) -> None:
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_time_of_a_logged_packet_can_always_be_shown(seconds: int, micros: int) -> None:
-    from niso.api.service_views import time_text
+    from niso.api.time_texts import time_text
 
     body = (
         bytes(4)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import samples
 
-from niso.api import as_json, published, service_views
+from niso.api import as_json, published_ports, time_texts
 from niso.cli import output
 from niso.plan.records import Port
 
@@ -92,7 +92,7 @@ def test_json_is_read_back_and_holds_no_control_bytes(capsys) -> None:
 )
 def test_port_text(port, shown, monkeypatch) -> None:
     monkeypatch.setattr(output, "arrow", lambda: "→")
-    rows = published.rows([port], (4, 6))
+    rows = published_ports.rows([port], (4, 6))
     assert output.ports_text(rows) == [shown]
     monkeypatch.undo()
     monkeypatch.setattr(output, "arrow", lambda: "->")
@@ -116,12 +116,12 @@ def test_port_has_a_row_for_all_addresses_of_each_family_of_the_network(
     host_ip, families, rows
 ) -> None:
     port = Port(host_ip, 80, 80, "tcp")
-    assert [row.host_ip for row in published.rows([port], families)] == rows
+    assert [row.host_ip for row in published_ports.rows([port], families)] == rows
 
 
 def test_ports_in_json_are_a_row_each_and_a_range_says_how_many_it_has() -> None:
     given = (Port("", 8080, 80, "tcp"), Port("127.0.0.1", 8000, 9000, "udp", 3))
-    assert as_json.plain(published.rows(given, (4, 6))) == [
+    assert as_json.plain(published_ports.rows(given, (4, 6))) == [
         {"host_ip": "0.0.0.0", "host_port": 8080, "container_port": 80, "proto": "tcp"},
         {"host_ip": "::", "host_port": 8080, "container_port": 80, "proto": "tcp"},
         {
@@ -132,7 +132,7 @@ def test_ports_in_json_are_a_row_each_and_a_range_says_how_many_it_has() -> None
             "range": 3,
         },
     ]
-    assert as_json.plain(published.rows((), (4,))) == []
+    assert as_json.plain(published_ports.rows((), (4,))) == []
 
 
 def test_address_with_a_port_is_in_brackets_where_it_is_ipv6() -> None:
@@ -211,9 +211,9 @@ def test_duration(seconds, shown) -> None:
 
 
 def test_times_are_rfc_3339_in_utc() -> None:
-    assert service_views.time_text(0) == "1970-01-01T00:00:00Z"
-    assert service_views.time_text(1764000000.5) == "2025-11-24T16:00:00Z"
-    assert service_views.time_text(None) is None
+    assert time_texts.time_text(0) == "1970-01-01T00:00:00Z"
+    assert time_texts.time_text(1764000000.5) == "2025-11-24T16:00:00Z"
+    assert time_texts.time_text(None) is None
 
 
 def test_notes_keep_their_lines_and_escape_the_rest(capsys) -> None:

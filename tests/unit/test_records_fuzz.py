@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from samples import samples
 
-from niso.api.service_views import time_text
+from niso.api.time_texts import time_text
 from niso.base import paths
 from niso.cli.output import escaped_lines
 from niso.kernel import sockdiag

@@ -147,7 +147,7 @@ def trace(
     from niso.kernel.nft_trace import Packet, Trace, marking
     from niso.plan.verdict import decide
     from niso.reconcile.world import read_world
-    from niso.see import way
+    from niso.see import packet_stages
 
     store = session.store()
     who, port, proto = question.parse_target(destination)
@@ -164,7 +164,7 @@ def trace(
         return None
     family = next((s.version for s in steps if s.version in pairs), next(iter(pairs)))
     ends = pairs[family]
-    path = way.stages(steps, decide(world, *ends, port, proto))
+    path = packet_stages.stages(steps, decide(world, *ends, port, proto))
     port_ = next((s.source_port for s in steps if s.source_port is not None), None)
     return Traced(
         ends[0],
@@ -172,7 +172,7 @@ def trace(
         ends[1],
         port,
         proto,
-        way.passed(path),
-        bool(way.others(path)),
+        packet_stages.passed(path),
+        bool(packet_stages.others(path)),
         tuple(Stage(*stage) for stage in path),
     )

@@ -7,7 +7,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from niso.api.session import Session
     from niso.cluster.claim_values import Claim
-    from niso.cluster.requests import Joined
+    from niso.cluster.engine import Joined
     from niso.plan.known_world import Known, World
     from niso.plan.records import Entry, Policy, Port
     from niso.services.machine import Machine
@@ -50,7 +50,7 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
     Without an answer of the cluster, a caution says how old what this host knows of others is.
     """
     from niso.api import service_views
-    from niso.cluster.requests import NoAnswer
+    from niso.cluster.engine import NoAnswer
     from niso.services import span_networks
 
     store = machine.store
@@ -80,7 +80,7 @@ def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
     that only those of this host are known.
     """
     from niso.base.errors import InvalidInput
-    from niso.cluster.requests import NoAnswer
+    from niso.cluster.engine import NoAnswer
     from niso.manifest.parse_ports import parse_port
     from niso.services import span_networks
 
@@ -161,9 +161,9 @@ def _age() -> str:
     """Return how old the mirror is, and what it has."""
     import time
 
-    from niso.cluster import gone
+    from niso.cluster import absent_hosts
 
-    at_s = gone.last().at_s
+    at_s = absent_hosts.last().at_s
     when = "before the boot" if at_s is None else f"{time.monotonic() - at_s:.0f} s ago"
     return f"services of other hosts are as they were {when}, on the networks of this host"
 
@@ -188,7 +188,7 @@ def world(
 
     from niso.base.errors import Error
     from niso.cluster.claims import Claims
-    from niso.cluster.requests import NoAnswer
+    from niso.cluster.engine import NoAnswer
     from niso.reconcile.world import audits
     from niso.services import span_networks
 
@@ -252,10 +252,10 @@ def _require_within(here: World, source: str, destination: str) -> None:
 def _policy(text: str, known: Known) -> Policy:
     """Return the policy of a service of another host. Raises Error if it cannot be read."""
     from niso.base.errors import Error
-    from niso.cluster import checked
+    from niso.cluster import value_checks
 
     try:
-        return checked.policy(text)
+        return value_checks.policy(text)
     except ValueError:
         raise Error(
             f"the policy of {known.name} on {known.host} is not one that this niso knows",

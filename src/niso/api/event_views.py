@@ -125,11 +125,11 @@ class Events:
         return changed, every
 
     def _described(self, changes: Iterable[Change]) -> tuple[Happened, ...]:
-        from niso.api.packets import when
+        from niso.api.time_texts import exact_time_text
 
         return tuple(
             Happened(
-                when(change.at),
+                exact_time_text(change.at),
                 change.service or None,
                 change.network or None,
                 change.what,

@@ -145,7 +145,7 @@ def _chosen(seen: list[seer.Seen], service: str | None, denied: bool) -> list[se
 
 
 def _flow(seen: seer.Seen) -> Flow:
-    from niso.api.packets import when
+    from niso.api.time_texts import exact_time_text
     from niso.see.seen import moment
 
     return Flow(
@@ -156,7 +156,7 @@ def _flow(seen: seer.Seen) -> Flow:
         seen.verdict,
         *decided(seen),
         seen.new,
-        None if seen.ago is None else when(moment(seen.ago)),
+        None if seen.ago is None else exact_time_text(moment(seen.ago)),
         None if seen.ago is None else round(seen.ago, 3),
         seen.open,
     )

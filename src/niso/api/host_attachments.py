@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from niso.api.guard import guarded, path, text, texts
-from niso.api.published import Port, rows
+from niso.api.published_ports import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:

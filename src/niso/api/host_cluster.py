@@ -311,7 +311,7 @@ def _entering[T](call: Callable[[], T]) -> T:
     """
     from niso.base import paths
     from niso.base.errors import Error, InvalidInput
-    from niso.cluster.requests import NoAnswer, Refused
+    from niso.cluster.engine import NoAnswer, Refused
 
     try:
         return _usage(call)

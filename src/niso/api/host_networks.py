@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from niso.api.cluster_views import ClusterPort
-    from niso.api.published import Port
+    from niso.api.published_ports import Port
     from niso.api.session import Session
     from niso.plan import records
     from niso.store.store import Store
@@ -369,7 +369,7 @@ def _tables(as_text: bool) -> list[Any]:
 
 def _port_rows(store: Store) -> list[tuple[str, records.Port, Port]]:
     """Return (service, port, result row) for the ports of all active services."""
-    from niso.api.published import rows
+    from niso.api.published_ports import rows
 
     families: dict[str, tuple[int, ...]] = {}
     lines = []
@@ -408,7 +408,7 @@ def _members(store: Store, network: str) -> list[tuple[str, bool]]:
 
 
 def _described(store: Store, network: records.Network) -> Network:
-    from niso.api.published import rows
+    from niso.api.published_ports import rows
 
     return Network(
         network.name,

@@ -17,7 +17,7 @@ from niso.api.guard import (
     user_of,
 )
 from niso.api.outcomes import Done, Outcome, Restored
-from niso.api.published import Port, rows
+from niso.api.published_ports import Port, rows
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:

@@ -330,10 +330,10 @@ def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
 
 
 def _entry(line: Line) -> LearnedEntry:
-    from niso.api.packets import when
+    from niso.api.time_texts import exact_time_text
     from niso.see.seen import moment
 
-    last = None if line.ago is None else when(moment(line.ago))
+    last = None if line.ago is None else exact_time_text(moment(line.ago))
     ago = None if line.ago is None else round(line.ago, 3)
     return LearnedEntry(line.text, line.allowed, line.note, line.new, last, ago, line.open)
 

@@ -7,7 +7,7 @@ import time
 
 from niso.api.guard import guarded
 from niso.api.metered import Metered
-from niso.api.published import Port
+from niso.api.published_ports import Port
 from niso.api.service_states import States
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 

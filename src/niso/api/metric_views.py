@@ -300,7 +300,7 @@ def _of_flows(session: Session, store: Store, limit: int) -> tuple[Metric, ...]:
 
 
 def _of_ports(store: Store) -> tuple[Metric, ...]:
-    from niso.api.published import rows
+    from niso.api.published_ports import rows
     from niso.base.addresses import span
     from niso.plan.known_world import parsed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niso.api.published import Port
+from niso.api.published_ports import Port
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:

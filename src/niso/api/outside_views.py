@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from niso.api.time_texts import period_text, time_text
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ def described(store: Store, names: Iterable[str] | None = None) -> tuple[Outside
 
 
 def _described(answer: Outside, services: list[str]) -> OutsideName:
-    from niso.api.service_views import time_text
     from niso.plan.answers import FORMER, NOW
 
     ends = [known.until for known in answer.addresses if known.state == NOW]
@@ -96,7 +96,7 @@ def warn(session: Session, name: str | None) -> None:
             reason = answer.problem or "it has not been asked for"
             unknown.setdefault((by, reason), []).append(answer.name)
         elif min(ends) + OVERDUE_S < now:
-            since = time_since(now - min(ends))
+            since = period_text(now - min(ends))
             reason = f": {answer.problem}" if answer.problem else ""
             session.caution(
                 f"{answer.name}, which {by} may connect to, has addresses whose time ended"
@@ -130,8 +130,3 @@ def warn_of_families(session: Session, answer: Outside, services: Iterable[str])
                 f" and network {first} no {has} subnet",
                 (f"name a network with {has} first; niso net create NAME --ipv6 makes one",),
             )
-
-
-def time_since(seconds: float) -> str:
-    """Return a period as minutes or hours."""
-    return f"{seconds / 3600:.0f}h" if seconds >= 7200 else f"{seconds / 60:.0f}m"

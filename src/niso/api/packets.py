@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from niso.api.time_texts import exact_time_text
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -433,7 +434,7 @@ def _proof(proof: prover.Proof) -> Proof:
 
 def _drop(drop: follower.Drop) -> Drop:
     return Drop(
-        when(drop.time),
+        exact_time_text(drop.time),
         drop.service,
         drop.direction,
         drop.key,
@@ -442,11 +443,3 @@ def _drop(drop: follower.Drop) -> Drop:
         drop.proto,
         drop.link,
     )
-
-
-def when(seconds: float) -> str:
-    """Return a time as RFC 3339 in UTC, to the millisecond."""
-    from niso.api.service_views import time_text
-
-    whole = str(time_text(seconds))
-    return f"{whole[:-1]}.{int(seconds % 1 * 1000):03d}Z"

@@ -81,7 +81,7 @@ class PolicyEffect(NamedTuple):
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
     """Return the entries of a service's policy: `Host.policy`."""
-    from niso.api.packets import when
+    from niso.api.time_texts import exact_time_text
     from niso.services import auditing
 
     store = session.store()
@@ -105,7 +105,7 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
         needed = open_ or (unused_s is not None and ago is not None and ago < unused_s)
         if unused_s is not None and (key not in listed or needed):
             continue
-        last = None if ago is None else when(time.time() - ago)
+        last = None if ago is None else exact_time_text(time.time() - ago)
         note = ", ".join(store.outside.meant(outside[key])) if key in outside else ""
         note = note or _narrower(listed.get(key), its)
         audited = in_audit and key not in passing
@@ -154,12 +154,12 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 def _say_how_long(session: Session, service: str, unused_s: float) -> None:
     """Warn if the flows of a service are not known for as long as that."""
     from niso.api.learning import watched_s
-    from niso.api.outside_views import time_since
+    from niso.api.time_texts import period_text
 
     row = session.store().service(service)
     watched = None if row is None else watched_s(row)
     if watched is not None and watched < unused_s:
-        text = f"{service} has been watched for {time_since(watched)}: what is rarer was not seen"
+        text = f"{service} has been watched for {period_text(watched)}: what is rarer was not seen"
         session.caution(text, [])
 
 

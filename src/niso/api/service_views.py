@@ -6,9 +6,9 @@ Takes no lock and changes nothing, except that it rotates log files that are too
 from __future__ import annotations
 
 import os
-import time
 
-from niso.api.published import Port, rows
+from niso.api.published_ports import Port, rows
+from niso.api.time_texts import time_text
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -441,10 +441,3 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
 def _owner_of_macs(store: Store, network: records.Network) -> str:
     """Return whose MACs a network has: those of the cluster, if it spans hosts."""
     return network.span.cluster if network.span is not None else store.state_id()
-
-
-def time_text(seconds: float | None) -> str | None:
-    """Return a time (seconds since 1970) as RFC 3339 in UTC; None stays None."""
-    if seconds is None:
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -88,10 +88,10 @@ def _valid(file: str) -> Valid:
         if loaded.asks:
             loaded = stack_prefix.stack(loaded)
         return Valid(file, "stack", loaded.name, tuple(one.name for one in loaded.members))
-    from niso.commands import beforehand
+    from niso.commands import static_check
 
     manifest = load.load(file)
-    beforehand.refuse([manifest])
+    static_check.refuse([manifest])
     spec = manifest.spec
     return Valid(file, "manifest", spec.name, (spec.name,))
 

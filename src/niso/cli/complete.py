@@ -20,7 +20,7 @@ from niso.cli.parse import HELP, Args, unknown
 
 if TYPE_CHECKING:
     from niso.api.host import Host
-    from niso.api.published import Port
+    from niso.api.published_ports import Port
 
 SHELLS = {"bash": "completion.bash", "zsh": "completion.zsh"}
 MANIFESTS, FOLDERS, PROGRAMS = ("\tmanifests", ""), ("\tfolders", ""), ("\tprograms", "")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from niso.api.flow_views import Flow
     from niso.api.policy_views import PolicyEffect
-    from niso.api.published import Port
+    from niso.api.published_ports import Port
     from niso.base.report import Event
     from niso.cli.parse import Args
     from niso.cli.progress import Progress

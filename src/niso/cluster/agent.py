@@ -17,7 +17,7 @@ from niso.base import paths, wake
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Busy, service_lock
-from niso.cluster import gone, mirror, restore
+from niso.cluster import absent_hosts, mirror, restore
 from niso.cluster.claims import Claims
 from niso.cluster.doubt import Guard
 from niso.cluster.index import index_of
@@ -32,7 +32,7 @@ from niso.cluster.watchers import Watches, about, connected
 from niso.store.sqlite import sqlite3, unusable
 
 if TYPE_CHECKING:
-    from niso.cluster.requests import Engine
+    from niso.cluster.engine import Engine
     from niso.kernel.interface import Kernel
     from niso.store.store import Store
 
@@ -160,7 +160,7 @@ class Agent:
             self._view.done()
         self.lag.caught_up(now_s)
         with contextlib.suppress(OSError):  # only lists show it
-            gone.note((host.name for host in hosts if not host.alive), now_s)
+            absent_hosts.note((host.name for host in hosts if not host.alive), now_s)
         self._said = self._said if self._guard.doubts else ""
         return changed
 

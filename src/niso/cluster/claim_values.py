@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import checked
+from niso.cluster import value_checks
 from niso.cluster.keys import decode, invalid
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from niso.cluster.engine import Item
     from niso.cluster.keys import Keys
-    from niso.cluster.requests import Item
 
 MOST_POLICY = 1 << 16
 """Characters of a policy that others are shown; etcd refuses a request of more than 1.5 MB."""
@@ -70,16 +70,18 @@ def claim_of(item: Item, keys: Keys) -> Claim:
     value = decode(item.value, item.key)
     try:
         networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
-        if not all(checked.is_address(address) for some in networks.values() for address in some):
+        if not all(
+            value_checks.is_address(address) for some in networks.values() for address in some
+        ):
             raise ValueError
-        if not checked.is_number(value["gen"]):
+        if not value_checks.is_number(value["gen"]):
             raise ValueError
         former = [value["former"]["host"]] if "former" in value else []
         sharers = tuple(
             (str(name), tuple(map(str, some))) for name, some in value.get("sharers", {}).items()
         )
         called = (value["host"], *former, *value["names"], *(name for name, _ in sharers))
-        if not all(checked.is_name(str(name)) for name in called):
+        if not all(value_checks.is_name(str(name)) for name in called):
             raise ValueError
         return Claim(
             item.key.removeprefix(keys.services),

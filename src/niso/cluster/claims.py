@@ -15,23 +15,23 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import checked
+from niso.cluster import value_checks
 from niso.cluster.claim_values import About, Claim, address_value, claim_of
+from niso.cluster.engine import Compare, Delete, Item, NoAnswer, Put, Txn
 from niso.cluster.index import spec_of
 from niso.cluster.keys import Keys, decode, encode
-from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
 from niso.plan import subnets
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.cluster.requests import Engine
+    from niso.cluster.engine import Engine
 
 TRIES = 16
 """Attempts of one change: each is lost to a change of another host, or has had no answer."""
 NEAR = 64
 """After a lost race, one of so many free addresses is taken at random."""
-MOST_KEYS = checked.MOST_NAMES
+MOST_KEYS = value_checks.MOST_NAMES
 """Keys of a claim: etcd takes 128 operations in a transaction."""
 
 
@@ -384,7 +384,7 @@ def _free(
     Raises Conflict if it is full.
     """
     base = int(net.network_address)
-    known = map(ipaddress.ip_address, filter(checked.is_address, taken))
+    known = map(ipaddress.ip_address, filter(value_checks.is_address, taken))
     here = [address for address in known if address in net]
     used = sorted(int(address) - base for address in here)
     own = int(ipaddress.ip_address(gateway)) - base

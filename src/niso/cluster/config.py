@@ -12,7 +12,7 @@ import os
 from niso.base import convert, files, paths
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import checked
+from niso.cluster import value_checks
 from niso.cluster.etcd import Access, Etcd
 from niso.cluster.keys import PREFIX, Keys
 from niso.manifest import toml, values
@@ -156,7 +156,7 @@ def host_name(text: str, key: str) -> str:
 
 def ip_address(text: str, key: str) -> str:
     """Return an address that hosts can have, in its usual form. Raises InvalidInput."""
-    if not checked.is_host_address(text):
+    if not value_checks.is_host_address(text):
         raise InvalidInput(
             "is not an address of a host",
             "use the one by which the other hosts reach it",

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster.requests import (
+from niso.cluster.engine import (
     Answer,
     Batch,
     Compacted,

@@ -1,4 +1,4 @@
-"""Model the engine in memory; see `niso.cluster.requests`.
+"""Model the engine in memory; see `niso.cluster.engine`.
 
 Time is moved by `advance`. A request can be lost on its way there or back.
 """
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 
-from niso.cluster.requests import (
+from niso.cluster.engine import (
     Answer,
     Batch,
     Compacted,

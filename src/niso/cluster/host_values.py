@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import checked
+from niso.cluster import value_checks
 from niso.cluster.index import valid
 from niso.cluster.keys import Keys, decode, invalid
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.cluster.requests import Item
+    from niso.cluster.engine import Item
 
 PROTO, ENCRYPTED = 1, 2
 """Versions of the keys. A host that does not know that of its cluster changes nothing.
@@ -40,13 +40,13 @@ def host_of(item: Item, keys: Keys) -> Host:
     """Return the host of a key, which does not say whether it lives. Raises Error."""
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
-    if not (checked.is_name(name) and checked.is_address(str(value["address"]))):
+    if not (value_checks.is_name(name) and value_checks.is_address(str(value["address"]))):
         raise invalid(item.key)
     public = str(value.get("wgkey", ""))
-    if public and not checked.is_public_key(public):
+    if public and not value_checks.is_public_key(public):
         raise invalid(item.key)
     where = (str(value["address"]), int(value["mtu"]), False)
-    return Host(name, str(value["id"]), *where, checked.version(value.get("niso")), public)
+    return Host(name, str(value["id"]), *where, value_checks.version(value.get("niso")), public)
 
 
 def cluster_of(item: Item) -> Cluster:

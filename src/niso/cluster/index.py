@@ -5,13 +5,13 @@ from __future__ import annotations
 import ipaddress
 
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import checked
+from niso.cluster import value_checks
 from niso.cluster.keys import decode, invalid
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from niso.cluster.requests import Item
+    from niso.cluster.engine import Item
 
 
 class Spec(NamedTuple):
@@ -34,7 +34,9 @@ _MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
 def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
     """Return the value of a key. Raises Error if it lacks a field, or a number is none."""
     for name in needed:
-        if name not in value or (name in _MOST and not checked.is_number(value[name], _MOST[name])):
+        if name not in value or (
+            name in _MOST and not value_checks.is_number(value[name], _MOST[name])
+        ):
             raise invalid(key)
     return value
 
@@ -44,7 +46,9 @@ def index_of(item: Item) -> dict[str, dict[str, Any]]:
     index = decode(item.value, item.key)
     for value in index.values():
         subnets = value.get("subnets") if isinstance(value, dict) else None
-        if not isinstance(subnets, list) or not checked.is_number(value.get("vni"), _MOST["vni"]):
+        if not isinstance(subnets, list) or not value_checks.is_number(
+            value.get("vni"), _MOST["vni"]
+        ):
             raise invalid(item.key)
         try:
             list(map(ipaddress.ip_network, subnets))
@@ -66,7 +70,7 @@ def spec_of(name: str, item: Item) -> Spec:
     except (LookupError, TypeError, ValueError):
         raise invalid(item.key) from None
     base = value.get("base", 0)
-    if base != 0 and not checked.is_number(base):
+    if base != 0 and not value_checks.is_number(base):
         raise invalid(item.key)
     internal = bool(value.get("internal"))
     return Spec(name, int(value["vni"]), int(value["mtu"]), subnets, internal, base)

@@ -13,8 +13,8 @@ from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.cluster import certificates, config
 from niso.cluster.config import Config, Own, Reach
+from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer, Refused
 from niso.manifest import values
 
 MAX_BYTES = 64 * 1024

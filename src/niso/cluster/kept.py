@@ -11,7 +11,7 @@ import threading
 from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from niso.cluster.requests import Batch, Engine, Item, Mark
+    from niso.cluster.engine import Batch, Engine, Item, Mark
 
 TRUST_S = 6.0
 """If the watch has shown no sign of life for so long, each use asks whether all is known.

@@ -13,8 +13,8 @@ import time
 
 from niso.base.errors import Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.etcd import Access, Etcd
-from niso.cluster.requests import NoAnswer, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -9,9 +9,10 @@ import re
 
 from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.cluster import checked
+from niso.cluster import value_checks
 from niso.cluster.claim_values import Claim, claim_of
 from niso.cluster.claims import TRIES
+from niso.cluster.engine import Compare, Delete, Item, NoAnswer, Put, Txn
 from niso.cluster.host_values import (
     Cluster,
     Host,
@@ -24,13 +25,12 @@ from niso.cluster.host_values import (
 )
 from niso.cluster.index import Spec, index_of, spec_of, spec_value
 from niso.cluster.keys import Keys, decode, encode
-from niso.cluster.requests import Compare, Delete, Item, NoAnswer, Put, Txn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from niso.cluster.requests import Engine
+    from niso.cluster.engine import Engine
 
 PORT = 4799
 """UDP. 4789 is Docker's, whose packets the wire's rules would drop."""
@@ -152,7 +152,7 @@ class Membership:
         for item in self.engine.get(self.keys.late, stale=True).items:
             with contextlib.suppress(Error):
                 seconds = decode(item.value, item.key).get("seconds")
-                if isinstance(seconds, int) and checked.is_number(seconds):
+                if isinstance(seconds, int) and value_checks.is_number(seconds):
                     behind[item.key.removeprefix(self.keys.late)] = seconds
         return behind
 

@@ -9,8 +9,8 @@ from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Busy, remove_locks, service_lock
 from niso.cluster.claims import Claims
+from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer, Refused
 from niso.cluster.settle import is_so, settle
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ class OwnClaims:
             is_sure = False
             try:
                 with service_lock(record.service, 0):
-                    if store.intent(record.service) is None:
-                        final = now_s - since >= ORPHAN_S
-                        if not settle(store, kernel, claims, record.service, final):
-                            lost.append(record.service)
+                    is_free = store.intent(record.service) is None
+                    final = now_s - since >= ORPHAN_S
+                    if is_free and not settle(store, kernel, claims, record.service, final):
+                        lost.append(record.service)
                     if store.service(record.service) is None:
                         remove_locks(record.service)
             except Refused as error:  # what others have counts all the same

@@ -12,11 +12,11 @@ import os
 from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.cluster.claim_values import About, Claim, address_value
+from niso.cluster.engine import Compare, NoAnswer, Put, Txn
 from niso.cluster.host_values import Cluster, Host, cluster_value, host_value
 from niso.cluster.index import Spec
 from niso.cluster.keys import encode
 from niso.cluster.membership import PORT, Membership
-from niso.cluster.requests import Compare, NoAnswer, Put, Txn
 from niso.cluster.settle import about
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from niso.cluster.kept import Kept
 from niso.cluster.membership import Membership
 
 if TYPE_CHECKING:
+    from niso.cluster.engine import Engine, Item
     from niso.cluster.keys import Keys
-    from niso.cluster.requests import Engine, Item
 
 
 class Roster:

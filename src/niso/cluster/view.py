@@ -7,13 +7,13 @@ from sys import intern
 
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import checked
+from niso.cluster import value_checks
 from niso.cluster.keys import Keys, decode
 from niso.store.span_rows import Address
 
 if TYPE_CHECKING:
+    from niso.cluster.engine import Item
     from niso.cluster.host_values import Host
-    from niso.cluster.requests import Item
 
     Subnets = Mapping[str, Sequence[tuple[str, str]]]
 
@@ -168,15 +168,15 @@ class View:
         host, gen, names = (value.get(key, 0) for key in ("host", "gen", "names"))
         subnets = self._subnets
         if not (
-            checked.is_address(address)
-            and (subnets is None or checked.is_usable(address, subnets.get(network, ())))
-            and checked.is_name(name)
-            and checked.is_name(str(host))
+            value_checks.is_address(address)
+            and (subnets is None or value_checks.is_usable(address, subnets.get(network, ())))
+            and value_checks.is_name(name)
+            and value_checks.is_name(str(host))
             and host not in self._strange
-            and checked.is_number(gen)
+            and value_checks.is_number(gen)
             and isinstance(names, list)
-            and len(names) <= checked.MOST_NAMES
-            and all(checked.is_name(str(text)) for text in names)
+            and len(names) <= value_checks.MOST_NAMES
+            and all(value_checks.is_name(str(text)) for text in names)
         ):
             self._wrong[item.key] = None
             return None
@@ -198,7 +198,7 @@ def _unreachable(hosts: Sequence[Host], own: str) -> frozenset[str]:
         for host in hosts
         if host.name != own
         and (
-            not checked.is_host_address(host.address)
+            not value_checks.is_host_address(host.address)
             or (here and (host.address == here or (":" in host.address) != (":" in here)))
         )
     )

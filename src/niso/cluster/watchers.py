@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.cluster.requests import Compacted
+from niso.cluster.engine import Compacted
 
 if TYPE_CHECKING:
+    from niso.cluster.engine import Engine
     from niso.cluster.kept import Kept
-    from niso.cluster.requests import Engine
 
 SILENCE_S = 12.0
 _AGAIN_S = 1.0

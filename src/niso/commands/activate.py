@@ -39,7 +39,7 @@ from niso.store.store import Scope, ServiceRow, Store
 if TYPE_CHECKING:
     from niso.plan.answers import Outside
     from niso.plan.known_world import World
-    from niso.services import across
+    from niso.services import cluster_claims
     from niso.services.stacks import Membership
 
 
@@ -72,7 +72,7 @@ def activate(
     Raises InvalidInput, Conflict, KernelError, ProcessError; then everything is rolled back.
     """
     store, kernel = machine.store, machine.kernel
-    held: across.Held | None = None
+    held: cluster_claims.Held | None = None
     if dry_run:
         followed = sharing.with_followers(store, targets, stack.leaving if stack else ())
         held = _held(machine, followed, stack, report, dry_run=True)
@@ -153,7 +153,7 @@ def _undo(
     machine: Machine,
     every: list[str],
     error: BaseException,
-    held: across.Held | None,
+    held: cluster_claims.Held | None,
     report: Report,
 ) -> None:
     """Undo the activation after an error; raises ErrorGroup if that fails."""
@@ -165,22 +165,22 @@ def _undo(
 
 
 def _untold(
-    store: Store, every: list[str], changes: list[Change], held: across.Held | None
+    store: Store, every: list[str], changes: list[Change], held: cluster_claims.Held | None
 ) -> list[str]:
     """Return the services whose claims are not yet as their rows say."""
-    from niso.services import needs
+    from niso.services import cluster_needs
 
     pairs = ((c.name, c.before.provider if c.before else None) for c in changes)
-    untold = needs.behind(store, pairs)
+    untold = cluster_needs.behind(store, pairs)
     others = (name for name in every if held is None or name not in held)
     return list(dict.fromkeys((*untold, *others)))
 
 
 def _tell(machine: Machine, services: Iterable[str], report: Report) -> None:
     """Tell the cluster of services that need nothing of it any more, or ended."""
-    from niso.services import across
+    from niso.services import cluster_claims
 
-    across.tell(machine, services, report)
+    cluster_claims.tell(machine, services, report)
 
 
 def _end_flows(
@@ -231,7 +231,7 @@ def _stopped(
     copies: dict[str, str],
     stack: Membership | None,
     report: Report,
-    held: across.Held | None,
+    held: cluster_claims.Held | None,
 ) -> list[ServiceRow]:
     """Stop the processes of services that leave the stack, and return their rows.
 
@@ -268,16 +268,16 @@ def _held(
     stack: Membership | None,
     report: Report,
     dry_run: bool = False,
-) -> across.Held | None:
+) -> cluster_claims.Held | None:
     """Hold in the cluster what services need on networks that span hosts; None without any."""
     if not machine.store.cluster_id():
         return None
-    from niso.services import across
+    from niso.services import cluster_claims
 
     requests = stack.networks if stack else ()
     made = [request.name for request in requests if not request.span]
     unobserved = [request.name for request in requests if not request.observe]
-    return across.prepare(machine, targets, made, report, dry_run, unobserved)
+    return cluster_claims.prepare(machine, targets, made, report, dry_run, unobserved)
 
 
 def _scope(
@@ -285,7 +285,7 @@ def _scope(
     targets: list[Target],
     leaving: list[ServiceRow],
     stack: Membership | None,
-    held: across.Held | None,
+    held: cluster_claims.Held | None,
 ) -> Scope:
     made = [
         request.name
@@ -404,7 +404,7 @@ def _plan_only(
     targets: list[Target],
     report: Report,
     stack: Membership | None,
-    held: across.Held | None,
+    held: cluster_claims.Held | None,
 ) -> list[Outcome]:
     store, kernel = machine.store, machine.kernel
     for target in filter(_is_fresh, targets):

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from niso.base import names
 from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.cluster import gone, members
+from niso.cluster import absent_hosts, members
 from niso.cluster.agent import LOOK_S
 from niso.cluster.claim_values import Claim
+from niso.cluster.engine import NoAnswer
 from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer
 from niso.kernel import probe
 from niso.plan.findings import Finding
 from niso.services import span_networks
@@ -96,7 +96,7 @@ def lost_address(machine: Machine, own: Config) -> list[Finding]:
 
 def _own_agent() -> list[tuple[str, str]]:
     """Return a warning if this host's agent has not looked for long."""
-    at_s = gone.last().at_s
+    at_s = absent_hosts.last().at_s
     ago_s = None if at_s is None else time.monotonic() - at_s
     if ago_s is not None and ago_s < _LATE_S:
         return []

@@ -10,13 +10,13 @@ from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import service_lock
 from niso.base.report import Report
-from niso.cluster import certificates, config, gone, members, own_etcd
+from niso.cluster import absent_hosts, certificates, config, members, own_etcd
 from niso.cluster import restore as restoring
 from niso.cluster.agent import Agent, Me
 from niso.cluster.config import Member
+from niso.cluster.engine import NoAnswer, Refused
 from niso.cluster.host_values import Host, host_of
 from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer, Refused
 from niso.commands import cluster_units as units
 from niso.commands.agents import Following, alone
 from niso.commands.cluster import LOCK, Joined, as_member, become_member, end_member, require_member
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from niso.cluster.claim_values import Claim
     from niso.cluster.config import Config
+    from niso.cluster.engine import Engine
     from niso.cluster.etcd import Etcd
-    from niso.cluster.requests import Engine
 
 AGENT_LOCK = "niso.agent"
 
@@ -98,7 +98,7 @@ def status(machine: Machine) -> Status:
         networks = tuple(network.name for network in store.networks() if network.span is not None)
         known = _members(own, None)
     asked = tuple((member, members.state(own.access(), member.client)) for member in known)
-    now, look = time.monotonic(), gone.last()
+    now, look = time.monotonic(), absent_hosts.last()
     ages = {host: now - seen_s for host, seen_s in look.gone.items()}
     looked_s = None if look.at_s is None else now - look.at_s
     seen = (asked, hosts, claims, networks, ages, late, looked_s)

@@ -8,10 +8,10 @@ from niso.base.locks import Lock, service_lock
 from niso.base.report import Report
 from niso.cluster import config, mirror
 from niso.cluster.config import Config
+from niso.cluster.engine import NoAnswer
 from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer
 from niso.commands.cluster import LOCK, LOCK_S, clear, end_member, voting
-from niso.services import across
+from niso.services import cluster_claims
 from niso.services.machine import Machine
 
 
@@ -32,7 +32,7 @@ def leave(machine: Machine, force: bool, report: Report) -> Config:
                 "the host can leave once they are removed, or on other networks",
             )
         if store.cluster_id():
-            across.tell_rest(machine)
+            cluster_claims.tell_rest(machine)
             _give_notice(machine, own, force, report)
         for name in spans:
             mirror.drop_network(store, machine.kernel, name, report)

@@ -97,6 +97,6 @@ def remove_volumes(machine: Machine, services: list[str], report: Report = silen
 def _tell(machine: Machine, services: list[str], report: Report) -> None:
     """Tell the cluster that services are down, or not known any more; no-op without one."""
     if machine.store.cluster_id():
-        from niso.services import across
+        from niso.services import cluster_claims
 
-        across.tell(machine, services, report)
+        cluster_claims.tell(machine, services, report)

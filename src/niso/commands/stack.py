@@ -123,13 +123,13 @@ def refuse(plain: Stack) -> None:
 
     Raises an ErrorGroup, with the keys of the stack's file where it has them.
     """
-    from niso.commands import beforehand
+    from niso.commands import static_check
 
     stack = stack_prefix.stack(plain) if plain.asks else plain
     loaded = [member.loaded for member in stack.members]
     on = {network for one in loaded for network in one.spec.networks}
     try:
-        beforehand.refuse(loaded, _membership(stack, on))
+        static_check.refuse(loaded, _membership(stack, on))
     except Error as error:
         raise ErrorGroup([model.as_stack_error(stack, one) for one in flatten(error)]) from None
 
@@ -146,7 +146,7 @@ def _in_cluster(
     if not spanning:
         yield
         return
-    from niso.cluster.requests import NoAnswer
+    from niso.cluster.engine import NoAnswer
     from niso.services import span_networks
 
     made: list[span_networks.Proposed] = []

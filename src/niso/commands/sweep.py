@@ -21,7 +21,7 @@ from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
 from niso.plan import nft
 from niso.reconcile import forwarding
-from niso.runtime.lost import Lost
+from niso.runtime.lost_services import Lost
 from niso.store.sqlite import unusable
 from niso.store.store import Store
 

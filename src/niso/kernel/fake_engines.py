@@ -6,8 +6,8 @@ import errno
 
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.fake_tables import refuse_unless
+from niso.kernel.foreign_netns import ForeignNetns
 from niso.kernel.kinds.named import Named
-from niso.kernel.outside import Outside
 
 if TYPE_CHECKING:
     from niso.kernel.kinds.kind import Step
@@ -22,7 +22,7 @@ class FakeEngines:
     veths: dict[str, Veth]
 
     def __init__(self) -> None:
-        self.engines: dict[str, Outside] = {}
+        self.engines: dict[str, ForeignNetns] = {}
         self.named: dict[str, Named] = {}
         self._cookies = 1000
 
@@ -34,7 +34,7 @@ class FakeEngines:
         """Let another program make a namespace at ``path``. Return its cookie."""
         self._cookies += 1
         all_links = frozenset(("lo", *links))
-        self.engines[path] = Outside(self._cookies, "", all_links, frozenset(routed))
+        self.engines[path] = ForeignNetns(self._cookies, "", all_links, frozenset(routed))
         return self._cookies
 
     def end_engine(self, path: str) -> None:
@@ -45,10 +45,10 @@ class FakeEngines:
             self.lose_veth(veth.name)
 
     def cookie_at(self, path: str) -> int | None:
-        outside = self.engines.get(path)
-        return outside.cookie if outside is not None else None
+        foreign = self.engines.get(path)
+        return foreign.cookie if foreign is not None else None
 
-    def look_at(self, path: str) -> Outside | None:
+    def look_at(self, path: str) -> ForeignNetns | None:
         return self.engines.get(path)
 
     def marked_names(self) -> list[str]:

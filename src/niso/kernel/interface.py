@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from niso.kernel.flows import Flow, Tracked
     from niso.kernel.foreign_chains import Foreign as ForeignChains
+    from niso.kernel.foreign_netns import ForeignNetns
     from niso.kernel.host_facts import Network
     from niso.kernel.kinds.kind import AnyStep
     from niso.kernel.kinds.routing_rule import RoutingRule
     from niso.kernel.neighbours import Table
-    from niso.kernel.outside import Outside
     from niso.kernel.sockdiag import Connection, Listener, Measured
     from niso.kernel.state import State
 else:
@@ -144,7 +144,7 @@ class Kernel(Protocol):
         Raises KernelError.
         """
 
-    def look_at(self, path: str) -> Outside | None:
+    def look_at(self, path: str) -> ForeignNetns | None:
         """Return the network namespace at ``path``, whoever made it; None if there is none.
 
         Raises KernelError.

@@ -18,7 +18,7 @@ CHECKED = "0x40000000"
 `raw` accepts no packet from niso's bridges without it: it came from a port that niso has not made
 or that was renamed, whose name no rule of the bridge table matches. For packets from internal
 networks it is set again before routing, since mangle rules may overwrite it: without it their
-routing rule drops them (kernel/rules.py).
+routing rule drops them (kernel/routing_rules.py).
 """
 
 RESOLVED = "0x4000000"

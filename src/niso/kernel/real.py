@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from niso.kernel.flows import Flow, Tracked
     from niso.kernel.foreign_chains import Foreign as ForeignChains
+    from niso.kernel.foreign_netns import ForeignNetns
     from niso.kernel.host_facts import Network
     from niso.kernel.interface import Foreign
     from niso.kernel.kinds.kind import AnyStep
     from niso.kernel.kinds.routing_rule import RoutingRule
     from niso.kernel.neighbours import Table
-    from niso.kernel.outside import Outside
     from niso.kernel.sockdiag import Connection, Listener, Measured
     from niso.kernel.state import State
 
@@ -96,7 +96,7 @@ class Real:
         return {link.name: link.alias for link in links if is_marked(link.alias)}
 
     def marked_rules(self) -> list[RoutingRule]:
-        from niso.kernel import rules
+        from niso.kernel import routing_rules
         from niso.kernel.kinds.routing_rule import RoutingRule
 
         with self:
@@ -104,7 +104,7 @@ class Real:
             return [
                 RoutingRule(rule.link, family, rule.drift)
                 for family in (4, 6)
-                for rule in rules.of_niso(here, family)
+                for rule in routing_rules.of_niso(here, family)
             ]
 
     def marked_netns(self) -> dict[str, str]:
@@ -119,12 +119,12 @@ class Real:
         return marked
 
     def marked_names(self) -> list[str]:
-        from niso.kernel import outside
+        from niso.kernel import foreign_netns
 
         with self:
             links = self._sockets.here().links()
         marked = {(link.peer_index, link.index) for link in links if is_marked(link.alias)}
-        return outside.dead_names(marked)
+        return foreign_netns.dead_names(marked)
 
     def clear_hosts(self) -> None:
         import contextlib
@@ -162,10 +162,10 @@ class Real:
     def cookie_at(self, path: str) -> int | None:
         return netns.cookie_at(path)
 
-    def look_at(self, path: str) -> Outside | None:
-        from niso.kernel import outside
+    def look_at(self, path: str) -> ForeignNetns | None:
+        from niso.kernel import foreign_netns
 
-        return outside.look(path)
+        return foreign_netns.look(path)
 
     def clear_unfinished(self, name: str) -> None:
         netns.clear_unfinished(name)

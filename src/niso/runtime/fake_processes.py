@@ -20,7 +20,7 @@ from niso.plan.process_spec import ProcessSpec
 from niso.runtime.defects import BLIND, INTERRUPTED, UNKNOWN
 from niso.runtime.fake_units import FakeUnits
 from niso.runtime.health_probe import Probe
-from niso.runtime.lost import Lost
+from niso.runtime.lost_services import Lost
 from niso.runtime.process import forget_health
 from niso.runtime.spec import namespace
 from niso.runtime.status import NONE, Status, restarts_after

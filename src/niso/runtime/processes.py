@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from niso.plan.records import Healthcheck
     from niso.runtime.health_probe import Probe
     from niso.runtime.idle import Mark
-    from niso.runtime.lost import Lost
+    from niso.runtime.lost_services import Lost
     from niso.runtime.status import Status
     from niso.runtime.units import Units
 else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from niso.plan.records import Healthcheck
     from niso.runtime.health_probe import Probe
     from niso.runtime.idle import Mark
-    from niso.runtime.lost import Lost
+    from niso.runtime.lost_services import Lost
     from niso.runtime.systemd import Systemd
 
 _EXIT_CODE_S = 1.0
@@ -92,9 +92,9 @@ class RealProcesses:
         process.end_unrecorded_conmons(services)
 
     def lost(self, state_ids: Iterable[str]) -> list[Lost]:
-        from niso.runtime import lost
+        from niso.runtime import lost_services
 
-        return lost.find(state_ids)
+        return lost_services.find(state_ids)
 
     def end_lost(self, lost: Lost) -> None:
         process.end_orphans(lost.service, lost.cgroup)

@@ -20,7 +20,7 @@ from niso.store.store import ServiceRow, Store
 
 if TYPE_CHECKING:
     from niso.runtime.contents import Contents
-    from niso.services import across
+    from niso.services import cluster_claims
     from niso.services.stacks import Membership
     from niso.store.attached_rows import Attached, Link
 
@@ -82,7 +82,7 @@ def record_all(
     copies: dict[str, str],
     leaving: list[ServiceRow],
     stack: Membership | None,
-    held: across.Held | None,
+    held: cluster_claims.Held | None,
 ) -> list[Change]:
     """Write the wanted state of all services of a command, and of its ``stack``, to the store.
 

@@ -10,7 +10,7 @@ from niso.base import paths
 from niso.base.addresses import family_of
 from niso.base.errors import Conflict, InvalidInput
 from niso.base.lite_typing import NamedTuple
-from niso.kernel.outside import Outside
+from niso.kernel.foreign_netns import ForeignNetns
 from niso.plan.records import Policy, Port
 from niso.plan.service_spec import Published, ServiceSpec
 from niso.services.admit import Target
@@ -57,17 +57,17 @@ class Request(NamedTuple):
 
 
 def target_of(
-    store: Store, request: Request, outside: Outside | None, before: Attached | None
+    store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
 ) -> Target:
     """Return what is to be recorded. Raises InvalidInput, Conflict."""
-    links = _links(store, request, outside, before)
+    links = _links(store, request, foreign, before)
     attached = Attached(
         request.name,
         request.owner,
         request.id,
         request.given or request.name,
         request.netns,
-        outside.cookie if outside is not None else 0,
+        foreign.cookie if foreign is not None else 0,
         encoded(
             {
                 "policy": request.policy,
@@ -82,7 +82,7 @@ def target_of(
 
 
 def _links(
-    store: Store, request: Request, outside: Outside | None, before: Attached | None
+    store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
 ) -> list[Link]:
     """Return the links with their interfaces. Raises InvalidInput, Conflict.
 
@@ -92,10 +92,10 @@ def _links(
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
     own = {link.interface for link in had.values()}
-    taken = (outside.links if outside is not None else frozenset(["lo"])) - own
+    taken = (foreign.links if foreign is not None else frozenset(["lo"])) - own
     free = _free_names(taken | {wish.interface for wish in request.wishes})
     routed = (
-        outside is not None and bool(outside.routed) and not any(x.routes for x in had.values())
+        foreign is not None and bool(foreign.routed) and not any(x.routes for x in had.values())
     )
     routed |= request.owner == BY_INTERFACE
     links: list[Link] = []

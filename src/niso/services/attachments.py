@@ -15,7 +15,7 @@ from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
-from niso.kernel.outside import Outside
+from niso.kernel.foreign_netns import ForeignNetns
 from niso.plan.records import Port
 from niso.reconcile import nat_flows, policy_flows
 from niso.reconcile.converge import carry_out, converge, desired_now, plan
@@ -30,7 +30,7 @@ from niso.store.store import Scope, ServiceRow, Store
 
 if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
-    from niso.services import across
+    from niso.services import cluster_claims
 
 POD_POLICY = "pod_policy"
 """The label of pods of Kubernetes. Others lead packets to them, and to themselves, as ports do."""
@@ -74,12 +74,12 @@ def attach(
         journal.recover(machine, report, [request.name])
     with journal.locked_one(store, request.name):
         before, row = store.attachments.get(request.name), store.service(request.name)
-        request, outside = _located(kernel, request, before)
+        request, foreign = _located(kernel, request, before)
         if instead_of is not None and before != instead_of:
             raise Conflict(f"{request.name!r} was attached again or detached meanwhile")
-        if outside is not None:
-            _refuse_attached(kernel, store, request, outside.cookie)
-        if before is not None and row is not None and not _is_same(before, row, request, outside):
+        if foreign is not None:
+            _refuse_attached(kernel, store, request, foreign.cookie)
+        if before is not None and row is not None and not _is_same(before, row, request, foreign):
             if row.active and before.lives(kernel) and not _is_of(before, request):
                 raise Conflict(
                     f"{request.name!r} is already attached, by {shown(before)}",
@@ -88,8 +88,8 @@ def attach(
                 )
             _forget(machine, row, report)
             before = None
-        target = target_of(store, request, outside, before)
-        held: across.Held | None = None
+        target = target_of(store, request, foreign, before)
+        held: cluster_claims.Held | None = None
         try:
             held = _held(machine, target, report) if store.cluster_id() else None
             done = _apply(machine, target, held, report)
@@ -106,14 +106,14 @@ def attach(
         return done
 
 
-def _held(machine: Machine, target: Target, report: Report) -> across.Held | None:
+def _held(machine: Machine, target: Target, report: Report) -> cluster_claims.Held | None:
     """Hold in the cluster what an attachment needs on networks that span hosts; None without any.
 
     Raises InvalidInput, Conflict, NoAnswer, Error.
     """
-    from niso.services import across
+    from niso.services import cluster_claims
 
-    held = across.prepare(machine, [target], (), report)
+    held = cluster_claims.prepare(machine, [target], (), report)
     own = [link for link in target.links if link.mac] if held is not None else []
     for link in own:
         if held is not None and link.network in held.networks(target.name):
@@ -128,12 +128,14 @@ def _held(machine: Machine, target: Target, report: Report) -> across.Held | Non
 
 def _tell(machine: Machine, name: str, report: Report) -> None:
     """Tell the cluster of an attachment that needs nothing of it any more."""
-    from niso.services import across
+    from niso.services import cluster_claims
 
-    across.tell(machine, [name], report)
+    cluster_claims.tell(machine, [name], report)
 
 
-def _apply(machine: Machine, target: Target, held: across.Held | None, report: Report) -> Done:
+def _apply(
+    machine: Machine, target: Target, held: cluster_claims.Held | None, report: Report
+) -> Done:
     """Record an attachment and bring the kernel to it; the caller undoes it after an error."""
     store, kernel, name = machine.store, machine.kernel, target.name
     alone = frozenset([name])
@@ -206,7 +208,7 @@ def _drop_unused(machine: Machine, networks: set[str], report: Report) -> None:
 
 def _located(
     kernel: Kernel, request: Request, before: Attached | None
-) -> tuple[Request, Outside | None]:
+) -> tuple[Request, ForeignNetns | None]:
     """Return the request with the canonical path of its namespace, and what is there.
 
     Raises NotFound, InvalidInput and Conflict if it is none that can be attached.
@@ -216,27 +218,27 @@ def _located(
     # the last part is a magic link in /proc, which must stay as it is
     folder, _, last = os.path.abspath(request.netns).rpartition("/")
     path = os.path.join(os.path.realpath(folder or "/"), last)
-    outside = kernel.look_at(path)
-    cookie = outside.cookie if outside is not None else None
+    foreign = kernel.look_at(path)
+    cookie = foreign.cookie if foreign is not None else None
     if request.awaited and before is not None and cookie != before.cookie:
-        outside = Outside(before.cookie, "", frozenset(), frozenset())
-    if outside is None:
+        foreign = ForeignNetns(before.cookie, "", frozenset(), frozenset())
+    if foreign is None:
         raise NotFound(
             f"{request.netns}: the network namespace does not exist",
             "a path like /proc/PID/ns/net or /run/netns/NAME",
         )
-    if outside.is_host:
+    if foreign.is_host:
         raise InvalidInput(
             f"{request.netns} is the network namespace of the host itself",
             "name the namespace of a container",
         )
     # what is attached already may have marked its links itself, to keep a policy from being applied
-    if outside.mark and (before is None or before.cookie != outside.cookie):
+    if foreign.mark and (before is None or before.cookie != foreign.cookie):
         raise Conflict(
             f"{request.netns} is the network namespace of a service of niso",
             "network.networks in its manifest names its networks",
         )
-    return request._replace(netns=path), outside
+    return request._replace(netns=path), foreign
 
 
 def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int) -> None:
@@ -252,13 +254,15 @@ def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int
             )
 
 
-def _is_same(before: Attached, row: ServiceRow, request: Request, outside: Outside | None) -> bool:
+def _is_same(
+    before: Attached, row: ServiceRow, request: Request, foreign: ForeignNetns | None
+) -> bool:
     """Return whether the attachment is in the namespace of the request, and of its owner."""
     if not row.active or (before.owner, before.id) != (request.owner, request.id):
         return False
-    if outside is None:
+    if foreign is None:
         return not before.netns
-    return (before.netns, before.cookie) == (request.netns, outside.cookie)
+    return (before.netns, before.cookie) == (request.netns, foreign.cookie)
 
 
 def _is_of(before: Attached, request: Request) -> bool:

@@ -143,9 +143,9 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
             if removes:
                 stop.forget(machine, [name], report, intent.action == "remove volumes")
             if machine.store.cluster_id():
-                from niso.services import across
+                from niso.services import cluster_claims
 
-                across.tell(machine, [name], report)
+                cluster_claims.tell(machine, [name], report)
     except Error as error:
         return {name: error}
     return {}

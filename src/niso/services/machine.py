@@ -7,7 +7,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from niso.cluster.requests import Joined
+    from niso.cluster.engine import Joined
     from niso.kernel.interface import Kernel
     from niso.runtime.processes import Processes
     from niso.store.store import Store

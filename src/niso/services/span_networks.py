@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from niso.base.report import Report
-    from niso.cluster.requests import Engine, Joined
+    from niso.cluster.engine import Engine, Joined
 
 HEADERS = {4: 50, 6: 70}
 """Bytes that VXLAN adds to a packet, by the family of the addresses between the hosts."""

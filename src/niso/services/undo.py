@@ -57,7 +57,7 @@ def undo_all(
     status = machine.processes.status
     ran = {intent.service: status(intent.service).started_at for intent in begun}
     try:
-        final = not getattr(cause, "unknown", False)  # of niso.cluster.requests.NoAnswer
+        final = not getattr(cause, "unknown", False)  # of niso.cluster.engine.NoAnswer
         wait_s = None if is_failure else WAIT_S
         left = undo(machine, in_order(store, begun), report, wait_s, final)
         failures = _unstarted(machine, ran.keys() - left.keys(), ran) if is_failure else []
@@ -169,9 +169,9 @@ def undo(
         for name in undone:
             store.end_intent(name)
     if store.cluster_id():
-        from niso.services import across
+        from niso.services import cluster_claims
 
-        across.tell(machine, undone, report, final)
+        cluster_claims.tell(machine, undone, report, final)
     return errors
 
 

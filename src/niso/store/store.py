@@ -165,11 +165,11 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         row = self._db.execute("SELECT value FROM meta WHERE key='folder'").fetchone()
         if row is not None and row[0] == reboot.folder():
             return
-        from niso.store import place
+        from niso.store import copied_state
 
-        if (now := place.changed(self._db)) is not None:
+        if (now := copied_state.changed(self._db)) is not None:
             with self.transaction():
-                place.record(self._db, now)
+                copied_state.record(self._db, now)
 
     def _notice_reboot(self) -> None:
         here = reboot.here()

@@ -31,7 +31,7 @@ class RoutingRule(NamedTuple):
 
 class _RoutingRules(Kind[RoutingRule]):
     def describe(self, step: Step[RoutingRule]) -> str:
-        from niso.kernel.rules import selector
+        from niso.kernel.routing_rules import selector
 
         rule = step.thing
         start = f"ip -{rule.family} rule"
@@ -48,41 +48,41 @@ class _RoutingRules(Kind[RoutingRule]):
         return str(present)
 
     def claimed(self, reading: Reading) -> Iterable[RoutingRule]:
-        from niso.kernel import rules
+        from niso.kernel import routing_rules
 
         return (
             RoutingRule(rule.link, family)
             for family in (4, 6)
-            for rule in rules.of_niso(reading.host.rtnl, family)
+            for rule in routing_rules.of_niso(reading.host.rtnl, family)
         )
 
     def read(self, space: Space, things: Collection[RoutingRule]) -> Iterable[RoutingRule]:
         if space.name or not things:
             return
-        from niso.kernel import rules
+        from niso.kernel import routing_rules
 
         for family in sorted({thing.family for thing in things}):
             names = {thing.link for thing in things if thing.family == family}
-            for rule in rules.of_niso(space.rtnl, family):
+            for rule in routing_rules.of_niso(space.rtnl, family):
                 if rule.link in names:
                     yield RoutingRule(rule.link, family, rule.drift)
 
     def write(self, writer: Writer, steps: Sequence[Step[RoutingRule]]) -> None:
-        from niso.kernel import rules
+        from niso.kernel import routing_rules
 
         (step,) = steps
         rtnl, rule = writer.rtnl(""), step.thing
         if step.action != "delete":
-            rules.add(rtnl, rule.link, rule.family)
+            routing_rules.add(rtnl, rule.link, rule.family)
         # the wrong one goes once the right one is there
         if step.action == "delete":
-            rules.delete(rtnl, rule.link, rule.family, rule.drift)
+            routing_rules.delete(rtnl, rule.link, rule.family, rule.drift)
         elif step.was is not None:
-            rules.delete(rtnl, rule.link, rule.family, step.was.drift)
+            routing_rules.delete(rtnl, rule.link, rule.family, step.was.drift)
 
 
 def _protocol() -> int:
-    from niso.kernel.rules import PROTOCOL
+    from niso.kernel.routing_rules import PROTOCOL
 
     return PROTOCOL
 

@@ -8,7 +8,7 @@ from niso.kernel import netns
 from niso.kernel.rtnetlink import Rtnl
 
 
-class Outside(NamedTuple):
+class ForeignNetns(NamedTuple):
     """A network namespace as it is found."""
 
     cookie: int
@@ -18,7 +18,7 @@ class Outside(NamedTuple):
     is_host: bool = False  # it is the caller's own
 
 
-def look(path: str) -> Outside | None:
+def look(path: str) -> ForeignNetns | None:
     """Return the namespace at ``path``; None if there is none. Raises KernelError."""
     cookie = netns.cookie_at(path)
     if cookie is None:
@@ -27,7 +27,7 @@ def look(path: str) -> Outside | None:
         links = rtnl.links()
         routes = rtnl.routes()
     lo = next((link for link in links if link.name == "lo"), None)
-    return Outside(
+    return ForeignNetns(
         cookie,
         lo.alias if lo is not None and is_marked(lo.alias) else "",
         frozenset(link.name for link in links),

@@ -16,16 +16,16 @@ from niso.base.names import DEFAULT_NETWORK
 from niso.base.report import AskingCluster, Caution, Report, silent
 from niso.cluster import mirror, view
 from niso.cluster.claims import Claims, Wanted
+from niso.cluster.engine import NoAnswer
 from niso.cluster.membership import Membership
-from niso.cluster.requests import NoAnswer
 from niso.cluster.settle import about, recorded, settle, untold
-from niso.services import needs, span_networks
+from niso.services import cluster_needs, span_networks
 from niso.services.machine import Machine
 from niso.store.span_rows import Claim
 from niso.store.store import Scope, Store
 
 if TYPE_CHECKING:
-    from niso.cluster.requests import Engine, Joined
+    from niso.cluster.engine import Engine, Joined
     from niso.services.admit import Target
 
 _LATER = "the agent says it once the cluster answers: niso cluster status"
@@ -118,7 +118,7 @@ class Held:
         store = self._machine.store
         if name in self.homes:
             return store.across.claim(name)
-        return needs.own_record(store, target, asked)
+        return cluster_needs.own_record(store, target, asked)
 
     def _begin(self, services: list[str]) -> None:
         """Record that claims are asked for: whoever comes after a kill finds them by that."""
@@ -208,9 +208,9 @@ def prepare(
     """
     store = machine.store
     every = list(targets)
-    homes = {target.name: needs.home(store, target, every) for target in every}
-    names = needs.names(store, homes, every)
-    around = needs.around(store, homes, names)
+    homes = {target.name: cluster_needs.home(store, target, every) for target in every}
+    names = cluster_needs.names(store, homes, every)
+    around = cluster_needs.around(store, homes, names)
     targets = [target for target in every if target.spec.mode in ("bridge", "attached")]
     on = sorted({net for target in targets for net in target.spec.networks} - {*made})
     spans = store.across.spanning(on)
@@ -219,7 +219,7 @@ def prepare(
     if joined is None:
         return None
     brief = not unknown and all(
-        needs.own_record(store, target, needs.wanted(store, target, spans, names))
+        cluster_needs.own_record(store, target, cluster_needs.wanted(store, target, spans, names))
         for target in targets
     )
     engine = joined.engine(brief)
@@ -235,7 +235,7 @@ def prepare(
             lost = NoAnswer(error.reason, error.hint)
         spans += [spec.name for spec in arriving.specs]
         wanted = {
-            target.name: (target, needs.wanted(store, target, spans, names))
+            target.name: (target, cluster_needs.wanted(store, target, spans, names))
             for target in targets
             if not {*target.spec.networks}.isdisjoint(spans)
         }
