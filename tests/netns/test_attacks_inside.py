@@ -28,13 +28,14 @@ FROM_STRAY = Rule("bridge niso", "forward", ("iifname != @ports oifname @ports",
 FROM_MARKED = Rule("bridge niso", "forward", ('iifname != "n*"',))
 # a lie may be stopped by more than one rule
 FOREIGN_ARP = Rule("bridge niso", "prerouting", ("arp saddr ip", "drop"))
-UNCHECKED = Rule("inet niso", "from_bridge", ("drop",))
-LIES = [FROM_PORT, BETWEEN, FOREIGN_ARP, UNCHECKED]
+OF_SUBNETS = [Rule("inet niso", chain, ("addr @subnets", "drop")) for chain in ("raw", "raw6")]
+UNCHECKED = [Rule("inet niso", "from_bridge", ("drop",)), *OF_SUBNETS]
+LIES = [FROM_PORT, BETWEEN, FOREIGN_ARP, *UNCHECKED]
 ODD_PORTS = [
     FROM_STRAY,
     FROM_MARKED,
     BETWEEN,
-    UNCHECKED,
+    *UNCHECKED,
     FOREIGN_ARP,
 ]
 COUNT_ODD_PORTS = [
@@ -42,9 +43,7 @@ COUNT_ODD_PORTS = [
     ("bridge niso", "prerouting"),
     ("inet niso", "from_bridge"),
 ]
-FROM_ELSEWHERE = [
-    Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "addr @subnets")
-]
+FROM_ELSEWHERE = [Rule("inet niso", "from_bridge", ("iifname @ports",)), *OF_SUBNETS]
 COUNT_FROM = [
     ("bridge niso", "from_port"),
     ("bridge niso", "from_own6"),
@@ -372,7 +371,7 @@ def test_frames_to_link_local_macs_bring_nothing_to_the_host(world: World, nf_ca
                         (world.ear[family],),
                     )
                 )
-    world.prove(attacks, FROM_ELSEWHERE, [("inet niso", "raw")])
+    world.prove(attacks, FROM_ELSEWHERE, [("inet niso", "from_bridge")])
 
 
 def test_service_sends_all_that_is_its_own(world: World) -> None:
