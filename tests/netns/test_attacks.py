@@ -17,22 +17,23 @@ from scapy.packet import Packet, Raw
 from services import filter_bridged
 from wire import Link, Wire, sctp_init
 
-NOT_PUBLISHED = Rule("inet niso", "forward", ("oifname @bridges", "goto refuse"))
-BY_STATE = Rule("inet niso", "forward", ("ct state", "invalid"))
+NOT_PUBLISHED = [Rule("inet niso", chain, ("not published",)) for chain in ("forward", "enter")]
+BY_STATE = [Rule("inet niso", chain, ("ct state", "invalid")) for chain in ("forward", "enter")]
 INTERNAL = Rule("inet niso", "forward", ("iifname @internal", "goto refuse"))
 LOOPBACK = Rule("inet niso", "raw", ("daddr 127.0.0.0/8", "drop"))
 OWN_LOOPBACK = Rule("bridge niso", "from_own4", ("loopback from a wire", "drop"))
 WITHOUT_PORTS = [Rule("inet niso", f"away{family}", ("without ports",)) for family in (4, 6)]
 FROM_LOOPBACK = Rule("inet niso", "raw", ("saddr 127.0.0.0/8", "drop"))
-TO_SUBNETS = Rule("inet niso", "raw", ("daddr @subnets", "drop"))
-MAPPED = Rule("inet niso", "raw", ("::ffff:0.0.0.0/96", "drop"))
+TO_SUBNETS = [Rule("inet niso", chain, ("daddr @subnets", "drop")) for chain in ("raw", "raw6")]
+MAPPED = Rule("inet niso", "raw6", ("::ffff:0.0.0.0/96", "drop"))
 AS_HOST = Rule("inet niso", "forward", ("as the host itself;",))
-NO_HOST = Rule("inet niso", "forward", ("fib saddr type", "drop"))
-OUR_SUBNETS = Rule("inet niso", "raw", ("saddr @subnets", "drop"))
+NO_HOST = [Rule("inet niso", c, ("fib saddr type", "drop")) for c in ("forward", "enter")]
+OUR_SUBNETS = [Rule("inet niso", chain, ("saddr @subnets", "drop")) for chain in ("raw", "raw6")]
 FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
 UNCHECKED = Rule("inet niso", "from_bridge", ("drop",))
 UNUSED = {4: "10.99.1.200", 6: "fd00:99:4::200"}
-FORWARD, RAW = [("inet niso", "forward")], [("inet niso", "raw")]
+FORWARD = [("inet niso", chain) for chain in ("forward", "enter")]
+RAW = [("inet niso", chain) for chain in ("raw", "raw6", "from_bridge")]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_neighbour_with_a_route_reaches_no_service_by_its_address(world: World) 
             (world.link["api"],),
         )
     )
-    world.prove(attacks, [TO_SUBNETS, NOT_PUBLISHED, BY_STATE], RAW)
+    world.prove(attacks, [*TO_SUBNETS, *NOT_PUBLISHED, *BY_STATE], RAW)
 
 
 def test_neighbour_with_a_route_reaches_no_port_by_a_bridge_address(world: World) -> None:
@@ -136,7 +137,7 @@ def test_neighbour_with_a_route_reaches_no_port_by_a_bridge_address(world: World
         for family in (4, 6)
         for to in (8080, EAR)
     ]
-    world.prove(attacks, [TO_SUBNETS], RAW)
+    world.prove(attacks, TO_SUBNETS, RAW)
 
 
 def test_sources_that_nobody_outside_has_are_not_believed(world: World) -> None:
@@ -154,7 +155,7 @@ def test_sources_that_nobody_outside_has_are_not_believed(world: World) -> None:
 
     api = world.link["api"]
     local = [attack(source, api, 8080) for source in (HOST[4], "192.0.2.255", HOST[6])]
-    world.prove(local, [NO_HOST], FORWARD)
+    world.prove(local, NO_HOST, FORWARD)
     # nor in a flow of the host's own, where a policy would let it in
     with world.wire.socket(None, socket.AF_INET6, socket.SOCK_DGRAM, keep=False) as program:
         program.bind((HOST[6], 0))
@@ -199,7 +200,7 @@ def test_services_of_other_networks_are_not_reached_by_their_addresses(
                 attacks += each_packet(
                     source, world.link[source], head, own, other, world.link[target]
                 )
-    world.prove(attacks, [NOT_PUBLISHED, BY_STATE], FORWARD)
+    world.prove(attacks, [*NOT_PUBLISHED, *BY_STATE], FORWARD)
 
 
 def test_loopback_of_the_host_is_reached_from_no_wire_and_no_service(world: World) -> None:
@@ -308,7 +309,7 @@ def test_addresses_of_niso_subnets_are_not_believed_from_the_wire(world: World) 
                         (receiver,),
                     )
                 )
-    world.prove(attacks, [OUR_SUBNETS], RAW)
+    world.prove(attacks, OUR_SUBNETS, RAW)
 
 
 @both_ways
@@ -340,7 +341,7 @@ def test_service_of_an_internal_network_reaches_nothing_outside_of_it(
     attacks += each_packet(
         "mate", sender, head, world.of["mate"].ip4, world.of["plain"].ip4, world.link["plain"]
     )
-    world.prove(attacks, [INTERNAL, NOT_PUBLISHED, BY_STATE, *WITHOUT_PORTS], FORWARD)
+    world.prove(attacks, [INTERNAL, *NOT_PUBLISHED, *BY_STATE, *WITHOUT_PORTS], FORWARD)
 
 
 @both_ways

@@ -25,11 +25,10 @@ FROM_PORT = Rule("bridge niso", "prerouting", ("iifname @ports",))
 BETWEEN = Rule("bridge niso", "forward", ("iifname @ports",))
 # a lie may be stopped by more than one rule
 FOREIGN_ARP = Rule("bridge niso", "prerouting", ("arp saddr ip", "drop"))
-UNCHECKED = Rule("inet niso", "from_bridge", ("drop",))
-LIES = [FROM_PORT, BETWEEN, FOREIGN_ARP, UNCHECKED]
-FROM_ELSEWHERE = [
-    Rule("inet niso", "raw", (words, "drop")) for words in ("iifname @ports", "addr @subnets")
-]
+OF_SUBNETS = [Rule("inet niso", chain, ("addr @subnets", "drop")) for chain in ("raw", "raw6")]
+UNCHECKED = [Rule("inet niso", "from_bridge", ("drop",)), *OF_SUBNETS]
+LIES = [FROM_PORT, BETWEEN, FOREIGN_ARP, *UNCHECKED]
+FROM_ELSEWHERE = [Rule("inet niso", "from_bridge", ("iifname @ports",)), *OF_SUBNETS]
 COUNT_FROM = [
     ("bridge niso", "from_port"),
     ("bridge niso", "from_own6"),
@@ -182,7 +181,7 @@ def test_frames_to_link_local_macs_bring_nothing_to_the_host(world: World, nf_ca
                         (world.ear[family],),
                     )
                 )
-    world.prove(attacks, FROM_ELSEWHERE, [("inet niso", "raw")])
+    world.prove(attacks, FROM_ELSEWHERE, [("inet niso", "from_bridge")])
 
 
 def test_service_sends_all_that_is_its_own(world: World) -> None:

@@ -18,12 +18,13 @@ FROM_STRAY = Rule("bridge niso", "forward", ("iifname != @ports oifname @ports",
 FROM_MARKED = Rule("bridge niso", "forward", ('iifname != "n*"',))
 BETWEEN = Rule("bridge niso", "forward", ("iifname @ports",))
 FOREIGN_ARP = Rule("bridge niso", "prerouting", ("arp saddr ip", "drop"))
-UNCHECKED = Rule("inet niso", "from_bridge", ("drop",))
+OF_SUBNETS = [Rule("inet niso", chain, ("addr @subnets", "drop")) for chain in ("raw", "raw6")]
+UNCHECKED = [Rule("inet niso", "from_bridge", ("drop",)), *OF_SUBNETS]
 ODD_PORTS = [
     FROM_STRAY,
     FROM_MARKED,
     BETWEEN,
-    UNCHECKED,
+    *UNCHECKED,
     FOREIGN_ARP,
 ]
 COUNT_ODD_PORTS = [

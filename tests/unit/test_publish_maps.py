@@ -12,7 +12,7 @@ from port_packets import packets, takes
 from samples import samples
 from snapshots_made import SERVICES, endpoint, everything, network
 
-from niso.kernel import nft_tables
+from niso.kernel import nft_sets, nft_tables
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
 from niso.plan.desired import desired
@@ -43,8 +43,26 @@ _RULE = re.compile(r"dnat (ip6?) to (.+) map @(\w+)")
 _RETURN = re.compile(r"(ip6?) daddr (\S+) return( comment \"[^\"]*\")?")
 
 
-(_CHAIN,) = re.findall(r"\tchain publish \{\n(.*?)\n\t\}", nft_tables.TABLES, re.DOTALL)
-CHAIN = [line.strip() for line in _CHAIN.splitlines()]
+_JUMP = re.compile(r"iifname \"niso-\*\" jump (\w+)")
+
+
+def _rules(chain: str) -> list[str]:
+    """Return the rules of a chain, those of a chain that packets from bridges are sent to in its place.
+
+    Those look at the link themselves, so packets from elsewhere match none of them.
+    """
+    lines: list[str] = []
+    for line in nft_sets.rules_of(nft_tables.INET, chain):
+        if jump := _JUMP.fullmatch(line):
+            inner = _rules(jump[1])
+            assert all(" to iifname . " in each for each in inner)
+            lines += inner
+        else:
+            lines.append(line)
+    return lines
+
+
+CHAIN = _rules("publish")
 RETURNS = [found.group(1, 2) for line in CHAIN if (found := _RETURN.fullmatch(line))]
 RULES = [
     (found[1], found[2].split(" . "), found[3])

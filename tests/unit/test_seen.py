@@ -173,7 +173,7 @@ def test_rules_of_the_fixed_text_are_those_of_each_chain() -> None:
         hooks = body.count("\t\ttype ")
         rules = sum(len(nft_sets.rules_of(table, chain)) for chain in chains)
         assert rules + hooks == sum(line.startswith("\t\t") for line in body.splitlines())
-    assert nft_sets.rules_of(nft_tables.INET, "forward")[-1] == "meta oiftype ether goto next_hop"
+    assert nft_sets.rules_of(nft_tables.INET, "forward")[-1] == "goto next_hop"
 
 
 SOURCES4, PUBLISH = "sources4", Port("", 5432, 80, "tcp")

@@ -9,6 +9,8 @@ from niso.base.digest import sha256
 
 MAX_IFNAME = 15
 DEFAULT_NETWORK = "niso-default"
+BRIDGES = '"niso-*"'
+"""Every bridge in a rule of nftables. To compare a name costs less than half a look-up."""
 DOMAIN = "niso.local"
 
 

@@ -155,6 +155,7 @@ def _path(
         world.services.get(party.service) for party in (verdict.source, verdict.destination)
     )
     family = packet.family
+    raw = "raw" if family == 4 else "raw6"
     if family_of(packet.source) != family or (
         sender and not (sender.active and _walks(world, packet, verdict))
     ):
@@ -183,7 +184,7 @@ def _path(
         objects += _port_elements(store, sender, receiver or sender, by, packet.source)
     elif not sender and not is_host(world, packet.source) and network_of(world, packet.source):
         spoofed = _static(
-            nft_tables.INET, "raw", f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
+            nft_tables.INET, raw, f"{'ip' if family == 4 else 'ip6'} saddr @subnets{family}"
         )
         return spoofed, spoofed, ()
     if target != packet.destination:
@@ -201,7 +202,7 @@ def _path(
         return tuple(objects), (), ()
     if to.is_loopback:
         martian = _static(
-            nft_tables.INET, "raw", "ip daddr 127.0.0.0/8" if family == 4 else "ip6 daddr ::1"
+            nft_tables.INET, raw, "ip daddr 127.0.0.0/8" if family == 4 else "ip6 daddr ::1"
         )
         return martian, martian, ()
     early, late = _dropping(sender, entered, reached, family)
@@ -216,7 +217,9 @@ def _dropping(
         return _static(nft_tables.INET, "forward", "out of an internal network"), ()
     if reached and sender is None:
         word = "ip" if family == 4 else "ip6"
-        return _static(nft_tables.INET, "raw", f"{word} daddr @subnets{family}"), ()
+        return _static(
+            nft_tables.INET, "raw" if family == 4 else "raw6", f"{word} daddr @subnets{family}"
+        ), ()
     if reached and (entered is None or reached.name != entered.name):
         return (), _static(nft_tables.INET, "forward", "not published")
     if reached and sender and not sender.host:

@@ -33,6 +33,8 @@ ABSENT = "0x10000000"
 """The bit of the packet mark for what a service sends to an address of its subnet that nobody has."""
 _ABSENT = f"meta mark set meta mark & 0xbfffffff | {ABSENT}"  # not `CHECKED`
 _CHECK = f"meta mark set meta mark | {CHECKED}"
+_BOTH = hex(int(CHECKED, 16) | int(RESOLVED, 16))
+_RESOLVED4 = f"meta mark set meta mark | {_BOTH}"  # IPv4 is checked and led by one rule
 
 DROPPED_FROM = "dropped_from"
 """A set of the bridge table that counts packets with a foreign source, by bridge port.
@@ -77,14 +79,13 @@ table bridge niso {{
 	chain from_own4 {{
 		@nh,48,16 & 0x3fff != 0 iifname @{FRAGMENTS} counter drop comment "too many fragments of a service"
 		@nh,128,8 127 counter drop comment "loopback from a wire, before DNAT can hide it"
-		meta pkttype host jump to_own4
-		meta l4proto icmp icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} goto from_own_error
+		meta l4proto icmp icmp type {{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }} jump from_own_error
+		meta pkttype host ether daddr set ether daddr . ip daddr map @receivers4 {_RESOLVED4} accept comment "to a service, by its gateway's MAC"
+		meta pkttype host ip daddr @subnets4 jump to_own4
 		{_CHECK} accept
 	}}
 
 	chain to_own4 {{
-		ether daddr set ether daddr . ip daddr map @receivers4 {_RESOLVED} return comment "to a service, by its gateway's MAC"
-		ip daddr != @subnets4 return
 		ip daddr @gateways4 return
 		ether daddr . ip daddr @own4 {_ABSENT} accept comment "to an address that no service has: refused in raw"
 		ether daddr != @host_macs counter drop comment "to the MAC of a port: the host would ask for a neighbour"
@@ -100,7 +101,7 @@ table bridge niso {{
 	}}
 
 	chain from_own_error {{
-		icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} iifname . @th,192,32 @quoted4 {_CHECK} accept comment "about a packet to itself"
+		icmp type {{ destination-unreachable, time-exceeded, parameter-problem }} iifname . @th,192,32 @quoted4 return comment "about a packet to itself"
 		add @{DROPPED_FROM} {{ iifname }}
 		counter drop comment "about the packets of others"
 	}}
@@ -138,9 +139,9 @@ table bridge niso {{
 
 	chain forward {{
 		type filter hook forward priority -200; policy accept;
+		meta mark & {_BOTH} == {_BOTH} meta pkttype host iifname "n*" oifname @ports goto see comment "to one service alone"
 		meta mark & {CHECKED} == 0 iifname != @ports oifname @ports counter drop comment "from a port that niso has not made, or that has lost its name"
 		iifname != "n*" oifname @ports counter drop comment "the same, with a mark of another firewall"
-		meta mark & {RESOLVED} != 0 meta pkttype host oifname @ports goto see comment "to one service alone"
 		ether type ip oifname . ether daddr . ip daddr @sources4 goto see comment "the same, by its own MAC"
 		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 goto see
 		iifname @ports goto between

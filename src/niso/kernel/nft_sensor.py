@@ -9,6 +9,8 @@ docs/design/seeing.md explains the places of the rules.
 
 from __future__ import annotations
 
+from niso.base.names import BRIDGES
+
 WATCHED = "watched"
 """A set of both tables with the bridges, and their ports, of networks that are observed."""
 
@@ -117,9 +119,14 @@ INET_CHAINS = f"""\
 	}}
 
 	chain see_published {{
+		iif != 0 iifname != {BRIDGES} goto see_entered comment "from another machine"
 		ip saddr @subnets4 goto see_own
 		ip6 saddr @subnets6 goto see_own
 		ip saddr 127.0.0.0/8 goto see_own
+		goto see_entered
+	}}
+
+	chain see_entered {{
 {_record(ENTERED, "accept")}
 	}}
 

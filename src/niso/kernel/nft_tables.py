@@ -8,12 +8,11 @@ describes the path of a packet.
 from __future__ import annotations
 
 from niso.base.digest import sha256
+from niso.base.names import BRIDGES
 from niso.kernel import nft_audit, nft_bridge, nft_limits, nft_policies, nft_sensor, nft_wire
 
 INET = "inet niso"
 BRIDGE = "bridge niso"
-
-BRIDGES = '"niso-*"'  # niso's (base/names.py): comparing costs less than half a look-up. Ports begin with n too
 
 PROGRAM = "0x20000000"
 """The bit of the packet mark for what a program of the host would receive on one of `OWN_PORTS`.
@@ -104,24 +103,35 @@ table inet niso {{
 		{nft_wire.ARRIVES}
 		meta mark & {nft_bridge.CHECKED} != 0 iifname {BRIDGES} meta mark set meta mark | {nft_sensor.TRACKED} accept comment "of a service: the bridge table has judged it"
 		iif "lo" accept
+		meta nfproto ipv6 goto raw6
 		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
 		ip saddr 127.0.0.0/8 counter drop
-		ip6 daddr ::1 counter drop
-		ip6 saddr ::1 counter drop
-		iifname {BRIDGES} iifname @bridges goto from_bridge
-		iifname "n*" iifname @ports counter drop comment "not switched: link-local control frames"
+		iifname "n*" jump from_bridge
 		ip daddr @subnets4 counter drop comment "not published: to a subnet of niso from outside"
+		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
+		th dport {_OWN_SPAN} goto to_program
+	}}
+
+	chain raw6 {{
+		ip6 daddr ::1 counter drop comment "loopback from a wire, before DNAT can hide it"
+		ip6 saddr ::1 counter drop
+		iifname "n*" jump from_bridge
 		ip6 daddr @subnets6 counter drop comment "not published: to a subnet of niso from outside"
 		ip6 saddr ::ffff:0:0/96 counter drop
-		ip saddr @subnets4 counter drop comment "a service's address from elsewhere"
-		ip6 saddr @subnets6 counter drop
-		udp dport {_OWN_SPAN} socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
-		tcp dport {_OWN_SPAN} tcp flags & (fin | syn | rst | ack) == syn socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
+		ip6 saddr @subnets6 counter drop comment "a service's address from elsewhere"
+		th dport {_OWN_SPAN} goto to_program
+	}}
+
+	chain to_program {{
+		meta l4proto udp socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
+		tcp flags & (fin | syn | rst | ack) == syn socket wildcard {{ 0, 1 }} {_MARK_PROGRAM}
 	}}
 
 {nft_wire.CHAINS}
 
 	chain from_bridge {{
+		iifname @ports counter drop comment "not switched: link-local control frames"
+		iifname != @bridges return
 		meta mark & {nft_bridge.ABSENT} != 0 counter reject with icmpx type host-unreachable comment "to an address that no service has"
 		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
 		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
@@ -129,18 +139,22 @@ table inet niso {{
 
 	chain publish {{
 		ip6 daddr ::1 return comment "the kernel takes packets for it from no bridge: no answer would come back"
-		dnat ip to iifname . ip daddr . meta l4proto . th dport map @local_addr4
-		dnat ip to iifname . meta l4proto . th dport map @local_any4
+		iifname {BRIDGES} jump publish_local
 		dnat ip to ip daddr . meta l4proto . th dport map @publish_addr4
 		dnat ip to ip daddr . meta l4proto . th dport map @range_addr4
 		dnat ip to meta l4proto . th dport map @publish_any4
 		dnat ip to meta l4proto . th dport map @range_any4
-		dnat ip6 to iifname . ip6 daddr . meta l4proto . th dport map @local_addr6
-		dnat ip6 to iifname . meta l4proto . th dport map @local_any6
 		dnat ip6 to ip6 daddr . meta l4proto . th dport map @publish_addr6
 		dnat ip6 to ip6 daddr . meta l4proto . th dport map @range_addr6
 		dnat ip6 to meta l4proto . th dport map @publish_any6
 		dnat ip6 to meta l4proto . th dport map @range_any6
+	}}
+
+	chain publish_local {{
+		dnat ip to iifname . ip daddr . meta l4proto . th dport map @local_addr4
+		dnat ip to iifname . meta l4proto . th dport map @local_any4
+		dnat ip6 to iifname . ip6 daddr . meta l4proto . th dport map @local_addr6
+		dnat ip6 to iifname . meta l4proto . th dport map @local_any6
 	}}
 
 	chain prerouting {{
@@ -213,7 +227,7 @@ table inet niso {{
 	chain kept {{
 		type filter hook postrouting priority srcnat + 1; policy accept;
 		{nft_wire.LEAVES}
-		ct state {{ established, untracked }} accept
+		ct state established,untracked accept
 		meta mark & {REMAPPED} != 0 goto remapped
 		oifname @bridges accept
 		ct original ip saddr @subnets4 goto kept4
@@ -249,6 +263,7 @@ table inet niso {{
 	}}
 
 	chain to_services {{
+		iif != 0 iifname != {BRIDGES} accept comment "from another machine: it keeps its address"
 		iif 0 fib saddr type local jump of_host comment "a frame within a bridge has no iif here either"
 		ip saddr 127.0.0.0/8 masquerade comment "the host by 127.0.0.1"
 		ct status & dnat == 0 accept
@@ -263,8 +278,9 @@ table inet niso {{
 		iifname {BRIDGES} ct state established accept
 		meta nfproto ipv6 oifname {BRIDGES} iifname != {BRIDGES} fib saddr type local counter drop comment "from outside as the host itself; the kernel refuses IPv4"
 		oifname {BRIDGES} ct state established accept
-		iifname != @bridges oifname != @bridges goto others
-		ct state vmap {{ related : goto related, invalid : drop }}
+		iifname != {BRIDGES} goto enter
+		iifname != @bridges goto enter comment "not niso's, in spite of its name"
+		ct state related,invalid goto related
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @same_bridge accept
 		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
 		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
@@ -272,16 +288,28 @@ table inet niso {{
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6
+		oifname != {BRIDGES} goto next_hop
 		ip daddr @ingress4 jump check_in4
 		ip6 daddr @ingress6 jump check_in6
-		iifname != @bridges fib saddr type != unicast counter drop comment "from outside as the host itself, or as all"
 		ct status dnat oifname @bridges accept comment "published"
 		iifname . oifname @same_bridge accept
 		oifname @bridges counter goto {nft_sensor.REFUSE} comment "not published"
-		meta oiftype ether goto next_hop
+		goto next_hop
+	}}
+
+	chain enter {{
+		oifname != @bridges goto others
+		ct state related,invalid goto related
+		{_NO_START} jump no_start
+		ip daddr @ingress4 jump check_in4
+		ip6 daddr @ingress6 jump check_in6
+		fib saddr type != unicast counter drop comment "from outside as the host itself, or as all"
+		ct status dnat accept comment "published"
+		counter goto {nft_sensor.REFUSE} comment "not published"
 	}}
 
 	chain next_hop {{
+		meta oiftype != ether accept
 		rt ip nexthop @next_hops4 accept
 		rt ip6 nexthop @next_hops6 accept
 		ip saddr @askers4 counter drop comment "the host would ask for too many neighbours of a service"
@@ -326,6 +354,7 @@ table inet niso {{
 {nft_audit.CHAINS}
 {nft_sensor.INET_CHAINS}
 	chain related {{
+		ct state invalid drop
 		iifname != @bridges ct original ip saddr @subnets4 ct reply ip saddr @subnets4 counter drop comment "from outside, about a flow that never leaves"
 		iifname != @bridges ct original ip6 saddr @subnets6 ct reply ip6 saddr @subnets6 counter drop
 		iifname != @bridges ct original ip saddr 127.0.0.0/8 counter drop

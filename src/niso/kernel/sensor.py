@@ -35,7 +35,7 @@ PLACES = {
 }
 """Maps each set that records flows to its table."""
 _MISSED = {
-    nft_sensor.ENTERED: (INET, "see_published"),
+    nft_sensor.ENTERED: (INET, "see_entered"),
     nft_sensor.SEEN: (INET, "see_own"),
     nft_sensor.REFUSED: (INET, "see_refused"),
     nft_sensor.AUDITED: (INET, "see_audited"),
