@@ -272,11 +272,15 @@ def _seen(ends: Ends, key: Key, passes: bool) -> Seen:
 
 
 def published(world: World, service: str, proto: str, port: int, family: int) -> Port | None:
-    """Return the published port of a family that leads to a port of a service, or None."""
+    """Return the published port of a family that leads to a port of a service, or None.
+
+    It is one that other machines can use: none on a loopback address.
+    """
     known = world.services.get(service)
     for each in known.ports if known else ():
         last = each.container_port + each.count - 1
-        of_it = each.proto == proto and family in each.families
+        remote = not each.host_ip.startswith("127.")
+        of_it = remote and each.proto == proto and family in each.families
         if of_it and each.container_port <= port <= last:
             first = each.host_port + port - each.container_port
             return each._replace(host_port=first, container_port=port, count=1)
