@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,24 @@ def test_without_root_nothing_is_connected(monkeypatch: pytest.MonkeyPatch) -> N
         niso.connect()
 
 
+def holding(value: object) -> niso.Package:
+    """Return a package with a value in its environment."""
+    return niso.Package(
+        {
+            "package": {"name": "x", "version": "1"},
+            "binary": {"entrypoint": "true"},
+            "environment": {"A": value},
+        },
+        "/",
+    )
+
+
+def endless() -> dict[str, object]:
+    table: dict[str, object] = {}
+    table["a"] = table
+    return table
+
+
 MISUSES: list[tuple[Callable[[niso.Host], object], type[niso.Error], str]] = [
     (lambda host: host.services.activate(3), niso.UsageError, "what: must be a path, not int"),  # type: ignore[arg-type]
     (lambda host: host.services.activate("\udc80"), niso.UsageError, "not valid UTF-8"),
@@ -44,15 +63,32 @@ MISUSES: list[tuple[Callable[[niso.Host], object], type[niso.Error], str]] = [
     (lambda host: host.services.activate(niso.Package({}, "/")), niso.ErrorGroup, "package"),
     (lambda host: host.services.activate(niso.Package(3, "/")), niso.InvalidInput, "table"),  # type: ignore[arg-type]
     (lambda host: host.services.activate(niso.Package({1: {}}, "/")), niso.ErrorGroup, "1"),  # type: ignore[dict-item]
+    (lambda host: host.services.activate(holding("\udcff")), niso.InvalidInput, "not valid UTF-8"),
+    (lambda host: host.services.activate(holding({"\udcff": ""})), niso.InvalidInput, "UTF-8"),
+    (
+        lambda host: host.services.activate(holding(endless())),
+        niso.InvalidInput,
+        "nested too deeply",
+    ),
+    (
+        lambda host: host.services.activate(holding(b"x")),
+        niso.ErrorGroup,
+        "an object of type bytes",
+    ),
     (lambda host: host.services.inspect(None), niso.UsageError, "name: must be a string"),  # type: ignore[arg-type]
     (lambda host: host.services.inspect("nobody"), niso.NotFound, "'nobody'"),
     (lambda host: host.services.restart("nobody"), niso.NotFound, "'nobody'"),
     (lambda host: host.services.logs("nobody"), niso.NotFound, "'nobody'"),
     (lambda host: host.services.exec("nobody", "ls"), niso.UsageError, "list of strings"),
     (lambda host: host.services.run("nobody", []), niso.UsageError, "missing command"),
-    (lambda host: host.services.run("nobody", ["ls"], stdin="x"), niso.UsageError, "bytes"),  # type: ignore[arg-type]
+    (lambda host: host.services.run("nobody", ["ls"], stdin="x"), niso.UsageError, "stdin: must"),  # type: ignore[arg-type]
     (lambda host: host.services.port_forward("x", 80), niso.UsageError, "string"),  # type: ignore[arg-type]
     (lambda host: host.services.port_forward("x", "80:http"), niso.UsageError, "PORT"),
+    (
+        lambda host: host.services.run("nobody", ["l\0s"]),
+        niso.UsageError,
+        "command: contains a NUL",
+    ),
     (lambda host: host.services.port_forward("x", "80:80"), niso.NotFound, "'x'"),
     (lambda host: host.networks.inspect("none"), niso.NotFound, "'none'"),
     (lambda host: host.networks.create("No"), niso.UsageError, "NAME"),
@@ -109,6 +145,35 @@ def test_host_belongs_to_its_folders(
         host.services.list()
     with pytest.raises(niso.UsageError, match="state_dir: must be a path"):
         niso.connect(state_dir=3)  # type: ignore[arg-type]
+
+
+def test_relative_folders_are_those_of_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("NISO_STATE_DIR", "state")
+    monkeypatch.setenv("NISO_RUN_DIR", "run")
+    monkeypatch.chdir(tmp_path)
+    with niso.connect():
+        monkeypatch.chdir("/")
+        assert paths.state_dir() == f"{tmp_path}/state"
+        assert paths.run_dir() == f"{tmp_path}/run"
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (":80", "8080:80"),
+        ("127.0.0.1::80", "127.0.0.1:8080:80"),
+        ("[::]::80-81/udp", "[::]:8080-8081:80-81/udp"),
+    ],
+)
+def test_forward_without_a_host_port_shows_one_with_it(
+    host: niso.Host, given: str, shown: str
+) -> None:
+    with pytest.raises(niso.UsageError) as caught:
+        host.services.port_forward("api", given)
+    assert caught.value.hint == f"niso port-forward api {shown}"
 
 
 def test_store_that_appears_is_seen_and_a_closed_one_opened_again(host: niso.Host) -> None:

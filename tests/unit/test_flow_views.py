@@ -132,6 +132,13 @@ def test_client_of_a_published_port() -> None:
     assert [each.published and each.published.host_port for each in both] == [8080, 8081]
 
 
+def test_client_from_outside_did_not_use_a_port_of_a_loopback_address() -> None:
+    local, wide = Port("127.0.0.1", 7000, 80, "tcp"), Port("192.0.2.1", 7001, 80, "tcp")
+    db = known("db", {"back": [DB]}, NOTHING, local, wide)
+    (found,) = flows.joined(world([db], [BACK], [HOST]), memory(row(OUTSIDE, DB)))
+    assert found.published is not None and found.published.host_port == 7001
+
+
 def test_open_connections_older_than_what_is_remembered() -> None:
     opened = (
         Open("tcp", API, 4000, DB, 80),

@@ -368,14 +368,42 @@ def test_scalars_keep_their_text(tmp_path: Path) -> None:
             "/x: bind is not taken over",
         ),
         ("stop_grace_period", "soon", "'soon' is not a duration"),
+        (
+            "deploy",
+            "{resources: {reservations: {memory: 1g}}}",
+            "niso has no such key",
+        ),
+        (
+            "deploy",
+            "{resources: {limits: {memory: 1g, devices: [x]}}}",
+            "niso has no such key",
+        ),
+        (
+            "volumes",
+            "[v:/one, v:/two]",
+            "v is mounted several times, here as the folder /srv/s/v: make it",
+        ),
         ("pids_limit", "many", "'many' is not a limit of niso: the default applies"),
     ],
 )
 def test_value_that_is_not_taken_over_is_listed(
     tmp_path: Path, key: str, value: str, reason: str
 ) -> None:
-    made = niso.import_compose(write(tmp_path, f"services: {{a: {{image: a, {key}: {value}}}}}"))
-    assert (key, reason) in [(gap.key, gap.text) for gap in made.missing if gap.service == "a"]
+    made = niso.import_compose(
+        write(tmp_path, f"name: s\nservices: {{a: {{image: a, {key}: {value}}}}}")
+    )
+    assert (key, reason) in [
+        (gap.key.partition(".resources.")[0], gap.text)
+        for gap in made.missing
+        if gap.service == "a"
+    ]
+
+
+def test_restart_by_a_dependency_is_listed(tmp_path: Path) -> None:
+    text = "services: {a: {image: a, depends_on: {b: {restart: true}}}, b: {image: b}}"
+    made = niso.import_compose(write(tmp_path, text))
+    listed = [(gap.service, gap.key, gap.text) for gap in made.missing]
+    assert ("a", "depends_on", "a restart of 'b' does not restart it") in listed
 
 
 @pytest.mark.parametrize(
@@ -453,6 +481,9 @@ def test_what_is_no_compose_file_is_refused(tmp_path: Path, text: str, reason: s
 def test_missing_file_and_missing_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFound):
         niso.import_compose(tmp_path / "compose.yaml")
+    with pytest.raises(Error, match="is a directory") as caught:
+        niso.import_compose(tmp_path)
+    assert caught.value.hint == "pass the path of a compose.yaml"
     (tmp_path / "stack.toml").write_text("")
     with pytest.raises(Conflict):
         niso.import_compose(write(tmp_path, "services: {a: {image: a}}"), tmp_path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fake_world import World
 
-from niso.base.errors import Conflict, ProcessError
+from niso.base.errors import Conflict, Error, ProcessError, flatten
 from niso.base.report import Caution, Event
 from niso.commands import stack
 
@@ -96,3 +98,31 @@ def test_stack_that_joins_the_network_of_another_one_is_told_so_once(world: Worl
         stack.up(world.machine, stack.load(file), 5.0, events.append)
     (caution,) = [event for event in events if isinstance(event, Caution)]
     assert "network backend is also that of stack one" in caution.text
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason", "hint"),
+    [
+        ('subnet = "10.99.9.0/24"', "overlaps 10.99.9.0/24 of network", "choose another subnet"),
+        ('subnet = "8.8.8.0/24"', "a public prefix", "allow_public = true if the prefix is yours"),
+        ('gateway = "10.99.7.0"', "the address of the network itself", "an address of 10.99.7.0"),
+        ("internal = true", "is not internal", "match it, or choose another name; services on it"),
+    ],
+)
+def test_error_of_a_network_has_the_next_step_in_the_words_of_the_file(
+    world: World, keys: str, reason: str, hint: str
+) -> None:
+    world.make("taken", "10.99.9.0/24")
+    world.package("api", network={"network": "backend"})
+    path = world.stack("api", backend="10.99.7.0/24")
+    if "subnet" not in keys:
+        world.up(path)  # the network exists
+    folder = Path(path)
+    folder.write_text(folder.read_text().replace('subnet = "10.99.7.0/24"', keys))
+    with pytest.raises(Error) as caught:
+        world.up(path)
+    [error] = flatten(caught.value)
+    assert error.key is not None and error.key.startswith("networks.backend")
+    assert reason in error.message
+    assert hint in (error.hint or "")
+    assert "--" not in (error.hint or "")

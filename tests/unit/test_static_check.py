@@ -165,6 +165,13 @@ RIGHT = {
         "d": 'networks = ["back", "other"]\nip = { back = ["10.1.2.3", "fd01::9"] }',
         "e": 'network = "back"',
     },
+    "networks without a subnet": {
+        "top": "[networks.back]\nmtu = 1400\nobserve = false\n"
+        + '[networks.front]\ngateway = "10.99.1.254"\n'
+        + '[networks.half]\nsubnet = "10.99.8.0/24"\nipv6 = true\nmtu = 1400\n'
+        + 'gateway = "10.99.8.9"\n',
+        "a": 'networks = ["back", "front", "half"]',
+    },
     "subnets of the machine": {
         "top": '[networks.back]\nsubnet = "192.0.2.0/24"\nallow_public = true\n',
         "a": 'network = "back"',

@@ -183,7 +183,7 @@ class Networks:
         except InvalidInput as error:
             raise UsageError.of(error) from None
         if mtu is not None and (isinstance(mtu, bool) or not isinstance(mtu, int)):
-            raise UsageError(f"mtu: must be an integer, not {type(mtu).__name__}", None, "mtu")
+            raise UsageError(f"must be an integer, not {type(mtu).__name__}", None, "mtu")
         given = tuple(texts(subnets, "subnets")), tuple(texts(gateways, "gateways"))
         machine = self.session.machine_for_change(create=not dry_run)
         store = machine.store

@@ -333,7 +333,7 @@ class Services:
         from niso.runtime.execute import capture
 
         if not isinstance(stdin, bytes):
-            raise UsageError(f"stdin: must be bytes, not {type(stdin).__name__}", None, "stdin")
+            raise UsageError(f"must be bytes, not {type(stdin).__name__}", None, "stdin")
         return Executed(*capture(*self._to_run(name, command), stdin, user_of(user)))
 
     @guarded
@@ -360,6 +360,8 @@ class Services:
         words = texts(command, "command")
         if not words:
             raise UsageError("missing command", f"niso exec {text(name, 'name')} -- CMD")
+        if any("\0" in word for word in words):
+            raise UsageError("contains a NUL character", None, "command")
         store = self.session.store()
         service = store.resolve(text(name, "name"))
         _require_own(store, service)
@@ -419,9 +421,9 @@ class Services:
         except InvalidInput as error:
             raise UsageError.of(error) from None
         if not wanted.host_port:
+            example = wanted._replace(host_port=8080).text
             raise UsageError(
-                f"PORT {port!r}: missing host port",
-                f"niso port-forward {name} 8080{port}",
+                f"PORT {port!r}: missing host port", f"niso port-forward {name} {example}"
             )
         return wanted
 

@@ -162,9 +162,10 @@ def open_session(
     Raises Error without root.
     """
     for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
-        if folder is not None:
-            # child processes read it too
-            os.environ[variable] = os.path.abspath(_path(variable, folder))
+        given = _path(variable, folder) if folder is not None else os.environ.get(variable)
+        if given:
+            # child processes read it too, and a thread that starts one has another working folder
+            os.environ[variable] = os.path.abspath(given)
     if os.geteuid() != 0:
         raise Error("needs root", "run it with sudo")
     return Session(progress)

@@ -419,5 +419,5 @@ def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
                     raise Conflict(
                         f"network {spec.name!r}: subnet {net} overlaps {other} of network {name!r}"
                         " in the cluster",
-                        "choose another --subnet",
+                        "choose another subnet",
                     )

@@ -53,6 +53,8 @@ def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
                 stacks.prepare(host, stack._replace(networks=known), ())
             every = [*wanted, *_providers(wanted)]
             _make_unknown(host, every, stack)
+            if stack is not None:  # the others need not be like the stand-ins of _make_unknown
+                stack = stack._replace(networks=known)
             record_all(host, every, {one.name: "" for one in every}, [], stack, None)
     except (Conflict, InvalidInput, ErrorGroup) as error:
         errors += flatten(error)

@@ -107,6 +107,8 @@ class Service:
                 self._gap("depends_on", f"{name!r} is not a service of the stack: left out")
                 continue
             wanted = item.get("condition") if isinstance(item, dict) else None
+            if isinstance(item, dict) and item.get("restart"):
+                self._gap("depends_on", f"a restart of {name!r} does not restart it")
             state = {
                 "service_healthy": "healthy",
                 "service_completed_successfully": "completed",
@@ -243,7 +245,13 @@ class Service:
         for key in parse.beyond(deploy, ("resources", "restart_policy", "mode", "labels")):
             if key != "replicas" or deploy[key] not in (None, 1):
                 self._gap(f"deploy.{key}", "a service is one instance on one host")
-        self._resources(_mapping(_mapping(deploy.get("resources")).get("limits")))
+        resources = _mapping(deploy.get("resources"))
+        for key in parse.beyond(resources, ("limits",)):
+            self._gap(f"deploy.resources.{key}", "niso has no such key")
+        limits = _mapping(resources.get("limits"))
+        for key in parse.beyond(limits, ("cpus", "memory", "pids")):
+            self._gap(f"deploy.resources.limits.{key}", "niso has no such key")
+        self._resources(limits)
 
     def _resources(self, limits: Mapping[str, Any]) -> None:
         keys = self._keys

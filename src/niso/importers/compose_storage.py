@@ -54,14 +54,14 @@ class Storage:
     """The volumes of all services of a file."""
 
     def __init__(self, stack: str, place: Place, services: Mapping[str, Mapping[str, Any]]) -> None:
-        """Count who uses each named volume."""
+        """Count the mounts of each named volume."""
         self._stack, self._place = stack, place
-        users: dict[str, set[str]] = {}
+        users: dict[str, list[str]] = {}
         for name, keys in services.items():
             for mount in _mounts(keys, []):
                 if mount.kind == "volume" and mount.source:
-                    users.setdefault(mount.source, set()).add(name)
-        self._shared = {source for source, names in users.items() if len(names) > 1}
+                    users.setdefault(mount.source, []).append(name)
+        self._users = {source: names for source, names in users.items() if len(names) > 1}
 
     def volumes(self, keys: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Return ([volumes] of a service, gaps as pairs of key and text)."""
@@ -91,9 +91,11 @@ class Storage:
         if mount.kind == "tmpfs":
             size = {"size": mount.size} if mount.size else {}
             return {"mount": mount.target, "tmpfs": True, **size}
-        if mount.kind == "volume" and mount.source in self._shared:
+        if mount.kind == "volume" and mount.source in self._users:
             host = f"/srv/{self._stack}/{mount.source}"
-            what = f"{mount.source} is used by several services, here as the folder {host}: make it"
+            several = len(set(self._users[mount.source])) > 1
+            use = "used by several services" if several else "mounted several times"
+            what = f"{mount.source} is {use}, here as the folder {host}: make it"
             gaps.append(("volumes", what))
         elif mount.kind == "volume":
             if mount.read_only:

@@ -42,7 +42,8 @@ def load(path: str, wanted: str = "a compose.yaml") -> dict[str, Any]:
         raise NotFound("no such file", f"pass the path of {wanted}", file=path) from None
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
-        raise Error(f"cannot be read: {reason}", file=path) from error
+        hint = f"pass the path of {wanted}" if isinstance(error, IsADirectoryError) else None
+        raise Error(f"cannot be read: {reason}", hint, file=path) from error
     if len(content) > MAX_BYTES:
         raise InvalidInput(f"larger than {MAX_BYTES} bytes", file=path)
     try:

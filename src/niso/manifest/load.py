@@ -53,7 +53,13 @@ def of_data(data: object, folder: str) -> Loaded:
     path = os.path.join(folder, FILE_NAME)
     if not os.path.isdir(folder):
         raise NotFound("no such folder", "pass the package's folder", file=values.escaped(folder))
-    tables = _tables(data)
+    try:
+        tables = _tables(data)
+    except RecursionError:
+        raise InvalidInput("nested too deeply", file=values.escaped(path)) from None
+    except UnicodeEncodeError as error:
+        reason = f"{values.shown(error.object)} is not valid UTF-8"
+        raise InvalidInput(reason, file=values.escaped(path)) from None
     if not isinstance(tables, dict):
         reason = f"must be a table, not {type(data).__name__}"
         raise InvalidInput(reason, file=values.escaped(path))
@@ -62,12 +68,20 @@ def of_data(data: object, folder: str) -> Loaded:
 
 
 def _tables(value: object) -> object:
-    """Return ``value`` with plain dicts and lists, as tomllib returns them."""
+    """Return ``value`` with plain dicts and lists, as tomllib returns them.
+
+    Raises RecursionError, and UnicodeEncodeError for a text that cannot be in a file.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _tables(item) for key, item in value.items()}
+        return {_encodable(str(key)): _tables(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_tables(item) for item in value]
-    return value
+    return _encodable(value) if isinstance(value, str) else value
+
+
+def _encodable(text: str) -> str:
+    text.encode()
+    return text
 
 
 def place(path: str) -> str:

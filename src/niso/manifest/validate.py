@@ -151,7 +151,7 @@ def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator
     if form is str and inside is not None and value not in inside:
         yield values.wrong(key, value, "is not a valid value", _allowed(may_be))
     elif form not in may_be:
-        reason = f"is {_FORMS.get(form, 'a date or time')}"
+        reason = f"is {_FORMS.get(form) or _other(value)}"
         date = key.endswith(".audit_until")  # in quotes or not
         right = f"must be {AUDIT_ENDS if date else _allowed(may_be)}"
         yield values.wrong(key, value, reason, right, _example(value, may_be, key))
@@ -163,6 +163,12 @@ def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator
     elif form is dict:
         for name, item in value.items():
             yield from _walk(item, inside, join(key, name), root)
+
+
+def _other(value: object) -> str:
+    """Return what a value is that TOML writes as a date or time, or that only Python has."""
+    is_time = type(value).__module__ == "datetime"
+    return "a date or time" if is_time else f"an object of type {type(value).__name__}"
 
 
 def _walk_table(

@@ -267,11 +267,15 @@ def _seen(ends: Ends, key: Key, passes: bool) -> Seen:
 
 
 def published(world: World, service: str, proto: str, port: int, family: int) -> Port | None:
-    """Return the published port of a family that leads to a port of a service, or None."""
+    """Return the published port of a family that leads to a port of a service, or None.
+
+    It is one that other machines can use: none on a loopback address.
+    """
     known = world.services.get(service)
     for mapping in known.ports if known else ():
         last = mapping.container_port + mapping.count - 1
-        of_it = mapping.proto == proto and family in mapping.families
+        remote = not mapping.host_ip.startswith("127.")
+        of_it = remote and mapping.proto == proto and family in mapping.families
         if of_it and mapping.container_port <= port <= last:
             first = mapping.host_port + port - mapping.container_port
             return mapping._replace(host_port=first, container_port=port, count=1)

@@ -144,6 +144,8 @@ def check(request: NetworkRequest) -> None:
         )
     if nets and not request.ipv6:
         _gateways(nets, request.gateways)
+    for text in request.gateways:
+        _gateway(text, "an address of the network's subnet")
 
 
 def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network | None:
@@ -217,7 +219,7 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     if missing is not None:
         raise Conflict(
             f"network {name!r} cannot have IPv6: {missing}",
-            "omit --ipv6 and the IPv6 --subnet",
+            "omit its IPv6 subnet",
         )
     bridge = names.bridge(name)
     holder = store.bridge_holder(bridge)
@@ -270,7 +272,7 @@ def _require_free(
         if holds is None:
             raise Conflict(
                 f"network {name!r}: subnet {net} overlaps {other} of {whose}",
-                "choose another --subnet",
+                "choose another subnet",
             )
         raise Conflict(
             f"is not available: new network {name!r} would get {net}, "
@@ -310,7 +312,7 @@ def _next_unique_local(
     if prefix is None:
         raise Conflict(
             f"network {name!r}: no free /64 is left in {whole}",
-            "choose a free IPv6 prefix with --subnet",
+            "choose a free IPv6 prefix as its subnet",
         )
     return prefix
 
@@ -347,10 +349,7 @@ def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, s
     gateways: dict[int, str] = {}
     for text in texts:
         hint = f"an address of {' or '.join(map(str, nets))}"
-        try:
-            address = ipaddress.ip_address(text)
-        except ValueError as error:
-            raise UsageError(f"{text!r}: {error}", hint, "--gateway") from None
+        address = _gateway(text, hint)
         net = next((net for net in nets if net.version == address.version), None)
         if net is None or address not in net:
             reason: str | None = f"not in {net or ' or '.join(map(str, nets))}"
@@ -362,6 +361,14 @@ def _gateways(nets: Sequence[ipam.Network], texts: Sequence[str]) -> dict[int, s
             raise UsageError(f"{text}: {reason}", hint, "--gateway")
         gateways[address.version] = str(address)
     return gateways
+
+
+def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Parse the address of a gateway. Raises UsageError."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r}: {error}", hint, "--gateway") from None
 
 
 def require_same(present: Network, request: NetworkRequest, where: str = "") -> None:

@@ -148,11 +148,11 @@ def check_family(service: str, port: Port, families: tuple[int, ...], key: str) 
     if not set(port.families) & set(families):
         family = port.families[0]
         raise Conflict(
-            f"{port.host_side} is an IPv{family} port, and the network of service {service!r} "
-            f"has no IPv{family} subnet",
-            "niso net create NAME --ipv6 creates a network with both families"
+            f"{port.host_side} is an IPv{family} port, and the first network of service "
+            f"{service!r} has no IPv{family} subnet",
+            "niso net create NAME --ipv6 creates a network with both families; list it first"
             if family == 6
-            else "omit the address",
+            else "omit the address, or list a network with an IPv4 subnet first",
             key,
         )
 

@@ -123,7 +123,7 @@ def network_error(wanted: Membership, name: str, error: Error, on: Sequence[str]
     moved = Conflict.of(error_of(name.removeprefix(wanted.prefix), error))
     moved.file = wanted.shown
     moved.hint = error.hint
-    if on:
+    if on and isinstance(error, Conflict):  # it exists and differs
         moved.hint = f"match it, or choose another name; services on it: {', '.join(on)}"
     return moved
 
@@ -137,5 +137,6 @@ def error_of(network: str, error: Error) -> InvalidInput:
     option = (error.key or "").removeprefix("--")
     new.key = f"networks.{network}" + (f".{option}" if option else "")
     new.reason = error.reason.replace("--", "")
-    new.hint = (error.hint or "").replace("--", "") or None
+    hint = (error.hint or "").replace("--allow-public", "allow_public = true")
+    new.hint = hint.replace("--", "") or None
     return new
