@@ -65,7 +65,7 @@ def test_services_meet_by_name_policies_hold_and_a_lost_host_is_replaced(one: Cl
     assert ask(c, db, 80, "niso-evil") == ""
     assert one.rows("b") == {"api": ("c", "up"), "db": ("b", "running"), "evil": ("c", "up")}
     assert (
-        "api      c     up       10.99.1.3, fd00:99:1::3  8080:80"
+        "api      c     up       10.99.1.3, fd00:99:1::3  8080→80"
         in one.niso("b", "ps", "--all-hosts").stdout
     )
     assert "api is on c, which is alive" in one.refused("b", "activate", one.package("b", "api"))

@@ -384,3 +384,12 @@ def test_restart_and_logs_of_a_stack_are_those_of_its_services(lab: Lab) -> None
     ]
     assert lab.niso("stack", "ps", folder).stdout.splitlines()[0].startswith("SERVICE")
     assert lab.niso("net", "check").returncode == 0
+
+
+def test_status_shows_no_service_of_that_name_that_is_not_of_the_stack(lab: Lab) -> None:
+    lab.niso("activate", idle(lab, "db"))
+    folder = write(lab, service("db", "/nowhere"))
+    rows = json.loads(lab.niso("stack", "status", folder, "--json").stdout)
+    assert [(row["service"], row["status"], row["mode"]) for row in rows] == [
+        ("db", "inactive", None)
+    ]

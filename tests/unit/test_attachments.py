@@ -161,7 +161,8 @@ def test_what_cannot_be_attached_is_refused_and_changes_nothing(world: World) ->
     before = world.picture()
     with pytest.raises(NotFound, match="the network namespace does not exist"):
         attachments.attach(world.machine, Request("box", "/n/none", (BACKEND,)))
-    with pytest.raises(Conflict, match="a service with a manifest"):
+    in_use = "^api: the name is already used by a service with a manifest$"
+    with pytest.raises(Conflict, match=in_use):
         attach(world, "api")
     with pytest.raises(Conflict, match="service, not an attachment"):
         attachments.detach(world.machine, "api")

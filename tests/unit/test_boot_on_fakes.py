@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from fake_world import Steps, World
+from pages import ROOT
 
 from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.report import Caution
-from niso.commands import boot
+from niso.commands import boot, kubernetes, names_timer
 from niso.commands.deactivate import deactivate
+from niso.kernel import wireguard_links
 from niso.runtime.units import unit_file
 
 API = unit_file("api")
@@ -74,6 +76,21 @@ def test_unit_of_another_is_left_alone(world: World) -> None:
     assert enabled(world) == []
     boot.disable(world.machine, ["api"])
     assert world.processes.units.files == {API: "[Unit]\nDescription=theirs\n"}
+
+
+@pytest.mark.parametrize("name", boot.RESERVED)
+def test_service_whose_unit_would_be_one_of_niso_is_not_enabled(world: World, name: str) -> None:
+    world.activate(world.package(name))
+    with pytest.raises(Conflict, match=f"niso-{name}.service is a unit of niso itself"):
+        boot.enable(world.machine, [name])
+    assert (enabled(world), world.processes.units.files) == ([], {})
+
+
+def test_units_that_niso_has_in_packages_or_while_it_runs_are_reserved() -> None:
+    packages = {path.stem for path in (ROOT / "debian").glob("*.service")}
+    runs = {wireguard_links._UNIT}
+    assert packages | runs == {f"niso-{name}" for name in boot.RESERVED}
+    assert all("_" in unit for unit in (kubernetes.UNIT, names_timer.TIMER, names_timer._SERVICE))
 
 
 def test_changed_unit_is_written_again(world: World) -> None:

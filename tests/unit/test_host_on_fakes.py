@@ -10,17 +10,31 @@ from niso.commands.check import check, full_neighbour_tables
 from niso.commands.deactivate import deactivate
 from niso.kernel.kinds.element import Element
 from niso.kernel.kinds.setting import FORWARDING
+from niso.kernel.neighbours import Table
 from niso.kernel.nft_tables import INET
 
 WEB = {"ports": ["8080:80"]}
 
 
-def test_neighbour_table_that_is_over_half_full_is_named(world: World) -> None:
-    world.activate(world.package("api", network=WEB))
-    world.kernel.neighbours = {4: 513, 6: 513}  # of IPv4 one is that of the service's gateway
-    ((text, hint),) = full_neighbour_tables(world.machine)
-    assert "IPv6" in text and "513 of at most 1024" in text
-    assert "net.ipv6.neigh.default.gc_thresh3=4096" in hint
+@pytest.mark.parametrize(
+    ("own", "refused", "said"),
+    [
+        (512, 7, None),
+        (513, 7, "513 of its 1024 places taken by the host alone"),
+        (1024, 7, "all its places taken by the host alone"),
+        (2000, 7, "all its places taken by the host alone"),  # the limit was lowered
+        (3, 9, "is full: it has refused 2 new neighbours"),
+        (513, 9, "is full: it has refused 2 new neighbours"),
+    ],
+)
+def test_neighbour_table_that_is_full_or_soon_will_be_is_named(
+    own: int, refused: int, said: str | None
+) -> None:
+    before = [Table(4, own, 1024, 7), Table(6, 0, 1024, 7)]
+    now = [Table(4, own, 1024, refused), Table(6, 0, 1024, 7)]
+    warnings = full_neighbour_tables(before, now)
+    assert [said in text and "IPv4" in text for text, _ in warnings] == [True] * (said is not None)
+    assert all("net.ipv4.neigh.default.gc_thresh3=4096" in hint for _, hint in warnings)
 
 
 # --- names of links --------------------------------------------------------------------------------------------------

@@ -109,6 +109,13 @@ def test_published_ports_are_for_everybody_and_unused_ones_a_comment() -> None:
     ]
 
 
+def test_port_that_is_published_twice_and_unused_is_one_comment_of_each_family() -> None:
+    ports = (PUBLISHED, PUBLISHED._replace(host_port=8081), Port("", 8082, 81, "tcp"))
+    found = learned(there(NOTHING, *ports))
+    unused = ["# 0.0.0.0/0:80/tcp", "# [::/0]:80/tcp", "# 0.0.0.0/0:81/tcp", "# [::/0]:81/tcp"]
+    assert shown(found.ingress) == unused
+
+
 def test_address_of_a_former_network_is_never_allowed() -> None:
     on = there()._replace(pools=("10.99.0.0/16",))
     found = learned(on, row("10.99.7.2"), row(DB, "10.99.7.2", 443), row(DB, OUTSIDE, 443))

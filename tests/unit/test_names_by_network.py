@@ -105,9 +105,11 @@ def test_reader_on_both_networks_sees_the_name_of_its_first_one(world: World) ->
     one, two = address(world, "one-db"), address(world, "two-db")
     assert seen(world, "two", "one")["db"] == two
     assert seen(world, "two", "one")["one-db"] == one  # its other name stays
+    assert question.resolve_both(world.store, "proxy", "db")[1].service == "two-db"
     world.assert_whole()
     deactivate(world.machine, ["two-db"])
     assert seen(world, "two", "one")["db"] == one
+    assert question.resolve_both(world.store, "proxy", "db")[1].service == "one-db"
     world.assert_whole()
     world.activate(world.package("two-db", network=on("two", hostname="db")))
     assert seen(world, "two", "one")["db"] == two

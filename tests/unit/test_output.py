@@ -94,6 +94,7 @@ def test_port_text(port, shown, monkeypatch) -> None:
     monkeypatch.setattr(output, "arrow", lambda: "→")
     rows = published_ports.rows([port], (4, 6))
     assert output.ports_text(rows) == [shown]
+    assert output.as_listed(port.text) == shown  # in ps --all-hosts
     monkeypatch.undo()
     monkeypatch.setattr(output, "arrow", lambda: "->")
     assert output.ports_text(rows) == [shown.replace("→", "->")]

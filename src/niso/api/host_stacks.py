@@ -108,8 +108,7 @@ class Stacks:
         self.session.require()
         store = self.session.store()
         outline = command.own(store, path(stack, "stack"))
-        names = {*outline.after, *store.stack_members(outline.name)}
-        return service_views.lines(self.session, store, names)
+        return service_views.of_stack(self.session, store, outline.after, outline.name)
 
     @guarded
     def restart(self, stack: str | os.PathLike[str]) -> tuple[Done, ...]:

@@ -206,10 +206,22 @@ def lines(
         ]
     others = pending.keys() if wanted is None else wanted
     for name in others and others - {line.service for line in lines}:
-        lines.append(
-            ServiceLine(name, "inactive", None, None, (), (), None, pending.get(name), None, None)
-        )
+        lines.append(_inactive(name, None, (pending.get(name), None)))
     return tuple(sorted(lines, key=lambda line: line.service))
+
+
+def of_stack(
+    session: Session, store: Store, names: Iterable[str], stack: str
+) -> tuple[ServiceLine, ...]:
+    """Return the lines of a stack's services, and of the ``names`` in its file.
+
+    A known service of that name that is not of the stack is another one: the stack's is inactive.
+    """
+    members = {*store.stack_members(stack)}
+    own = {name for name in names if name in members or store.service(name) is None}
+    found = [*lines(session, store, own | members)]
+    found += [_inactive(name, None, (None, None)) for name in names if name not in own]
+    return tuple(sorted(found, key=lambda line: line.service))
 
 
 def _audits(store: Store) -> dict[str, str | None]:
@@ -265,7 +277,7 @@ def _line(
     )
 
 
-def _inactive(name: str, mode: str, notes: tuple[str | None, str | None]) -> ServiceLine:
+def _inactive(name: str, mode: str | None, notes: tuple[str | None, str | None]) -> ServiceLine:
     """Return the line of a service that is not active; ``notes`` as for `_line`."""
     interrupted, audit_until = notes
     status = "gone" if mode == "attached" else "inactive"

@@ -47,10 +47,11 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
     from niso.explain import foreign_firewalls
 
     machine = session.machine()
+    before = machine.kernel.neighbour_tables()
     findings = check.check(machine, name)
     for line in foreign_firewalls.unseen((4, 6)):
         session.caution(line)
-    for line, hint in check.full_neighbour_tables(machine):
+    for line, hint in check.full_neighbour_tables(before, machine.kernel.neighbour_tables()):
         session.caution(line, (hint,))
     for line, hint in check.policy_warnings(machine, name):
         session.caution(line, (hint,))

@@ -49,7 +49,7 @@ def _everywhere(host: Host, args: Args) -> int:
                 line.host,
                 line.status,
                 ", ".join(line.address) or "-",
-                ", ".join(line.ports) or "-",
+                ", ".join(map(output.as_listed, line.ports)) or "-",
             )
             for line in lines
         ],

@@ -219,6 +219,12 @@ def ports_text(ports: Iterable[Port]) -> list[str]:
     return list(dict.fromkeys(_port_text(port) for port in ports))
 
 
+def as_listed(port: str) -> str:
+    """Return a port of a manifest, ``127.0.0.1:53:53/udp``, as `ports_text` has it."""
+    host, colon, container = port.removeprefix("0.0.0.0:").rpartition(":")
+    return f"{host}{arrow()}{container}" if colon else port
+
+
 def _port_text(port: Port) -> str:
     host = "" if port.anywhere or port.host_ip == "0.0.0.0" else f"{bracketed(port.host_ip)}:"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"

@@ -36,6 +36,13 @@ _SERVICE = (
     "NotifyAccess=all",
 )
 _JOB = ("# the start lasts until the job has ended", "Type=oneshot", "RemainAfterExit=yes")
+RESERVED = ("docker", "wireguard")
+"""Services whose units would have the name of a unit of niso that is elsewhere or not there yet.
+
+A unit of the Debian package niso-docker is in /usr/lib, and a unit in /etc would hide it. That of
+wireguard-go exists while the link does (kernel/wireguard_links.py). Other units of niso have
+another form of name (`names_timer.TIMER`), or are in /etc too (`cluster_units`).
+"""
 _SPARE_S = 90
 """Time for niso itself (s), beside a service's own start or stop timeout."""
 
@@ -100,8 +107,14 @@ def _text_of(store: Store, row: ServiceRow) -> str:
 
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
-    """Raise Conflict if a unit of the needed name belongs to another state folder or program."""
+    """Raise Conflict if a unit of the needed name is niso's, another state folder's or program's.
+
+    One that an earlier version has written for a service stays.
+    """
     text = units.read(unit_file(service))
+    if text is None and service in RESERVED:
+        reason = f"{unit.name(service)} is a unit of niso itself"
+        raise Conflict(reason, "give the service another name")
     if text is not None and not _is_marked(text, store.state_id()):
         raise Conflict(
             f"{unit_file(service)} already exists and was not made for this state folder",
@@ -143,7 +156,8 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
 def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
     """Start services at boot. Active ones come under systemd's supervision at once.
 
-    Raises Error, Conflict if one shares the namespace of a service that is not enabled.
+    Raises Error, Conflict if one shares the namespace of a service that is not enabled, or its unit
+    would have the name of another one.
     """
     store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]

@@ -24,6 +24,7 @@ from niso.store.store import Scope, Store, bare_name, suggest
 if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
     from niso.kernel.kinds.kind import Problem
+    from niso.kernel.neighbours import Table
 
 _LOOKS, _PAUSE_S = 3, 0.03
 """Looks and pause (s): the kernel deletes a veth pair within 10 to 20 ms, outside the lock."""
@@ -99,26 +100,33 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
     ]
 
 
-def full_neighbour_tables(machine: Machine) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each neighbour table that is over half full.
+def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list[tuple[str, str]]:
+    """Return (warning, next step) for each neighbour table that is full, or will soon be.
 
-    The permanent entry of its gateway in each service's namespace does not count against the limit.
-    Not a difference: the limit is the machine's. Raises KernelError.
+    It is full if it refused neighbours between two looks. The host's own entries are the part of
+    it that can be counted. Not a difference: the limit is the machine's.
     """
-    tables = [
-        table._replace(entries=table.entries - machine.store.leased_by_active(table.family))
-        for table in machine.kernel.neighbour_tables()
-    ]
-    return [
-        (
-            f"the machine's IPv{table.family} neighbour table, shared by the host and all services,"
-            f" has {table.entries} of at most {table.most} entries; when it is full, new neighbours"
-            " cannot be reached",
-            f"raise it: sysctl -w net.ipv{table.family}.neigh.default.gc_thresh3={4 * table.most}",
+    refused = {table.family: table.refused for table in before}
+    warnings = []
+    for table in now:
+        own, most = table.own, table.most
+        more = table.refused - refused.get(table.family, table.refused)
+        if more > 0:
+            what = f"is full: it has refused {more} new neighbours during this check"
+        elif own > most // 2:
+            taken = f"{own} of its {most} places" if own < most else "all its places"
+            what = f"has {taken} taken by the host alone; new neighbours cannot be reached when it"
+            what += " is full"
+        else:
+            continue
+        warnings.append(
+            (
+                f"the machine's IPv{table.family} neighbour table, shared by the host and all"
+                f" services, {what}",
+                f"raise it: sysctl -w net.ipv{table.family}.neigh.default.gc_thresh3={4 * most}",
+            )
         )
-        for table in tables
-        if table.entries > table.most // 2
-    ]
+    return warnings
 
 
 def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:

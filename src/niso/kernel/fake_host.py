@@ -66,7 +66,7 @@ class FakeHost:
         self.wireguard_made: list[str] = []  # private keys
         self.closed: dict[str, set[str]] = {}  # links that forward no IPv4
         self.nat: dict[str, int] = {}  # rules of others: chain -> number
-        self.neighbours = {4: 0, 6: 0}  # entries of the tables, by family
+        self.neighbours = {4: 0, 6: 0}  # the host's own entries, by family
         self.forgotten: list[str] = []  # addresses whose recorded flows were deleted
 
     def refuse_foreign(self, links: set[str], spaces: set[str], foreign: Refused | None) -> None:

@@ -25,26 +25,30 @@ _DST, _LLADDR, _MASTER = 1, 2, 9  # NDA_*
 _NOARP, _PERMANENT = 0x40, 0x80  # NUD_*
 _MASTERS, _SELF = 0x04, 0x02  # NTF_MASTER: the bridge's table; NTF_SELF: the device's own filter
 _LEARNED = 0x10  # NTF_EXT_LEARNED: a routing daemon's
-_MOST, _CONFIG = 4, 5  # NDTA_THRESH3, NDTA_CONFIG
+_MOST, _STATS = 4, 7  # NDTA_THRESH3, NDTA_STATS
 _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; not a bridge port
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 AT_ONCE = 32
 """Entries in one message to the kernel: its answers must fit the socket's buffer."""
 
 _ndmsg = struct.Struct("=BxxxiHBB")
-_ndt_config = struct.Struct("=HHI")  # lengths of a key and of an entry, number of entries
+_ndt_stats = struct.Struct("=80xQ")  # ten other counters, ndts_table_fulls
 
 
 class Table(NamedTuple):
     """A family's table: one for the host and the namespaces of all services.
 
     ``most`` is net.ipv{4,6}.neigh.default.gc_thresh3: a new neighbour beyond it is refused with
-    ENOBUFS (neigh_alloc, net/core/neighbour.c).
+    ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent entries and those of routing daemons are
+    exempt. How many others the table has, the kernel does not say: ndtc_entries counts all.
     """
 
     family: int  # 4 or 6
-    entries: int
+    own: int
+    """Entries of this namespace that are not exempt."""
     most: int
+    refused: int = 0
+    """New neighbours that were refused since boot, in all namespaces."""
 
 
 class Permanent(NamedTuple):
@@ -65,30 +69,26 @@ class Fixed(NamedTuple):
 
 
 def tables(rtnl: Rtnl) -> list[Table]:
-    """Return the tables of both families. Raises KernelError.
-
-    Permanent entries and those of routing daemons in this namespace are left out, since the limit
-    is not about them. Those in other namespaces are counted.
-    """
+    """Return the tables of both families. Raises KernelError."""
 
     def parse(body: bytes) -> Table | None:
         have = attributes(body, 4)
-        if body[0] not in _FAMILIES or _CONFIG not in have or _MOST not in have:
+        if body[0] not in _FAMILIES or _STATS not in have or _MOST not in have:
             return None  # the parameters of one link
-        entries = _ndt_config.unpack_from(have[_CONFIG])[2]
+        (refused,) = _ndt_stats.unpack_from(have[_STATS])
         family = 6 if body[0] == socket.AF_INET6 else 4
-        return Table(family, entries, int.from_bytes(have[_MOST], sys.byteorder))
+        return Table(family, 0, int.from_bytes(have[_MOST], sys.byteorder), refused)
 
-    def exempt(body: bytes) -> bool | None:
+    def counted(body: bytes) -> bool | None:
         _, _, state, flags, _ = _ndmsg.unpack_from(body)
-        return bool(state & _PERMANENT or flags & _LEARNED) or None
+        return not (state & _PERMANENT or flags & _LEARNED) or None
 
-    counted = []
-    for table in rtnl.dump("read the neighbour tables", _GETNEIGHTBL, bytes(4), parse):
+    present = rtnl.dump("read the neighbour tables", _GETNEIGHTBL, bytes(4), parse)
+    for position, table in enumerate(present):
         family = socket.AF_INET6 if table.family == 6 else socket.AF_INET
-        left_out = rtnl.dump("list neighbours", _GETNEIGH, _request(family), exempt)
-        counted.append(table._replace(entries=table.entries - len(left_out)))
-    return counted
+        own = rtnl.dump("list neighbours", _GETNEIGH, _request(family), counted)
+        present[position] = table._replace(own=len(own))
+    return present
 
 
 def permanent(rtnl: Rtnl) -> list[Permanent]:

@@ -268,13 +268,16 @@ class _Learner:
 
     def _unused(self, entries: set[str]) -> Iterator[Line]:
         """Yield the published ports that nobody from elsewhere has used."""
+        unused: dict[str, None] = {}  # several host ports may lead to one port
         for port in self._known.ports:
             last = port.container_port + port.count - 1
             for family in sorted(self._published(port.proto, port.container_port)):
                 peer = bracketed(_EVERYBODY[family])
                 text = _Group(peer, port.container_port, last, port.proto).text
                 if text not in entries and family in port.families:
-                    yield Line(text, False, "published; no other machine used it")
+                    unused[text] = None
+        for text in unused:
+            yield Line(text, False, "published; no other machine used it")
 
     def _whole(self, groups: dict[_Group, list[Seen]]) -> Iterator[Line]:
         """Yield networks of which most services use a port."""

@@ -290,13 +290,11 @@ def _refuse_other(before: ServiceRow, target: Target) -> None:
     """Raise Conflict if the known service of this name is another one than the wanted one."""
     if "attached" in (before.mode, target.spec.mode):
         if before.mode != target.spec.mode:
-            is_ours = target.spec.mode == "attached"
-            kind = "a service with a manifest" if is_ours else "an attachment"
-            raise Conflict(
-                f"{target.name!r} is already the name of {kind}",
-                "choose another name",
-                "NAME" if is_ours else "package.name",
-            )
+            if target.spec.mode == "attached":
+                reason = "the name is already used by a service with a manifest"
+                raise Conflict(reason, "choose another name", "NAME", names_key=False)
+            reason = f"{target.name!r} is already the name of an attachment"
+            raise Conflict(reason, "choose another name", "package.name")
         return
     from niso.services import targets
 

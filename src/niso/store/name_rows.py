@@ -143,7 +143,7 @@ class NameRows(ModeRows):
     def resolve(self, name: str, asker: str | None = None) -> str:
         """Return the service that a name means, with or without .niso.local.
 
-        That is the one on the networks of ``asker``, else the service that is called so, else the
+        That is the one that ``asker`` reaches by it, else the service that is called so, else the
         only one with this hostname or alias. Raises NotFound, with a similar name as hint, and
         Conflict if it is ambiguous.
         """
@@ -200,7 +200,7 @@ class NameRows(ModeRows):
 
     def _found(self, bare: str, asker: str | None) -> str | None:
         """Return the service that a name means, or None. Raises Conflict if it is ambiguous."""
-        candidates = self.holders_beside(asker, bare) if asker else []
+        candidates = self._reached(asker, bare) if asker else []
         if not candidates:
             everywhere = self.holders(bare)
             candidates = [bare] if bare in everywhere else everywhere
@@ -210,6 +210,18 @@ class NameRows(ModeRows):
                 f"use the name of the service, such as {candidates[0]}",
             )
         return candidates[0] if candidates else None
+
+    def _reached(self, service: str, name: str) -> list[str]:
+        """Return the service with this name that ``service`` reaches by it; empty without one.
+
+        Its hosts file has the name of the first of its networks on which an active one has it.
+        """
+        rows = self._db.execute(
+            f"{_ON} JOIN endpoint own ON own.network=e.network AND own.service=?"
+            " WHERE h.name=? ORDER BY s.active DESC, own.position LIMIT 1",
+            (self.home(service), name),
+        )
+        return [row[0] for row in rows]
 
     def _restored(self, name: str) -> dict[str, set[str]]:
         """Return {service: networks} of what undoing changes in progress would name so."""

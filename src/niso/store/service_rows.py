@@ -376,15 +376,6 @@ class LeaseRows:
         )
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
-    def leased_by_active(self, family: int) -> int:
-        """Return how many addresses of a family active services have."""
-        (number,) = self._db.execute(
-            "SELECT count(*) FROM lease JOIN service s ON s.name=lease.service"
-            " WHERE family=? AND active=1",
-            (family,),
-        ).fetchone()
-        return int(number)
-
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
         """Return (address, is static) of a service's lease, or None."""
         row = self._db.execute(
