@@ -88,7 +88,7 @@ CASES = {
     "net-create": Case((), "net create backend", 8, True, recovers=False),
     "net-remove": Case(("net create backend",), "net remove backend", 4, recovers=False),
     "repair-flushed": Case(("activate /tmp/a", "FLUSH"), "net repair", 2, recovers=False),
-    "repair-deleted": Case(("activate /tmp/a", "DELETE"), "net repair", 8, recovers=False),
+    "repair-deleted": Case(("activate /tmp/a", "DELETE"), "net repair", 9, recovers=False),
     "stack-up": Case((), UP, 50, True),
     "stack-change": Case((UP_BEFORE,), UP, 50, True),
     "stack-down": Case((UP,), DOWN, 13),
