@@ -267,20 +267,23 @@ def test_holes_stay_holes(folder) -> None:
             assert os.pread(file.fileno(), 6, place) == b"data\0\0"
 
 
+@pytest.mark.parametrize(
+    ("size", "free", "said"), [(3 << 20, 1 << 20, "takes 3 MB"), (300_000, 0, "takes 1 MB")]
+)
 def test_package_larger_than_the_free_space_is_refused_before_it_is_copied(
-    folder, monkeypatch
+    folder, monkeypatch, size: int, free: int, said: str
 ) -> None:
-    (folder / "large").write_bytes(b"x" * (3 << 20))
+    (folder / "large").write_bytes(b"x" * size)
     real = os.statvfs
 
     def nearly_full(path: str) -> os.statvfs_result:
         fields = list(real(path))
-        fields[4] = (1 << 20) // fields[1]  # f_bavail
+        fields[4] = free // fields[1]  # f_bavail
         return os.statvfs_result(fields)
 
     monkeypatch.setattr(os, "statvfs", nearly_full)
     monkeypatch.setattr(package, "_copy_one", None)
-    with pytest.raises(Error, match=r"it takes 3 MB, and .* has 1 MB free"):
+    with pytest.raises(Error, match=rf"it {said}, and .* has {free >> 20} MB free"):
         copied(folder)
     assert left_over() == []
 

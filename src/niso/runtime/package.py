@@ -114,7 +114,7 @@ def _require_room(folder: str, apart: Apart, target: str) -> None:
     needs = sum(entry.info.st_blocks * 512 for entry in _walk(folder, apart))
     if needs > free and disk.f_blocks:  # a tmpfs without a limit has none
         raise Error(
-            f"cannot copy {folder}: it takes {needs >> 20} MB, and {paths.state_dir()} has"
+            f"cannot copy {folder}: it takes {max(needs >> 20, 1)} MB, and {paths.state_dir()} has"
             f" {free >> 20} MB free",
             "make room there, or move what the service does not need out of the package",
         )
