@@ -263,7 +263,7 @@ def _record(
         ports_before,
         keys,
         portmap.Command(together, named),
-        published_by(before) if before is not None else (),
+        portmap.published_by(before) if before is not None else (),
         target.attached is not None and target.attached.owner in portmap.HOLDERS,
     )
     store.set_ports(name, ports, chosen)
@@ -295,12 +295,6 @@ def _provider_of(store: Store, target: Target, together: frozenset[str]) -> str 
     from niso.services import sharing
 
     return sharing.provider_of(store, target, together)
-
-
-def published_by(row: ServiceRow) -> tuple[Port, ...]:
-    """Return the manifest ports of the last activation; empty if the row is damaged."""
-    spec = row.service
-    return tuple(published.port for published in spec.ports) if spec is not None else ()
 
 
 def _held_names(
