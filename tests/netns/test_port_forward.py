@@ -283,7 +283,7 @@ def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
     }
     assert rows(pair) == [("b", 8081, 80, "tcp"), ("b", 8080, 81, "tcp")]
     assert_whole(pair)
-    # a has none left; what its manifest says comes back when it is activated anew, if b no longer has it
+    # a has none left; what its manifest says comes back once b no longer has it
     changed = pair.niso(
         "activate", speaker(pair, "a", 80, 81, ports=["8080:80"], aliases=["other"])
     )
@@ -296,11 +296,18 @@ def test_replaced_port_is_the_new_services_in_every_table(pair: Lab) -> None:
     )
     assert ask(pair, HOST, 8080, "client") == f"b 81 {CLIENT}"
     assert_whole(pair)
-    pair.niso("port-forward", "b", "8080:81", "--remove")
-    assert ask(pair, HOST, 8080, "client") == ""
+    ended = pair.niso("port-forward", "b", "8080:81", "--remove")
+    assert ended.stdout.replace("->", "→").splitlines() == [
+        "b: 8080→81 no longer published",
+        "a: 8080→80 published again",
+    ]
+    assert ask(pair, HOST, 8080, "client") == f"a 80 {CLIENT}"
     assert_whole(pair)
-    pair.niso("port-forward", "b", "8080:81")
+    pair.niso("port-forward", "b", "8080:81", "--replace")
     pair.niso("deactivate", "b")
+    assert ask(pair, HOST, 8080, "client") == ""
+    warning = pair.niso("net", "check").stderr
+    assert "a: 8080:80 of its manifest is not published" in warning and "niso activate a" in warning
     pair.niso("activate", "a")
     assert ask(pair, HOST, 8080, "client") == f"a 80 {CLIENT}"
     assert_whole(pair)
@@ -327,14 +334,15 @@ def test_replace_within_one_service_of_a_port_of_its_manifest_lasts(lab: Lab) ->
     is_kept()
     again = lab.niso("activate", "a")
     assert "host port 8080/tcp is not published: it is forwarded to its port 81" in again.stderr
-    assert "withdraw the forward 8080:81 of a, then niso activate a" in again.stderr
+    assert "published again once the forward 8080:81 of a is withdrawn" in again.stderr
     is_kept()
     lab.write(f"{path}/more", "a change of the package\n")
     start(lab, path)  # it restarts
     is_kept()
-    lab.niso("port-forward", "a", "8080:81", "--remove")
-    lab.niso("activate", "a")
+    ended = lab.niso("port-forward", "a", "8080:81", "--remove").stdout
+    assert ended.splitlines()[1].replace("->", "→") == "a: 8080→80 published again"
     assert ask(lab, HOST, 8080, "client") == f"a 80 {CLIENT}"
+    assert "unchanged" in lab.niso("activate", "a").stdout
     lab.niso("port-forward", "a", "9090:81")
     speaker(lab, "a", 80, 81, ports=["8080:80", "9090:80"])
     assert "9090/tcp is forwarded to another port of 'a'" in refused(lab, "activate", path)

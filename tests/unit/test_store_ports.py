@@ -232,10 +232,15 @@ def test_taken_port_is_put_back_as_it_was_in_its_place() -> None:
     store = new_store(api=ports)
     before = dump(store)
     with store.transaction():
-        rows = store.take_port("api", ports[1])
+        rows = store.port_rows("api")
+        store.take_port("api", ports[1])
         assert [port for _, port in store.ports("api")] == [ports[0], ports[2]]
-        assert store.take_port("api", ports[1]) == []
-        store.put_port_rows(rows)
+        store.take_port("api", ports[1])
+        store.put_port_rows("api", rows)
+    assert dump(store) == before
+    with store.transaction():
+        store.take_port("api", ports[1])
+        store.add_back("api", ports[1], ports)
     assert dump(store) == before
 
 

@@ -89,6 +89,19 @@ def unforwarded(world: World) -> Command:
     return lambda: port_forward.port_unforward(world.machine, "db", TAKEN)
 
 
+def returned(world: World) -> Command:
+    ports = ["8080:80", "9090:80"]
+    world.activate(world.package("api", network={"ports": ports}), world.package("db"))
+    port_forward.port_forward(world.machine, "db", TAKEN, replace=True)
+    return lambda: port_forward.port_unforward(world.machine, "db", TAKEN)
+
+
+def replaced_within(world: World) -> Command:
+    world.activate(world.package("db", network={"ports": ["8080:80", "9090:80"]}))
+    port_forward.port_forward(world.machine, "db", TAKEN, replace=True)
+    return lambda: port_forward.port_unforward(world.machine, "db", TAKEN)
+
+
 def deactivated(world: World) -> Command:
     world.activate(world.package("api", network=WEB), world.package("log", network=SHARE))
     world.activate(world.package("db", network={"network": "front"}))
@@ -119,7 +132,19 @@ def restarted(world: World) -> Command:
 
 
 UNDONE: list[Scene] = [
-    *(new, changed, rehosted, moved, several, stack_up, forwarded, unforwarded, restarted)
+    *(
+        new,
+        changed,
+        rehosted,
+        moved,
+        several,
+        stack_up,
+        forwarded,
+        unforwarded,
+        returned,
+        restarted,
+    ),
+    replaced_within,
 ]
 FINISHED: list[Scene] = [deactivated, last, removed, stack_down]
 

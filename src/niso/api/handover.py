@@ -169,7 +169,6 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
 
 def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
     """Warn about ports of manifests that are forwarded to other services instead."""
-    from niso.services import admit
     from niso.services import ports as portmap
 
     rows = (
@@ -178,12 +177,12 @@ def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
         else []
     )
     for row in rows:
-        name, ports = row.name, admit.published_by(row)
+        name, ports = row.name, portmap.published_by(row)
         for port, holder, held in portmap.taken(store, name, ports, ports):
             session.caution(
                 f"{name}: host port {port.host_side} is not published: it is forwarded to"
                 f" {_whose(name, holder, held)}",
-                (f"withdraw the forward {held.text} of {holder}, then niso activate {name}",),
+                (f"it is published again once the forward {held.text} of {holder} is withdrawn",),
             )
 
 

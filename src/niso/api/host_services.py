@@ -395,20 +395,30 @@ class Services:
             tuple(
                 Taken(holder, rows([held], store.port_families(holder))) for holder, held in taken
             ),
+            (),
         )
 
     @guarded
     def port_unforward(self, name: str, port: str) -> Forwarded:
-        """Withdraw a port published with `port_forward`. Raises NotFound, Conflict."""
-        from niso.api.service_results import Forwarded
+        """Withdraw a port published with `port_forward`. Raises NotFound, Conflict.
+
+        The ports of manifests that it took are published again.
+        """
+        from niso.api.service_results import Forwarded, Taken
         from niso.commands import port_forward
 
         wanted = self._port(name, port)
         machine = self.session.machine_for_change()
         store = machine.store
         service = store.resolve(name)
-        port_forward.port_unforward(machine, service, wanted, self.session.report)
-        return Forwarded(service, True, rows([wanted], store.port_families(service)), ())
+        back = port_forward.port_unforward(machine, service, wanted, self.session.report)
+        return Forwarded(
+            service,
+            True,
+            rows([wanted], store.port_families(service)),
+            (),
+            tuple(Taken(other, rows([port], store.port_families(other))) for other, port in back),
+        )
 
     def _port(self, name: str, port: str) -> records.Port:
         from niso.base.errors import InvalidInput, UsageError

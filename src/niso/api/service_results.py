@@ -21,7 +21,7 @@ class Marked(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """Ports taken over from a service."""
+    """Ports taken over from a service, or returned to it."""
 
     service: str
     """the service's name"""
@@ -40,6 +40,8 @@ class Forwarded(NamedTuple):
     """published ports, one per address family"""
     taken: tuple[Taken, ...]
     """services that lost ports to --replace"""
+    returned: tuple[Taken, ...]
+    """services whose manifests' ports are published again after --remove"""
 
 
 class Executed(NamedTuple):

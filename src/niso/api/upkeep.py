@@ -53,6 +53,8 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
         session.caution(line)
     for line, hint in check.full_neighbour_tables(before, machine.kernel.neighbour_tables()):
         session.caution(line, (hint,))
+    for line, hint in check.unpublished_ports(machine, name):
+        session.caution(line, (hint,))
     for line, hint in check.policy_warnings(machine, name):
         session.caution(line, (hint,))
     if machine.store.names_outside():

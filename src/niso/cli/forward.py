@@ -30,8 +30,10 @@ def run(_: str, args: Args) -> int:
         back = (
             ""
             if lost.service == done.service
-            else f"; niso activate {lost.service} publishes its manifest's ports once they are free"
+            else "; --remove publishes the ports of its manifest again"
         )
         ports = ", ".join(output.ports_text(lost.ports))
         print(f"{lost.service}: {ports} no longer published{back}")
+    for again in done.returned:
+        print(f"{again.service}: {', '.join(output.ports_text(again.ports))} published again")
     return 0

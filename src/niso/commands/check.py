@@ -18,7 +18,7 @@ from niso.reconcile.converge import compare, desired_now
 from niso.runtime.defects import of_package, of_service, of_sources
 from niso.services.machine import Machine
 from niso.services.pending import interrupted
-from niso.services.ports import shadows
+from niso.services.ports import shadows, unpublished
 from niso.store.store import Scope, Store, bare_name, suggest
 
 if TYPE_CHECKING:
@@ -127,6 +127,24 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
             )
         )
     return warnings
+
+
+def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
+    """Return (warning, next step) for each manifest port that stays closed after a forward's end.
+
+    ``name`` is one service or network. Raises NotFound.
+    """
+    store = machine.store
+    return [
+        (
+            f"{service}: {port.text if port.host_port else f'port {port.container_port}'} of its"
+            " manifest is not published: a forward that has ended took its host port",
+            f"niso activate {service}",
+        )
+        for service in _concerned(store, name)[1]
+        if store.intent(service) is None
+        for port in unpublished(store, service)
+    ]
 
 
 def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:

@@ -19,8 +19,11 @@ def port_forward(
         return forwards.forward(machine, name, port, replace, held, report)
 
 
-def port_unforward(machine: Machine, name: str, port: Port, report: Report = silent) -> None:
+def port_unforward(
+    machine: Machine, name: str, port: Port, report: Report = silent
+) -> list[tuple[str, Port]]:
     """Withdraw a port that `port_forward` added; see `forwards.unforward`."""
     recover(machine, report, [name])
-    with locked(machine.store, [name]):
-        forwards.unforward(machine, name, port, report)
+    held = {name, *(holder for holder, _ in forwards.kept_out(machine.store, name, port))}
+    with locked(machine.store, sorted(held)):
+        return forwards.unforward(machine, name, port, held, report)

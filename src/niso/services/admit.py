@@ -278,7 +278,7 @@ def _set_ports(
         had,
         keys,
         command,
-        published_by(before) if before is not None else (),
+        portmap.published_by(before) if before is not None else (),
         target.attached is not None and target.attached.owner in portmap.HOLDERS,
     )
     store.set_ports(target.name, ports, chosen)
@@ -307,12 +307,6 @@ def _provider_of(store: Store, target: Target, together: frozenset[str]) -> str 
     from niso.services import sharing
 
     return sharing.provider_of(store, target, together)
-
-
-def published_by(row: ServiceRow) -> tuple[Port, ...]:
-    """Return the manifest ports of the last activation; empty if the row is damaged."""
-    spec = row.service
-    return tuple(published.port for published in spec.ports) if spec is not None else ()
 
 
 def _held_names(

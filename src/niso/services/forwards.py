@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from niso.base.errors import Conflict, NotFound
 from niso.base.lite_typing import NamedTuple
 from niso.base.locks import Lock
-from niso.base.report import Report, silent
+from niso.base.report import Caution, Report, silent
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
 from niso.plan import nft
@@ -16,7 +17,7 @@ from niso.reconcile.converge import converge
 from niso.reconcile.nat_flows import flush_ports
 from niso.services import concern
 from niso.services.machine import Machine
-from niso.services.ports import Listeners, as_held, check_family, same_place
+from niso.services.ports import Listeners, as_held, check_family, published_by, same_place
 from niso.store.store import Store
 
 
@@ -94,10 +95,35 @@ def _is_part(port: Port, held: Port) -> bool:
     return held.host_port < port.host_port or held.last > port.last
 
 
-def unforward(machine: Machine, service: str, port: Port, report: Report = silent) -> None:
+def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
+    """Return (service, port) of the manifest ports that only this forward keeps from being used.
+
+    They are those of active services. Where several services have a claim, nobody is meant.
+    """
+    claims = []
+    for row in store.active_rows():
+        for claimed in dict.fromkeys(published_by(row)):
+            if not claimed.host_port or store.has_port(row.name, claimed):
+                continue
+            if not (same_place(port, claimed) if row.name == service else port.clashes(claimed)):
+                continue
+            holders = [held for held in store.port_holders(claimed) if held != (service, port)]
+            if not any(who != row.name or same_place(held, claimed) for who, held in holders):
+                claims.append((row.name, claimed))
+    return [
+        (name, claimed)
+        for name, claimed in claims
+        if not any(name != who and claimed.clashes(other) for who, other in claims)
+    ]
+
+
+def unforward(
+    machine: Machine, service: str, port: Port, locked: set[str], report: Report = silent
+) -> list[tuple[str, Port]]:
     """Withdraw a port that `forward` added, even if its service has not started since a reboot.
 
-    Raises NotFound if it is not forwarded, Conflict if the manifest publishes it.
+    What it has kept services in ``locked`` from is published again, in one kernel transaction, and
+    returned. Raises NotFound if it is not forwarded, Conflict if the manifest publishes it.
     """
     store = machine.store
     with Lock():
@@ -111,7 +137,19 @@ def unforward(machine: Machine, service: str, port: Port, report: Report = silen
                 )
             added = ", ".join(forward.text for forward in forwards) or "none"
             raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
-        _change(machine, [], [(service, port)], report)
+        back = []
+        for holder, claimed in kept_out(store, service, port):
+            if holder not in locked:  # it has been activated meanwhile
+                continue
+            try:
+                Listeners(machine.kernel, store.port_families(holder)).check(claimed, "PORT")
+            except Conflict as error:
+                what = f"{holder}: {claimed.text} is not published again: {error.reason}"
+                report(Caution(what, (f"stop it, then niso activate {holder}",)))
+                continue
+            back.append((holder, claimed))
+        _change(machine, [], [(service, port)], report, back)
+    return back
 
 
 def finish(machine: Machine, report: Report = silent) -> None:
@@ -128,34 +166,41 @@ def finish(machine: Machine, report: Report = silent) -> None:
             _carry_out(machine, moved, store.moved_on(), _elements(store, moved), report)
 
 
-_Moved = list[tuple[str, Port]]
+_One = tuple[str, Port]
+_Moved = list[_One]
 
 
-def _change(machine: Machine, come: _Moved, go: _Moved, report: Report) -> None:
+def _change(
+    machine: Machine, come: _Moved, go: _Moved, report: Report, back: Sequence[_One] = ()
+) -> None:
     """Record added and withdrawn ports and update the kernel; on failure, roll back both.
 
-    The caller holds niso's lock.
+    ``come`` are forwards, and ``back`` ports of manifests. The caller holds niso's lock.
     """
-    store, names = machine.store, {service for service, _ in (*come, *go)}
+    store = machine.store
+    new, moved = [*come, *back], [*come, *back, *go]
+    names = {service for service, _ in moved}
     # a bridge that a service has left since may still be set up for its ports
     on = set(concern.concerned(store, names).networks or ())
     with store.transaction():
-        published = {service: store.published_row(service) for service, _ in come}
-        rows = [row for service, port in go for row in store.take_port(service, port)]
+        rows = {name: (store.port_rows(name), store.published_row(name)) for name in names}
+        for service, port in go:
+            store.take_port(service, port)
         for service, port in come:
             store.add_forward(service, port)
-        store.begin_moving([*come, *go], on, time.time())
+        for service, port in back:
+            row = store.service(service)
+            store.add_back(service, port, published_by(row) if row is not None else ())
+        store.begin_moving(moved, on, time.time())
     before = _elements(store, go)
     try:
-        _carry_out(machine, [*come, *go], on, before, report)
+        _carry_out(machine, moved, on, before, report)
     except BaseException:
         with store.transaction():
-            for service, port in come:
-                store.take_port(service, port)
-            store.put_port_rows(rows)
-            for service, row in published.items():
-                store.put_published_row(service, row)
-        _carry_out(machine, [*come, *go], on, _elements(store, come), report, teardown=True)
+            for name, (ports, published) in rows.items():
+                store.put_port_rows(name, ports)
+                store.put_published_row(name, published)
+        _carry_out(machine, moved, on, _elements(store, new), report, teardown=True)
         raise
 
 

@@ -17,6 +17,7 @@ from niso.store.store import Store
 if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
     from niso.kernel.sockdiag import Listener
+    from niso.store.store import ServiceRow
 
 HOLDERS = ("podman",)
 """Owners of attachments that listen on published ports themselves."""
@@ -112,6 +113,12 @@ def admit(
     return ports, chosen
 
 
+def published_by(row: ServiceRow) -> tuple[Port, ...]:
+    """Return the manifest ports of the last activation; empty if the row is damaged."""
+    spec = row.service
+    return tuple(published.port for published in spec.ports) if spec is not None else ()
+
+
 def taken(
     store: Store, service: str, wanted: Iterable[Port], published: Container[Port]
 ) -> list[tuple[Port, str, Port]]:
@@ -133,6 +140,23 @@ def taken(
         for holder, held in forwards
         if (same_place(held, port) if holder == service else held.clashes(port))
     ]
+
+
+def unpublished(store: Store, service: str) -> list[Port]:
+    """Return the ports of an active service's manifest that a former forward took from it."""
+    row = store.service(service)
+    wanted = published_by(row) if row is not None else ()
+    lost = [
+        port
+        for port in dict.fromkeys(wanted)
+        if not (
+            store.has_port(service, port)
+            if port.host_port
+            else store.chosen_port(service, port) is not None
+        )
+    ]
+    still = {port for port, _, _ in taken(store, service, lost, lost)}
+    return [port for port in lost if port not in still]
 
 
 def same_place(one: Port, other: Port) -> bool:

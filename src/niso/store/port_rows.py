@@ -6,7 +6,7 @@ port) or ``forward`` (niso port-forward).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -185,10 +185,9 @@ class PortRows:
             *((port, FORWARD) for port, origin in before if origin == FORWARD and port not in mine),
         ]
         if rows != before:  # a gap in the positions, left by a removed port, does not count
-            self._db.execute("DELETE FROM port WHERE service=?", (service,))
-            self._db.executemany(
-                "INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [(service, i, *port, origin) for i, (port, origin) in enumerate(rows)],
+            numbered = enumerate(rows)
+            self.put_port_rows(
+                service, [(service, i, *port, origin) for i, (port, origin) in numbered]
             )
         self.note_published(service)
 
@@ -200,6 +199,22 @@ class PortRows:
             (service, service, *port, FORWARD),
         )
         self.note_published(service)
+
+    def add_back(self, service: str, port: Port, manifest: Sequence[Port]) -> None:
+        """Add a port that a forward took from a service; ``manifest`` are all of its manifest."""
+        chosen = [
+            Port(*row)
+            for row in self._db.execute(
+                f"SELECT {_PORT} FROM port WHERE service=? AND origin=?", (service, CHOSEN)
+            )
+        ]
+        mine = [port, *self.manifest_ports(service), *chosen]
+
+        def place(one: Port) -> int:
+            asked = one._replace(host_port=0) if one in chosen else one
+            return manifest.index(asked) if asked in manifest else len(manifest)
+
+        self.set_ports(service, sorted(mine, key=place), chosen)
 
     def note_published(self, service: str) -> None:
         """Record on which network a service publishes ports, and whether on 127.0.0.1.
@@ -233,14 +248,17 @@ class PortRows:
         if row is not None:
             self._db.execute("INSERT INTO published VALUES (?, ?, ?)", row)
 
-    def take_port(self, service: str, port: Port) -> list[tuple[object, ...]]:
-        """Delete a port of a service. Return its row, for `put_port_rows`."""
-        return self._db.execute(
-            f"DELETE FROM port WHERE {_IS} RETURNING *", (service, *port)
-        ).fetchall()
+    def take_port(self, service: str, port: Port) -> None:
+        """Delete a port of a service; no-op if it does not have it."""
+        self._db.execute(f"DELETE FROM port WHERE {_IS}", (service, *port))
 
-    def put_port_rows(self, rows: Iterable[tuple[object, ...]]) -> None:
-        """Insert rows that `take_port` returned."""
+    def port_rows(self, service: str) -> list[tuple[object, ...]]:
+        """Return the rows of a service's ports, for `put_port_rows`."""
+        return self._db.execute("SELECT * FROM port WHERE service=?", (service,)).fetchall()
+
+    def put_port_rows(self, service: str, rows: Iterable[tuple[object, ...]]) -> None:
+        """Replace the rows of a service's ports."""
+        self._db.execute("DELETE FROM port WHERE service=?", (service,))
         self._db.executemany("INSERT INTO port VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def begin_moving(

@@ -380,6 +380,7 @@ class World:
                 self._refuse_inactive(it)
                 raise Refused("in the manifest" if port in it.published else "not forwarded")
             it.forwards.remove(port)
+            self._give_back(name, port)
             return
         self._refuse_inactive(it)
         if port in it.ports:
@@ -401,6 +402,24 @@ class World:
             loser.published = [one for one in loser.published if one != held]
             loser.forwards = [one for one in loser.forwards if one != held]
         it.forwards.append(port)
+
+    def _give_back(self, name: str, forward: Port) -> None:
+        """Publish again what a forward kept from the manifests of one other or its own service."""
+        claims = [
+            (other, port)
+            for other, it in self.services.items()
+            for port in it.manifest.ports
+            if it.active
+            and port not in it.ports
+            and (forward.replaces(port) if other == name else forward.clashes(port))
+            and not any(who != other or held.replaces(port) for who, held in self.holders(port))
+        ]
+        for other, port in claims:
+            rivals = [one for who, one in claims if who != other]
+            if port.host not in self.listening() and not any(map(port.clashes, rivals)):
+                it = self.services[other]
+                kept = {*it.published, port}
+                it.published = [one for one in it.manifest.ports if one in kept]
 
     def _refuse_inactive(self, it: Service) -> None:
         if not it.active:

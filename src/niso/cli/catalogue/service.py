@@ -259,8 +259,8 @@ COMMANDS = (
         "A forward survives crashes, restarts, reboots and activate, also with a changed manifest. "
         "deactivate withdraws it, and so does activate with a manifest that leaves the service no "
         "network. activate fails if the manifest publishes another port at the forward's host "
-        "port. --replace takes over the host port on all of its addresses; established "
-        "connections are kept.",
+        "port. --replace takes over the host port on all of its addresses, and --remove publishes "
+        "the port of a manifest that was taken so again; established connections are kept.",
         (
             ("niso port-forward api 9090:9090", ""),
             ("niso port-forward dns 127.0.0.1:53:53/udp", "from this host only"),
