@@ -146,6 +146,7 @@ table inet niso {{
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
 		{nft_wire.ARRIVES}
+		meta pkttype != host iifname {BRIDGES} notrack comment "to all: no chain has judged the flow that it would make"
 		meta mark & {CHECKED} != 0 iifname {BRIDGES} meta mark set meta mark | {nft_sensor.TRACKED} accept comment "of a service: the bridge table has judged it"
 		iif "lo" accept
 		ip daddr 127.0.0.0/8 counter drop comment "loopback from a wire, before DNAT can hide it"
@@ -166,6 +167,7 @@ table inet niso {{
 {nft_wire.CHAINS}
 
 	chain from_bridge {{
+		meta mark & {RESOLVED} != 0 drop comment "a copy of what the bridge has led to a service"
 		meta mark & {ABSENT} != 0 counter reject with icmpx type host-unreachable comment "to an address that no service has"
 		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
 		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
@@ -486,6 +488,12 @@ table bridge niso {{
 		ether type ip6 oifname . ether daddr . ip6 daddr @sources6 goto see
 		iifname @ports goto between
 		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
+	}}
+
+	chain input {{
+		type filter hook input priority -200; policy accept;
+		meta mark & {RESOLVED} != 0 meta mark set meta mark & 0xbfffffff comment "a copy for who listens on the bridge: raw drops it"
+		meta pkttype other iifname @ports counter drop comment "to the MAC of another port: the host would not take it, but its flow"
 	}}
 
 {nft_sensor.BRIDGE_CHAINS}
