@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import pytest
 from conftest import Lab, assert_whole
-from services import echo, idle, on
+from services import echo, filter_bridged, idle, on
+from wire import FAMILY, Wire
 
 BOTH = ("--subnet", "10.99.1.0/24", "--subnet", "fd00:99::/64")
 
@@ -135,3 +137,25 @@ def test_pair_goes_with_a_namespace_that_somebody_holds(lab: Lab) -> None:
     assert_whole(lab)
     lab.niso("activate", "api")
     assert_whole(lab)
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_nobody_who_listens_on_the_bridge_makes_packets_arrive_twice(lab: Lab, calls: int) -> None:
+    """A bridge hands what it switches to the host too while tcpdump listens on it (promiscuous)."""
+    filter_bridged(lab, calls)
+    lab.niso("net", "create", "backend", *BOTH)
+    lab.niso("activate", *(idle(lab, name, network=on("backend")) for name in ("a", "b")))
+    lab.run("ip", "link", "set", "niso-backend", "promisc", "on")
+    with Wire(lab) as wire:
+        bridge, port = wire.link(None, "niso-backend"), wire.link("niso-b", "eth0")
+        for family, to in ((4, "10.99.1.3"), (6, "fd00:99::3")):
+            sender = wire.socket("niso-a", FAMILY[family], socket.SOCK_DGRAM)
+            for number in range(5):
+                sender.sendto(b"datagram %d" % number, (to, 9))
+        last = b"datagram 4"
+        lab.wait_for(lambda: sum(last in frame for frame in port.look()) >= 2, 5, "the last ones")
+        lab.wait_for(lambda: sum(last in frame for frame in bridge.look()) >= 2, 5, "copies")
+        came = [frame for frame in port.look() if b"datagram" in frame]
+        asked = [frame for frame in came if frame[12:14] == b"\x08\x00" and frame[23] == 17]
+        asked6 = [frame for frame in came if frame[12:14] == b"\x86\xdd" and frame[20] == 17]
+        assert (len(asked), len(asked6)) == (5, 5)

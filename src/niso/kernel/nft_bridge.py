@@ -148,6 +148,12 @@ table bridge niso {{
 		iifname != @ports meta mark & 0xffff0000 == 0 meta mark set meta mark | {SWITCHED}
 	}}
 
+	chain input {{
+		type filter hook input priority -200; policy accept;
+		meta mark & {RESOLVED} != 0 meta mark set meta mark & 0xbfffffff comment "a copy for who listens on the bridge: raw drops it"
+		meta pkttype other iifname @ports counter drop comment "to the MAC of another port: the host would not take it, but its flow"
+	}}
+
 {nft_sensor.BRIDGE_CHAINS}
 	chain between {{
 		ether type arp accept

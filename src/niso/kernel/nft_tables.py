@@ -101,6 +101,7 @@ table inet niso {{
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
 		{nft_wire.ARRIVES}
+		meta pkttype != host iifname {BRIDGES} notrack comment "to all: no chain has judged the flow that it would make"
 		meta mark & {nft_bridge.CHECKED} != 0 iifname {BRIDGES} meta mark set meta mark | {nft_sensor.TRACKED} accept comment "of a service: the bridge table has judged it"
 		iif "lo" accept
 		meta nfproto ipv6 goto raw6
@@ -132,6 +133,7 @@ table inet niso {{
 	chain from_bridge {{
 		iifname @ports counter drop comment "not switched: link-local control frames"
 		iifname != @bridges return
+		meta mark & {nft_bridge.RESOLVED} != 0 drop comment "a copy of what the bridge has led to a service"
 		meta mark & {nft_bridge.ABSENT} != 0 counter reject with icmpx type host-unreachable comment "to an address that no service has"
 		meta pkttype {{ broadcast, multicast }} meta l4proto != ipv6-icmp fib saddr type local accept comment "the host's own, which it hears itself"
 		counter drop comment "from a port of a bridge that niso has not made, or that has lost its name"
