@@ -78,6 +78,25 @@ CONTAINERS = {
         "set subnets6 { type ipv6_addr; flags interval; }",
         {"fd00:99::/64": ("", "backend"), "fe80::1": ("", "")},
     ),
+    "adjacent": (
+        "set adjacent { type ipv4_addr; flags interval; }",
+        {
+            "0.0.0.0/8": ("", "first"),
+            "10.0.0.0/24": ("", "a"),
+            "10.0.1.0/24": ("", "b"),
+            "10.0.2.0-10.0.2.9": ("", "a"),
+            "255.255.255.255": ("", "last"),
+        },
+    ),
+    "spans": (
+        "map spans { type ipv4_addr . ipv4_addr . inet_proto . inet_service : verdict;"
+        " flags interval; }",
+        {
+            "10.99.1.2 . 0.0.0.0/0 . tcp . 0-65535": ("accept", "web"),
+            "10.99.1.2 . 10.0.0.2-10.0.0.4 . udp . 53": ("drop", ""),
+            "10.99.1.2 . 10.0.0.6/31 . udp . 54-55": ("drop", "web"),
+        },
+    ),
     "empty": ("set empty { type ipv4_addr; }", {}),
 }
 

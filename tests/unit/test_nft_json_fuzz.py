@@ -85,7 +85,7 @@ def elements(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> Any:
             pass
 
         def header(self, *_: object) -> Any:
-            return H4._replace(interval=True)  # others are read by netlink
+            return H4._replace(key=(0,))  # of a type that is not read by netlink
 
     monkeypatch.setattr(libnftables.nft_elements, "Nfnetlink", Header)
     one = libnftables.Nft.__new__(libnftables.Nft)

@@ -151,14 +151,14 @@ class Nft:
         """Map every element of a set or map to (value, comment), as nft writes them.
 
         ``family_table`` is "inet niso". The value is "" in a set, the comment "" if there is none.
-        Returns None if there is no such set or map. Costs 10 µs per element, 20 if it may be an
-        interval: to read a few of many see `get`.
+        Returns None if there is no such set or map. Costs 10 µs per element: to read a few of many
+        see `get`.
         """
         with nft_elements.Nfnetlink() as kernel:
             header = kernel.header(family_table, container)
             if header is None:
                 return None
-            if header.readable and not header.interval:
+            if header.readable:
                 return kernel.every(header)
         kind = "set" if header.value == () else "map"
         result: dict[str, tuple[str, str]] = {}

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from niso.kernel.kinds.kind import Problem
 
 
-def differences(kernel: Nft) -> tuple[tuple[Problem, str], ...] | None:
+def differences() -> tuple[tuple[Problem, str], ...] | None:
     """Return the missing, foreign and different chains, sets and maps, by name.
 
     Returns None if both tables are missing. For one missing table, only the table is reported.
     """
-    present = _objects(kernel)
+    with Nft() as kernel:  # it keeps what it has listed, so it is closed before the next one
+        present = _objects(kernel)
     if not present:
         return None
     with netns.unnamed(), Nft() as scratch:

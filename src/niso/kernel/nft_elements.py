@@ -22,6 +22,7 @@ from niso.kernel.nft_values import (
     pack_limit,
     pack_range,
     unpack,
+    unpack_range,
 )
 
 _FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
@@ -30,6 +31,7 @@ _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_DATA_TYPE = 1, 2, 3, 4, 6
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_EXPR, _ELEM_KEY_END = 1, 2, 6, 7, 10
+_ELEM_FLAGS, _INTERVAL_END = 3, 1  # NFT_SET_ELEM_INTERVAL_END
 _ELEM_TIMEOUT, _ELEM_EXPIRATION = 4, 5  # in ms
 _ELEM_EXPRESSIONS = 11  # instead of _ELEM_EXPR if the set declares several
 _EXPR_NAME, _EXPR_DATA = 1, 2
@@ -103,10 +105,10 @@ class Nfnetlink(netlink.Netfilter):
         return self._listed(header, partial(_counted, header))
 
     def every(self, header: Header) -> dict[str, tuple[str, str]]:
-        """Return all elements of a set or map without intervals, as `get` does.
-
-        Raises KernelError.
-        """
+        """Return all elements of a set or map, as `get` does. Raises KernelError."""
+        if _is_lone(header):
+            bounds = self._listed(header, partial(_bounds, header))
+            return dict(_intervals(header.key[0], bounds))
         return dict(self._listed(header, partial(_parse_elements, header)))
 
     def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
@@ -231,12 +233,43 @@ def _parse_element(
 
 
 def _parse_elements(header: Header, answer: bytes) -> list[tuple[str, tuple[str, str]]]:
-    """Return (key, (value, comment)) of the elements in a message; none is an interval."""
-    packed = several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM)
-    return [
-        (_fields(header.key, _data(element[_ELEM_KEY])), _content(header, element))
-        for element in map(attributes, packed)
-    ]
+    """Return (key, (value, comment)) of the elements in a message."""
+    result = []
+    for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
+        element = attributes(packed)
+        first, last = _data(element[_ELEM_KEY]), _data(element.get(_ELEM_KEY_END, b""))
+        result.append((_fields(header.key, first, last), _content(header, element)))
+    return result
+
+
+def _bounds(header: Header, answer: bytes) -> list[tuple[bytes, bool, tuple[str, str]]]:
+    """Return (key, whether an interval starts there, (value, comment)) of the bounds in a message.
+
+    The other bounds end intervals of one field: each is the number after the last one.
+    """
+    result = []
+    for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
+        element = attributes(packed)
+        starts = not int.from_bytes(element.get(_ELEM_FLAGS, b""), "big") & _INTERVAL_END
+        result.append((_data(element[_ELEM_KEY]), starts, _content(header, element)))
+    return result
+
+
+def _intervals(
+    kind: int, bounds: Iterable[tuple[bytes, bool, tuple[str, str]]]
+) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield (key, (value, comment)) of intervals of one field.
+
+    An end is left out where the next interval starts, and after the highest number.
+    """
+    opened: tuple[bytes, tuple[str, str]] | None = None
+    for key, starts, content in sorted(bounds):
+        if opened is not None:
+            before = (int.from_bytes(key, "big") - 1).to_bytes(len(key), "big")
+            yield unpack_range(kind, opened[0], before), opened[1]
+        opened = (key, content) if starts else None
+    if opened is not None:
+        yield unpack_range(kind, opened[0], b"\xff" * len(opened[0])), opened[1]
 
 
 def _content(header: Header, element: dict[int, bytes]) -> tuple[str, str]:
@@ -442,11 +475,14 @@ def _value(header: Header, data: bytes) -> str:
     return _fields(header.value, _data(data))
 
 
-def _fields(kinds: tuple[int, ...], packed: bytes) -> str:
+def _fields(kinds: tuple[int, ...], packed: bytes, last: bytes = b"") -> str:
+    """Return fields as nft writes them; with ``last`` from ``packed`` to that."""
     fields = []
     offset = 0
     for kind in kinds:
-        fields.append(unpack(kind, packed[offset : offset + WIDTHS[kind]]))
+        part = slice(offset, offset + WIDTHS[kind])
+        first = packed[part]
+        fields.append(unpack_range(kind, first, last[part]) if last else unpack(kind, first))
         offset += WIDTHS[kind] + 3 & ~3
     return " . ".join(fields)
 

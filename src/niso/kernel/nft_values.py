@@ -121,6 +121,18 @@ def pack(kind: int, field: str) -> bytes:
     return field.strip('"').encode().ljust(16, b"\0")
 
 
+def unpack_range(kind: int, first: bytes, last: bytes) -> str:
+    """Return what `pack_range` packs, as nft lists it: addresses as a prefix where they are one."""
+    if first == last:
+        return unpack(kind, first)
+    if kind in (_IPV4, _IPV6):
+        low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big")
+        length = (low ^ high).bit_length()
+        if low ^ high == (1 << length) - 1 and high & low == low:
+            return f"{unpack(kind, first)}/{8 * len(first) - length}"
+    return f"{unpack(kind, first)}-{unpack(kind, last)}"
+
+
 def unpack(kind: int, packed: bytes) -> str:
     if kind == _IPV4:
         return socket.inet_ntop(socket.AF_INET, packed)

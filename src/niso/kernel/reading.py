@@ -7,7 +7,7 @@ read (kernel/kinds).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING
@@ -43,10 +43,7 @@ class Space:
         self.is_of_others = False
         """Whether others made it: then only the candidates in it are niso's."""
         self._things = things
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop what the kernel has answered; another question asks it again."""
+        # what the kernel has answered
         self._links: dict[str, Link | None] = {}
         self._addresses: dict[int, list[LinkAddress]] | None = None
         self._routes: dict[int, list[LinkRoute]] = {}
@@ -182,10 +179,11 @@ class Reading:
         self.everything = everything
         self.candidates = State()
         self.host = Space(self, "", {})
-        self.inner_spaces: list[Space] = []
+        self._open: list[str] = []
+        """The namespaces that have been read."""
         self.elements: dict[tuple[str, str, str], tuple[str, str]] | None = None
         self.hosts_texts: dict[str, str] = {}
-        self._present: dict[type, set[Any]] = {}
+        self._present: dict[type, set[Any] | frozenset[Any]] = {}
 
     def so_far(self, kind: type[T]) -> Collection[T]:
         """Return the things of a kind that have been read up to now."""
@@ -217,34 +215,65 @@ class Reading:
             for name, things in kind.by_space(candidates[kind.thing]).items():
                 spaces.setdefault(name, {})[kind.thing] = things
         self.host = Space(self, "", spaces.pop(""))
-        self.inner_spaces = [Space(self, name, spaces[name]) for name in sorted(spaces)]
-        for space in (self.host, *self.inner_spaces):
+        for name in ("", *sorted(spaces)):
+            space = Space(self, name, spaces.pop(name)) if name else self.host
             for kind in order.KINDS:
+                things = space.things(kind.thing)
                 if taken and kind.is_transactional:
-                    self._present[kind.thing] = set(candidates[kind.thing])
+                    self._note(kind, candidates[kind.thing])
                 elif space.is_open or kind.reads_closed_spaces:
-                    present = kind.read(space, space.things(kind.thing))
+                    present = kind.read(space, things)
                     if space.is_of_others:
-                        present = _asked(kind, present, space.things(kind.thing))
-                    # unchanged things are the wanted objects themselves: a state is large
-                    same = {thing: thing for thing in space.things(kind.thing)}
-                    self._present.setdefault(kind.thing, set()).update(
-                        same.get(thing, thing) for thing in present
-                    )
-            if space.name:
-                space.forget()
+                        present = _asked(kind, present, things)
+                    self._note(kind, _same(things, present))
+            if name and space.is_open:
+                self._open.append(name)
         if self.everything:
-            self.inner_spaces = [space for space in self.inner_spaces if space.is_open]
             for kind in order.KINDS:
-                self._present[kind.thing].update(kind.left_over(self))
+                self._note(kind, frozenset(kind.left_over(self)))
         present = self._present
         self._drop()
         return State.of_kinds(lambda kind: present.get(kind.thing, ()))
 
+    def inner_spaces(self) -> Iterator[Space]:
+        """Yield the namespaces of services that have been read, to ask them again."""
+        for name in self._open:
+            yield Space(self, name, {})
+
+    def _note(self, kind: Kind[Any], present: frozenset[Any]) -> None:
+        """Record what has been read. What is in one namespace alone is kept as it is."""
+        known = self._present.get(kind.thing)
+        if not known:
+            self._present[kind.thing] = present
+            return
+        if not present:
+            return
+        if not isinstance(known, set):
+            known = self._present[kind.thing] = set(known)
+        known.update(present)
+
     def _drop(self) -> None:
         """Drop what was read: this and its spaces refer to each other, which keeps it in memory."""
         self._present, self.elements, self.hosts_texts = {}, None, {}
-        self.candidates, self.host, self.inner_spaces = State(), Space(self, "", {}), []
+        self.candidates, self.host, self._open = State(), Space(self, "", {}), []
+
+
+def _same[T: Thing](things: Collection[T], present: Iterable[T]) -> frozenset[T]:
+    """Return ``present``, with the candidates themselves for the things that equal them.
+
+    A state is large, and most of it is as wanted: then this is ``things`` itself.
+    """
+    missing = set(things)
+    others = []
+    for thing in present:
+        if thing in missing:
+            missing.remove(thing)
+        else:
+            others.append(thing)
+    same = frozenset(things)
+    if missing:
+        same -= missing
+    return same.union(others) if others else same
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], things: Collection[Any]) -> list[Any]:

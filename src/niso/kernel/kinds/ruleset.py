@@ -113,10 +113,9 @@ def _is_version(element: Element) -> bool:
 def _compared() -> Iterable[Ruleset]:
     """Return the tables, with their differences from the text."""
     from niso.kernel import nft_compare
-    from niso.kernel.libnftables import Nft, release_memory
+    from niso.kernel.libnftables import release_memory
 
-    with Nft() as kernel:
-        wrong = nft_compare.differences(kernel)
+    wrong = nft_compare.differences()
     release_memory()  # what is read next is as much
     return () if wrong is None else (Ruleset(nft_tables.DIGEST, wrong),)
 

@@ -193,7 +193,7 @@ class _Veths(Kind[Veth]):
             return
         ends = {
             link.peer_index: (space.name, link)
-            for space in reading.inner_spaces
+            for space in reading.inner_spaces()
             for link in space.all_links()
             if link.kind == "veth"
         }
