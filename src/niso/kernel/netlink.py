@@ -270,13 +270,14 @@ class Netlink:
         An errno in ``clashes`` is reported as EEXIST. Raises KernelError.
         """
         start = self._sequence + 1
-        packet = bytearray(self._pack(begin.kind, begin.flags, begin.body))
+        packets = [self._pack(begin.kind, begin.flags, begin.body)]
         for i, message in enumerate(messages):
             # the last one is acknowledged after the commit; errors of others come before that
             flags = message.flags | (ACK if i == len(messages) - 1 else 0)
-            packet += self._pack(message.kind, flags, message.body)
+            packets.append(self._pack(message.kind, flags, message.body))
         last = self._sequence
-        packet += self._pack(end.kind, end.flags, end.body)
+        packets.append(self._pack(end.kind, end.flags, end.body))
+        packet = b"".join(packets)
         try:
             failpoint.hit(what)
             try:

@@ -13,14 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from niso.kernel.nft_elements import Change
     from niso.kernel.reading import Reading, Space
     from niso.kernel.state import State
     from niso.kernel.writing import Writer
-
-
-_MANY = 1_000
-"""Elements from which on new tables are worth a second transaction (kernel/nft_loading.py)."""
 
 
 class Element(NamedTuple):
@@ -194,47 +189,26 @@ class _Elements(Kind[Element]):
 
         libnftables executes those of tables, and of elements that nft_elements.py cannot write.
         """
-        from niso.kernel.nft_elements import HEADERS, Nfnetlink, can_change
+        from niso.kernel.nft_elements import HEADERS, Change, Nfnetlink, can_change
 
         (step,) = steps
         edits = [edit for edit in step.edits if isinstance(edit, Edit)]
         headers = [HEADERS[edit.element.table, edit.element.container] for edit in edits]
-        if step.makes_tables() and len(edits) > _MANY:
-            from niso.kernel import nft_loading
-
-            if nft_loading.is_new():
-                early = (edit.text() for edit in edits if _is_early(edit))
-                late = (_change(edit) for edit in edits if not _is_early(edit))
-                nft_loading.load("\n".join((nft_tables.TABLES, *early)), late)
-                return
         if len(edits) < len(step.edits) or not all(map(can_change, headers)):
             from niso.kernel.libnftables import Nft
 
             with Nft() as kernel:
                 kernel.run("\n".join(step.statements))
             return
-        what = f"apply nftables elements ({edits[0].text()[:80]})"
+        what = f"apply nftables elements ({step.statements[0][:80]})"
         with Nfnetlink() as netlink:
-            netlink.change(what, map(_change, edits))
-
-
-def _change(edit: Edit) -> Change:
-    from niso.kernel.nft_elements import HEADERS, Change
-
-    element = edit.element
-    return Change(edit.verb == "add", HEADERS[element.table, element.container], *element[2:])
-
-
-def _is_early(edit: Edit) -> bool:
-    """Return whether new tables have an element from the start (kernel/nft_loading.py).
-
-    They have the mark of their owner, and what nft_elements.py cannot write.
-    """
-    from niso.kernel.nft_elements import HEADERS, can_change
-
-    table, container, what = edit.element.key()
-    marks_owner = container == "owner" and what.startswith('"id-')
-    return marks_owner or not can_change(HEADERS[table, container])
+            netlink.change(
+                what,
+                (
+                    Change(edit.verb == "add", header, *edit.element[2:])
+                    for edit, header in zip(edits, headers, strict=True)
+                ),
+            )
 
 
 def present_now(elements: Iterable[Element]) -> Iterator[Element]:
