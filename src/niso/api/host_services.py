@@ -378,25 +378,16 @@ class Services:
 
         ``replace`` takes the host port over from its holder. Raises Conflict, KernelError.
         """
-        from niso.api.service_results import Forwarded, Taken
+        from niso.api.service_results import forwarded
         from niso.commands import port_forward
 
         wanted = self._port(name, port)
         machine = self.session.machine_for_change()
-        store = machine.store
-        service = store.resolve(name)
+        service = machine.store.resolve(name)
         changed, taken = port_forward.port_forward(
             machine, service, wanted, replace=replace, report=self.session.report
         )
-        return Forwarded(
-            service,
-            changed,
-            rows([wanted], store.port_families(service)),
-            tuple(
-                Taken(holder, rows([held], store.port_families(holder))) for holder, held in taken
-            ),
-            (),
-        )
+        return forwarded(machine.store, service, wanted, changed, taken=taken)
 
     @guarded
     def port_unforward(self, name: str, port: str) -> Forwarded:
@@ -404,21 +395,14 @@ class Services:
 
         The ports of manifests that it took are published again.
         """
-        from niso.api.service_results import Forwarded, Taken
+        from niso.api.service_results import forwarded
         from niso.commands import port_forward
 
         wanted = self._port(name, port)
         machine = self.session.machine_for_change()
-        store = machine.store
-        service = store.resolve(name)
+        service = machine.store.resolve(name)
         back = port_forward.port_unforward(machine, service, wanted, self.session.report)
-        return Forwarded(
-            service,
-            True,
-            rows([wanted], store.port_families(service)),
-            (),
-            tuple(Taken(other, rows([port], store.port_families(other))) for other, port in back),
-        )
+        return forwarded(machine.store, service, wanted, True, returned=back)
 
     def _port(self, name: str, port: str) -> records.Port:
         from niso.base.errors import InvalidInput, UsageError

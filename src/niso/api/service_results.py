@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from niso.api.published_ports import Port
-from niso.base.lite_typing import NamedTuple
+from niso.api.published_ports import Port, rows
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from niso.plan import records
+    from niso.store.store import Store
 
 
 class Marked(NamedTuple):
@@ -42,6 +48,24 @@ class Forwarded(NamedTuple):
     """services that lost ports to --replace"""
     returned: tuple[Taken, ...]
     """services whose manifests' ports are published again after --remove"""
+
+
+def forwarded(
+    store: Store,
+    service: str,
+    port: records.Port,
+    changed: bool,
+    taken: Iterable[tuple[str, records.Port]] = (),
+    returned: Iterable[tuple[str, records.Port]] = (),
+) -> Forwarded:
+    """Return the result for a port of a service, and for the ports of others that it concerned."""
+
+    def ports_of(name: str, one: records.Port) -> tuple[Port, ...]:
+        return rows([one], store.port_families(name))
+
+    lost = tuple(Taken(who, ports_of(who, one)) for who, one in taken)
+    back = tuple(Taken(who, ports_of(who, one)) for who, one in returned)
+    return Forwarded(service, changed, ports_of(service, port), lost, back)
 
 
 class Executed(NamedTuple):
