@@ -86,7 +86,6 @@ class Services:
         Without ``trust_owner``, a manifest that other users than root and the caller can change is
         refused.
         """
-        import os
 
         from niso.api import handover
         from niso.base.report import Caution, Finished
@@ -100,8 +99,8 @@ class Services:
         store = machine.store
         wanted = targets.find_targets(store, requested, replace, None if trust_owner else callers())
         wanted = [target._replace(take=take) for target in wanted]
-        for name in (target.name for target in wanted if target.fingerprint is None):
-            if os.path.exists(f"{name}/manifest.toml"):  # which the caller may have meant
+        for name, _, manifest, copy, *_ in (one for one in wanted if one.fingerprint is None):
+            if targets.is_beside_another(name, manifest, copy):  # which the caller may have meant
                 text = f"{name}: has the manifest of its last activation, not that of ./{name}"
                 self.session.report(Caution(text, (f"to apply that one: niso activate ./{name}",)))
         self.session.expect(target.name for target in wanted if target.spec.healthcheck)

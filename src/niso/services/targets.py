@@ -80,6 +80,28 @@ def is_elsewhere(before: str, now: str) -> bool:
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
 
 
+def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
+    """Return whether ./NAME has a manifest that a known service was not activated from.
+
+    That is one of another folder, or one whose folder has changed since ``copy`` was made of it, by
+    the times of status change (inode(7)), which no program can set.
+    """
+    manifest = f"{name}/manifest.toml"
+    if not os.path.exists(manifest):
+        return False
+    if os.path.realpath(manifest) != os.path.realpath(manifest_path):
+        return True
+    try:
+        copied = os.stat(copy).st_ctime_ns
+        return any(
+            os.lstat(os.path.join(folder, entry)).st_ctime_ns > copied
+            for folder, folders, files in os.walk(name)
+            for entry in (".", *folders, *files)
+        )
+    except OSError:
+        return True
+
+
 def still_so(store: Store, target: Target) -> Target:
     """Return a known service as the store has it now; the caller holds its lock.
 
