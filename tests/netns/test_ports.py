@@ -352,6 +352,19 @@ def test_frames_of_a_foreign_bridge_are_untouched(lab: Lab, nf_call: str) -> Non
         "ping", "-c1", "-W1", "-b", "172.20.0.255", netns="m1", check=False
     ).returncode in (0, 1)
     assert pings(lab, "172.20.0.2", "m1")
+    # and so are the marks of another firewall, whose bits are also niso's
+    lab.run("ip", "address", "add", "172.20.0.3/24", "dev", "br-other")
+    mark, counted = "meta mark set 0x44000000", "iifname br-other meta mark 0x44000000 counter"
+    lab.run(
+        "nft",
+        f"table bridge other {{ chain c {{ type filter hook prerouting priority -310; {mark}; }}; }}",
+    )
+    lab.run(
+        "nft",
+        f"table inet other {{ chain c {{ type filter hook input priority 0; {counted}; }}; }}",
+    )
+    assert pings(lab, "172.20.0.3", "m1")
+    assert "packets 0 " not in lab.run("nft", "list", "table", "inet", "other").stdout
 
 
 def test_global_bridge_sysctls_stay_as_found(lab: Lab) -> None:

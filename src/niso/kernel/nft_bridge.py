@@ -35,6 +35,7 @@ _ABSENT = f"meta mark set meta mark & 0xbfffffff | {ABSENT}"  # not `CHECKED`
 _CHECK = f"meta mark set meta mark | {CHECKED}"
 _BOTH = hex(int(CHECKED, 16) | int(RESOLVED, 16))
 _RESOLVED4 = f"meta mark set meta mark | {_BOTH}"  # IPv4 is checked and led by one rule
+_UNTRACKED_COPY = hex(int(RESOLVED, 16) | int(nft_sensor.TRACKED, 16))
 
 DROPPED_FROM = "dropped_from"
 """A set of the bridge table that counts packets with a foreign source, by bridge port.
@@ -150,7 +151,8 @@ table bridge niso {{
 
 	chain input {{
 		type filter hook input priority -200; policy accept;
-		meta mark & {RESOLVED} != 0 meta mark set meta mark & 0xbfffffff comment "a copy for who listens on the bridge: raw drops it"
+		meta mark & {_UNTRACKED_COPY} == {RESOLVED} iifname @ports meta mark set meta mark & 0xbfffffff comment "a copy for who listens on the bridge: raw drops it"
+		meta pkttype other meta mark & {nft_sensor.TRACKED} == 0 iifname "nx-*" accept comment "the same of another host: has no flow"
 		meta pkttype other iifname @ports counter drop comment "to the MAC of another port: the host would not take it, but its flow"
 	}}
 

@@ -341,6 +341,8 @@ table inet niso {{
 	chain from_host {{
 		type filter hook output priority filter; policy accept;
 		oifname != {BRIDGES} accept
+		icmp type redirect drop comment "about a copy for who listens on the bridge"
+		icmpv6 type nd-redirect drop
 		{_NO_START} jump no_start
 	}}
 
