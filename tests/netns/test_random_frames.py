@@ -186,17 +186,21 @@ class World:
         """Return whether a frame may reach an end (None: the client), where it is addressed to ``target``."""
         if sent.source not in sent.end.addresses:
             return False
+        is_open = f"n{sent.end.addresses[0].split('.')[2]}" not in self.internal
         if at is None:
-            network = f"n{sent.end.addresses[0].split('.')[2]}"
-            return sent.target in OUTSIDE and network not in self.internal
-        tried = [(sent.source, sent.target, sent.port)]
+            return sent.target in OUTSIDE and is_open
+        found = self._verdict(sent.source, sent.target, sent.port, sent)
+        passes = found.passes
         if sent.target not in self.holder:
             # published: also by a link that the kernel of the service would not choose
-            tried.append((sent.source, target, PORT))
+            found = self._verdict(sent.source, target, PORT, sent)
+            passes = passes or (found.ingress.passes and (found.path.passes or is_open))
         elif sent.port in PAIR:
-            tried.append((sent.target, sent.source, sent.port))
-        passes = any(policy.decide(self.verdicts, *each, sent.proto).passes for each in tried)
+            passes = passes or self._verdict(sent.target, sent.source, sent.port, sent).passes
         return self.holder.get(target) == at and passes and sent.mac == sent.end.mac
+
+    def _verdict(self, source: str, target: str, port: int | None, sent: Sent) -> policy.Verdict:
+        return policy.decide(self.verdicts, source, target, port, sent.proto)
 
     def arrived(self, sent: dict[int, Sent]) -> tuple[int, list[str]]:
         """Return how many frames have arrived, and descriptions of those that must not."""
