@@ -9,7 +9,7 @@ from conftest import Lab
 
 CODE = """\
 import _thread, ctypes, json, os, sys
-from niso.runtime import mount_base
+from niso.runtime import mount_base, under_way
 from niso.runtime.mount_calls import mount
 
 if jail := "".join(sys.argv[1:]):
@@ -34,14 +34,14 @@ def start(number, done):
 leave = _thread.allocate_lock()
 leave.acquire()
 for _ in range(3):
-    mount_base.begin()
+    under_way.begin()
 for number in range(3):
     done = _thread.allocate_lock()
     done.acquire()
     _thread.start_new_thread(start, (number, done))
     done.acquire()
 for _ in range(3):
-    mount_base.end()
+    under_way.end()
 found.append([points(), os.readlink("/proc/self/ns/mnt"), os.stat("/")[1:3]])
 print(json.dumps([found, before == os.listdir("/proc/self/fd")]), flush=True)
 os._exit(0)

@@ -132,9 +132,8 @@ class Launch:
             failpoint.hit(f"write the bundle of {spec.service}")
             held = sources.Held(spec)
             self._held.callback(held.close)
-            for shared in (under_way, mount_base):
-                shared.begin()
-                self._held.callback(shared.end)
+            under_way.begin()
+            self._held.callback(under_way.end)
             os.mkdir(bundle, 0o700)
             # Keeps others from removing niso's cgroups before conmon and crun's container are in.
             guard = open_lock(".cgroup")

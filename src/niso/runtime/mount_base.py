@@ -13,6 +13,7 @@ import os
 from contextlib import suppress
 
 from niso.base import paths
+from niso.runtime import under_way
 from niso.runtime.mount_calls import mount, unmount
 
 # mount(2), linux/mount.h
@@ -20,33 +21,15 @@ _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_SLAVE = 0x2, 0x4, 0x4000, 0x80000
 _MNT_DETACH = 2
 
 _lock = _thread.allocate_lock()
-_starts = 0
-"""How many starts are under way. After the last, nothing keeps what the host unmounts."""
 _base: list[int] = []
 """Descriptors of the namespace that starts copy, and of this process's root in it."""
-
-
-def begin() -> None:
-    """Announce a start; the caller must call `end`."""
-    global _starts
-    with _lock:
-        _starts += 1
-
-
-def end() -> None:
-    """Close the namespace that starts copy if this was the last one under way."""
-    global _starts
-    with _lock:
-        _starts -= 1
-        while not _starts and _base:
-            os.close(_base.pop())
 
 
 def enter() -> None:
     """Move the calling thread into a mount namespace of its own, whose mounts the host never sees.
 
     What is mounted on the host later appears in it (mount_namespaces(7), MS_SLAVE). The thread has
-    unshared CLONE_FS, and is in a start that `begin` has announced. Raises OSError.
+    unshared CLONE_FS, and is in a start (`under_way.begin`). Raises OSError.
     """
     with _lock:
         if _base:
@@ -63,7 +46,14 @@ def enter() -> None:
             except OSError:
                 os.close(root)
                 raise
+            under_way.at_end(_close)
     os.unshare(os.CLONE_NEWNS)
+
+
+def _close() -> None:
+    """Close the namespace that starts copy: it would keep what the host unmounts."""
+    while _base:
+        os.close(_base.pop())
 
 
 def _prepare() -> None:

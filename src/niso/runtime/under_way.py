@@ -1,4 +1,4 @@
-"""Read once what several starts of one process need of the host, while any of them is under way.
+"""Share what several starts of one process need of the host, while any of them is under way.
 
 The starts of a command follow each other within milliseconds, so the next one need not look again.
 """
@@ -17,6 +17,8 @@ _lock = _thread.allocate_lock()
 _starts = 0
 _read: dict[object, Any] = {}
 """What `once` has read, by the function and its arguments."""
+_at_end: list[Callable[[], object]] = []
+"""What to call when no start is under way any more."""
 
 
 def begin() -> None:
@@ -27,12 +29,21 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Forget what was read if this was the last start under way."""
+    """Drop what starts share if this was the last one under way."""
     global _starts
     with _lock:
         _starts -= 1
-        if not _starts:
-            _read.clear()
+        if _starts:
+            return
+        _read.clear()
+        while _at_end:
+            _at_end.pop()()
+
+
+def at_end(drop: Callable[[], object]) -> None:
+    """Have ``drop`` called at the end of the last start under way; call this in a start."""
+    with _lock:
+        _at_end.append(drop)
 
 
 def once[T](read: Callable[..., T], *args: object) -> T:

@@ -139,7 +139,7 @@ def unforward(
             raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
         back = []
         for holder, claimed in kept_out(store, service, port):
-            if holder not in locked:  # it has been activated meanwhile
+            if holder not in locked:  # activated in the meantime
                 continue
             try:
                 Listeners(machine.kernel, store.port_families(holder)).check(claimed, "PORT")

@@ -111,8 +111,9 @@ def _class_of(base: ast.expr) -> str:
 
 
 def _text(line: ast.stmt | None) -> str:
-    is_text = isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
-    return " ".join(str(line.value.value).split()) if is_text else ""  # type: ignore[union-attr]
+    if isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant):
+        return " ".join(str(line.value.value).split())
+    return ""
 
 
 def _array(module: str, name: str) -> Result:
