@@ -13,16 +13,15 @@ import pytest
 from fake_world import Steps, World
 
 from niso.base import names, paths
-from niso.base.errors import Conflict, Error, NotFound, ProcessError
+from niso.base.errors import Conflict, Error, ProcessError
 from niso.base.locks import service_lock
-from niso.base.report import Caution, Event, Recovered
-from niso.commands import activate, network, port_forward, restart
-from niso.commands.check import check, unpublished_ports
+from niso.base.report import Event, Recovered
+from niso.commands import activate, network, restart
+from niso.commands.check import check
 from niso.commands.deactivate import deactivate, remove
 from niso.kernel.kinds.setting import FORWARDING
 from niso.kernel.nft_tables import INET
 from niso.kernel.sockdiag import Listener
-from niso.plan.records import Port
 from niso.runtime import package
 from niso.services import journal, pending, targets
 from niso.services.networks import NetworkRequest
@@ -30,7 +29,6 @@ from niso.store.store import Store
 
 SHARE = {"mode": "share", "share": "api"}
 WEB = {"ports": ["8080:80"]}
-MORE = Port("", 9090, 80, "tcp")
 
 
 # --- activate --------------------------------------------------------------------------------------------------------
@@ -379,109 +377,6 @@ def test_restart_keeps_all_but_the_process(world: World) -> None:
     with pytest.raises(Conflict, match="not active"):
         restart.restart(world.machine, ["api", "db"])
     world.assert_whole()
-
-
-# --- port-forward ----------------------------------------------------------------------------------------------------
-
-
-def test_forward_comes_and_goes_at_once(world: World) -> None:
-    world.activate(world.package("api", network=WEB))
-    before = world.picture()
-    forward = port_forward.port_forward
-    assert forward(world.machine, "api", MORE) == (True, [])
-    assert world.ports("api") == ["8080:80", "9090:80"]
-    world.assert_whole()
-    assert forward(world.machine, "api", MORE) == (False, [])
-    port_forward.port_unforward(world.machine, "api", MORE)
-    assert world.picture() == before
-    with pytest.raises(NotFound, match="not forwarded"):
-        port_forward.port_unforward(world.machine, "api", MORE)
-    with pytest.raises(Conflict, match="in the manifest"):
-        port_forward.port_unforward(world.machine, "api", Port("", 8080, 80, "tcp"))
-    assert world.picture() == before
-
-
-@pytest.mark.parametrize("kills", [False, True])
-def test_forward_tidies_up_the_bridge_that_its_service_has_left(world: World, kills: bool) -> None:
-    front, back = {"network": "front"}, {"network": "back"}
-    world.activate(world.package("db", network=front))
-    world.activate(world.package("api", network={**front, "ports": ["127.0.0.1:8080:80"]}))
-    world.activate(world.package("api", network=back))
-    world.assert_whole()
-    steps = Steps(world, 3 if kills else 0, kills)
-    assert steps.run(lambda: port_forward.port_forward(world.machine, "api", MORE)) is not kills
-    journal.recover(world.machine)
-    assert world.ports("api") == [MORE.text]
-    world.assert_whole()
-
-
-def test_forward_takes_a_port_only_if_it_may(world: World) -> None:
-    world.activate(world.package("api", network=WEB), world.package("db"))
-    before, wanted = world.picture(), Port("", 8080, 5432, "tcp")
-    with pytest.raises(Conflict, match="'api'"):
-        port_forward.port_forward(world.machine, "db", wanted)
-    assert world.picture() == before
-    took = port_forward.port_forward(world.machine, "db", wanted, replace=True)
-    assert took == (True, [("api", Port("", 8080, 80, "tcp"))])
-    assert (world.ports("api"), world.ports("db")) == ([], ["8080:5432"])
-    world.assert_whole()
-    assert unpublished_ports(world.machine, None) == []
-    assert port_forward.port_unforward(world.machine, "db", wanted) == [took[1][0]]
-    assert (world.ports("api"), world.ports("db")) == (["8080:80"], [])
-    world.assert_whole()
-
-
-def test_what_a_forward_took_is_back_with_its_end_unless_somebody_else_has_it(world: World) -> None:
-    forward, end = port_forward.port_forward, port_forward.port_unforward
-    ports = ["8081:80", "8080:80", ":82"]
-    api = world.package("api", network={"ports": ports})
-    wide, local = Port("", 8080, 80, "tcp"), Port("127.0.0.1", 8080, 80, "tcp")
-    world.activate(api, world.package("db"), world.package("log"))
-    before = world.store.port_rows("api")
-    forward(world.machine, "db", wide, replace=True)
-    forward(world.machine, "log", local, replace=True)  # it takes that of db
-    assert world.ports("db") == []
-    assert end(world.machine, "log", local) == [("api", wide)]
-    assert world.store.port_rows("api") == before
-    world.assert_whole()
-    forward(world.machine, "db", wide, replace=True)
-    world.kernel.listening["tcp"] = [Listener(2, "0.0.0.0", 8080, 1)]
-    said: list[object] = []
-    assert end(world.machine, "db", wide, said.append) == []
-    assert [event.hints for event in said if isinstance(event, Caution)] == [
-        ("stop it, then niso activate api",)
-    ]
-    world.assert_whole()
-    ((text, hint),) = unpublished_ports(world.machine, "api")
-    assert text.startswith("api: 8080:80 of its manifest is not published")
-    assert hint == "niso activate api"
-    world.kernel.listening = {}
-    world.activate(api)
-    assert world.store.port_rows("api") == before
-    assert unpublished_ports(world.machine, None) == []
-
-
-def test_port_that_a_deactivated_forward_took_is_named_by_check(world: World) -> None:
-    world.activate(world.package("api", network={"ports": [":82"]}), world.package("db"))
-    (text,) = world.ports("api")
-    taken = Port("", int(text.partition(":")[0]), 80, "tcp")
-    port_forward.port_forward(world.machine, "db", taken, replace=True)
-    deactivate(world.machine, ["db"])
-    ((text, _),) = unpublished_ports(world.machine, None)
-    assert text.startswith("api: port 82 of its manifest")
-
-
-def test_nobody_gets_a_port_that_two_manifests_claim(world: World) -> None:
-    wanted = Port("", 8080, 80, "tcp")
-    world.activate(*(world.package(name) for name in ("db", "log")))
-    world.activate(world.package("api", network=WEB))
-    port_forward.port_forward(world.machine, "db", wanted, replace=True)
-    deactivate(world.machine, ["db"])
-    world.activate(world.package("web", network=WEB))
-    port_forward.port_forward(world.machine, "log", wanted, replace=True)
-    assert port_forward.port_unforward(world.machine, "log", wanted) == []
-    world.assert_whole()
-    assert len(unpublished_ports(world.machine, None)) == 2
 
 
 def test_service_that_goes_has_its_policy_until_its_link_has_gone(world: World) -> None:
