@@ -48,5 +48,7 @@ def test_folder_of_that_name_elsewhere_is_another(
     known: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree("api", "elsewhere/api")
+    time.sleep(0.02)
+    os.chmod(known[2], 0o700)  # the copy is newer
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert is_beside_another(*known)
