@@ -5,7 +5,7 @@ An interface name has at most 15 characters (IFNAMSIZ - 1, linux/if.h).
 
 from __future__ import annotations
 
-from niso.base.digest import sha256
+from hashlib import sha256
 
 MAX_IFNAME = 15
 DEFAULT_NETWORK = "niso-default"

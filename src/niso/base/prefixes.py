@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
 from niso.base.addresses import family_of
-from niso.base.lite_socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from niso.base.lite_typing import NamedTuple
 
 _COMPATIBLE = bytes(10)

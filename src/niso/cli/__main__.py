@@ -1,10 +1,10 @@
 """Run the command as ``python -m niso.cli``, as systemd units do."""
 
-import _signal  # type: ignore[import-not-found]
+import signal
 
-if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # nothing to undo until niso installs its own handler
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from niso.cli.main import main
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-# `signal` wraps this in enums, and importing enum costs a short command 1.5 ms
-import _signal  # type: ignore[import-not-found]
+import signal
 import sys
 
 from niso.base.lite_typing import TYPE_CHECKING
@@ -59,27 +58,27 @@ def _unraisable(lost: UnraisableHookArgs) -> None:
         return
     # from a timer, since exceptions raised in this hook are discarded too
     state.lost = True
-    _signal.setitimer(_signal.ITIMER_REAL, _AGAIN_S)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
     state.lost = False
 
 
 def _again(*_: object) -> None:
     if state.lost:
-        _signal.setitimer(_signal.ITIMER_REAL, _AGAIN_S)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
         return
     state.last = -BURST_S
-    _signal.raise_signal(_signal.SIGTERM)  # stays pending while signals are blocked
+    signal.raise_signal(signal.SIGTERM)  # stays pending while signals are blocked
 
 
 def end_on_signals() -> None:
     """Install the handlers: INT, TERM and HUP call `interrupt`."""
     state.last, state.over = -BURST_S, False
-    _signal.signal(_signal.SIGTERM, interrupt)
-    _signal.signal(_signal.SIGALRM, _again)
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGALRM, _again)
     sys.unraisablehook = _unraisable
     # some parents leave it ignored, and then wait(2) returns no status
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-    for number in (_signal.SIGINT, _signal.SIGHUP):
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):
         # ignored in background jobs of scripts and by nohup(1): stay so
-        if _signal.getsignal(number) != _signal.SIG_IGN:
-            _signal.signal(number, interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)

@@ -5,7 +5,6 @@ Only the module of the subcommand is imported, to keep start-up short.
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import sys
@@ -27,8 +26,6 @@ JUDGES = ("net check", "net explain")
 def main() -> None:
     """Run the console script and end the process."""
     os.umask(0o022)
-    # imports create little garbage, and collecting it takes a tenth of their time
-    gc.set_threshold(50_000)
     _have_outputs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # characters that the encoding lacks are printed as escapes

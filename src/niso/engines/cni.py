@@ -7,10 +7,10 @@ does is in `niso.engines.cni_calls`, which VERSION does not load.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
-from niso.base import lite_json
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.engines import protocol
@@ -50,7 +50,7 @@ def main() -> None:
         text = f"does not understand this call: {error!r}"
         answer, status = _error(version, Failure(WRONG_CONFIG, text)), 1
     if answer is not None:
-        sys.stdout.write(f"{lite_json.dumps(answer)}\n")
+        sys.stdout.write(f"{json.dumps(answer)}\n")
     sys.stdout.flush()
     os._exit(status)
 
@@ -77,7 +77,7 @@ def _failure(error: Error) -> Failure:
 def _config() -> dict[str, Any]:
     """Return the configuration on stdin. Raises Failure."""
     try:
-        data = lite_json.loads(protocol.read_stdin())
+        data = json.loads(protocol.read_stdin())
     except OSError as error:
         raise Failure(_NOT_READ, f"stdin: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

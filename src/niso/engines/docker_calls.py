@@ -8,13 +8,14 @@ one namespace and then to the other.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 
-from niso.base import files, lite_json, names, paths
-from niso.base.digest import sha256
+from niso.base import files, names, paths
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
@@ -73,13 +74,13 @@ def _known(path: str) -> dict[str, Any] | None:
     content = files.read(path)
     if content is None:
         return None
-    value = lite_json.loads(content.decode())
+    value = json.loads(content.decode())
     return value if isinstance(value, dict) else None
 
 
 def _keep(path: str, value: Mapping[str, Any]) -> None:
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    files.replace(path, lite_json.dumps(value).encode(), 0o600)
+    files.replace(path, json.dumps(value).encode(), 0o600)
 
 
 def _remove(path: str) -> None:

@@ -7,6 +7,7 @@ is in `niso.engines.docker_calls`.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import socketserver
@@ -14,7 +15,6 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler
 
-from niso.base import lite_json
 from niso.base.errors import Error, InvalidInput
 from niso.engines import docker_calls, protocol
 
@@ -43,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer = 500, {"Err": f"niso: does not understand {call}: {error!r}"}
         if "Err" in answer:
             docker_calls.say(f"{call}: {answer['Err']}")
-        text = lite_json.dumps(answer).encode()
+        text = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", _TYPE)
         self.send_header("Content-Length", str(len(text)))
@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if length > _MOST_BYTES:
             raise InvalidInput("this call is too long")
-        body = lite_json.loads(self.rfile.read(length).decode() or "{}")
+        body = json.loads(self.rfile.read(length).decode() or "{}")
         if not isinstance(body, dict):
             raise InvalidInput("this call is not a JSON object")
         return body

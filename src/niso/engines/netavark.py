@@ -6,12 +6,13 @@ stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
 
 import niso
-from niso.base import lite_json, names
+from niso.base import names
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.engines import aardvark, plugin, protocol
@@ -41,7 +42,7 @@ def main() -> None:
     except protocol.MALFORMED as error:
         answer, status = {"error": f"niso: does not understand this call: {error!r}"}, 1
     if answer is not None:
-        sys.stdout.write(f"{lite_json.dumps(answer)}\n")
+        sys.stdout.write(f"{json.dumps(answer)}\n")
     sys.stdout.flush()
     os._exit(status)
 
@@ -57,7 +58,7 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
             "this is a plugin for netavark", "create, setup NETNS, teardown NETNS or info"
         )
     try:
-        given = lite_json.loads(protocol.read_stdin())
+        given = json.loads(protocol.read_stdin())
     except ValueError as error:
         raise InvalidInput(f"stdin is not JSON: {error}") from error
     if not isinstance(given, dict):

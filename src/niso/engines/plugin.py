@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 
 from niso.base import paths
-from niso.base.digest import sha256
 from niso.base.errors import Conflict, Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.real import Real

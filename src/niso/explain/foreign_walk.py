@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
-from niso.base import lite_socket as socket
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import foreign_chains
 from niso.kernel.foreign_chains import (

@@ -6,10 +6,10 @@ See linux/netfilter/nfnetlink_conntrack.h.
 from __future__ import annotations
 
 import errno
+import socket
 import time
 from collections.abc import Callable, Iterable
 
-from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.errors import KernelError
 from niso.kernel import netlink

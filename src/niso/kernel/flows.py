@@ -7,10 +7,10 @@ changed ports or addresses.
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from collections.abc import Iterable
 
-from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink

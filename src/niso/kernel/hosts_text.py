@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from niso.base import lite_socket as socket
+import socket
+
 from niso.base.addresses import family_of
 from niso.base.names import DOMAIN
 

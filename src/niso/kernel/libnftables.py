@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 from collections.abc import Iterable
 
-from niso.base import failpoint, lite_json
+from niso.base import failpoint
 from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel import nft_audit, nft_elements, nft_values
@@ -123,7 +124,7 @@ class Nft:
             raise self._error(self._errors(), command)
         answer: bytes = self._nft.nft_ctx_get_output_buffer(self._context) or b'{"nftables": []}'
         try:
-            items = lite_json.loads(answer.decode())["nftables"]
+            items = json.loads(answer.decode())["nftables"]
             return [item for item in items if "metainfo" not in item]
         except _MALFORMED as error:
             raise _unreadable(command) from error

@@ -7,10 +7,10 @@ all that is known of them takes 39.
 from __future__ import annotations
 
 import fcntl
+import socket
 import struct
 from collections.abc import Iterable
 
-from niso.base import lite_socket as socket
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import attributes

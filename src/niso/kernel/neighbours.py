@@ -8,10 +8,10 @@ the first two for each service, and all three for each service of another host.
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 import sys
 
-from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink

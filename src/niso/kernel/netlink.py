@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections.abc import Callable, Iterator
 
 from niso.base import failpoint
-from niso.base import lite_socket as socket
 from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 from fcntl import ioctl
 
 from niso.base import failpoint, paths
-from niso.base import lite_socket as socket
 from niso.base.errors import KernelError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.netlink import refused

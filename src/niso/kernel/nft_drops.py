@@ -8,8 +8,8 @@ returned with its headers, the only part of it that the kernel sends.
 from __future__ import annotations
 
 import os
+import socket
 
-from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel.nft_bridge import ABSENT

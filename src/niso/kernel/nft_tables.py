@@ -7,7 +7,8 @@ describes the path of a packet.
 
 from __future__ import annotations
 
-from niso.base.digest import sha256
+from hashlib import sha256
+
 from niso.base.names import BRIDGES
 from niso.kernel import nft_audit, nft_bridge, nft_limits, nft_policies, nft_sensor, nft_wire
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from niso.base import lite_socket as socket
+import socket
+
 from niso.kernel import nft_wire
 from niso.kernel.netlink import attribute, attributes, nested, string, text
 

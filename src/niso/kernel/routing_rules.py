@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 
-from niso.base import lite_socket as socket
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, string, text, u32

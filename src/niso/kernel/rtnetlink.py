@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections.abc import Sequence
 from fcntl import ioctl
 
-from niso.base import lite_socket as socket
 from niso.base.errors import KernelError
 from niso.kernel import bridge_flags, netlink
 from niso.kernel.netlink import Message, attribute, nested, refused, text, u32

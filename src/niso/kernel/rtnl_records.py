@@ -5,9 +5,9 @@ See linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h.
 
 from __future__ import annotations
 
+import socket
 import struct
 
-from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import bridge_flags, netlink

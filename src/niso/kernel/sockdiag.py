@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 
-from niso.base import lite_socket as socket
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import attributes

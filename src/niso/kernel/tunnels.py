@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 
-from niso.base import lite_socket as socket
 from niso.base.addresses import family_of
 from niso.base.errors import Conflict, KernelError
 from niso.base.lite_typing import NamedTuple

@@ -6,9 +6,10 @@ Older stores keep manifests as they were written; those are built here too.
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Callable, Mapping
 
-from niso.base import convert, lite_json
+from niso.base import convert
 from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.manifest import (
@@ -166,4 +167,4 @@ def of_written(text: str) -> ServiceSpec:
     ``text`` is the JSON of its tables as they were written. Raises ValueError for malformed JSON,
     InvalidInput if this version of niso cannot parse one of its values.
     """
-    return spec(convert.convert(lite_json.loads(text), Manifest), {})
+    return spec(convert.convert(json.loads(text), Manifest), {})

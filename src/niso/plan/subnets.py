@@ -7,8 +7,8 @@ IPv6 work alike.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import sha256
 
-from niso.base.digest import sha256
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.prefixes import Prefix
 

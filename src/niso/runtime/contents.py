@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import time
+from hashlib import sha256
 
 from niso.base import files, paths
-from niso.base.digest import sha256
 
 _TICK_S = 2
 """The coarsest times of a file system that niso's packages can be on (FAT)."""

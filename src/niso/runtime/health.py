@@ -6,12 +6,13 @@ health check.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import time
 from collections.abc import Sequence
 
-from niso.base import lite_json, paths
+from niso.base import paths
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import open_lock
 from niso.base.report import Report
@@ -94,7 +95,7 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     draft = f"{path}.{os.getpid()}"  # two processes may write at once
     with open(draft, "w", encoding="utf-8") as file:
-        file.write(lite_json.dumps(after._asdict()))
+        file.write(json.dumps(after._asdict()))
     os.rename(draft, path)
     if not os.path.isdir(paths.service_dir(service)):
         process.forget_health(service)

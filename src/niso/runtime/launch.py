@@ -15,13 +15,14 @@ from __future__ import annotations
 import _thread
 import errno
 import fcntl
+import json
 import os
 import resource
 import signal
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 
-from niso.base import failpoint, lite_json, paths
+from niso.base import failpoint, paths
 from niso.base.errors import ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import open_lock
@@ -216,7 +217,7 @@ def write_bundle(spec: ProcessSpec, bundle: str, under: skeleton.Skeleton | None
 def _profile() -> dict[str, Any]:
     """Return the seccomp profile of all services."""
     with open(_PROFILE, encoding="utf-8") as file:
-        profile: dict[str, Any] = lite_json.loads(file.read())
+        profile: dict[str, Any] = json.loads(file.read())
     return profile
 
 
@@ -486,7 +487,7 @@ def _created_pid(spec: ProcessSpec, bundle: str, line: bytes) -> int:
     Raises `ProcessError` with the message of crun if the create failed.
     """
     try:
-        answer = lite_json.loads(line.decode() or "{}")
+        answer = json.loads(line.decode() or "{}")
     except ValueError:
         answer = {}
     pid = answer.get("data", -1)

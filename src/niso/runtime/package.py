@@ -14,9 +14,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from hashlib import sha256
 
 from niso.base import failpoint, files, paths, trees
-from niso.base.digest import sha256
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import NamedTuple
 from niso.runtime.contents import Contents, forget

@@ -12,9 +12,9 @@ import errno
 import os
 import stat
 from functools import cache
+from hashlib import sha256
 
 from niso.base import paths, trees
-from niso.base.digest import sha256
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.runtime import service_paths, status, under_way
 from niso.runtime.service_paths import TOP_LINKS

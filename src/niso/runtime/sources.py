@@ -18,9 +18,9 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from hashlib import sha256
 
 from niso.base import files, paths
-from niso.base.digest import sha256
 from niso.base.errors import Error, ProcessError
 from niso.base.lite_typing import NamedTuple
 from niso.plan.process_spec import Identity, ProcessSpec, Secret, Volume

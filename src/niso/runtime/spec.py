@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from functools import lru_cache
 
-from niso.base import convert, files, lite_json, paths
+from niso.base import convert, files, paths
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.process_spec import ProcessSpec
 
@@ -79,7 +80,7 @@ def write_json(path: str, value: object) -> None:
     """Replace ``path`` by ``value`` as JSON (mode 0600), atomically. Raises OSError."""
     draft = f"{path}.new"
     with open(files.make(draft, 0o600), "w", encoding="utf-8") as file:
-        file.write(lite_json.dumps(value))
+        file.write(json.dumps(value))
     files.rename(draft, path)
 
 
@@ -92,7 +93,7 @@ def read_json(path: str) -> dict[str, Any] | None:
 def _parse_json(text: bytes) -> dict[str, Any] | None:
     """Return a JSON object; None if the text is not one."""
     try:
-        value = lite_json.loads(text.decode())
+        value = json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

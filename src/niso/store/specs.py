@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from zlib import crc32
 
-from niso.base import convert, lite_json
+from niso.base import convert
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Policy
 from niso.plan.service_spec import ServiceSpec
@@ -25,7 +26,7 @@ def encode_service(spec: ServiceSpec) -> str:
 
     A changed default in a later version of niso therefore does not change a known service.
     """
-    text = lite_json.dumps(convert.plain(spec), compact=True)
+    text = json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
     _remember((ServiceSpec, text), spec)
     return text
 
@@ -35,7 +36,7 @@ def encode_process(spec: ProcessSpec) -> str:
 
     Bytes of resolv.conf that are not UTF-8 are surrogates.
     """
-    text = lite_json.dumps(convert.plain(spec))
+    text = json.dumps(convert.plain(spec))
     _remember((type(spec), text), spec)
     return text
 
@@ -77,10 +78,10 @@ def _decode[T](text: str, table: type[T]) -> T | None:
     known = table, text
     if known not in _decoded:
         try:
-            data = lite_json.loads(text)
+            data = json.loads(text)
             if table is ServiceSpec and "\\u" in text:
                 # json accepts lone surrogates, which are not valid text
-                lite_json.dumps(data, compact=True).encode()
+                json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
             _remember(known, convert.convert(data, table))
         except (ValueError, RecursionError):  # Mismatch is a ValueError
             _remember(known, None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
 import time
 from functools import lru_cache
+from weakref import ref
 
 from niso.base import failpoint, paths
 from niso.base.errors import Error
@@ -14,9 +16,6 @@ from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any
-    from weakref import ref
-else:
-    from _weakref import ref  # the same, without the other imports of weakref
 
 __all__ = ["sqlite3"]
 
@@ -28,16 +27,12 @@ COLUMNS = 116
 
 def encoded(value: object) -> str:
     """Return the JSON of a value."""
-    from niso.base import lite_json  # here and in `decoded`: `net list` does not need it
-
-    return lite_json.dumps(value)
+    return json.dumps(value)
 
 
 def decoded(text: str) -> Any:
     """Return the value of a JSON text. Raises ValueError."""
-    from niso.base import lite_json
-
-    return lite_json.loads(text)
+    return json.loads(text)
 
 
 class Transaction:
