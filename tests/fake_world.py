@@ -25,7 +25,8 @@ from niso.kernel.kinds.kind import kind_of
 from niso.kernel.state import State
 from niso.reconcile import converge
 from niso.runtime.fake_processes import FakeProcesses
-from niso.services import machine, targets
+from niso.services import targets
+from niso.services.machine import Machine
 from niso.services.networks import NetworkRequest
 from niso.store.store import Store
 
@@ -44,6 +45,12 @@ def unguarded(kernel: Fake) -> list[str]:
         for thing in things
         if any(guard.key() not in kernel.elements for guard in kind_of(thing).guards(thing))
     ]
+
+
+def fake_machine(store: Store) -> Machine:
+    """Return a machine in memory with this store; it refuses what the real one refuses."""
+    kernel = Fake()
+    return Machine(store, kernel, FakeProcesses(kernel))
 
 
 class World:
@@ -69,7 +76,7 @@ class World:
 
     def _use(self, store: Store) -> None:
         self.store = store
-        self.machine = machine.fake(store)
+        self.machine = fake_machine(store)
         assert isinstance(self.machine.kernel, Fake)
         assert isinstance(self.machine.processes, FakeProcesses)
         self.kernel, self.processes = self.machine.kernel, self.machine.processes

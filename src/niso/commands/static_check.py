@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from typing import cast
 
 from niso.base import names
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, flatten
@@ -16,17 +17,54 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan import subnets
 from niso.plan.records import Network, Policy, Subnet
 from niso.plan.service_spec import ServiceSpec
-from niso.services import machine, networks, stacks, targets
+from niso.services import networks, stacks, targets
 from niso.services.admit import Target, record_all
+from niso.services.machine import Machine
 from niso.store.store import Store
 
 if TYPE_CHECKING:
+    from niso.kernel.interface import Kernel
+    from niso.kernel.sockdiag import Listener
     from niso.manifest.load import Loaded
-    from niso.services.machine import Machine
+    from niso.runtime.processes import Processes
     from niso.services.stacks import Membership
 
 _SPACE = 1 << 12
 """How many addresses are set apart for each network whose subnet is not known."""
+
+
+class _BareHost:
+    """Answer what recording a service asks of `niso.kernel.interface.Kernel`, for a bare host.
+
+    The host has no addresses, listeners, rules of others or services, and lacks nothing.
+    """
+
+    def sysctl(self, name: str) -> str:
+        return "0"
+
+    def default_mtu(self) -> int:
+        return 1500
+
+    def mtu_of(self, address: str) -> None:
+        return None
+
+    def lacks_ipv6(self) -> None:
+        return None
+
+    def host_addresses(self) -> list[str]:
+        return []
+
+    def used_prefixes(self, except_alias: str) -> list[tuple[subnets.Network, str]]:
+        return []
+
+    def receiving6(self) -> list[str]:
+        return []
+
+    def listeners(self, proto: str) -> list[Listener]:
+        return []
+
+    def foreign_nat(self) -> dict[str, int]:
+        return {}
 
 
 def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
@@ -35,13 +73,9 @@ def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
     Changes nothing and reads nothing of this machine. Raises Conflict, InvalidInput, or an
     ErrorGroup of all errors.
     """
-    from niso.kernel.fake import Fake
-
     wanted = [_target(one) for one in loaded]
     store = Store.empty()
-    host = machine.fake(store)
-    assert isinstance(host.kernel, Fake)
-    host.kernel.own_addresses.clear()
+    host = Machine(store, cast("Kernel", _BareHost()), cast("Processes", None))
     errors: list[Error] = [error for target in wanted for error in _misplaced(target)]
     try:
         with store.transaction() as transaction:

@@ -22,22 +22,13 @@ def _joined() -> Joined | None:
 class Machine(NamedTuple):
     """Hold the store, kernel and processes that a command uses, and how it reaches its cluster.
 
-    Every command takes one, so that it can run on `niso.kernel.fake` without root.
+    Every command takes one, so that tests can pass one in memory.
     """
 
     store: Store
     kernel: Kernel
     processes: Processes
     joined: Callable[[], Joined | None] = _joined
-
-
-def fake(store: Store) -> Machine:
-    """Return a machine in memory with this store; it refuses what the real one refuses."""
-    from niso.kernel.fake import Fake
-    from niso.runtime.fake_processes import FakeProcesses
-
-    kernel = Fake()
-    return Machine(store, kernel, FakeProcesses(kernel))
 
 
 def real(store: Store) -> Machine:
