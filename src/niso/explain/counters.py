@@ -1,4 +1,4 @@
-"""Read the counters of active services: traffic, drops of policies, and of anti-spoofing."""
+"""Read the counters of active services: traffic, policy drops and anti-spoofing drops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Counts = dict[tuple[str, str], int]
 
 
 def stats(rows: Sequence[ServiceRow]) -> list[Stats]:
-    """Return the counters of each of these active services. Raises KernelError."""
+    """Return the counters of each given service; all must be active. Raises KernelError."""
     if not rows:
         return []
     ends = {
@@ -30,7 +30,7 @@ def stats(rows: Sequence[ServiceRow]) -> list[Stats]:
         counters = [links[end] for end in ends[row.name] if end in links]
         complete = ends[row.name] and len(counters) == len(ends[row.name])
         sums = [sum(counter[i] for counter in counters) if complete else None for i in range(4)]
-        # the host's end receives what the service sends
+        # what the service sends is received by the host's end of its veth pair
         out_packets, out_bytes, in_packets, in_bytes = sums
         in_drops, out_drops = (
             None if drops is None else drops.get((direction, row.name), 0)
@@ -54,10 +54,10 @@ def stats(rows: Sequence[ServiceRow]) -> list[Stats]:
 
 
 def _policy_drops() -> tuple[_Counts | None, _Counts]:
-    """Return the packets that policies dropped, and those that they would have dropped.
+    """Return packet counts by (direction, service): those that policies dropped, and audited ones.
 
-    Both are by (direction, service). The former is None without our table, the latter has only
-    services whose policy is in audit.
+    Audited packets would have been dropped, but the policy is in audit; only services with such a
+    policy are listed. The dropped counts are None if niso's nftables table does not exist.
     """
     drops: _Counts = {}
     audits: _Counts = {}
@@ -67,7 +67,8 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
         for name in sorted((*nft_sets.COUNTED, *nft_audit.PLACES)):
             direction = "in" if name.startswith(("in", "no_start_in", "audit_in")) else "out"
             for counted in kernel.counts(HEADERS[nft_tables.INET, name]):
-                # what a policy in audit denies is counted in other sets: until its end, and after
+                # denials of a policy in audit are counted by the audit sets, both until the audit
+                # ends and after
                 if counted.value == PASSES or counted.value in nft_audit.VERDICTS:
                     continue
                 key = (direction, counted.comment.partition(" ")[0])
@@ -77,7 +78,7 @@ def _policy_drops() -> tuple[_Counts | None, _Counts]:
 
 
 def _foreign() -> dict[str, int] | None:
-    """Return bridge port -> foreign frames dropped from it; None without our table."""
+    """Return spoofed frames dropped, by bridge port; None without the bridge table."""
     with Nfnetlink() as kernel:
         header = kernel.header(nft_tables.BRIDGE, nft_bridge.DROPPED_FROM)
         if header is None:

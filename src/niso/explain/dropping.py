@@ -1,4 +1,4 @@
-"""Say why nftables dropped a packet."""
+"""Explain why nftables dropped a packet."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
 class Dropping:
-    """The reasons of drops, by the present configuration."""
+    """Explain drops by the present policies and rules.
+
+    Reads the store again only after it changed.
+    """
 
     def __init__(self, kernel: Kernel, store: Store) -> None:
         self._kernel, self._store = kernel, store
         self._known: tuple[int, World] | None = None
 
     def words(self, dropped: Dropped) -> str:
-        """Return the manifest entry, or the rule. Raises KernelError."""
+        """Return why a packet was dropped: the manifest entry, or the rule. Raises KernelError."""
         version = self._store.changes()
         if self._known is None or self._known[0] != version:
             self._known = version, read_world(self._kernel, self._store)
@@ -36,14 +39,14 @@ class Dropping:
 
 
 def words(world: World, dropped: Dropped) -> str:
-    """Return why a packet was dropped. Pure."""
+    """Return why a packet was dropped: the manifest entry, or the rule. Pure."""
     place = f"{dropped.table} {dropped.chain}"
     if dropped.table not in (INET, BRIDGE):
         return f"{place}: {dropped.rule or 'policy drop'}"
     if comment := _COMMENT.search(dropped.rule):
         return comment[1]
     packet = _packet(dropped.headers)
-    # a policy sees it after DNAT, where its way does not look as if it were published
+    # policies match after DNAT: a packet to a published port already has the service's own address
     for reason in verdict.judge(world, *packet):
         if not reason.passes:
             return reason.message
@@ -52,7 +55,7 @@ def words(world: World, dropped: Dropped) -> str:
 
 
 def _packet(headers: bytes) -> tuple[str, str, int | None, str]:
-    """Return source, destination, port and protocol of a packet that begins with its IP header."""
+    """Parse a packet that begins with its IP header: source, destination, port and protocol."""
     if headers[0] >> 4 == 4:
         size, number, ends = (headers[0] & 15) * 4, headers[9], (headers[12:16], headers[16:20])
     else:

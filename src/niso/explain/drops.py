@@ -22,7 +22,7 @@ class Drop(NamedTuple):
     time: float  # seconds since 1970
     service: str
     direction: str  # in or out
-    key: str  # the manifest's key that decides; "" if the policy has changed since
+    key: str  # key of the manifest that decides; "" if the policy has changed since
     source: str
     source_name: str
     destination: str
@@ -33,10 +33,10 @@ class Drop(NamedTuple):
 
 
 class Log:
-    """A live log of drops, of one service or of all; a context manager.
+    """A live log of policy drops, of one service or of all; a context manager.
 
-    It does not include drops from before it was opened.
-    Raises Conflict if another process reads them, KernelError if the kernel has no nflog.
+    Drops from before it was opened are not included. Raises Conflict if another process reads the
+    log, KernelError if the kernel has no nflog.
     """
 
     def __init__(self, kernel: Kernel, store: Store, service: str | None) -> None:
@@ -54,12 +54,15 @@ class Log:
         return self._source.fileno()
 
     def read(self) -> list[Drop] | None:
-        """Wait for packets, and return their drops; None if the kernel had to skip some."""
+        """Wait for packets and return their drops.
+
+        Returns None if the kernel's buffer overflowed and drops were lost.
+        """
         packets = self._source.read()
         return None if packets is None else list(self._drops(packets))
 
     def _drops(self, packets: list[Logged]) -> Iterator[Drop]:
-        """Yield the drops of the requested service."""
+        """Yield the drops of the service that the log is for."""
         for packet in packets:
             direction = packet.prefix.removeprefix("niso ")
             if direction not in ("in", "out"):
@@ -87,7 +90,7 @@ class Log:
                 )
 
     def _world(self) -> World:
-        """Return the input of verdicts, read again if the store has changed."""
+        """Return the configuration that verdicts depend on; read again if the store has changed."""
         version = self._store.changes()
         if self._known is None or self._known[0] != version:
             self._known = (version, read_world(self._kernel, self._store))
@@ -95,6 +98,6 @@ class Log:
 
 
 def logging(store: Store, service: str | None) -> bool:
-    """Return whether the policy of this service, or of any active one, has ``log = true``."""
+    """Return whether the policy of a service, or of any active one if None, has ``log = true``."""
     services = [service] if service else store.active_services()
     return any(policy.log for name in services if (policy := store.policy(name)) is not None)

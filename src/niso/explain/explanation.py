@@ -38,8 +38,8 @@ class Object(NamedTuple):
     table: str
     container: str
     text: str
-    place: int | None = None  # of a rule in its chain, from 0; None for an element
-    host: str = ""  # the other host that has it, by what that host has published
+    place: int | None = None  # position of a rule in its chain, from 0; None for an element
+    host: str = ""  # the other host that has it, according to what that host published
 
     @property
     def counts(self) -> bool:
@@ -50,7 +50,10 @@ class Object(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """A verdict with the nftables objects of its three parts; ``counted`` count the packet."""
+    """A verdict with the nftables objects of its three parts.
+
+    ``counted`` are those whose packet counter this packet increments.
+    """
 
     packet: Packet
     verdict: Verdict
@@ -66,9 +69,9 @@ def explain(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Explanation:
-    """Return the verdict on a packet with the objects of the kernel that enforce it.
+    """Return the verdict on a packet, with the nftables objects that enforce it.
 
-    ``closed`` has the host's links that do not forward, with their addresses
+    ``closed`` maps the host's links that do not forward to their addresses
     (`niso.kernel.host_facts.not_forwarding`).
     """
     verdict = decide(world, *packet)
@@ -107,13 +110,13 @@ def explain(
 def _closed_link(
     world: World, packet: Packet, verdict: Verdict, closed: Mapping[str, Collection[str]]
 ) -> str:
-    """Return the link on which a packet from outside arrives, if it does not forward; else ""."""
+    """Return the link by which a packet from outside arrives, if it does not forward; else ""."""
     from_outside = (
         not verdict.source.service and not is_host(world, packet.source) and packet.family == 4
     )
     if not (closed and from_outside and verdict.path.passes and verdict.destination.service):
         return ""
-    own = probe.own_address(packet.source)  # the host replies by the link of arrival
+    own = probe.own_address(packet.source)  # the host replies through the link of arrival
     return next((name for name, addresses in closed.items() if own in addresses), "")
 
 
@@ -125,7 +128,7 @@ def other_family(
     packet: Packet,
     closed: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Explanation | None:
-    """Return the explanation of the same packet in the other family, or None if there is none."""
+    """Explain the same packet in the other address family; None if its ends lack that family."""
     try:
         from_, to = ends(world, source, destination, 4 if packet.family == 6 else 6)
     except Error:
@@ -134,7 +137,7 @@ def other_family(
 
 
 def _walks(world: World, packet: Packet, verdict: Verdict) -> bool:
-    """Return whether the packet leaves its namespace and traverses the chains of policies."""
+    """Return whether the packet leaves its namespace and traverses the policy chains."""
     sender = world.services.get(verdict.source.service)
     if sender is None:
         return not is_host(world, packet.source)
@@ -150,7 +153,10 @@ _Rules = tuple[Object, ...]
 def _path(
     store: Store, world: World, packet: Packet, verdict: Verdict
 ) -> tuple[_Rules, _Rules, _Rules]:
-    """Return (objects of the path, those that drop before the policies, those that drop after)."""
+    """Return the path's objects, those that drop before the policies, and those that drop after.
+
+    The latter two are part of the path too.
+    """
     sender, receiver = (
         world.services.get(party.service) for party in (verdict.source, verdict.destination)
     )
@@ -179,7 +185,8 @@ def _path(
             return (), (), ()
         if by.name != entered.name and not to.is_link_local:
             spoofed = _static(nft_tables.BRIDGE, "from_port", "not its own address")
-            # IPv6 sends nothing: no neighbour solicitation has a source that the link does not have
+            # with IPv6 no packet leaves: no neighbour solicitation has a source that the link does
+            # not have
             return spoofed, spoofed if family == 4 else (), ()
         objects += _port_elements(store, sender, receiver or sender, by, packet.source)
     elif not sender and not is_host(world, packet.source) and network_of(world, packet.source):
@@ -194,7 +201,7 @@ def _path(
             return tuple(objects), (), ()  # no rule of this host sees it
         return (*objects, *_passing(world, packet, sender, entered, reached)), (), ()
     if is_broadcast(world, to):
-        # to the broadcast address of another network: the host takes it for its own
+        # to the broadcast address of another network: the host treats it as its own address
         stays = entered and (reached is None or reached.name == entered.name)
         between = _static(nft_tables.BRIDGE, "between", "broadcast, multicast") if stays else ()
         return (*objects, *between), (), ()
@@ -212,7 +219,7 @@ def _path(
 def _dropping(
     sender: Known | None, entered: Network | None, reached: Network | None, family: int
 ) -> tuple[_Rules, _Rules]:
-    """Return the rules that drop a packet before the policies, and those that do so after them."""
+    """Return the rules that drop a packet before the policies, and those that drop it after."""
     if entered and entered.internal and (reached is None or reached.name != entered.name):
         return _static(nft_tables.INET, "forward", "out of an internal network"), ()
     if reached and sender is None:
@@ -234,7 +241,7 @@ def _passing(
     entered: Network | None,
     reached: Network | None,
 ) -> _Rules:
-    """Return the rules that accept a packet of a service on its way."""
+    """Return the rules that accept a service's packet along its path."""
     if sender is None or entered is None:
         return ()
     if (
@@ -242,7 +249,7 @@ def _passing(
         and reached.name == entered.name
         and not is_host(world, packet.destination)
     ):
-        # a bridge without connection tracking switches frames, and no rule sees them
+        # a bridge without connection tracking switches frames without evaluating these rules
         return (
             _static(nft_tables.INET, "forward", "@same_bridge accept", 1)
             if reached.publishes or reached.policed
@@ -271,10 +278,11 @@ def _object(element: Element) -> Object:
 def _port_elements(
     store: Store, sender: Known, receiver: Known, network: Network, address: str
 ) -> _Rules:
-    """Return the set elements that let a service send with its address from its bridge port.
+    """Return the set elements that allow a service's source address on its bridge port.
 
-    On another host than its own that port is the network's VXLAN device, and only its own host may
-    send with its address. What a host has for its own port is known there alone.
+    On a host other than the service's own, that port is the network's VXLAN device, and only the
+    service's host may send with its address. Elements for a host's own ports are known to that host
+    alone.
     """
     service, row = sender.name, store.service(sender.name)
     lets = (f"sources{family_of(address)}", *nft_wire.CLAIMS)
@@ -295,7 +303,7 @@ def _port_elements(
 
 
 def _objects(elements: Iterable[Element], containers: Collection[str], host: str = "") -> _Rules:
-    """Return the elements of these containers, of this or of another host."""
+    """Return the elements in the given containers, labelled with ``host`` ("" for this one)."""
     return tuple(
         _object(element)._replace(host=host)
         for element in elements
@@ -306,7 +314,7 @@ def _objects(elements: Iterable[Element], containers: Collection[str], host: str
 def _published(
     world: World, packet: Packet, verdict: Verdict, entered: Network | None
 ) -> list[Object]:
-    """Return the map element that translates the packet to a service, if there is one."""
+    """Return the map element that translates the packet to a service, or an empty list."""
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
     beside = any(target in endpoint.addresses for endpoint in known.endpoints[1:])
@@ -319,7 +327,8 @@ def _published(
                 elements = nft.published_on(known.name, port, entered.bridge, [target])
             else:
                 elements = nft.published(known.name, port, [target])
-            for element in filter(lambda element: element.value, elements):  # no set of kept ports
+            # sets of kept ports have no values
+            for element in filter(lambda element: element.value, elements):
                 first, _, last = element.element.rpartition(" . ")[2].partition("-")
                 if int(first) <= (packet.port or 0) <= int(last or first):
                     return [_object(element)]
@@ -329,7 +338,7 @@ def _published(
 def _policy_objects(
     world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged
 ) -> _Rules:
-    """Return the element that leads a packet to a service's policy, and the one that decides."""
+    """Return the element that jumps to a service's policy, and the one that decides the packet."""
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)
@@ -357,7 +366,7 @@ _Judged = tuple[str, int | None]
 
 
 def _members(world: World, policy: Policy) -> list[Member]:
-    """Return what the peers of a policy resolve to."""
+    """Resolve the peers of a policy to prefixes."""
     members = []
     for kind, name in sorted({(entry.peer.kind, entry.peer.name) for entry in policy.entries()}):
         if kind == "network" and name in world.networks:

@@ -1,4 +1,4 @@
-"""Report from where services are reachable: the host's addresses, and what other firewalls drop."""
+"""Report who can reach services: addresses of the host, and drops by other firewalls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-ca
 
 
 def drops(kernel: Kernel, networks: Iterable[Network]) -> list[Drop]:
-    """Return foreign chains that drop packets to, from or within these networks.
+    """Return the chains of other programs that drop packets to, from or within these networks.
 
     A packet is forwarded only if the chains of all tables accept it. Raises KernelError.
     """
@@ -33,7 +33,7 @@ def drops(kernel: Kernel, networks: Iterable[Network]) -> list[Drop]:
     with kernel.foreign_chains() as source:
         if not source.base_chains():
             return []
-    from niso.explain import foreign_firewalls  # only if there is another firewall
+    from niso.explain import foreign_firewalls  # loaded only if another firewall exists
 
     return list(
         dict.fromkeys(
@@ -45,7 +45,7 @@ def drops(kernel: Kernel, networks: Iterable[Network]) -> list[Drop]:
 
 
 def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
-    """Return (problem, remedy) for each chain of NAT rules whose packets niso drops.
+    """Return (problem, remedy) for each foreign NAT chain whose translated packets niso drops.
 
     See `niso.reconcile.forwarding.others`.
     """
@@ -63,7 +63,7 @@ def others_dropped(chains: Iterable[str]) -> list[tuple[str, str]]:
 def closed_links(kernel: Kernel) -> list[tuple[str, str]]:
     """Return (problem, command to fix it) for each link of the host that does not forward IPv4.
 
-    Services can neither be reached nor connect through such a link. niso does not change its
+    Through such a link, services cannot connect and are not reachable. niso does not change its
     setting. Raises KernelError.
     """
     return [
@@ -82,10 +82,10 @@ def _forwarding(link: str) -> str:
 def ways_in(
     kernel: Kernel, ports: Iterable[tuple[Port, Network, Sequence[str]]]
 ) -> list[list[str]]:
-    """Return for each port a description of who can reach it.
+    """Describe who can reach each port: one list of lines a port.
 
     ``ports`` are (port with one address or all of one family, its network, the internal networks
-    from which it is not reachable). Raises KernelError.
+    from which the port is not reachable). Raises KernelError.
     """
     wanted = list(ports)
     addresses, closed = _addresses(), set(kernel.not_forwarding())
@@ -112,7 +112,7 @@ def ways_in(
 
 
 def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
-    """Return who can reach a port, narrowed by the service's policy. The host always can."""
+    """Narrow the lines of who can reach a port by the service's policy. The host always can."""
     if policy is None or len(ways) < 2:
         return ways
     if policy.allow_from == ():
@@ -127,7 +127,7 @@ def narrowed(ways: list[str], policy: Policy | None) -> list[str]:
 
 
 def _addresses() -> list[tuple[str, str, bool]]:
-    """Return (address, link, whether the link leads to other machines) of this host."""
+    """Return (address, link, whether it leads to other machines) for each address of this host."""
     with Rtnl() as rtnl:
         links = {link.index: link for link in rtnl.links()}
         addresses = []
@@ -149,7 +149,10 @@ def _ways(
     internal: Sequence[str],
     but: str,
 ) -> list[str]:
-    """Return who can reach a port; ``but`` is appended for peers that other firewalls drop."""
+    """Describe who can reach a port.
+
+    ``but`` is appended to the lines of peers whose packets another firewall drops.
+    """
     if port.host_ip in (ANY4, ANY6):
         published = [item for item in addresses if family_of(item[0]) in port.families]
     elif port.host_ip.startswith("127."):

@@ -1,10 +1,10 @@
-"""Find forward chains of other firewalls that drop what niso's rules accept, and the remedy.
+"""Find forward chains of other firewalls that drop what niso's rules accept, and name the remedy.
 
 A packet is forwarded only if the forward chains of all tables accept it. niso's rules therefore
-cannot override a foreign drop policy, and niso never edits a foreign table. It traces a few
-hypothetical packets through the foreign chains, and names the missing rule.
-Unknown properties of such a packet (its port, the remote address, the uplink's name) match no rule.
-A chain that accepts it only by one of those counts as dropping.
+cannot override a foreign drop policy, and niso never edits a foreign table. It evaluates the
+foreign chains for a few hypothetical packets and names the missing rule. Unknown properties of such
+a packet (its port, the remote address, the uplink's name) match no rule, so a chain that accepts
+the packet only by one of them counts as dropping it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 class Drop(NamedTuple):
     """A foreign base chain that drops what niso accepts. All text is printable."""
 
-    chain: str  # FAMILY TABLE CHAIN
+    chain: str  # "FAMILY TABLE CHAIN"
     what: tuple[str, ...]  # one or more of PUBLISHED, OUTWARD and WITHIN
     remedy: tuple[str, ...]  # command lines; prose if there is no command
-    bridges: tuple[str, ...]  # the affected ones
+    bridges: tuple[str, ...]  # the affected bridges
 
     def describe(self) -> str:
         """Return the finding in one line, without the remedy."""
@@ -47,11 +47,11 @@ def foreign_drops(
 ) -> list[Drop]:
     """Return the foreign chains of this network namespace that drop what niso accepts.
 
-    Only packets of these bridges count. ``bridged`` means that frames between two services of a
-    bridge also traverse the forward chains of ip, ip6 and inet: its nf_call_iptables, or
-    net.bridge.bridge-nf-call-iptables, is 1. ``families`` (4, 6) are those of the bridges.
-    Without foreign chains at hook forward, this costs one dump of chains.
-    Rules of iptables-legacy are not visible: see `unseen`. Raises KernelError.
+    Only packets of these bridges count. ``bridged`` says that frames between two services of a
+    bridge also traverse the forward chains of ip, ip6 and inet: the bridge's nf_call_iptables, or
+    net.bridge.bridge-nf-call-iptables, is 1. ``families`` (4, 6) are those of the bridges. Without
+    foreign chains at hook forward, this costs one dump of chains. Rules of iptables-legacy are not
+    visible: see `unseen`. Raises KernelError.
     """
     names = sorted(set(bridges))
     with kernel.foreign_chains() as source:
@@ -63,9 +63,9 @@ def foreign_drops(
 
 
 def unseen(families: Iterable[int] = (4,)) -> list[str]:
-    """Return a line for each family (4, 6) with a filter table of iptables-legacy.
+    """Return a warning for each family (4, 6) with a filter table of iptables-legacy.
 
-    nf_tables does not show its rules.
+    nf_tables does not show that table's rules.
     """
     return [
         f"rules of {tool} are not visible; check with {tool} -S FORWARD"
@@ -81,7 +81,7 @@ def drops(
     bridged: bool,
     families: tuple[int, ...],
 ) -> list[Drop]:
-    """Return the same as `foreign_drops`, for chains of ``source``."""
+    """Do the work of `foreign_drops` on the chains of ``source``."""
     traced = [(place, list(packets(place, bridged, families))) for place in places]
     dropping = []
     for chain in sorted(chains):
@@ -110,7 +110,7 @@ def drops(
 
 
 def _places(bridges: list[str]) -> list[Place]:
-    """Return the places of these bridges with their indexes and prefixes in the kernel."""
+    """Look up the indexes and prefixes of these bridges in the kernel."""
     places = []
     with Rtnl() as rtnl:
         for bridge in bridges:
@@ -126,10 +126,11 @@ def _places(bridges: list[str]) -> list[Place]:
 def _remedy(
     chain: Chain, bridges: tuple[str, ...], ways: set[bool], visited: set[str]
 ) -> tuple[str, ...]:
-    """Return command lines for the tool that created the chain.
+    """Return command lines that fix the drop, for the tool that created the chain.
 
-    ``ways`` has True to accept what enters by a bridge, False for what leaves by it.
-    ``visited`` are the chains that every dropped packet traversed, so that a rule there has effect.
+    ``ways`` contains True to accept what enters by a bridge, False for what leaves by it.
+    ``visited`` are the chains that every dropped packet traversed, so that a rule there takes
+    effect.
     """
     family, table, name = FAMILIES[chain.family], chain.table, chain.name
     ordered = sorted(ways, reverse=True)
@@ -173,9 +174,9 @@ def _remedy(
         part and not part[0].isdigit() and part[0] not in "-." and set(part) <= _PLAIN
         for part in (table, name)
     ):
-        # nft has no way to write such a name
+        # nft's syntax cannot express such a name
         return tuple(f"have this chain begin with: {rule}" for rule in rules)
-    import shlex  # compiles a regular expression
+    import shlex  # imported late: it compiles a regular expression
 
     return tuple(
         f"nft {shlex.quote(f'insert rule {family} {table} {name} {rule}')}" for rule in rules
@@ -183,7 +184,7 @@ def _remedy(
 
 
 def _shown(text: str) -> str:
-    """Escape like `niso.cli.output.escaped`, and also spaces: a name stays one word."""
+    """Escape text like `niso.cli.output.escaped`, and spaces too, so that a name stays one word."""
     return "".join(
         c
         if c.isprintable() and c != " "

@@ -25,12 +25,12 @@ from niso.kernel.foreign_chains import (
 if TYPE_CHECKING:
     from typing import Protocol
 else:
-    Protocol = object  # as a base it would import typing
+    Protocol = object  # a real base class would import typing
 
 PUBLISHED, OUTWARD, WITHIN = "published", "outward", "within the network"
 _NUMBERS = {name: number for number, name in FAMILIES.items()}
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE
-_STEPS = 50_000  # rules that a packet may traverse; then the result is unknown, taken as accepted
+_STEPS = 50_000  # rules that a packet may traverse; beyond that it counts as accepted
 
 
 # enum nft_meta_keys, nft_ct_keys; ct state and status (linux/netfilter/nf_conntrack_common.h)
@@ -53,9 +53,9 @@ _ARP = b"\x08\x06"
 
 
 class Bits(NamedTuple):
-    """A partly known value: the bits of ``data`` where ``mask`` has ones.
+    """A partly known value: the bits of ``data`` are known where ``mask`` has ones.
 
-    ``uplink`` marks the name of a link that is not a bridge of niso.
+    ``uplink`` marks the name of a link that is not one of niso's bridges.
     """
 
     data: bytes
@@ -67,16 +67,16 @@ class Packet(NamedTuple):
     """A hypothetical packet."""
 
     what: str  # PUBLISHED, OUTWARD or WITHIN
-    enters: bool  # by the bridge
+    enters: bool  # whether it enters by the bridge
     facts: Mapping[tuple[str, int], Bits]  # by ("meta" or "ct", key)
     headers: Mapping[int, Bits]  # by NFT_PAYLOAD_*_HEADER
-    tracked: int | None  # connection states as iptables has them; None if unknown
-    reply: bool  # direction
-    bridged: bool  # switched, not routed
+    tracked: int | None  # connection states as iptables numbers them; None if unknown
+    reply: bool  # whether it is a reply
+    bridged: bool  # whether it is switched, not routed
 
 
 class Place(NamedTuple):
-    """A niso bridge: its index (0 if it does not exist) and its prefixes by family (4 or 6)."""
+    """A bridge of niso: its index (0 if it does not exist) and its prefixes by family (4 or 6)."""
 
     bridge: str
     index: int = 0  # type: ignore[assignment]  # hides tuple.index
@@ -96,9 +96,9 @@ class Source(Protocol):
 def packets(
     place: Place, bridged: bool, families: Iterable[int]
 ) -> Iterator[tuple[set[int], Packet]]:
-    """Yield (families of tables whose forward chains see it, packet).
+    """Yield the hypothetical packets to evaluate, each with the table families that see it.
 
-    Each kind has a first packet, a later one and a reply.
+    Each kind of packet comes as the first of a connection, a later one, and a reply.
     """
     for family in families:
         routed = {_NUMBERS["inet"], _NUMBERS["ip" if family == 4 else "ip6"]}
@@ -111,7 +111,7 @@ def packets(
 
 
 def _routed(place: Place, family: int, what: str, established: bool, reply: bool) -> Packet:
-    """Return a packet that traverses the forward chains of ip, ip6 and inet."""
+    """Build a packet that traverses the forward chains of ip, ip6 and inet."""
     enters = what == WITHIN or (what == OUTWARD) is not reply
     leaves = what == WITHIN or not enters
     status = _DST_NAT if what == PUBLISHED else 0
@@ -141,7 +141,7 @@ def _routed(place: Place, family: int, what: str, established: bool, reply: bool
 
 
 def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packet:
-    """Return a frame between two services.
+    """Build a frame between two services.
 
     Its bridge ports are called ni..., and connection tracking may not have seen it.
     """
@@ -160,7 +160,7 @@ def _switched(place: Place, family: int, ethertype: bytes, reply: bool) -> Packe
 
 
 def _header(place: Place, family: int, source: bool, destination: bool) -> Bits:
-    """Return an IP header with the prefix of the bridge as source or destination."""
+    """Build an IP header whose source or destination is in the bridge's prefix."""
     start, width = (12, 4) if family == 4 else (8, 16)
     address, mask = bytes(width), bytes(width)
     if family in place.prefixes:
@@ -191,7 +191,7 @@ def _and(one: bytes, other: bytes) -> bytes:
 
 
 def follow(source: Source, chain: Chain, packet: Packet) -> tuple[bool, set[str]]:
-    """Return (whether a base chain accepts the packet, the chains that the packet traversed)."""
+    """Evaluate a base chain; return (whether it accepts the packet, the chains traversed)."""
     way = _Way(source, chain, packet)
     verdict = way.walk(chain.name, 0)
     return chain.accepts if verdict is None else verdict, way.visited
@@ -208,7 +208,10 @@ class _Way:
         self.visited: set[str] = set()
 
     def walk(self, chain: str, depth: int) -> bool | None:
-        """Return True for accept, False for drop, None if the packet returns from ``chain``."""
+        """Evaluate a chain.
+
+        Returns True for accept, False for drop, None if the packet returns to the calling chain.
+        """
         self.visited.add(chain)
         for rule in self._source.rules(self._family, self._table, chain):
             self._steps += 1
@@ -227,7 +230,7 @@ class _Way:
         return None
 
     def _rule(self, rule: Rule) -> Verdict | None:
-        """Return the verdict of a rule; None unless it certainly matches."""
+        """Return the verdict of a rule, or None if it does not match for certain."""
         registers = _Registers()
         for expression in rule:
             if isinstance(expression, Verdict):
@@ -243,7 +246,7 @@ class _Way:
         return None
 
     def _expression(self, expression: Expression, registers: _Registers) -> bool | None:
-        """Return whether the rule continues; None if unknown."""
+        """Evaluate an expression; return whether it matches, None if unknown."""
         packet = self._packet
         if isinstance(expression, Load):
             registers.write(expression.register, self._loaded(expression))
@@ -292,7 +295,7 @@ class _Way:
 
 
 class _Registers:
-    """The known bits of a rule's registers; none at its start."""
+    """The known bits of nftables' registers while a rule is evaluated; none at its start."""
 
     def __init__(self) -> None:
         self.forget()
@@ -302,7 +305,7 @@ class _Registers:
         self._uplinks: set[int] = set()
 
     def write(self, register: int, value: Bits | None) -> None:
-        """Set a register. None is an unknown value of unknown length, at most 16 bytes."""
+        """Set a register. None stands for an unknown value of unknown length, at most 16 bytes."""
         data, mask, uplink = value or Bits(bytes(16), bytes(16))
         size = min(-(-len(data) // 4) * 4, 80 - register)
         # a value shorter than a word is padded with zeros (nft_reg_store8)

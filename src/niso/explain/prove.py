@@ -1,4 +1,4 @@
-"""Compare verdicts with real packets: `ping` between two services, `prove` for an explanation."""
+"""Check verdicts with real packets: `ping` between two services, `prove` for an explanation."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ class Count(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """The fate of a test packet.
+    """The result of a test packet.
 
     ``agrees`` is None if nothing is observable: no rule counts the packet, it goes to no service,
     and there is no answer.
     """
 
-    agrees: bool | None  # with the verdict
-    arrived: bool | None  # at the service that it goes to; None if it goes to none
+    agrees: bool | None  # whether the result agrees with the verdict
+    # whether it arrived at the service that it goes to; None if it goes to none
+    arrived: bool | None
     answered: bool
     unsent: str  # why the sender's kernel refused to send it, or ""
     counts: tuple[Count, ...]
@@ -65,10 +66,10 @@ def ping(
     destination: str,
     wider: Callable[[World, Packet], World] = lambda world, packet: world,
 ) -> tuple[Packet, float]:
-    """Send an echo request from one service to another. Return the packet and its seconds.
+    """Send an echo request from one service to another; return the packet and the seconds it took.
 
-    ``wider`` adds what other hosts know, which can be the reason for no reply.
-    Raises Error with the reason if there is no reply, UsageError if an end is not a service.
+    ``wider`` adds what other hosts know to the world, because the reason for a missing reply may be
+    there. Raises Error with the reason if there is no reply, UsageError if an end is not a service.
     """
     sender, receiver = resolve_both(store, source, destination)
     for end, name in ((sender, source), (receiver, destination)):
@@ -131,8 +132,8 @@ def ping(
 
 
 def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | None:
-    """Return the first entry that allows the peer ports but no ICMP, if an allow list drops it."""
-    if not reason.service or reason.text:  # a deny entry is reason enough
+    """Return the entry that allows ports of the peer but no ICMP, if an allow list drops it."""
+    if not reason.service or reason.text:  # a deny entry explains enough
         return None
     policy = world.services[reason.service].policy
     egress = reason is verdict.egress
@@ -153,9 +154,10 @@ def _without_icmp(world: World, verdict: Verdict, reason: Reason) -> Entry | Non
 
 
 def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
-    """Return the network namespace that sends the test packet, "" for the host.
+    """Return the network namespace that sends the test packet; "" for the host.
 
-    Raises Error if the service is not active, UsageError if the source is neither.
+    Raises Error if the sending service is not active, UsageError if the source is neither a service
+    nor the host.
     """
     known = world.services.get(verdict.source.service)
     if known is not None:
@@ -176,7 +178,7 @@ def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
 def prove(world: World, explained: Explanation) -> Proof:
     """Send a test packet; observe whether it arrives and whether the named rules count it.
 
-    Raises Error.
+    Raises Error if the sender is not active, UsageError if it is neither a service nor the host.
     """
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(world, packet, verdict)
@@ -201,13 +203,14 @@ def prove(world: World, explained: Explanation) -> Proof:
             # a counted drop has already happened; without a counter, wait for an arrival
             seen = sent.wait(0 if counts else PATIENCE_S / 4)
             if is_broadcast(world, ipaddress.ip_address(packet.destination)):
-                # the host may answer, and so may the sender's own kernel: they are no services
+                # the host or the sender's own kernel may have answered, which is no answer of a
+                # service
                 seen = seen._replace(answered=False)
     return Proof(_agrees(verdict.passes, seen, counts), seen.arrived, seen.answered, "", counts)
 
 
 def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Count, ...]) -> bool | None:
-    """Return whether the observations agree with the verdict; None if there are none."""
+    """Return whether the observations agree with the verdict; None if nothing was observable."""
     if not all(count.rose for count in counts):
         return False
     if seen.arrived is not None or seen.answered:
@@ -216,7 +219,7 @@ def _agrees(passes: bool, seen: probe.Seen, counts: tuple[Count, ...]) -> bool |
 
 
 def _packets(kernel: Nft, rule: Object) -> int | None:
-    """Return the packet count of a rule or element; None if the kernel has a different one."""
+    """Return the packet count of a rule or element; None if the kernel's text of it differs."""
     if rule.place is None:
         with Nfnetlink() as netlink:
             key, _, comment_and_value = rule.text.partition(" comment ")

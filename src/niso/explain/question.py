@@ -1,4 +1,4 @@
-"""Turn the arguments FROM and TO of a command into the ends and addresses of a packet."""
+"""Resolve the arguments FROM and TO of a command to the ends and addresses of a packet."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ TARGET = "NAME, ADDRESS or [IPV6], then :PORT or :PORT/PROTO; or /icmp"
 class End(NamedTuple):
     """One end of a packet: a known service, the host, or an address."""
 
-    service: str = ""  # if the named service shares a network, its provider
-    address: str = ""  # "" for a service and the host
-    sharer: str = ""  # the named service, if it shares a network
+    service: str = ""  # provider of the namespace, if the named service shares one
+    address: str = ""  # set only if an address was given
+    sharer: str = ""  # the named service, if it shares another's namespace
     outside: str = ""  # an outside name of a policy
 
     @property
     def name(self) -> str:
-        """Return the name for messages."""
+        """Return the name to show in messages."""
         return self.sharer or self.service or self.address or self.outside or HOST
 
 
 class Packet(NamedTuple):
-    """A packet as it is sent. ``port`` is None for icmp."""
+    """A packet as the sender sends it, before DNAT. ``port`` is None for icmp."""
 
     source: str
     destination: str
@@ -45,7 +45,7 @@ class Packet(NamedTuple):
 
 
 def parse_target(text: str) -> tuple[str, int | None, str]:
-    """Return (name or address, port or None, protocol) of a target. Raises UsageError.
+    """Parse a target to (name or address, port or None, protocol). Raises UsageError.
 
     Targets are ``db:5432/tcp``, ``[fd00::2]:80``, ``10.99.1.2/icmp``, ``db``.
     """
@@ -79,9 +79,9 @@ def parse_target(text: str) -> tuple[str, int | None, str]:
 
 
 def resolve_both(store: Store, source: str, destination: str) -> tuple[End, End]:
-    """Return the ends of FROM and TO. A name of TO is first one on the networks of FROM.
+    """Resolve FROM and TO. A name in TO is looked up first on the networks of FROM.
 
-    TO may also be an outside name of a policy. Raises Error and UsageError as `resolve`.
+    TO may also be an outside name of a policy. Raises Error and UsageError like `resolve`.
     """
     from_ = resolve(store, source)
     if "." in destination and store.names_outside() and destination in store.outside.named():
@@ -95,11 +95,11 @@ def resolve_both(store: Store, source: str, destination: str) -> tuple[End, End]
 
 
 def resolve(store: Store, text: str, asker: str | None = None) -> End:
-    """Return the end of ``host``, an address, or a service's name, hostname or alias.
+    """Resolve ``host``, an address, or a service's name, hostname or alias.
 
-    ``asker`` is the service on whose networks a name is looked for first. All can have the suffix
-    .niso.local. Raises Error, also for a service without a network of niso, and UsageError
-    for an unusable address.
+    If ``asker`` is a service, its networks are searched first. All names can have the suffix
+    .niso.local. Raises Error, also for a service without a network of niso, and UsageError for an
+    unusable address.
     """
     if bare_name(text) == HOST:
         return End()
@@ -124,7 +124,7 @@ def resolve(store: Store, text: str, asker: str | None = None) -> End:
 
 
 def _named(store: Store, text: str, asker: str | None) -> str:
-    """Return the service of a name, on this host or else on another one. Raises Error."""
+    """Look up a service by name on this host, then on others. Raises Error if not found."""
     try:
         return store.resolve(text, asker)
     except NotFound:
@@ -135,7 +135,7 @@ def _named(store: Store, text: str, asker: str | None) -> str:
 
 
 def _end(store: Store, service: str) -> End:
-    """Return the end of a known service. Raises Error if it has no network of niso."""
+    """Return the end for an existing service. Raises Error if it has no network of niso."""
     row, home = store.service(service), store.service(store.home(service))
     if row is not None and row.mode == "host":
         raise Error(
@@ -168,10 +168,10 @@ def _end(store: Store, service: str) -> End:
 
 
 def ends(world: World, source: End, destination: End, family: int | None = None) -> tuple[str, str]:
-    """Return (source address, destination address) of a packet between two ends.
+    """Choose (source address, destination address) of a packet between two ends.
 
-    They are those of the sender's hosts file and routes, IPv4 first.
-    Raises Error if there are none, UsageError if the arguments are of different families.
+    They follow from the sender's hosts file and routes, IPv4 first. Raises Error if no pair exists,
+    UsageError if the arguments are of different families.
     """
     given = {family_of(end.address) for end in (source, destination) if end.address}
     if len(given) > 1:
@@ -203,7 +203,7 @@ def ends(world: World, source: End, destination: End, family: int | None = None)
 
 
 def ends_by_family(world: World, source: End, destination: End) -> dict[int, tuple[str, str]]:
-    """Return `ends` for each family in which there are some; raises as that does."""
+    """Return the result of `ends` for each family with an address pair; raises as `ends` does."""
     first = ends(world, source, destination)
     pairs = {family_of(first[1]): first}
     if not (source.address or destination.address):
@@ -220,7 +220,7 @@ def _ends(world: World, source: End, to: End, family: int) -> tuple[str, str] | 
 
 
 def _destination(world: World, source: End, to: End, family: int) -> str | None:
-    """Return the address of an end as the sender sees it, or None."""
+    """Return the destination address as the sender resolves it, or None."""
     if to.address:
         return to.address
     sender = world.services.get(source.service)
@@ -244,7 +244,7 @@ def _destination(world: World, source: End, to: End, family: int) -> str | None:
 
 
 def _source(world: World, source: End, to: str, family: int) -> str | None:
-    """Return the source address of a packet to ``to``, or None."""
+    """Return the source address that the sender's kernel chooses for ``to``, or None."""
     if source.address:
         return source.address
     if not source.service:

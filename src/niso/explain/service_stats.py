@@ -6,7 +6,7 @@ from niso.base.lite_typing import NamedTuple
 
 
 class Stats(NamedTuple):
-    """Counters of an active service; None if the kernel lacks the counting object."""
+    """Counters of an active service; a value is None if the kernel lacks the counting object."""
 
     service: str
     """the service's name"""

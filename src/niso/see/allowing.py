@@ -1,4 +1,4 @@
-"""Find the manifest lines that would let a denied flow pass. Pure: nothing is changed."""
+"""Find the manifest changes that would let a denied flow pass. Pure: nothing is changed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from niso.see import seen as seer
 from niso.see.seen import End, Seen
 
 _MOST = 8
-"""Changes that are worth naming: a flow that needs more is forbidden on purpose."""
+"""The most changes to suggest: a flow that needs more is forbidden on purpose."""
 Name = Callable[[str, str], str | None]
-"""Returns the name by which a service's policy (first) means a service, or None without one."""
+"""Function (service, peer) -> the name by which the service's policy can mean the peer, or None."""
 
 
 class Change(NamedTuple):
-    """An entry to add to the policy of a service, or one to take out."""
+    """A policy entry to add to a service's manifest, or one to remove."""
 
     service: str
     key: str
@@ -29,10 +29,10 @@ class Change(NamedTuple):
 
 
 def changes(world: World, seen: Seen, name: Name) -> tuple[Change, ...]:
-    """Return what would let a denied flow pass, for its own port and protocol alone.
+    """Return the changes that let a denied flow pass, limited to its own port and protocol.
 
-    So it does for one that only passes because a policy is in audit. It is empty if no manifest
-    line helps: the path is closed, or an end does not exist any more.
+    A flow that only passes because a policy is in audit counts as denied. The result is empty if no
+    manifest line helps: the path is closed, or an end no longer exists.
     """
     if (seen.passes and not seen.audited) or seen.gone:
         return ()
@@ -58,7 +58,7 @@ def _refusing(world: World, seen: Seen) -> Reason | None:
 
 
 def _change(refusing: Reason, seen: Seen, name: Name) -> tuple[Change, Entry | None]:
-    """Return the change that undoes one refusal, and the entry if one is added."""
+    """Return the change that removes one refusal, and the parsed entry if the change adds one."""
     key = refusing.key
     if key.endswith("]"):
         return Change(refusing.service, key, refusing.text, False), None
@@ -78,7 +78,7 @@ def _peer(end: End, service: str, name: Name) -> tuple[Peer, str]:
 
 
 def _changed(policy: Policy, change: Change, entry: Entry | None) -> Policy | None:
-    """Return the policy after a change; None if that is not one of its lists."""
+    """Return the policy after a change; None if the change has no effect on it."""
     key = change.key.partition("[")[0]
 
     def after(own: str, entries: tuple[Entry, ...] | None) -> tuple[Entry, ...] | None:

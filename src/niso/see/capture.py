@@ -1,4 +1,4 @@
-"""Capture the packets of services, or those that were dropped, as text or as a pcapng file."""
+"""Capture packets of services, or dropped packets, as text or as a pcapng file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _MOST_REASONS = 4096
 
 
 class Format(NamedTuple):
-    """What a capture returns: lines of text, or a pcapng file with the names of ``names``.
+    """The output of a capture: lines of text, or a pcapng file.
 
-    ``filter`` is an expression (pcap-filter(7)), ``most`` how many packets it takes.
+    ``names`` maps addresses to names. ``filter`` is an expression (pcap-filter(7)), ``most`` the
+    number of packets after which the capture ends.
     """
 
     names: Mapping[str, str]
@@ -33,7 +34,7 @@ class Format(NamedTuple):
 
 
 def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
-    """Return a filter (pcap-filter(7)): packets with one of these ends and this port, and more."""
+    """Build a filter (pcap-filter(7)): one of these addresses, this port, and ``more``."""
     parts = []
     hosts = " or ".join(f"host {address}" for address in addresses)
     if hosts:
@@ -46,18 +47,18 @@ def expression(addresses: Iterable[str], port: int | None, more: str) -> str:
 
 
 class _Source:
-    """What one tcpdump captures."""
+    """A running tcpdump of a capture."""
 
     def __init__(self, name: str, tcpdump: Tcpdump, converter: pcapng.Converter) -> None:
         self.name, self.tcpdump, self.converter = name, tcpdump, converter
-        self.incomplete = b""  # of a line
+        self.incomplete = b""  # the end of the output, if it is a part of a line
 
 
 class Capture:
-    """Running captures of some services, together. A context manager.
+    """Running captures of several services, merged. A context manager.
 
-    ``namespaces`` maps their names to their network namespaces. Raises Error without tcpdump,
-    KernelError and ProcessError.
+    ``namespaces`` maps service names to network namespaces. Raises Error if tcpdump is not
+    installed, KernelError and ProcessError.
     """
 
     def __init__(self, namespaces: Mapping[str, str], form: Format) -> None:
@@ -86,16 +87,19 @@ class Capture:
         return self._epoll.fileno()
 
     def read(self) -> bytes:
-        """Wait for packets; return b"" when all have ended. Raises ProcessError if one failed."""
+        """Wait for packets; return b"" when all captures have ended.
+
+        Raises ProcessError if one failed.
+        """
         while (shown := self.read_ready(None)) is None:
             pass
         return shown
 
     def read_ready(self, seconds: float | None = 0.0) -> bytes | None:
-        """As `read`, but return None if there is nothing to show yet.
+        """Do the same as `read`, but return None if there is nothing to show yet.
 
-        Waits at most ``seconds`` for anything to happen; None is for ever. ``fileno`` is readable
-        when something has.
+        Waits at most ``seconds`` for an event; None waits for ever. ``fileno`` is readable when an
+        event is pending.
         """
         if not self._sources:
             return b""
@@ -105,12 +109,12 @@ class Capture:
         return None if self._sources else b""
 
     def stop(self) -> None:
-        """End the captures; `read` returns what they still had."""
+        """Stop the captures; `read` still returns what was captured before."""
         for source in self._sources:
             source.tcpdump.stop()
 
     def close(self) -> None:
-        """End everything."""
+        """Stop all captures and close their descriptors."""
         for source in self._sources:
             source.tcpdump.close()
         self._sources = []
@@ -128,7 +132,7 @@ class Capture:
             self._epoll.register(fd, select.EPOLLIN)
 
     def _take(self, fd: int) -> bytes:
-        """Read what a descriptor has; return what of it is shown."""
+        """Read from a ready descriptor; return the output to show."""
         for source in self._sources:
             if fd == source.tcpdump.err:
                 if not source.tcpdump.hear():
@@ -148,11 +152,12 @@ class Capture:
         return b""
 
     def _lines(self, source: _Source, data: bytes) -> bytes:
-        """Return the lines that are complete, at most as many packets as are wanted."""
+        """Return the complete lines, up to the requested number of packets."""
         *lines, source.incomplete = (source.incomplete + data).split(b"\n")
         shown = []
-        for line in filter(None, lines):  # tcpdump ends with an empty one
-            if not line[:1].isspace() and self._left is not None:  # else it continues one
+        for line in filter(None, lines):  # tcpdump ends with an empty line
+            # an indented line continues the packet before
+            if not line[:1].isspace() and self._left is not None:
                 if self._left == 0:
                     break
                 self._left -= 1
@@ -169,9 +174,9 @@ class Capture:
 
 
 class DropCapture(Capture):
-    """The packets of some services that rules drop, with the reason of each.
+    """A capture of packets that rules drop, each with the reason.
 
-    ``words`` returns the reason. The kernel reports headers alone; tcpdump prints and filters them.
+    ``words`` returns the reason. The kernel reports headers only; tcpdump prints and filters them.
     """
 
     def __init__(self, drops: Drops, words: Callable[[Dropped], str], form: Format) -> None:
@@ -200,7 +205,7 @@ class DropCapture(Capture):
         super().close()
 
     def stop(self) -> None:
-        self._hang_up()  # tcpdump ends with its input
+        self._hang_up()  # tcpdump exits at the end of its input
 
     def _hang_up(self) -> None:
         if self._pipe >= 0:
@@ -216,7 +221,8 @@ class DropCapture(Capture):
             if len(self._reasons) > _MOST_REASONS:
                 del self._reasons[next(iter(self._reasons))]
             packet = pcapng.pcap_packet(self._last, dropped.headers, dropped.length)
-            # a tcpdump that cannot keep up misses some, or it has just ended
+            # the pipe is full because tcpdump cannot keep up, or tcpdump has just exited: drop the
+            # packet
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 if self._pipe >= 0:
                     os.write(self._pipe, packet)

@@ -1,4 +1,4 @@
-"""Count flows by names, for metrics: a bounded number of series, however many addresses."""
+"""Count flows by names for metrics: a bounded number of series for any number of addresses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from niso.see.seen import Memory
 
 OUTSIDE = "outside"
-"""The name of every address that is neither a service's nor the host's."""
+"""The name for every address that belongs neither to a service nor to the host."""
 
 
 class Total(NamedTuple):
-    """The flows between two names on one port. ``flows`` is what the kernel remembers of them."""
+    """The flows between two names on one port; ``flows`` is the number that the kernel recorded."""
 
     source: str
     destination: str
@@ -25,7 +25,7 @@ class Total(NamedTuple):
 
 
 def totals(world: World, memory: Memory, limit: int) -> tuple[list[Total], int]:
-    """Return the ``limit`` most frequent ones, sorted, and how many others there are. Pure."""
+    """Return the ``limit`` most frequent totals, sorted, and how many more there are. Pure."""
     ends = Ends(world)
 
     def name(address: str) -> str:
@@ -36,6 +36,6 @@ def totals(world: World, memory: Memory, limit: int) -> tuple[list[Total], int]:
     for verdict, row in memory.by_verdict():
         key = (name(row.source), name(row.destination), row.port, row.proto, verdict)
         counts[key] = counts.get(key, 0) + row.packets
-    # ties by name, so that two looks at the same flows choose the same
+    # break ties by name, so that two queries of the same flows choose the same totals
     ranked = sorted(counts, key=lambda key: (-counts[key], key))
     return sorted(Total(*key, counts[key]) for key in ranked[:limit]), len(ranked[limit:])

@@ -1,7 +1,7 @@
-"""Draw who talks to whom: nodes and edges, as Mermaid or as Graphviz's dot. Pure.
+"""Draw which services communicate, as Mermaid or Graphviz's dot. Pure.
 
-Names and addresses come from manifests, which others may write. What could be syntax of the
-language is escaped, whatever the rules for names are.
+Names and addresses come from manifests, which others may write. Characters that could be syntax of
+the output language are escaped, whatever the rules for names allow.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from niso.see.seen import AUDIT, DROP, HOST, PASS, Seen
 OUTSIDE = "outside"
 _ALL = (0, 65_535)
 _EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
-_MOST_OUTSIDE = 8  # addresses outside that have a node each
-_MOST_PORTS = 5  # that one edge names
+_MOST_OUTSIDE = 8  # outside addresses that get a node each
+_MOST_PORTS = 5  # ports that an edge's label lists
 _WORDS = {PASS: "", AUDIT: " would be denied", DROP: " denied"}
 _COLOURS = {AUDIT: "#9a6700", DROP: "#c62f2b"}
 _ARROWS = {PASS: "-- {} -->", AUDIT: "-. {} .->", DROP: "-. {} .-x"}  # of Mermaid
@@ -30,7 +30,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9 .,:/_→*()-]")
 
 
 class Node(NamedTuple):
-    """A service with those that share its network, the host or somebody outside.
+    """A box of the picture: a service with its sharers, the host, or an outside address.
 
     ``lines`` is its text.
     """
@@ -40,7 +40,7 @@ class Node(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Services that are on the same networks."""
+    """Services that are on the same networks, drawn in one frame."""
 
     title: str
     nodes: tuple[Node, ...]
@@ -58,7 +58,7 @@ _Link = tuple[str, str, str, str]
 
 
 class Graph(NamedTuple):
-    """A picture; ``others`` are nodes outside of all networks."""
+    """The whole picture; ``others`` are nodes outside all networks."""
 
     groups: tuple[Group, ...]
     others: tuple[Node, ...]
@@ -66,7 +66,7 @@ class Graph(NamedTuple):
 
 
 def of_traffic(world: World, seen: Iterable[Seen], only: frozenset[str] | None) -> Graph:
-    """Return the picture of flows. With ``only``, that of these services and their peers."""
+    """Draw the recorded flows. With ``only``, draw just those services and their peers."""
     rows = [s for s in seen if only is None or not only.isdisjoint(_services(s))]
     addresses = {
         end.address
@@ -92,11 +92,11 @@ def of_traffic(world: World, seen: Iterable[Seen], only: frozenset[str] | None) 
 
 
 def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool) -> Graph:
-    """Return the picture of what policies and published ports allow, without any traffic.
+    """Draw what policies and published ports allow, whether or not there is traffic.
 
-    A published port has an edge from those whom it admits: everybody outside, some prefixes, or the
-    host. There is an edge for each entry of a policy that decides between two services of one
-    network, by the policy engine. Where no policy says anything, none is drawn.
+    A published port has an edge from the clients that it admits: all outside addresses, some
+    prefixes, or the host. Each policy entry that decides between two services of one network has an
+    edge, computed by the policy engine. Without any policy entry, no edge is drawn.
     """
     known = [
         service for name, service in sorted(world.services.items()) if only is None or name in only
@@ -129,7 +129,7 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
 
 
 def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
-    """Yield who may connect to a published port, by its host address and the receiver's policy."""
+    """Yield the clients of a published port, by its host address and the receiver's policy."""
     if port.host_ip and ipaddress.ip_address(port.host_ip).is_loopback:
         yield HOST
         return
@@ -156,7 +156,7 @@ def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
 
 
 def _port_text(port: Port) -> str:
-    """Return ``8080→80``, or ranges of as many ports."""
+    """Return a port mapping as text, such as ``8080→80``, or as two ranges."""
     host = span(port.host_port, port.count) if port.host_port else "?"
     proto = "" if port.proto == "tcp" else f"/{port.proto}"
     return f"{host}→{span(port.container_port, port.count)}{proto}"
@@ -167,7 +167,7 @@ def _services(seen: Seen) -> list[str]:
 
 
 def _between(world: World, sender: Known, receiver: Known) -> Iterator[_Link]:
-    """Yield the edges from one service to another, for each entry that is about the two."""
+    """Yield an edge from one service to another for each policy entry that concerns both."""
     for endpoint in receiver.endpoints:
         beside = [e for e in sender.endpoints if e.network == endpoint.network]
         if not beside or not endpoint.addresses:
@@ -199,7 +199,7 @@ def _entry_text(entry: Entry) -> str:
 
 
 def _is_inside(world: World, prefix: str) -> bool:
-    """Return whether a prefix is within a network of niso: its services have edges of their own."""
+    """Return whether a prefix is in one of niso's networks: its services have their own edges."""
     net = ipaddress.ip_network(prefix)
     return any(
         str(net.version) == str(subnet.family) and net.subnet_of(ipaddress.ip_network(subnet.cidr))  # type: ignore[arg-type]
@@ -249,7 +249,7 @@ def _graph(
 
 
 def _ids(names: Iterable[str]) -> dict[str, str]:
-    """Return an identifier for each name, in order: ``n_`` and the name, and a number if needed."""
+    """Map each name to an identifier: ``n_`` and the name, with a number if that is taken."""
     ids: dict[str, str] = {}
     for name in sorted(names):
         plain = own = f"n_{re.sub('[^a-z0-9]', '_', name)}"
@@ -270,7 +270,7 @@ def _network_title(world: World, name: str, with_addresses: bool) -> str:
 
 
 def mermaid(graph: Graph) -> str:
-    """Return the picture as a flowchart of Mermaid 11 (https://mermaid.js.org)."""
+    """Render the picture as a Mermaid 11 flowchart (https://mermaid.js.org)."""
     lines = ["flowchart LR"]
     for number, group in enumerate(graph.groups):
         lines.append(f"  subgraph g{number}[{_quoted(group.title)}]")
@@ -288,7 +288,7 @@ def mermaid(graph: Graph) -> str:
 
 
 def dot(graph: Graph) -> str:
-    """Return the picture in Graphviz's language (dot(1))."""
+    """Render the picture in Graphviz's language (dot(1))."""
     lines = [
         "digraph niso {",
         "  rankdir=LR;",
@@ -310,7 +310,7 @@ def dot(graph: Graph) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a string of Mermaid: other characters than plain ones are its numeric entities."""
+    """Quote a string for Mermaid: all but harmless characters become numeric entities."""
     return '"' + "".join(c if _PLAIN.fullmatch(c) else f"#{ord(c)};" for c in text) + '"'
 
 
@@ -319,7 +319,7 @@ def _box(node: Node) -> str:
 
 
 def _dot_text(lines: Sequence[str]) -> str:
-    """Return a string of dot: other characters than plain ones are entities of HTML."""
+    """Quote a string for dot: all but harmless characters become HTML entities."""
     return '"' + "\\n".join(
         "".join(c if _PLAIN.fullmatch(c) else f"&#{ord(c)};" for c in line) for line in lines
     ) + '"'  # fmt: skip

@@ -1,4 +1,4 @@
-"""Say what happened between two looks at services and networks. Pure."""
+"""Derive events from two snapshots of services and networks. Pure."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ ENDED = ("exited", "restarting", "failed", "none")
 
 
 class Shown(NamedTuple):
-    """What is compared of a service. Times are in seconds since 1970."""
+    """The compared properties of a service. Times are in seconds since 1970."""
 
     active: bool
     attached: bool
-    """Whether it is an attachment, which has no process."""
+    """Whether the service is an attachment, which has no process."""
     job: bool = False
     activated_at: float | None = None
     state: str = ""
-    """Of the process, as in `niso.runtime.status.Status`; of an attachment attached or gone."""
+    """State of the process (`niso.runtime.status.Status`); attached or gone for an attachment."""
     exit_code: int | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -28,25 +28,25 @@ class Shown(NamedTuple):
     restart: str = ""
     """The restart policy."""
     health: str = ""
-    """As it was when it was last probed: starting, healthy, unhealthy; "" if never."""
+    """Result of the last health check: starting, healthy or unhealthy; "" if there was none."""
     failure: str = ""
     probed_at: float | None = None
     addresses: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()
-    """Of its manifest, as texts: 8080→80."""
+    """Ports of the manifest, as texts: 8080→80."""
     forwards: tuple[str, ...] = ()
-    """Those of port-forward."""
+    """Ports that port-forward published, as texts."""
 
 
 class Look(NamedTuple):
-    """What is compared of all: services, and the subnets of networks."""
+    """A snapshot of the compared properties: services, and subnets of networks."""
 
     services: dict[str, Shown]
     networks: dict[str, tuple[str, ...]]
 
 
 class Change(NamedTuple):
-    """One thing that happened. ``at`` is in seconds since 1970."""
+    """One event. ``at`` is in seconds since 1970."""
 
     at: float
     service: str
@@ -59,7 +59,7 @@ class Change(NamedTuple):
 
 
 def between(before: Look, after: Look, now: float) -> list[Change]:
-    """Return what happened between two looks, in order of time."""
+    """Return the events between two snapshots, by time."""
     changes: list[Change] = []
     for service in sorted(before.services.keys() | after.services.keys()):
         changes += _service(service, before.services.get(service), after.services.get(service), now)
@@ -67,7 +67,7 @@ def between(before: Look, after: Look, now: float) -> list[Change]:
     for network in sorted(before.networks.keys() | after.networks.keys()):
         old, new = before.networks.get(network), after.networks.get(network)
         if old is None and new is not None:
-            # before the services on it
+            # a network comes before the services on it
             changes.insert(0, Change(first, "", network, "network created", ", ".join(new)))
         elif new is None:
             changes.append(Change(now, "", network, "network removed"))
@@ -75,7 +75,7 @@ def between(before: Look, after: Look, now: float) -> list[Change]:
 
 
 def past(look: Look, since: float) -> list[Change]:
-    """Return what is still known of the time since then (seconds since 1970), in order of time."""
+    """Return the events since a time (seconds since 1970) that a snapshot still shows, by time."""
     changes: list[Change] = []
     for name, shown in look.services.items():
         if not shown.active:
@@ -124,17 +124,17 @@ def _ports(name: str, old: Shown, new: Shown, now: float) -> Iterator[Change]:
 
 
 def _process(name: str, old: Shown, new: Shown, now: float) -> Iterator[Change]:
-    """Yield what happened to the process, or to the namespace of an attachment, and its health."""
+    """Yield events of the process and its health, or of an attachment's namespace."""
     if new.attached:
         if new.state == "gone" != old.state:
             yield Change(now, name, "", "gone", "its network namespace has ended")
         return
-    # its files may be gone
+    # the status files may no longer exist, and then started_at is None
     same_run = new.started_at in (None, old.started_at)
     if not same_run:
         started = _time(new.started_at, now)
         if new.restarts > old.restarts and old.state not in ENDED:
-            # its end and the start after it came within one look
+            # it ended and was restarted between the two snapshots
             yield _ended(name, new._replace(state="restarting"), started)
         yield _restarted(name, new, started)
     has_ended = new.state in ENDED
@@ -167,5 +167,5 @@ def _ended(name: str, new: Shown, at: float) -> Change:
 
 
 def _time(at: float | None, now: float) -> float:
-    """Return the time that is known of a change, unless the clock was set back since."""
+    """Return the recorded time of an event; ``now`` if there is none, or if it is in the future."""
     return now if at is None else min(at, now)

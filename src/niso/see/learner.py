@@ -1,9 +1,10 @@
-"""Derive policies from the flows that were seen. Pure.
+"""Derive policies from recorded flows. Pure.
 
-What passed is allowed, names before addresses, by port and protocol. A published port that somebody
-from elsewhere used is for everybody, since clients have no lasting addresses. What was refused is
-only a comment. An allow list that exists is narrowed, never widened: an entry that names a service
-is narrowed to the ports that were used, any other used one stays as it is written.
+Flows that passed become allow entries by port and protocol, with names rather than addresses. A
+published port that other machines used is allowed for all addresses, because clients have no
+lasting addresses. Refused flows only become comments. An existing allow list is narrowed, never
+widened: a used entry that names a service is narrowed to the ports that were used; any other used
+entry stays as it is written.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from niso.plan.records import Entry
 from niso.see.seen import Seen
 
 MOST_OUTSIDE = 8
-"""Addresses outside, of one port and family, that have an entry each; more are joined."""
-_LEAST_MEMBERS = 8  # of a network that all use one port: its name may be the better entry
+"""The most outside addresses, of one port and family, with an entry each; more are merged."""
+# from so many services of a network on that all use a port, suggest the network's name
+_LEAST_MEMBERS = 8
 _EVERYBODY = {4: "0.0.0.0/0", 6: "::/0"}
 _DNS = 53
 
 Name = Callable[[str], str | None]
-"""Returns the name by which the policy means a service, or None if there is none."""
+"""Function service -> the name by which the policy can mean the service, or None."""
 
 
 class Line(NamedTuple):
-    """A line of an allow list: an entry, or one that is only a comment.
+    """A line of an allow list: an entry, or only a comment.
 
-    ``note`` is why, and holds for as long as the entry does. ``new``, ``ago`` and ``open`` are
-    those of the flows, as in `Seen`.
+    ``note`` says why; keep it for as long as the entry exists. ``new``, ``ago`` and ``open`` are
+    the figures of its flows, as in `Seen`.
     """
 
     text: str
@@ -44,7 +46,7 @@ class Line(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """The allow lists of a service as learned. ``egress`` is None if it was not asked for."""
+    """The learned allow lists of a service. ``egress`` is None if it was not requested."""
 
     service: str
     ingress: tuple[Line, ...]
@@ -59,16 +61,16 @@ def learn(
     with_egress: bool,
     network: Callable[[str], str] = str,
 ) -> Learned:
-    """Return what the policy of a known service would be.
+    """Derive the policy of an existing service from its flows.
 
-    ``network`` returns the name by which it means a network.
+    ``network`` maps a network to the name by which the policy means it.
     """
     world = world._replace(outside=world.outside_ever)
     known = world.services[service]
     others = [s for s in seen if s.source.service != s.destination.service]
     incoming = [
         s for s in others if s.destination.service == service and not s.source.is_host
-    ]  # the host may always connect
+    ]  # flows from the host are left out: the host may always connect
     outgoing = [s for s in others if s.source.service == service]
     learner = _Learner(world, known, name, network)
     return Learned(
@@ -79,9 +81,9 @@ def learn(
 
 
 class _Group(NamedTuple):
-    """Flows that one entry is about: of a peer, on a port and protocol."""
+    """The flows of one entry: of a peer, on a port and protocol."""
 
-    peer: str  # as written, in brackets where ports follow
+    peer: str  # as written in a manifest: in brackets where ports follow
     first: int
     last: int
     proto: str
@@ -94,7 +96,7 @@ class _Group(NamedTuple):
 
 
 class _Learner:
-    """Learns the policy of one service."""
+    """Derives the policy of one service."""
 
     def __init__(
         self, world: World, known: Known, name: Name, network: Callable[[str], str]
@@ -143,7 +145,7 @@ class _Learner:
     def _entry(self, listed: tuple[Entry, ...] | None, seen: Seen, egress: bool) -> Entry | None:
         """Return the entry of the present allow list that lets a flow pass; None without a list.
 
-        Of several, one that names the service: it is the narrowest.
+        If several match, an entry that names the service is preferred, because it is the narrowest.
         """
         if listed is None:
             return None
@@ -158,7 +160,7 @@ class _Learner:
     def _groups(
         self, rows: Iterable[Seen], egress: bool
     ) -> tuple[dict[_Group, list[Seen]], list[Seen]]:
-        """Return flows by their entries, and those of addresses that nobody has any more."""
+        """Group flows by entry; return separately those of service addresses no longer in use."""
         groups: dict[_Group, list[Seen]] = {}
         outside: dict[tuple[int, str, int], list[Seen]] = {}
         gone = []
@@ -172,7 +174,7 @@ class _Learner:
                 group = _of(peer.address, flow, "the host")
                 groups.setdefault(group, []).append(flow)
             elif flow.gone:
-                gone.append(flow)  # whoever gets the address next is somebody else
+                gone.append(flow)  # whoever gets the address next is another service
             elif not egress and flow.published is not None:
                 first, last = self._ports_of(flow)
                 note = f"everybody: published as {flow.published.host_port}"
@@ -190,14 +192,14 @@ class _Learner:
         return groups, gone
 
     def _inside(self, family: int) -> list[_Prefix]:
-        """Return the prefixes of services, present or future, and the addresses of the host."""
+        """Return the prefixes for present and future services, and the addresses of the host."""
         world = self._world
         subnets = (subnet.cidr for on in world.networks.values() for subnet in on.subnets)
         texts = (*world.host, *world.pools, *subnets)
         return [ipaddress.ip_network(text) for text in texts if family_of(text) == family]
 
     def _add_families(self, groups: dict[_Group, list[Seen]]) -> None:
-        """Add what is published for the other family too: clients use whichever they have."""
+        """Allow a published port for its other family too: clients use either."""
         for group in list(groups):
             for family, prefix in _EVERYBODY.items():
                 own = bracketed(prefix)
@@ -207,7 +209,7 @@ class _Learner:
                     groups.setdefault(other, [])
 
     def _published(self, proto: str, port: int) -> set[int]:
-        """Return the families for which a port of the service is published to other machines."""
+        """Return the families in which a port of the service is published to other machines."""
         own = {family_of(address) for address in known_world.addresses_of(self._known)}
         families: set[int] = set()
         for published in self._known.ports:
@@ -218,7 +220,7 @@ class _Learner:
         return families & own
 
     def _ports_of(self, seen: Seen) -> tuple[int, int]:
-        """Return the first and last port of the service that are published together."""
+        """Return the first and last port of the published range that contains the flow's port."""
         for port in self._known.ports:
             last = port.container_port + port.count - 1
             if port.proto == seen.proto and port.container_port <= seen.port <= last:
@@ -239,7 +241,7 @@ class _Learner:
         gone: Sequence[Seen],
         egress: bool,
     ) -> Iterator[Line]:
-        """Yield what is not allowed: refused peers, unused ports, and what could be shorter."""
+        """Yield comments: refused peers, unused ports, networks that could replace entries."""
         entries = {group.text for group in groups}
         others: dict[_Group, list[Seen]] = {}
         for flow in refused:
@@ -250,7 +252,7 @@ class _Learner:
                 group = self._named(peer.service, peer.address, flow)._replace(note=denied)
             elif egress:
                 group = _of(peer.address, flow, denied)
-            else:  # any number of them may have tried
+            else:  # any number of outside addresses may have tried
                 everybody = bracketed(_EVERYBODY[family_of(peer.address)])
                 note = f"other machines {'would be' if in_audit else 'were'} denied"
                 group = _Group(everybody, flow.port, flow.port, flow.proto, note)
@@ -267,7 +269,7 @@ class _Learner:
             yield from self._whole(groups)
 
     def _unused(self, entries: set[str]) -> Iterator[Line]:
-        """Yield the published ports that nobody from elsewhere has used."""
+        """Yield the published ports that no other machine has used."""
         unused: dict[str, None] = {}  # several host ports may lead to one port
         for port in self._known.ports:
             last = port.container_port + port.count - 1
@@ -280,7 +282,7 @@ class _Learner:
             yield Line(text, False, "published; no other machine used it")
 
     def _whole(self, groups: dict[_Group, list[Seen]]) -> Iterator[Line]:
-        """Yield networks of which most services use a port."""
+        """Yield networks most of whose services use a port: the name could replace the entries."""
         used: dict[tuple[int, str], set[str]] = {}
         for group, rows in groups.items():
             for flow in rows:
@@ -308,10 +310,11 @@ def _of(address: str, seen: Seen, note: str = "") -> _Group:
 def _outside(
     rows: Sequence[Seen], egress: bool, inside: Sequence[_Prefix]
 ) -> Iterator[tuple[_Group, list[Seen]]]:
-    """Yield the entries for addresses outside, of one port and family.
+    """Yield entries for outside addresses, of one port and family.
 
-    The nearest addresses are joined to the smallest prefixes that hold them, until few are left.
-    No such prefix holds an address of ``inside``, where other services are, or the host.
+    The nearest addresses are merged into the smallest prefix that contains them, until few are
+    left. No such prefix contains an address of ``inside``, the prefixes of services and of the
+    host.
     """
     by_number: dict[int, list[Seen]] = {}
     for flow in rows:
@@ -325,11 +328,11 @@ def _outside(
         free = (first ^ last).bit_length()
         return kind((first >> free << free, bits - free))
 
-    # with more bits alike, what lies between is joined already
+    # all addresses between two that share more bits are merged already
     order = sorted(
         range(len(numbers) - 1), key=lambda at: (numbers[at] ^ numbers[at + 1]).bit_length()
     )
-    joined: set[int] = set()  # positions of addresses that go with the next one
+    joined: set[int] = set()  # positions of addresses that are merged with the next one
     for at in order:
         if len(numbers) - len(joined) <= MOST_OUTSIDE:
             break
@@ -353,7 +356,7 @@ _Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _joined(groups: dict[_Group, list[Seen]]) -> Iterator[tuple[_Group, list[Seen]]]:
-    """Yield entries in order, with the consecutive ports of one peer as a range."""
+    """Yield entries in order; consecutive ports of one peer become a range."""
     order = sorted(groups, key=lambda g: (g.peer, g.proto, g.first))
     last: tuple[_Group, list[Seen]] | None = None
     for group in order:

@@ -1,4 +1,4 @@
-"""Join flows to what a map can show: by names, with a bounded number of other machines. Pure."""
+"""Group flows for a map: by name, with a bounded number of other machines. Pure."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 OTHERS = "other machines"
 MOST_OUTSIDE = 8
-"""Addresses outside that are shown by themselves, in each direction."""
+"""The most outside addresses shown by themselves, in each direction."""
 MOST_PASSED, MOST_REFUSED, MOST_OPEN = 4000, 1000, 1000
-"""Recorded flows, refused ones and open ones that one look joins."""
+"""The most recorded, refused and open flows in one update of the map."""
 
 
 class Place(NamedTuple):
@@ -28,10 +28,10 @@ class Place(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """The flows between two places on one port; ``last`` is the latest of them.
+    """The flows between two places on one port; ``last`` is the most recent of them.
 
-    ``fresh`` are new flows since the look before, ``octets`` the bytes both ways since then. The
-    other figures are as in `Seen`.
+    ``fresh`` is the number of new flows since the previous update, ``octets`` the bytes in both
+    directions since then. The other figures are as in `Seen`.
     """
 
     source: Place
@@ -45,7 +45,7 @@ class Joint(NamedTuple):
 
 
 def bounded(memory: Memory) -> tuple[Memory, int]:
-    """Return the latest flows and the most frequent open ones, and how many are left out."""
+    """Keep the latest flows and the most frequent open ones; return them and the number omitted."""
 
     def latest(rows: tuple[Recorded, ...], most: int) -> tuple[Recorded, ...]:
         if len(rows) <= most:
@@ -76,9 +76,10 @@ def joint(
     fresh: Callable[[Seen], int],
     octets: Callable[[Seen], int] = lambda _: 0,
 ) -> list[Joint]:
-    """Return flows by places and ports, sorted.
+    """Group flows by places and port, sorted.
 
-    ``fresh`` returns how many of them are new since the look before, ``octets`` their bytes.
+    ``fresh`` returns how many of a flow's connections are new since the previous update, ``octets``
+    their bytes.
     """
     rows = list(rows)
     sources = _shown(row.source for row in rows)
@@ -87,7 +88,7 @@ def joint(
     for row in rows:
         source, target = _place(row.source, sources), _place(row.destination, targets)
         if source == target:
-            continue  # a service that connects to itself
+            continue  # omit a service that connects to itself
         key = (source, target, row.port, row.proto, row.verdict)
         new, moved = fresh(row), octets(row)
         before = joints.get(key)
@@ -109,7 +110,7 @@ def joint(
 
 
 def _shown(ends: Iterable[End]) -> Mapping[str, int]:
-    """Return the names and addresses outside that are shown: those with most rows."""
+    """Choose the outside names and addresses to show: those with most flows, with their counts."""
     counts: dict[str, int] = {}
     for end in ends:
         if not (end.service or end.is_host or end.gone):

@@ -1,4 +1,4 @@
-"""Tell the way of one real packet through all hooks in niso's words."""
+"""Describe the path of one traced packet through all hooks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEADS = ("jump ", "goto ")
 
 
 class Stage(NamedTuple):
-    """One chain of the way. ``verdict`` is pass, drop or "→ CHAIN"."""
+    """A chain on the packet's path. ``verdict`` is pass, drop or "→ CHAIN"."""
 
     table: str
     chain: str
@@ -23,9 +23,9 @@ class Stage(NamedTuple):
 
 
 def stages(steps: list[Step], verdict: Verdict | None) -> list[Stage]:
-    """Return the chains in which something happened. Pure.
+    """Return the chains that decided something about the packet. Pure.
 
-    ``verdict`` is what the engine says of the packet: it has the manifest entry of a policy's drop.
+    ``verdict`` is the policy engine's, which has the manifest entry if a policy drops the packet.
     """
     result = []
     for step in steps:
@@ -43,7 +43,7 @@ def passed(path: list[Stage]) -> bool:
 
 
 def others(path: list[Stage]) -> list[Stage]:
-    """Return the chains of other programs."""
+    """Return the stages in chains of other programs."""
     return [stage for stage in path if stage.table not in (INET, BRIDGE)]
 
 

@@ -1,4 +1,4 @@
-"""Write captured packets with the names of services (pcapng, draft-ietf-opsawg-pcapng). Pure."""
+"""Write captured packets as pcapng with service names (draft-ietf-opsawg-pcapng). Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ _SECTION, _INTERFACE, _NAMES, _PACKET = 0x0A0D0D0A, 1, 4, 6
 _NAME4, _NAME6 = 1, 2
 _COMMENT, _IF_NAME = 1, 2  # options
 _RAW = 101  # LINKTYPE_RAW: begins with an IP header
-_MOST = 262_144  # bytes of a packet
+_MOST = 262_144  # snapshot length: bytes of a packet
 
 
 class File:
-    """A pcapng file of several captures, as it grows.
+    """A pcapng file that merges several captures, as it grows.
 
-    ``names`` maps addresses to names. ``comment`` returns what is said of a packet with this time
-    (microseconds since 1970), or "". ``most`` is how many packets the file takes.
+    ``names`` maps addresses to names. ``comment`` returns the comment for a packet with a given
+    time (microseconds since 1970), or "". ``most`` is the number of packets after which the file is
+    full.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class File:
 
     @property
     def is_full(self) -> bool:
-        """Return whether it has all packets that it takes."""
+        """Return whether the file has as many packets as it takes."""
         return self._left is not None and self._left <= 0
 
     def interface(self, name: str, link: int, most: int) -> tuple[int, bytes]:
@@ -62,7 +63,7 @@ class File:
 
 
 class Converter:
-    """Turn the bytes of a pcap file into blocks of a pcapng file, as they come."""
+    """Convert a pcap stream into blocks of a pcapng file."""
 
     def __init__(self, file: File, name: str) -> None:
         self._file, self._name = file, name
@@ -70,7 +71,10 @@ class Converter:
         self._interface: int | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Return the blocks that are complete. Raises ValueError if it is not pcap."""
+        """Convert more bytes; return the complete blocks.
+
+        Raises ValueError if the stream is not pcap.
+        """
         self._rest += data
         return b"".join(self._blocks())
 
@@ -95,17 +99,17 @@ class Converter:
 
 
 def pcap_header() -> bytes:
-    """Return the beginning of a pcap file of packets that begin with an IP header."""
+    """Return the header of a pcap file whose packets begin with an IP header."""
     return _HEADER.pack(_MAGIC, 2, 4, 0, 0, _MOST, _RAW)
 
 
 def pcap_packet(time: int, data: bytes, length: int) -> bytes:
-    """Return a packet of a pcap file; ``time`` is in microseconds since 1970."""
+    """Return a packet record of a pcap file; ``time`` is in microseconds since 1970."""
     return _RECORD.pack(*divmod(time, 1_000_000), len(data), max(length, len(data))) + data
 
 
 def _block_of_names(names: Mapping[str, str]) -> bytes:
-    """Return a Name Resolution Block: (address, name) of each service."""
+    """Return a Name Resolution Block that maps the addresses to names."""
     records = []
     for address, name in names.items():
         packed = ipaddress.ip_address(address).packed
@@ -116,7 +120,7 @@ def _block_of_names(names: Mapping[str, str]) -> bytes:
 
 
 def _option(code: int, text: str) -> bytes:
-    """Return one option, and the end of options."""
+    """Return one option, followed by the end of options."""
     value = text.encode()
     return struct.pack("=HH", code, len(value)) + _padded(value) + struct.pack("=HH", 0, 0)
 

@@ -1,4 +1,4 @@
-"""Join what the rules remember of flows with services, policies and open connections."""
+"""Join the flows that nftables recorded with services, policies and open connections."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 HOST = "host"
 PASS, AUDIT, DROP = "pass", "audit", "drop"
-"""What happened to flows. An audit passes what the policy would deny."""
+"""What happened to flows. ``audit``: the policy would deny the flow, but is in audit."""
 Key = tuple[str, str, str, int]
 """(source, destination, protocol, port) of a flow, after DNAT."""
 
 
 class End(NamedTuple):
-    """One end of flows. ``service`` is "" if the address is not one of a service.
+    """One end of flows. ``service`` is "" if the address belongs to no service.
 
-    ``gone``: it was one of a service that does not exist any more. ``outside``: the name by which
-    policies know it.
+    ``gone``: it belonged to a service that no longer exists. ``outside``: the name by which
+    policies mean the address.
     """
 
     service: str
@@ -47,14 +47,15 @@ class End(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """All flows from one address to one port of another that passed, or that were dropped.
+    """All flows from one address to one port of another, either those that passed or those dropped.
 
-    ``reason`` is what decides at present, also of the path. It is None if the service of an end
-    does not exist any more (``gone``): its policy is not known. ``published`` is the published port
-    that clients from elsewhere used. ``agrees``: the present rules would decide the same. ``new``
-    are new flows within a week, or attempts; ``ago`` is the age of the last one in seconds, None
-    without any. ``open`` are the ones that are open now. ``audited``: they pass only because a
-    policy is in audit, or did, and would be denied now.
+    ``reason`` is what decides about such flows now, including the path. It is None if the service
+    of an end no longer exists (``gone``), because its policy is not known. ``published`` is the
+    published port that clients from elsewhere used. ``agrees``: the present rules would decide the
+    same. ``new`` is the number of new flows, or attempts, within a week; ``ago`` is the age of the
+    last one in seconds, None if there is none. ``open`` is the number of flows that are open now.
+    ``audited``: they pass, or passed, only because a policy is in audit, and would be denied
+    otherwise.
     """
 
     source: End
@@ -73,7 +74,7 @@ class Seen(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Return what happened to them: pass, audit or drop."""
+        """Return what happened to the flows: pass, audit or drop."""
         return AUDIT if self.audited else PASS if self.passes else DROP
 
     @property
@@ -82,16 +83,20 @@ class Seen(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the kernel remembers, and the connections that are open."""
+    """The flows that nftables recorded, and the open connections."""
 
     passed: tuple[Recorded, ...]
     refused: tuple[Recorded, ...]
     opened: tuple[Open, ...]
-    missed: int = 0  # new flows that full sets have not recorded
-    audited: tuple[Recorded, ...] = ()  # of those that passed, or that others dropped then
+    missed: int = 0  # new flows that were not recorded because a set was full
+    # flows that an audit let pass; they are in ``passed`` too, unless another rule dropped them
+    audited: tuple[Recorded, ...] = ()
 
     def by_verdict(self) -> Iterator[tuple[str, Recorded]]:
-        """Yield each key with what happened to its flows. Audited ones have not only passed."""
+        """Yield each recorded flow with its verdict.
+
+        Audited flows are subtracted from those that passed.
+        """
         passed = {row[:4]: row for row in self.passed}
         for row in self.audited:
             if (whole := passed.get(row[:4])) is not None:
@@ -102,13 +107,13 @@ class Memory(NamedTuple):
 
 
 def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
-    """Read the sets and, with ``with_open``, open connections. Raises KernelError."""
+    """Read the recorded flows and, with ``with_open``, open connections. Raises KernelError."""
     from niso.kernel import flows, sensor
 
     opened: set[Open] = set()
     if with_open:
         opened.update(flows.opened())
-        # of networks that nobody tracks, the services' sockets know
+        # conntrack has no connections of untracked networks, so ask the services' sockets
         plain = {n.name for n in world.networks.values() if not (n.publishes or n.policed)}
         for known in world.services.values():
             if known.active and plain & {endpoint.network for endpoint in known.endpoints}:
@@ -119,7 +124,7 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
     refused = sensor.recorded(nft_sensor.REFUSED)
     audited = sensor.recorded(nft_sensor.AUDITED)
     passed = sensor.recorded(nft_sensor.SEEN) + sensor.recorded(nft_sensor.ENTERED)
-    # what another program's rule made the bridge table record too is in the other sets
+    # flows that another program's rule had recorded by the bridge table too are in the inet sets
     elsewhere = {row[:4] for row in (*passed, *refused, *audited)}
     switched = sensor.recorded(nft_sensor.SWITCHED)
     passed += [row for row in switched if row[:4] not in elsewhere]
@@ -128,7 +133,7 @@ def remembered(kernel: Kernel, world: World, with_open: bool = True) -> Memory:
 
 
 class Judge:
-    """Knows the names of flows in a world, and what decides on them; judges each once."""
+    """Names the flows of a world and evaluates its policies on them; caches each result."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -136,13 +141,13 @@ class Judge:
         self._judged: dict[tuple[Key, bool], Seen] = {}
 
     def of(self, key: Key, passes: bool) -> Seen:
-        """Return a flow without its figures."""
+        """Return a flow with its names and verdict, without figures."""
         if (key, passes) not in self._judged:
             self._judged[key, passes] = _seen(self.ends, key, passes)
         return self._judged[key, passes]
 
     def in_world(self, world: World) -> Judge:
-        """Return this one if the world is equal; else, or if it has judged very many, a new one."""
+        """Return this judge if the world is equal; a new one if not, or if the cache is full."""
         is_same = world == self.world and len(self._judged) <= _MOST_JUDGED
         return self if is_same else Judge(world)
 
@@ -151,9 +156,9 @@ _MOST_JUDGED = 50_000
 
 
 def joined(world: World, memory: Memory, judge: Judge | None = None) -> list[Seen]:
-    """Return all flows with names and what decides on them, sorted by names and port. Pure.
+    """Return all flows with names and deciding policies, sorted by names and port. Pure.
 
-    ``judge`` is one of an equal world, from earlier calls.
+    ``judge`` is that of an equal world, from an earlier call, to reuse its cache.
     """
     counts: dict[Key, int] = {}
     for flow in memory.opened:
@@ -182,12 +187,12 @@ def joined(world: World, memory: Memory, judge: Judge | None = None) -> list[See
 
 
 def changes(before: Iterable[Seen], after: Iterable[Seen]) -> list[Seen]:
-    """Return what was recorded between two looks, the oldest first. ``new`` counts that only."""
+    """Return the flows recorded between two queries, oldest first. ``new`` counts only those."""
     counted = {(seen.key, seen.verdict): seen.new for seen in before}
     fresh = []
     for seen in after:
         was = counted.get((seen.key, seen.verdict), 0)
-        # a count that fell was deleted and began again
+        # a count that fell was deleted and began again at 0
         more = seen.new - was if seen.new >= was else seen.new
         if more:
             fresh.append(seen._replace(new=more))
@@ -195,12 +200,12 @@ def changes(before: Iterable[Seen], after: Iterable[Seen]) -> list[Seen]:
 
 
 def moment(ago: float) -> float:
-    """Return the time (seconds since 1970) of something so many seconds ago."""
+    """Convert an age in seconds to a time (seconds since 1970)."""
     return time.time() - ago
 
 
 class Ends:
-    """The ends that addresses of a world stand for."""
+    """Maps addresses to the services, host or outside names of a world."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -214,10 +219,11 @@ class Ends:
                 self._known[address] = End("", address, outside=name)
 
     def judging(self, services: frozenset[str], passes: bool) -> World:
-        """Return what a verdict on flows between these depends on.
+        """Return the part of the world that verdicts on flows between these services depend on.
 
-        It depends on no other services, and looks through those that there are. For flows that
-        passed, an outside name has the addresses that it had at that time.
+        Other services do not matter, and verdicts search all services of a world, so fewer are
+        faster. For flows that passed, an outside name has all the addresses that it had at the
+        time.
         """
         if (services, passes) not in self._worlds:
             world = self._world
@@ -228,7 +234,7 @@ class Ends:
         return self._worlds[services, passes]
 
     def of(self, address: str) -> End:
-        """Return the end with an address."""
+        """Return the end for an address."""
         if address not in self._known:
             is_host = known_world.is_host(self._world, address)
             gone = not is_host and known_world.is_for_services(self._world, address)
@@ -241,10 +247,10 @@ def _key(row: Recorded) -> Key:
 
 
 def _seen(ends: Ends, key: Key, passes: bool) -> Seen:
-    """Return a flow without its figures."""
+    """Return a flow with its names and verdict, without figures."""
     source, destination, proto, port = key
     both = ends.of(source), ends.of(destination)
-    # only flows of services are recorded: one of two strangers was of one
+    # only flows of services are recorded: if neither end is known, one was a service at the time
     if any(end.gone for end in both) or not any(end.service or end.is_host for end in both):
         return Seen(*both, proto, port, passes, None, None, True, 0, None, 0, gone=True)
     world = ends.judging(frozenset(end.service for end in both if end.service), passes)
@@ -267,9 +273,9 @@ def _seen(ends: Ends, key: Key, passes: bool) -> Seen:
 
 
 def published(world: World, service: str, proto: str, port: int, family: int) -> Port | None:
-    """Return the published port of a family that leads to a port of a service, or None.
+    """Return the published port of a family that leads to a service's port, or None.
 
-    It is one that other machines can use: none on a loopback address.
+    Only ports that other machines can use count: none on a loopback address.
     """
     known = world.services.get(service)
     for mapping in known.ports if known else ():
@@ -285,11 +291,12 @@ def published(world: World, service: str, proto: str, port: int, family: int) ->
 def closed(
     world: World, source: str, destination: str, proto: str, port: int, across: bool = False
 ) -> Reason | None:
-    """Return why nothing gets from an address to the port of another; None if a path is open.
+    """Return why no packet gets from an address to another's port; None if a path is open.
 
-    Policies are not evaluated. Flows are recorded after DNAT: those that came by a published port
-    look like flows to the service's own address. What came from elsewhere did come by one. What a
-    policy refused between services of two networks may have: with ``across`` it did.
+    Policies are not evaluated. Flows are recorded after DNAT, so one through a published port looks
+    like a flow to the service's own address. A flow from elsewhere always came through a published
+    port. A flow between services of two networks that a policy refused may have: with ``across`` it
+    counts as if it did.
     """
     path = verdict.decide(world, source, destination, port, proto).path
     sender, receiver = (known_world.holder_of(world, end) for end in (source, destination))
@@ -304,7 +311,7 @@ def closed(
 
 
 def read(kernel: Kernel, store: Store, with_open: bool = True) -> tuple[list[Seen], int]:
-    """Return all flows, and how many new ones full sets have not recorded. Raises KernelError."""
+    """Return all flows, and the number not recorded because sets were full. Raises KernelError."""
     from niso.reconcile.world import read_world
 
     world = read_world(kernel, store)

@@ -1,4 +1,4 @@
-"""Make the world of a stack.toml as its file declares it, with made-up addresses. Pure."""
+"""Build the world that a stack.toml declares, with made-up addresses. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _POOL = "10.99.{}.0/24"
 
 
 def declared(stack: Stack) -> World:
-    """Return the services and networks of a stack.
+    """Return the services and networks of a stack as a world.
 
-    A network without a declared subnet gets one that depends on nothing but the file, and so do
-    services. They serve the policy engine alone, and are not those of the host.
+    A network without a declared subnet gets one that depends on nothing but the file; so do the
+    addresses of services. They serve the policy engine only, and are not those of the host.
     """
     used = {name for member in stack.members for name in member.loaded.spec.networks}
     networks = {}
@@ -45,6 +45,6 @@ def _addresses(network: Network, number: int, statics: tuple[str, ...]) -> tuple
     for subnet in network.subnets:
         net = ipaddress.ip_network(subnet.cidr)
         static = [address for address in statics if ipaddress.ip_address(address) in net]
-        # the last of the subnet, where static ones rarely are
+        # the last addresses of the subnet, where static ones are rare
         result.append(static[0] if static else str(net[-2 - number % (net.num_addresses - 3)]))
     return tuple(result)

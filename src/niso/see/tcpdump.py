@@ -1,10 +1,9 @@
-"""Run tcpdump(8) with the names of services, in the network namespace of one.
+"""Run tcpdump(8) with service names, in the network namespace of a service.
 
-tcpdump has a mount namespace of its own, where /etc/hosts has the services and nothing asks DNS.
-Nothing is put into the service, and both namespaces end with tcpdump. A process watches the
-caller, and ends tcpdump when that was killed: without packets tcpdump would not notice. The
-kernel's signal at a parent's death (PR_SET_PDEATHSIG) is cleared when tcpdump changes its user,
-prctl(2).
+tcpdump has its own mount namespace, where /etc/hosts has the services and no lookup uses DNS.
+Nothing is put into the service, and the mount namespace ends with tcpdump. A watcher process ends
+tcpdump if the caller is killed: without packets tcpdump would not notice. The kernel's signal at a
+parent's death (PR_SET_PDEATHSIG) is cleared when tcpdump changes its user, prctl(2).
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ from niso.kernel import netns
 
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _CHUNK = 1 << 16
-_SAID = 4096  # bytes of what tcpdump says about itself
+_SAID = 4096  # bytes of tcpdump's error output to keep
 _NSSWITCH = "hosts: files\nservices: files\nprotocols: files\n"
 
 
 class Tcpdump:
-    """A running tcpdump with some arguments and ``filter_``; ``names`` maps addresses to names.
+    """A running tcpdump with the given arguments and filter.
 
-    ``namespace`` is that of its network, "" for the caller's. ``stdin`` is a descriptor. Raises
-    Error without tcpdump, KernelError and ProcessError.
+    ``names`` maps addresses to names. ``namespace`` is the network namespace to capture in, "" for
+    the caller's. ``stdin`` is a descriptor. Raises Error if tcpdump is not installed, KernelError
+    and ProcessError.
     """
 
     def __init__(
@@ -67,32 +67,32 @@ class Tcpdump:
             os.close(err)
 
     def read(self) -> bytes:
-        """Return what it printed, b"" when it has ended. Raises ProcessError if it failed."""
+        """Return tcpdump's output, b"" when it has exited. Raises ProcessError if it failed."""
         data = os.read(self.out, _CHUNK)
         if not data:
             self._end()
         return data
 
     def hear(self) -> bool:
-        """Keep what it said about itself, for an error; return False if it says no more."""
+        """Keep tcpdump's error output for an error message; return False at its end."""
         data = os.read(self.err, _CHUNK)
         self._said = (self._said + data)[-_SAID:]
         return bool(data)
 
     def stop(self) -> None:
-        """Have it end; `read` returns what it still had."""
+        """Ask tcpdump to stop; `read` still returns what was captured."""
         if self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGINT)
 
     def close(self) -> None:
-        """End it, if it still runs."""
+        """End tcpdump if it is still running, and close its descriptors."""
         if self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGTERM)
             os.waitpid(self._pid, 0)
             self._pid = 0
-        if self._watcher:  # it has ended with tcpdump
+        if self._watcher:  # the watcher ends with tcpdump
             os.waitpid(self._watcher, 0)
             self._watcher = 0
         for fd in (self.out, self.err):
@@ -115,7 +115,7 @@ class Tcpdump:
 
 
 def _watch(pid: int) -> int:
-    """Fork a process that ends a child of this one when this one has died; it ends with it."""
+    """Fork a watcher that ends the child ``pid`` if this process dies; it exits with the child."""
     own, child = os.pidfd_open(os.getpid()), os.pidfd_open(pid)
     try:
         watcher = os.fork()
@@ -138,7 +138,7 @@ def _watch(pid: int) -> int:
 def _become(
     argv: list[str], names: Mapping[str, str], stdin: int | None, out: int, err: int
 ) -> None:
-    """Make this new process tcpdump; never returns."""
+    """Execute tcpdump in this forked process; never returns."""
     try:
         os.dup2(err, 2)
         os.dup2(out, 1)
@@ -152,7 +152,7 @@ def _become(
 
 
 def _hide_hosts(names: Mapping[str, str]) -> None:
-    """Have this process see the names of services in /etc/hosts, and no other source of names."""
+    """Give this process an /etc/hosts with the services, and no other source of names."""
     from niso.runtime import mount_calls
 
     os.unshare(os.CLONE_NEWNS)

@@ -1,4 +1,4 @@
-"""Judge the flows that exist by policies that are not active yet. Pure."""
+"""Evaluate existing flows against policies that are not active yet. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from niso.see import seen as seer
 from niso.see.seen import End, Seen
 
 CUT, AUDIT, NEW, PASS = "cut", "audit", "new", "pass"
-"""A flow that passes now and would not; that would be denied, but by a policy in audit; that was
-denied and would pass; that passes as before."""
+"""Effects of a change on a flow. ``cut``: it passes now and would not.
+
+``audit``: it would be denied, but the policy is in audit. ``new``: it was denied and would pass.
+``pass``: it passes as before.
+"""
 
 
 class Effect(NamedTuple):
-    """What a change means for flows. ``reason`` decides after the change."""
+    """The effect of a change on flows. ``reason`` is what decides after the change."""
 
     kind: str
     seen: Seen
@@ -28,10 +31,11 @@ class Effect(NamedTuple):
 def effects(
     before: World, after: World, seen: Iterable[Seen], services: frozenset[str]
 ) -> list[Effect]:
-    """Return what a change from one world to the other means for flows, those that are cut first.
+    """Return the effects of a change from one world to another on flows, cut ones first.
 
-    ``seen`` is joined with the world before. Flows of other than ``services`` are left out if the
-    change means nothing for them. A flow that passed once and is denied already is left out.
+    ``seen`` are the flows joined with the world before. Flows without one of ``services`` as an end
+    are listed only if the change affects them. A flow that once passed and is denied already is
+    left out.
     """
     result = []
     for flow in seen:
@@ -50,14 +54,14 @@ def effects(
 
 
 def _was_denied(seen: Seen) -> bool:
-    """Return whether a policy denied it; the change of one opens no path."""
+    """Return whether a policy denied the flow; a changed policy cannot open a closed path."""
     return seen.reason is not None and bool(seen.reason.key)
 
 
 def _reason(before: World, after: World, seen: Seen) -> Reason | None:
-    """Return what decides on a flow after the change, or None if no policy is about it.
+    """Return what decides about a flow after the change; None if no policy concerns it.
 
-    For one that passed, an outside name has the addresses that it had at that time.
+    For a flow that passed, an outside name has all the addresses that it had at the time.
     """
     if seen.passes:
         after = after._replace(outside=after.outside_ever)
@@ -86,7 +90,7 @@ def _reason(before: World, after: World, seen: Seen) -> Reason | None:
 
 
 def _network(world: World, end: End) -> str:
-    """Return the network that a service has an address on; "" for other ends."""
+    """Return the network on which a service has the end's address; "" for other ends."""
     if not end.service:
         return ""
     endpoints = world.services[end.service].endpoints
@@ -94,10 +98,11 @@ def _network(world: World, end: End) -> str:
 
 
 def _by_port(before: World, seen: Seen) -> bool:
-    """Return whether a service of another network connects, or the host by another address.
+    """Return whether a flow must have come through a published port.
 
-    Only published ports let the former do so. A program of the host that connects to a service
-    itself has the address of the gateway, unless it chooses another.
+    So it did if it is from a service of another network, or from the host with an address other
+    than the gateway's: a program of the host that connects to a service directly has the gateway's
+    address, unless it chooses another.
     """
     network = _network(before, seen.destination)
     if not network:
@@ -108,14 +113,14 @@ def _by_port(before: World, seen: Seen) -> bool:
 
 
 def _address(before: World, after: World, end: End) -> str | None:
-    """Return the address that an end has after the change, on the same network; None without."""
+    """Return the end's address on the same network after the change; None if it has none there."""
     if not end.service:
         return end.address
     return _on(after, end, _network(before, end))
 
 
 def _on(after: World, end: End, network: str) -> str | None:
-    """Return the address of a service on a network, of the family that an end has."""
+    """Return a service's address on a network, in the family of the end; None if it has none."""
     for on, address in _addresses(after, end):
         if on == network:
             return address
@@ -123,7 +128,7 @@ def _on(after: World, end: End, network: str) -> str | None:
 
 
 def _addresses(after: World, end: End) -> list[tuple[str, str]]:
-    """Return (network, address) of an active service, in its order, of the family of an end."""
+    """Return (network, address) pairs of an active service, in its order, in the end's family."""
     known = after.services.get(end.service)
     family = family_of(end.address)
     return [
@@ -135,10 +140,10 @@ def _addresses(after: World, end: End) -> list[tuple[str, str]]:
 
 
 def _moved(after: World, seen: Seen, by_port: bool) -> tuple[str, str] | None:
-    """Return the addresses by which a flow can go on where an end has left its network.
+    """Return the addresses that a flow can use after an end has left its network; None if none.
 
-    Services go by a network that they share, all others and published ports by the first one of the
-    service. None if there is none.
+    Services use a network that they share; all others, and flows through published ports, use the
+    first network of the service.
     """
     source, destination = seen.source, seen.destination
     if source.service and destination.service and not by_port:
@@ -155,7 +160,10 @@ def _moved(after: World, seen: Seen, by_port: bool) -> tuple[str, str] | None:
 
 
 def _publishes(world: World, seen: Seen) -> bool:
-    """Return whether a port leads to this one of the service: the one that was used, if known."""
+    """Return whether the service publishes the flow's port.
+
+    If the host port that the flow used is known, it must be the same one.
+    """
     used, family = seen.published, family_of(seen.source.address)
     known = world.services.get(seen.destination.service)
     return any(
