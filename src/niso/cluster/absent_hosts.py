@@ -1,7 +1,7 @@
-"""Remember when this host's agent has looked last, and since when hosts are gone.
+"""Record when this host's agent last synchronised, and since when other hosts are gone.
 
-It is a file in the run folder. Clocks of different hosts are never compared. A time is of this
-host's clock that only goes forward, which begins with the boot, as the run folder does.
+The record is a file in the run folder. Clocks of different hosts are never compared. Times are of
+this host's monotonic clock, which starts at boot; the run folder is empty then too.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from niso.base.lite_typing import NamedTuple
 
 
 class Look(NamedTuple):
-    """What the agent knew at its last look; times are of time.monotonic()."""
+    """What the agent knew at its last sync pass; times are of time.monotonic()."""
 
-    at_s: float | None  # None before the first one
-    gone: dict[str, float]  # since when hosts are seen gone
+    at_s: float | None  # time of the last pass; None before the first
+    gone: dict[str, float]  # hosts that are gone, each with the time since when
 
 
 def last() -> Look:
-    """Return the last look."""
+    """Read the record of the last sync pass; an empty one if there is none or it is unreadable."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(files.read(_path()) or b"{}")
         gone = {str(host): float(seen_s) for host, seen_s in kept["gone"].items()}
@@ -32,7 +32,7 @@ def last() -> Look:
 
 
 def note(gone: Iterable[str], now_s: float) -> None:
-    """Record a look, and which hosts are gone. Raises OSError."""
+    """Record a sync pass and the hosts that are gone. Raises OSError."""
     before = last().gone
     now = {host: before.get(host, now_s) for host in sorted(gone)}
     kept = json.dumps({"at": now_s, "gone": now})

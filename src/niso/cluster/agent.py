@@ -1,8 +1,8 @@
-"""Follow the cluster on one host: `Agent.look` does all that is due, `Agent.run` says when.
+"""Synchronise one host with the cluster: `Agent.look` does a sync pass, `Agent.run` schedules it.
 
-The agent has no state but the store, and a file with its lease in the run folder. Killed anywhere,
-it starts again. Nothing that runs depends on it: without it, or without the engine, a host keeps
-what it knows, and does not hear what is new.
+The agent has no state but the store and a file with its lease in the run folder, so it can be
+killed at any point and restarted. Nothing that runs depends on it: without it, or without the
+engine, a host keeps the state it has, and does not learn of changes.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ TTL_S = 10
 KEEP_S = 3.0
 MEND_S = 1.0
 LOOK_S = 30.0
-"""A look without any event: what a watch has missed is made up for by it."""
+"""The interval between full sync passes, which make up for events that a watch has missed."""
 GATHER_S = 0.005
 LEAST_S = 0.05
-"""Seconds between two looks at least: 20 a second."""
+"""The minimum interval between two sync passes: at most 20 a second."""
 SPREAD_S = 0.001
-"""A look that is only because hosts come or go first waits about so long for each host."""
+"""A pass that is only due because hosts came or went waits about so long for each host."""
 LATE_S = 5.0
-"""From so many seconds on, the agent says that it is behind."""
+"""The agent reports that it is behind from so many seconds on."""
 
 
 class Me(NamedTuple):
-    """This host in the cluster."""
+    """This host's identity in the cluster."""
 
     host: str
     state_id: str
@@ -60,12 +60,12 @@ class Me(NamedTuple):
 
 
 class Agent:
-    """``end`` ends services that another host has taken over, ``log`` takes one line of text.
+    """Keeps one host synchronised with the cluster.
 
-    ``tend`` is called at the start and about every `LOOK_S` seconds, and when hosts come or go. Its
-    second argument is false if it is only because of the latter.
-    ``mend`` is called in a thread of its own, every `MEND_S` seconds; it gets whether a whole look
-    is due.
+    ``end`` ends services that another host has taken over, ``log`` takes one line of text. ``tend``
+    is called at the start, about every `LOOK_S` seconds, and when hosts come or go; its second
+    argument is false in the last case. ``mend`` is called every `MEND_S` seconds in a thread of its
+    own, with whether a full check is due.
     """
 
     def __init__(
@@ -89,27 +89,27 @@ class Agent:
         self._view = View(self.keys, me.host)
         self.mend = mend
         self._wake = threading.Event()
-        self._hurry = threading.Event()  # more than that hosts come or go
-        self._called = threading.Event()  # a command has changed something here
+        self._hurry = threading.Event()  # set if there is more to do than hosts that come or go
+        self._called = threading.Event()  # set when a command has changed something here
         self._over = threading.Event()
         self._watches = Watches(connect, self._notice, self._over)
         self._kept: dict[str, Kept] = {}  # by network
         self._own = OwnClaims(log, self._say)
         self._guard = Guard(me.host, self._say)
-        self._lives = 0  # the lease by which this host is known to live
+        self._lives = 0  # the lease on which this host's live key was last written
         self._said = ""
         self._wrong: tuple[str, ...] = ()
 
-    # --- one look -------------------------------------------------------------
+    # --- one sync pass --------------------------------------------------------
 
     def look(
         self, store: Store, kernel: Kernel, engine: Engine, now_s: float, whole: bool = True
     ) -> list[str]:
-        """Do all that is due; return the services of others that changed.
+        """Do one sync pass; return the services of other hosts that changed.
 
         Unless ``whole``, it compares only services that have changed in the cluster since the last
-        look, if that one was completed and hosts and networks are the same. ``now_s`` is of a
-        clock that only goes forward. Raises NoAnswer, Refused and Error.
+        pass, provided that pass was completed and hosts and networks are the same. ``now_s`` is of
+        a monotonic clock. Raises NoAnswer, Refused and Error.
         """
         if whole:
             self._view.doubt()
@@ -146,26 +146,28 @@ class Agent:
             self.log(f"taken over by other hosts, and ended here: {', '.join(lost)}")
             self.end(lost)
             mirror.drop_claims(store, kernel, lost)
-        if not member:  # others gave up what it had, and it may be somebody's by now
+        # other hosts have released what it had, and its addresses may be in use again
+        if not member:
             self._say(f"{self.me.host} is not a host of the cluster: nothing is changed")
             return []
         if store.across.tunnel() is not None:
             from niso.cluster import encryption
 
             encryption.follow(store, kernel, hosts, self.me.host)
-        if not is_sure:  # by this host's own claims others may be meant now
+        # some claims of this host were not as recorded, so any service may be affected
+        if not is_sure:
             now = now._replace(only=None)
         changed = mirror.follow(store, kernel, now, self.me.host)
         if is_sure and not self._guard.doubts:
             self._view.done()
         self.lag.caught_up(now_s)
-        with contextlib.suppress(OSError):  # only lists show it
+        with contextlib.suppress(OSError):  # only lists show this record
             absent_hosts.note((host.name for host in hosts if not host.alive), now_s)
         self._said = self._said if self._guard.doubts else ""
         return changed
 
     def _has_left(self, store: Store) -> bool:
-        """Return whether this host has left the cluster: then the agent ends."""
+        """Return whether this host has left the cluster; if so, stop the agent."""
         if store.cluster_id() == self.me.cluster:
             return False
         self._say(f"this host has left cluster {self.me.cluster}")
@@ -173,11 +175,14 @@ class Agent:
         return True
 
     def _spans(self, store: Store, kernel: Kernel, engine: Engine, member: bool) -> list[str]:
-        """Return this host's networks that span hosts; of a member, those that are gone go."""
+        """Return this host's networks that span hosts.
+
+        If this host is a member, networks that the cluster no longer has are removed here first.
+        """
         here = {n.name: n.span.vni for n in store.networks() if n.span is not None}
         if not member:
             return list(here)
-        # read after the rows: a command makes a network in the cluster first
+        # read after the rows: a command creates a network in the cluster before it writes the row
         items = engine.get(self.keys.nets, one=True).items if here else ()
         index = index_of(items[0]) if items else {}
         kept = []
@@ -192,9 +197,9 @@ class Agent:
         return kept
 
     def _restore(self, store: Store, engine: Engine, name: str) -> None:
-        """Write a network to the cluster again, if this host has claims there by its record.
+        """Write a network to the cluster again, if this host has recorded claims on it.
 
-        The engine's data are from a backup. Without one, a network with claims is not removed.
+        The engine must have been restored from a backup: a network with claims is never removed.
         """
         if not any(name in claim.addresses for claim in store.across.claims()):
             self._say(f"the cluster does not have network {name}, which has services here")
@@ -208,7 +213,10 @@ class Agent:
             self._say(f"the cluster does not have network {name} any more: {error.message}")
 
     def _still(self, store: Store, claims: Claims, lost: list[str]) -> list[str]:
-        """Return those that another host has now too: a command may have taken one meanwhile."""
+        """Return the services that another host still has, by a newer claim.
+
+        Each is read again under its lock, because a command may have claimed it in the meantime.
+        """
         ended = []
         for service in lost:
             try:
@@ -221,10 +229,10 @@ class Agent:
         return ended
 
     def keep(self, engine: Engine, lease: int) -> int:
-        """Keep this host's lease; return it, or a new one. Raises NoAnswer, Refused, Error.
+        """Renew this host's lease, or get a new one if it has ended; return its id, 0 if no member.
 
-        One that another process has left says nothing before it is that of this host's key: the
-        host may have left since, and joined again.
+        A lease that another process left is not trusted until this host's live key is written with
+        it: the host may have left since, and joined again. Raises NoAnswer, Refused, Error.
         """
         if not (lease and engine.keep(lease)):
             lease = engine.grant(TTL_S)
@@ -238,15 +246,15 @@ class Agent:
         return 0
 
     def _say(self, text: str) -> None:
-        """Log a line, unless it was the last one."""
+        """Log a line, unless it repeats the last one."""
         if text != self._said:
             self._said = text
             self.log(text)
 
-    # --- for ever -------------------------------------------------------------
+    # --- the loop -------------------------------------------------------------
 
     def run(self, store: Store, kernel: Kernel) -> None:
-        """Look whenever there is something to see, until `stop`."""
+        """Run a sync pass whenever something changes, until `stop`."""
         for target in (self._alive, self._listen, *((self._mend,) if self.mend else ())):
             threading.Thread(target=target, daemon=True).start()
         engine = None
@@ -257,14 +265,15 @@ class Agent:
             if not self._wake.wait(max(0.0, whole_s - time.monotonic())):
                 self._hurry.set()
             time.sleep(GATHER_S)
-            # all hosts look when one comes or goes: not all at once
+            # every host runs a pass when one comes or goes: spread them
             self._hurry.wait(about(SPREAD_S) * len(hosts))
             self._wake.clear()
             self._hurry.clear()
             try:
                 began = time.monotonic()
                 called = self._called.is_set()
-                if called:  # else one that comes now would be cleared too
+                # clear the flag only if it was set, so that a call that comes now is not lost
+                if called:
                     self._called.clear()
                 whole = called or began >= whole_s
                 self.lag.notice(began)
@@ -279,7 +288,8 @@ class Agent:
                 if is_due or hosts != before:
                     self.tend(engine, is_due)
                 self.watch(net.name for net in store.networks() if net.span is not None)
-            # files vanish while the host leaves its cluster, and a busy store is locked for long
+            # files vanish while the host leaves its cluster, and a busy store can stay locked for
+            # long
             except (Error, OSError, sqlite3.Error) as error:
                 self._say(_text(error))
                 self._over.wait(about(1.0))
@@ -287,25 +297,25 @@ class Agent:
             self._over.wait(LEAST_S)
 
     def kept(self, network: str) -> Kept:
-        """Return what is kept of a network: the addresses of services on all hosts."""
+        """Return the cached keys of a network: the addresses of services on all hosts."""
         if network not in self._kept:
             self._kept[network] = Kept(self.keys.addresses(network))
         return self._kept[network]
 
     def watch(self, networks: Iterable[str]) -> None:
-        """Follow hosts, and networks that are not followed yet, in threads."""
+        """Watch hosts, and networks that are not watched yet, each in a thread."""
         self._watches.follow(self.keys.hosts, self.roster.kept, hurry=False)
         for name in networks:
             self._watches.follow(self.keys.network(name), self.kept(name), hurry=True)
 
     def stop(self) -> None:
-        """End `run` soon."""
+        """Make `run` return soon."""
         self._over.set()
         self._wake.set()
         self._hurry.set()
 
     def _notice(self, hurry: bool = True) -> None:
-        """Have the agent look soon."""
+        """Request a sync pass soon."""
         self.lag.notice(time.monotonic())
         self._wake.set()
         if hurry:
@@ -322,7 +332,7 @@ class Agent:
             self.log(f"commands of this host cannot wake the agent: {error}")
 
     def _mend(self) -> None:
-        """Keep up what packets go through, whether the engine answers or not."""
+        """Call ``mend`` periodically, to repair the tunnel whether or not the engine answers."""
         assert self.mend is not None
         whole = -LOOK_S
         while not self._over.is_set():
@@ -337,10 +347,13 @@ class Agent:
             self._over.wait(MEND_S)
 
     def _alive(self) -> None:
-        """Keep the lease, which outlives this process for a while: a restart is not noticed."""
+        """Renew the lease periodically.
+
+        It outlives this process for a while, so other hosts do not notice a restart.
+        """
         engine = connected(self.connect, self._over)
         path = os.path.join(paths.run_dir(), "lease")
-        lease, said = 0, True  # another process may have said it by the same lease
+        lease, said = 0, True  # an earlier process may have reported its lag with the same lease
         with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
             lease = int(file.read())
         while engine is not None and not self._over.is_set():
@@ -356,11 +369,11 @@ class Agent:
                     Membership(engine, self.keys).say_late(self.me.host, lease, int(late))
                     said = bool(late)
             except (Error, OSError):
-                pass  # the main thread says what is wrong
+                pass  # the main thread reports errors of the engine
             self._over.wait(KEEP_S)
 
 
 def _text(error: Exception) -> str:
-    """Return what the log says of an error."""
+    """Return an error's text for the log."""
     error = unusable(error) if isinstance(error, sqlite3.Error) else error
     return error.message if isinstance(error, Error) else str(error)

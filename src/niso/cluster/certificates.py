@@ -1,7 +1,7 @@
-"""Make the cluster's authority and the certificates of its hosts, with openssl(1).
+"""Create the cluster's certificate authority and its hosts' certificates, with openssl(1).
 
-A host's certificate has no subject: etcd's gateway refuses those with a common name once users are
-in use. Its addresses are then critical (RFC 5280, 4.2.1.6).
+A host's certificate has no subject: etcd's gateway refuses certificates with a common name once
+users are in use. Its addresses are therefore critical (RFC 5280, 4.2.1.6).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from niso.base.errors import Error
 
 DAYS = 3650
 _EARLIER_S = 86400
-"""Certificates are valid from yesterday on: clocks of hosts differ."""
+"""Certificates are valid from yesterday, because clocks of hosts differ."""
 AUTHORITY, CERTIFICATE, KEY = "authority.pem", "host.pem", "host.key"
 AUTHORITY_KEY = "authority.key"
 REFUSED_DAYS = 36500
@@ -52,7 +52,7 @@ default_md = sha256
 
 
 def make_authority(folder: str, cluster: str) -> None:
-    """Make the authority of a cluster in an existing folder: certificate and key, for 10 years.
+    """Create a cluster's authority in an existing folder: certificate and key, valid for 10 years.
 
     Raises Error.
     """
@@ -66,9 +66,10 @@ def make_authority(folder: str, cluster: str) -> None:
 
 
 def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
-    """Make a host's certificate and key in an existing folder, signed by a folder's authority.
+    """Create a host's certificate and key in an existing folder, signed by ``authority``'s key.
 
-    It is valid for these addresses and for localhost, as server and client. Raises Error.
+    ``authority`` is the folder of the authority. The certificate is valid for these addresses and
+    localhost, as server and client. Raises Error.
     """
     names = [f"IP:{address}" for address in (*addresses, "127.0.0.1", "::1")]
     key, request = os.path.join(folder, KEY), os.path.join(folder, "host.csr")
@@ -87,14 +88,14 @@ def issue(authority: str, folder: str, addresses: Sequence[str]) -> None:
 
 
 def serial(path: str) -> str:
-    """Return the serial number of a certificate in a file, as hexadecimal digits. Raises Error."""
+    """Return the serial number of a certificate file, as hexadecimal digits. Raises Error."""
     return _run("x509", "-in", path, "-noout", "-serial").strip().rpartition("=")[2]
 
 
 def refusal(authority: str, serials: Sequence[str]) -> bytes:
-    """Return a list of certificates that are not valid any more (RFC 5280, 5), in PEM.
+    """Return a certificate revocation list in PEM (RFC 5280, 5) with these serial numbers.
 
-    It is signed by the authority in a folder. Raises Error.
+    It is signed by the authority in the folder ``authority``. Raises Error.
     """
     with tempfile.TemporaryDirectory(dir=authority, prefix="new-") as folder:
         index = os.path.join(folder, "index")
@@ -114,7 +115,7 @@ def refusal(authority: str, serials: Sequence[str]) -> bytes:
 
 
 def _period() -> tuple[str, ...]:
-    """Return openssl's options for the time in which a certificate is valid (UTC)."""
+    """Return openssl's options for the validity period of a certificate (UTC)."""
     now = time.time()
     ends = (now - _EARLIER_S, now + DAYS * 86400)
     start, end = (time.strftime("%Y%m%d%H%M%SZ", time.gmtime(end_s)) for end_s in ends)
@@ -124,7 +125,7 @@ def _period() -> tuple[str, ...]:
 def _run(*words: str, text: str = "") -> str:
     """Run openssl and return its output. Raises Error.
 
-    The keys that it writes are readable by the caller alone.
+    Keys that openssl writes are readable by the caller only.
     """
     try:
         done = subprocess.run(

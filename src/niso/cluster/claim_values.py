@@ -1,4 +1,4 @@
-"""Define what a claim is, and its values in the cluster's keys."""
+"""Define a claim and its JSON values in the cluster's keys."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from niso.cluster.keys import Keys
 
 MOST_POLICY = 1 << 16
-"""Characters of a policy that others are shown; etcd refuses a request of more than 1.5 MB."""
+"""The most characters of a policy to publish; etcd refuses requests of more than 1.5 MB."""
 
 
 type Sharers = tuple[tuple[str, tuple[str, ...]], ...]
-"""The active services that share the namespace of one, each with its published ports."""
+"""The active services that share a service's namespace, each with its published ports."""
 
 
 class Claim(NamedTuple):
-    """What a host holds for a service. ``revision`` is the modified revision of its key.
+    """A host's claim to a service. ``revision`` is the modified revision of the service's key.
 
-    ``gen`` is higher than that of each claim before, so that the older one gives way.
-    ``former`` is the host that it was taken from, until it is up on the new one.
+    ``gen`` is higher than that of every earlier claim; the claim with the highest number wins.
+    ``former`` is the host that the service was taken from, until it is up on the new one.
     """
 
     service: str
@@ -35,38 +35,39 @@ class Claim(NamedTuple):
     names: tuple[str, ...]
     revision: int
     former: str = ""
-    ports: tuple[str, ...] = ()  # published ones, for people
-    up: bool = False  # as last published, for people
-    policy: str = ""  # JSON, as the store has it, for explanations; "" for none
-    kept: tuple[str, ...] = ()  # keys of former addresses and names, until it is published
-    sharers: Sharers = ()  # for people
+    ports: tuple[str, ...] = ()  # published ones, for display
+    up: bool = False  # as last published, for display
+    policy: str = ""  # JSON, as in the store, for explanations; "" for none
+    # keys of former addresses and names, held until the service is published
+    kept: tuple[str, ...] = ()
+    sharers: Sharers = ()  # for display
 
     def keys(self, keys: Keys) -> set[str]:
-        """Return the keys of its addresses and names, also of those that it keeps for a while."""
+        """Return the keys of the claim's addresses and names, including those held for a while."""
         names = {keys.name(net, name) for net in self.networks for name in self.names}
         return {*names, *self.address_keys(keys), *self.kept}
 
     def address_keys(self, keys: Keys) -> set[str]:
-        """Return the keys of its addresses."""
+        """Return the keys of the claim's addresses."""
         return {keys.address(net, a) for net, some in self.networks.items() for a in some}
 
 
 class About(NamedTuple):
-    """What other hosts show of a service, and nothing depends on."""
+    """Data about a service for display on other hosts; nothing depends on it."""
 
     ports: tuple[str, ...]
     policy: str
     sharers: Sharers = ()
 
     def values(self) -> dict[str, Any]:
-        """Return the fields of the service's key."""
+        """Return these data as fields of the service's key."""
         sharers = {name: list(ports) for name, ports in self.sharers}
         policy = self.policy if len(self.policy) <= MOST_POLICY else "too long"
         return {"ports": list(self.ports), "policy": policy, "sharers": sharers}
 
 
 def claim_of(item: Item, keys: Keys) -> Claim:
-    """Return the claim in the value of a service's key. Raises Error if it is malformed."""
+    """Parse the value of a service's key to a claim. Raises Error if it is malformed."""
     value = decode(item.value, item.key)
     try:
         networks = {str(net): tuple(map(str, some)) for net, some in value["networks"].items()}
@@ -103,7 +104,7 @@ def claim_of(item: Item, keys: Keys) -> Claim:
 
 
 def address_value(claim: Claim, up: bool) -> dict[str, Any]:
-    """Return the value of the key of an address."""
+    """Return the value of an address key."""
     return {
         "service": claim.service,
         "host": claim.host,

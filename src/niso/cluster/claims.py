@@ -1,10 +1,10 @@
 """Claim addresses and names of services for a host, by compare-and-swap.
 
-A claim is one key of the service and one for each address and name, changed together. Two hosts
-cannot hold one of them. A claim has a random mark: who gets no answer to a request reads the claim
-again, and knows by the mark whether the request was carried out. That is never guessed: a request
-without an answer may still be carried out later. So it is sent again, with a condition that only
-one of both can meet, until the claim shows who has it.
+A claim is one key for the service and one for each address and name, changed in one transaction, so
+two hosts cannot hold the same one. A claim has a random mark. After a request without an answer,
+the claim is read again: the mark tells whether the request was carried out. If it was not, it may
+still be carried out later, so it is sent again with a condition that only one of the two can meet,
+until the claim shows who has it.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Engine
 
 TRIES = 16
-"""Attempts of one change: each is lost to a change of another host, or has had no answer."""
+"""Attempts of one change: each was lost to a change of another host, or not answered."""
 NEAR = 64
-"""After a lost race, one of so many free addresses is taken at random."""
+"""After a lost race, an address is chosen at random from the first so many free ones."""
 MOST_KEYS = value_checks.MOST_NAMES
-"""Keys of a claim: etcd takes 128 operations in a transaction."""
+"""The most keys of a claim: etcd accepts 128 operations in a transaction."""
 
 
 class Wanted(NamedTuple):
-    """What a host wants to hold for a service.
+    """The claim that a host wants for a service.
 
-    ``requested`` and ``preferred`` are addresses by network. A preferred one is only taken if it is
-    free.
+    ``requested`` and ``preferred`` are addresses by network. A preferred address is used only if it
+    is free.
     """
 
     service: str
     networks: tuple[str, ...]
-    names: tuple[str, ...]  # hostname first
+    names: tuple[str, ...]  # the hostname is first
     requested: dict[str, tuple[str, ...]]
     preferred: dict[str, tuple[str, ...]]
 
 
 class Asked(NamedTuple):
-    """How a host asks for a claim: see `Claims.claim`."""
+    """Options of a request for a claim: see `Claims.claim`."""
 
     mark: str = ""
     keep: bool = False
@@ -59,7 +59,7 @@ class Asked(NamedTuple):
 
 
 class Claims:
-    """The claims of one host. Every method raises NoAnswer, Refused and Error."""
+    """Reads and changes claims for one host. Every method raises NoAnswer, Refused and Error."""
 
     def __init__(self, engine: Engine, host: str, keys: Keys | None = None) -> None:
         self.engine = engine
@@ -69,13 +69,13 @@ class Claims:
     # --- reading --------------------------------------------------------------
 
     def held(self, service: str) -> Claim | None:
-        """Return the claim of a service, whichever host has it, or None."""
+        """Return the claim to a service, whichever host holds it, or None."""
         key = self.keys.service(service)
         items = self.engine.get(key, one=True).items
         return claim_of(items[0], self.keys) if items else None
 
     def is_alive(self, host: str) -> bool:
-        """Return whether a host has a lease that has not ended."""
+        """Return whether a host's lease is valid."""
         return bool(self.engine.get(self.keys.live(host), one=True).items)
 
     # --- changing -------------------------------------------------------------
@@ -88,15 +88,16 @@ class Claims:
         since: int = 0,
         renew: bool = False,
     ) -> Claim:
-        """Hold what is wanted: by a new claim, by a changed one, or unchanged.
+        """Claim a service as wanted: create the claim, change it, or leave it unchanged; return it.
 
-        With ``keep``, what is not wanted any more is held until it is published: as long as this
-        host uses an address, and may have to go back to it, nobody else gets it. With ``take`` from
-        another host, if that has been lost. ``since`` is the ``gen`` by which this host has it by
-        its own record: a claim of another one with a lower one is from a backup of the engine's
-        data. With ``renew`` it is changed in any case: what was asked before, and has had no answer
-        yet, is not carried out any more. Raises Conflict if another host or service has it, and
-        NotFound for an unknown network.
+        With ``keep``, former addresses and names stay claimed until the service is published, so
+        that no other service gets them while this host still uses them and may have to go back.
+        With ``take``, a claim of another host is taken over if that host's lease has ended.
+        ``since`` is the ``gen`` of the claim that this host has recorded: a claim of another host
+        with a lower one stems from a backup of the engine's data, and is replaced. With ``renew``,
+        the claim is rewritten in any case, so that an earlier request without an answer can no
+        longer be carried out. Raises Conflict if another host or service has it, and NotFound for
+        an unknown network.
         """
         asked = Asked(os.urandom(16).hex(), keep, since, renew)
         problem: NoAnswer | None = None
@@ -126,7 +127,10 @@ class Claims:
         raise Conflict(f"{wanted.service}: other hosts keep changing what it needs", "try again")
 
     def foreseen(self, wanted: Wanted, take: bool = False) -> Claim:
-        """Return what `claim` would hold now, without holding it. Raises the same errors."""
+        """Return the claim that `claim` would make now, without writing it.
+
+        Raises the same errors.
+        """
         have = self.held(wanted.service)
         if have is not None and have.host != self.host:
             self._require_lost(have, take)
@@ -137,9 +141,10 @@ class Claims:
         return planned[0]
 
     def publish(self, service: str, mark: str, up: bool, about: About | None = None) -> bool:
-        """Say that a service is up, or down, to all who resolve its names; and more about it.
+        """Publish to all hosts whether a service is up, with data for display.
 
-        Returns whether this host still holds it by that mark. Nothing is written that is so.
+        Returns whether this host still holds the claim with that mark. Unchanged values are not
+        written.
         """
 
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
@@ -166,9 +171,9 @@ class Claims:
         return self._changed(service, mark, change, gives_up=False)
 
     def release(self, service: str, mark: str) -> bool:
-        """Give up a claim; return whether this host held it by that mark.
+        """Give up a claim; return whether this host held it with that mark.
 
-        One that was taken from another host and never was up here goes back to that one.
+        A claim that was taken from another host and was never up here goes back to that host.
         """
 
         def change(claim: Claim, items: dict[str, Item]) -> list[Put | Delete]:
@@ -194,12 +199,16 @@ class Claims:
     # --- parts ----------------------------------------------------------------
 
     def _changed(self, service: str, mark: str, change: Any, gives_up: bool) -> bool:
-        """Change the keys of a claim that is held; a change that is repeated does no harm."""
+        """Change the keys of a claim that this host holds.
+
+        Returns False if it no longer does. ``change`` is repeatable. ``gives_up``: the claim's
+        absence after a request without an answer counts as success.
+        """
         problem: NoAnswer | None = None
         for _ in range(TRIES):
             try:
                 claim = self.held(service)
-                # without a claim, an earlier attempt was carried out and not answered
+                # no claim after a request without an answer: that request was carried out
                 if claim is None or claim.host != self.host or claim.mark != mark:
                     return gives_up and problem is not None and claim is None
                 own = self.keys.service(service)
@@ -219,7 +228,7 @@ class Claims:
         raise problem or Conflict(f"{service}: other hosts keep changing it", "try again")
 
     def _require_lost(self, have: Claim, take: bool) -> None:
-        """Raise Conflict unless a claim of another host may be taken."""
+        """Raise Conflict unless another host's claim may be taken over."""
         if self.is_alive(have.host):
             raise Conflict(
                 f"{have.service} is on {have.host}, which is alive",
@@ -235,7 +244,7 @@ class Claims:
     def _planned(
         self, wanted: Wanted, have: Claim | None, asked: Asked, raced: bool
     ) -> tuple[Claim, Txn] | None:
-        """Return the claim that is wanted and the transaction for it; None if it is held."""
+        """Return the wanted claim and the transaction that makes it; None if it is held already."""
         conditions = [Compare(self.keys.service(wanted.service), have.revision if have else 0)]
         takes = have is not None and have.host != self.host and have.gen >= asked.since
         if have is not None and takes:
@@ -254,7 +263,7 @@ class Claims:
             base = max(base, spec_of(network, spec).base)
             known |= items
             networks[network] = self._addresses(wanted, have, network, items, raced)
-        # a revision is higher than any former claim's, also of one that was given up
+        # a revision is higher than the number of any former claim, even one that was given up
         gen = max(have.gen + 1 if have else base + newest, asked.since + 1)
         claim = Claim(wanted.service, self.host, gen, asked.mark, networks, wanted.names, 0)
         same = () if asked.renew else ("host", "networks", "names")
@@ -296,7 +305,10 @@ class Claims:
         return claim, Txn(tuple(conditions), changes)
 
     def _entries(self, claim: Claim, known: Mapping[str, Item], is_own: bool) -> Iterator[Put]:
-        """Yield what a claim writes for each address and name; ``is_own``: it was this host's."""
+        """Yield the writes of a claim's address and name keys.
+
+        ``is_own``: this host held the claim before.
+        """
         for network, addresses in claim.networks.items():
             for address in addresses:
                 key = self.keys.address(network, address)
@@ -318,9 +330,9 @@ class Claims:
         items: dict[str, Item],
         raced: bool,
     ) -> tuple[str, ...]:
-        """Choose the addresses on a network, one of each subnet.
+        """Choose the addresses on a network, one in each subnet.
 
-        That is the requested one, the held one, the preferred one if it is free, or a free one.
+        The order is: the requested address, the held one, the preferred one if free, any free one.
         """
         prefix = self.keys.addresses(network)
         spec = spec_of(network, items[self.keys.spec(network)])
@@ -337,7 +349,8 @@ class Claims:
                 return [text for text in addresses if ipaddress.ip_address(text) in net]
 
             requested = inside(wanted.requested.get(network, ()))
-            for text in requested:  # others would be led to it, if it were the gateway's
+            # with the gateway's address, other services' traffic would go to this service
+            for text in requested:
                 require_usable(net, gateway, text)
             held = inside(have.networks.get(network, ())) if have else []
             preferred = [
@@ -369,7 +382,7 @@ class Claims:
 
 
 def require_usable(net: subnets.Network, gateway: str, text: str) -> None:
-    """Raise InvalidInput if a service cannot have an address of a subnet."""
+    """Raise InvalidInput if a service cannot have an address of this subnet."""
     base = int(net.network_address)
     own, number = (int(ipaddress.ip_address(address)) - base for address in (gateway, text))
     if reason := subnets.refusal(net, own, number):
@@ -379,9 +392,9 @@ def require_usable(net: subnets.Network, gateway: str, text: str) -> None:
 def _free(
     net: subnets.Network, gateway: str, taken: dict[str, Any], raced: bool, network: str
 ) -> str:
-    """Return the lowest free address of a subnet, or after a race one of the lowest `NEAR`.
+    """Return the lowest free address of a subnet; after a race, one of the lowest `NEAR` at random.
 
-    Raises Conflict if it is full.
+    Raises Conflict if the subnet is full.
     """
     base = int(net.network_address)
     known = map(ipaddress.ip_address, filter(value_checks.is_address, taken))
@@ -402,5 +415,5 @@ def _free(
 
 
 def _of(error: NoAnswer, earlier: NoAnswer | None) -> NoAnswer:
-    """Return the error of a change: its outcome is unknown if that of an earlier attempt is."""
+    """Return the error for a failed change; its outcome is unknown if an earlier attempt's is."""
     return NoAnswer(error.reason, error.hint, unknown=True) if earlier is not None else error

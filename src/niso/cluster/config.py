@@ -1,7 +1,7 @@
-"""Read and write cluster.toml: which cluster this host is in, as whom, and how it is reached.
+"""Read and write cluster.toml: this host's cluster, its name there, and how it reaches etcd.
 
-The file is in `paths.cluster_dir`, with the certificates that niso made. `load` is all that
-commands need: without the file, the host is in no cluster.
+The file is in `paths.cluster_dir`, with the certificates that niso created. Commands only need
+`load`: without the file, the host is in no cluster.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 FILE_NAME = "cluster.toml"
 CLIENT_PORT, PEER_PORT = 2379, 2380
 BRIEF_S = 1.0
-"""How long each member is asked where a command can do without an answer (s)."""
+"""Timeout in seconds for each member, where a command can do without an answer."""
 _HEAD = "# written by niso cluster, which also changes it\n"
 
 
 class Own(NamedTuple):
-    """This host in the cluster."""
+    """This host's settings in cluster.toml."""
 
     name: str
-    address: str  # between the hosts
-    encryption: str = ""  # how it encrypts (cluster/encryption.py); of an invitation, how it may
+    address: str  # by which the other hosts reach it
+    encryption: str = ""  # how it encrypts (cluster/encryption.py); in an invitation, how it may
 
 
 class Reach(NamedTuple):
-    """How etcd is reached. Relative paths are below the folder of the file."""
+    """How to reach etcd. Relative paths are below the folder of cluster.toml."""
 
     members: tuple[str, ...]  # "198.51.100.1:2379", "[2001:db8::1]:2379"
     cacert: str = ""  # PEM; without it plain HTTP
@@ -44,14 +44,14 @@ class Reach(NamedTuple):
     key: str = ""
     user_file: str = ""  # a file with one line, NAME:PASSWORD
     prefix: str = PREFIX
-    own: bool = False  # niso made it: members may come and go
+    own: bool = False  # niso set it up: members may come and go
 
 
 class Member(NamedTuple):
-    """The member of etcd that this host runs."""
+    """The etcd member on this host."""
 
-    initial: tuple[str, ...]  # "a=https://198.51.100.1:2380", of all members when it was made
-    joins: bool = False  # an etcd that exists
+    initial: tuple[str, ...]  # "a=https://198.51.100.1:2380": all members when this one was added
+    joins: bool = False  # whether it joined an existing etcd
 
 
 class _File(NamedTuple):
@@ -61,7 +61,7 @@ class _File(NamedTuple):
 
 
 class Config(NamedTuple):
-    """The content of cluster.toml: ``host`` is this host's name, ``address`` its own."""
+    """The content of cluster.toml; ``host`` is this host's name, ``address`` its address."""
 
     host: str
     address: str
@@ -74,16 +74,17 @@ class Config(NamedTuple):
         return Keys(self.etcd.prefix)
 
     def access(self) -> Access:
-        """Return how etcd is reached, with absolute paths."""
+        """Return the access data of etcd, with absolute paths."""
         etcd = self.etcd
         chosen = (etcd.cacert, etcd.cert, etcd.key, etcd.user_file)
         where = [os.path.join(paths.cluster_dir(), file) if file else "" for file in chosen]
         return Access(etcd.members, *where)
 
     def engine(self, brief: bool = False) -> Etcd:
-        """Return a new connection, for one thread; a ``brief`` one soon ceases to wait.
+        """Open a connection, for use in one thread.
 
-        Raises Error if a file of it is unusable.
+        With ``brief``, requests time out soon (`BRIEF_S`), after one attempt. Raises Error if a
+        certificate, key or user file is unusable.
         """
         return Etcd(self.access(), BRIEF_S, 1) if brief else Etcd(self.access())
 
@@ -93,16 +94,16 @@ def file_path() -> str:
 
 
 def load() -> Config | None:
-    """Return the content of cluster.toml, None if there is none.
+    """Read cluster.toml; None if it does not exist.
 
-    Raises InvalidInput, or ErrorGroup of several, and Error if it cannot be read.
+    Raises InvalidInput, ErrorGroup for several errors, and Error if it cannot be read.
     """
     path = file_path()
     return parsed(toml.load(path, FILE_NAME), path) if os.path.lexists(path) else None
 
 
 def require() -> Config:
-    """Return the content of cluster.toml. Raises Error if this host is in no cluster."""
+    """Read cluster.toml. Raises Error if this host is in no cluster."""
     config = load()
     if config is None:
         raise Error(
@@ -113,7 +114,7 @@ def require() -> Config:
 
 
 def parsed(data: dict[str, Any], path: str) -> Config:
-    """Return the data of a cluster.toml at a path. Raises ErrorGroup, InvalidInput."""
+    """Validate the data of a cluster.toml at a path. Raises ErrorGroup, InvalidInput."""
     try:
         own, etcd, member = convert.convert(data, _File)
         config = Config(own.name, own.address, etcd, member, own.encryption)
@@ -150,12 +151,12 @@ def _wrong(config: Config) -> list[Error]:
 
 
 def host_name(text: str, key: str) -> str:
-    """Return the name of a host: a label, as those of services. Raises InvalidInput."""
+    """Validate a host name: a label, like a service's name. Raises InvalidInput."""
     return values.host_label(text, key)
 
 
 def ip_address(text: str, key: str) -> str:
-    """Return an address that hosts can have, in its usual form. Raises InvalidInput."""
+    """Validate a host's address; return its canonical form. Raises InvalidInput."""
     if not value_checks.is_host_address(text):
         raise InvalidInput(
             "is not an address of a host",
@@ -167,7 +168,7 @@ def ip_address(text: str, key: str) -> str:
 
 
 def endpoint(text: str, key: str) -> str:
-    """Return a place of etcd, HOST:PORT with IPv6 in brackets. Raises InvalidInput."""
+    """Validate an etcd endpoint: HOST:PORT, with IPv6 in brackets. Raises InvalidInput."""
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     good = port.isascii() and port.isdigit() and 0 < int(port) < 65536 and bare
@@ -179,7 +180,7 @@ def endpoint(text: str, key: str) -> str:
 
 
 def key_prefix(text: str, key: str) -> str:
-    """Return a prefix of etcd's keys. Raises InvalidInput."""
+    """Validate a prefix of etcd keys. Raises InvalidInput."""
     if not (text.startswith("/") and text.endswith("/") and text.isascii() and text.isprintable()):
         raise InvalidInput(
             "is not a prefix of keys",
@@ -191,7 +192,7 @@ def key_prefix(text: str, key: str) -> str:
 
 
 def way_to_encrypt(text: str, key: str) -> str:
-    """Return how a host encrypts, "" for not at all. Raises InvalidInput."""
+    """Validate a host's kind of encryption; "" is none. Raises InvalidInput."""
     if text not in ("", "kernel", "userspace"):
         raise InvalidInput(
             "is not a way to encrypt",
@@ -203,7 +204,7 @@ def way_to_encrypt(text: str, key: str) -> str:
 
 
 def save(config: Config) -> None:
-    """Write cluster.toml as a whole, for root alone. Raises OSError."""
+    """Write cluster.toml atomically, readable by root only. Raises OSError."""
     folder = paths.cluster_dir()
     os.makedirs(folder, 0o700, exist_ok=True)
     files.replace(file_path(), text_of(config).encode(), 0o600)
@@ -211,7 +212,7 @@ def save(config: Config) -> None:
 
 
 def text_of(config: Config) -> str:
-    """Return a configuration as TOML."""
+    """Format a configuration as TOML."""
     lines = [_HEAD]
     file = _File(Own(config.host, config.address, config.encryption), config.etcd, config.member)
     for table, data in convert.plain(file).items():
@@ -222,7 +223,7 @@ def text_of(config: Config) -> str:
 
 
 def line(name: str, value: str | bool | list[str]) -> str:
-    """Return a key with its value; the form of JSON is also that of TOML for these."""
+    """Format a key and its value; for these types JSON is also valid TOML."""
     import json
 
     return f"{name} = {json.dumps(value)}\n"

@@ -1,4 +1,4 @@
-"""Doubt for a while what cannot well be true: that most hosts, or all services, go at once."""
+"""Delay implausible changes: that most hosts, or all services, disappear at once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 GUARD_S = 60.0
-"""How long names stay if most hosts, or all services, seem to go at once."""
+"""How long names stay if most hosts, or all services, seem to disappear at once."""
 _GUARDED = 4
 
 
 class Guard:
-    """``own`` is the name of this host, ``say`` takes one line of text."""
+    """Filters implausible changes out of what the engine reports.
+
+    ``own`` is the name of this host, ``say`` takes one line of text.
+    """
 
     def __init__(self, own: str, say: Callable[[str], None]) -> None:
         self._own = own
@@ -27,20 +30,20 @@ class Guard:
 
     @property
     def doubts(self) -> bool:
-        """Return whether what was seen last cannot well be true."""
+        """Return whether the last reported state was implausible."""
         return self._doubt_since is not None
 
     def guarded(self, store: Store, now: Seen, now_s: float) -> Seen:
-        """Return what was seen; for a while without what cannot well be true.
+        """Return the engine's state, or for a while (`GUARD_S`) the last one if it is implausible.
 
-        An engine whose data were lost, or a cut of its own, looks as if all others had gone.
+        If the engine has lost its data, or is cut off, all other hosts seem to have disappeared.
         """
         others = [host for host in now.hosts if host.name != self._own]
         empty = not any(
             a.host != self._own for service in now.services.values() for a in service.addresses
         )
         if now.only is not None and not empty:
-            return now  # hosts are as they were
+            return now  # no host has changed
         now = now._replace(only=None)
         known = store.across.addresses() if empty else {}
         empty = bool(known)

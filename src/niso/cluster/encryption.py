@@ -1,7 +1,7 @@
-"""Encrypt what services of different hosts send to each other: VXLAN through WireGuard.
+"""Encrypt traffic between hosts: VXLAN through WireGuard.
 
-Each host has a key pair: the private key is in its cluster folder, the public one in its key of the
-cluster. Only encrypted clusters load this module.
+Each host has a key pair: the private key is in its cluster folder, the public one in its cluster
+key. Only encrypted clusters load this module.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 KERNEL, BY_PROCESS = "kernel", "userspace"
-"""How a host encrypts, or may: with WireGuard of the kernel alone, or else with wireguard-go."""
+"""How a host may encrypt: with the kernel's WireGuard only, or else with wireguard-go."""
 FORMS = {KERNEL: kinds.KERNEL, BY_PROCESS: kinds.USERSPACE}
 HEADERS = {4: 60, 6: 80}
-"""Bytes that WireGuard adds to a packet, by the family of the addresses between the hosts."""
+"""Bytes that WireGuard adds to a packet, by the address family between the hosts."""
 LEAST_MTU = 1280
-"""Of a link with IPv6 (RFC 8200, 5)."""
+"""The least MTU of a link with IPv6 (RFC 8200, 5)."""
 _LENGTH = 64
 
 
 def chosen(kernel: Kernel, asked: str) -> str:
-    """Return how this host is to encrypt: the kernel does it where it can.
+    """Return how this host encrypts: with the kernel's WireGuard if it has it.
 
-    Raises Error with the reason if it cannot be done as asked.
+    Raises Error with the reason if encryption as requested is not possible.
     """
-    why = kernel.lacks_ipv6()  # of the addresses inside
+    why = kernel.lacks_ipv6()  # addresses inside the tunnel are IPv6
     if why is not None:
         raise Error(f"this host cannot encrypt: {why}")
     why = kernel.lacks_wireguard(kinds.KERNEL)
@@ -61,9 +61,9 @@ def chosen(kernel: Kernel, asked: str) -> str:
 
 
 def address(cluster: str, host: str) -> str:
-    """Return the address of a host inside the tunnel, of the cluster's own prefix (RFC 4193).
+    """Return a host's address in the tunnel, from the cluster's own prefix (RFC 4193).
 
-    It follows from the host's name, so that no host can take another one's.
+    It is derived from the host's name, so that no host can take another's.
     """
     prefix = b"\xfd" + hashlib.sha256(cluster.encode()).digest()[:5] + bytes(2)
     own = hashlib.sha256(f"{cluster}/{host}".encode()).digest()[:8]
@@ -71,12 +71,15 @@ def address(cluster: str, host: str) -> str:
 
 
 def mtu(between: str, link: int) -> int:
-    """Return the MTU of the tunnel between hosts with such addresses, over links of an MTU."""
+    """Return the MTU of a tunnel between hosts, over a link with MTU ``link``.
+
+    ``between`` is an address of a host; its family decides the overhead.
+    """
     return link - HEADERS[6 if ":" in between else 4]
 
 
 def require_mtu(between: str, link: int) -> None:
-    """Raise Error if the MTU of the link with the address ``between`` is too small."""
+    """Raise Error if the MTU ``link``, of the link with the address ``between``, is too small."""
     least = LEAST_MTU + link - mtu(between, link)
     if link < least:
         raise Error(
@@ -86,7 +89,7 @@ def require_mtu(between: str, link: int) -> None:
 
 
 def prepare(kernel: Kernel) -> str:
-    """Make this host's key pair and return the public key; the one that it has if there is one.
+    """Create this host's key pair if it has none; return the public key.
 
     Raises KernelError, OSError.
     """
@@ -99,7 +102,11 @@ def prepare(kernel: Kernel) -> str:
 
 
 def tunnel(cluster: str, port: int, how: str, own: Host, hosts: Iterable[Host] = ()) -> Tunnel:
-    """Return the link of a host of a cluster whose VXLAN has a UDP port; WireGuard has the next."""
+    """Return the WireGuard link of host ``own``, with the other hosts as peers.
+
+    ``port`` is the UDP port of the cluster's VXLAN; WireGuard uses the next one. ``how`` is the
+    kind of encryption.
+    """
     others = {
         host.public: (
             host.public,
@@ -121,7 +128,7 @@ def tunnel(cluster: str, port: int, how: str, own: Host, hosts: Iterable[Host] =
 
 
 def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> None:
-    """Have the link know the hosts that the cluster has; no-op without encryption.
+    """Update the WireGuard link's peers to the cluster's hosts; no-op without encryption.
 
     The caller does not hold niso's lock. Raises KernelError: nothing is recorded then.
     """
@@ -137,7 +144,7 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> Non
         return
     scope = Scope((), ())
     with Lock(), store.transaction():
-        if store.across.tunnel() is None:  # a command left the cluster during the look
+        if store.across.tunnel() is None:  # a command left the cluster in the meantime
             return
         before = desired_now(kernel, store, scope)
         store.across.set_tunnel(wanted)
@@ -145,7 +152,7 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> Non
 
 
 def renew(store: Store, kernel: Kernel) -> str:
-    """Give this host a new key pair and return the public key, which the cluster is to be told.
+    """Replace this host's key pair; return the public key, which the caller has to publish.
 
     The caller does not hold niso's lock. Raises KernelError, OSError.
     """
@@ -155,12 +162,12 @@ def renew(store: Store, kernel: Kernel) -> str:
 
 
 def _adopt(store: Store, kernel: Kernel) -> str:
-    """Have the record and the link follow from the private key; return the public one.
+    """Update the record and the link from the private key; return the public key.
 
-    A command that renewed it may have been killed before.
+    They can differ if a command that replaced the key was killed.
     """
     present, private = store.across.tunnel(), files.read(paths.wireguard_key())
-    if present is None:  # a command left the cluster during the look
+    if present is None:  # a command left the cluster in the meantime
         return ""
     if not private:
         return present.public
@@ -177,9 +184,10 @@ def _adopt(store: Store, kernel: Kernel) -> str:
 
 
 def mend(store: Store, kernel: Kernel) -> None:
-    """Have the link be as on record, whatever it is: nothing else may tell that it has changed.
+    """Restore the WireGuard link as recorded, whatever its state.
 
-    The caller does not hold niso's lock. Raises KernelError and Conflict.
+    No event may report that it was changed. The caller does not hold niso's lock. Raises
+    KernelError and Conflict.
     """
     if store.across.tunnel() is None:
         return
@@ -198,7 +206,7 @@ def mend(store: Store, kernel: Kernel) -> None:
 
 
 def serves(store: Store, kernel: Kernel) -> bool:
-    """Return whether the link is there and something serves it, if this host needs one."""
+    """Return whether the WireGuard link exists and works, or this host needs none."""
     present = store.across.tunnel()
     spans = any(network.span is not None for network in store.networks())
     return present is None or not spans or kernel.wireguard_answers(TUNNEL, present.form)

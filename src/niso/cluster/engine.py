@@ -1,8 +1,7 @@
-"""Define what the cluster's engine is asked and answers, as plain data, and its errors.
+"""Define the interface of the cluster's engine: requests, answers and errors, as plain data.
 
-The engine holds keys with values. Every change gives it a new revision, a number that only grows.
-A key's *modified* revision is that of its last change, 0 if the key does not exist. A `Txn` is
-carried out as a whole or not at all.
+The engine stores keys with values. Every change increments its revision. A key's *modified*
+revision is that of its last change, 0 if the key does not exist. A `Txn` is atomic.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class NoAnswer(Error):
-    """No member of the engine has answered in time.
+    """Raised if no member of the engine answers in time.
 
-    ``unknown``: a request was sent that may have been carried out.
+    ``unknown``: the request was sent, and may have been carried out.
     """
 
     def __init__(self, reason: str, hint: str | None = None, unknown: bool = False) -> None:
@@ -29,9 +28,9 @@ class NoAnswer(Error):
 
 
 class Refused(NoAnswer):
-    """The engine has refused a request: it was not carried out.
+    """Raised if the engine refuses a request: it was not carried out.
 
-    It is full, or the user may not do it. What needs no answer goes on as without one.
+    The engine is full, or the user lacks permission. Whatever can go on without an answer does.
     ``code`` is that of the refusal (google.rpc.Code); 0 for an unknown one.
     """
 
@@ -41,7 +40,7 @@ class Refused(NoAnswer):
 
 
 class Compacted(Exception):
-    """The events of a revision are gone: everything has to be read again."""
+    """Raised if the events since a revision are no longer available: read everything again."""
 
     def __init__(self, revision: int) -> None:
         super().__init__(revision)
@@ -49,7 +48,7 @@ class Compacted(Exception):
 
 
 class Item(NamedTuple):
-    """A key with its value, a text. ``lease`` is 0 for none."""
+    """A key with its value as text. ``lease`` is 0 for none."""
 
     key: str
     value: str
@@ -58,11 +57,11 @@ class Item(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """A condition: the key has this modified revision; 0 for a key that does not exist."""
+    """A condition: the key has this modified revision; 0 if it must not exist."""
 
     key: str
     modified: int = 0
-    prefix: bool = False  # no key exists with this prefix; ``modified`` is 0
+    prefix: bool = False  # no key with this prefix may exist; ``modified`` is 0
 
 
 class Put(NamedTuple):
@@ -77,41 +76,41 @@ class Delete(NamedTuple):
 
 
 class Txn(NamedTuple):
-    """Changes that are made if all conditions hold. A key is in ``changes`` once at most."""
+    """Changes that are made if all conditions are met. A key is in ``changes`` at most once."""
 
     conditions: tuple[Compare, ...]
     changes: tuple[Put | Delete, ...]
 
 
 class Done(NamedTuple):
-    """The answer to a `Txn`: whether the conditions held, and the engine's revision."""
+    """The answer to a `Txn`: whether the conditions were met, and the engine's revision."""
 
     done: bool
     revision: int
 
 
 class Answer(NamedTuple):
-    """Keys as they were at a revision, sorted."""
+    """Keys and values at a revision, sorted by key."""
 
     revision: int
     items: tuple[Item, ...]
 
 
 class Mark(NamedTuple):
-    """The newest of some keys, and their number: if both are as before, no key has changed.
+    """A fingerprint of the keys with a prefix: if it is unchanged, no key has changed.
 
-    A key that comes or changes is newer than all others, and one that goes is missing. Data from a
-    backup can have the same revisions again, and then leases tell them apart.
+    A new or changed key is newer than all others, and a deleted one changes the number. An engine
+    restored from a backup can reuse revisions; the lease then differs.
     """
 
     revision: int  # of the engine
-    newest: int  # 0 without keys
-    lease: int  # of the newest one; of several, any of them
+    newest: int  # modified revision of the newest key; 0 without keys
+    lease: int  # lease of the newest key; if several are newest, of any of them
     number: int
 
 
 class Event(NamedTuple):
-    """A change of a key at a revision; ``item`` is None if it was deleted."""
+    """A change of a key at a revision; ``item`` is None if the key was deleted."""
 
     key: str
     item: Item | None
@@ -119,7 +118,7 @@ class Event(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Events up to a revision; without any, the revision is a sign of life."""
+    """Events up to a revision; a batch without events is a sign of life."""
 
     revision: int
     events: tuple[Event, ...]
@@ -128,51 +127,51 @@ class Batch(NamedTuple):
 if TYPE_CHECKING:
 
     class Engine(Protocol):
-        """An engine. Every method raises NoAnswer and Refused.
+        """The interface of an engine. Every method raises NoAnswer and Refused.
 
         `niso.cluster.etcd` is the one in use, `niso.cluster.fake_engine` one in memory. The same
         tests run on both.
         """
 
         def close(self) -> None:
-            """Close its connection; the next request opens another."""
+            """Close the connection; the next request opens another."""
 
         def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
             """Return all keys with a prefix, or with ``one`` the key itself.
 
-            With ``stale`` a member may answer that has lost the others.
+            With ``stale``, a member that is cut off from the others may answer too.
             """
 
         def keys(self, prefix: str) -> list[str]:
             """Return the keys with a prefix, without values."""
 
         def mark(self, prefix: str) -> Mark:
-            """Return what says whether the keys with a prefix have changed."""
+            """Return a fingerprint of the keys with a prefix, to detect changes."""
 
         def commit(self, txn: Txn) -> Done:
             """Carry out a transaction.
 
-            After NoAnswer with ``unknown`` it may or may not have been carried out, or be yet.
+            After NoAnswer with ``unknown``, it may have been carried out, may yet be, or never.
             """
 
         def grant(self, ttl_s: int) -> int:
-            """Return a new lease, which ends if it is not kept for that many seconds."""
+            """Create a lease that expires if it is not renewed within so many seconds."""
 
         def keep(self, lease: int) -> bool:
-            """Prolong a lease; return whether it still exists."""
+            """Renew a lease; return whether it still exists."""
 
         def revoke(self, lease: int) -> None:
-            """End a lease: its keys are deleted. No-op if it has ended."""
+            """Revoke a lease, which deletes its keys. No-op if it has expired."""
 
         def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
-            """Yield the changes of keys with a prefix, from a revision on.
+            """Yield changes of keys with a prefix, from a revision on.
 
-            It ends with NoAnswer if nothing comes for that long, not even a sign of life, or if
-            the member has lost the others, and with Compacted.
+            Raises NoAnswer after so many seconds without events or signs of life, or if the member
+            is cut off from the others; Compacted if events are missing.
             """
 
     class Joined(Protocol):
-        """How a host reaches its cluster; `niso.cluster.config.Config` is one."""
+        """A host's access to its cluster; `niso.cluster.config.Config` implements it."""
 
         @property
         def host(self) -> str:
@@ -180,18 +179,18 @@ if TYPE_CHECKING:
 
         @property
         def address(self) -> str:
-            """Return its address between the hosts."""
+            """Return the address by which other hosts reach it."""
 
         @property
         def encryption(self) -> str:
-            """Return how it encrypts what it sends to other hosts; "" for not at all."""
+            """Return how it encrypts traffic to other hosts; "" for not at all."""
 
         @property
         def keys(self) -> Keys:
             """Return the names of the cluster's keys."""
 
         def engine(self, brief: bool = False) -> Engine:
-            """Return a new connection, for one thread; a ``brief`` one soon ceases to wait.
+            """Open a connection, for use in one thread; with ``brief``, requests time out soon.
 
             Raises Error.
             """

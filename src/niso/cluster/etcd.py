@@ -1,10 +1,10 @@
 """Talk to etcd through its JSON gateway (etcd.io/docs/v3.5/dev-guide/api_grpc_gateway).
 
-Any member answers. One that does not is left for the next, so a request waits for at most
+Any member can answer. A request moves on to the next member if one does not, and waits at most
 `ROUNDS` × `REQUEST_S` for each. With fewer members than `ROUNDS` it waits longer each time: a busy
-member is slow, and there is no other one to ask. JSON leaves out fields that are false
-or 0, and has 64-bit numbers as text. The gateway takes client certificates only without a common
-name once users are in use.
+member is slow, and there is no other one to ask. JSON leaves out fields that are false or 0, and
+has 64-bit numbers as text. Once users are in use, the gateway accepts only client certificates
+without a common name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 REQUEST_S = 2.0
 ROUNDS = 3
 LONGEST = 8 << 20
-"""Bytes of one line of a watch: etcd's own limit of a request is 1.5 MB, in base64."""
+"""The most bytes of a line of a watch: etcd limits a request to 1.5 MB, sent as base64."""
 _HINT = "running services continue; niso cluster status shows the members"
 _UNAVAILABLE = (500, 502, 503, 504)
 _HINTS = {
@@ -54,17 +54,17 @@ _FILES = "cluster.toml names it"
 
 
 _tokens: dict[tuple[str, str] | None, str] = {}
-"""The token of each user, for all clients of a process.
+"""The token of each user, shared by all clients of a process.
 
-etcd takes 150 ms to check a password (bcrypt). On a busy machine, the checks for all threads of an
-agent took longer than a request may.
+etcd takes 150 ms to check a password (bcrypt). On a busy machine, a check for each thread of an
+agent took longer than the timeout of a request.
 """
 _PASSWORD_S = 10.0
-"""etcd may take so long for that check: after a shorter wait another check would begin."""
+"""The timeout of a password check: an earlier retry would start another check."""
 
 
 class Access(NamedTuple):
-    """Where the members are, and files of certificates (PEM); without ``authority`` plain HTTP.
+    """Addresses of the members, and certificate files (PEM); without ``authority`` plain HTTP.
 
     ``user_file`` has one line, NAME:PASSWORD, if etcd has users.
     """
@@ -77,7 +77,7 @@ class Access(NamedTuple):
 
 
 class Etcd:
-    """A client. Not thread-safe: each thread has its own.
+    """A client of etcd. Not thread-safe: use one a thread.
 
     Raises Error if a file of ``access`` cannot be read.
     """
@@ -89,7 +89,7 @@ class Etcd:
         self._rounds = rounds
         self._context = _context(access) if access.authority else None
         self._user = _user(access.user_file) if access.user_file else None
-        self.date = ""  # of the last answer (RFC 9110, 6.6.1)
+        self.date = ""  # Date header of the last answer (RFC 9110, 6.6.1)
         self._connection: http.client.HTTPConnection | None = None
 
     def __enter__(self) -> Etcd:
@@ -107,7 +107,7 @@ class Etcd:
     # --- requests -------------------------------------------------------------
 
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
-        """As `Engine.get`."""
+        """Implements `Engine.get`."""
         body = _span(prefix, not one)
         if stale:
             body["serializable"] = True
@@ -116,12 +116,12 @@ class Etcd:
         return Answer(_revision(answer), tuple(items))
 
     def keys(self, prefix: str) -> list[str]:
-        """As `Engine.keys`."""
+        """Implements `Engine.keys`."""
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), "keys_only": True})
         return sorted(_text(item["key"]) for item in answer.get("kvs", ()))
 
     def mark(self, prefix: str) -> Mark:
-        """As `Engine.mark`. A count alone ignores revisions (etcd 3.5.16)."""
+        """Implements `Engine.mark`. A count_only request ignores revisions (etcd 3.5.16)."""
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
         last: dict[str, Any] = next(iter(answer.get("kvs", ())), {})
@@ -129,7 +129,7 @@ class Etcd:
         return Mark(_revision(answer), newest, lease, int(answer.get("count", 0)))
 
     def commit(self, txn: Txn) -> Done:
-        """As `Engine.commit`."""
+        """Implements `Engine.commit`."""
         body = {
             "compare": [_compare(condition) for condition in txn.conditions],
             "success": [_change(change) for change in txn.changes],
@@ -138,16 +138,16 @@ class Etcd:
         return Done(bool(answer.get("succeeded")), _revision(answer))
 
     def grant(self, ttl_s: int) -> int:
-        """As `Engine.grant`. etcd raises times under 2 s."""
+        """Implements `Engine.grant`. etcd raises times under 2 s to 2 s."""
         return int(self._ask("/v3/lease/grant", {"TTL": ttl_s})["ID"])
 
     def keep(self, lease: int) -> bool:
-        """As `Engine.keep`. The answer about a lease that has ended has no TTL."""
+        """Implements `Engine.keep`. The answer for an expired lease has no TTL."""
         answer = self._ask("/v3/lease/keepalive", {"ID": str(lease)}, wait_s=self._request_s)
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     def revoke(self, lease: int) -> None:
-        """As `Engine.revoke`."""
+        """Implements `Engine.revoke`."""
         try:
             self._ask("/v3/lease/revoke", {"ID": str(lease)})
         except Refused as error:
@@ -155,7 +155,7 @@ class Etcd:
                 raise
 
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
-        """As `Engine.watch`, at the first member that answers.
+        """Implements `Engine.watch`, on the first member that answers.
 
         A member that is cut off from the others would stay silent for ever, and even report
         progress: with ``hasleader`` it ends the stream.
@@ -179,11 +179,15 @@ class Etcd:
             self._next()
 
     def call(self, path: str, body: dict[str, Any], repeatable: bool = False) -> dict[str, Any]:
-        """Return the answer to a request of etcd's maintenance and membership API."""
+        """Call etcd's maintenance or membership API and return the answer.
+
+        A ``repeatable`` request may be sent to another member although the first may have received
+        it.
+        """
         return self._ask(path, body, repeatable)
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the answers to a request with several."""
+        """Call a streaming API and yield the answers."""
         connection, response = self._open(path, body)
         try:
             while line := response.readline(LONGEST):
@@ -205,12 +209,12 @@ class Etcd:
         repeatable: bool = True,
         wait_s: float | None = None,
     ) -> dict[str, Any]:
-        """Return the answer of the first member that has one.
+        """Send a request to one member after the other until one answers; return the answer.
 
-        A request that is not ``repeatable`` goes to another member only if it cannot have reached
-        the one before. Raises NoAnswer, Refused.
+        A request that is not ``repeatable`` is sent to another member only if it cannot have
+        reached the one before. Raises NoAnswer, Refused.
         """
-        problems: dict[str, None] = {}  # in their order, each once
+        problems: dict[str, None] = {}  # a set that keeps the order
         tries, renewed = self._rounds * len(self._members), False
         while tries > 0:
             tries, sent = tries - 1, False
@@ -232,7 +236,7 @@ class Etcd:
             if status and status not in _UNAVAILABLE:
                 code, reason = _error(text)
                 if code == _UNAUTHENTICATED and self._user and not renewed:
-                    _tokens.pop(self._user, None)  # they end after a while
+                    _tokens.pop(self._user, None)  # tokens expire
                     tries, renewed = tries + 1, True
                     continue
                 raise _refused(code, reason)
@@ -243,7 +247,7 @@ class Etcd:
         raise NoAnswer(self._silence(problems), _HINT)
 
     def _headers(self) -> dict[str, str]:
-        """Return the headers of a request; with the token of the user, if there is one.
+        """Return the headers of a request, with the user's token if etcd has users.
 
         Raises OSError, HTTPException, ValueError, and Refused.
         """
@@ -268,10 +272,13 @@ class Etcd:
     def _open(
         self, path: str, body: dict[str, Any]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Return a connection with a stream of answers, at the first member that has one."""
+        """Open a stream of answers at the first member that answers.
+
+        Returns the connection and the response.
+        """
         problem = ""
         for _ in range(len(self._members)):
-            self.close()  # a stream takes a connection of its own
+            self.close()  # a stream needs a connection of its own
             try:
                 connection = self._connected()
                 headers = self._headers() | {"Grpc-Metadata-hasleader": "true"}
@@ -289,7 +296,7 @@ class Etcd:
         raise NoAnswer(self._silence([problem]), _HINT)
 
     def _connected(self) -> http.client.HTTPConnection:
-        """Return a connection to the current member. Raises OSError."""
+        """Return a connection to the current member, opened if needed. Raises OSError."""
         if self._connection is None:
             host, _, port = self._members[0].rpartition(":")
             place = (host.strip("[]"), int(port))
@@ -313,13 +320,13 @@ class Etcd:
 
 
 def _wait(connection: http.client.HTTPConnection, seconds: float) -> None:
-    """Limit the time that a connection waits for its next answer."""
+    """Set the timeout of a connection's next answer."""
     if connection.sock is not None:
         connection.sock.settimeout(seconds)
 
 
 def _context(access: Access) -> ssl.SSLContext:
-    """Return the settings of TLS. Raises Error, with the file that is wrong."""
+    """Return the TLS settings. Raises Error that names the unusable file."""
     for path in (access.authority, access.certificate, access.key):
         try:
             with open(path or access.authority, "rb"):
@@ -338,7 +345,7 @@ def _context(access: Access) -> ssl.SSLContext:
 
 
 def _user(path: str) -> tuple[str, str]:
-    """Return the name and the password in a file. Raises Error."""
+    """Read name and password from a file. Raises Error."""
     try:
         with open(path, encoding="utf-8") as file:
             name, separator, password = file.readline().rstrip("\n").partition(":")
@@ -350,7 +357,7 @@ def _user(path: str) -> tuple[str, str]:
 
 
 def _document(text: bytes) -> dict[str, Any]:
-    """Return the JSON object of an answer. Raises ValueError."""
+    """Parse an answer as a JSON object. Raises ValueError."""
     document = json.loads(text)
     if not isinstance(document, dict):
         raise ValueError("not an answer of etcd")
@@ -358,7 +365,7 @@ def _document(text: bytes) -> dict[str, Any]:
 
 
 def _error(text: bytes) -> tuple[int, str]:
-    """Return (code, reason) of a refusal."""
+    """Parse a refusal to (code, reason)."""
     try:
         document = _document(text)
         inner = document.get("error", document)
@@ -369,12 +376,12 @@ def _error(text: bytes) -> tuple[int, str]:
 
 
 def _problem(error: Exception) -> str:
-    """Return why nothing was answered, for people."""
+    """Return why a request got no answer, as text for people."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     if isinstance(error, ssl.SSLError):
         reason = (getattr(error, "reason", "") or reason).replace("_", " ")
     if isinstance(error, (ssl.SSLError, ConnectionResetError, BrokenPipeError)):
-        # with TLS 1.3 a refused certificate shows once the connection is in use
+        # with TLS 1.3 a refused certificate shows only when the connection is used
         return f"a certificate was refused, or the connection closed ({reason.lower()})"
     reason = reason.partition(": ")[2] if reason.startswith("_ssl.c:") else reason
     return reason[:1].lower() + reason[1:]
@@ -390,12 +397,12 @@ def _packed(text: str) -> str:
 
 
 def _text(packed: str) -> str:
-    """Return a key or a value. One that is not UTF-8 can only be another program's."""
+    """Decode a key or value. If it is not UTF-8, another program wrote it."""
     return base64.b64decode(packed).decode(errors="replace")
 
 
 def _end(prefix: str) -> str:
-    """Return the end of a range of keys that begin with a prefix, which ends in ASCII."""
+    """Return the end of the key range for a prefix, whose last character must be ASCII."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
@@ -427,7 +434,7 @@ def _revision(answer: dict[str, Any]) -> int:
 
 
 def _batch(line: bytes) -> Batch | None:
-    """Return the events of a line of a watch; None for one without any meaning.
+    """Parse a line of a watch to its events; None if it has no meaning for the caller.
 
     Raises Compacted, NoAnswer, ValueError.
     """
@@ -435,7 +442,7 @@ def _batch(line: bytes) -> Batch | None:
     if "error" in document:
         raise NoAnswer(f"the watch has ended: {_error(line)[1]}", _HINT)
     result = document.get("result", {})
-    if "compact_revision" in result:  # the stream would stay open
+    if "compact_revision" in result:  # etcd would keep the stream open
         raise Compacted(int(result["compact_revision"]))
     if result.get("canceled"):
         raise NoAnswer(f"the watch has ended: {result.get('cancel_reason', '')}", _HINT)

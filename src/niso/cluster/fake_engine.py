@@ -1,6 +1,6 @@
-"""Model the engine in memory; see `niso.cluster.engine`.
+"""Emulate the engine in memory, for tests; see `niso.cluster.engine`.
 
-Time is moved by `advance`. A request can be lost on its way there or back.
+`advance` moves time. A request or its answer can be lost.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ MOST_CHANGES = 128
 
 
 class FakeEngine:
-    """An engine that all who have it share; thread-safe.
+    """An engine in memory, shared by all who have the object; thread-safe.
 
-    ``down``: nothing is answered. ``lose`` is consumed by the next transactions: "there" is not
-    carried out, "back" is carried out, "late" by `arrive`, and none is answered.
+    ``down``: nothing is answered. Each transaction consumes one entry of ``lose`` and is not
+    answered: with "there" it is not carried out, with "back" it is, with "late" `arrive` does it.
     """
 
     def __init__(self) -> None:
@@ -125,22 +125,22 @@ class FakeEngine:
             yield Batch(now, events)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass: leases that are not kept end."""
+        """Advance time: leases that were not renewed expire."""
         with self._changed:
             self._now += seconds
-            if not self.down:  # without a quorum, no lease ends
+            if not self.down:  # without a quorum, no lease expires
                 for lease in [i for i, (_, end) in self._leases.items() if end <= self._now]:
                     self._end(lease)
 
     def arrive(self) -> None:
-        """Carry out the oldest transaction that is late, if its conditions hold now."""
+        """Carry out the oldest delayed transaction, if its conditions are met now."""
         with self._changed:
             if self.late:
                 with contextlib.suppress(Refused):
                     self._commit(self.late.pop(0))
 
     def compact(self) -> None:
-        """Forget all events up to now."""
+        """Delete all events up to now."""
         with self._changed:
             self._compacted = self._revision
             self._history.clear()

@@ -1,4 +1,4 @@
-"""Define what a host and a cluster are, and their values in the cluster's keys."""
+"""Define hosts and clusters, and their JSON values in the cluster's keys."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Item
 
 PROTO, ENCRYPTED = 1, 2
-"""Versions of the keys. A host that does not know that of its cluster changes nothing.
+"""Versions of the key format. A host that does not know its cluster's version changes nothing.
 
-An encrypted cluster has the second: hosts that know the first alone would send in plain text.
+Encrypted clusters have the second: hosts that know only the first would send in plain text.
 """
 
 
 class Host(NamedTuple):
     name: str
     state_id: str
-    address: str  # between the hosts
+    address: str  # by which the other hosts reach it
     mtu: int  # bytes, of the link with that address
     alive: bool
-    version: str = ""  # of niso, when it joined or its agent started last
-    public: str = ""  # its key of WireGuard, in an encrypted cluster
+    version: str = ""  # niso's version when the host joined or its agent last started
+    public: str = ""  # its WireGuard public key, in an encrypted cluster
 
 
 class Cluster(NamedTuple):
     identity: str
     port: int
-    encryption: str = ""  # of new hosts: see cluster/encryption.py
+    encryption: str = ""  # for new hosts: see cluster/encryption.py
 
 
 def host_of(item: Item, keys: Keys) -> Host:
-    """Return the host of a key, which does not say whether it lives. Raises Error."""
+    """Parse a host's key; ``alive`` is not known from it and is False. Raises Error."""
     value = valid(decode(item.value, item.key), item.key, "id", "address", "mtu")
     name = item.key.removeprefix(keys.hosts)
     if not (value_checks.is_name(name) and value_checks.is_address(str(value["address"]))):
@@ -50,7 +50,7 @@ def host_of(item: Item, keys: Keys) -> Host:
 
 
 def cluster_of(item: Item) -> Cluster:
-    """Return the cluster of its own key. Raises Error if this niso does not know its version."""
+    """Parse the cluster's key. Raises Error if this niso does not support its version."""
     value = valid(decode(item.value, item.key), item.key, "id", "port")
     encryption = str(value.get("encrypt", ""))
     if encryption not in ("", "kernel", "userspace"):
@@ -93,7 +93,7 @@ def require_family(address: str, other: str, host: str) -> None:
 
 
 def clash(host: Host, other: Host) -> Conflict:
-    """Return the error for a host that has the name, or the state folder, of another one."""
+    """Return the error for a host with the same name, or state folder, as another one."""
     if other.name == host.name:
         return Conflict(
             f"the cluster has another host {other.name}, with the address {other.address}",

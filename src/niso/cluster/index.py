@@ -1,4 +1,4 @@
-"""Read networks from the values of the cluster's keys, and check them."""
+"""Parse and check networks in the cluster's keys."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class Spec(NamedTuple):
-    """A network as the cluster has it. ``subnets`` are pairs of CIDR and gateway.
+    """A network in the cluster. ``subnets`` are pairs of CIDR and gateway.
 
-    Claims are numbered from ``base`` on, which is above those of before the engine lost its data.
+    Numbers of claims (``gen``) start at ``base``, which is above those from before the engine lost
+    its data.
     """
 
     name: str
@@ -32,7 +33,10 @@ _MOST = {"port": 1 << 16, "mtu": 1 << 17, "vni": 1 << 24}
 
 
 def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
-    """Return the value of a key. Raises Error if it lacks a field, or a number is none."""
+    """Check the value of a key and return it.
+
+    Raises Error if a field is missing or out of range.
+    """
     for name in needed:
         if name not in value or (
             name in _MOST and not value_checks.is_number(value[name], _MOST[name])
@@ -42,7 +46,7 @@ def valid(value: dict[str, Any], key: str, *needed: str) -> dict[str, Any]:
 
 
 def index_of(item: Item) -> dict[str, dict[str, Any]]:
-    """Return {NETWORK: {vni, subnets}}, the index of all networks. Raises Error."""
+    """Parse the index of all networks, {NETWORK: {vni, subnets}}. Raises Error."""
     index = decode(item.value, item.key)
     for value in index.values():
         subnets = value.get("subnets") if isinstance(value, dict) else None
@@ -58,7 +62,7 @@ def index_of(item: Item) -> dict[str, dict[str, Any]]:
 
 
 def spec_of(name: str, item: Item) -> Spec:
-    """Return the network in the value of a spec key. Raises Error if it is malformed."""
+    """Parse the value of a network's spec key. Raises Error if it is malformed."""
     value = valid(decode(item.value, item.key), item.key, "subnets", "vni", "mtu")
     try:
         subnets = tuple(
@@ -77,7 +81,7 @@ def spec_of(name: str, item: Item) -> Spec:
 
 
 def spec_value(spec: Spec) -> dict[str, Any]:
-    """Return the value of a network's key."""
+    """Return the value of a network's spec key."""
     return {
         "vni": spec.vni,
         "mtu": spec.mtu,

@@ -1,7 +1,8 @@
 """Write and read invitations: one file with all that a host needs to join a cluster.
 
-It has the host's own certificate and key, so that no service has to sign certificates. That of a
-host that becomes a member also has the key of the authority, by which it can invite others.
+It contains the host's own certificate and key, so that no service has to sign certificates. The
+invitation of a host that becomes a member of etcd also has the authority's key, with which it can
+invite others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NOT_ONE = "make a new one: niso cluster invite HOST --address A"
 
 
 class Files(NamedTuple):
-    """The contents of the files by which a host reaches etcd; "" for none."""
+    """Contents of the files that a host needs to reach etcd; "" for none."""
 
     cacert: str = ""
     cert: str = ""
@@ -34,13 +35,13 @@ class Files(NamedTuple):
 
 
 class Invitation(NamedTuple):
-    cluster: str  # its id
+    cluster: str  # id of the cluster
     host: Own
-    etcd: Reach  # its paths are empty: the contents are in `files`
+    etcd: Reach  # paths are empty: the contents are in `files`
     files: Files
 
     def config(self) -> Config:
-        """Return what the host's cluster.toml is to have."""
+        """Return the cluster.toml of the invited host."""
         kept = self.files
         return Config(
             self.host.name,
@@ -56,7 +57,7 @@ class Invitation(NamedTuple):
 
 
 def text_of(invitation: Invitation) -> str:
-    """Return an invitation as TOML."""
+    """Format an invitation as TOML."""
     lines = [_HEAD, config.line("cluster", invitation.cluster)]
     for table, data in convert.plain(invitation).items():
         if isinstance(data, dict):
@@ -66,7 +67,7 @@ def text_of(invitation: Invitation) -> str:
 
 
 def parsed(text: bytes) -> Invitation:
-    """Return the invitation in a text. Raises InvalidInput; no message has any of its content."""
+    """Parse an invitation. Raises InvalidInput; its message contains nothing of the text."""
     import tomllib
 
     try:
@@ -89,17 +90,17 @@ def parsed(text: bytes) -> Invitation:
 
 
 def contents(own: Config) -> Files:
-    """Return the contents of the files by which this host reaches etcd. Raises Error."""
+    """Read the files by which this host reaches etcd. Raises Error."""
     access = own.access()
     wanted = (access.authority, access.certificate, access.key, access.user_file)
     return Files(*(_content(path) if path else "" for path in wanted))
 
 
 def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
-    """Make a certificate for a host with this address; return its files and its serial number.
+    """Create a certificate for a host with this address; return its files and its serial number.
 
-    The authority's key is for hosts that become members alone: who has it can make certificates
-    that nobody knows, and so nobody can withdraw. Raises Error if this host does not have it.
+    Only hosts that become members get the authority's key: its holder can make certificates that no
+    other host knows, and so cannot revoke. Raises Error if this host does not have the key.
     """
     import tempfile
 
@@ -122,9 +123,9 @@ def issued(own: Config, address: str, member: bool) -> tuple[Files, str]:
 
 
 def keep(made: Files, folder: str = "") -> None:
-    """Write files into a folder, by default that of cluster.toml, each as a whole.
+    """Write the files of an invitation into a folder, each atomically.
 
-    Raises OSError.
+    The default is the folder of cluster.toml. Raises OSError.
     """
     named = {
         certificates.AUTHORITY: made.cacert,
@@ -142,9 +143,9 @@ def keep(made: Files, folder: str = "") -> None:
 
 
 def require_valid(invited: Invitation, own: Config) -> None:
-    """Ask the cluster of this host with the files of an invitation, before they replace others.
+    """Check an invitation's files by a request to this host's cluster, before they are installed.
 
-    Raises InvalidInput if they are not of that cluster, NoAnswer.
+    Raises InvalidInput if they are of another cluster, NoAnswer.
     """
     import tempfile
 

@@ -1,7 +1,7 @@
-"""Keep what the engine has below a prefix: it is read once, and then changed by a watch's events.
+"""Cache the keys with a prefix: read once, then updated from the events of a watch.
 
-Reading all keys costs the engine much if many hosts do it. Asking whether what is kept is still
-complete costs it little.
+Reading all keys is expensive for the engine if many hosts do it. Checking whether the cache is
+complete is cheap.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Batch, Engine, Item, Mark
 
 TRUST_S = 6.0
-"""If the watch has shown no sign of life for so long, each use asks whether all is known.
+"""After so long without a sign of life from the watch, each use checks the cache.
 
 The members of a cluster's own etcd report progress every 5 s.
 """
 CHECK_S = 30.0
-"""After so long it asks in any case."""
+"""After so long the cache is checked in any case."""
 WHOLE_S = 600.0
-"""After so long all is read again."""
+"""After so long all keys are read again."""
 
 
 class Kept:
-    """Thread-safe: one thread has the watch, another one uses what is known.
+    """A cache of the keys with a prefix. Thread-safe: one thread watches, another reads.
 
-    Times are of one clock that only goes forward. Without a watch, each use asks.
+    Times are of one monotonic clock. Without a watch, each use checks the cache.
     """
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self._lock = threading.Lock()
-        self._items: dict[str, Item] = {}  # replaced, never changed
+        self._items: dict[str, Item] = {}  # the dict is replaced, never changed
         self._is_followed = False
-        self._all = 0  # the revision up to which all is known: older events are in it
-        self._at = 0  # the newest revision that is known
+        self._all = 0  # all events up to this revision are applied: older ones are ignored
+        self._at = 0  # the newest revision seen
         self._heard_s = self._checked_s = 0.0
-        self._whole_s: float | None = None  # when all was read
+        self._whole_s: float | None = None  # when all keys were last read
 
     def begin(self, engine: Engine, now_s: float) -> int:
-        """Read all keys; return the first revision of which `hear` needs the events.
+        """Read all keys; return the revision from which the watch has to start.
 
         Raises NoAnswer and Refused.
         """
@@ -53,7 +53,7 @@ class Kept:
             return self._at + 1
 
     def hear(self, batch: Batch, now_s: float) -> bool:
-        """Apply events, in their order; return False if the watch has to begin again.
+        """Apply events in their order; return False if the watch has to start again.
 
         A batch without events is a sign of life. The watch may be of a shorter prefix.
         """
@@ -79,14 +79,15 @@ class Kept:
         return True
 
     def lose(self) -> None:
-        """Record that the watch has ended, so that nothing reports changes."""
+        """Record that the watch has ended, so that each use checks the cache."""
         with self._lock:
             self._is_followed = False
 
     def items(self, engine: Engine, now_s: float, known: Item | None = None) -> dict[str, Item]:
-        """Return all keys with a prefix; the same object as before if nothing has changed.
+        """Return all keys with the prefix; the same object as before if nothing has changed.
 
-        If ``known``, one of them, is newer, all are read. Raises NoAnswer and Refused.
+        ``known`` is a key that the caller has read: if it differs from the cached one, all keys are
+        read again. Raises NoAnswer and Refused.
         """
         with self._lock:
             items = self._items
@@ -104,13 +105,14 @@ class Kept:
         return self._read(engine, now_s)
 
     def _read(self, engine: Engine, now_s: float) -> dict[str, Item]:
-        """Read all keys, and keep them unless the watch knows more by now."""
+        """Read all keys and cache them, unless the watch has applied newer events since."""
         with self._lock:
             before = self._at
         answer = engine.get(self.prefix)
         items = {item.key: item for item in answer.items}
         with self._lock:
-            if answer.revision < before:  # its data are from a backup: what came since is lost
+            # the engine was restored from a backup: later changes are lost
+            if answer.revision < before:
                 self._is_followed = False
             if answer.revision < before or self._at <= answer.revision:
                 self._items = items
@@ -119,7 +121,7 @@ class Kept:
         return items
 
     def _checked(self, engine: Engine, now_s: float) -> dict[str, Item] | None:
-        """Return what is kept if that is all that the engine has, else None."""
+        """Return the cache if it is complete according to the engine, else None."""
         with self._lock:
             before = self._at
         mark = engine.mark(self.prefix)
@@ -133,7 +135,7 @@ class Kept:
 
 
 def _are(items: dict[str, Item], mark: Mark) -> bool:
-    """Return whether these keys are what the engine had by its answer."""
+    """Return whether the items match the engine's fingerprint of its keys."""
     newest = max((item.modified for item in items.values()), default=0)
     leases = {item.lease for item in items.values() if item.modified == newest} or {0}
     return (newest, len(items)) == (mark.newest, mark.number) and mark.lease in leases

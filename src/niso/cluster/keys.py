@@ -1,6 +1,6 @@
 """Name the engine's keys, and encode their values.
 
-Values are JSON objects. Who changes one keeps the fields that he does not know.
+Values are JSON objects. A writer keeps the fields that it does not know.
 
     cluster                  {id, port, proto}
     nets                     {NETWORK: {vni, subnets}}: one index, so that nothing overlaps
@@ -12,8 +12,8 @@ Values are JSON objects. Who changes one keeps the fields that he does not know.
     h/HOST                   {id, address, mtu, niso}
     h/HOST/live              {boot}, with the host's lease
     cert/HOST/SERIAL         {}: a certificate that HOST was given, SERIAL as openssl(1) shows it
-    refused/SERIAL           {host}: one that was withdrawn
-    late/HOST                {seconds} that its agent is behind, with the same lease; absent: 0
+    refused/SERIAL           {host}: a revoked certificate
+    late/HOST                {seconds} that its agent lags, with the same lease; absent: 0
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PREFIX = "/niso/v1/"
 
 
 class Keys:
-    """The keys below a prefix; several clusters may share an engine."""
+    """The names of the keys below a prefix; several clusters may share an engine."""
 
     def __init__(self, prefix: str = PREFIX) -> None:
         self.prefix = prefix
@@ -64,7 +64,7 @@ class Keys:
         return f"{self.hosts}{host}"
 
     def certificates(self, host: str) -> str:
-        """Return the prefix of the certificates of a host."""
+        """Return the prefix of a host's certificate keys."""
         return f"{self.prefix}cert/{host}/"
 
     def live(self, host: str) -> str:
@@ -76,7 +76,7 @@ def encode(value: dict[str, Any]) -> str:
 
 
 def decode(text: str, key: str) -> dict[str, Any]:
-    """Return the value of a key. Raises Error if it is not a JSON object."""
+    """Parse the value of a key. Raises Error if it is not a JSON object."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -87,7 +87,7 @@ def decode(text: str, key: str) -> dict[str, Any]:
 
 
 def invalid(key: str) -> Error:
-    """Return the error for a key with a value that niso cannot have written."""
+    """Return the error for a key whose value niso cannot have written."""
     return Error(
         f"the cluster's key {key} has no valid value",
         "another program may have written it: etcdctl get shows it",

@@ -1,7 +1,7 @@
-"""See and change the members of etcd (etcd.io/docs/v3.5/op-guide/runtime-configuration).
+"""List and change etcd's members (etcd.io/docs/v3.5/op-guide/runtime-configuration).
 
-A new member first learns: it counts for the majority once it has all data. etcd changes members
-only when all have been connected for 5 s, so a request is repeated for a while.
+A new member starts as a learner: it counts for the quorum once it has all data. etcd changes
+members only if all have been connected for 5 s, so requests are repeated for a while.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 PATIENCE_S = 30.0
 _PAUSE_S = 0.3
 _ANSWER_S = 1.0
-_NOT_YET = 9  # FAILED_PRECONDITION (google.rpc.Code): members are not connected, or learn
+_NOT_YET = 9  # FAILED_PRECONDITION (google.rpc.Code): members are not connected, or are learners
 _SUM = 32  # bytes of SHA-256 after a snapshot
 
 
 class EtcdMember(NamedTuple):
-    """A member. ``name`` and ``client`` are empty until it has started once."""
+    """A member of etcd. ``name`` and ``client`` are empty until it has started once."""
 
     identity: str
     name: str
@@ -37,13 +37,13 @@ class EtcdMember(NamedTuple):
 
 
 class EtcdState(NamedTuple):
-    """What a member says of itself and the others."""
+    """The status that a member reports."""
 
     version: str
-    leader: str  # a member's identity; "0" for none
+    leader: str  # a member's identity; "0" if there is none
     identity: str
     revision: int
-    ahead_s: float = 0.0  # of its clock to this host's, as far as it says the time
+    ahead_s: float = 0.0  # seconds that its clock is ahead of this host's; 0 if unknown
     alarms: tuple[str, ...] = ()  # such as NOSPACE
 
 
@@ -66,12 +66,12 @@ def members(engine: Etcd) -> list[EtcdMember]:
 
 
 def endpoints(listed: list[EtcdMember]) -> tuple[str, ...]:
-    """Return where members answer that count for the majority."""
+    """Return the client addresses of the members that count for the quorum."""
     return tuple(member.client for member in listed if member.client and not member.learns)
 
 
 def state(access: Access, client: str) -> EtcdState | None:
-    """Return what one member says of itself; None if it does not answer."""
+    """Return the status that one member reports; None if it does not answer."""
     with Etcd(access._replace(members=(client,)), _ANSWER_S, rounds=1) as engine:
         try:
             answer = engine.call("/v3/maintenance/status", {})
@@ -106,7 +106,7 @@ def alarmed(states: Iterable[EtcdState]) -> list[tuple[str, str]]:
 
 
 def _ahead_s(date: str, now_s: float) -> float:
-    """Return how far the time of an answer is ahead, to the second; 0 without one."""
+    """Return how far an HTTP date is ahead of ``now_s``, to the second; 0 if it is not a date."""
     from email.utils import parsedate_to_datetime
 
     try:
@@ -116,7 +116,7 @@ def _ahead_s(date: str, now_s: float) -> float:
 
 
 def add(engine: Etcd, peer: str) -> None:
-    """Add a member that is to learn; no-op if it is one. Raises NoAnswer, Refused."""
+    """Add a member as a learner; no-op if it is a member. Raises NoAnswer, Refused."""
     request = {"peerURLs": [peer], "isLearner": True}
     _insist(
         lambda: engine.call("/v3/cluster/member/add", request),
@@ -125,7 +125,7 @@ def add(engine: Etcd, peer: str) -> None:
 
 
 def promote(engine: Etcd, peer: str) -> None:
-    """Have a member count for the majority, as soon as it has all data.
+    """Promote a learner to a voting member as soon as it has all data.
 
     Raises NotFound, NoAnswer, Refused.
     """
@@ -143,7 +143,7 @@ def promote(engine: Etcd, peer: str) -> None:
 
 
 def remove(engine: Etcd, member: EtcdMember) -> None:
-    """Remove a member; no-op if it is gone. Raises NoAnswer, Refused."""
+    """Remove a member; no-op if it no longer exists. Raises NoAnswer, Refused."""
     _insist(
         lambda: engine.call("/v3/cluster/member/remove", {"ID": member.identity}),
         lambda: all(other.identity != member.identity for other in members(engine)),
@@ -153,7 +153,7 @@ def remove(engine: Etcd, member: EtcdMember) -> None:
 def snapshot(engine: Etcd) -> Iterator[bytes]:
     """Yield etcd's data, as a file for ``etcdutl snapshot restore``.
 
-    Raises NoAnswer, and Error if it does not have its checksum.
+    Raises NoAnswer, and Error if the checksum does not match.
     """
     digest, last = hashlib.sha256(), b""
     for answer in engine.stream("/v3/maintenance/snapshot", {}):
@@ -167,7 +167,7 @@ def snapshot(engine: Etcd) -> Iterator[bytes]:
 
 
 def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
-    """Make a request until it is carried out, for `PATIENCE_S`. Raises NoAnswer, Refused."""
+    """Repeat a request until ``is_done``, for at most `PATIENCE_S`. Raises NoAnswer, Refused."""
     until = time.monotonic() + PATIENCE_S
     while not is_done():
         try:

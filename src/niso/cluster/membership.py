@@ -1,4 +1,4 @@
-"""Change what the cluster has: itself, its hosts, its networks; all by compare-and-swap."""
+"""Change the cluster's own keys: the cluster, its hosts, its networks; by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Engine
 
 PORT = 4799
-"""UDP. 4789 is Docker's, whose packets the wire's rules would drop."""
+"""UDP port of VXLAN. 4789 is Docker's, whose packets niso's rules would drop."""
 FIRST_VNI = 4097
 SERIAL = re.compile("[0-9A-F]{1,64}", re.ASCII)
 MOST_VNI = (1 << 24) - 1
 
 
 class Membership:
-    """The cluster's own keys. Every method raises NoAnswer, Refused and Error."""
+    """Reads and writes the cluster's own keys. Every method raises NoAnswer, Refused and Error."""
 
     def __init__(self, engine: Engine, keys: Keys | None = None) -> None:
         self.engine = engine
@@ -49,13 +49,13 @@ class Membership:
     def cluster(self) -> Cluster | None:
         """Return the cluster; None if the engine has none.
 
-        etcd's own id is the same after its data were wiped, so the cluster has one of its own.
+        etcd's own id survives a wipe of its data, so the cluster has an id of its own.
         """
         item = self._item(self.keys.cluster)
         return cluster_of(item) if item is not None else None
 
     def make(self, port: int = PORT, encryption: str = "") -> Cluster:
-        """Make the cluster. Raises Conflict if the engine has one."""
+        """Create the cluster. Raises Conflict if the engine has one."""
         made = Cluster(os.urandom(4).hex(), port, encryption)
         put = Put(self.keys.cluster, encode(cluster_value(made)))
 
@@ -83,14 +83,14 @@ class Membership:
         ]
 
     def host_item(self, host: str) -> Item | None:
-        """Return the key of a host, or None."""
+        """Read the key of a host, or None."""
         return self._item(self.keys.host(host))
 
     def join(self, host: Host) -> None:
         """Add a host, or change it.
 
-        Raises Conflict if another one has its name or address, or if it encrypts and the cluster
-        does not, or the other way round.
+        Raises Conflict if another host has its name or address, or if only one of host and cluster
+        is encrypted.
         """
         value = host_value(host)
         key = self.keys.host(host.name)
@@ -119,7 +119,7 @@ class Membership:
         self._settle(txn, lambda: self._has(key, value))
 
     def refresh(self, host: Host) -> None:
-        """Write a host's values again if they differ; no-op if it is not in the cluster."""
+        """Update a host's values if they differ; no-op if it is not in the cluster."""
         item = self._item(self.keys.host(host.name))
         before = decode(item.value, item.key) if item else {}
         value = {"address": host.address, "mtu": host.mtu, "niso": host.version}
@@ -130,7 +130,7 @@ class Membership:
             self.engine.commit(Txn((Compare(item.key, item.modified),), (put,)))
 
     def live(self, host: str, state_id: str, lease: int, boot: str) -> bool:
-        """Say that a host lives, for as long as its lease; return False if it is not a member."""
+        """Mark a host as alive for as long as its lease; return False if it is not a member."""
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
             return False
@@ -138,15 +138,15 @@ class Membership:
         return self.engine.commit(Txn((Compare(item.key, item.modified),), (live,))).done
 
     def say_late(self, host: str, lease: int, seconds: int) -> None:
-        """Say that a host's agent is behind by so much, for as long as its lease; 0 for not."""
+        """Publish how far a host's agent lags, for as long as its lease; 0 removes the key."""
         key = self.keys.late + host
         value = encode({"seconds": seconds})
         self.engine.commit(Txn((), (Put(key, value, lease) if seconds else Delete(key),)))
 
     def late(self) -> dict[str, int]:
-        """Return by how many seconds the agents of hosts are behind; those that are not are absent.
+        """Return the lag of agents in seconds, by host; hosts without lag are absent.
 
-        It is for people: a value that is wrong counts as absent.
+        It is for display: an invalid value counts as absent.
         """
         behind = {}
         for item in self.engine.get(self.keys.late, stale=True).items:
@@ -157,9 +157,9 @@ class Membership:
         return behind
 
     def leave(self, host: str, state_id: str) -> None:
-        """Remove a host that holds no service; no-op if it is not in the cluster.
+        """Remove a host that has no services; no-op if it is not in the cluster.
 
-        Raises Conflict if it holds any.
+        Raises Conflict if it has any.
         """
         item = self._item(self.keys.host(host))
         if item is None or decode(item.value, item.key).get("id") != state_id:
@@ -174,20 +174,20 @@ class Membership:
         self._delete(item.key, Txn((Compare(item.key, item.modified),), changes))
 
     def services(self) -> list[Claim]:
-        """Return the claims of all services, sorted by name."""
+        """Return the claims of all services, sorted by service."""
         items = self.engine.get(self.keys.services, stale=True).items
         return [claim_of(item, self.keys) for item in items]
 
     def services_of(self, host: str) -> list[str]:
-        """Return the names of the services that a host holds."""
+        """Return the names of the services that a host has claimed."""
         items = self.engine.get(self.keys.services).items
         claims = [claim_of(item, self.keys) for item in items]
         return [claim.service for claim in claims if claim.host == host]
 
     def forget(self, host: str) -> list[str]:
-        """Remove a host that is lost, and all that it has; return its services.
+        """Remove a lost host and all its claims; return its services.
 
-        Raises Conflict if it lives, and NotFound.
+        Raises Conflict if it is alive, and NotFound.
         """
         key = self.keys.host(host)
         item = self._item(key)
@@ -196,7 +196,7 @@ class Membership:
         if self._item(self.keys.live(host)) is not None:
             raise Conflict(f"host {host} is alive", "only a host that is gone can be forgotten")
         gone = []
-        # one that was taken from the host goes back to it if it does not start: read again
+        # read again: a service taken over from the host returns to it if it does not start
         while some := self._had_by(host):
             for item, claim in some:
                 held = (Compare(item.key, item.modified), Compare(self.keys.live(host)))
@@ -213,7 +213,7 @@ class Membership:
         return gone
 
     def _had_by(self, host: str) -> list[tuple[Item, Claim]]:
-        """Return the claims that a host has, or gets back if another one gives them up."""
+        """Return the claims that a host has, or gets back if the host that took them gives up."""
         items = self.engine.get(self.keys.services).items
         claims = [(item, claim_of(item, self.keys)) for item in items]
         return [(item, claim) for item, claim in claims if host in (claim.host, claim.former)]
@@ -221,7 +221,7 @@ class Membership:
     # --- certificates ---------------------------------------------------------
 
     def issued(self, host: str, serial: str) -> None:
-        """Record the certificate that a host was given."""
+        """Record a certificate that a host was given."""
         self._put(Put(self.keys.certificates(host) + serial, encode({})))
 
     def issued_to(self, host: str) -> list[str]:
@@ -229,7 +229,7 @@ class Membership:
         return self.engine.keys(self.keys.certificates(host))
 
     def withdraw(self, host: str) -> int:
-        """Withdraw all certificates of a host; return how many there were.
+        """Revoke all certificates of a host; return how many there were.
 
         Members of etcd then refuse them at each new connection.
         """
@@ -239,14 +239,14 @@ class Membership:
         return len(changes) // 2
 
     def refuse(self, serials: Iterable[str]) -> None:
-        """Have members of etcd refuse certificates, as a backup of its data did not have it."""
+        """Revoke certificates that the engine's data, restored from a backup, do not list."""
         for serial in serials:
             self._put(Put(self.keys.refused + serial, encode({})))
 
     def refused(self) -> list[str]:
-        """Return the serial numbers of certificates that were withdrawn, sorted.
+        """Return the serial numbers of revoked certificates, sorted.
 
-        A key that is none is left out: all that members of etcd refuse is a certificate.
+        Keys that are not serial numbers are ignored, as members of etcd cannot refuse them.
         """
         serials = (
             key.removeprefix(self.keys.refused) for key in self.engine.keys(self.keys.refused)
@@ -278,9 +278,9 @@ class Membership:
         return spec_of(name, item) if item else None
 
     def create_network(self, spec: Spec) -> Spec:
-        """Create a network and return it with its VNI; no-op if it exists and is the same.
+        """Create a network and return it with its VNI; no-op if the same network exists.
 
-        Raises Conflict if it differs, or if a subnet overlaps that of another one.
+        Raises Conflict if it differs, or if a subnet overlaps one of another network.
         """
         made: list[Spec] = []
 
@@ -317,9 +317,9 @@ class Membership:
         return made[0]
 
     def restore_network(self, spec: Spec) -> None:
-        """Write a network again, with its VNI, after the engine has lost it; no-op if it is there.
+        """Write a network again, with its VNI, after the engine has lost it; no-op if it exists.
 
-        Raises Conflict if another one has its name, its VNI or its subnets.
+        Raises Conflict if another network has its name, its VNI or one of its subnets.
         """
 
         def txn() -> Txn:
@@ -382,9 +382,9 @@ class Membership:
         return item is not None and value.items() <= decode(item.value, key).items()
 
     def _settle(self, txn: Callable[[], Txn], is_done: Callable[[], bool]) -> None:
-        """Carry out a transaction, which is made again for each attempt.
+        """Carry out a transaction with retries; ``txn`` builds it for each attempt.
 
-        Without an answer, ``is_done`` says whether it was carried out.
+        Without an answer, ``is_done`` tells whether it was carried out.
         """
         for attempt in range(TRIES):
             try:
@@ -398,16 +398,16 @@ class Membership:
         raise Conflict("other hosts keep changing the same", "try again")
 
     def _put(self, put: Put) -> None:
-        """Write a key, whatever it had."""
+        """Write a key unconditionally."""
         self._settle(lambda: Txn((), (put,)), lambda: self._item(put.key) is not None)
 
     def _delete(self, key: str, txn: Txn) -> None:
-        """Carry out a transaction that deletes a key among others."""
+        """Carry out a transaction that deletes ``key``, possibly with other changes."""
         self._settle(lambda: txn, lambda: self._item(key) is None)
 
 
 def _require_apart(spec: Spec, index: dict[str, Any]) -> None:
-    """Raise Conflict if a network of the index has the name, or a subnet that overlaps."""
+    """Raise Conflict if a network of the index has the same name, or an overlapping subnet."""
     for name, network in index.items():
         if name == spec.name:
             raise Conflict(f"network {name!r} exists in the cluster", "choose another name")

@@ -1,7 +1,7 @@
-"""Bring what other hosts have to this host: rows of the store, and from them the kernel.
+"""Mirror the services of other hosts: into the store's rows, and from them to the kernel.
 
-The mirror works by level: it compares all that the engine has with all rows, so an event that was
-lost is made up for by the next look, and what is absent is gone.
+The mirror is level-triggered: it compares the engine's whole state with all rows, so the next pass
+makes up for a lost event, and what the engine no longer has is removed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
-    """Make rows and kernel as the engine has it; return the services of others that changed.
+    """Update rows and kernel to the engine's state; return the remote services that changed.
 
-    ``own`` is the name of this host, whose services are not mirrored, nor is what a command has
-    claimed here since ``now``. An address that another service has now is taken from the first,
-    with its flows, before the other is heard. The caller does not hold niso's lock. Raises
+    ``own`` is the name of this host, whose services are not mirrored; neither is anything that a
+    command has claimed here since ``now`` was read. If an address has moved to another service, it
+    is first removed from the old one, with its flows. The caller does not hold niso's lock. Raises
     KernelError and Error: nothing is recorded then, and the next call does the same again.
     """
     with Lock():
-        if not store.cluster_id():  # a command left the cluster during the look
+        if not store.cluster_id():  # a command left the cluster since the engine was read
             return []
         _go_back(store, kernel, silent)
         spans = {network.name for network in store.networks() if network.span is not None}
@@ -41,7 +41,8 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
         if now.only is not None:
             places = [(a.network, a.address) for known in wanted.values() for a in known.addresses]
             if not now.only.issuperset(store.across.holders(places).values()):
-                now = now._replace(only=None)  # the rows are not as the last look left them
+                # the rows differ from what the last pass wrote: compare everything
+                now = now._replace(only=None)
                 wanted = _wanted(store, now, own, spans)
         present = _present(store, now.only)
         _keep(wanted, present, spans - now.networks)
@@ -52,7 +53,7 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
             if any(holders.get(a.address, name) != name for a in known.addresses)
         }
         changed: set[str] = set()
-        if moved:  # first what goes
+        if moved:  # removals first
             staying = {name: known for name, known in wanted.items() if name not in moved}
             changed |= _apply(store, kernel, now, (present, staying), own)
             present = _present(store, now.only)
@@ -61,7 +62,7 @@ def follow(store: Store, kernel: Kernel, now: Seen, own: str) -> list[str]:
 
 
 def _wanted(store: Store, now: Seen, own: str, spans: Collection[str]) -> dict[str, Known]:
-    """Return the services of others that this host shall have, of those that may have changed."""
+    """Return the remote services to mirror, among those that may have changed."""
     names = now.services if now.only is None else now.only
     wanted = {}
     for name in names:
@@ -73,7 +74,10 @@ def _wanted(store: Store, now: Seen, own: str, spans: Collection[str]) -> dict[s
 
 
 def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str]) -> None:
-    """Add to ``wanted`` what services have on networks that are newer than the look."""
+    """Add to ``wanted`` the mirrored addresses on networks that the engine's state does not cover.
+
+    Such networks are newer than that state.
+    """
     for name, known in present.items() if networks else ():
         kept = [address for address in known.addresses if address.network in networks]
         if kept:
@@ -82,7 +86,7 @@ def _keep(wanted: dict[str, Known], present: dict[str, Known], networks: set[str
 
 
 def fenced(store: Store, now: Seen, own: str) -> list[str]:
-    """Return the services that this host has a claim of, and another host has a newer one of."""
+    """Return the services claimed by this host for which another host has a newer claim."""
     lost = []
     for claim in store.across.claims(now.only):
         known = now.services.get(claim.service, NOTHING)
@@ -92,7 +96,7 @@ def fenced(store: Store, now: Seen, own: str) -> list[str]:
 
 
 def _present(store: Store, services: Collection[str] | None = None) -> dict[str, Known]:
-    """Return these services of others, or all, as they are in the rows."""
+    """Return the mirrored rows of the given remote services, or of all."""
     rows, names = store.across.addresses(services), store.across.called(services)
     return {name: Known(some, names.get(name, ())) for name, some in rows.items()}
 
@@ -104,10 +108,10 @@ def _apply(
     turn: tuple[dict[str, Known], dict[str, Known]],
     own: str,
 ) -> set[str]:
-    """Write the rows that differ and converge what they concern; return the services.
+    """Write the rows that differ and converge the kernel; return the services that changed.
 
-    ``turn`` is what services are by the rows, and what they shall be. If only some may have
-    changed, no host has.
+    ``turn`` is the pair of present and wanted services. If only some services may have changed, the
+    hosts have not.
     """
     present, wanted = turn
     peers, before_peers = {}, {}
@@ -133,9 +137,9 @@ def _change(
     peers: dict[str, tuple[str, str, bool] | None],
     report: Report,
 ) -> None:
-    """Write rows and kernel of services and hosts that change, in one transaction.
+    """Write rows and kernel objects of the services and hosts that change, in one transaction.
 
-    What is being made is on record before, or else nothing would know of it after a failure.
+    The attempt is recorded before, so that a later command can undo it after a failure.
     """
     spans = store.across
     with store.transaction():
@@ -147,7 +151,8 @@ def _change(
         _write(spans, changed, peers)
         converge(kernel, store, scope, before, report)
         after = desired_now(kernel, store, scope)
-        if gone:  # who has the address next is not in the middle of somebody's connection
+        # end old flows: the next holder of an address must not be in the middle of a connection
+        if gone:
             kernel.flush_addresses(gone)
             kernel.forget_flows(gone)
         _cut(store, kernel, scope, before, after)
@@ -155,26 +160,29 @@ def _change(
 
 
 def _cut(store: Store, kernel: Kernel, scope: Scope, before: State, after: State) -> None:
-    """End flows that policies no longer allow, since the names of a scope mean others now."""
+    """End flows that policies no longer allow because names in the scope now resolve
+    differently.
+    """
     if policy_flows.narrows(before, after):
         naming = {service for name in scope.names for service in store.naming(*name)}
         policy_flows.cut(kernel, store, sorted(naming))
 
 
 def go_back(store: Store, kernel: Kernel, report: Report) -> None:
-    """Have the kernel be as the rows say after a change that was broken off; no-op if none was.
+    """Undo an interrupted change of the mirror; no-op if there was none.
 
-    A command does it before its own changes: it could not undo what the rows do not say. The caller
-    does not hold niso's lock. Raises KernelError.
+    A command does so before its own changes, because it could not undo what no row records. The
+    caller does not hold niso's lock. Raises KernelError.
     """
     with Lock():
         _go_back(store, kernel, report)
 
 
 def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
-    """Have the kernel be as the rows say after a change that was broken off; no-op if none was.
+    """Undo an interrupted change of the mirror, by converging the kernel to the rows.
 
-    What it was making may not be wanted any more, and would be heard for ever.
+    The change may no longer be wanted, and its addresses would stay reachable for ever. No-op if
+    there was none.
     """
     spans = store.across
     attempt = spans.attempt()
@@ -204,7 +212,10 @@ def _write(
     services: Mapping[str, tuple[tuple[Address, ...], tuple[str, ...]]],
     peers: Mapping[str, tuple[str, str, bool] | None],
 ) -> None:
-    """Write rows of services and hosts; without an address, or None, they are forgotten."""
+    """Write rows of services and hosts.
+
+    Services without addresses, and hosts that are None, are deleted.
+    """
     for host, row in peers.items():
         if row is not None:
             spans.set_peer(host, *row)
@@ -215,7 +226,7 @@ def _write(
 
 
 def _wire(store: Store, host: Host) -> str:
-    """Return the address that VXLAN packets of a host have."""
+    """Return the source address of a host's VXLAN packets."""
     if not host.public:
         return host.address
     from niso.cluster import encryption
@@ -230,10 +241,10 @@ def make_way(
     addresses: Collection[tuple[str, str]],
     report: Report,
 ) -> None:
-    """Have services of others, and (network, address) of others, go: this host has them now.
+    """Remove remote services, and remote (network, address) pairs, that this host has claimed.
 
-    The mirror may be behind. An inactive service of this host that had one of the addresses has
-    lost its claim. The caller holds niso's lock, and no transaction. Raises KernelError.
+    The mirror may lag behind the engine. An inactive service of this host that had one of the
+    addresses loses its claim. The caller holds niso's lock, and no transaction. Raises KernelError.
     """
     _go_back(store, kernel, report)
     had = {*services, *store.across.holders(addresses).values()}
@@ -246,7 +257,7 @@ def make_way(
 
 
 def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> Scope:
-    """Return what it concerns that services of other hosts are as ``wanted``, or gone."""
+    """Return the scope of a change of remote services to ``wanted``; absent ones are removed."""
     changed = {*changed}
     present = _present(store, changed)
     both = [
@@ -254,7 +265,7 @@ def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> 
     ]
     called = {*changed, *(name for known in both for name in known.names)}
     here = {holder for name in called for holder in store.holders(name)}
-    # by the rows before and after, or the last service's end would be that of its network
+    # networks before and after: else the end of the last service would count as that of its network
     networks = {address.network for known in both for address in known.addresses}
     return Scope(
         tuple(sorted(here)),
@@ -265,10 +276,10 @@ def scope_of(store: Store, changed: Iterable[str], wanted: dict[str, Known]) -> 
 
 
 def scope_on(store: Store, networks: Collection[str]) -> Scope:
-    """Return what it concerns that networks go, with what services of others have there."""
+    """Return the scope of removing networks, with the remote services on them."""
     remotes = store.across.on(networks)
     called = {name for remote in remotes for name in (remote, *store.across.names(remote))}
-    # services here may have the same names on other networks, and hosts files have both
+    # services of this host may have the same names on other networks, in the same hosts files
     here = {holder for name in called for holder in store.holders(name)}
     names = [*(("service", name) for name in called), *(("network", name) for name in networks)]
     return Scope(
@@ -280,17 +291,17 @@ def scope_on(store: Store, networks: Collection[str]) -> Scope:
 
 
 def drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Forget the claims of services that others have now, and have ended here.
+    """Delete the claims of services that other hosts have now, after they have ended here.
 
-    Policies do not take their addresses for theirs any more. One that a command has activated again
-    meanwhile has a claim again. The caller does not hold niso's lock. Raises KernelError.
+    Policies then no longer resolve to their addresses. A service that a command has activated again
+    since is skipped. The caller does not hold niso's lock. Raises KernelError.
     """
     with Lock():
         _drop_claims(store, kernel, services)
 
 
 def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> None:
-    """Do the work of `drop_claims`, for those that are not active. The caller holds niso's lock."""
+    """Do the work of `drop_claims` for inactive services. The caller holds niso's lock."""
     rows = {service: store.service(service) for service in services}
     services = [service for service, row in rows.items() if row is None or not row.active]
     called = {name for service in services for name in (service, *store.names(service))}
@@ -304,9 +315,9 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
 
 
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
-    """Remove a network that the cluster has removed; return whether no service here is on it.
+    """Remove a network that the cluster has removed; return False if a service here is on it.
 
-    The caller does not hold niso's lock. Raises KernelError: then it is still known.
+    The caller does not hold niso's lock. Raises KernelError: the network is kept then.
     """
     with Lock():
         if store.members(name) or store.held_by(name):
@@ -321,7 +332,7 @@ def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silen
 
 
 def _gone(store: Store, changed: dict[str, Known]) -> set[str]:
-    """Return the addresses that services of other hosts have, and lose by a change."""
+    """Return the addresses that remote services lose by a change."""
     present = _present(store, changed)
     return {
         address.address
@@ -338,10 +349,11 @@ def turned(
     services: Collection[str] = (),
     addresses: Collection[tuple[str, str]] = (),
 ) -> dict[str, Known]:
-    """Return the services of others that change with a command of this host, as they are then.
+    """Return the remote services that a command of this host changes, as they are afterwards.
 
-    The networks of ``now`` are new to this host: what others have there arrives. ``services``, and
-    ``addresses`` (network, address) that others had, are this host's from now on.
+    ``now`` covers the networks that are new to this host: remote services on them are added.
+    ``services`` and ``addresses`` (network, address) are claimed by this host, and removed from
+    others.
     """
     had = store.across.holders(addresses).values()
     present = _present(store, {*now.services, *services, *had})
@@ -356,7 +368,7 @@ def turned(
 
 
 def write(store: Store, now: Seen, own: str, changed: dict[str, Known]) -> None:
-    """Write the rows of services of others that change, and of hosts that are new to this one.
+    """Write the rows of remote services that change, and of hosts not known here yet.
 
     The caller is in a transaction, and converges `scope_of` afterwards.
     """
@@ -372,7 +384,7 @@ def write(store: Store, now: Seen, own: str, changed: dict[str, Known]) -> None:
 def _without(
     some: dict[str, Known], services: Collection[str], addresses: Collection[tuple[str, str]]
 ) -> dict[str, Known]:
-    """Return those that change if ``services`` and ``addresses`` are left out."""
+    """Return the services that change if ``services`` and ``addresses`` are removed."""
     changed = {}
     for name, known in some.items():
         rows = tuple(a for a in known.addresses if (a.network, a.address) not in addresses)
@@ -384,9 +396,9 @@ def _without(
 
 
 def _without_own(store: Store, wanted: dict[str, Known]) -> dict[str, Known]:
-    """Return the services of others without what this host has claims of by its own record.
+    """Return the remote services without anything that this host has claimed by its own record.
 
-    Nor have they, until it has ended, an address that an active service has here.
+    Addresses of services active here are left out too, until those have ended.
     """
     claims = [claim for claim in store.across.claims() if claim.addresses]
     held = {(net, a) for claim in claims for net, some in claim.addresses.items() for a in some}

@@ -1,4 +1,4 @@
-"""Keep what the cluster has of this host's services as their rows say, look by look."""
+"""Keep the cluster's keys of this host's services as their rows say."""
 
 from __future__ import annotations
 
@@ -19,32 +19,35 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 ORPHAN_S = 60.0
-"""How long a claim may be without its service, which a command is about to record."""
+"""How long a claim may exist without a service, which a command may be about to record."""
 STRAY_S = 600.0
-"""Between two looks for claims of this host on networks that it does not have."""
+"""The interval between searches for this host's claims on networks that it does not have."""
 
 
 class OwnClaims:
-    """``log`` takes one line of text; ``say`` does, unless it was the last one."""
+    """Synchronises this host's claims from its rows to the cluster.
+
+    ``log`` takes one line of text; ``say`` does too, and omits repetitions.
+    """
 
     def __init__(self, log: Callable[[str], None], say: Callable[[str], None]) -> None:
         self._log = log
         self._say = say
         self._orphans: dict[str, float] = {}  # service -> since when its claim is not as recorded
-        self._is_settled = False  # all claims of this host were compared in full
-        self._strays_s: float | None = None  # when all claims were looked at
+        self._is_settled = False  # whether all claims of this host were compared in full
+        self._strays_s: float | None = None  # when all claims were last searched
 
     def doubt(self) -> None:
-        """Have the next call of `bring` compare all that it looks at in full."""
+        """Make the next call of `bring` compare all claims in full."""
         self._is_settled = False
 
     def bring(
         self, store: Store, kernel: Kernel, claims: Claims, now: Seen, now_s: float
     ) -> tuple[list[str], bool]:
-        """Bring the cluster what this host's services are: there, up, down, or removed.
+        """Update the cluster's keys of this host's services: claimed, up, down, or released.
 
-        A service that a command is changing is left to it. Return those that other hosts have, and
-        whether the cluster had all of it right.
+        A service that a command is changing is skipped. Returns the services that other hosts have
+        now, and whether the cluster's keys were all right before.
         """
         lost, is_sure = [], True
         records = store.across.claims(now.only)
@@ -66,13 +69,14 @@ class OwnClaims:
                         lost.append(record.service)
                     if store.service(record.service) is None:
                         remove_locks(record.service)
-            except Refused as error:  # what others have counts all the same
+            except Refused as error:  # continue: the states of other services matter all the same
                 self._say(error.message)
             except NoAnswer:
                 raise
             except Busy:
                 continue
-            except Error as error:  # a clash: the other one has it, and this host is fenced by it
+            # a conflict: another host has the service, and its newer claim fences this host
+            except Error as error:
                 self._say(error.message)
         self._is_settled = True
         try:
@@ -83,10 +87,10 @@ class OwnClaims:
         return lost, is_sure
 
     def _end_strays(self, store: Store, claims: Claims, now: Seen, now_s: float) -> bool:
-        """Give up claims of this host that it has no record of; return whether there were none.
+        """Release claims of this host that it has no record of; return whether there were none.
 
-        A request has come late, another host has given one back that had been taken over, or one of
-        the two has data from a backup.
+        They appear if a request was carried out late, if another host gave back a service that it
+        had taken over, or if the engine or the store was restored from a backup.
         """
         names = now.services if now.only is None else now.only & now.services.keys()
         own = {

@@ -1,7 +1,7 @@
-"""Run this host's member of etcd: `execute` becomes it, `start` and `stop` do without systemd.
+"""Run this host's etcd member: `execute` becomes it; `start` and `stop` work without systemd.
 
-Its folder is beside the state folder. etcd runs as the user of Debian's package, if there is one,
-and has copies of the certificates there, which it reads at each new connection.
+Its folder is next to the state folder. etcd runs as the user of Debian's package if it exists, with
+copies of the certificates, which it reads at each new connection.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ def data() -> str:
 
 
 def log() -> str:
-    """Return the file that etcd logs to if systemd does not run it."""
+    """Return etcd's log file, for when systemd does not run it."""
     return os.path.join(folder(), "log")
 
 
 def client_place(address: str) -> str:
-    """Return where the member of a host with an address answers."""
+    """Return the client endpoint of the member at an address."""
     return f"{bracketed(address)}:{CLIENT_PORT}"
 
 
 def peer_url(address: str) -> str:
-    """Return where the other members reach that of a host with an address."""
+    """Return the peer URL of the member at an address."""
     return f"https://{bracketed(address)}:{PEER_PORT}"
 
 
 def program() -> str:
-    """Return the path of etcd. Raises Error if it is not installed."""
+    """Return the path of the etcd program. Raises Error if it is not installed."""
     path = shutil.which("etcd")
     if path is None:
         raise Error(
@@ -66,7 +66,7 @@ def program() -> str:
 
 
 def words(config: Config) -> list[str]:
-    """Return etcd's options. Those that begin with initial only count at its first start."""
+    """Return etcd's options. Those beginning with ``initial`` count only at its first start."""
     assert config.member is not None
     tls = os.path.join(folder(), "tls")
     authority, certificate, key = (os.path.join(tls, name) for name in _COPIED)
@@ -88,7 +88,7 @@ def words(config: Config) -> list[str]:
         "peer-trusted-ca-file": authority,
         "peer-cert-file": certificate,
         "peer-key-file": key,
-        # both are read at each new connection
+        # etcd reads both at each new connection
         "client-crl-file": os.path.join(tls, _REFUSED),
         "peer-crl-file": os.path.join(tls, _REFUSED),
         "strict-reconfig-check": "true",
@@ -101,11 +101,11 @@ def words(config: Config) -> list[str]:
 
 
 def prepare() -> pwd.struct_passwd | None:
-    """Make etcd's folders and its copies of the certificates; return its user, None for root."""
+    """Create etcd's folders and certificate copies; return etcd's user, None for root."""
     user, owner = _user()
     os.makedirs(folder(), 0o755, exist_ok=True)
     os.makedirs(data(), 0o700, exist_ok=True)
-    if os.stat(data()).st_uid != owner[0]:  # the package came after the data
+    if os.stat(data()).st_uid != owner[0]:  # the package was installed after the data were created
         for at, folders, names in os.walk(data()):
             for name in (*folders, *names):
                 os.chown(os.path.join(at, name), *owner, follow_symlinks=False)
@@ -120,9 +120,9 @@ def prepare() -> pwd.struct_passwd | None:
 
 
 def refuse(serials: Sequence[str]) -> list[str]:
-    """Have this host's member refuse certificates too, by serial number; return all that it does.
+    """Make this host's member refuse more certificates, by serial number; return all refused ones.
 
-    What it refused before it goes on to refuse: etcd's data may be from a backup. Raises Error,
+    Those refused before stay refused, because etcd's data may be from a backup. Raises Error,
     OSError.
     """
     before = (files.read(_refused_file()) or b"").decode().split()
@@ -143,7 +143,7 @@ def _refused_file() -> str:
 
 
 def _user() -> tuple[pwd.struct_passwd | None, tuple[int, int]]:
-    """Return the user that etcd runs as, None for root, and its numbers."""
+    """Return the user that etcd runs as, None for root, and its (uid, gid)."""
     try:
         user = pwd.getpwnam(USER)
     except KeyError:
@@ -152,7 +152,10 @@ def _user() -> tuple[pwd.struct_passwd | None, tuple[int, int]]:
 
 
 def execute(config: Config, *more: str) -> NoReturn:
-    """Become etcd, with further options. Raises Error if this host has no member, or no etcd."""
+    """Execute etcd in this process, with further options; does not return.
+
+    Raises Error if this host has no member, or etcd is not installed.
+    """
     if config.member is None:
         raise Error("this host runs no member of etcd", "niso cluster status lists the members")
     etcd = program()
@@ -171,7 +174,7 @@ def execute(config: Config, *more: str) -> NoReturn:
 def start(config: Config, *more: str) -> None:
     """Start etcd in the background, with further options. Raises Error, OSError.
 
-    It goes on after this process. Nothing starts it again.
+    It outlives this process, and is not restarted by anything.
     """
     prepare()
     output = os.open(log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -194,7 +197,7 @@ def start(config: Config, *more: str) -> None:
 
 
 def wait(config: Config) -> None:
-    """Wait until this host's member answers. Raises Error with the end of its log."""
+    """Wait until this host's member answers. Raises Error with the last line of its log."""
     from niso.cluster import members
 
     until = time.monotonic() + _START_S
@@ -205,7 +208,7 @@ def wait(config: Config) -> None:
 
 
 def stop() -> None:
-    """End the etcd of this host if it runs without systemd; no-op if it does not."""
+    """Stop this host's etcd if it runs without systemd; no-op if it does not run."""
     number = pid()
     for sent in (signal.SIGTERM, signal.SIGKILL):
         until = time.monotonic() + _STOP_S
@@ -218,7 +221,7 @@ def stop() -> None:
 
 
 def be_alone(config: Config) -> None:
-    """Have etcd forget all members but this host's, which does not run, and keep its data.
+    """Reduce etcd to this host's member alone, with its data. The member must not be running.
 
     Raises Error.
     """
@@ -230,12 +233,12 @@ def be_alone(config: Config) -> None:
 
 
 def forget() -> None:
-    """Delete etcd's folder. The member must not run."""
+    """Delete etcd's folder. The member must not be running."""
     shutil.rmtree(folder(), ignore_errors=True)
 
 
 def pid() -> int | None:
-    """Return the number of this host's etcd; None if it does not run."""
+    """Return the pid of this host's etcd; None if it is not running."""
     try:
         number = int((files.read(_pid_file()) or b"").decode())
         with open(f"/proc/{number}/cmdline", "rb") as file:
@@ -250,7 +253,7 @@ def _pid_file() -> str:
 
 
 def _last_words() -> str:
-    """Return the end of etcd's log, ": reason", or "" if there is none."""
+    """Return the last error in etcd's log as ": REASON"; "" if there is none."""
     import json
 
     try:

@@ -1,8 +1,8 @@
-"""Write a cluster's keys from the store of one of its hosts, after etcd has lost its data.
+"""Restore a cluster's keys from the store of one of its hosts, after etcd has lost its data.
 
-All keys are written on the condition that the cluster's own key is absent, which is the last one:
-until then every host changes nothing. What is there is left as it is, so it can be repeated. What
-this host does not know, the agents of the others write again.
+The cluster's own key is written last, and all others only while it is absent: until then no host
+changes anything. Existing keys are left alone, so a restore can be repeated. What this host does
+not know is restored by the agents of the others.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 EPOCH = 1 << 32
 LIVES_S = 30
-"""How long a host counts as alive, if it was, before its agent has said so."""
+"""How long a host that was alive still counts as alive, before its agent reports."""
 
 
 def spec_of(network: Network) -> Spec:
-    """Return a network as the cluster has it."""
+    """Convert a network to its form in the cluster."""
     assert network.span is not None
     subnets = tuple((subnet.cidr, subnet.gateway) for subnet in network.subnets)
     return Spec(network.name, network.span.vni, network.mtu, subnets, network.internal)
 
 
 def base_of(store: Store) -> int:
-    """Return a number above that of all claims so far, and above what later ones come to.
+    """Return a number above all claims' numbers (``gen``) so far, and above those that may follow.
 
-    The engine's revisions begin again, and a claim of before the loss must not be the newer one.
+    The engine's revisions restart, and a claim from before the loss must not look newer.
     """
     known = [claim.gen for claim in store.across.claims()]
     known += [row.gen for rows in store.across.addresses().values() for row in rows]
@@ -50,9 +50,10 @@ def base_of(store: Store) -> int:
 
 
 def restore(store: Store, membership: Membership, own: Host, encryption: str = "") -> Cluster:
-    """Write what this host knows; return the cluster. Raises Conflict if the engine has one.
+    """Write the keys that this host knows; return the cluster.
 
-    ``encryption`` is how this host encrypts what it sends to others.
+    ``encryption`` is how this host encrypts traffic to others. Raises Conflict if the engine has a
+    cluster.
     """
     networks = [network for network in store.networks() if network.span is not None]
     tunnel = store.across.tunnel()
@@ -83,19 +84,20 @@ def restore(store: Store, membership: Membership, own: Host, encryption: str = "
 
 
 def _peers(store: Store, mtu: int, tunnel: Tunnel | None) -> Iterable[Host]:
-    """Yield the other hosts. Of an encrypted cluster, those whose keys are known."""
+    """Yield the other hosts; in an encrypted cluster only those whose public keys are known."""
     inside = {end[2]: end for end in tunnel.others} if tunnel is not None else {}
     for name, (state_id, address, alive) in store.across.peers().items():
         if tunnel is None:
             yield Host(name, state_id, address, mtu, alive)
-        elif address in inside:  # that of its VXLAN packets is not that between the hosts
+        # the record has the address inside the tunnel, not the one between the hosts
+        elif address in inside:
             public, place, _ = inside[address]
             between = place.rpartition(":")[0].strip("[]")
             yield Host(name, state_id, between, mtu, alive, public=public)
 
 
 def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None:
-    """Write keys if none of them is there. Raises Conflict if there is a cluster, NoAnswer."""
+    """Write keys if none of them exists. Raises Conflict if there is a cluster, NoAnswer."""
     keys = membership.keys
     conditions = [Compare(key) for key in sorted({*values, keys.cluster})]
     txn = Txn(tuple(conditions), tuple(Put(key, text, lease) for key, text in values.items()))
@@ -104,11 +106,11 @@ def _put(membership: Membership, values: dict[str, str], lease: int = 0) -> None
     except NoAnswer as error:
         if not error.unknown:
             raise
-        membership.engine.commit(txn)  # it changes nothing if the first one is carried out
+        membership.engine.commit(txn)  # this one changes nothing if the first was carried out
 
 
 def _own(store: Store, host: str) -> Iterable[tuple[Claim, About]]:
-    """Yield what this host has by its record."""
+    """Yield the claims that this host has recorded for its own services."""
     for record in store.across.claims():
         row = store.service(record.service)
         if row is not None and record.addresses:
@@ -119,7 +121,7 @@ def _own(store: Store, host: str) -> Iterable[tuple[Claim, About]]:
 
 
 def _others(store: Store) -> Iterable[tuple[Claim, About]]:
-    """Yield what other hosts have on the networks that this one has too."""
+    """Yield the claims of other hosts on networks that this host has too."""
     for service, rows in store.across.addresses().items():
         networks: dict[str, tuple[str, ...]] = {}
         for row in rows:
@@ -130,7 +132,7 @@ def _others(store: Store) -> Iterable[tuple[Claim, About]]:
 
 
 def _values(claim: Claim, shown: About, keys: Keys) -> dict[str, str]:
-    """Return the keys of a claim, with their values."""
+    """Return a claim's keys and their values."""
     service = {
         "host": claim.host,
         "gen": claim.gen,

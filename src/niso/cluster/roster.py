@@ -1,4 +1,4 @@
-"""Know the hosts of the cluster, as `niso.cluster.kept` keeps them."""
+"""Decode the cluster's hosts from the cache (`niso.cluster.kept`)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 class Roster:
-    """The hosts, each of whose values is decoded once."""
+    """The cluster's hosts; each value is decoded only once."""
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
         self.kept = Kept(keys.hosts)
         self._items: dict[str, Item] = {}
         self._decoded: dict[Item, Host] = {}
-        self.hosts: tuple[Host, ...] = ()  # sorted by name, as they were at the last look
+        self.hosts: tuple[Host, ...] = ()  # sorted by name, as of the last call of `look`
 
     def look(self, engine: Engine, own: str, now_s: float) -> tuple[tuple[Host, ...], Host | None]:
-        """Return all hosts, and the one called ``own``, which is read from the engine in any case.
+        """Return all hosts, and the host ``own``, whose key is always read from the engine.
 
-        Raises NoAnswer, Refused, and Error if a value is not valid.
+        Raises NoAnswer, Refused, and Error if a value is invalid.
         """
         item = Membership(engine, self.keys).host_item(own)
         items = self.kept.items(engine, now_s, item)

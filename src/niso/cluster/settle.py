@@ -1,7 +1,7 @@
-"""Bring the cluster what this host's store says of a service: held, up, down, or given up.
+"""Synchronise the cluster's claim of a service with this host's rows: held, up, down or released.
 
-It works by level, from the rows of the service. So it does not matter what the last command could
-not say: whoever comes next, a command or the agent, says it.
+It is level-triggered: it starts from the rows of the service, so it does not matter what an
+interrupted command could not report. The next caller, a command or the agent, reports it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 
 def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bool = True) -> bool:
-    """Make the cluster's claim of a service as its rows are; return False if another host has it.
+    """Update a service's claim in the cluster from its rows; return False if another host has it.
 
-    The caller holds the service's lock, not niso's, and no change of it is in progress. Without
-    ``final``, the record of a claim for nothing stays: a request for it may still be on its way.
-    A service without a claim has no address either, and no policy takes one for its own.
-    Raises NoAnswer, Refused, Error, and Conflict if others have what the service has here.
+    The caller holds the service's lock, not niso's, and no change of the service is in progress.
+    Without ``final``, an empty record of the claim stays: a request for it may still be on its way.
+    A service without a claim has no addresses either, so no policy resolves to them. Raises
+    NoAnswer, Refused, Error, and Conflict if others have addresses or names that the service has
+    here.
     """
     row, record, have = store.service(service), store.across.claim(service), claims.held(service)
     on = store.across.spanning(row.networks) if row is not None else []
@@ -56,7 +57,8 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
         except Conflict:
             if record is None or _places(wanted.requested) <= _places(record.addresses):
                 raise
-            return False  # a command gave it up, was undone here, and another service has it now
+            # a command released it and was undone, and another service has the address now
+            return False
     now = recorded(have)
     if record != now:
         with store.transaction():
@@ -69,10 +71,10 @@ def settle(store: Store, kernel: Kernel, claims: Claims, service: str, final: bo
 
 
 def is_so(store: Store, record: Claim, now: Seen) -> bool:
-    """Return whether the cluster has of a service what this host's rows say, as far as seen.
+    """Return whether the cluster's keys of a service match this host's rows, as far as visible.
 
-    The record of a claim is not enough: an activation that was undone may have changed it. Ports
-    and policies are not seen: `untold` records that they are not told yet.
+    The recorded claim alone does not tell, because an activation that was undone may have changed
+    it. Ports and policies are not visible; `untold` records that they are not published yet.
     """
     row, known = store.service(record.service), now.services.get(record.service)
     if row is None or known is None or not record.addresses or not record.mark:
@@ -89,7 +91,7 @@ def is_so(store: Store, record: Claim, now: Seen) -> bool:
 
 
 def untold(store: Store, services: Iterable[str]) -> None:
-    """Record that the cluster may not know all of services, which have claims: the agent tells it.
+    """Record that services with claims may not be fully published, so that the agent does it.
 
     The caller does not hold niso's lock.
     """
@@ -104,12 +106,12 @@ def _places(addresses: Mapping[str, Iterable[str]]) -> set[tuple[str, str]]:
 
 
 def recorded(claim: Held) -> Claim:
-    """Return a claim as the store has it."""
+    """Convert a claim to its form in the store."""
     return Claim(claim.service, claim.mark, claim.gen, claim.networks)
 
 
 def about(store: Store, service: str) -> About:
-    """Return what people on other hosts see of a service."""
+    """Return the data of a service for display on other hosts."""
     policy = store.policy(service)
     return About(
         tuple(port.text for _, port in store.ports(service)),
@@ -122,7 +124,7 @@ def about(store: Store, service: str) -> About:
 
 
 def wanted_by_rows(store: Store, row: ServiceRow, on: Sequence[str]) -> Wanted:
-    """Return what a service needs, by its rows: the addresses that it has, and all names there."""
+    """Return the claim that a service needs by its rows: its addresses, and all its names."""
     leased: dict[str, tuple[str, ...]] = {}
     for network, address in store.addresses(row.name):
         if network in on:
@@ -137,11 +139,11 @@ def _is_same(have: Held, wanted: Wanted) -> bool:
 def _is_wanted(
     store: Store, row: ServiceRow, record: Claim | None, have: Held | None, mine: bool
 ) -> bool:
-    """Return whether a service of this host shall have a claim.
+    """Return whether a service of this host should have a claim.
 
-    An inactive one shall not if a command took the claim from another host, or asked for one, and
-    failed. Nor if it has lost an address since, which another service has claimed: it would hold
-    another one, of which its rows say nothing.
+    An inactive one should not if a command took the claim from another host, or requested one, and
+    failed. Nor if it has since lost an address to another service: the new claim would have an
+    address that its rows do not have.
     """
     if row.active:
         return True

@@ -1,7 +1,7 @@
-"""Check values of the cluster before they reach the store and the kernel.
+"""Check values from the cluster before they reach the store and the kernel.
 
-Other hosts are trusted to claim what is free, not to be without faults. In an etcd that others use
-too, anybody may have written a key.
+Other hosts are trusted to claim only what is free, but they may have bugs. In a shared etcd, anyone
+may have written a key.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 _KEPT = 1 << 16
 _LONGEST_VERSION = 40
 MOST_NAMES = 120
-"""Names of a service: etcd takes 128 operations in a transaction, and each is a key of a claim."""
+"""The most names of a service: each is a key of its claim (`niso.cluster.claims.MOST_KEYS`).
+
+etcd accepts 128 operations a transaction.
+"""
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is one IP address in its usual form, without a zone."""
+    """Return whether a text is one IP address in canonical form, without a zone."""
     try:
         return str(ipaddress.ip_address(text)) == text and "%" not in text
     except ValueError:
@@ -34,7 +37,7 @@ def is_address(text: str) -> bool:
 
 
 def is_name(text: str) -> bool:
-    """Return whether a text may be the name of a service or of a host."""
+    """Return whether a text is a valid name of a service or host."""
     try:
         values.host_label(text, "")
     except InvalidInput:
@@ -43,23 +46,23 @@ def is_name(text: str) -> bool:
 
 
 def is_number(value: object, most: int = 1 << 53) -> bool:
-    """Return whether a value is a whole number from 1 to less than ``most``."""
+    """Return whether a value is an integer from 1 to below ``most``."""
     return type(value) is int and 0 < value < most
 
 
 def version(text: object) -> str:
-    """Return the version of niso that a host has, for people; "" if it is not valid."""
+    """Return a host's version of niso for display; "" if it is not valid."""
     good = isinstance(text, str) and len(text) <= _LONGEST_VERSION and text.isprintable()
     return str(text) if good else ""
 
 
 def is_public_key(text: str) -> bool:
-    """Return whether a text is a key of WireGuard: 32 bytes in base64."""
+    """Return whether a text is a WireGuard public key: 32 bytes in base64."""
     return _PUBLIC_KEY.fullmatch(text) is not None
 
 
 def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether a service can have an address in one of these subnets (CIDR, gateway)."""
+    """Return whether a service can have this address in one of the subnets (CIDR, gateway)."""
     number = ipaddress.ip_address(address)
     for cidr, gateway in networks:
         net = ipaddress.ip_network(cidr)
@@ -72,7 +75,7 @@ def is_usable(address: str, networks: tuple[tuple[str, str], ...]) -> bool:
 
 @lru_cache(_KEPT)
 def is_host_address(text: str) -> bool:
-    """Return whether a text is an address by which hosts can reach another one."""
+    """Return whether a text is an address by which another host can be reached."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -91,7 +94,7 @@ _PROTOCOLS = ("", "tcp", "udp", "sctp", "icmp")
 
 
 def policy(text: str) -> Policy:
-    """Return the policy of a service of another host. Raises ValueError if it is not valid."""
+    """Parse the policy of another host's service. Raises ValueError if it is not valid."""
     from niso.store.policy_rows import policy_of
     from niso.store.sqlite import decoded
 
@@ -108,7 +111,7 @@ def policy(text: str) -> Policy:
 
 
 def _is_entry(entry: Entry) -> bool:
-    """Return whether an entry of a policy is one that a manifest can have."""
+    """Return whether a policy entry is one that a manifest can contain."""
     texts = (entry.key, entry.text, entry.peer.kind, entry.peer.name, entry.proto)
     if not all(type(text) is str for text in texts):
         return False

@@ -1,4 +1,4 @@
-"""Read what the cluster has on networks, and after that only what has changed."""
+"""Decode the cluster's addresses on networks; after the first time only those that changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Known(NamedTuple):
-    """A service as the engine has it, on the networks that this host has too."""
+    """A service in the engine, as far as it is on this host's networks."""
 
     addresses: tuple[Address, ...]
     names: tuple[str, ...]
@@ -29,14 +29,14 @@ NOTHING = Known((), ())
 
 
 class Seen(NamedTuple):
-    """What the engine has: hosts, and services by name, those of this host too."""
+    """The engine's state: hosts, and services by name, including this host's own."""
 
     hosts: tuple[Host, ...]
     services: dict[str, Known]
-    networks: frozenset[str]  # that were looked at
-    wrong: tuple[str, ...] = ()  # keys without a valid value, which count as absent
+    networks: frozenset[str]  # the networks that were read
+    wrong: tuple[str, ...] = ()  # keys with an invalid value, which count as absent
     only: frozenset[str] | None = None
-    """The services that have changed since the last look; None: anything may have."""
+    """The services that changed since the last pass; None if any may have."""
 
 
 class _Row(NamedTuple):
@@ -51,17 +51,18 @@ def seen(
     subnets: Subnets | None = None,
     own: str = "",
 ) -> Seen:
-    """Return what the items below ``net/NETWORK/a/`` of some networks say.
+    """Decode the items below ``net/NETWORK/a/`` of some networks.
 
-    ``subnets`` are those of each network, as (CIDR, gateway): its addresses have to be such as a
-    service can have there. ``own`` is this host's name: other hosts have to be reachable by it.
+    ``subnets`` are those of each network, as (CIDR, gateway): addresses that a service cannot have
+    there are rejected. ``own`` is this host's name: hosts whose addresses this host cannot reach
+    are rejected.
     """
     items = {name: {item.key: item for item in some} for name, some in networks.items()}
     return View(keys, own).seen(hosts, items, subnets)
 
 
 class View:
-    """What the cluster has, from one look to the next.
+    """Decodes the cluster's keys incrementally, from one pass to the next.
 
     ``own`` is as for `seen`.
     """
@@ -84,10 +85,10 @@ class View:
         networks: Mapping[str, Mapping[str, Item]],
         subnets: Subnets | None = None,
     ) -> Seen:
-        """Return what the items of networks say, by key; as `seen` in all else.
+        """Decode the items of networks, which are by key; otherwise as `seen`.
 
-        Items that are as before are not read again: the mappings must not be changed by others.
-        Unless `done` is called afterwards, the next call says that anything may have changed.
+        Unchanged items are not decoded again, so others must not modify the mappings. Unless `done`
+        is called afterwards, the next result says that anything may have changed.
         """
         pairs = None if subnets is None else {n: (*subnets.get(n, ()),) for n in networks}
         hosts, strange = tuple(hosts), self._strange
@@ -106,15 +107,17 @@ class View:
         return Seen(hosts, self._services, frozenset(networks), tuple(sorted(self._wrong)), only)
 
     def done(self) -> None:
-        """Record that this host is now as was seen last."""
+        """Record that this host now matches the last state returned."""
         self._is_done = True
 
     def doubt(self) -> None:
-        """Have the next call say that anything may have changed."""
+        """Make the next result say that anything may have changed."""
         self._is_done = False
 
     def _take(self, network: str, items: Mapping[str, Item]) -> set[str]:
-        """Read those items of a network that differ from what was read last; return whose."""
+        """Decode items of a network that differ from the last ones; return the affected
+        services.
+        """
         before = self._items.get(network, {})
         if items is before:
             return set()
@@ -153,7 +156,7 @@ class View:
         return {self._keys.address(address.network, address.address) for address in known.addresses}
 
     def _row(self, network: str, item: Item) -> _Row | None:
-        """Return what an item says; None if it names no service, or its value is not valid."""
+        """Decode an item; None if it names no service, or its value is invalid."""
         prefix = self._keys.addresses(network)
         if not item.key.startswith(prefix):
             return None
@@ -181,16 +184,16 @@ class View:
             self._wrong[item.key] = None
             return None
         family = 6 if ":" in address else 4
-        # texts that many rows have are kept once
+        # share equal strings between rows, to save memory
         name, host, *names = (intern(str(text)) for text in (name, host, *names))
         row = Address(network, family, address, name, host, gen, bool(value.get("up")))
         return _Row(row, tuple(names))
 
 
 def _unreachable(hosts: Sequence[Host], own: str) -> frozenset[str]:
-    """Return the hosts whose address cannot be that of another host on the wire of ``own``.
+    """Return the hosts whose address cannot be that of another host on ``own``'s network.
 
-    It is not the address of one host, has another family, or is also that of this host.
+    The address is not a unicast one, has another family, or is also this host's.
     """
     here = next((host.address for host in hosts if host.name == own), "")
     return frozenset(

@@ -1,4 +1,4 @@
-"""Follow what the engine has below some prefixes, each in a thread of its own."""
+"""Watch prefixes of the engine's keys, each in a thread, and update caches from the events."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _BACK_OFF_S = (0.2, 5.0)
 
 
 class Watches:
-    """The threads. ``connect`` returns a connection for each.
+    """The watching threads. ``connect`` returns a connection for each.
 
-    ``notice`` is called when something has changed. Its argument is false if that can wait.
+    ``notice`` is called after a change; its argument is false if processing it can wait.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Watches:
         self._followed: set[str] = set()
 
     def follow(self, prefix: str, kept: Kept, hurry: bool) -> None:
-        """Have changes below a prefix kept, and noticed; no-op if they are already.
+        """Watch a prefix, update a cache and report changes; no-op if it is watched already.
 
-        What is kept may be a part of them.
+        The cache may cover only a part of the prefix.
         """
         if prefix not in self._followed:
             self._followed.add(prefix)
@@ -52,7 +52,7 @@ class Watches:
         while engine is not None and not self._over.is_set():
             try:
                 start = kept.begin(engine, time.monotonic())
-                self._notice(True)  # whatever came before
+                self._notice(True)  # for changes from before the watch
                 try:
                     for batch in engine.watch(prefix, start, SILENCE_S):
                         wait = _BACK_OFF_S[0]
@@ -72,9 +72,9 @@ class Watches:
 
 
 def connected(connect: Callable[[], Engine], over: threading.Event) -> Engine | None:
-    """Return a connection, as soon as the files for it are there; None once ``over`` is set.
+    """Open a connection as soon as the files for it exist; return None once ``over`` is set.
 
-    A command changes them, and removes them when the host leaves the cluster.
+    A command replaces the files, and deletes them when the host leaves the cluster.
     """
     while not over.is_set():
         try:
@@ -85,5 +85,5 @@ def connected(connect: Callable[[], Engine], over: threading.Event) -> Engine | 
 
 
 def about(seconds: float) -> float:
-    """Return half to one and a half of a time, so that hosts do not come all at once."""
+    """Return half to one and a half of ``seconds``, at random, to spread the hosts' requests."""
     return seconds * (0.5 + os.urandom(1)[0] / 255)
