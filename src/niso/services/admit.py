@@ -1,4 +1,4 @@
-"""Record the wanted names, networks, leases and ports of a service in the store, or refuse them."""
+"""Record the networks, names, leases and ports of a service in the store, or refuse them."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ if TYPE_CHECKING:
 
 
 class Target(NamedTuple):
-    """Describe a service to activate: its manifest and the location of its files."""
+    """A service to activate: its manifest and the location of its files."""
 
     name: str
     spec: ServiceSpec
     manifest_path: str
-    folder: str  # the package to copy, or the copy itself if only the store knows the service
+    folder: str  # the package to copy, or the existing copy if the service is activated by its name
     rootfs: str | None
-    fingerprint: str | None  # None: ``folder`` is already the copy
-    contents: Contents | None = None  # with a fingerprint: the digests that it was made of
+    fingerprint: str | None  # None if ``folder`` is already the copy
+    contents: Contents | None = None  # the digests behind the fingerprint, if there is one
     replace: bool = False  # take over a service of this name from another folder
     take: bool = False  # take it over from another host of the cluster, which is lost
-    with_process: bool = True  # False: only what it wants of the network is recorded
-    attached: Attached | None = None  # an attachment has no files and no process of niso's
+    with_process: bool = True  # False: record only what it needs of the network
+    # set for an attachment, which has no files and no process of niso's
+    attached: Attached | None = None
     links: tuple[Link, ...] = ()  # of an attachment
 
 
@@ -49,7 +50,7 @@ class Change(NamedTuple):
     before: ServiceRow | None
     row: ServiceRow
     restarts: bool  # its process must be started or restarted
-    rehosts: bool = False  # its process keeps running and needs the hosts file of other networks
+    rehosts: bool = False  # its process keeps running, with the hosts file of other networks
 
     @property
     def name(self) -> str:
@@ -60,9 +61,10 @@ class Change(NamedTuple):
 def release(store: Store, target: Target) -> None:
     """Begin the intent of one service; release host ports and names that its manifest dropped.
 
-    A service that changes its networks releases all names: `record` checks them on the new ones.
+    If a service changes its networks, it releases all names: `record` checks them on the new
+    networks.
 
-    Call it before any `record`, so that another service of the same command can take them.
+    Call this before any `record`, so that another service of the same command can take them.
     Addresses are not released: until the kernel is updated, traffic to an old address would reach
     its new owner.
     """
@@ -86,8 +88,9 @@ def record_all(
 ) -> list[Change]:
     """Write the wanted state of all services of a command, and of its ``stack``, to the store.
 
-    ``copies`` are the paths of the packages by service, ``leaving`` those that the command ends,
-    ``held`` is what it holds in the cluster. Raises the errors of `record`, of all services.
+    ``copies`` are the paths of the packages by service, ``leaving`` the services that the command
+    ends, ``held`` the claims that it has in the cluster. Raises the errors of `record`, of all
+    services.
     """
     store = machine.store
     if held is not None:
@@ -106,7 +109,7 @@ def record_all(
     errors: list[Error] = []
     for target in sorted(targets, key=_takes):
         if errors and target.spec.mode == "share":
-            continue  # its provider may be one of those that are not recorded
+            continue  # its provider may not have been recorded, because of an error
         try:
             copy = copies[target.name]
             change = record(machine, target, copy, together, beside, links, named)
@@ -128,9 +131,9 @@ def record_all(
 
 
 def _takes(target: Target) -> tuple[bool, bool]:
-    """Return a key that sorts services that name addresses before those that take any.
+    """Return a sort key that puts services with fixed addresses before those without.
 
-    Else one of the latter may get the address of one of the former. Providers come before sharers.
+    Otherwise one without may get the address that another one names. Providers come before sharers.
     """
     return target.spec.mode == "share", not (target.spec.addresses or target.spec.addresses6)
 
@@ -144,12 +147,12 @@ def record(
     links: LinkNames,
     named: tuple[Port, ...] = (),
 ) -> Change:
-    """Write the wanted state of one service to the store; `release` was called before.
+    """Write the wanted state of one service to the store; call `release` before.
 
-    ``together`` are all services of the command. ``beside`` are those whose manifests it activates.
-    ``links`` are of the whole command, and so are the host ports ``named`` in its manifests.
-    Raises Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all
-    refused names, addresses and ports. The caller must then roll back the transaction.
+    ``together`` are all services of the command, ``beside`` those whose manifests it activates.
+    ``links``, and the host ports ``named`` in manifests, are shared by the whole command. Raises
+    Conflict and InvalidInput, which name the manifest and the key, or an ErrorGroup of all refused
+    names, addresses and ports. The caller must then roll back the transaction.
     """
     errors: list[Error] = []
     try:
@@ -168,10 +171,10 @@ def record(
 def forget_former(
     machine: Machine, services: Iterable[str], known: Iterable[tuple[str, str]]
 ) -> None:
-    """Have the kernel forget the flows of former holders of these services' new addresses.
+    """Delete conntrack entries of the former holders of these services' new addresses.
 
-    ``known`` has (namespace, address) of those that they had. Call it in the transaction that
-    leases the addresses: until it is committed, nobody has them.
+    ``known`` has the (namespace, address) pairs that the services had before. Call this in the
+    transaction that leases the addresses: until it is committed, no service uses them.
     """
     leased = {address for name in services for _, address in machine.store.addresses(name)}
     fresh = leased - {address for _, address in known}
@@ -188,7 +191,10 @@ def _record(
     batch: tuple[LinkNames, tuple[Port, ...]],
     errors: list[Error],
 ) -> Change:
-    """Do the work of `record`. Errors that do not stop further checks are added to ``errors``."""
+    """Do the work of `record`.
+
+    Errors that do not stop further checks are added to ``errors``.
+    """
     store = machine.store
     links, named = batch
     wanted, name = target.spec, target.name
@@ -266,7 +272,10 @@ def _set_ports(
     had: list[Port],
     command: portmap.Command,
 ) -> None:
-    """Record the host ports of a service that had ``had``. Raises as `ports.admit`."""
+    """Record the host ports of a service; ``had`` are its present ones.
+
+    Raises as `ports.admit` does.
+    """
     store, wanted = machine.store, target.spec
     keys = [published.key for published in wanted.ports]
     if not store.port_families(target.name):
@@ -287,7 +296,7 @@ def _set_ports(
 
 
 def _refuse_other(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if the known service of this name is another one than the wanted one."""
+    """Raise Conflict if the name already belongs to a different service, or to an attachment."""
     if "attached" in (before.mode, target.spec.mode):
         if before.mode != target.spec.mode:
             if target.spec.mode == "attached":
@@ -316,9 +325,9 @@ def _held_names(
     together: frozenset[str],
     beside: frozenset[str],
 ) -> dict[str, Conflict]:
-    """Return {name: error} for the names that another service holds on one of its networks.
+    """Return {name: error} for each wanted name that another service has on a common network.
 
-    The names of its sharers count as its own, since they are on its networks too.
+    Names of the service's sharers count as its own, because they are on its networks too.
     """
     networks = spec.networks if provider is None else store.networks_of(provider)
     sharers = store.held_sharers(spec.name, together)
@@ -356,19 +365,19 @@ def _share(store: Store, spec: ServiceSpec, name: str, holder: str) -> bool:
 
 
 def _name_key(spec: ServiceSpec, name: str) -> str:
-    """Return the key of a manifest that a name comes from."""
+    """Return the manifest key that a name comes from."""
     if name == spec.name:
         return "package.name"
-    if name not in spec.names:  # of a sharer
+    if name not in spec.names:  # the name of a sharer
         return "network.networks"
     return "network.hostname" if name == spec.hostname else "network.aliases"
 
 
 def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> None:
-    """Raise Conflict if a policy's name is ambiguous, or stands for a service of mode host.
+    """Raise Conflict if a name in a policy is ambiguous, or belongs to a service of mode host.
 
-    The packets of a service of mode host have the host's own addresses. Both the policy of this
-    service and those of others that name it are checked.
+    The packets of a service of mode host have the host's own addresses. The policy of this service
+    is checked, and those of other services that name it.
     """
     for entry in spec.policy.entries():
         if entry.peer.kind == "service":
@@ -394,7 +403,7 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
 
 
 def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> None:
-    """Raise Conflict if the policy of ``other`` cannot name this service any more."""
+    """Raise Conflict if the policy of ``other`` can no longer name this service unambiguously."""
     row = store.service(other)
     entries = (store.policy(other) or Policy()).entries()
     entry = next((item for item in entries if item.peer == Peer("service", name)), None)
@@ -420,9 +429,9 @@ def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> Non
 
 
 def _refuse_ports(store: Store, service: str, keys: list[str]) -> None:
-    """Refuse published ports of a service without a network, and end its forwards.
+    """Refuse to publish ports of a service without a network, and end its forwards.
 
-    Raises Conflict, which names the first of ``keys``.
+    Raises Conflict with the first of ``keys``.
     """
     provider = store.home(service)
     if keys:
@@ -445,19 +454,22 @@ def _ensure_network(machine: Machine, name: str, static: str | None) -> None:
 
 
 class LinkNames:
-    """Choose generations of services, for the names of their links, in one transaction.
+    """Choose generations of services within a transaction, so that their link names are unique.
 
-    A name may be that of another endpoint, also of the same service (`niso.base.names.veth`).
+    Different endpoints can have the same link name, even endpoints of one service
+    (`niso.base.names.veth`).
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._taken: dict[str, dict[str, tuple[str, str, int]]] = {}
-        """The endpoint that has each name, by `link_prefix`. Reading them again for each service of
-        a command would read all intents of the command each time."""
+        """Link names in use, with their endpoint, by `link_prefix`.
+
+        Cached, because each read would read all intents of the command.
+        """
 
     def generation(self, service: str, networks: tuple[str, ...], first: int) -> int:
-        """Return the lowest generation from ``first`` on whose links have names of their own."""
+        """Return the lowest generation from ``first`` on with unused and distinct link names."""
         prefix = link_prefix(service)
         if prefix not in self._taken:
             others = self._store.endpoints_like(prefix)

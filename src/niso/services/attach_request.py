@@ -1,4 +1,4 @@
-"""Describe an attachment, and what is to be recorded for it."""
+"""Describe a requested attachment, and the records that it needs."""
 
 from __future__ import annotations
 
@@ -19,47 +19,48 @@ from niso.store.sqlite import encoded
 from niso.store.store import Store
 
 CLI = "cli"
-"""The owner of what a person attached."""
+"""The owner of attachments that a person made."""
 BY_INTERFACE = "docker"
-"""The owner that has an attachment for each interface, and sets the default route itself."""
+"""The owner with one attachment for each interface, which sets the default route itself."""
 _MAX_INTERFACE = 15  # IFNAMSIZ - 1, linux/if.h
 _NO_INTERFACE = ("", ".", "..", "lo", "all", "default")
-"""Names that no new link can have, or that stand for several in /proc/sys/net."""
+"""Names that are no valid link name, or that have another meaning in /proc/sys/net."""
 
 
 class Wish(NamedTuple):
-    """A network that a namespace is to be attached to."""
+    """A network to attach a namespace to."""
 
     network: str
-    interface: str = ""  # "": the one that it has there, or the next free eth<n>
+    interface: str = ""  # "": the one it has there, or the next free eth<n>
     ips: tuple[str, ...] = ()  # at most one of each family
     mac: str = ""  # "": derived from the names
 
 
 class Request(NamedTuple):
-    """What an attachment is to be; it replaces what it was."""
+    """The wanted state of an attachment; it replaces the present one."""
 
     name: str
-    netns: str  # the path of the namespace; "": niso makes one
+    netns: str  # the path of the namespace; "": niso creates one
     wishes: tuple[Wish, ...]
     ports: tuple[Port, ...] = ()
     aliases: tuple[str, ...] = ()
     policy: Policy = Policy()
     owner: str = CLI
     id: str = ""
-    given: str = ""  # "": the name
-    labels: tuple[tuple[str, str], ...] = ()  # what the owner says of it: (pod_namespace, shop)
+    given: str = ""  # the name that the owner gave it; "": the name
+    # what the owner reports about it, such as (pod_namespace, shop)
+    labels: tuple[tuple[str, str], ...] = ()
     bandwidth: tuple[tuple[str, int], ...] = ()  # "in" and "out", bytes per second
     policies: tuple[tuple[str, Policy], ...] = ()
-    """(network, policy): what must allow a packet too while it is on this network."""
+    """(network, policy): the policy must also allow packets of an attachment on that network."""
     awaited: bool = False
-    """Whether the namespace is to be another one soon: until then only the rules change."""
+    """Whether the namespace will soon be replaced: until then only the rules change."""
 
 
 def target_of(
     store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
 ) -> Target:
-    """Return what is to be recorded. Raises InvalidInput, Conflict."""
+    """Return the target to record. Raises InvalidInput, Conflict."""
     links = _links(store, request, foreign, before)
     attached = Attached(
         request.name,
@@ -84,10 +85,10 @@ def target_of(
 def _links(
     store: Store, request: Request, foreign: ForeignNetns | None, before: Attached | None
 ) -> list[Link]:
-    """Return the links with their interfaces. Raises InvalidInput, Conflict.
+    """Choose the interface of each link. Raises InvalidInput, Conflict.
 
-    One that was attached before keeps its interface. The first one has the default route, unless
-    the namespace has another.
+    A link that was attached before keeps its interface. The first link has the default route,
+    unless the namespace has one already.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
@@ -179,7 +180,7 @@ def _free_names(taken: Container[str]) -> Iterator[str]:
 
 
 def interface_name(text: str) -> str:
-    """Return the name of a new link. Raises InvalidInput (dev_valid_name, net/core/dev.c)."""
+    """Validate the name of a new link (dev_valid_name, net/core/dev.c). Raises InvalidInput."""
     bad = text in _NO_INTERFACE or len(text.encode()) > _MAX_INTERFACE
     if bad or any(c in "/:" or c.isspace() or not c.isprintable() for c in text):
         raise InvalidInput(
@@ -190,7 +191,7 @@ def interface_name(text: str) -> str:
 
 
 def mac(text: str) -> str:
-    """Return a MAC address of one station (IEEE 802, 8.2). Raises InvalidInput."""
+    """Parse a unicast MAC address (IEEE 802, 8.2). Raises InvalidInput."""
     parts = text.lower().replace("-", ":").split(":")
     octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]
     if len(parts) != 6 or len(octets) != 6 or octets[0] & 1 or not any(octets):

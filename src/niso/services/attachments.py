@@ -1,8 +1,8 @@
-"""Attach network namespaces that others made to niso's networks, and detach them.
+"""Attach network namespaces of other programs to niso's networks, and detach them.
 
 An attachment is a service row of mode ``attached``. Admission, plan and rules are those of every
-service (`niso.services.admit`, `niso.plan.desired`); what it lacks is a package and a process.
-Nothing here loads what only a process needs: an engine waits for each call.
+service (`niso.services.admit`, `niso.plan.desired`); an attachment has no package and no process.
+This module imports nothing that only processes need, because an engine waits for each call.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ if TYPE_CHECKING:
     from niso.services import cluster_claims
 
 POD_POLICY = "pod_policy"
-"""The label of pods of Kubernetes. Others lead packets to them, and to themselves, as ports do."""
+"""Label of Kubernetes pods.
+
+Other components translate packets to pods, even from a pod to itself, as published ports do.
+"""
 
 
 _TRIES = 20
-"""To attach again what another process attaches again meanwhile, such as an agent."""
+"""Attempts to attach again while another process, such as an agent, does the same."""
 _MOVING_S = 120
-"""How long an engine may take to move an interface into a container that it starts."""
+"""How long an engine may take to move an interface into a starting container, in seconds."""
 
 
 class Done(NamedTuple):
@@ -62,12 +65,12 @@ def attach(
 ) -> Done:
     """Attach a namespace to the networks of ``request``, and to no others.
 
-    The policies of the administrator must allow a packet too (`niso.manifest.policy_files`).
-    Of an attachment in the same namespace only the difference is applied. One whose namespace has
-    ended is replaced, and so is one that the same owner has given the same id. With ``instead_of``
-    nothing is done unless this is what is attached.
-    Raises InvalidInput, NotFound, Conflict, KernelError; then nothing has changed, except that an
-    attachment whose namespace has ended may be gone.
+    The administrator's policies must allow a packet too (`niso.manifest.policy_files`). For an
+    attachment in the same namespace, only the difference is applied. An attachment is replaced if
+    its namespace no longer exists, or if the same owner gave it the same id. With ``instead_of``,
+    the call fails unless that is the present attachment. Raises InvalidInput, NotFound, Conflict,
+    KernelError; then nothing has changed, except that an attachment whose namespace no longer
+    exists may have been removed.
     """
     store, kernel = machine.store, machine.kernel
     if store.intents():
@@ -107,7 +110,7 @@ def attach(
 
 
 def _held(machine: Machine, target: Target, report: Report) -> cluster_claims.Held | None:
-    """Hold in the cluster what an attachment needs on networks that span hosts; None without any.
+    """Claim what an attachment needs on networks that span hosts; None if it is on none.
 
     Raises InvalidInput, Conflict, NoAnswer, Error.
     """
@@ -127,7 +130,7 @@ def _held(machine: Machine, target: Target, report: Report) -> cluster_claims.He
 
 
 def _tell(machine: Machine, name: str, report: Report) -> None:
-    """Tell the cluster of an attachment that needs nothing of it any more."""
+    """Release the cluster's claim of an attachment that no longer needs one."""
     from niso.services import cluster_claims
 
     cluster_claims.tell(machine, [name], report)
@@ -136,7 +139,7 @@ def _tell(machine: Machine, name: str, report: Report) -> None:
 def _apply(
     machine: Machine, target: Target, held: cluster_claims.Held | None, report: Report
 ) -> Done:
-    """Record an attachment and bring the kernel to it; the caller undoes it after an error."""
+    """Record an attachment and update the kernel; the caller undoes it after an error."""
     store, kernel, name = machine.store, machine.kernel, target.name
     alone = frozenset([name])
     with Lock():
@@ -185,7 +188,7 @@ def _apply(
 
 
 def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
-    """Record that an attachment is done, which has left these networks."""
+    """End the intent of an attachment, and remove unused networks among those that it left."""
     store = machine.store
     with store.transaction():
         store.end_intent(name)
@@ -194,7 +197,7 @@ def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
 
 
 def _drop_unused(machine: Machine, networks: set[str], report: Report) -> None:
-    """Remove the networks of these that an attachment created and nobody is on any longer."""
+    """Remove those of the networks that an attachment created and no service is on any longer."""
     if not networks:
         return
     store, kernel = machine.store, machine.kernel
@@ -209,13 +212,13 @@ def _drop_unused(machine: Machine, networks: set[str], report: Report) -> None:
 def _located(
     kernel: Kernel, request: Request, before: Attached | None
 ) -> tuple[Request, ForeignNetns | None]:
-    """Return the request with the canonical path of its namespace, and what is there.
+    """Return the request with the canonical path of its namespace, and the namespace's description.
 
-    Raises NotFound, InvalidInput and Conflict if it is none that can be attached.
+    Raises NotFound, InvalidInput and Conflict if the namespace cannot be attached.
     """
     if not request.netns:
         return request, None
-    # the last part is a magic link in /proc, which must stay as it is
+    # the last part is a magic link in /proc, which must not be resolved
     folder, _, last = os.path.abspath(request.netns).rpartition("/")
     path = os.path.join(os.path.realpath(folder or "/"), last)
     foreign = kernel.look_at(path)
@@ -232,7 +235,7 @@ def _located(
             f"{request.netns} is the network namespace of the host itself",
             "name the namespace of a container",
         )
-    # what is attached already may have marked its links itself, to keep a policy from being applied
+    # the attached program may have set the mark itself, to prevent a change of its policy
     if foreign.mark and (before is None or before.cookie != foreign.cookie):
         raise Conflict(
             f"{request.netns} is the network namespace of a service of niso",
@@ -242,7 +245,7 @@ def _located(
 
 
 def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int) -> None:
-    """Raise Conflict if another attachment has the namespace with this cookie."""
+    """Raise Conflict if the namespace with this cookie is attached under another name."""
     for other in store.attachments.of_cookie(cookie):
         row = store.service(other.service)
         if other.service == request.name or other.owner == request.owner == BY_INTERFACE:
@@ -257,7 +260,7 @@ def _refuse_attached(kernel: Kernel, store: Store, request: Request, cookie: int
 def _is_same(
     before: Attached, row: ServiceRow, request: Request, foreign: ForeignNetns | None
 ) -> bool:
-    """Return whether the attachment is in the namespace of the request, and of its owner."""
+    """Return whether an attachment has the request's namespace, owner and id."""
     if not row.active or (before.owner, before.id) != (request.owner, request.id):
         return False
     if foreign is None:
@@ -266,14 +269,14 @@ def _is_same(
 
 
 def _is_of(before: Attached, request: Request) -> bool:
-    """Return whether an attachment is the request's own, in an earlier namespace."""
+    """Return whether an attachment is the request's own, from an earlier namespace."""
     return request.id != "" and (before.owner, before.id) == (request.owner, request.id)
 
 
 def current(store: Store, name: str) -> Request | None:
-    """Return the request that an attachment fulfils now; None if there is none.
+    """Return the request that would produce the present attachment; None if there is none.
 
-    A change of a part of it attaches again with this and its difference.
+    To change a part of an attachment, change this request and attach again.
     """
     row, attached = store.service(name), store.attachments.get(name)
     if row is None or attached is None:
@@ -299,9 +302,9 @@ def current(store: Store, name: str) -> Request | None:
 
 
 def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
-    """Attach all living attachments again, with the administrator's policies as they are now.
+    """Attach all live attachments again, to apply the administrator's present policies.
 
-    Raises an ErrorGroup of all that failed, after trying the others; these keep their policy.
+    Raises an ErrorGroup of all failures, after trying the others; failed ones keep their policy.
     """
     store = machine.store
     done, errors = [], list[Error]()
@@ -334,8 +337,8 @@ def apply_policies(machine: Machine, report: Report = silent) -> list[Done]:
 def detach(machine: Machine, name: str, id: str | None = None, report: Report = silent) -> bool:
     """Detach an attachment; return whether there was one.
 
-    No-op if it is gone already, or another ``id`` has the name now. Raises Conflict if the name is
-    that of a service, KernelError.
+    No-op if it does not exist, or if the name now belongs to another ``id``. Raises Conflict if the
+    name is that of a service, KernelError.
     """
     store = machine.store
     if store.intents():
@@ -357,7 +360,7 @@ def detach(machine: Machine, name: str, id: str | None = None, report: Report = 
 
 
 def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
-    """Withdraw an attachment and delete its rows; the caller holds its lock."""
+    """Remove an attachment from the network and delete its rows; the caller holds its lock."""
     from niso.services import withdraw
 
     store = machine.store
@@ -368,14 +371,14 @@ def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
         _tell(machine, row.name, report)
 
 
-# --- gone -------------------------------------------------------------------------------------
+# --- ended namespaces -------------------------------------------------------------------------
 
 
 def _is_moving(attached: Attached) -> bool:
-    """Return whether the interface of an attachment is on its way into its container.
+    """Return whether an engine is moving the attachment's interface into its container.
 
-    The path is a symlink that is made when the interface is handed over. The engine itself detaches
-    a container that ends.
+    The path is a symlink that is created when the interface is handed over. For a container that
+    ends, the engine itself detaches.
     """
     if attached.owner != BY_INTERFACE:
         return False
@@ -386,7 +389,10 @@ def _is_moving(attached: Attached) -> bool:
 
 
 def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> list[str]:
-    """Return the active attachments whose namespace has ended, or those of ``only``."""
+    """Return the active attachments whose namespace no longer exists.
+
+    ``only`` limits this to some names.
+    """
     ended = []
     for row in store.attachments.rows():
         if row.active and (only is None or row.name in only):
@@ -402,9 +408,10 @@ def collect(
     valid: Iterable[str] | None = None,
     report: Report = silent,
 ) -> list[str]:
-    """Detach the attachments whose namespace has ended, of one owner or all; return their names.
+    """Detach the attachments whose namespace no longer exists; return their names.
 
-    After a reboot that is all of them. With ``valid``, those with another id go too.
+    ``owner`` limits this to one owner. After a reboot that is all of them. With ``valid``,
+    attachments with another id are detached too.
     """
     store, kernel = machine.store, machine.kernel
     known = None if valid is None else set(valid)
@@ -422,5 +429,5 @@ def collect(
 
 
 def shown(attached: Attached) -> str:
-    """Return the owner and its id for a message: ``podman b186d057f65e``."""
+    """Return the owner and the shortened id for a message: ``podman b186d057f65e``."""
     return f"{attached.owner} {attached.id[:12]}".strip()

@@ -1,4 +1,4 @@
-"""Fix when the audit of a policy ends, and read whether it has ended."""
+"""Compute when the audit of a policy ends, and whether it has ended."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _KEY = "network.policy.audit_until"
 
 
 def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
-    """Return a policy in audit with its end, given the service's policy before.
+    """Return a policy in audit with the end of the audit, given the service's previous policy.
 
-    An audit that is written as before keeps its end: nothing but a change of the manifest prolongs
-    it. Raises InvalidInput if a new one would last too long, or has ended: its author did not mean
-    to cut anything.
+    If the audit is written as before, it keeps its end: only a change of the manifest prolongs it.
+    Raises InvalidInput if a new audit would last too long or has ended already, since its author
+    did not mean to drop anything.
     """
     audit = policy.audit
     assert audit is not None
@@ -48,9 +48,9 @@ def begun(policy: Policy, before: Policy | None, now: float) -> Policy:
 
 
 def kept(policy: Policy, store: Store, name: str) -> Policy:
-    """Return a service's policy with the end of its audit as in the store.
+    """Return a service's policy with the end of its audit from the store.
 
-    If the end is lost or damaged, the audit has ended.
+    If the stored end is missing or damaged, the audit has ended.
     """
     try:
         held = store.policy(name)
@@ -64,7 +64,7 @@ def kept(policy: Policy, store: Store, name: str) -> Policy:
 
 
 class Term(NamedTuple):
-    """How long the policy of a service is in audit.
+    """The audit period of a service's policy.
 
     ``until`` is in seconds since 1970, or `NEVER`.
     """
@@ -74,12 +74,12 @@ class Term(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the end, as words after "until"."""
+        """Return the end as text that follows "until"."""
         return "the manifest ends it" if self.until == NEVER else time_text(self.until)
 
 
 def terms(store: Store) -> dict[str, Term]:
-    """Return the audits of all services with such a policy, also those that have ended."""
+    """Return the audit period of each service with such a policy, including ended ones."""
     now = time.time()
     return {
         service: Term(until, nft_audit.left_s(since, until, now) > 0)
@@ -88,11 +88,11 @@ def terms(store: Store) -> dict[str, Term]:
 
 
 def ended(store: Store) -> list[str]:
-    """Return the active services whose policy is enforced because its audit has ended."""
+    """Return the active services whose audit has ended, so that their policy is enforced."""
     terms_ = terms(store)
     return [name for name in store.active_services() if name in terms_ and not terms_[name].lasts]
 
 
 def time_text(seconds: float) -> str:
-    """Return a time for people, in the host's time zone, to the minute."""
+    """Format a time for people, in the host's time zone, to the minute."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,4 +1,4 @@
-"""Hold in the cluster what services on networks over several hosts need, and say how they are.
+"""Claim what services need on networks that span hosts, and publish their state.
 
 Only hosts of a cluster load this module.
 """
@@ -32,7 +32,7 @@ _LATER = "the agent says it once the cluster answers: niso cluster status"
 
 
 class Held:
-    """What one activation holds in the cluster, and the networks that it takes over."""
+    """The claims of one activation in the cluster, and the networks that are new to this host."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Held:
     ) -> None:
         self._unobserved = unobserved
         self.homes = homes
-        """Services that the command does not change, and whose namespaces its services share."""
+        """Providers that the command does not change, but whose namespaces its services share."""
         self._machine = machine
         self._joined = joined
         self._engine = engine
@@ -54,7 +54,7 @@ class Held:
         self._held: dict[str, Claim] = {}
         self._is_silent = False
         self.lost: NoAnswer | None = None
-        """Why the engine's answers do not count: it has lost its data."""
+        """Why the engine's answers do not count: it has lost its data. None if they count."""
 
     def __contains__(self, service: str) -> bool:
         return service in self._held
@@ -63,16 +63,16 @@ class Held:
         self._engine.close()
 
     def networks(self, service: str) -> Collection[str]:
-        """Return the networks that span hosts, and a service is on."""
+        """Return a service's networks that span hosts."""
         claim = self._held.get(service)
         return claim.addresses if claim is not None else ()
 
     # --- before niso's lock ---------------------------------------------------
 
     def claim(self, wanted: dict[str, tuple[Target, Wanted]], report: Report) -> None:
-        """Hold what services need. Raises Conflict, NoAnswer, ErrorGroup.
+        """Claim what services need. Raises Conflict, NoAnswer, ErrorGroup.
 
-        What this host holds by its own record needs no answer of the cluster.
+        A claim that this host has already recorded needs no answer of the cluster.
         """
         store = self._machine.store
         known = {name: self._own_record(name, *pair) for name, pair in wanted.items()}
@@ -102,7 +102,7 @@ class Held:
             raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
     def foresee(self, wanted: dict[str, tuple[Target, Wanted]]) -> None:
-        """Find what services would hold, without holding it."""
+        """Compute the claims that `claim` would make, without making them."""
         for name, (target, asked) in wanted.items():
             try:
                 if self.lost is not None:
@@ -121,7 +121,7 @@ class Held:
         return cluster_needs.own_record(store, target, asked)
 
     def _begin(self, services: list[str]) -> None:
-        """Record that claims are asked for: whoever comes after a kill finds them by that."""
+        """Record the pending claims, so that recovery after a kill can find them."""
         store = self._machine.store
         if services:
             with Lock(), store.transaction():
@@ -133,7 +133,7 @@ class Held:
     # --- under niso's lock ----------------------------------------------------
 
     def make_way(self, report: Report) -> None:
-        """Have services of others go whose names or addresses are this host's now.
+        """Remove remote services' names and addresses that this host has claimed.
 
         The caller is in no transaction.
         """
@@ -141,12 +141,14 @@ class Held:
         mirror.make_way(machine.store, machine.kernel, self._held, self._addresses(), report)
 
     def scope(self) -> Scope:
-        """Return what it concerns that networks arrive, and that services of others made way."""
+        """Return the scope of the new networks, and of remote services that lose what is claimed
+        here.
+        """
         changed = self._turned()
         return mirror.scope_of(self._machine.store, changed, changed)
 
     def record(self) -> None:
-        """Record networks, claims, and that others do not have any more what is claimed.
+        """Record the networks and claims, and remove from remote services what is claimed here.
 
         The caller is in a transaction that records the services too.
         """
@@ -155,7 +157,8 @@ class Held:
         mirror.write(store, self._arriving.seen, self._joined.host, changed)
         for name, claim in self._held.items():
             have = store.across.claim(name) if name in self.homes else None
-            if have is None or have.gen < claim.gen:  # a command may be changing the provider
+            # skip a provider's older claim: another command may be changing it
+            if have is None or have.gen < claim.gen:
                 store.across.set_claim(claim)
 
     def _turned(self) -> dict[str, view.Known]:
@@ -169,9 +172,9 @@ class Held:
     # --- at the end -----------------------------------------------------------
 
     def publish(self, report: Report) -> None:
-        """Say that the services are up. Raises Conflict if this host has lost one meanwhile."""
+        """Publish the services as up. Raises Conflict if this host has lost one in the meantime."""
         store = self._machine.store
-        # `tell` does it for providers: a command may be changing them
+        # `tell` does it for providers, which another command may be changing
         own = {name: claim for name, claim in self._held.items() if name not in self.homes}
         if self._is_silent:
             untold(store, own)
@@ -200,11 +203,11 @@ def prepare(
     dry_run: bool = False,
     unobserved: Collection[str] = (),
 ) -> Held | None:
-    """Hold in the cluster what services need there; None if they need nothing.
+    """Claim what services need in the cluster; None if they need nothing.
 
-    ``made`` are networks that the command makes on this host. The flows of ``unobserved`` are not
-    remembered, if they arrive. With ``dry_run`` nothing is claimed.
-    Raises Conflict, NoAnswer, Refused, Error; what was claimed by then is given up by `tell`.
+    ``made`` are networks that the command creates on this host. ``unobserved`` are networks whose
+    flows are not recorded, if they are new here. With ``dry_run`` nothing is claimed. Raises
+    Conflict, NoAnswer, Refused, Error; claims made by then are released by `tell`.
     """
     store = machine.store
     every = list(targets)
@@ -259,10 +262,10 @@ def prepare(
 
 
 def tell(machine: Machine, services: Iterable[str], report: Report, final: bool = True) -> None:
-    """Tell the cluster what has become of services, and of their providers. Raises no Error.
+    """Publish the final state of services and their providers to the cluster. Raises no Error.
 
-    What cannot be told now is told by the agent, and that of a service that another command is
-    changing by that one. The caller has the locks of services, but not of each provider. ``final``
+    What cannot be published now is left to the agent; a service that another command is changing is
+    left to that command. The caller has the locks of services, but not of each provider. ``final``
     is as for `settle.settle`.
     """
     store = machine.store
@@ -295,9 +298,9 @@ def tell(machine: Machine, services: Iterable[str], report: Report, final: bool 
 
 
 def tell_rest(machine: Machine) -> None:
-    """Tell the cluster of all services that it may not know to be gone. Raises no Error.
+    """Publish the end of all services that still have a claim. Raises no Error.
 
-    What cannot be told is not reported: the host leaves, or is refused to.
+    Failures are not reported here: leaving the cluster is refused as long as claims remain.
     """
     from niso.services.journal import locked
 
@@ -309,7 +312,7 @@ def tell_rest(machine: Machine) -> None:
 def _arriving(
     store: Store, joined: Joined, engine: Engine, unknown: list[str], brief: bool
 ) -> span_networks.Arriving:
-    """Return those of the unknown networks that the cluster has."""
+    """Return those of the unknown networks that exist in the cluster."""
     membership = Membership(engine, joined.keys)
     try:
         cluster = span_networks.require_own(store, membership)

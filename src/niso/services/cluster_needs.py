@@ -1,4 +1,4 @@
-"""Say what services need in the cluster, by their manifests and by the rows of those around them.
+"""Derive the claims that services need, from their manifests and the rows of related services.
 
 Only hosts of a cluster load this module.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def home(store: Store, target: Target, targets: Iterable[Target]) -> str:
-    """Return the service whose namespace one is to share; "" for none, or an unknown one."""
+    """Return the service whose namespace another will share; "" if none, or an unknown one."""
     share = target.spec.share if target.spec.mode == "share" else None
     if share is None:
         return ""
@@ -28,12 +28,12 @@ def home(store: Store, target: Target, targets: Iterable[Target]) -> str:
             return other.name
     try:
         return store.name_holder(share) or ""
-    except Conflict:  # which one it is decides whether it is refused
+    except Conflict:  # recording the service refuses the ambiguous name
         return ""
 
 
 def _shares(store: Store, target: Target) -> bool:
-    """Return whether a service shares the namespace of another one now."""
+    """Return whether an active service shares another's namespace now."""
     row = store.service(target.name)
     return row is not None and row.active and row.provider is not None
 
@@ -41,11 +41,11 @@ def _shares(store: Store, target: Target) -> bool:
 def names(
     store: Store, homes: dict[str, str], targets: Iterable[Target]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the names of sharers at the addresses of their providers, by provider.
+    """Return the names at each provider's addresses that belong to its sharers, by provider.
 
-    A sharer has one name, its own. A name that moves between two services of this host follows at
-    the end, when the one has given it up (`behind`). Those that a provider gives up stay with it
-    until then.
+    A sharer has one name, its own. If a name moves between two services of this host, the new
+    provider gets it at the end, when the old one has released it (`behind`). Names that a provider
+    releases stay with it until then.
     """
     providers = {*homes.values(), *(target.name for target in targets)} - {""}
     fresh = [
@@ -64,10 +64,10 @@ def names(
 def around(
     store: Store, homes: dict[str, str], names: dict[str, tuple[str, ...]]
 ) -> dict[str, Wanted]:
-    """Return what providers need that the command does not change, for those that share.
+    """Return the claims of providers that the command does not change, extended by new sharers.
 
-    One that another command is changing is left out: with another mark of its claim, that command
-    would take it for lost.
+    A provider that another command is changing is left out: with a different mark, that command
+    would take its claim for lost.
     """
     wanted: dict[str, Wanted] = {}
     for home in {*homes.values()} - {*homes, ""}:
@@ -81,9 +81,9 @@ def around(
 
 
 def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str]:
-    """Return the services whose claims do not have the names of sharers yet, the losers first.
+    """Return the services whose claims lack or still have names of sharers, losers first.
 
-    ``services`` are those that were changed, each with its provider before.
+    ``services`` are the changed ones, each with its former provider.
     """
     concerned: dict[str, None] = {}
     for name, before in services:
@@ -97,9 +97,9 @@ def behind(store: Store, services: Iterable[tuple[str, str | None]]) -> list[str
 def wanted(
     store: Store, target: Target, spans: list[str], names: dict[str, tuple[str, ...]]
 ) -> Wanted:
-    """Return what a service needs: the addresses of its manifest, else those that it had.
+    """Return the claim that a service needs: its manifest's addresses, else those it had.
 
-    A name that it has as a sharer of another one is still the other one's.
+    If it was a sharer, its names still belong to its former provider.
     """
     spec = target.spec
     on = tuple(network for network in spec.networks if network in spans)
@@ -114,7 +114,7 @@ def wanted(
 
 
 def own_record(store: Store, target: Target, wanted: Wanted) -> Claim | None:
-    """Return this host's record of a claim, if it has all that is wanted."""
+    """Return this host's recorded claim if it has all that is wanted, else None."""
     claim = store.across.claim(target.name)
     if claim is None or {*claim.addresses} != {*wanted.networks}:
         return None

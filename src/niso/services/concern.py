@@ -1,7 +1,8 @@
-"""Say what a change of services concerns: the one place that every scoped plan starts from.
+"""Compute the scope of a change: which services, networks and names it affects.
 
-A change compares the kernel with the store's rows before it and after it. So its scope is what it
-concerns by the rows before, joined (`Scope.joined`) with what it concerns by the rows after.
+A change compares the kernel with the rows before it and after it. Its scope is therefore the scope
+by the rows before, joined (`Scope.joined`) with the scope by the rows after. Every scoped plan
+starts here.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ def concerned(
     networks: Iterable[str] = (),
     names: Iterable[Name] = (),
 ) -> Scope:
-    """Return what a change of ``services`` concerns by the present rows.
+    """Return the scope of a change of ``services`` by the present rows.
 
-    These are the services that share a namespace with them, those that have one of their names on
-    another network (`NameRows.shadows`), the networks of all of them, and those whose bridges are
-    set up for their ports, even if they have left them. ``networks`` and ``names`` are added: where
-    a service will be, and which names of policies change their meaning. Services of other hosts
-    that have one of the names are in it too.
+    It has the services that share a namespace with them, those that have one of their names on
+    another network (`NameRows.shadows`), the networks of all of them, and networks whose bridges
+    are set up for their ports, even if they have left them. ``networks`` and ``names`` are added:
+    where a service will be, and which names of policies will resolve differently. Remote services
+    that have one of the names are included.
     """
     names = list(names)
     everyone = store.with_companions(services)
@@ -44,9 +45,9 @@ def concerned(
 
 
 def _shadowed(store: Store, services: Iterable[str], names: Iterable[Name]) -> tuple[str, ...]:
-    """Return the services of other hosts with a name of these services, or one of ``names``.
+    """Return the remote services with a name of these services, or one of ``names``.
 
-    A hosts file has a name once, of its first network.
+    A hosts file has each name once, from the first network that has it.
     """
     called = {name for service in services for name in store.names(service)}
     called |= {name for kind, name in names if kind == "service"}
@@ -54,7 +55,7 @@ def _shadowed(store: Store, services: Iterable[str], names: Iterable[Name]) -> t
 
 
 def with_remotes(store: Store, scope: Scope) -> Scope:
-    """Return the scope of a change that may end implicit networks, with what others have there."""
+    """Add remote services to the scope of a change that may remove implicit networks."""
     if not store.cluster_id():
         return scope
     from niso.services import span_networks
@@ -73,7 +74,7 @@ def all_names(store: Store, scope: Scope) -> set[Name]:
 def scope_of(store: Store, targets: list[Target]) -> Scope:
     """Return the scope of an activation.
 
-    It holds the services, those that share a namespace with them, and their networks before and
+    It includes the services, those that share a namespace with them, and their networks before and
     after the change.
     """
     touched: set[str] = set()
@@ -90,8 +91,8 @@ def scope_of(store: Store, targets: list[Target]) -> Scope:
 def _other_meanings(store: Store, target: Target) -> set[Name]:
     """Return the names that may resolve to other addresses after an activation.
 
-    A service that has its leases and keeps them adds none. A name of a service that shares a
-    namespace resolves only while the service is active; several names may have one address.
+    A service that keeps its leases adds none. A name of a service that shares a namespace resolves
+    only while the service is active; several names may have one address.
     """
     row = store.service(target.name)
     on = target.spec.networks
@@ -111,9 +112,9 @@ def _other_meanings(store: Store, target: Target) -> set[Name]:
 
 
 def _provider(store: Store, target: Target) -> str | None:
-    """Return the known service whose namespace a manifest asks to share, or None.
+    """Return the existing service whose namespace a manifest asks to share, or None.
 
-    An ambiguous name is refused when it is recorded.
+    An ambiguous name is refused later, by `admit.record`.
     """
     try:
         return store.name_holder(target.spec.share) if target.spec.share else None

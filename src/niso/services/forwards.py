@@ -22,7 +22,7 @@ from niso.store.store import Store
 
 
 class FinishingPorts(NamedTuple):
-    """Port changes recorded by another command are completed."""
+    """Reported when port changes of an interrupted command are completed."""
 
     services: tuple[str, ...]
 
@@ -43,10 +43,10 @@ def forward(
     locked: set[str],
     report: Report = silent,
 ) -> tuple[bool, list[tuple[str, Port]]]:
-    """Publish one more port of an active service at once.
+    """Publish one more port of an active service immediately.
 
-    Return (whether anything changed, (service, port) pairs that lost the host port). With
-    ``replace`` the host port is taken from its holders in one kernel transaction. ``locked`` are
+    Returns (whether anything changed, (service, port) pairs that lost the host port). With
+    ``replace``, the host port is taken from its holders in one kernel transaction. ``locked`` are
     the services whose locks the caller holds. Raises Conflict, KernelError; then nothing has
     changed.
     """
@@ -91,14 +91,14 @@ def forward(
 
 
 def _is_part(port: Port, held: Port) -> bool:
-    """Return whether ``held`` has ports outside ``port`` that would be taken as well."""
+    """Return whether ``held`` has host ports outside ``port``, which would be lost too."""
     return held.host_port < port.host_port or held.last > port.last
 
 
 def kept_out(store: Store, service: str, port: Port) -> list[tuple[str, Port]]:
-    """Return (service, port) of the manifest ports that only this forward keeps from being used.
+    """Return (service, port) for each manifest port that only this forward keeps unpublished.
 
-    They are those of active services. Where several services have a claim, nobody is meant.
+    They are those of active services. A host port that several services want is left out.
     """
     claims = []
     for row in store.active_rows():
@@ -122,8 +122,9 @@ def unforward(
 ) -> list[tuple[str, Port]]:
     """Withdraw a port that `forward` added, even if its service has not started since a reboot.
 
-    What it has kept services in ``locked`` from is published again, in one kernel transaction, and
-    returned. Raises NotFound if it is not forwarded, Conflict if the manifest publishes it.
+    Ports of services in ``locked`` that only this forward kept unpublished are published again, in
+    one kernel transaction, and returned. Raises NotFound if the port is not forwarded, Conflict if
+    the manifest publishes it.
     """
     store = machine.store
     with Lock():
@@ -139,7 +140,7 @@ def unforward(
             raise NotFound(f"{port.text} is not forwarded to {service!r}", f"its forwards: {added}")
         back = []
         for holder, claimed in kept_out(store, service, port):
-            if holder not in locked:  # activated in the meantime
+            if holder not in locked:  # it was activated in the meantime
                 continue
             try:
                 Listeners(machine.kernel, store.port_families(holder)).check(claimed, "PORT")
@@ -155,8 +156,9 @@ def unforward(
 def finish(machine: Machine, report: Report = silent) -> None:
     """Apply the port changes recorded by interrupted commands.
 
-    All are applied together, since one service may have taken a port from another. A live command
-    holds niso's lock from its record to the end, so every record seen here is abandoned.
+    They are applied together, because one service may have taken a port from another. A live
+    command holds niso's lock from its record to the end, so every record found here is from an
+    interrupted one.
     """
     store = machine.store
     with Lock():
@@ -175,12 +177,13 @@ def _change(
 ) -> None:
     """Record added and withdrawn ports and update the kernel; on failure, roll back both.
 
-    ``come`` are forwards, and ``back`` ports of manifests. The caller holds niso's lock.
+    ``come`` are new forwards, ``go`` withdrawn ports, ``back`` manifest ports to publish again. The
+    caller holds niso's lock.
     """
     store = machine.store
     new, moved = [*come, *back], [*come, *back, *go]
     names = {service for service, _ in moved}
-    # a bridge that a service has left since may still be set up for its ports
+    # a network that a service has left may still have its bridge set up for the service's ports
     on = set(concern.concerned(store, names).networks or ())
     with store.transaction():
         rows = {name: (store.port_rows(name), store.published_row(name)) for name in names}
@@ -212,7 +215,7 @@ def _carry_out(
     report: Report,
     teardown: bool = False,
 ) -> None:
-    """Update the kernel, also on the networks ``on`` that the change concerned before."""
+    """Update the kernel, including the networks ``on`` that were in the scope before."""
     store, kernel = machine.store, machine.kernel
     names = sorted({service for service, _ in moved})
     scope = concern.concerned(store, names, on)._replace(ports=tuple(port for _, port in moved))
@@ -249,7 +252,7 @@ def _require_active(store: Store, service: str) -> None:
 
 
 def _check_mode(store: Store, service: str, key: str) -> None:
-    """Raise Conflict if a service has no network of its own to forward a port to."""
+    """Raise Conflict if neither a service nor its provider has a network to forward a port to."""
     home = store.service(store.home(service))
     if home is not None and home.mode in ("host", "none"):
         whose = (

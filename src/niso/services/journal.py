@@ -1,9 +1,9 @@
-"""Keep the journal of intents: begin changes, lock their services, recover interrupted ones.
+"""The journal of intents: begin changes, lock their services, recover interrupted ones.
 
-Every change is recorded in the store as an intent before it reaches the kernel. A later command
-that meets an intent whose process is gone finishes it (deactivate, remove) or undoes it (activate,
-restart). niso's lock is held over plan and write. A service's own lock is held from its first
-change to its last, including the wait for its process.
+Every change is recorded in the store as an intent before it reaches the kernel. If a later command
+finds an intent whose process has died, it finishes the change (deactivate, remove) or undoes it
+(activate, restart). niso's lock is held over plan and write. A service's own lock is held from its
+first change to its last, including the wait for its process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class EndingRestart(NamedTuple):
-    """The interrupted restart of a service is completed."""
+    """Reported when an interrupted restart is completed."""
 
     service: str
 
@@ -36,7 +36,7 @@ class EndingRestart(NamedTuple):
 def end_restart(machine: Machine, services: list[str], report: Report) -> None:
     """Start the processes that an interrupted restart stopped, and end its intents.
 
-    A process that cannot start is reported, and `niso ps` shows its service as failed.
+    If a process cannot start, that is reported, and `niso ps` shows its service as failed.
     """
     for name in services:
         try:
@@ -56,10 +56,10 @@ def recover(
 ) -> int:
     """Finish or undo interrupted changes; return the number of services concerned.
 
-    That of the agent for services of other hosts comes first, and is not counted.
-    Changes of commands that still run are left alone. ``names`` are the services of the command
-    that follows: what happened to others is reported (`Recovered`, `Unfinished`). Failures for
-    services in ``names``, or with ``every`` for any, are raised as an ErrorGroup at the end.
+    An interrupted change of the mirror is undone first, and not counted. Changes of commands that
+    are still running are left alone. ``names`` are the services of the command that follows: what
+    happened to others is reported (`Recovered`, `Unfinished`). Failures for services in ``names``,
+    or with ``every`` for any, are raised as an ErrorGroup at the end.
     """
     store = machine.store
     machine.processes.renew()
@@ -91,7 +91,8 @@ def recover(
                     continue
                 locks.callback(_remove_lock, store, seen.service)
                 intent = store.intent(seen.service)
-                if intent is None or intent.action != seen.action:  # another command was first
+                # another command has recovered it
+                if intent is None or intent.action != seen.action:
                     continue
                 done += 1
                 recovered += [
@@ -102,7 +103,7 @@ def recover(
                     begun.append(intent)
                 else:
                     errors |= _finish(machine, intent, report)
-                    locks.close()  # each of these is complete by itself
+                    locks.close()  # no other change depends on this one
             if begun:
                 machine.processes.end_unrecorded({intent.service for intent in begun})
                 errors |= undo(machine, begun, report)
@@ -118,7 +119,7 @@ def recover(
 
 
 def _together(store: Store, intent: Intent) -> list[str]:
-    """Return the services whose intents end with this one: all changes of ports end at once."""
+    """Return the services whose intents end with this one: all port changes end together."""
     if intent.action != "ports":
         return [intent.service]
     return sorted({service for service, _ in store.moved_ports()})
@@ -152,9 +153,9 @@ def _finish(machine: Machine, intent: Intent, report: Report) -> dict[str, Error
 
 
 def locked(store: Store, services: list[str]) -> ExitStack:
-    """Take the locks of several services, always in the same order.
+    """Take the locks of several services in sorted order, so that no deadlock is possible.
 
-    On exit, the lock files of unknown services are removed.
+    On exit, the lock files of services that do not exist are removed.
     """
     from contextlib import ExitStack
 
@@ -165,7 +166,7 @@ def locked(store: Store, services: list[str]) -> ExitStack:
 
 
 class locked_one:
-    """Hold the lock of one service. On exit, its file is removed if the service is unknown."""
+    """Hold the lock of one service; on exit, remove its lock file if the service does not exist."""
 
     def __init__(self, store: Store, service: str) -> None:
         self._store, self._service, self._lock = store, service, service_lock(service)
@@ -205,6 +206,6 @@ def begin(store: Store, services: list[str], action: str) -> None:
 
 
 def end_intents(store: Store, services: list[str]) -> None:
-    with store.transaction():  # niso's lock is not needed: nothing else changes
+    with store.transaction():  # niso's lock is not needed: only the intents change
         for name in services:
             store.end_intent(name)

@@ -1,4 +1,4 @@
-"""Bundle what commands act on: the store, the kernel and the processes of services."""
+"""The state that commands change: the store, the kernel and the processes of services."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def _joined() -> Joined | None:
-    from niso.cluster import config  # only hosts of a cluster ask
+    from niso.cluster import config  # only hosts of a cluster need it
 
     return config.load()
 
 
 class Machine(NamedTuple):
-    """Hold the store, kernel and processes that a command uses, and how it reaches its cluster.
+    """The store, kernel and processes that a command uses, and its access to the cluster.
 
     Every command takes one, so that tests can pass one in memory.
     """
@@ -32,7 +32,7 @@ class Machine(NamedTuple):
 
 
 def real(store: Store) -> Machine:
-    """Return the machine that niso runs on, with this store."""
+    """Return the machine of this host, with this store."""
     from niso.kernel.real import Real
     from niso.runtime.real_processes import RealProcesses
 

@@ -1,4 +1,4 @@
-"""Plan networks: choose subnet and bridge, and detect clashes."""
+"""Plan networks: choose subnet and bridge, and detect conflicts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRIVATE = {
     4: "an address space for private use: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16",
     6: "a unique local prefix, fd00::/8",
 }
-"""What --subnet should be, by family (RFC 1918; RFC 4193). RFC 6598's 100.64.0.0/10 is fine too."""
+"""Hint for --subnet, by family (RFC 1918; RFC 4193). RFC 6598's 100.64.0.0/10 is allowed too."""
 UNICAST6 = (
     ipaddress.IPv6Network("2000::/3"),
     ipaddress.IPv6Network("fc00::/7"),
@@ -36,7 +36,7 @@ EXAMPLES = ("a prefix like 10.99.1.0/24", "a prefix like fd12:3456:789a:1::/64")
 
 
 def pool() -> ipam.Network:
-    """Return the prefix that subnets are taken from (``NISO_POOL``). Raises InvalidInput."""
+    """Return the prefix that subnets are allocated from (``NISO_POOL``). Raises InvalidInput."""
     text = os.environ.get("NISO_POOL") or ipam.DEFAULT_POOL
     try:
         prefix = ipaddress.ip_network(text)
@@ -54,7 +54,7 @@ def pool() -> ipam.Network:
 
 
 def observes() -> bool:
-    """Return whether new networks are observed (``NISO_OBSERVE``). Raises InvalidInput."""
+    """Return whether flows of new networks are recorded (``NISO_OBSERVE``). Raises InvalidInput."""
     text = os.environ.get("NISO_OBSERVE") or "1"
     if text not in ("0", "1"):
         raise InvalidInput(f"{text!r} is not valid", "0 or 1", "NISO_OBSERVE")
@@ -64,9 +64,9 @@ def observes() -> bool:
 def parse_subnet(text: str) -> ipam.Network:
     """Parse a subnet from user input. Raises UsageError.
 
-    IPv6 subnets are global unicast or unique local prefixes from /48 (a site, RFC 6177) to /126.
-    A /126 is the longest that holds a service beside the bridge, since the subnet's own address is
-    the routers' anycast address (RFC 4291, 2.6.1). A /64 is usual. Other lengths work because no
+    IPv6 subnets are global unicast or unique local prefixes from /48 (a site, RFC 6177) to /126. A
+    /126 is the longest with room for a service next to the bridge, because the subnet's own address
+    is the routers' anycast address (RFC 4291, 2.6.1). A /64 is usual. Other lengths work because no
     service configures its own address (SLAAC).
     """
     key = "--subnet"
@@ -99,19 +99,19 @@ def parse_subnet(text: str) -> ipam.Network:
 
 
 class NetworkRequest(NamedTuple):
-    """Describe a requested network.
+    """A requested network, with at most one subnet of each family.
 
-    It has at most one subnet per family. Without any, it gets the next free /24.
+    Without any, it gets the next free /24.
     """
 
     name: str
     subnets: tuple[str, ...] = ()
-    ipv6: bool = False  # a unique local /64 beside them
-    gateways: tuple[str, ...] = ()  # of some of the subnets
+    ipv6: bool = False  # add a unique local /64
+    gateways: tuple[str, ...] = ()  # for some of the subnets
     internal: bool = False
     mtu: int | None = None
-    allow_public: bool = False  # also prefixes of the Internet
-    observe: bool = True  # the rules remember its flows
+    allow_public: bool = False  # also allow public prefixes
+    observe: bool = True  # record its flows
     span: bool = False  # over all hosts of the cluster
 
     @property
@@ -151,9 +151,9 @@ def check(request: NetworkRequest) -> None:
 def ensure(machine: Machine, request: NetworkRequest, implicit: bool) -> Network | None:
     """Record a network; return None if it already exists and satisfies the request.
 
-    One that exists stays implicit only if the request is ``implicit`` too.
-    The caller is in a transaction. ``implicit`` as for `Store.add_network`. Raises UsageError, and
-    Conflict if it exists and differs, or if its name, subnet or bridge is taken.
+    An existing network stays implicit only if the request is ``implicit`` too (see
+    `Store.add_network`). The caller is in a transaction. Raises UsageError, and Conflict if it
+    exists and differs, or if its name, subnet or bridge is taken.
     """
     store = machine.store
     present = store.network(request.name)
@@ -187,10 +187,10 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
     holds: str | None = None,
     besides: Sequence[tuple[ipam.Network, str]] = (),
 ) -> Network:
-    """Return a network that can be created now, apart from ``besides`` (subnet, whose it is) too.
+    """Return a network that can be created now, without overlap with ``besides`` (subnet, owner).
 
-    Without ``subnets`` it gets the /24 around the address ``holds``, else the next free /24.
-    Raises UsageError, and Conflict if subnet or bridge are taken or the host lacks IPv6.
+    Without ``subnets`` it gets the /24 around the address ``holds``, else the next free /24. Raises
+    UsageError, and Conflict if subnet or bridge are taken or the host lacks IPv6.
     """
     store, kernel = machine.store, machine.kernel
     taken = [*_taken(machine), *besides]
@@ -242,7 +242,7 @@ def plan_network(  # noqa: PLR0913  # settings, by keyword
 
 
 def _taken(machine: Machine) -> list[tuple[ipam.Network, str]]:
-    """Return (prefix, whose it is) of what no new network may overlap."""
+    """Return (prefix, owner) for each prefix that a new network must not overlap."""
     store = machine.store
     taken = [
         (ipaddress.ip_network(subnet.cidr), f"network {network.name!r}")
@@ -253,7 +253,8 @@ def _taken(machine: Machine) -> list[tuple[ipam.Network, str]]:
         (net, f"the host's route or address on {link}")
         for net, link in machine.kernel.used_prefixes(names.alias(store.state_id()))
     ]
-    if store.names_outside():  # no service may have an address that policies allow by such a name
+    # no service may have an address that policies allow by an outside name
+    if store.names_outside():
         taken += [
             (ipaddress.ip_network(address), f"the outside name {name!r}")
             for name in store.outside.named()
@@ -265,7 +266,10 @@ def _taken(machine: Machine) -> list[tuple[ipam.Network, str]]:
 def _require_free(
     name: str, net: ipam.Network, taken: Sequence[tuple[ipam.Network, str]], holds: str | None
 ) -> None:
-    """Raise Conflict if a subnet overlaps. ``holds`` is the service's address that it is around."""
+    """Raise Conflict if a subnet overlaps.
+
+    ``holds`` is the address of a service that the subnet was chosen for, if any.
+    """
     for other, whose in taken:
         if other.version != net.version or not other.overlaps(net):
             continue
@@ -372,7 +376,7 @@ def _gateway(text: str, hint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def require_same(present: Network, request: NetworkRequest, where: str = "") -> None:
-    """Raise Conflict unless the network that exists satisfies the request."""
+    """Raise Conflict unless the existing network satisfies the request."""
     there = {subnet.family: subnet for subnet in present.subnets}
     shown = ", ".join(subnet.cidr for subnet in present.subnets)
     differs = None

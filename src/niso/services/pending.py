@@ -1,4 +1,4 @@
-"""Name the changes whose command has died. Their intents wait for the next command (`journal`)."""
+"""List changes whose command has died; the next command finishes or undoes them (`journal`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _COMMANDS = {"stop": "deactivate", "remove volumes": "remove", "ports": "port-fo
 
 
 def command_of(intent: Intent) -> str:
-    """Return the command that began a change."""
+    """Return the name of the command that began a change."""
     return _COMMANDS.get(intent.action, intent.action)
 
 
 def interrupted(store: Store) -> dict[str, str]:
-    """Return {service: command} of each change that nobody carries out any more.
+    """Return {service: command} for each change whose command has died.
 
     A command holds the service's lock from before its intent until after it.
     """

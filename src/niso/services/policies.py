@@ -1,6 +1,6 @@
-"""Combine the policy of an attachment with the administrator's: a packet must be allowed by both.
+"""Combine an attachment's policy with the administrator's: both must allow a packet.
 
-An engine's user writes the former, and files in /etc/niso/policies are the latter.
+An engine's user writes the former; the latter are the files in /etc/niso/policies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ _ALL_PORTS = (0, 65535)
 
 
 def combined(policies: Iterable[Policy]) -> Policy:
-    """Return the policy that allows what all allow. Raises InvalidInput if no list can say it."""
+    """Return the policy that allows what all policies allow.
+
+    Raises InvalidInput if it cannot be written as a list.
+    """
     whole = Policy()
     for policy in policies:
         whole = both(whole, policy)
@@ -22,7 +25,10 @@ def combined(policies: Iterable[Policy]) -> Policy:
 
 
 def both(one: Policy, other: Policy) -> Policy:
-    """Return the policy that allows what both allow. Raises InvalidInput if no list can say it."""
+    """Return the policy that allows what both allow.
+
+    Raises InvalidInput if it cannot be written as a list.
+    """
     return Policy(
         _meeting(one.allow_from, other.allow_from),
         tuple(dict.fromkeys((*one.deny_from, *other.deny_from))),
@@ -42,7 +48,7 @@ def _meeting(
 
 
 def _met(one: Entry, other: Entry) -> Entry | None:
-    """Return the entry of what both match; None if that is nothing."""
+    """Return the entry that matches what both entries match; None if that is nothing."""
     peer = _peer(one, other)
     first, last = max(one.first, other.first), min(one.last, other.last)
     proto = one.proto or other.proto
@@ -64,7 +70,7 @@ def _peer(one: Entry, other: Entry) -> Peer | None:
         if a.version != b.version or not a.overlaps(b):
             return None
         return one.peer if a.prefixlen >= b.prefixlen else other.peer
-    if len(kinds) == 1:  # of two names; that two services share an address does not count
+    if len(kinds) == 1:  # names of two services; a common address of them is ignored
         return None
     raise InvalidInput(
         f"{one.key} ({one.text!r}) and {other.key} ({other.text!r}) cannot be combined: one names "

@@ -1,6 +1,6 @@
-"""Find what policies do that nobody wants: names of nobody, no name server, and audits.
+"""Find likely mistakes in policies: unknown names, unreachable name servers, and audits.
 
-None of it is a difference between the kernel and the manifests.
+These are not differences between kernel and manifests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _DNS = 53
 
 Warning_ = tuple[str, str]
-"""(text, next step)"""
+"""(text, next step)."""
 
 
 def warnings(kernel: Kernel, store: Store, services: Iterable[str]) -> Iterator[Warning_]:
@@ -58,7 +58,7 @@ def _audit(name: str, term: auditing.Term) -> Warning_:
 
 
 def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
-    """Yield a warning for each entry whose name stands for nobody."""
+    """Yield a warning for each policy entry whose name resolves to nothing."""
     for entry in policy.entries():
         peer = entry.peer
         if peer.kind == "service" and not store.meant(name, peer.name)[1]:
@@ -76,9 +76,10 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
 def _without_dns(
     store: Store, world: World, name: str, policy: Policy, servers: Iterable[str]
 ) -> Iterator[Warning_]:
-    """Yield a warning for each name server that the egress rules of a service deny.
+    """Yield a warning for each name server that a service's egress policy denies.
 
-    One that may connect to services and outside names alone needs none: its hosts file has them.
+    A service that may only connect to services and outside names needs none: its hosts file has
+    them.
     """
     from niso.plan import verdict
 
@@ -101,7 +102,7 @@ def _without_dns(
 
 
 def _is_listed(world: World, entry: Entry) -> bool:
-    """Return whether an entry means names of the hosts file, or addresses of niso's networks."""
+    """Return whether an entry matches names of the hosts file, or addresses of niso's networks."""
     from niso.plan import known_world
 
     if entry.peer.kind != "prefix":
@@ -120,6 +121,6 @@ def _servers(row: ServiceRow | None) -> list[str]:
         if words[:1] == ["nameserver"] and len(words) > 1:
             try:
                 servers.append(str(ipaddress.ip_address(words[1])))
-            except ValueError:  # with a zone
+            except ValueError:  # an address with a zone
                 continue
     return servers

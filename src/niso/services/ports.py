@@ -1,4 +1,4 @@
-"""Assign host ports to services: find current holders and free ports.
+"""Assign host ports to services: find present holders and free ports.
 
 The caller of `admit` is in a transaction of the store.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from niso.store.store import ServiceRow
 
 HOLDERS = ("podman",)
-"""Owners of attachments that listen on published ports themselves."""
+"""Owners of attachments that themselves listen on published ports."""
 FREE_FIRST, FREE_LAST = 20_000, 29_999
 """Host ports that niso chooses from if a manifest names none.
 
@@ -29,12 +29,12 @@ They lie below Linux's ephemeral range (ip_local_port_range).
 
 
 class Command(NamedTuple):
-    """What the command of a service does to ports of other services."""
+    """What a command means for ports of other services."""
 
     services: frozenset[str] = frozenset()
-    """The services whose released ports are free, since all are rolled back together."""
+    """The command's services: their released ports are free, since all are rolled back together."""
     named: tuple[Port, ...] = ()
-    """The host ports that the command's manifests name. None of them is chosen."""
+    """Host ports named in the command's manifests; they are not chosen for other services."""
 
 
 def admit(
@@ -47,13 +47,13 @@ def admit(
     published: Container[Port] = (),
     held: bool = False,
 ) -> tuple[list[Port], list[Port]]:
-    """Return (the ports of a manifest with host ports, those whose host port was chosen here).
+    """Return (a manifest's ports with host ports, those whose host port was chosen here).
 
-    ``before`` are the ports that the service has now; they are not checked again. ``keys`` are the
-    manifest keys of ``wanted`` for messages. ``published`` are the manifest ports of the last
-    activation; any that `taken` returns is left out. With ``held``, the engine of an attachment
-    listens on its ports itself, to keep other programs from them.
-    Raises Conflict, which names key and holder, or an ErrorGroup of several.
+    ``before`` are the present ports of the service, which are not checked again. ``keys`` are the
+    manifest keys of ``wanted``, for messages. ``published`` are the manifest ports of the last
+    activation; those that `taken` returns are left out. With ``held``, the engine of an attachment
+    itself listens on the ports, to keep other programs from them. Raises Conflict, which names key
+    and holder, or an ErrorGroup of several.
     """
     store = machine.store
     keys = keys or [f"network.ports[{position}]" for position in range(len(wanted))]
@@ -85,7 +85,7 @@ def admit(
                 chosen.append(assigned)
             elif port not in have:
                 if port in gone:
-                    continue  # it stays with the service that took it
+                    continue  # it stays with the service whose forward took it
                 _check_holders(store, service, port, key, command.services)
                 if not held:
                     listeners.check(port, key)
@@ -99,7 +99,8 @@ def admit(
         except Conflict as error:
             errors.append(error)
             continue
-        # it was kept over a reboot, and another service or process may have the host port now
+        # the reservation survived a reboot, and another service or process may have the host port
+        # now
         if forward not in have:
             try:
                 _check_holders(
@@ -114,7 +115,7 @@ def admit(
 
 
 def published_by(row: ServiceRow) -> tuple[Port, ...]:
-    """Return the manifest ports of the last activation; empty if the row is damaged."""
+    """Return the manifest ports of the last activation; none if the row is damaged."""
     spec = row.service
     return tuple(published.port for published in spec.ports) if spec is not None else ()
 
@@ -124,9 +125,9 @@ def taken(
 ) -> list[tuple[Port, str, Port]]:
     """Return the ports of ``wanted`` that `niso port-forward` took since the last activation.
 
-    Each is (port, service that has it now, port of that service). That may be the service itself
-    with another container port. Such a port is in the last manifest (``published``) but not in the
-    record. It stays taken as long as the forward exists.
+    Each is (port, service that has it now, port of that service). It may be the same service, with
+    another container port. Such a port is in the last manifest (``published``) but no longer in the
+    record, and stays taken as long as the forward exists.
     """
     gone = [
         port
@@ -143,7 +144,7 @@ def taken(
 
 
 def unpublished(store: Store, service: str) -> list[Port]:
-    """Return the ports of an active service's manifest that a former forward took from it."""
+    """Return the manifest ports of an active service that a former forward took from it."""
     row = store.service(service)
     wanted = published_by(row) if row is not None else ()
     lost = [
@@ -160,7 +161,7 @@ def unpublished(store: Store, service: str) -> list[Port]:
 
 
 def same_place(one: Port, other: Port) -> bool:
-    """Return whether both claim a host port at the same address.
+    """Return whether both ports claim a host port at the same address.
 
     A port on all addresses and one on a single address coexist; the specific one takes precedence.
     """
@@ -213,11 +214,12 @@ def as_held(held: Port, wanted: Port) -> str:
 
 
 class Listeners:
-    """Read the host's listening sockets, once for each protocol and only if needed."""
+    """The host's listening sockets, read once for each protocol and only if needed."""
 
     def __init__(self, kernel: Kernel, families: tuple[int, ...]) -> None:
         self._kernel = kernel
-        self._families = families  # of the network: packets of other families are not forwarded
+        # of the service's network: packets of other families are not forwarded
+        self._families = families
         self._found: dict[str, list[Listener]] = {}
 
     def of(self, proto: str) -> list[Listener]:
@@ -226,7 +228,7 @@ class Listeners:
         return self._found[proto]
 
     def clashing(self, port: Port) -> list[Listener]:
-        """Return the sockets that now receive packets for ``port``."""
+        """Return the sockets that now receive packets to ``port``."""
         return [
             listener
             for listener in self.of(port.proto)
@@ -246,7 +248,7 @@ class Listeners:
             )
 
     def described(self, listener: Listener) -> tuple[str, str]:
-        """Return the program that has a socket, and the socket's address and port."""
+        """Return the program that owns a socket, and the socket's address and port."""
         who = self._kernel.socket_holder(listener.inode)
         program = f"{who[1]} (pid {who[0]})" if who else "a process that is not visible from here"
         return program, f"{bracketed(listener.address)}:{listener.port}"
@@ -255,14 +257,14 @@ class Listeners:
 class Shadow(NamedTuple):
     """A program of the host that bound a published port after the activation.
 
-    It gets no packets: they go to the service.
+    It receives no packets: they go to the service.
     """
 
     service: str
     port: Port
     program: str
     at: str
-    """Its address and port."""
+    """The address and port that it listens on."""
     family: int
 
     @property
@@ -296,10 +298,10 @@ def _choose(
     listeners: Listeners,
     key: str,
 ) -> int:
-    """Return a host port for a port without one: its previous one, else the lowest free one.
+    """Choose a host port for a port without one: its previous one, else the lowest free one.
 
-    ``others`` are the ports of this manifest, and those of all manifests of the command.
-    Raises Conflict if no port is free.
+    ``others`` are the ports of this manifest, and the ports of all manifests of the command. Raises
+    Conflict if no port is free.
     """
     mine, named = others
     kept = store.chosen_port(service, port)

@@ -1,4 +1,4 @@
-"""Compute what the store keeps of a service's process: its uid and its ProcessSpec."""
+"""Compute the stored data of a service's process: its uid and its ProcessSpec."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def specified(
     provider: str | None,
     before: ServiceRow | None,
 ) -> tuple[int, ProcessSpec, ProcessSpec | None]:
-    """Return (uid, the process that is wanted, the one before if that may run).
+    """Return (uid, the wanted process, the previous process if it may be running).
 
     ``before`` is the service's row. Raises InvalidInput.
     """
@@ -31,10 +31,10 @@ def specified(
     old = before.process if before is not None else None
     spec = _identified(target, _spec(store, target, copy, generation, uid, provider), old)
     if old is not None:
-        # what an older niso did not record alone does not cause a restart
+        # fields that an older niso did not record do not by themselves cause a restart
         old = _identified(target, old, None) if was_active else None
     if before is not None and old is not None and "host" not in (before.mode, target.spec.mode):
-        # changed name servers alone do not cause a restart
+        # changed name servers do not by themselves cause a restart
         same = spec._replace(resolv_conf=old.resolv_conf)
         spec = same if same == old else spec
     return uid, spec, old
@@ -43,9 +43,10 @@ def specified(
 def effect(
     machine: Machine, name: str, old: ProcessSpec | None, spec: ProcessSpec
 ) -> tuple[bool, bool]:
-    """Return (the process must be started again, it keeps running with another hosts file).
+    """Return (whether the process must be restarted, whether it only needs another hosts file).
 
-    One that has ended and waits for its restart is started at once, and has to stay up.
+    A process that has ended and waits for its automatic restart is started immediately, and has to
+    stay up.
     """
     lives = machine.processes.runs(name) and machine.processes.status(name).state != "restarting"
     running = old if lives else None
@@ -54,9 +55,9 @@ def effect(
 
 
 def _free_uid(store: Store, service: str) -> int:
-    """Return the uid that owns the leftover volumes of the service.
+    """Return the uid that owns leftover volumes of the service, else a free one.
 
-    Without any, return one that neither a service nor a leftover volume uses.
+    A free one is used neither by a service nor by a leftover volume.
     """
     kept = volumes.owners()
     for uid in sorted(kept.pop(service, ())):
@@ -68,7 +69,7 @@ def _free_uid(store: Store, service: str) -> int:
 def _identified(target: Target, spec: ProcessSpec, old: ProcessSpec | None) -> ProcessSpec:
     """Return the spec with the identities of its rootfs and host volumes.
 
-    A service that is activated by its name keeps those of its last activation, ``old``. Raises
+    If a service is activated by its name, they stay those of the last activation, ``old``. Raises
     InvalidInput.
     """
     if old is not None and target.fingerprint is None:

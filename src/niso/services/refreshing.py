@@ -1,7 +1,7 @@
-"""Keep the addresses of outside names up to date: in the rules and hosts files, at the same time.
+"""Keep the addresses of outside names up to date, in rules and hosts files at the same time.
 
-Nothing runs in between: names are asked for at an activation, and by `niso net refresh`, which a
-timer calls.
+There is no resolver process: names are resolved by an activation, and by `niso net refresh`, which
+a timer calls.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 KEPT_S = 3600.0
-"""How long an answer is kept for a name that no policy has: its activation may be under way."""
+"""How long (s) to keep an answer for a name in no policy, whose activation may be in progress."""
 
 
 def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent) -> None:
-    """Ask for the outside names of services that are about to be activated.
+    """Resolve the outside names of services that are about to be activated.
 
-    A name without an address is only reported: what names it starts, and may not connect there
-    until a refresh knows better. So a machine that boots before its name servers is not stuck.
-    Raises Error without dnspython.
+    A name without an address is only reported: the service starts, and cannot connect there until a
+    refresh finds an address. So a machine that boots before its name servers does not hang. Raises
+    Error if dnspython is not installed.
     """
     names = _names(targets)
     if not names:
@@ -53,10 +53,10 @@ def prepare(machine: Machine, targets: Iterable[Target], report: Report = silent
 
 
 def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
-    """Remove from outside names the addresses that lie in a network that exists by now.
+    """Remove addresses from outside names that lie in a network which now exists.
 
-    The names were asked for before the networks of the command were recorded. The caller is in the
-    transaction that has recorded these. Raises KernelError.
+    The names were resolved before the networks of the command were recorded. The caller is in the
+    transaction that has recorded them. Raises KernelError.
     """
     if not (names := _names(targets)):
         return
@@ -69,9 +69,9 @@ def bar(machine: Machine, targets: Iterable[Target], report: Report) -> None:
 
 
 def look(machine: Machine, targets: Iterable[Target]) -> list[Outside]:
-    """Return what would be known of the outside names of services; nothing is recorded.
+    """Resolve the outside names of services without recording the answers.
 
-    Raises Error without dnspython, KernelError.
+    Raises Error if dnspython is not installed, KernelError.
     """
     names = _names(targets)
     if not names:
@@ -91,10 +91,11 @@ def refresh(
     report: Report = silent,
     force: bool = False,
 ) -> list[str]:
-    """Ask for the names that are due and apply the answers; return the names that changed.
+    """Resolve the names that are due and apply the answers; return the names that changed.
 
-    ``names`` limits it to these (default: all that policies have). ``force`` asks for all of them.
-    Open connections stay, whatever DNS answers. Raises Error without dnspython, KernelError.
+    ``names`` limits it to these (default: all names in policies). ``force`` resolves all of them.
+    Open connections stay, whatever DNS answers. Raises Error if dnspython is not installed,
+    KernelError.
     """
     rows = machine.store.outside
     now = time.time()
@@ -118,8 +119,8 @@ def _apply(
 ) -> list[str]:
     """Record answers and converge; the caller holds the lock.
 
-    The rows are committed first. If this process dies before the kernel has them, they are not
-    settled, and the next refresh takes out what an earlier answer may have left.
+    The rows are committed first, marked as not settled. If this process dies before the kernel has
+    them, the next refresh removes what an earlier answer may have left.
     """
     store, kernel = machine.store, machine.kernel
     rows = store.outside
@@ -148,12 +149,12 @@ def _used(answer: Outside) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _all_in_use(answer: Outside) -> Outside:
-    """Return an answer with all known addresses in use: the kernel may have any of them."""
+    """Return an answer with all known addresses in use, because the kernel may have any of them."""
     return answer._replace(addresses=tuple(known._replace(state=NOW) for known in answer.addresses))
 
 
 def _bars(machine: Machine) -> Bars:
-    """Return the addresses that no name may stand for. Raises KernelError."""
+    """Return the addresses that no outside name may resolve to. Raises KernelError."""
     store: Store = machine.store
     host = frozenset(address.partition("/")[0] for address in machine.kernel.host_addresses())
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))

@@ -1,4 +1,4 @@
-"""Swap the hosts file of a running service whose networks change, instead of restarting it."""
+"""Replace the hosts file of a running service whose networks change, instead of restarting it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class RestartingInstead(NamedTuple):
-    """A service is restarted because ``error`` prevented a change while it runs."""
+    """Reported when a service is restarted because ``error`` prevented a change while it runs."""
 
     service: str
     error: Error
@@ -22,7 +22,7 @@ class RestartingInstead(NamedTuple):
 
 
 def can_swap(processes: Processes, old: ProcessSpec | None, new: ProcessSpec) -> bool:
-    """Return whether ``old`` runs and differs from ``new`` in its hosts folder alone."""
+    """Return whether ``old`` is running and differs from ``new`` only in its hosts folder."""
     if (
         old is None
         or not (old.hosts_folder and new.hosts_folder)

@@ -1,8 +1,8 @@
-"""Ask the host's name servers for the addresses of outside names, with dnspython.
+"""Resolve outside names with the host's name servers, by dnspython.
 
-niso resolves as the host: the name servers of its resolv.conf are asked, also those on its
-loopback, which services cannot reach. Its hosts file is not read, since its lines have no TTL, and
-search domains are not used.
+Names are resolved as on the host, with the name servers of its resolv.conf, including those on its
+loopback, which services cannot reach. Its hosts file is not read, because its lines have no TTL,
+and search domains are not used.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 RESOLV_CONF = "/etc/resolv.conf"
 _SERVER_S, _QUESTION_S, _ALL_S = 1.5, 4.0, 15.0
-"""The longest time (s) for one server, one question and all questions."""
+"""Timeouts (s) of one server, one question and all questions."""
 _AT_ONCE = 16
 _TYPES = {4: "A", 6: "AAAA"}
 
 
 def require() -> Any:
-    """Return the module dns. Raises Error without dnspython."""
+    """Import and return the module dns. Raises Error if dnspython is not installed."""
     try:
         import dns.exception
         import dns.resolver
@@ -36,19 +36,20 @@ def require() -> Any:
 
 
 def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
-    """Return the answers for the names, one of each family. Raises Error without dnspython.
+    """Resolve names; return one answer of each family. Raises Error if dnspython is not installed.
 
-    Takes at most `_ALL_S`, and a little more for questions that have begun.
+    Takes at most `_ALL_S`, and a little more for questions already sent.
     """
-    import random  # dnspython loads it too
+    import random  # dnspython loads it anyway
 
     dns = require()
     order = list(names)
-    random.shuffle(order)  # names that hang must not take the time of the same others each time
+    random.shuffle(order)  # slow names must not use up the time of the same other names each time
     questions = [(name, family) for name in order for family in _TYPES]
     try:
         resolver = dns.resolver.Resolver(filename=RESOLV_CONF)
-    except (dns.exception.DNSException, ValueError):  # the latter of a name server's address
+    # ValueError: a name server's address is invalid
+    except (dns.exception.DNSException, ValueError):
         reason = f"{RESOLV_CONF} has no usable name server"
         heard = [Heard(family, problem=reason, silent=True) for _, family in questions]
     else:
@@ -56,7 +57,7 @@ def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
 
         resolver.timeout = _SERVER_S
         end = time.monotonic() + _ALL_S
-        # a slow name must not take the time of the others
+        # a slow name must not use up the time of the others
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             heard = list(
                 pool.map(
@@ -70,7 +71,7 @@ def ask(names: Iterable[str]) -> dict[str, tuple[Heard, ...]]:
 
 
 def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> Heard:
-    """Return the answer for one family of a name, following CNAMEs."""
+    """Resolve one family of a name, following CNAMEs."""
     left = end - time.monotonic()
     if left <= 0:
         return Heard(family, problem="there was no time to ask", silent=True)
@@ -93,6 +94,6 @@ def _one(dns: Any, resolver: Any, name: str, family: int, end: float) -> Heard:
         return Heard(family, problem=reason, silent=True)
     if answer.rrset is None:
         return Heard(family, problem=f"DNS has no IPv{family} address for it")
-    # of the whole chain of CNAMEs
+    # the minimum over the chain of CNAMEs
     ttl_s = float(answer.chaining_result.minimum_ttl)
     return Heard(family, tuple(record.address for record in answer.rrset), ttl_s)

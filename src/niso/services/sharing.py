@@ -1,7 +1,7 @@
-"""Let services share the network namespace of another one.
+"""Let services share the network namespace of another service.
 
-The owner of the namespace is the provider. It has mode bridge or none, so it never shares another
-one's itself. This module finds providers, restarts sharers with them, and refuses changes that
+The owner of the namespace is the provider. It has mode bridge or none, so it never shares a
+namespace itself. This module finds providers, restarts sharers with them, and refuses changes that
 would leave a sharer without a namespace.
 """
 
@@ -19,20 +19,23 @@ from niso.services.admit import Target
 from niso.store.store import ServiceRow, Store
 
 PROVIDERS = ("bridge", "none")
-"""The modes in which a service has a namespace of its own."""
+"""The modes of services with a namespace of their own."""
 _KEY = "network.share"
 
 
 class Home(NamedTuple):
-    """Locate the network of a service's process; all fields are empty for the host's."""
+    """The network of a service's process; all fields are empty for the host's network."""
 
-    netns: str  # a path
+    netns: str  # path of the namespace
     hosts_folder: str
     hostname: str
 
 
 def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) -> Home:
-    """Return the home of a service; ``provider`` is the known service whose namespace it shares."""
+    """Return the network of a service's process.
+
+    ``provider`` is the existing service whose namespace it shares, if any.
+    """
     if provider is not None:
         row = store.service(provider)
         assert row is not None
@@ -50,10 +53,11 @@ def home(store: Store, service: str, spec: ServiceSpec, provider: str | None) ->
 
 
 def provider_of(store: Store, target: Target, together: frozenset[str]) -> str | None:
-    """Return the service whose namespace the manifest asks to share; None if it asks for none.
+    """Return the service whose namespace the manifest asks to share; None without mode share.
 
     ``together`` are the services of the command; those without mode share are already recorded.
-    Raises Conflict if the namespace is not available, InvalidInput if it is the service itself.
+    Raises Conflict if the namespace is not available, InvalidInput if the manifest names its own
+    service.
     """
     share = target.spec.share
     if target.spec.mode != "share" or share is None:
@@ -100,10 +104,10 @@ def provider_of(store: Store, target: Target, together: frozenset[str]) -> str |
 
 
 def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> list[str]:
-    """Return the active services that must restart with ``wanted``.
+    """Return the active services that must restart together with ``wanted``.
 
-    Services in ``ending`` are left out. Sharers see the hostname and hosts file of their provider,
-    so they restart if these change.
+    Sharers see the hostname and hosts file of their provider, so they restart if these change.
+    Services in ``ending`` are left out.
     """
     chosen = list(wanted)
     apart = {*ending, *(target.name for target in chosen)}
@@ -121,7 +125,7 @@ def followers(store: Store, wanted: Iterable[Target], ending: Iterable[str]) -> 
 def with_followers(
     store: Store, wanted: Iterable[Target], ending: Iterable[str] = ()
 ) -> list[Target]:
-    """Return ``wanted`` and their `followers`, providers first."""
+    """Return ``wanted`` and the services that restart with them (`followers`), providers first."""
     chosen = list(wanted)
     chosen += [targets.known(store, name) for name in followers(store, chosen, ending)]
     return sorted(chosen, key=lambda target: target.spec.mode == "share")

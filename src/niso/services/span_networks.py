@@ -1,4 +1,4 @@
-"""Make networks that span hosts, take them over from the cluster, and remove them.
+"""Create networks that span hosts, add them from the cluster, and remove them.
 
 Only commands about such networks load this module.
 """
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from niso.cluster.engine import Engine, Joined
 
 HEADERS = {4: 50, 6: 70}
-"""Bytes that VXLAN adds to a packet, by the family of the addresses between the hosts."""
+"""Bytes that VXLAN adds to a packet, by the address family between the hosts."""
 
 
 class Arriving(NamedTuple):
-    """Networks of the cluster that are new to this host, with what others have there."""
+    """Networks of the cluster that are new to this host, and the remote services on them."""
 
     joined: Joined
-    port: int  # UDP
+    port: int  # UDP port of VXLAN
     specs: tuple[Spec, ...]
     seen: view.Seen
 
@@ -45,22 +45,23 @@ class Arriving(NamedTuple):
         return cls(joined, 0, (), view.Seen((), {}, frozenset()))
 
     def scope(self, store: Store) -> Scope:
-        """Return what it concerns that they arrive."""
+        """Return the scope of adding these networks."""
         changed = mirror.turned(store, self.seen, self.joined.host)
         return mirror.scope_of(store, changed, changed)
 
     def fill(self, store: Store) -> None:
-        """Record what others have there; the caller is in a transaction."""
+        """Record the remote services on them; the caller is in a transaction."""
         changed = mirror.turned(store, self.seen, self.joined.host)
         mirror.write(store, self.seen, self.joined.host, changed)
 
     def record(
         self, machine: Machine, implicit: bool, unobserved: Collection[str] = ()
     ) -> list[Network]:
-        """Record the networks; the caller is in a transaction, and writes what others have there.
+        """Record the networks; return those that were created.
 
-        Return those that were made. The flows of ``unobserved`` are not remembered. Raises
-        Conflict if this host cannot have them.
+        The caller is in a transaction, and records the remote services on them. ``unobserved`` are
+        networks whose flows are not recorded. Raises Conflict if this host cannot have the
+        networks.
         """
         store, made = machine.store, []
         for spec in self.specs:
@@ -78,7 +79,7 @@ class Arriving(NamedTuple):
             plain = request_of(spec, spec.name not in unobserved)._replace(span=False)
             try:
                 networks.ensure(machine, plain, implicit=implicit)
-            except Conflict as error:  # it is not this command that chose its subnets
+            except Conflict as error:  # another host chose the subnets, not this command
                 error.hint = "the cluster has it with this subnet: another one here has to go"
                 raise
             where = (self.port, _wire(store, self.joined))
@@ -88,7 +89,7 @@ class Arriving(NamedTuple):
 
 
 def require_joined(machine: Machine) -> Joined:
-    """Return how this host reaches its cluster. Raises Error if it is in none."""
+    """Return this host's access to its cluster. Raises Error if it is in none."""
     joined = machine.joined()
     if joined is None:
         raise Error(
@@ -99,9 +100,9 @@ def require_joined(machine: Machine) -> Joined:
 
 
 def require_own(store: Store, membership: Membership) -> Cluster:
-    """Return the cluster of the engine. Raises Conflict if it is not that of this host.
+    """Return the engine's cluster. Raises Conflict if it is not this host's.
 
-    An engine whose data were lost has none.
+    An engine that has lost its data has none.
     """
     cluster, own = membership.cluster(), store.cluster_id()
     if cluster is None or cluster.identity != own:
@@ -114,9 +115,9 @@ def require_own(store: Store, membership: Membership) -> Cluster:
 
 
 def arriving(joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[Spec]) -> Arriving:
-    """Return networks that this host takes over, with what others have there.
+    """Return networks that are new to this host, and the remote services on them.
 
-    Raises Conflict if the link between the hosts has too small an MTU.
+    Raises Conflict if the MTU of the link between the hosts is too small.
     """
     hosts = Membership(engine, joined.keys).hosts()
     own = next((host for host in hosts if host.name == joined.host), None)
@@ -134,19 +135,19 @@ def arriving(joined: Joined, engine: Engine, cluster: Cluster, specs: Sequence[S
 
 
 class Proposed(NamedTuple):
-    """A network that spans, or is about to: of ``made`` the cluster knows since this command."""
+    """A network that spans hosts, or will; ``made`` if this command created it in the cluster."""
 
     request: NetworkRequest
     arriving: Arriving
     made: bool
-    exists: bool  # in the cluster; not if nothing was to be changed
+    exists: bool  # whether the cluster has it; not in a dry run that would create it
 
 
 def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Proposed:
-    """Make a network in the cluster, unless it has the same one; nothing changes on this host.
+    """Create a network in the cluster unless it exists there; nothing changes on this host.
 
-    With ``dry_run`` nothing changes at all. Raises Error without a cluster or an answer of it, and
-    Conflict if the network exists and differs, or overlaps another one.
+    With ``dry_run`` nothing changes at all. Raises Error if there is no cluster or it does not
+    answer, and Conflict if the network exists and differs, or overlaps another one.
     """
     store, name = machine.store, request.name
     if name == names.DEFAULT_NETWORK:
@@ -167,7 +168,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
                 if not dry_run:
                     spec, made = membership.create_network(spec), True
             except Conflict:
-                spec = membership.network(name)  # another host has just made it
+                spec = membership.network(name)  # another host created it at the same time
                 if spec is None:
                     raise
         there = _network(spec, joined, cluster)._replace(observe=request.observe)
@@ -183,7 +184,7 @@ def propose(machine: Machine, request: NetworkRequest, dry_run: bool) -> Propose
 
 
 def request_of(spec: Spec, observe: bool) -> NetworkRequest:
-    """Return the request for a network as the cluster has it."""
+    """Return the request for a network with the cluster's settings."""
     return NetworkRequest(
         spec.name,
         tuple(cidr for cidr, _ in spec.subnets),
@@ -203,7 +204,7 @@ def _planned(
     joined: Joined,
     present: Network | None,
 ) -> Spec:
-    """Return a network that neither this host nor the cluster has. Raises Conflict."""
+    """Plan a network that neither this host nor the cluster has. Raises Conflict."""
     fits = min((host.mtu for host in membership.hosts()), default=1500) - header(joined)
     if request.mtu is not None and request.mtu > fits:
         raise Conflict(
@@ -235,7 +236,7 @@ def _planned(
 
 
 def header(joined: Joined) -> int:
-    """Return the bytes that are added to a packet of a service on its way to another host."""
+    """Return the number of bytes added to a service's packet between hosts."""
     outer = 6 if ":" in joined.address else 4
     if not joined.encryption:
         return HEADERS[outer]
@@ -245,7 +246,7 @@ def header(joined: Joined) -> int:
 
 
 def _wire(store: Store, joined: Joined) -> str:
-    """Return the address that VXLAN packets of this host have."""
+    """Return the source address of this host's VXLAN packets."""
     if not joined.encryption:
         return joined.address
     from niso.cluster import encryption
@@ -263,7 +264,7 @@ def _network(spec: Spec, joined: Joined, cluster: Cluster) -> Network:
 
 
 def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
-    """Remove a network from the cluster again, that this host could not make."""
+    """Remove a network that this command created in the cluster, but could not create here."""
     if proposed.made:
         try:
             remove(machine, [proposed.request.name])
@@ -273,10 +274,10 @@ def withdraw(machine: Machine, proposed: Proposed, report: Report) -> None:
 
 
 def remove(machine: Machine, removed: Sequence[str], dry_run: bool = False) -> None:
-    """Remove networks from the cluster. No-op for those that it does not have any more.
+    """Remove networks from the cluster. No-op for those that it no longer has.
 
-    A host without a cluster forgets its own part alone. Raises NotFound for one that neither this
-    host nor the cluster has, Conflict if hosts have services there, and NoAnswer: then nothing has
+    A host without a cluster forgets only its own part. Raises NotFound if neither this host nor the
+    cluster has the network, Conflict if hosts have services there, and NoAnswer: then nothing has
     changed.
     """
     joined = machine.joined()
@@ -312,9 +313,9 @@ def _addresses(engine: Engine, joined: Joined, name: str) -> list[Address]:
 
 
 def going(store: Store, scope: Scope, every: bool = False) -> Scope:
-    """Return a scope with the services of other hosts on its networks that may go.
+    """Add the remote services on networks that may be removed to a scope.
 
-    These are the implicit ones, or ``every`` one.
+    These are the scope's implicit networks, or ``every`` one.
     """
     on = store.across.spanning(scope.networks or (), implicit=not every)
     return scope.joined(mirror.scope_on(store, on)) if on else scope

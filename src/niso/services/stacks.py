@@ -1,4 +1,4 @@
-"""Prepare a stack's activation: its networks, services that leave it, and stack membership."""
+"""Prepare a stack's activation: its networks, services that leave it, and its membership."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ OR_REPLACE = "choose another name; --replace takes over its services"
 
 class Membership(NamedTuple):
     stack: str
-    file: str  # path of its stack.toml, absolute
-    shown: str  # the same, printable
+    file: str  # absolute path of its stack.toml
+    shown: str  # the same path, printable
     networks: tuple[NetworkRequest, ...]
-    leaving: tuple[str, ...]  # known services of the stack that left its file
-    needs: Needs  # the order in which those end
+    leaving: tuple[str, ...]  # existing services of the stack that are no longer in its file
+    needs: Needs  # dependencies, for the order in which the leaving services end
     replace: bool = False  # take over a stack of this name from another file
-    prefix: str = ""  # of the names of its networks
+    prefix: str = ""  # of its networks' names
 
 
 def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Conflict]:
@@ -45,7 +45,7 @@ def taken(store: Store, stack: str, services: Iterable[str]) -> dict[str, Confli
 def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) -> bool:
     """Return whether a stack's services have its prefix (`niso.manifest.stack_prefix`).
 
-    One whose services have been removed has the names of the volumes that they have left.
+    If all its services have been removed, the names of their leftover volumes decide.
     """
     names = list(names)
     taken_ = bool(taken(store, stack, names))
@@ -59,8 +59,8 @@ def prefixed(store: Store, asks: bool | None, stack: str, names: Iterable[str]) 
 def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
     """Raise Conflict if the stack's services came from another stack.toml that still exists.
 
-    A folder that was moved is not another one: its old path is gone. ``file`` is the one that the
-    command has.
+    ``file`` is the stack.toml of the command. If a folder was moved, its old path does not exist,
+    so it is not another one.
     """
     for other in store.stack_files(stack):
         if is_elsewhere(other, file):
@@ -69,10 +69,10 @@ def refuse_elsewhere(store: Store, stack: str, file: str, hint: str) -> None:
 
 
 def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
-    """Yield (network, other stack) of those that a stack declares and is about to join.
+    """Yield (network, other stack) for declared networks that are new to the stack and in use.
 
-    Its services and those of the other stack reach each other there. A network that spans hosts is
-    left out: it is made to be shared.
+    Services of both stacks can connect to each other there. A network that spans hosts is left out:
+    it is made to be shared.
     """
     for request in wanted.networks:
         others = _others(store, wanted.stack, request.name)
@@ -81,13 +81,13 @@ def shared(store: Store, wanted: Membership) -> Iterator[tuple[str, str]]:
 
 
 def _others(store: Store, stack: str, network: str) -> set[str]:
-    """Return the other stacks that have services on a network; none if ``stack`` has one too."""
+    """Return the other stacks with services on a network; none if ``stack`` has one there too."""
     on = {store.stack_of(name) for name, _ in store.members(network)}
     return set() if stack in on else {other for other in on if other is not None}
 
 
 def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:
-    """Record the networks of the stack before its services, and release services that left it.
+    """Record the stack's networks, and remove services that left it from it, before its services.
 
     The caller is in a transaction. Raises Conflict, which names the file and the key.
     """
@@ -95,7 +95,7 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
     if not wanted.replace:
         refuse_elsewhere(store, wanted.stack, wanted.file, OR_REPLACE)
     for error in taken(store, wanted.stack, services).values():
-        # it did not when the command began, so the services have no prefix
+        # the other stack did not exist when the command began, so the services have no prefix
         error.hint = "another command has just made that stack: run this one again"
         raise error
     for request in wanted.networks:
@@ -103,7 +103,8 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
         others = _others(store, wanted.stack, request.name)
         short = request.name.removeprefix(wanted.prefix)
         if wanted.prefix and others:
-            # the network y of the stack shop-x has the name of the network x-y of the stack shop
+            # with prefixes, network y of stack shop-x has the same name as network x-y of stack
+            # shop
             raise Conflict(
                 f"network {request.name!r} is used by stack {min(others)!r}",
                 "choose another name",
@@ -119,11 +120,11 @@ def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> No
 
 
 def network_error(wanted: Membership, name: str, error: Error, on: Sequence[str] = ()) -> Conflict:
-    """Return an error with the file and the key of a network; services are ``on`` it."""
+    """Return a network's error with file and key; services ``on`` the network are in the hint."""
     moved = Conflict.of(error_of(name.removeprefix(wanted.prefix), error))
     moved.file = wanted.shown
     moved.hint = error.hint
-    if on and isinstance(error, Conflict):  # it exists and differs
+    if on and isinstance(error, Conflict):  # the network exists and differs
         moved.hint = f"match it, or choose another name; services on it: {', '.join(on)}"
     return moved
 

@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from niso.services.admit import Change
 
 TIMEOUT_S = 60.0
-"""How long a restart waits for healthy."""
+"""Timeout (s) of a restart that waits for healthy."""
 
 STARTED, HEALTHY, COMPLETED = "started", "healthy", "completed"
 After = Mapping[str, Mapping[str, str]]
-"""service -> {service that it depends on: STARTED, HEALTHY or, of a job, COMPLETED}."""
+"""service -> {service that it depends on: STARTED, HEALTHY or, for a job, COMPLETED}."""
 _REACHES = {
     STARTED: (STARTED, HEALTHY, COMPLETED),
     HEALTHY: (HEALTHY,),
     COMPLETED: (COMPLETED,),
 }
-"""What each required state is reached by."""
+"""The states that satisfy each required state."""
 
 _AT_ONCE = 2 * len(os.sched_getaffinity(0))
 """Number of containers created at once, while niso prepares the next.
 
-Each waits for half of the time, for grace periods of RCU and locks of the kernel.
+Half of the time, each waits for RCU grace periods and locks of the kernel.
 """
 
 
@@ -57,13 +57,13 @@ def run(
 ) -> None:
     """Start the processes that must start, each after its dependencies in ``after``; wait for all.
 
-    Each has ``timeout_s`` from its own start to become idle or live for `STARTED_WITHIN_S`, and to
-    become healthy if it has a healthcheck. A job is waited for until it has ended with exit status
-    0, within the timeout of its manifest. A process that already runs as wanted is waited for only
-    if another depends on it, its healthcheck is new, or it was restarted by its policy and has not
-    been healthy since. ``meanwhile`` is called once while a container is being created.
-    Raises ProcessError with the reason, Conflict if the order is impossible. The caller must stop
-    what was started before the error.
+    From its own start, each process has ``timeout_s`` to become idle or live for
+    `STARTED_WITHIN_S`, and to become healthy if it has a healthcheck. For a job, wait until it has
+    exited with status 0, within the timeout of its manifest. A process that already runs as wanted
+    is waited for only if another depends on it, its healthcheck is new, or it was restarted by its
+    policy and has not been healthy since. ``meanwhile`` is called once while a container is being
+    created. Raises ProcessError with the reason, Conflict if the order is impossible. The caller
+    must stop what was started before the error.
     """
     for change in changes:
         if change.rehosts:
@@ -87,7 +87,7 @@ def run(
             or (was is not None and check_of(was) != check)
             or (check is not None and not _was_healthy(processes, change.name))
         )
-        # if the old record is damaged, the new one says how long the process may take to end
+        # if the old record is damaged, the new one has the stop timeout
         stops = (
             (was.process or change.row.require_process())
             if was is not None and change.restarts
@@ -130,7 +130,7 @@ def _begins(
     check: Healthcheck | None,
     timeout_s: float,
 ) -> Start:
-    """Return the start of a service, or of a job, which has the timeout of its manifest."""
+    """Return the `Start` of a service, or of a job with its manifest's timeout."""
     spec = row.service
     if spec is None or spec.kind != "job":
         return Start(row, stops, starts, check, timeout_s)
@@ -139,7 +139,7 @@ def _begins(
 
 def check_of(row: ServiceRow) -> Healthcheck | None:
     """Return the healthcheck of a service's manifest; None if it has none or is damaged."""
-    spec = row.service  # None if it is damaged, as `niso net check` reports
+    spec = row.service  # None if the row is damaged, which `niso net check` reports
     return spec.healthcheck if spec is not None else None
 
 
@@ -155,7 +155,7 @@ def _was_healthy(processes: Processes, service: str) -> bool:
     """Return whether a service has been healthy since its policy last restarted it."""
     now = processes.status(service)
     if now.restarts == 0:
-        return True  # its activation has waited for that
+        return True  # its activation has waited until it was healthy
     known, run = health.read_record(service), (now.pid or 0, now.started_at or 0.0)
     return known is not None and known.run == run and known.well_at > 0
 
@@ -165,7 +165,7 @@ def _starting(row: ServiceRow) -> Starting:
 
 
 def _check_order(processes: Processes, starts: list[Start], after: After) -> None:
-    """Raise Conflict if a service depends on one that will not reach the wanted state."""
+    """Raise Conflict if a service depends on one that will not reach the required state."""
     known = {start.name: start for start in starts}
     for name, dependencies in after.items():
         for dependency, state in dependencies.items():
@@ -200,7 +200,7 @@ def _check_order(processes: Processes, starts: list[Start], after: After) -> Non
 
 
 class _Starting:
-    """Run all starts of one command."""
+    """All starts of one command, run concurrently."""
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ class _Starting:
     def _ready(self) -> Iterator[Start]:
         """Yield the starts whose dependencies are met, in the order of the command.
 
-        Yields none while `_AT_ONCE` containers are being created.
+        None is ready while `_AT_ONCE` containers are being created.
         """
         for start in self._todo if len(self._begun) < _AT_ONCE else ():
             needs = self._after.get(start.name, {})
@@ -277,7 +277,7 @@ class _Starting:
             self._waits.append(Wait(self._processes, start))
 
     def _created(self) -> None:
-        """Run the containers that have been created, and wait for their processes."""
+        """Start the processes of the containers that have been created, and track them."""
         for pair in list(self._begun):
             start, begun = pair
             if begun.is_created:
@@ -286,7 +286,7 @@ class _Starting:
                 self._waits.append(Wait(self._processes, start))
 
     def _turn(self, wait: bool) -> None:
-        """Advance every start that can advance; with ``wait``, wait for the next event before."""
+        """Advance every start that can advance; with ``wait``, first wait for the next event."""
         for waiter in self._waits:
             waiter.step()
         if wait and self._begun and self._meanwhile is not None:
@@ -316,7 +316,7 @@ class _Starting:
             self._look(waiter)
 
     def _stop_ended(self) -> None:
-        """Stop all processes that have ended, or exceeded their timeout; their starts are next."""
+        """Clean up ended processes, stop those past their timeout, and start all of them next."""
         over = [end for end in self._ends if end.is_over]
         for end in over:
             self._ends.remove(end)
@@ -327,9 +327,9 @@ class _Starting:
         self._todo[:0] = [end.start._replace(stops=None) for end in over]
 
     def _has_succeeded(self, wait: Wait) -> bool:
-        """Record the end of a process that was meant to end, and return whether it was.
+        """If a process was meant to end and succeeded, record that and return True.
 
-        That is a job, or a process that is never restarted, with exit status 0.
+        Such a process is a job, or one that is never restarted, with exit status 0.
         """
         start = wait.start
         once = start.job or (wait.well and start.row.require_process().restart == "no")

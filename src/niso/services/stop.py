@@ -46,16 +46,16 @@ def finish(
 ) -> list[Error]:
     """Stop services and remove their networks; with ``ends``, end their intents.
 
-    Return the errors of processes that could not be stopped; such a service keeps its network.
-    Raises Error if the kernel refuses. Then no service is recorded as stopped, and the call can
-    be repeated.
+    Returns the errors of processes that could not be stopped; such a service keeps its network.
+    Raises Error if the kernel refuses a change. Then no service is recorded as stopped, and the
+    call can be repeated.
     """
     store = machine.store
     rows = [row for name in services if (row := store.service(name)) is not None]
     if not rows:
         return []
     errors = stop(machine.processes, rows, report, needs or {})
-    # a provider stays as long as the process of a sharer is still in its namespace
+    # keep a provider's namespace as long as the process of a sharer is in it
     kept = {*errors, *(row.provider for row in rows if row.name in errors)}
     rows = [row for row in rows if row.name not in kept]
     withdraw(machine, rows, report, ends, keep_forwards)
@@ -80,8 +80,8 @@ def forget(
 ) -> None:
     """Delete the records, leases, package copies and logs of stopped services; end their intents.
 
-    ``with_volumes`` also deletes their named volumes. Raises Error if something cannot be
-    deleted. Then no record is deleted, and the call can be repeated.
+    ``with_volumes`` also deletes their named volumes. Raises Error if something cannot be deleted.
+    Then no record is deleted, and the call can be repeated.
     """
     store, kernel = machine.store, machine.kernel
     for name in services if with_volumes else ():
@@ -109,9 +109,9 @@ def forget(
 def stop(
     processes: Processes, rows: Iterable[ServiceRow], report: Report, needs: Needs
 ) -> dict[str, Error]:
-    """End the processes of services, dependents first and otherwise all at once.
+    """End the processes of services: dependents first, otherwise all at once.
 
-    Return {service: error} for processes that could not be stopped.
+    Returns {service: error} for processes that could not be stopped.
     """
     rows = list(rows)
     left = {
@@ -165,13 +165,13 @@ def _over(asked: Mapping[str, tuple[int, float]]) -> list[str]:
 
 
 def raise_all(errors: list[Error]) -> None:
-    """Raise the error, or an ErrorGroup of several; no-op if there is none."""
+    """Raise the error, or an ErrorGroup of several; no-op without errors."""
     if errors:
         raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
 
 
 def refuse(store: Store, services: Iterable[str]) -> None:
-    """Raise Conflict if one of ``services`` cannot be stopped because others need its namespace."""
+    """Raise Conflict if others still need the namespace of one of ``services``."""
     together = frozenset(services)
     for name in sorted(together):
         sharers = [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from niso.manifest import load as model
 
 FIRST_UID = 1_900_000_000
-"""First uid for services; above every range that Debian, systemd and subuid allocate."""
+"""The first uid for services: above every range that Debian, systemd and subuid allocate."""
 
 
 def find_targets(
@@ -34,7 +34,7 @@ def find_targets(
 ) -> list[Target]:
     """Resolve the arguments of ``niso activate``; ``replace`` as in `Target`.
 
-    Each is a manifest or its folder, a known service, or a folder in the working directory.
+    Each is a manifest or its folder, an existing service, or a folder in the working directory.
     Loaded manifests are used as they are. With ``owners``, files must belong to one of these uids.
     Raises Error, or an ErrorGroup of the errors of all arguments; then nothing has changed.
     """
@@ -62,7 +62,7 @@ def find_targets(
 
 
 def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
-    """Raise Conflict if a known service has the manifest of another folder that still exists."""
+    """Raise Conflict if an existing service has a manifest in another folder that still exists."""
     if target.replace or not is_elsewhere(before.manifest_path, target.manifest_path):
         return
     raise Conflict(
@@ -73,18 +73,18 @@ def refuse_elsewhere(before: ServiceRow, target: Target) -> None:
 
 
 def is_elsewhere(before: str, now: str) -> bool:
-    """Return whether the file ``before`` exists, and is not the file ``now``.
+    """Return whether the file ``before`` exists and is a different file than ``now``.
 
-    If it is gone, its folder was moved or deleted.
+    If it does not exist, its folder was moved or deleted.
     """
     return os.path.exists(before) and os.path.realpath(before) != os.path.realpath(now)
 
 
 def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
-    """Return whether ./NAME has a manifest that a known service was not activated from.
+    """Return whether ./NAME has a manifest other than the one its service was activated from.
 
-    That is one of another folder, or one whose folder has changed since ``copy`` was made of it, by
-    the times of status change (inode(7)), which no program can set.
+    It is another one if its folder differs, or has changed since ``copy`` was made of it, by the
+    status change times (inode(7)), which no program can set.
     """
     manifest = f"{name}/manifest.toml"
     if not os.path.exists(manifest):
@@ -103,7 +103,7 @@ def is_beside_another(name: str, manifest_path: str, copy: str) -> bool:
 
 
 def still_so(store: Store, target: Target) -> Target:
-    """Return a known service as the store has it now; the caller holds its lock.
+    """Return an existing service as the store has it now; the caller holds its lock.
 
     Raises NotFound if it has been removed.
     """
@@ -113,9 +113,10 @@ def still_so(store: Store, target: Target) -> Target:
 
 
 def known(store: Store, service: str) -> Target:
-    """Return a known service with the manifest of its last activation.
+    """Return an existing service with the manifest of its last activation.
 
-    Raises NotFound if its package copy is gone, Error if it is damaged, or another one.
+    Raises NotFound if its package copy no longer exists, Error if the copy is damaged or was
+    replaced.
     """
     row = store.service(service)
     assert row is not None
@@ -147,9 +148,9 @@ def known(store: Store, service: str) -> Target:
 
 
 def replaced(row: ServiceRow) -> None:
-    """Raise an error if a path of a known service leads elsewhere than at its activation."""
+    """Raise an error if a path of a service no longer leads to what it did at the activation."""
     os.close(sources.open_copy(row.package, row.name, row.manifest_path))
-    spec = row.process  # None if it is damaged: then nothing is known of it
+    spec = row.process  # None if the row is damaged: then the paths are not known
     errors = list(sources.problems(spec)) if spec is not None else []
     for error in errors:
         error.service = row.name
@@ -175,7 +176,7 @@ def _find_target(
 
 
 def of_manifest(loaded: model.Loaded) -> Target:
-    """Return the service of a valid manifest and check its files.
+    """Return the service of a valid manifest after checking its files.
 
     Raises InvalidInput, ErrorGroup, Error.
     """
@@ -189,10 +190,10 @@ def of_manifest(loaded: model.Loaded) -> Target:
 
 
 def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
-    """Return what is not part of a package, even below its folder.
+    """Return the paths that are not part of a package, even below its folder.
 
-    That is the rootfs, the secrets and files of variables, and writable volumes: what a service
-    writes there would else be a change of its package.
+    They are the rootfs, secrets, files of variables, and writable volumes: otherwise what a service
+    writes there would count as a change of its package.
     """
     written = [volume.host for volume in spec.volumes if volume.host and not volume.read_only]
     kept = (*spec.secrets.values(), *spec.apart)
@@ -200,9 +201,10 @@ def apart(rootfs: str | None, spec: ServiceSpec) -> tuple[str, ...]:
 
 
 def rootfs(loaded: model.Loaded) -> str | None:
-    """Return the path of the rootfs, links resolved.
+    """Return the resolved path of the rootfs.
 
-    Raises InvalidInput if it has left the package's folder since the manifest was checked.
+    Raises InvalidInput if it is outside the package's folder, because links changed after the
+    manifest was checked.
     """
     if loaded.spec.rootfs is None:
         return None
@@ -250,7 +252,7 @@ def _check_files(target: Target) -> None:
 
 
 def misplaced(target: Target, volumes: Iterable[Volume]) -> list[InvalidInput]:
-    """Return the errors of volumes that cannot be where the manifest says."""
+    """Return an error for each volume that cannot be mounted where the manifest says."""
     return [_in_manifest(target, error) for error in volume_rules.check(target.rootfs, volumes)]
 
 

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 WAIT_S = 10.0
-"""How long an interrupted command waits for niso's lock to roll back (s).
+"""How long (s) an interrupted command waits for niso's lock to roll back.
 
-Then it leaves that to the next command, so that one signal ends it.
+After that, the next command does it, so that one signal is enough to end this one.
 """
 
 undoing = False
@@ -45,8 +45,8 @@ def undo_all(
 ) -> None:
     """Undo the activation of ``services`` after ``cause``.
 
-    If that fails, or a process that ran before ends at once, and ``cause`` is an Error, raises an
-    ErrorGroup of all.
+    If the undo fails, or a process that ran before ends at once, and ``cause`` is an Error, raises
+    an ErrorGroup of all errors.
     """
     global undoing
     store = machine.store
@@ -57,7 +57,7 @@ def undo_all(
     status = machine.processes.status
     ran = {intent.service: status(intent.service).started_at for intent in begun}
     try:
-        final = not getattr(cause, "unknown", False)  # of niso.cluster.engine.NoAnswer
+        final = not getattr(cause, "unknown", False)  # set by niso.cluster.engine.NoAnswer
         wait_s = None if is_failure else WAIT_S
         left = undo(machine, in_order(store, begun), report, wait_s, final)
         failures = _unstarted(machine, ran.keys() - left.keys(), ran) if is_failure else []
@@ -77,8 +77,8 @@ def _unstarted(
 ) -> list[Error]:
     """Wait for the processes that an undo started again; return the errors of those that ended.
 
-    ``ran`` has the start time of each one before the undo. What such a process needs may have
-    changed since it was first started: a secret, a volume, a database.
+    ``ran`` has the start time of each process before the undo. What a process needs may have
+    changed since its first start: a secret, a volume, a database.
     """
     processes, errors = machine.processes, []
     for name in sorted(undone):
@@ -105,7 +105,7 @@ def _not_undone(names: str, error: Error) -> Error:
 
 
 def in_order(store: Store, intents: Iterable[Intent]) -> list[Intent]:
-    """Sort intents: current sharers before their provider, restored sharers after theirs."""
+    """Sort intents for undoing: present sharers before their provider, restored ones after it."""
     left = {intent.service: intent for intent in intents}
     firsts: dict[str, set[str]] = {name: set() for name in left}
     for name, intent in left.items():
@@ -129,9 +129,9 @@ def undo(
     wait_s: float | None = None,
     final: bool = True,
 ) -> dict[str, Error]:
-    """Undo activations together, since one may hold what another released.
+    """Undo activations together, because one may have taken what another released.
 
-    Without ``final``, a request to the cluster may still be on its way. Return {service: error}.
+    Without ``final``, a request to the cluster may still be on its way. Returns {service: error}.
     Raises Busy if niso's lock is needed and not free within ``wait_s``.
     """
     if not intents:
@@ -149,14 +149,14 @@ def undo(
         raise
     except Error as error:
         errors = {intent.service: error for intent in changed}
-        for intent in changed if len(changed) > 1 else ():  # then undo those that can be, singly
+        for intent in changed if len(changed) > 1 else ():  # undo those that can be, one by one
             try:
                 _undo_records(machine, [intent], report, wait_s)
                 del errors[intent.service]
             except Error as other:
                 errors[intent.service] = other
     undone = [intent.service for intent in intents if intent.service not in errors]
-    # the order does not matter: a provider's namespace exists even without its process
+    # order is irrelevant: a provider's namespace exists even without its process
     for name in undone:
         try:
             restored = store.service(name)
@@ -178,30 +178,30 @@ def undo(
 def _end_job(machine: Machine, name: str) -> None:
     """Stop a job that an undone activation left running; no-op for others. Raises no error.
 
-    It has its stop timeout, since it may be changing data. Only an activation runs it again.
+    Its stop timeout applies, because it may be changing data. Only an activation runs it again.
     """
     row = machine.store.service(name)
     if row is not None and row.is_job and machine.processes.runs(name):
-        with suppress(Error):  # what does not end is reported by the undo, or by `check`
+        with suppress(Error):  # a process that does not end is reported by the undo, or by `check`
             machine.processes.stop(name)
 
 
 def start_again(machine: Machine, name: str) -> None:
     """Restart the process of an active service if it does not run as recorded.
 
-    A process that has ended by itself is not started. Raises Error.
+    A process that has exited by itself is not started. Raises Error.
     """
     processes = machine.processes
     restored = machine.store.service(name)
     if restored is not None and restored.active and restored.has_process:
-        # it is in a namespace that was replaced, or was being stopped
+        # its namespace was replaced, or it was being stopped
         if not processes.in_own_netns(name) or processes.is_stopping(name):
             processes.stop(name)
-        # only a holder of the service's lock starts it, so this start was interrupted
+        # only a command with the service's lock starts the process, so that start was interrupted
         if processes.status(name).state == "starting":
             processes.stop(name, 0)
         if processes.status(name).state == "running" and not processes.units.is_supervised(name):
-            processes.stop(name)  # its conmon has died too: nobody would restart it
+            processes.stop(name)  # its conmon has died too, so it would not be restarted
         if processes.status(name).state in ("none", "failed"):
             processes.start(restored.require_process())
 
@@ -209,7 +209,7 @@ def start_again(machine: Machine, name: str) -> None:
 def _undo_records(
     machine: Machine, intents: list[Intent], report: Report, wait_s: float | None
 ) -> None:
-    """Restore the rows and networks of services; processes that do not match them end.
+    """Restore the rows and networks of services; end processes that do not match them.
 
     Raises Busy or another Error; then the rows are unchanged.
     """
@@ -240,7 +240,7 @@ def _undo_records(
             store.undo(intents)
         except sqlite3.IntegrityError as error:
             # another command is undoing a service of the same activation, and has not yet released
-            # what this service held
+            # a name, address or port that this service had
             raise Error(
                 f"another service still holds its name, address or port: {error}",
                 "niso net repair",
@@ -249,8 +249,8 @@ def _undo_records(
         restored = {
             name for name in ports if (row := store.service(name)) is not None and row.active
         }
-        # also the networks of services that stay inactive: the last step of an activation may have
-        # dropped an implicit one
+        # include networks of services that stay inactive: the activation may have dropped an
+        # implicit network as its last step
         scope = scope.joined(concerned(store, touched))
         policy_flows.introduce(kernel, store, before_, desired_now(kernel, store, scope))
         converge(kernel, store, scope, before_, report, teardown=True, ending=links)
@@ -274,7 +274,7 @@ def _undo_records(
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
-    """End processes that the old rows do not match; return those to show their old hosts file."""
+    """End processes that the old rows do not match; return those that need their old hosts file."""
     store, _, processes, _ = machine
     shown: list[ProcessSpec] = []
     for intent in intents:
@@ -289,7 +289,7 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
         ):
             processes.stop(name, 0)
         elif (
-            # even if the process has not seen the new one: the old file may have been missing
+            # also if the process does not have the new file yet: the old one may have been missing
             now_spec.hosts_folder != old.hosts_folder
             and old.hosts_folder
             and processes.status(name).pid is not None
@@ -301,7 +301,7 @@ def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:
 def _forget_failed(name: str, kept: ServiceRow | None) -> None:
     """Delete the package copies of a failed activation.
 
-    If the service is not known without it, delete its log and empty volumes too.
+    If the service did not exist before, delete its log and empty volumes too.
     """
     package.keep_only(name, {kept.package} if kept else set())
     if kept is None:

@@ -1,4 +1,4 @@
-"""Track processes that start or end: whether they are started, healthy, or failed and why."""
+"""Track starting and ending processes: started, healthy, or failed with the reason."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 STARTED_WITHIN_S = 0.2
 """A process that ends within this time (s) failed to start.
 
-A wrong entrypoint shows only as the end of PID 1's child.
+A wrong entrypoint only shows when PID 1's child ends.
 """
 _BUSY_S = 2.0
-"""Longest extension of that time (s) on a busy machine, where the process got little CPU time."""
+"""The most (s) that this time is extended on a busy machine, where the process got little CPU."""
 RESTS_S, _LOOK_S = 0.002, 0.001
-"""A process whose threads all slept for RESTS_S (s) has started; the first poll follows _LOOK_S."""
+"""A process has started if all its threads slept for RESTS_S (s). First sample: after _LOOK_S."""
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.05, 0.5
 _LAST_LINES = 5
 
 
 class Start(NamedTuple):
     row: ServiceRow
-    stops: ProcessSpec | None  # what runs now and ends first
+    stops: ProcessSpec | None  # the present process, which ends first
     starts: bool
-    check: Healthcheck | None  # None: started is enough
+    check: Healthcheck | None  # None: wait only until it is started
     timeout_s: float
-    job: bool = False  # it must end with exit status 0; ``timeout_s`` can be infinite
+    job: bool = False  # it must exit with status 0; ``timeout_s`` can be infinite
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class Start(NamedTuple):
 
 
 class End:
-    """Track a process that was asked to end and will be started again."""
+    """Tracks a process that was told to end and will be started again."""
 
     def __init__(self, processes: Processes, start: Start, timeout_s: float) -> None:
         self.start = start
@@ -66,13 +66,13 @@ class End:
 
 
 class Wait:
-    """Track a running process until it is started, healthy or failed."""
+    """Tracks a running process until it is started, healthy or failed."""
 
     def __init__(self, processes: Processes, start: Start) -> None:
         self.start, self._processes = start, processes
         now = processes.status(start.name)
-        # a restart since our start means that it ended; a process that ran before may have
-        # restarted long ago
+        # a restart since our start means that the process ended; if it ran before, the restart may
+        # be an old one
         self.pidfd = (
             processes.open_init(start.name) if now.restarts == 0 or not start.starts else -1
         )
@@ -97,7 +97,7 @@ class Wait:
     def next_at(self) -> float:
         """The time (monotonic, s) of the next step if no event comes before."""
         moments = [self.deadline]
-        # only is_started compares with the clock: else the moment could pass between the two
+        # only is_started compares with the clock: otherwise the time could pass between the two
         if not self._started:
             moments.append(min(self._ripe_at, self._look_at))
         if not self.well and self.probe is None:
@@ -106,7 +106,7 @@ class Wait:
 
     @property
     def is_started(self) -> bool:
-        """Return whether the process has outlived `STARTED_WITHIN_S`, or become idle before."""
+        """Return whether the process has run for `STARTED_WITHIN_S`, or become idle before that."""
         now = time.monotonic()
         if self._started:
             return True
@@ -134,7 +134,7 @@ class Wait:
         return self._started
 
     def step(self) -> None:
-        """Evaluate a finished probe, and begin the next one when it is due.
+        """Evaluate a finished probe, and start the next one when it is due.
 
         Raises ProcessError if the service is unhealthy.
         """
@@ -179,9 +179,9 @@ class Wait:
 
 
 def until_started(processes: Processes, row: ServiceRow) -> None:
-    """Wait until a process that was just started has started, for about `STARTED_WITHIN_S`.
+    """Wait until a new process counts as started, for about `STARTED_WITHIN_S`.
 
-    Raises Error if it ends before, unless it is never restarted and has exit status 0.
+    Raises Error if it ends before, unless it is never restarted and exits with status 0.
     """
     start = Start(row, None, True, None, 2 * _BUSY_S)
     wait = Wait(processes, start)
@@ -241,5 +241,5 @@ def _last_output(processes: Processes, service: str) -> str:
 
 
 def is_alive(pidfd: int) -> bool:
-    """Return whether the process of a pidfd still runs; False for -1."""
+    """Return whether the process of a pidfd is running; False for -1."""
     return pidfd >= 0 and not wait_readable(pidfd, 0)

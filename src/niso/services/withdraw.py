@@ -1,6 +1,6 @@
-"""Withdraw services from the network, with one plan; their processes have ended.
+"""Remove services from the network with one plan, after their processes have ended.
 
-Loads nothing that only a process needs, since attachments are withdrawn by it too.
+This module imports nothing that only processes need, because it also serves attachments.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def withdraw(
     store, kernel = machine.store, machine.kernel
     rows = list(rows)
     scope = scope_of(store, rows)
-    if forgets:  # policies that name them mean nobody afterwards
+    if forgets:  # policies that name these services will match nothing
         scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
     going = {row.name for row in rows}
     left = [row.name for row in rows if row.provider and row.provider not in going]
@@ -54,7 +54,7 @@ def withdraw(
         nat_flows.flush_gone_addresses(kernel, before, after)
         nat_flows.end_flows(kernel, ports)
         if left and policy_flows.narrows(before, after):
-            # flows that policies of others allowed only to a name that shared the address
+            # end flows that another service's policy allowed only by a name that shared the address
             policy_flows.cut(kernel, store, left)
         if ends:
             for row in rows:
