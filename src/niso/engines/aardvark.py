@@ -1,9 +1,9 @@
-"""Let containers of Podman find each other by name, by aardvark-dns where it is installed.
+"""Resolve names of Podman's containers for each other, with aardvark-dns if it is installed.
 
-aardvark-dns is the name server of Podman's own networks. It reads one file for each network: its
-addresses, then a line ``ID IPV4S IPV6S NAMES`` for each container. It reads them again at SIGHUP,
-and ends when there is none (github.com/containers/aardvark-dns). niso runs one of its own, since
-netavark's knows nothing of networks of plugins.
+aardvark-dns is the name server of Podman's own networks. It reads one file for each network: the
+network's addresses, then a line ``ID IPV4S IPV6S NAMES`` for each container. It reads them again at
+SIGHUP, and exits when there is none (github.com/containers/aardvark-dns). niso runs its own
+instance, because netavark's does not know the networks of plugins.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 def servers(network: Network) -> list[str]:
-    """Return the addresses of the name server for a network; none if it is not installed."""
+    """Return the name server's addresses for a network; none if it is not installed."""
     return [subnet.gateway for subnet in network.subnets] if _program() else []
 
 
 def update(machine: Machine, network: str, owner: str) -> None:
-    """Write the names of the owner's attachments on a network, and have the server read them.
+    """Write the names of the owner's attachments on a network, and make the server reload them.
 
     Raises OSError.
     """
@@ -44,7 +44,7 @@ def update(machine: Machine, network: str, owner: str) -> None:
     os.makedirs(folder, mode=0o700, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # whoever writes last has read the store after the others
+        # under the lock, the last writer has also read the store last
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = _text(machine.store, network, owner)
         path = os.path.join(folder, network)
@@ -65,7 +65,7 @@ def _program() -> str | None:
 
 
 def _text(store: Store, network: str, owner: str) -> str:
-    """Return the file of a network; "" if nobody is on it."""
+    """Return the content of a network's file; "" if no container is on it."""
     known = store.network(network)
     lines = []
     for attached in store.attachments.all(owner):
@@ -81,7 +81,7 @@ def _text(store: Store, network: str, owner: str) -> str:
 
 
 def _notify(program: str, folder: str, needed: bool) -> None:
-    """Have the running server read its files; start one if none runs and there are names."""
+    """Make the running server reload its files; start one if none runs and there are names."""
     try:
         with open(os.path.join(folder, _PID_FILE), encoding="ascii") as file:
             pid = int(file.read())
@@ -90,13 +90,13 @@ def _notify(program: str, folder: str, needed: bool) -> None:
                 os.kill(pid, signal.SIGHUP)
                 return
     except (OSError, ValueError):
-        pass  # none runs
+        pass  # no server is running
     if not needed:
         return
-    # a scope of its own: the caller may be in the cgroup of a unit that ends
+    # in a scope of its own: the caller may be in the cgroup of a unit that ends
     scope = ("/usr/bin/systemd-run", "-q", "--scope")
     by_systemd = os.path.isdir("/run/systemd/system") and os.access(scope[0], os.X_OK)
     argv = [*(scope if by_systemd else ()), program, "--config", folder, "-p", "53", "run"]
     null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
-    # it detaches, and its parent ends when it listens
+    # it daemonises: its parent exits when it listens
     os.waitpid(os.posix_spawn(argv[0], argv, dict(os.environ), file_actions=null), 0)

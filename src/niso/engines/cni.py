@@ -1,8 +1,8 @@
-"""Run as a CNI plugin: give containers of containerd, Nomad and others networks of niso.
+"""Run as a CNI plugin: attach containers of containerd, Nomad and others to niso's networks.
 
 The specification is containernetworking/cni, SPEC.md, versions 0.3.0 to 1.1.0. The engine passes
-CNI_* variables and the network's configuration on stdin; the answer is JSON on stdout. What a call
-does is in `niso.engines.cni_calls`, which VERSION does not load.
+CNI_* variables and the network's configuration on stdin; the answer is JSON on stdout.
+`niso.engines.cni_calls` carries out the calls; VERSION does not load it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WRONG_VERSION, _NOT_READ, _NOT_JSON = 1, 5, 6
 
 
 class Failure(Exception):
-    """An error of the specification, with its code."""
+    """An error as defined by the specification, with its code."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class Failure(Exception):
 
 
 def main() -> None:
-    """Run one call and end the process."""
+    """Carry out one call and end the process."""
     version, status = VERSIONS[-1], 0
     try:
         command = os.environ.get("CNI_COMMAND", "")
@@ -66,7 +66,7 @@ def _error(version: str, failure: Failure) -> dict[str, object]:
 
 
 def _failure(error: Error) -> Failure:
-    """Return an error of niso with the code of its kind."""
+    """Convert niso's error to one with the matching code."""
     if isinstance(error, ErrorGroup):
         text = "; ".join(one.message for one in error.errors)
         return Failure(KERNEL, text, "; ".join(one.hint or "" for one in error.errors))
@@ -75,7 +75,7 @@ def _failure(error: Error) -> Failure:
 
 
 def _config() -> dict[str, Any]:
-    """Return the configuration on stdin. Raises Failure."""
+    """Read the configuration from stdin. Raises Failure."""
     try:
         data = json.loads(protocol.read_stdin())
     except OSError as error:

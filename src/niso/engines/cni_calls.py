@@ -54,7 +54,7 @@ _ID = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_
 
 
 class Call(NamedTuple):
-    """One call of the engine, checked."""
+    """The checked parameters of a call."""
 
     version: str
     config: Mapping[str, Any]
@@ -66,13 +66,13 @@ class Call(NamedTuple):
 
 
 def answer(command: str, version: str, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Carry out a command and return what is printed. Raises Failure, Error."""
+    """Carry out a command and return the answer to print. Raises Failure, Error."""
     commands = {"ADD": _add, "DEL": _delete, "CHECK": _check, "GC": _gc, "STATUS": _status}
     return commands[command](_call(command, version, config))
 
 
 def _call(command: str, version: str, config: dict[str, Any]) -> Call:
-    """Return the checked variables and configuration. Raises Failure, InvalidInput."""
+    """Check the variables and the configuration of a call. Raises Failure, InvalidInput."""
     from niso.manifest.values import network_name
 
     container, interface = (os.environ.get(f"CNI_{n}", "") for n in ("CONTAINERID", "IFNAME"))
@@ -92,7 +92,7 @@ def _call(command: str, version: str, config: dict[str, Any]) -> Call:
         raise Failure(WRONG_VARIABLE, f"version {version} has no CHECK")
     if command in ("GC", "STATUS") and version not in _SINCE_1_1:
         raise Failure(WRONG_VARIABLE, f"version {version} has no {command}")
-    if command != "DEL":  # a changed configuration must not keep anything from being deleted
+    if command != "DEL":  # DEL must succeed even after the configuration was changed
         _check_config(config)
     name = config.get("network", config.get("name"))
     if not isinstance(name, str):
@@ -103,7 +103,7 @@ def _call(command: str, version: str, config: dict[str, Any]) -> Call:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    """Raise Failure if niso would not do what the configuration says."""
+    """Raise Failure if niso does not support what the configuration requests."""
     if "ipam" in config:
         raise Failure(WRONG_CONFIG, "ipam: niso leases addresses itself", "remove the key")
     if unknown := sorted(config.keys() - _KEYS):
@@ -124,7 +124,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 
 def _args() -> dict[str, str]:
-    """Return the pairs of CNI_ARGS: ``K8S_POD_NAME=web;IP=10.99.1.9``."""
+    """Parse the pairs of CNI_ARGS: ``K8S_POD_NAME=web;IP=10.99.1.9``."""
     pairs = (pair.partition("=") for pair in os.environ.get("CNI_ARGS", "").split(";"))
     return _once(((key, value) for key, equals, value in pairs if equals), "CNI_ARGS: ")
 
@@ -161,7 +161,7 @@ def _add(call: Call) -> dict[str, Any]:
         request = plugin.joined(store, request)
     if store.network(call.network) is None:
         _create_network(machine, call)
-    # the agent may have narrowed the policy that the request repeats
+    # the policy of the repeated request may be wider than what the agent has applied since
     done = attachments.attach(machine, request, instead_of=same)
     if waits:
         pods.wait(machine, call, done.service)
@@ -170,7 +170,7 @@ def _add(call: Call) -> dict[str, Any]:
 
 
 def _folded(value: Any) -> dict[str, Any]:
-    """Return an object with keys in lower case, at all depths: containerd writes HostPort."""
+    """Convert an object's keys to lower case at all depths, because containerd writes HostPort."""
 
     def fold(inner: Any) -> Any:
         if isinstance(inner, dict):
@@ -182,7 +182,7 @@ def _folded(value: Any) -> dict[str, Any]:
 
 
 def _create_network(machine: Machine, call: Call) -> None:
-    """Create the network of the configuration. Raises Error."""
+    """Create the configuration's network. Raises Error."""
     from niso.commands import network
     from niso.services.networks import NetworkRequest
 
@@ -198,7 +198,7 @@ def _create_network(machine: Machine, call: Call) -> None:
 
 
 def _given(call: Call) -> str:
-    """Return what the engine's user calls the container: the name of a pod, or the id."""
+    """Return the user's name for the container: derived from the pod, or the container's id."""
     pod, space = (call.args.get(f"K8S_POD_{word}", "") for word in ("NAME", "NAMESPACE"))
     if not pod:
         return call.container
@@ -207,7 +207,7 @@ def _given(call: Call) -> str:
 
 
 def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
-    """Return the attachment of a container to the network of the configuration.
+    """Return the request to attach the container to the configuration's network.
 
     Raises Failure, InvalidInput.
     """
@@ -247,9 +247,9 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
 
 
 def _bandwidth(given: Any) -> tuple[tuple[str, int], ...]:
-    """Return the limits of the capability ``bandwidth``, which are in bits per second; 0: none.
+    """Parse the rates of the capability ``bandwidth``, in bits per second; 0 means no limit.
 
-    Bursts are left out: niso's follow from the rate. Raises InvalidInput.
+    Bursts are ignored: niso derives them from the rate. Raises InvalidInput.
     """
     rates = {way: given.get(f"{key}rate") for way, key in _WAYS.items()} if given else {}
     if not any(rates.values()):
@@ -273,13 +273,13 @@ def _ports(mappings: Any) -> Iterator[Port]:
             host, inner = int(one.get("hostport", 0)), int(one.get("containerport", 0))
         except (TypeError, ValueError, AttributeError) as error:
             raise Failure(WRONG_CONFIG, "portMappings: a port is not a number") from error
-        if host:  # 0: not published
+        if host:  # 0 means not published
             ip, proto = str(one.get("hostip") or ""), str(one.get("protocol") or "tcp")
             yield plugin.port(ip, host, inner, proto)
 
 
 def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
-    """Return the policy that configuration, annotations and CNI_ARGS allow together."""
+    """Return the policy that configuration, annotations and CNI_ARGS all allow."""
     from niso.services.policies import combined
 
     noted = _once(((key.replace("-", "_"), value) for key, value in notes.items()), _PREFIX)
@@ -307,7 +307,7 @@ def _policy(call: Call, notes: Mapping[str, str]) -> Policy:
 
 
 def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
-    """Return the pairs as a mapping. Raises Failure for a key in two spellings, or given twice."""
+    """Collect pairs in a dict. Raises Failure if a key has two different values."""
     known: dict[str, Any] = {}
     for key, value in pairs:
         if known.setdefault(key, value) != value:
@@ -316,7 +316,7 @@ def _once(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
 
 
 def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
-    """Return the result of ADD, of the attachment's link on the network."""
+    """Return the result of ADD: the attachment's link on the network."""
     network, row = store.require_network(call.network), store.service(name)
     link = next(x for x in store.attachments.links(name) if x.network == call.network)
     own = [address for on, address in store.addresses(name) if on == call.network]
@@ -372,13 +372,13 @@ def _delete(call: Call) -> None:
 
 
 def _gc(call: Call) -> None:
-    """Detach what the engine does not know any longer, of this network."""
+    """Detach this network's attachments that the engine no longer knows."""
     valid = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
     if not isinstance(valid, list) or not all(isinstance(attachment, dict) for attachment in valid):
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments is missing")
     known = {(attachment.get("containerID"), attachment.get("ifname")) for attachment in valid}
     if not all(isinstance(word, str) and word for pair in known for word in pair):
-        # keys of another spelling would detach what is in use
+        # with keys in another spelling, attachments that are in use would be detached
         raise Failure(WRONG_CONFIG, "cni.dev/valid-attachments: containerID or ifname is missing")
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER):
@@ -414,7 +414,7 @@ def _check(call: Call) -> None:
 
 
 def _status(call: Call) -> None:
-    """Raise Failure if an ADD could not succeed."""
+    """Raise Failure if an ADD cannot succeed now."""
     from niso.kernel.libnftables import Nft
     from niso.plan import subnets
 

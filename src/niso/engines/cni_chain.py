@@ -1,7 +1,7 @@
-"""Join what niso made with the results of other plugins of a list (CNI SPEC.md, Success).
+"""Merge niso's result with those of other plugins in a list (CNI SPEC.md, Success).
 
-The runtime passes ``prevResult``: on ADD what the plugins before niso made, on CHECK and DEL what
-the whole list made.
+The runtime passes ``prevResult``: for ADD the result of the plugins before niso, for CHECK and DEL
+that of the whole list.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _HINT = "look at the plugins before niso-cni in the list"
 
 
 def require_free(store: Store, call: Call, same: Attached | None) -> None:
-    """Raise Failure if a plugin before niso in the list has made the interface.
+    """Raise Failure if a plugin before niso in the list has created the interface.
 
-    niso's own attachment may have it: ADD of the same container again, or twice in a list.
+    niso's own attachment may have it: after ADD of the same container again, or twice in a list.
     """
     own = store.attachments.links(same.service) if same is not None else ()
     is_own = any(link.interface == call.interface for link in own)
@@ -39,10 +39,7 @@ def require_free(store: Store, call: Call, same: Attached | None) -> None:
 
 
 def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
-    """Return the result of the list up to niso. Raises Failure.
-
-    What the list's result has is not repeated.
-    """
+    """Merge niso's result into the previous one, without duplicates. Raises Failure."""
     before = _previous(call)
     interfaces = list(before["interfaces"])
     places = []
@@ -62,7 +59,7 @@ def merged(call: Call, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def addresses(call: Call) -> set[str]:
-    """Return the addresses that the list's result has for the interface. Raises Failure."""
+    """Return the interface's addresses in the list's result. Raises Failure."""
     if call.config.get(_KEY) is None:
         return set()
     previous = _previous(call)
@@ -79,7 +76,7 @@ def addresses(call: Call) -> set[str]:
 
 
 def _previous(call: Call) -> dict[str, Any]:
-    """Return ``prevResult`` with its lists, which can be missing or null. Raises Failure."""
+    """Return ``prevResult``, where missing or null lists become empty ones. Raises Failure."""
     given = call.config[_KEY]
     if not isinstance(given, dict):
         raise Failure(WRONG_CONFIG, f"{_KEY} is not an object", _HINT)

@@ -1,9 +1,9 @@
 """Carry out the calls of Docker's remote network driver (`niso.engines.docker_server`).
 
-Docker itself moves an interface of the host into its container, and calls nobody afterwards. So
+Docker itself moves an interface from the host into its container, and makes no call afterwards. So
 niso attaches a namespace of its own, hands the interface over, and completes the attachment when
-the interface is in the container. The path that the attachment has is a symlink, which leads to the
-one namespace and then to the other.
+the interface is in the container. The attachment's path is a symlink to the first namespace, and
+then to the container's.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 OWNER = BY_INTERFACE
 WAIT_S = 0.05
-"""Between two looks for an interface that Docker is moving."""
-_LONGEST_WAIT_S = 120.0  # for Docker to start a container; `attachments` knows it as _MOVING_S
+"""The interval (s) between two checks for an interface that Docker is moving."""
+_LONGEST_WAIT_S = 120.0  # for Docker to start a container; the same as _MOVING_S of `attachments`
 _GENERIC = "com.docker.network.generic"
 _PORTS = "com.docker.network.portmap"
 _INTERNAL = "com.docker.network.internal"
@@ -44,7 +44,7 @@ _OPTIONS = ("mtu", "network", _NAMED, *plugin.POLICY_KEYS)
 _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
 
 _waiting: dict[str, float] = {}
-"""Endpoint -> when its interface was handed over (time.monotonic())."""
+"""Endpoint -> time of its interface's hand-over (time.monotonic())."""
 
 
 def answer(call: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -59,11 +59,11 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-# --- what Docker does not say again is kept in files --------------------------------------------
+# --- files keep what Docker passes only once ----------------------------------------------------
 
 
 def _file(top: str, id: object) -> str:
-    """Return the path of the file of a network or endpoint. Raises InvalidInput."""
+    """Return the path of a network's or endpoint's file. Raises InvalidInput."""
     text = str(id)
     if not 0 < len(text) <= 64 or not set(text) <= set("0123456789abcdef"):
         raise InvalidInput(f"{text!r} is not an id of Docker")
@@ -84,13 +84,13 @@ def _keep(path: str, value: Mapping[str, Any]) -> None:
 
 
 def _remove(path: str) -> None:
-    """Remove a file; no-op if it is gone."""
+    """Remove a file; no-op if it does not exist."""
     if os.path.lexists(path):
         files.remove(path)
 
 
 def _network(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of the network of a call. Raises NotFound."""
+    """Return the saved data of a call's network. Raises NotFound."""
     known = _known(_file(paths.state_dir(), given["NetworkID"]))
     if known is None:
         raise NotFound("niso does not know this network", "docker network rm, and create it again")
@@ -126,7 +126,7 @@ def _create_network(given: dict[str, Any]) -> None:
         mtu=mtu,
     )
     machine, known = plugin.machine(), _known(path)
-    # kept first: Docker repeats a call that a killed driver did not answer
+    # saved first: Docker repeats a call that a killed driver did not answer
     made = machine.store.network(name) is None or bool(known and known["made"])
     _keep(path, {"network": name, "made": made, "options": own})
     try:
@@ -140,7 +140,7 @@ def _create_network(given: dict[str, Any]) -> None:
 
 
 def _delete_network(given: dict[str, Any]) -> None:
-    """Remove a network that was made for Docker, unless services of niso are on it."""
+    """Remove a network that was created for Docker, unless services of niso are on it."""
     from niso.commands import network
 
     path = _file(paths.state_dir(), given["NetworkID"])
@@ -158,7 +158,10 @@ def _delete_network(given: dict[str, Any]) -> None:
 
 
 def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
-    """Keep what `_join` needs. A wrong option fails before anything of the container is made."""
+    """Save what `_join` needs.
+
+    A wrong option fails here, before anything of the container is created.
+    """
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
     if own.get("name"):
@@ -173,7 +176,7 @@ def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options of ``--network name=N,driver-opt=niso.KEY=VALUE``. Raises InvalidInput."""
+    """Parse the options of ``--network name=N,driver-opt=niso.KEY=VALUE``. Raises InvalidInput."""
     given = endpoint.get("Options") or {}
     own = {
         str(key).removeprefix(_PREFIX): str(value)
@@ -189,7 +192,7 @@ def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
-    """Return the policy that the options of a network and of an endpoint allow together."""
+    """Return the policy that the options of both network and endpoint allow."""
     from niso.services.policies import combined
 
     return combined(
@@ -199,7 +202,7 @@ def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
 
 
 def _ports(given: Mapping[str, Any]) -> tuple[Port, ...]:
-    """Return the ports to publish. Raises InvalidInput."""
+    """Parse the ports to publish. Raises InvalidInput."""
     ports = []
     for one in (given.get("Options") or {}).get(_PORTS) or ():
         first, last = int(one["HostPort"]), int(one.get("HostPortEnd") or one["HostPort"])
@@ -229,7 +232,7 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
         attachments.attach(machine, request)
         try:
             moved_links.hand_over(space, request.wishes[0].interface, interface)
-            # what leads to the container's namespace leads nowhere yet
+            # the symlink to the container's namespace is dangling until then
             _lead(path, sandbox)
             _keep(path, kept | {"sandbox": sandbox})
         except BaseException:
@@ -252,7 +255,7 @@ def _subnets(machine: Machine, network: Mapping[str, Any]) -> Any:
 
 
 def _lead(path: str, target: str) -> None:
-    """Have the symlink of an endpoint lead to a namespace."""
+    """Point an endpoint's symlink at a namespace."""
     draft = f"{path}.new"
     _remove(draft)
     os.symlink(target, draft)
@@ -262,7 +265,10 @@ def _lead(path: str, target: str) -> None:
 def _request(
     machine: Machine, network: Mapping[str, Any], endpoint: Mapping[str, Any], id: str
 ) -> Request:
-    """Return the attachment of an endpoint. Its ports are published later. Raises InvalidInput."""
+    """Return the request to attach an endpoint, without its ports. Raises InvalidInput.
+
+    A later call publishes the ports.
+    """
     own = _own_options(endpoint)
     interface = endpoint.get("Interface") or {}
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
@@ -295,7 +301,7 @@ def _withdraw(given: dict[str, Any]) -> None:
 
 
 def _set_ports(given: Mapping[str, Any], ports: tuple[Port, ...]) -> None:
-    """Publish exactly these ports of an endpoint, whether or not its interface is in place yet."""
+    """Publish exactly these ports of an endpoint, whether or not its interface is in place."""
     machine = plugin.machine()
     for attached in machine.store.attachments.all(OWNER, str(given["EndpointID"])):
         now = attachments.current(machine.store, attached.service)
@@ -304,7 +310,7 @@ def _set_ports(given: Mapping[str, Any], ports: tuple[Port, ...]) -> None:
 
 
 def _leave(given: dict[str, Any]) -> None:
-    """Detach an endpoint; no-op if it is gone."""
+    """Detach an endpoint; no-op if it is detached."""
     path = _file(paths.run_dir(), given["EndpointID"])
     machine, id = plugin.machine(), os.path.basename(path)
     _waiting.pop(id, None)
@@ -318,13 +324,14 @@ def _delete_endpoint(given: dict[str, Any]) -> None:
     _remove(_file(paths.run_dir(), given["EndpointID"]))
 
 
-# --- the interfaces that Docker moves -----------------------------------------------------------
+# --- interfaces that Docker moves ---------------------------------------------------------------
 
 
 def take_up() -> bool:
-    """Wait for the interfaces that an earlier process handed over; return whether that succeeded.
+    """Resume waiting for interfaces that an earlier process handed over.
 
-    Without a usable store the calls fail one by one, and say why.
+    Returns whether that succeeded. If the store is unusable, each call fails and reports the
+    reason.
     """
     if not os.path.lexists(paths.database()):
         return True
@@ -341,7 +348,7 @@ def take_up() -> bool:
 
 
 def settle() -> bool:
-    """Complete the attachments whose interface is in its container; return whether some wait."""
+    """Complete attachments whose interface is in its container; return whether others wait."""
     for id, since in list(_waiting.items()):
         try:
             if _settled(id) or time.monotonic() - since > _LONGEST_WAIT_S:
@@ -354,7 +361,10 @@ def settle() -> bool:
 
 
 def _settled(id: str) -> bool:
-    """Complete one attachment, if Docker is done; return whether there is nothing to wait for."""
+    """Complete an attachment if Docker has moved its interface.
+
+    Returns whether there is nothing left to wait for.
+    """
     path = f"{_file(paths.run_dir(), id)}.netns"
     if not os.path.exists(path):
         return not os.path.lexists(path)
@@ -378,7 +388,7 @@ def _settled(id: str) -> bool:
 
 
 def _nothing(_: dict[str, Any]) -> None:
-    """Discoveries of other hosts and what is new in later versions need no answer."""
+    """Ignore a call: discovery of other hosts, and calls of later versions, need no answer."""
 
 
 _CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {

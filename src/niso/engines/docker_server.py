@@ -1,8 +1,8 @@
-"""Serve Docker's remote network driver ``niso`` on a Unix socket, and end when nothing is asked.
+"""Serve Docker's remote network driver ``niso`` on a Unix socket; exit when idle.
 
-The protocol is JSON by HTTP (moby, libnetwork/docs/remote.md; seen with Docker 26.1). systemd
-passes the socket (sd_listen_fds(3)); without it the first argument is its path. What the calls do
-is in `niso.engines.docker_calls`.
+The protocol is JSON over HTTP (moby, libnetwork/docs/remote.md; seen with Docker 26.1). systemd
+passes the socket (sd_listen_fds(3)); otherwise the first argument is its path.
+`niso.engines.docker_calls` carries out the calls.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _TYPE = "application/vnd.docker.plugins.v1.2+json"
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one call. The server is single-threaded, so calls come one after another."""
+    """Answers one call. The server is single-threaded, so calls are serialised."""
 
-    timeout = 10  # seconds until a client that says nothing is left
+    timeout = 10  # seconds until a silent client is disconnected
     protocol_version = "HTTP/1.0"
 
     def do_POST(self) -> None:
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def log_message(self, *_: object) -> None:
-        """Log nothing: Docker asks often."""
+        """Log nothing: Docker calls often."""
 
 
 class _Server(socketserver.UnixStreamServer):
@@ -71,7 +71,7 @@ class _Server(socketserver.UnixStreamServer):
         self.last = time.monotonic()
 
     def handle_error(self, *_: object) -> None:
-        """Say what ended a call: a client that has gone, or a fault of the store."""
+        """Log why a call failed: the client disconnected, or the store has an error."""
         docker_calls.say(f"a call failed: {sys.exc_info()[1]!r}")
 
     def process_request(self, *given: object) -> None:
@@ -80,7 +80,7 @@ class _Server(socketserver.UnixStreamServer):
 
 
 def main() -> None:
-    """Serve until nothing has been asked for a while, or for ever on a socket of one's own."""
+    """Serve until idle for a while; on a socket that systemd did not pass, for ever."""
     try:
         listening, is_passed = _listening()
     except (OSError, Error) as error:
@@ -99,13 +99,13 @@ def main() -> None:
 
 
 def _listening() -> tuple[socket.socket, bool]:
-    """Return the socket, and whether systemd has passed it. Raises OSError, Error."""
+    """Return the socket, and whether systemd passed it. Raises OSError, Error."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
         return socket.socket(fileno=_FIRST_FD), True
     if len(sys.argv) != 2 or not sys.argv[1].startswith("/"):
         raise InvalidInput("give the path of a socket, /run/docker/plugins/niso.sock")
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)  # root's alone: whoever may write to it commands niso
+    before = os.umask(0o177)  # for root only: whoever can write to it controls niso
     try:
         if os.path.lexists(sys.argv[1]):
             os.unlink(sys.argv[1])

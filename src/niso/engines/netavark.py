@@ -1,4 +1,4 @@
-"""Run as a plugin of netavark, Podman's network program: ``--network`` of the driver niso.
+"""Run as a plugin of netavark, Podman's network program, for networks with the driver niso.
 
 The calls are ``info``, ``create``, ``setup NETNS`` and ``teardown NETNS``, with JSON on stdin and
 stdout (github.com/containers/netavark, plugin-API.md; seen with Podman 5.4).
@@ -31,7 +31,7 @@ _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
 
 
 def main() -> None:
-    """Run one call and end the process."""
+    """Carry out one call and end the process."""
     status = 0
     try:
         answer = _answer(sys.argv[1:])
@@ -76,9 +76,9 @@ def _answer(words: list[str]) -> dict[str, Any] | None:
 
 
 def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
-    """Create the network, and return it with what niso chose.
+    """Create the network; return its description, completed with niso's choices.
 
-    Addresses are leased by niso alone, since its own services can be on the same network.
+    Only niso leases its addresses, because niso's own services can be on the same network.
     """
     network = _ensured(machine, given)
     return given | {
@@ -87,22 +87,22 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
         "internal": network.internal,
         "ipv6_enabled": any(subnet.family == 6 for subnet in network.subnets),
         "ipam_options": {"driver": "none"},
-        "dns_enabled": False,  # of netavark's own
+        "dns_enabled": False,  # netavark's own name server is not used
         "options": (given.get("options") or {})
         | ({} if given.get("dns_enabled", True) else {"dns": "none"}),
     }
 
 
 def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
-    """Return niso's network of a network of Podman; it is created if there is none.
+    """Return niso's network for a network of Podman, created if it does not exist.
 
-    Raises InvalidInput for what niso would not do, Conflict if it exists and differs.
+    Raises InvalidInput for what niso does not support, Conflict if the network exists and differs.
     """
     name = _network_name(given)
     options = _checked(given.get("options"), _OPTIONS, "--opt")
     if options.get("dns", "aardvark") not in ("aardvark", "none"):
         raise InvalidInput(f"--opt dns={options['dns']}: not a name server", "aardvark or none")
-    _policy(options, {}, name)  # a wrong entry is refused before the first container
+    _policy(options, {}, name)  # refuse a wrong entry before the first container
     known = machine.store.network(name)
     subnets = given.get("subnets") or []
     if known is not None and not subnets:
@@ -141,9 +141,9 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
 
 
 def _network_name(given: Mapping[str, Any]) -> str:
-    """Return niso's name of a network: its own, or for ``shop_back`` a similar one.
+    """Return niso's name for a network: the same name, or for ``shop_back`` a similar one.
 
-    Raises InvalidInput for a name that means something else to niso, like ``none``.
+    Raises InvalidInput for a name with another meaning in niso, such as ``none``.
     """
     from niso.manifest.values import network_name
 
@@ -158,7 +158,7 @@ def _network_name(given: Mapping[str, Any]) -> str:
 
 
 def _checked(given: Any, known: tuple[str, ...], what: str) -> dict[str, str]:
-    """Return options as texts. Raises InvalidInput for an unknown one: it could be a policy."""
+    """Return options as texts. Raises InvalidInput for an unknown one, which could be a policy."""
     options = {str(key): str(value) for key, value in (given or {}).items()}
     if unknown := sorted(options.keys() - set(known)):
         raise InvalidInput(
@@ -168,7 +168,7 @@ def _checked(given: Any, known: tuple[str, ...], what: str) -> dict[str, str]:
 
 
 def _policy(options: Mapping[str, str], own: Mapping[str, str], name: str) -> Any:
-    """Return the policy that the options of a network and of a container allow together."""
+    """Return the policy that the options of both network and container allow."""
     from niso.services.policies import combined
 
     return combined(
@@ -242,7 +242,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
 
 
 def _port(given: Mapping[str, Any]) -> Port:
-    """Return a published port. Raises InvalidInput."""
+    """Parse a published port. Raises InvalidInput."""
     try:
         host, inner = int(given["host_port"]), int(given["container_port"])
         count = int(given.get("range") or 1)
@@ -253,11 +253,11 @@ def _port(given: Mapping[str, Any]) -> Port:
 
 
 def _teardown(machine: Machine, given: Mapping[str, Any]) -> None:
-    """Take a container off a network; no-op if it is not on it."""
+    """Detach a container from a network; no-op if it is not on it."""
     try:
         network = _network_name(given["network"])
     except InvalidInput:
-        return  # no container is on it
+        return  # no container can be on it
     for attached in machine.store.attachments.all(OWNER, str(given["container_id"])):
         plugin.take_off(machine, attached, lambda link: link.network == network)
     if machine.store.network(network) is not None:

@@ -1,6 +1,6 @@
-"""Define what the plugins of engines share: the machine they act on, names, ports and policies.
+"""Shared code of the engines' plugins: the machine, names, ports and policies.
 
-A plugin is a process that an engine waits for. It loads no manifest, and nothing of processes.
+An engine waits for its plugin, so this imports no code for manifests or processes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from niso.store.attached_rows import Attached, Link
 
 _LONGEST_NAME = 40
-"""Of an attachment in characters: longer ones are cut, and told apart by a digest."""
+"""The most characters of an attachment's name; longer ones are cut and get a digest."""
 
 
 class _LateProcesses:
-    """The processes of services, loaded when something asks for them: after a failure."""
+    """The processes of services, imported on first use, which is only after a failure."""
 
     def __getattr__(self, name: str) -> Any:
         from niso.runtime.real_processes import RealProcesses
@@ -40,7 +40,10 @@ class _LateProcesses:
 
 
 def machine() -> Machine:
-    """Return the machine of the default state folder. Raises Error without root."""
+    """Return this host's machine, with the default state folder.
+
+    Raises Error if not run as root.
+    """
     if os.geteuid() != 0:
         raise Error("niso needs root", "niso has no rootless networks")
     paths.is_command = True
@@ -54,9 +57,9 @@ def machine() -> Machine:
 
 
 def label(text: str) -> str:
-    """Return a valid name of a service that is like ``text``: of a container, a pod.
+    """Derive a valid service name from ``text``, such as the name of a container or pod.
 
-    Different texts have different names: one that had to be changed gets a digest.
+    Different texts get different names: one that had to be changed gets a digest.
     """
     plain = "".join(c if c.isascii() and (c.islower() or c.isdigit()) else "-" for c in text)
     words = [word for word in plain.split("-") if word]
@@ -70,7 +73,7 @@ def label(text: str) -> str:
 
 
 def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
-    """Return the texts that are valid aliases, in lower case, without ``but``."""
+    """Return the texts that are valid aliases, in lower case and without ``but``."""
     from niso.manifest.values import host_label
 
     valid: dict[str, None] = {}
@@ -78,20 +81,22 @@ def aliases(texts: Iterable[object], but: str) -> tuple[str, ...]:
         try:
             valid[host_label(str(text).lower(), "alias")] = None
         except InvalidInput:
-            continue  # a container's name can have other characters; its own name is another one
+            # a container's name may have characters that an alias cannot; it gets a derived name
+            # too
+            continue
     valid.pop(but, None)
     return tuple(valid)
 
 
 def address(text: object) -> str:
-    """Return an address in its usual form. Raises ValueError if it is none."""
+    """Return an address in canonical form. Raises ValueError if it is not an address."""
     from ipaddress import ip_address
 
     return str(ip_address(str(text)))
 
 
 def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) -> Port:
-    """Return a published port of an engine's numbers; 0 is any of the host's.
+    """Return a published port for an engine's numbers; a host port of 0 is any free one.
 
     Raises InvalidInput.
     """
@@ -105,7 +110,7 @@ def port(host_ip: str, host: int, container: int, proto: str, count: int = 1) ->
 
 
 def mtu(text: str | None, option: str) -> int | None:
-    """Return the MTU of an option in bytes; None without one. Raises InvalidInput."""
+    """Parse an option's MTU in bytes; None without the option. Raises InvalidInput."""
     try:
         return None if text is None else int(text)
     except ValueError:
@@ -113,9 +118,9 @@ def mtu(text: str | None, option: str) -> int | None:
 
 
 def policy(given: Mapping[str, object], where: str) -> Policy:
-    """Return the policy of the keys allow_from, deny_from, egress_allow, egress_deny and log.
+    """Parse the policy keys allow_from, deny_from, egress_allow, egress_deny and log.
 
-    Entries are a list, or one text in which blanks or commas separate them. Raises InvalidInput.
+    Entries are a list, or one text separated by blanks or commas. Raises InvalidInput.
     """
     if not given:
         return Policy()
@@ -145,7 +150,7 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
 
 
 def flag(value: object, where: str) -> bool:
-    """Return a truth value, which engines pass as a text. Raises InvalidInput."""
+    """Parse a truth value, which engines pass as text. Raises InvalidInput."""
     text = str(value).lower()
     if text not in ("true", "1", "false", "0"):
         raise InvalidInput(f"{where}={value}: not a truth value", "true or false")
@@ -153,7 +158,7 @@ def flag(value: object, where: str) -> bool:
 
 
 def free_name(machine: Machine, wanted: str, id: str) -> str:
-    """Return a name for a new attachment; another one if a living one has the first."""
+    """Return a name for a new attachment, with the id added if a live attachment has the name."""
     name = label(wanted)
     store = machine.store
     row, held = store.service(name), store.attachments.get(name)
@@ -162,10 +167,11 @@ def free_name(machine: Machine, wanted: str, id: str) -> str:
 
 
 def joined(store: Store, request: Request) -> Request:
-    """Return the request for one network with what the attachment has on others.
+    """Extend a request for one network by the attachment's other networks.
 
-    The policy of a pod of Kubernetes stays: another network does not say that it has none.
-    Raises Conflict if the network has another interface there, or the interface another network.
+    The policy of a Kubernetes pod is kept: a request for another network does not remove it. Raises
+    Conflict if the attachment has another interface on the network, or the interface is on another
+    network.
     """
     now = attachments.current(store, request.name)
     if now is None:
@@ -195,7 +201,10 @@ def joined(store: Store, request: Request) -> Request:
 
 
 def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool]) -> None:
-    """Take an attachment off the networks of the links that go; detach it if none is left."""
+    """Detach an attachment from the networks of some links; from all if none is left.
+
+    ``goes`` returns whether a link is one of them.
+    """
     store = machine.store
     links = store.attachments.links(attached.service)
     left = {link.network for link in links if not goes(link)}
@@ -212,4 +221,4 @@ def take_off(machine: Machine, attached: Attached, goes: Callable[[Link], bool])
 
 
 POLICY_KEYS = ("allow_from", "deny_from", "egress_allow", "egress_deny", "log")
-"""The keys of `policy`."""
+"""The keys that `policy` parses."""

@@ -1,6 +1,6 @@
-"""Attach pods of Kubernetes closed, and wait until their network policies stand.
+"""Attach Kubernetes pods closed, and wait until the agent has applied their network policies.
 
-The key ``kubernetes`` of the configuration asks for it. The policies come from `niso kubernetes`.
+The configuration's key ``kubernetes`` requests it. The policies come from `niso kubernetes`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HINT = "systemctl status niso_kubernetes"
 
 
 def require(call: Call, same: Attached | None) -> None:
-    """Raise Failure unless the pod is named, and its policy stands or the agent runs."""
+    """Raise Failure unless the pod is named, and its policy is applied or the agent is running."""
     _wait_s(call)
     _who(call)
     if not (same is not None and waiting.stands(same)) and not waiting.agent_runs():
@@ -38,9 +38,10 @@ def require_agent() -> None:
 
 
 def closed(store: Store, call: Call, request: Request, same: Attached | None) -> Request:
-    """Return the request of a pod, closed; one whose policy stands keeps it. Raises Failure.
+    """Return a pod's request with the closed policy, or with its policy if that is applied already.
 
-    A pod has no aliases: policies of others name it, and its user could take the place of one.
+    A pod has no aliases: with one, its user could impersonate a pod that other policies name.
+    Raises Failure.
     """
     if request.aliases:
         raise Failure(WRONG_CONFIG, "aliases: pods of Kubernetes have none", "use a Service")
@@ -53,7 +54,10 @@ def closed(store: Store, call: Call, request: Request, same: Attached | None) ->
 
 
 def wait(machine: Machine, call: Call, service: str) -> None:
-    """Wait for the policy; without it detach the pod and raise Failure: the runtime tries again."""
+    """Wait for the policy.
+
+    If it is not applied in time, detach the pod and raise Failure, so that the runtime tries again.
+    """
     limit_s = _wait_s(call)
     waiting.agent_runs()
     try:

@@ -1,4 +1,4 @@
-"""Read what an engine sends to its plugin."""
+"""Read an engine's input, and format errors for it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 
 _MOST_BYTES = 4 << 20
-"""Of what an engine may send. The annotations of a pod have at most 256 KiB."""
+"""The most bytes that an engine may send. The annotations of a pod have at most 256 KiB."""
 
 
 MALFORMED = (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError)
-"""What a call raises that is not in the form of its protocol. Nothing has changed by then."""
+"""Exceptions raised by a malformed call. Nothing has changed at that point."""
 
 
 def read_stdin() -> str:
-    """Return what the engine sent. Raises InvalidInput if it is too long, ValueError."""
+    """Read stdin. Raises InvalidInput if it is too long, ValueError."""
     data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise InvalidInput("stdin: the configuration is too long")
@@ -23,7 +23,7 @@ def read_stdin() -> str:
 
 
 def one_line(error: Error) -> str:
-    """Return an error on one line, with its next step."""
+    """Format an error on one line, with its next step."""
     if isinstance(error, ErrorGroup):
         return "; ".join(map(one_line, error.errors))
     return f"niso: {error.message}{f' ({error.hint})' if error.hint else ''}"

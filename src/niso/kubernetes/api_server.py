@@ -1,4 +1,4 @@
-"""Talk to Kubernetes' API server: get objects, and watch them (kubernetes.io, API concepts)."""
+"""Talk to Kubernetes' API server: get and watch objects (kubernetes.io, API concepts)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ if TYPE_CHECKING:
 
 REQUEST_S = 10.0
 _LONGEST = 64 << 20
-"""Bytes of an answer. etcd's objects have at most 1.5 MB, and lists are read in pages of 500."""
+"""The most bytes of an answer.
+
+etcd's objects have at most 1.5 MB, and lists are read in pages of 500.
+"""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
-"""A server that is gone without a word is noticed after 25 s."""
+"""Socket options: a server that no longer answers is detected after 25 s."""
 _FAILURES = (OSError, http.client.HTTPException, ValueError)
-"""Of a connection. ValueError: a token that no header can have, or that is not ASCII."""
+"""Errors of a connection. ValueError: the token is not ASCII, or not valid in a header."""
 GONE = 410
 _NOT_FOUND = 404
 
 
 class NoAnswer(Error):
-    """The API server does not answer, or not in the form of its API."""
+    """Raised if the API server does not answer, or not in the form of its API."""
 
 
 class Refused(Error):
-    """The API server refuses a request; ``status`` is that of HTTP."""
+    """Raised if the API server refuses a request; ``status`` is the HTTP status."""
 
     def __init__(self, reason: str, hint: str | None, status: int) -> None:
         super().__init__(reason, hint)
@@ -41,7 +44,10 @@ class Refused(Error):
 
 
 class ApiServer:
-    """A client. Not thread-safe: each thread has its own. Raises Error for bad certificates."""
+    """A client of the API server. Not thread-safe: use one a thread.
+
+    Raises Error if the certificates are unusable.
+    """
 
     def __init__(self, access: Access, request_s: float = REQUEST_S) -> None:
         self._access = access
@@ -50,7 +56,7 @@ class ApiServer:
         self._connection: http.client.HTTPConnection | None = None
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """Return an object, or None if there is none. Raises NoAnswer, Refused."""
+        """Get an object; None if it does not exist. Raises NoAnswer, Refused."""
         try:
             for fresh in (False, True):
                 known = self._connection is not None and not fresh
@@ -59,7 +65,9 @@ class ApiServer:
                     data = _parsed(path, response.read(_LONGEST))
                     break
                 except _FAILURES:
-                    if not known:  # else the server has closed a connection that was idle
+                    # a known connection may have been closed by the server while idle: try a new
+                    # one
+                    if not known:
                         raise
         except _FAILURES as error:
             self._close()
@@ -109,7 +117,7 @@ class ApiServer:
             self._connection = None
 
     def _connect(self) -> http.client.HTTPConnection:
-        """Return an open connection. Raises OSError."""
+        """Open a connection. Raises OSError."""
         parts = urlsplit(self._access.server)
         host, timeout = parts.hostname or "", self._request_s
         connection: http.client.HTTPConnection
@@ -145,14 +153,17 @@ class ApiServer:
 
 
 def _context(access: Access) -> ssl.SSLContext:
-    """Return how to know the server, and how to be known. Raises Error."""
+    """Return the TLS settings: the server's authority and this client's certificate.
+
+    Raises Error.
+    """
     try:
         if access.authority:
             context = ssl.create_default_context(cadata=access.authority.decode("ascii"))
         else:
             context = ssl.create_default_context()
         if access.certificate:
-            # the library reads files only
+            # the ssl module reads certificates only from files
             with _in_memory(access.certificate) as certificate, _in_memory(access.key) as key:
                 fds = (f"/proc/self/fd/{file.fileno()}" for file in (certificate, key))
                 context.load_cert_chain(*fds)

@@ -1,7 +1,7 @@
-"""Read where Kubernetes' API server is, and by which credentials, from a kubeconfig.
+"""Read the address of Kubernetes' API server, and the credentials, from a kubeconfig.
 
-The form is that of k8s.io/client-go, tools/clientcmd/api/v1. What niso does not support is an
-error, because a part of the credentials that is left out would be another user.
+The format is that of k8s.io/client-go, tools/clientcmd/api/v1. Unsupported keys are an error,
+because with incomplete credentials niso would be a different user.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _USER = (
 
 
 class Access(NamedTuple):
-    """An API server, with the files or PEM texts that a connection needs; "" for none."""
+    """The address of an API server, with the files or PEM texts for a connection; "" for none."""
 
     server: str  # "https://192.0.2.1:6443"
     authority: bytes = b""
     certificate: bytes = b""
     key: bytes = b""
     token: str = ""
-    token_file: str = ""  # wins over token, and is read for each request: it is renewed
-    server_name: str = ""  # of the server's certificate; "": the host of ``server``
+    token_file: str = ""  # overrides token; read for each request, because it is renewed
+    server_name: str = ""  # name in the server's certificate; "" for the host of ``server``
 
 
 def read(path: str) -> Access:
-    """Return the access of the current context of a file, in YAML or JSON.
+    """Read the access of a kubeconfig's current context, in YAML or JSON.
 
-    Raises NotFound, InvalidInput, and Error if a file cannot be read, or YAML without PyYAML.
+    Raises NotFound, InvalidInput, and Error if a file cannot be read, or for YAML without PyYAML.
     """
     path = os.path.abspath(path)
     data = _load(path)
@@ -110,7 +110,7 @@ def _bytes(path: str) -> bytes:
         raise InvalidInput(f"larger than {_MOST_BYTES} bytes", file=path)
     by_group = info.st_mode & stat.S_IWGRP and info.st_gid not in (0, os.getegid())
     if info.st_uid not in (0, os.geteuid()) or info.st_mode & stat.S_IWOTH or by_group:
-        # whoever changes it chooses the server that policies come from
+        # whoever can change the file can choose the server that policies come from
         raise InvalidInput(
             "other users than root can change it", f"chmod and chown {path}", file=path
         )
@@ -118,7 +118,7 @@ def _bytes(path: str) -> bytes:
 
 
 def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
-    """Return the context, cluster or user with a name. Raises InvalidInput."""
+    """Return the context, cluster or user with this name. Raises InvalidInput."""
     some = data.get(f"{kind}s")
     for item in some if isinstance(some, list) else ():
         if isinstance(item, dict) and item.get("name") == name and isinstance(item.get(kind), dict):
@@ -128,7 +128,7 @@ def _named(path: str, data: Mapping[str, Any], kind: str, name: str) -> dict[str
 
 
 def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]) -> None:
-    """Raise InvalidInput for a key that niso does not support, unless it is empty."""
+    """Raise InvalidInput for a key that niso does not support and that has a value."""
     for key in sorted(given.keys() - set(keys)):
         if given[key]:
             known = ", ".join(keys)
@@ -136,7 +136,7 @@ def _require(path: str, given: Mapping[str, Any], kind: str, keys: Iterable[str]
 
 
 def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
-    """Return the PEM text of a key or of the file that it names; the former wins."""
+    """Return the PEM text of a key, or of the file that it names. The text takes precedence."""
     data, file = given.get(f"{key}-data"), given.get(key)
     if data:
         try:
@@ -147,5 +147,5 @@ def _content(path: str, given: Mapping[str, Any], key: str) -> bytes:
 
 
 def _beside(path: str, file: str) -> str:
-    """Return the path of a file that a kubeconfig names, relative to itself."""
+    """Resolve the path of a file relative to the kubeconfig that names it."""
     return os.path.join(os.path.dirname(path), file)

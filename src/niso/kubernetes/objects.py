@@ -1,7 +1,7 @@
-"""Read pods, namespaces and network policies from the JSON of Kubernetes' API.
+"""Parse pods, namespaces and network policies from the JSON of Kubernetes' API.
 
-The API server has checked them, but it may be newer than niso. A policy with anything that niso
-does not know is read as one that allows nothing (`NetworkPolicy.error`).
+The API server has validated them, but it may be newer than niso. A policy with anything unknown to
+niso becomes one that allows nothing (`NetworkPolicy.error`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Labels = Mapping[str, str]
 
 
 class Named(NamedTuple):
-    """A port of a container that has a name."""
+    """A named port of a container."""
 
     name: str
     port: int
@@ -33,7 +33,10 @@ class Named(NamedTuple):
 
 
 class Pod(NamedTuple):
-    """A pod; ``uid`` is what the kubelet calls it, which of a static pod is not the object's."""
+    """A pod.
+
+    ``uid`` is the kubelet's id of the pod. For a static pod it differs from the object's uid.
+    """
 
     namespace: str
     name: str
@@ -52,7 +55,7 @@ class Expression(NamedTuple):
 
 
 class Selector(NamedTuple):
-    """Conditions that labels must all meet; without any it selects everything."""
+    """Conditions that labels must all meet; without conditions it selects everything."""
 
     expressions: tuple[Expression, ...] = ()
 
@@ -65,16 +68,16 @@ class Selector(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A prefix less others, in their canonical forms."""
+    """A prefix and the prefixes excepted from it, in canonical form."""
 
     cidr: str
     excepted: tuple[str, ...] = ()
 
 
 class Other(NamedTuple):
-    """A peer of a rule: a block, or pods by their labels and those of their namespaces.
+    """A peer of a rule: a block, or pods selected by their labels and those of their namespaces.
 
-    Without ``spaces`` these are pods of the policy's own namespace, without ``pods`` all of them.
+    Without ``spaces``, pods of the policy's own namespace; without ``pods``, all of its pods.
     """
 
     block: Block | None = None
@@ -83,7 +86,7 @@ class Other(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Ports of a rule: ``first`` to ``last``, or those with ``name``."""
+    """Ports of a rule: ``first`` to ``last``, or the named port ``name``."""
 
     proto: str
     first: int = 0
@@ -92,21 +95,28 @@ class Target(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What a policy allows in one direction; None stands for every peer, and for every port."""
+    """What a policy allows in one direction.
+
+    ``others`` None means every peer, ``targets`` None every port.
+    """
 
     others: tuple[Other, ...] | None = None
     targets: tuple[Target, ...] | None = None
 
 
 class NetworkPolicy(NamedTuple):
-    """A network policy; a direction with None is not of its types, and left open by it."""
+    """A network policy.
+
+    ``ingress`` or ``egress`` is None if the policy does not restrict that direction.
+    """
 
     namespace: str
     name: str
     pods: Selector
     ingress: tuple[Rule, ...] | None
     egress: tuple[Rule, ...] | None
-    error: str = ""  # why it was not understood; then it allows nothing to all of its namespace
+    # why niso cannot parse it; it then applies to its whole namespace and allows nothing
+    error: str = ""
 
 
 def _meets(one: Expression, labels: Labels) -> bool:
@@ -117,7 +127,7 @@ def _meets(one: Expression, labels: Labels) -> bool:
 
 
 def pod(data: Mapping[str, Any]) -> Pod:
-    """Return a pod of its object. Raises ValueError if it is none."""
+    """Parse a pod. Raises ValueError if the object is not a pod."""
     try:
         meta, spec = data["metadata"], data["spec"]
         mirror = (meta.get("annotations") or {}).get(_MIRROR)
@@ -141,7 +151,7 @@ def pod(data: Mapping[str, Any]) -> Pod:
 
 
 def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
-    """Return (name, labels) of a namespace's object. Raises ValueError if it is none."""
+    """Parse a namespace to (name, labels). Raises ValueError if the object is not a namespace."""
     try:
         return data["metadata"]["name"], _labels(data["metadata"])
     except _MALFORMED as error:
@@ -149,10 +159,10 @@ def namespace(data: Mapping[str, Any]) -> tuple[str, Labels]:
 
 
 def network_policy(data: Mapping[str, Any]) -> NetworkPolicy:
-    """Return a network policy of its object.
+    """Parse a network policy.
 
-    One that niso does not understand allows nothing to all pods of its namespace. Raises
-    ValueError if it has no name.
+    One that niso does not understand selects all pods of its namespace and allows nothing. Raises
+    ValueError if the object has no name.
     """
     try:
         space, name = data["metadata"]["namespace"], data["metadata"]["name"]
@@ -207,7 +217,7 @@ def _rules(data: Iterable[Mapping[str, Any]] | None, peers: str) -> tuple[Rule, 
     rules = []
     for rule in data or ():
         _require_known(rule, ("ports", peers))
-        # an empty list is as none: all
+        # an empty list means the same as none: everything
         others = tuple(_other(one) for one in rule.get(peers) or ())
         targets = tuple(_target(one) for one in rule.get("ports") or ())
         rules.append(Rule(others or None, targets or None))
@@ -228,7 +238,7 @@ def _other(data: Mapping[str, Any]) -> Other:
     if pods is not None or spaces is not None:
         raise ValueError("a peer with ipBlock and a selector")
     _require_known(given, ("cidr", "except"))
-    # the API takes host bits
+    # the API accepts prefixes with host bits set
     excepted = tuple(str(ipaddress.ip_network(x, False)) for x in given.get("except") or ())
     return Other(Block(str(ipaddress.ip_network(given["cidr"], False)), excepted))
 

@@ -1,9 +1,9 @@
-"""Keep the policies of this node's pods as Kubernetes has them: `PodAgent.look` does what is due.
+"""Apply Kubernetes' network policies to this node's pods: `PodAgent.look` does one sync pass.
 
-The agent has no state. Killed anywhere, it starts again; meanwhile pods keep their last policies,
-and new ones wait (`niso.kubernetes.waiting`). A look reads the attachments of pods, and applies
-what differs. A policy is applied to the pods that run before a new one is let go, because their
-policies may name one that had its name before.
+The agent has no state and can be killed at any point. Until it is restarted, pods keep their last
+policies, and new ones wait (`niso.kubernetes.waiting`). A sync pass reads the attachments of pods
+and applies the differences. It updates running pods before it releases a new one, because their
+policies may mean an earlier pod by the new pod's name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from niso.store.attached_rows import Attached
 
 LOOK_S = 30.0
-"""A look without any event."""
+"""The interval between sync passes without any event."""
 GATHER_S = 0.005
 _FAILED_S = 1.0
 _PODS, _SPACES = "/api/v1/pods", "/api/v1/namespaces"
@@ -39,7 +39,10 @@ _GROUP = "/apis/networking.k8s.io/v1"
 
 
 class PodAgent:
-    """``connect`` opens a connection to the API server, ``log`` takes one line of text."""
+    """Applies the network policies of this node's pods.
+
+    ``connect`` opens a connection to the API server, ``log`` takes one line of text.
+    """
 
     def __init__(self, connect: Callable[[], ApiServer], log: Callable[[str], None]) -> None:
         self._connect = connect
@@ -56,12 +59,12 @@ class PodAgent:
         self.spaces = stream(_SPACES, objects.namespace)
         self.policies = stream(f"{_GROUP}/networkpolicies", objects.network_policy)
 
-    # --- one look -------------------------------------------------------------
+    # --- one sync pass --------------------------------------------------------
 
     def look(self, machine: Machine) -> list[str]:
         """Apply all policies that differ; return the attachments that changed.
 
-        Raises Error if one could not be, after trying the others. New pods wait then.
+        Raises Error if any failed, after trying the others. New pods then keep waiting.
         """
         if not all(watch.is_known for watch in (self.pods, self.spaces, self.policies)):
             return []
@@ -92,7 +95,8 @@ class PodAgent:
                     if self._apply(machine, local[name][0], known[name], world):
                         changed.append(name)
                 except Error as error:
-                    # what was detached or attached again meanwhile has a look of its own
+                    # a pod that was detached or attached again in the meantime gets a sync pass of
+                    # its own
                     if machine.store.attachments.get(name) == local[name][0]:
                         error.service = error.service or name
                         errors.append(error)
@@ -101,7 +105,7 @@ class PodAgent:
         return changed
 
     def _known(self, local: Mapping[str, tuple[Attached, Who]]) -> dict[str, Pod]:
-        """Return the pods of attachments whose objects the API server has."""
+        """Map attachments to the pods that the API server knows."""
         pods = self.pods.things()
         result: dict[str, Pod] = {}
         for name, (_, pod) in local.items():
@@ -118,8 +122,8 @@ class PodAgent:
     def _has_read(self, pod: Who, errors: list[Error]) -> bool:
         """Read a new pod and the policies of its namespace; return whether that succeeded.
 
-        The watches may not have them yet, but a policy that was created before a pod holds for it
-        from its start.
+        The watches may lag, but a policy that was created before a pod must apply from the pod's
+        start.
         """
         space = quote(pod.namespace, safe="")
         query = {"fieldSelector": f"metadata.name={pod.name}"}
@@ -142,9 +146,10 @@ class PodAgent:
         return True
 
     def _apply(self, machine: Machine, attached: Attached, pod: Pod, world: World) -> bool:
-        """Apply the policy of a pod unless it is; return whether something changed. Raises Error.
+        """Apply a pod's policy if it differs; return whether something changed. Raises Error.
 
-        One that is too large, or cannot be combined with what else applies to the pod, closes it.
+        If the policy is too large, or cannot be combined with other policies of the pod, the pod is
+        closed.
         """
         now = attachments.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
@@ -163,7 +168,7 @@ class PodAgent:
         return True
 
     def _warn(self, world: World, local: Container[str]) -> None:
-        """Log the policies that are not understood."""
+        """Log the policies that niso does not understand."""
         wrong = {
             f"NetworkPolicy {space}/{name}": f"not understood, so {space} is closed: {policy.error}"
             for (space, name), policy in world.policies.items()
@@ -178,15 +183,15 @@ class PodAgent:
             self._say(about, text)
 
     def _say(self, about: str, text: str) -> None:
-        """Log a line, unless it was the last one about it."""
+        """Log a line, unless it repeats the last one on the same subject."""
         if self._said.get(about) != text:
             self._said[about] = text
             self._log(f"{about}: {text}" if about else text)
 
-    # --- for ever -------------------------------------------------------------
+    # --- the loop -------------------------------------------------------------
 
     def run(self, machine: Machine) -> None:
-        """Look whenever there is something to see, until `stop`."""
+        """Run a sync pass whenever something changes, until `stop`."""
         threads = [
             threading.Thread(target=watch.run, args=(self._over,), daemon=True)
             for watch in (self.pods, self.spaces, self.policies)
@@ -209,7 +214,7 @@ class PodAgent:
                 self._wake.set()
 
     def stop(self) -> None:
-        """End `run` soon."""
+        """Make `run` return soon."""
         self._over.set()
         self._wake.set()
 

@@ -1,4 +1,4 @@
-"""Follow one kind of objects of Kubernetes: list them, then watch what changes."""
+"""Follow one kind of Kubernetes objects: list them, then watch for changes."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
     from typing import Any
 
 WATCH_S = 240
-"""How long the server keeps a watch. It sends bookmarks about once a minute."""
+"""How long (s) the server keeps a watch open. It sends bookmarks about once a minute."""
 _SILENCE_S = WATCH_S + 30.0
 RESYNC_S = 1800.0
-"""A new list, for what a watch may have missed."""
+"""The interval (s) between full lists, which make up for what a watch has missed."""
 _PAGE = "500"
 _BACK_OFF_S = (0.2, 15.0)
 _LONGEST_VERSION = 20
-"""Digits of a number of 64 bits."""
+"""The most digits of a 64-bit number."""
 
 Key = tuple[str, str]
 """Namespace and name."""
 
 
 class Kept(NamedTuple):
-    """An object with its version, which grows with every change of the cluster."""
+    """An object with its resource version, which grows with every change in the cluster."""
 
     version: int
     thing: Any
 
 
 class Stream:
-    """The objects of one kind, as last heard.
+    """A cache of all objects of one kind, updated by a watch.
 
-    ``parse`` makes something of an object's JSON and raises ValueError. ``changed`` is called, in
-    another thread, when there is something new. ``log`` takes a line of text.
+    ``parse`` converts an object's JSON and raises ValueError. ``changed`` is called after a change,
+    in another thread. ``log`` takes a line of text.
     """
 
     def __init__(
@@ -56,25 +56,26 @@ class Stream:
         self._changed = changed
         self._log = log
         self._kept: dict[Key, Kept] = {}
-        self._merged: dict[Key, Kept] = {}  # since the present list was begun
-        self._version = 0  # of the last list or event; 0: none yet
+        self._merged: dict[Key, Kept] = {}  # objects merged since the current list was started
+        self._version = 0  # resource version of the last list or event; 0 before the first
         self._lock = threading.Lock()
         self._said = ""
 
     @property
     def is_known(self) -> bool:
-        """Return whether there was a first list."""
+        """Return whether the first list is complete."""
         return self._version > 0
 
     def things(self) -> dict[Key, Any]:
-        """Return what is known now, by namespace and name."""
+        """Return the cached objects, by namespace and name."""
         with self._lock:
             return {key: kept.thing for key, kept in self._kept.items()}
 
     def merge(self, data: Mapping[str, Any]) -> None:
-        """Take over a newer list of a part, which the watch has not reached yet.
+        """Add a newer list of some of the objects, which the watch has not reached yet.
 
-        What it does not have stays until the watch says that it is gone. Raises NoAnswer.
+        Cached objects that are not in it stay until the watch reports their deletion. Raises
+        NoAnswer.
         """
         version, items = self._listed(data)
         with self._lock:
@@ -84,7 +85,10 @@ class Stream:
                     self._keep(self._merged, item)
 
     def _listed(self, data: Mapping[str, Any]) -> tuple[int, list[Any]]:
-        """Return the version of a list, and its objects. Raises NoAnswer if it is none."""
+        """Return the resource version of a list, and its objects.
+
+        Raises NoAnswer if it is not a list.
+        """
         items = data.get("items") or []
         if not (version := _version(data)) or not isinstance(items, list):
             raise NoAnswer(f"{self.path}: the answer is not a list with a resourceVersion")
@@ -93,7 +97,7 @@ class Stream:
         return version, items
 
     def run(self, over: threading.Event) -> None:
-        """List and watch until ``over``; after a failure again, ever less often."""
+        """List and watch until ``over``; retry after failures with growing delays."""
         wait, listed = _BACK_OFF_S[0], 0.0
         again = True
         server: ApiServer | None = None
@@ -108,7 +112,8 @@ class Stream:
                 wait, self._said = _BACK_OFF_S[0], ""
             except Refused as error:
                 again = True
-                if error.status != GONE:  # that the versions it asks from are forgotten is usual
+                # a watch from a version that the server has dropped is normal, not an error
+                if error.status != GONE:
                     self._say(error.message)
             except Error as error:
                 self._say(error.message)
@@ -116,7 +121,7 @@ class Stream:
             wait = min(2 * wait, _BACK_OFF_S[1])
 
     def _list(self, server: ApiServer) -> None:
-        """Replace what is known by a list. Raises NoAnswer, Refused."""
+        """Replace the cache by a new list. Raises NoAnswer, Refused."""
         kept: dict[Key, Kept] = {}
         with self._lock:
             self._merged.clear()
@@ -133,13 +138,13 @@ class Stream:
                 break
             query["continue"] = str(token)
         with self._lock:
-            # what `merge` did not read meanwhile is gone, even with a higher version: etcd may have
+            # drop what neither the list nor `merge` has, even with a higher version: etcd may have
             # been restored from a backup
             kept |= {key: one for key, one in self._merged.items() if one.version > version}
             self._kept, self._version = kept, version
 
     def _watch(self, server: ApiServer, over: threading.Event) -> None:
-        """Follow what changes until the server ends it. Raises NoAnswer, Refused."""
+        """Apply changes until the server ends the watch. Raises NoAnswer, Refused."""
         query = {
             "resourceVersion": str(self._version),
             "allowWatchBookmarks": "true",
@@ -161,12 +166,12 @@ class Stream:
                     del self._kept[key]
                 after = self._kept.get(key)
                 self._version = max(self._version, version)
-            # most events of pods are about their status alone
+            # most events of pods only change their status
             if (before and before.thing) != (after and after.thing):
                 self._changed()
 
     def _keep(self, kept: dict[Key, Kept], item: Mapping[str, Any]) -> None:
-        """Add an object unless a newer one is known."""
+        """Add an object unless a newer version is cached."""
         key, version = _key(item), _version(item)
         if key in kept and kept[key].version > version:
             return
@@ -177,20 +182,20 @@ class Stream:
             self._log(f"{self.path}: {error}")
 
     def _say(self, text: str) -> None:
-        """Log a line, unless it was the last one."""
+        """Log a line, unless it repeats the last one."""
         if text != self._said:
             self._said = text
             self._log(text)
 
 
 def _key(item: object) -> Key:
-    """Return what names an object. Raises NoAnswer if it is none."""
+    """Return the namespace and name of an object. Raises NoAnswer if it is not an object."""
     meta = _meta(item)
     return str(meta.get("namespace") or ""), str(meta.get("name") or "")
 
 
 def _version(item: object) -> int:
-    """Return the version of an object or list, which is a revision of etcd; 0 for none."""
+    """Return the resource version of an object or list, a revision of etcd; 0 if there is none."""
     text = str(_meta(item).get("resourceVersion") or "0")
     return int(text) if text.isdecimal() and len(text) <= _LONGEST_VERSION else 0
 

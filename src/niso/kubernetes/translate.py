@@ -1,8 +1,8 @@
-"""Translate network policies of Kubernetes into niso's policy of one pod. Pure.
+"""Translate Kubernetes' network policies into niso's policy for one pod. Pure.
 
-The semantics are those of k8s.io/api/networking/v1. A pod that no policy of a type selects is open
-in that direction. What several policies allow is joined, and nothing is denied but by not being
-allowed. What the node itself sends, such as the kubelet's probes, always reaches a pod.
+The semantics are those of k8s.io/api/networking/v1. If no policy with a direction selects a pod,
+the pod is open in that direction. Several policies add up, and there are no deny rules. Traffic
+from the node itself, such as the kubelet's probes, always reaches a pod.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from niso.plan.records import Entry, Peer, Policy
 _EVERYWHERE = (Peer("prefix", "0.0.0.0/0"), Peer("prefix", "::/0"))
 _ALL = (0, 65535, "")
 _MOST_ENTRIES, _MOST_PAIRS = 20_000, 100_000
-"""Of a pod and direction."""
+"""Limits for one pod and direction."""
 _ANYBODY = Other(spaces=Selector())
 
 Ports = tuple[int, int, str]
@@ -35,9 +35,9 @@ Ports = tuple[int, int, str]
 
 
 class World(NamedTuple):
-    """What a translation depends on.
+    """The input of a translation.
 
-    ``names`` are the attachments of pods on this node. A pod has several while a sandbox is
+    ``names`` has the attachments of pods on this node. A pod has several while its sandbox is being
     replaced.
     """
 
@@ -50,8 +50,9 @@ class World(NamedTuple):
 def policy_of(pod: Pod, world: World) -> Policy:
     """Return the policy of a pod.
 
-    Peers are pods on this node, by the names of their attachments, and prefixes. A pod elsewhere,
-    or in the network of its node, is none. Raises InvalidInput if it would be too large.
+    Its peers are pods on this node, by the names of their attachments, and prefixes. Pods on other
+    nodes, or in the host network, are never peers. Raises InvalidInput if the policy would be too
+    large.
     """
     selecting = [
         policy
@@ -67,13 +68,13 @@ def policy_of(pod: Pod, world: World) -> Policy:
 
 
 Allowed = tuple[str, Peer, Ports]
-"""The policy that allows it, a peer, and ports."""
+"""The name of the policy that allows it, the peer, and the ports."""
 
 
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
-    """Return entries, each peer with the same ports once, with keys that differ.
+    """Return entries without duplicates, each with a unique key.
 
-    Raises InvalidInput if they are so many that all pods of the node would wait for them.
+    Raises InvalidInput if there are so many that all pods of the node would have to wait.
     """
     first: dict[tuple[Peer, Ports], str] = {}
     peers: set[Peer] = set()
@@ -82,7 +83,7 @@ def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
         first.setdefault((peer, ports), policy)
         peers.add(peer)
         spans.add(ports)
-        # the rules may need each peer with each port
+        # the rules may need every combination of peer and port
         if number >= _MOST_ENTRIES or len(peers) * len(spans) > _MOST_PAIRS:
             raise InvalidInput(
                 f"network policies allow too much one by one, such as {policy}",
@@ -121,7 +122,7 @@ def _egress(policies: Iterable[NetworkPolicy], world: World) -> Iterator[Allowed
             for peer, other in _peers(rule, policy, world):
                 for ports in _ports(rule, other):
                     yield policy.name, peer, ports
-            # a named port of everybody is that of each pod
+            # a named port without a peer means that port of every pod
             named = [target for target in rule.targets or () if target.name]
             for peer, other in _pods(_ANYBODY, policy, world) if rule.others is None else ():
                 for target in named:
@@ -130,7 +131,10 @@ def _egress(policies: Iterable[NetworkPolicy], world: World) -> Iterator[Allowed
 
 
 def _ports(rule: Rule, receiver: Pod | None) -> Iterator[Ports]:
-    """Yield the ports of a rule. A name is a port of the receiver, and none of anyone else."""
+    """Yield the ports of a rule.
+
+    A named port is looked up in the receiver, and matches nothing if that is not a pod.
+    """
     if rule.targets is None:
         yield _ALL
     for target in rule.targets or ():
@@ -147,7 +151,7 @@ def _named(target: Target, receiver: Pod | None) -> Iterator[Ports]:
 
 
 def _peers(rule: Rule, policy: NetworkPolicy, world: World) -> Iterator[tuple[Peer, Pod | None]]:
-    """Yield the peers of a rule, with the pod that each is."""
+    """Yield the peers of a rule, each with its pod; None if the peer is a prefix."""
     if rule.others is None:
         yield from ((peer, None) for peer in _EVERYWHERE)
     for other in rule.others or ():
@@ -174,7 +178,7 @@ def _is(pod: Pod, other: Other, policy: NetworkPolicy, world: World) -> bool:
 
 
 def _prefixes(block: Block) -> Iterator[str]:
-    """Yield the prefixes that a block consists of, in ascending order."""
+    """Yield the prefixes that cover a block without its exceptions, in ascending order."""
     whole = ipaddress.ip_network(block.cidr)
     others = (ipaddress.ip_network(text) for text in block.excepted)
     excepted = [
@@ -190,9 +194,9 @@ def _prefixes(block: Block) -> Iterator[str]:
 def _left(
     first: int, length: int, bits: int, excepted: list[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
-    """Yield what is left of a prefix: itself, nothing, or what is left of its halves.
+    """Yield the parts of a prefix that are not excepted, by halving it recursively.
 
-    Prefixes are their first address and their length, and those excepted the first and the last.
+    A prefix is (first address, length), an exception (first address, last address).
     """
     last = first + (1 << (bits - length)) - 1
     inside = [(low, high) for low, high in excepted if low <= last and high >= first]

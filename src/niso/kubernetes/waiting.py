@@ -1,8 +1,8 @@
-"""Let a new pod wait for its policy, and the agent say that it stands.
+"""Make a new pod wait for its policy, and let the agent confirm it.
 
-The plugin of CNI attaches a pod closed, wakes the agent by its named pipe, and waits until the
-attachment's labels in the store say that the agent has applied the pod's policy. So it does not
-matter when either is killed: a pod is closed, or has a policy.
+The CNI plugin attaches a pod closed, wakes the agent by its named pipe, and waits until the
+attachment's labels in the store show that the agent has applied the pod's policy. Either process
+can be killed at any point: a pod is always closed, or has its policy.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from niso.store.attached_rows import Attached, wishes
 from niso.store.store import Store
 
 CLOSED = Policy(allow_from=(), egress_allow=())
-"""Nobody but the host reaches the pod, and it reaches nobody."""
+"""The policy of a waiting pod: only the host can connect to it, and it can connect to nothing."""
 _NAMESPACE, _NAME, _UID, _POLICY = "pod_namespace", "pod_name", "pod_uid", POD_POLICY
 _WAITS, _STANDS = "waits", "stands"
 _FIRST_S, _LONGEST_S = 0.002, 0.05
-"""Between two looks at the store."""
+"""The first and the longest pause between two reads of the store."""
 
 
 class Who(NamedTuple):
-    """The pod of an attachment, as its runtime calls it."""
+    """The pod of an attachment, with its identity in the container runtime."""
 
     namespace: str
     name: str
@@ -34,24 +34,24 @@ class Who(NamedTuple):
 
 
 def agent_runs() -> bool:
-    """Return whether there is an agent to wait for; it is woken."""
+    """Wake the agent; return whether it is running."""
     return wake.agent(wake.KUBERNETES)
 
 
 def closed(request: Request, pod: Who) -> Request:
-    """Return the request of a pod that waits for its policy."""
+    """Return a pod's request with the closed policy, and labels that say it is waiting."""
     labels = {**dict(request.labels), **_labels(pod, _WAITS)}
     return request._replace(policy=CLOSED, labels=tuple(sorted(labels.items())))
 
 
 def standing(request: Request, policy: Policy) -> Request:
-    """Return the request of a pod whose policy stands."""
+    """Return a pod's request with its policy, and labels that say the policy is applied."""
     labels = {**dict(request.labels), _POLICY: _STANDS}
     return request._replace(policy=policy, labels=tuple(sorted(labels.items())))
 
 
 def pod_of(attached: Attached) -> Who | None:
-    """Return the pod whose policy is the agent's; None of other attachments."""
+    """Return the pod of an attachment; None if the agent does not manage its policy."""
     labels = wishes(attached).get("labels", {})
     known = (labels.get(_NAMESPACE, ""), labels.get(_NAME, ""), labels.get(_UID, ""))
     return Who(*known) if _POLICY in labels and all(known) else None
@@ -63,7 +63,10 @@ def stands(attached: Attached) -> bool:
 
 
 def wait(store: Store, service: str, limit_s: float) -> bool:
-    """Wait until the policy of a pod stands; return whether it does after ``limit_s`` seconds."""
+    """Wait until the agent has applied a pod's policy.
+
+    Returns False if it has not within ``limit_s`` seconds, or the pod was detached.
+    """
     until, pause = time.monotonic() + limit_s, _FIRST_S
     while True:
         attached = store.attachments.get(service)

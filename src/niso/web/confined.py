@@ -1,4 +1,4 @@
-"""Take every privilege from this process: what serves pages can read and change nothing.
+"""Drop all privileges of this process: what serves pages can read and change nothing.
 
 See unshare(2), chroot(2), capabilities(7), prctl(2), setresuid(2).
 """
@@ -11,7 +11,7 @@ import resource
 import tempfile
 
 NOBODY = 65534
-"""User and group, also called nogroup: Debian's base-passwd."""
+"""uid and gid of nobody and nogroup in Debian's base-passwd."""
 _MOST_FILES = 64
 _CAPBSET_READ, _CAPBSET_DROP, _SET_DUMPABLE = 23, 24, 4  # linux/prctl.h
 _SET_NO_NEW_PRIVS, _CAP_AMBIENT, _CLEAR_ALL = 38, 47, 4
@@ -21,13 +21,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confine() -> None:
-    """Give up files, network, user, groups and capabilities. Raises OSError, and then end.
+    """Give up files, network, user, groups and capabilities.
 
-    What is open stays open: a listening socket still belongs to the network namespace in which it
-    was made. Modules must have been imported before.
+    Raises OSError: the caller must then exit. Open descriptors stay usable: a listening socket
+    still belongs to the network namespace in which it was created. Modules must be imported before.
     """
     os.unshare(os.CLONE_NEWNET | os.CLONE_NEWIPC | os.CLONE_NEWUTS | os.CLONE_NEWNS)
-    # a folder that has been removed: nothing is in it, and nobody can make something there
+    # a deleted folder: it is empty, and no process can create anything in it
     empty = tempfile.mkdtemp(prefix="niso-web-", dir="/run")
     os.chdir(empty)
     os.rmdir(empty)

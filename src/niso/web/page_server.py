@@ -1,8 +1,8 @@
-"""Serve the map: files of the page, and states that come through a pipe. No root, no store.
+"""Serve the map's page, and states received through a pipe. Needs neither root nor the store.
 
-Whoever reads states needs the token. The page has it from the address's fragment, which browsers
-send to nobody, and keeps it for its own origin. It is no cookie, which browsers send to every port
-of a host. Nothing is changed by a request, and only GET is known.
+A reader of states needs the token. The page takes it from the address's fragment, which browsers do
+not send, and keeps it for its own origin. It is not a cookie, because browsers send cookies to
+every port of a host. Requests change nothing, and only GET is supported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from niso.web import confined
 try:
     import uvicorn
 
-    # what the two would only import while they serve
+    # modules that both import only while they serve
     import uvicorn.lifespan.off
     import uvicorn.loops.asyncio
     from starlette.applications import Starlette
@@ -38,16 +38,18 @@ if TYPE_CHECKING:
 
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page")
 NAMES = ("127.0.0.1", "localhost", "[::1]")
-"""Host names of requests, with any port: an ssh tunnel can have another one. A page of another
-name whose address was changed to this machine's (DNS rebinding) sends its own name."""
+"""Accepted host names of requests, with any port, because an ssh tunnel can have another port.
+
+A foreign page that uses DNS rebinding sends its own host name.
+"""
 MOST_STREAMS = 8
 _MOST_CONNECTIONS = 32
 _IDLE_S = 10.0
-"""How long a connection may have no complete request."""
+"""How long (s) a connection may stay open without a complete request."""
 _LAST_WORDS_S = 1.0
 _BLOCK = 1 << 16
 ENDED = b'{"ended": true}\n'
-"""The last line of a stream: nobody looks any more."""
+"""The last line of a stream: there will be no more states."""
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -78,7 +80,7 @@ class File(NamedTuple):
 
 
 def files() -> dict[str, File]:
-    """Return the page's files by their address. Raises OSError."""
+    """Read the page's files, by their address. Raises OSError."""
     page = {}
     for name in sorted(os.listdir(PAGE)):
         kind = _TYPES.get(os.path.splitext(name)[1])
@@ -89,7 +91,7 @@ def files() -> dict[str, File]:
 
 
 class States:
-    """The last state, and whoever waits for the next one."""
+    """The latest state, and the streams that wait for the next one."""
 
     def __init__(self) -> None:
         self.last = b""
@@ -99,13 +101,13 @@ class States:
         self._changed = asyncio.Event()
 
     def put(self, line: bytes) -> None:
-        """Replace the state."""
+        """Replace the state and wake all streams."""
         self.last = line
         self.number += 1
         self._wake()
 
     def end(self) -> None:
-        """Tell everybody that there are no more."""
+        """End all streams."""
         self.over = True
         self._wake()
 
@@ -114,7 +116,7 @@ class States:
         self._changed = asyncio.Event()
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Yield the state and each later one. A slow reader misses some."""
+        """Yield the state and each later one. A slow reader skips some."""
         self.streams += 1
         seen = 0
         try:
@@ -181,7 +183,7 @@ def _refusal(status: int) -> Response:
 
 
 class _Guard:
-    """Refuses requests of other names and other sites, and adds headers to every answer."""
+    """Refuses requests for other host names or from other sites; adds headers to every answer."""
 
     def __init__(self, inner: ASGIApp) -> None:
         self._inner = inner
@@ -203,7 +205,7 @@ class _Guard:
 
 
 def refused(scope: Scope) -> int:
-    """Return the status with which a request is refused before anything else; 0 if it is not."""
+    """Return the HTTP status with which a request must be refused; 0 if it is acceptable."""
     values: dict[bytes, list[bytes]] = {}
     for name, value in scope["headers"]:
         values.setdefault(name, []).append(value)
@@ -212,7 +214,7 @@ def refused(scope: Scope) -> int:
         return 421
     if scope["method"] != "GET":
         return 405
-    # a link to the page is followed: it shows nothing without the token
+    # following a link to the page is allowed: it shows nothing without the token
     is_link = values.get(b"sec-fetch-mode") == [b"navigate"] and values.get(b"sec-fetch-dest") == [
         b"document"
     ]
@@ -231,16 +233,16 @@ def _is_own(host: str) -> bool:
 
 
 class _Impatient(H11Protocol):
-    """Ends a connection that sends no complete request in time: others wait for its place.
+    """Closes connections that send no complete request in time, since others wait for their place.
 
-    uvicorn has a limit only between a whole answer and the first byte after it.
+    uvicorn only limits the time between a complete answer and the next request.
     """
 
     _last: object = None
-    """The request of the look before; None if there was none."""
+    """The request at the previous check; None if there was none."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to look (asyncio.Protocol)."""
+        """Start the checks (asyncio.Protocol)."""
         super().connection_made(transport)
         self.loop.call_later(_IDLE_S, self._look)
 
@@ -254,9 +256,9 @@ class _Impatient(H11Protocol):
 
 
 def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve until the pipe ends. Write a line to ``status`` once everything is in place.
+    """Serve until the pipe ends; write a line to ``status`` when ready.
 
-    Raises OSError if privileges cannot be given up: nothing has been served then.
+    Raises OSError if privileges cannot be dropped: nothing has been served then.
     """
     page = files()
     asyncio.run(_rehearse(page))
@@ -265,7 +267,7 @@ def serve(listener: socket.socket, pipe: int, status: int, token: str) -> None:
 
 
 async def _rehearse(page: dict[str, File]) -> None:
-    """Answer requests without a socket: this imports what the libraries only import on use."""
+    """Answer requests without a socket, so that all libraries are imported before `confine`."""
     states = States()
     states.put(b"{}\n")
     states.end()
@@ -327,7 +329,7 @@ async def _serve(
             loop.remove_reader(pipe)
             states.end()
             server.should_exit = True
-            # whatever a browser does
+            # exit even if a browser keeps its connection open
             loop.call_later(_LAST_WORDS_S + 2, os._exit, 0)
             return
         partial.extend(block)
