@@ -1,7 +1,7 @@
-"""Activate services: set up their networks and start their processes, all of a command or none.
+"""Activate services: set up their networks and start their processes, all of them or none.
 
-The change is recorded in the store as an intent before it reaches the kernel. A later command
-undoes the intent of a dead process (`niso.services.journal.recover`). niso's lock is held over plan
+The change is recorded in the store as an intent before it reaches the kernel. If this process dies,
+a later command undoes the intent (`niso.services.journal.recover`). niso's lock is held over plan
 and write. A service's own lock is held from its first change to its last, including the wait for
 its process.
 """
@@ -110,7 +110,7 @@ def activate(
                     }
                     recorded = record_all(machine, targets, copies, leaving, stack, held)
                     _bar_names(machine, targets, report)
-                    # foreign objects are detected before anything is recorded or changed
+                    # detect foreign objects before anything is recorded or changed
                     planned = plan(kernel, store, scope, before, trusting=True)
                     forget_former(machine, [t.name for t in targets], known)
                 changes += recorded
@@ -156,7 +156,7 @@ def _undo(
     held: cluster_claims.Held | None,
     report: Report,
 ) -> None:
-    """Undo the activation after an error; raises ErrorGroup if that fails."""
+    """Undo the activation after an error. Raises ErrorGroup if that fails."""
     from niso.services.undo import undo_all
 
     undo_all(machine, every, error, report)
@@ -167,7 +167,7 @@ def _undo(
 def _untold(
     store: Store, every: list[str], changes: list[Change], held: cluster_claims.Held | None
 ) -> list[str]:
-    """Return the services whose claims are not yet as their rows say."""
+    """Return the services whose claims in the cluster do not match their rows yet."""
     from niso.services import cluster_needs
 
     pairs = ((c.name, c.before.provider if c.before else None) for c in changes)
@@ -177,7 +177,7 @@ def _untold(
 
 
 def _tell(machine: Machine, services: Iterable[str], report: Report) -> None:
-    """Tell the cluster of services that need nothing of it any more, or ended."""
+    """Publish to the cluster that services have ended, or no longer need a claim."""
     from niso.services import cluster_claims
 
     cluster_claims.tell(machine, services, report)
@@ -190,18 +190,18 @@ def _end_flows(
     changes: list[Change],
     leaving: list[ServiceRow],
 ) -> None:
-    """End the flows that a change has withdrawn: of addresses, ports and policies."""
+    """End flows that a change no longer allows: of former addresses, ports and policies."""
     from niso.reconcile import nat_flows, policy_flows
 
     store, kernel = machine.store, machine.kernel
     nat_flows.flush_gone_addresses(kernel, before, reached)
     nat_flows.flush_changed_ports(kernel, before, reached)
     if policy_flows.narrows(before, reached):
-        # a flow may have been allowed by a name that shared the address
+        # a flow may have been allowed by a name at a shared address
         rows = (*(change.before for change in changes), *leaving)
         shared = [row.provider for row in rows if row and row.provider]
         changed = {*(change.name for change in changes), *shared}
-        # or because it is called as one that now has this name on the policy's network
+        # or by a name that another service now has on the policy's network
         names = {name for change in changes for name in store.names(change.name)}
         policy_flows.cut(kernel, store, changed | {name for name in names if store.mode(name)})
 
@@ -209,11 +209,11 @@ def _end_flows(
 def _locked(
     store: Store, wanted: list[Target], ends: tuple[str, ...]
 ) -> tuple[ExitStack, list[Target]]:
-    """Take the locks of ``ends``, of services, and of those that must restart with them.
+    """Lock ``ends``, the services, and those that must restart with them.
 
-    Return the locks, and the services as they are now: while this waited for a lock, its holder may
-    have stopped a service that shares a namespace, or started one.
-    Raises NotFound if a service was removed, Conflict if new ones keep appearing.
+    Returns the locks, and the services as they are now: while this waited, the holder of a lock may
+    have stopped or started a service that shares a namespace. Raises NotFound if a service was
+    removed, Conflict if new ones keep appearing.
     """
     for _ in range(_TRIES):
         names = {*ends, *(t.name for t in wanted), *sharing.followers(store, wanted, ends)}
@@ -269,7 +269,7 @@ def _held(
     report: Report,
     dry_run: bool = False,
 ) -> cluster_claims.Held | None:
-    """Hold in the cluster what services need on networks that span hosts; None without any."""
+    """Claim what services need on networks that span hosts; None if they are on none."""
     if not machine.store.cluster_id():
         return None
     from niso.services import cluster_claims
@@ -302,9 +302,9 @@ def _scope(
 
 
 def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
-    """Return the services that an activation changed, by their rows.
+    """Return the services whose rows an activation changed.
 
-    If only the kernel changed, return all of them. ``steps`` is whether it did.
+    If it changed only the kernel, which ``steps`` says, return all of them.
     """
     changed = {
         change.name
@@ -317,9 +317,9 @@ def _touched(store: Store, changes: list[Change], steps: bool) -> set[str]:
 
 
 def _begin_copies(store: Store, targets: list[Target]) -> list[str]:
-    """Begin the intents of services whose package must be copied, and return the services.
+    """Begin the intents of services whose package must be copied; return these services.
 
-    Recovery deletes the copy.
+    If this process dies, recovery deletes the copies.
     """
     fresh = [target.name for target in targets if _is_fresh(target)]
     begin(store, fresh, "activate")
@@ -327,7 +327,7 @@ def _begin_copies(store: Store, targets: list[Target]) -> list[str]:
 
 
 def _is_fresh(target: Target) -> bool:
-    """Return whether the package of a service must be copied."""
+    """Return whether a service's package must be copied."""
     return target.fingerprint is not None and not package.is_copied(
         target.name,
         target.fingerprint,
@@ -347,7 +347,7 @@ def _copy_path(target: Target) -> str:
 def _copy(target: Target, fresh: Container[str], report: Report) -> str:
     """Copy the package of a service if it is in ``fresh``; return the path of the copy."""
     if target.name in fresh and target.fingerprint is not None and target.contents is not None:
-        if target.folder:  # a service of a stack.toml may have none
+        if target.folder:  # a service of a stack.toml may have no package
             report(CopyingPackage(target.folder))
         package.copy(
             target.name,
@@ -363,7 +363,7 @@ def _copy(target: Target, fresh: Container[str], report: Report) -> str:
 def foreseen(
     machine: Machine, targets: list[Target], stack: Membership | None = None
 ) -> tuple[World, World]:
-    """Return the services and networks as they are, and as `activate` would leave them.
+    """Return the present services and networks, and those after `activate`, as two worlds.
 
     Nothing changes. Raises the errors of `activate`.
     """
@@ -383,7 +383,7 @@ def foreseen(
 
 
 def _bar_names(machine: Machine, targets: list[Target], report: Report) -> None:
-    """Take addresses in networks that the command makes from outside names."""
+    """Remove addresses in networks that the command creates from outside names."""
     if any(target.spec.policy.outside_names() for target in targets):
         from niso.services import refreshing
 
@@ -391,7 +391,7 @@ def _bar_names(machine: Machine, targets: list[Target], report: Report) -> None:
 
 
 def _answers(machine: Machine, targets: list[Target]) -> list[Outside]:
-    """Return what would be known of the outside names of services."""
+    """Resolve the outside names of services without recording the answers."""
     if not any(target.spec.policy.outside_names() for target in targets):
         return []
     from niso.services import refreshing
@@ -443,7 +443,7 @@ def _drop_left(
 ) -> tuple[Scope, State]:
     """End the intents and drop unused implicit networks.
 
-    Return (the scope of the change, its wanted state before).
+    Returns (the scope of the change, its wanted state before).
     """
     store, kernel = machine.store, machine.kernel
     for name in (*(change.name for change in changes), *(stack.leaving if stack else ())):

@@ -19,7 +19,7 @@ class Following(NamedTuple):
 
 
 def alone(lock: str, held: Conflict, work: Callable[[], None]) -> None:
-    """Do the work of an agent, of which a host has one. Raises ``held`` if it runs already."""
+    """Run an agent of which a host has only one. Raises ``held`` if it is running already."""
     try:
         taken = service_lock(lock, 0)
         taken.__enter__()

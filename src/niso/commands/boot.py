@@ -1,8 +1,8 @@
-"""Start services at boot: enable them, write their systemd units, or restore them without systemd.
+"""Start services at boot, with systemd or without.
 
 With systemd as init, each enabled service has a unit, which calls ``niso activate`` and ``niso
-deactivate`` as a user would. Otherwise only the store records it, and the boot scripts call
-``niso restore``.
+deactivate`` as a user would. Otherwise only the store records that a service is enabled, and the
+boot scripts call ``niso restore``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MARKS = (
     "# written by niso enable, removed by niso disable; state folder ",
     "# made by niso enable, goes with niso disable; state folder ",
 )
-"""The start of a unit file, followed by the state id; the second is that of earlier versions."""
+"""The first line of a unit file, followed by the state id; the second is from earlier versions."""
 _SERVICE = (
     "# niso restarts the process itself, and notifies systemd of the main process",
     "Type=notify",
@@ -37,18 +37,18 @@ _SERVICE = (
 )
 _JOB = ("# the start lasts until the job has ended", "Type=oneshot", "RemainAfterExit=yes")
 RESERVED = ("docker", "wireguard")
-"""Services whose units would have the name of a unit of niso that is elsewhere or not there yet.
+"""Service names whose units would collide with units of niso itself in other places.
 
-A unit of the Debian package niso-docker is in /usr/lib, and a unit in /etc would hide it. That of
-wireguard-go exists while the link does (kernel/wireguard_links.py). Other units of niso have
-another form of name (`names_timer.TIMER`), or are in /etc too (`cluster_units`).
+The Debian package niso-docker has a unit in /usr/lib, which a unit in /etc would hide. The unit of
+wireguard-go only exists while its link does (kernel/wireguard_links.py). Other units of niso have
+names of another form (`names_timer.TIMER`), or are in /etc too (`cluster_units`).
 """
 _SPARE_S = 90
-"""Time for niso itself (s), beside a service's own start or stop timeout."""
+"""Time (s) for niso itself, added to a service's own start or stop timeout."""
 
 
 class Marked(NamedTuple):
-    """Report what `enable` or `disable` did to one service."""
+    """The result of `enable` or `disable` for one service."""
 
     service: str
     changed: bool
@@ -62,10 +62,10 @@ class Marked(NamedTuple):
 def unit_text(
     service: str, state_id: str, provider: str | None, stop_timeout_s: float, job: bool = False
 ) -> str:
-    """Return the unit file of a service (systemd.service(5)).
+    """Return a service's unit file (systemd.service(5)).
 
-    ``provider`` is the service whose namespace it shares. The unit of a job stays active after its
-    end, without a process.
+    ``provider`` is the service whose namespace it shares, if any. A job's unit stays active after
+    its end, without a process.
     """
     after = ["network-online.target", *AFTER, *([unit.name(provider)] if provider else [])]
     return "\n".join(
@@ -97,7 +97,7 @@ def unit_text(
 
 
 def _is_marked(text: str, state_id: str = "") -> bool:
-    """Return whether a unit file was written by niso, for this state folder if one is named."""
+    """Return whether niso wrote a unit file, and for the given state folder if one is named."""
     return text.startswith(tuple(mark + state_id for mark in _MARKS))
 
 
@@ -107,9 +107,9 @@ def _text_of(store: Store, row: ServiceRow) -> str:
 
 
 def _refuse_foreign(units: Units, store: Store, service: str) -> None:
-    """Raise Conflict if a unit of the needed name is niso's, another state folder's or program's.
+    """Raise Conflict if the unit's name belongs to niso, another state folder or another program.
 
-    One that an earlier version has written for a service stays.
+    A unit that an earlier version wrote for the service is accepted.
     """
     text = units.read(unit_file(service))
     if text is None and service in RESERVED:
@@ -136,7 +136,7 @@ def _refuse_alone(store: Store, row: ServiceRow, together: Iterable[str]) -> Non
 
 
 def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list[str]:
-    """Write and enable missing or outdated units; return their services."""
+    """Write and enable missing or outdated units; return the affected services."""
     stale = []
     for row in rows:
         text = _text_of(store, row)
@@ -154,10 +154,10 @@ def _write_units(units: Units, store: Store, rows: Iterable[ServiceRow]) -> list
 
 
 def enable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
-    """Start services at boot. Active ones come under systemd's supervision at once.
+    """Start services at boot; let systemd supervise the active ones from now on.
 
-    Raises Error, Conflict if one shares the namespace of a service that is not enabled, or its unit
-    would have the name of another one.
+    Raises Error, and Conflict if a service shares the namespace of one that is not enabled, or if
+    its unit's name is taken.
     """
     store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]
@@ -187,9 +187,9 @@ def enable(machine: Machine, names: list[str], report: Report = silent) -> list[
 
 
 def disable(machine: Machine, names: list[str], report: Report = silent) -> list[Marked]:
-    """Do not start services at boot. Active ones keep running, without systemd's supervision.
+    """Do not start services at boot; active ones keep running without systemd's supervision.
 
-    Raises Error, Conflict if an enabled service shares the namespace of one.
+    Raises Error, and Conflict if an enabled service shares the namespace of one of them.
     """
     store, units = machine.store, machine.processes.units
     rows = [_row(store, name) for name in names]
@@ -209,7 +209,7 @@ def disable(machine: Machine, names: list[str], report: Report = silent) -> list
 
 
 def clear(machine: Machine, names: Iterable[str], report: Report = silent) -> list[str]:
-    """Remove the units of services, whether they run or not; return the services that had one.
+    """Remove the units of services, running or not; return the services that had one.
 
     No-op without systemd. Units that niso did not write are left alone.
     """
@@ -246,9 +246,9 @@ def _set_enabled(store: Store, names: Iterable[str], enabled: bool) -> None:
 
 
 def settle(machine: Machine, names: Iterable[str]) -> None:
-    """Put enabled services under systemd's supervision after they were activated or restarted.
+    """Let systemd supervise enabled services after they were activated or restarted.
 
-    Called from the unit itself, this completes its start. Raises Error, OSError.
+    If called from the unit itself, this completes the unit's start. Raises Error, OSError.
     """
     store, units = machine.store, machine.processes.units
     rows = [
@@ -258,7 +258,8 @@ def settle(machine: Machine, names: Iterable[str]) -> None:
     ]
     for row in rows:
         if units.is_ours(row.name):
-            if not units.is_supervised(row.name):  # its conmon was killed, but it still runs
+            # its conmon was killed, but the process is still running
+            if not units.is_supervised(row.name):
                 restart.restart(machine, [row.name])
             with journal.locked(store, [row.name]):
                 units.ready(row.name)
@@ -274,7 +275,7 @@ def settle(machine: Machine, names: Iterable[str]) -> None:
 
 
 def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
-    """Start the units of active services whose process is not yet in its unit."""
+    """Start the units of active services whose process is not in its unit yet."""
     waiting = [row.name for row in rows if units.is_outside(row.name)]
     if waiting:
         units.start(waiting)
@@ -284,7 +285,7 @@ def _start_units(units: Units, rows: Iterable[ServiceRow]) -> None:
 
 
 class Restored(NamedTuple):
-    """Hold the outcomes and errors of `restore`."""
+    """The outcomes and errors of `restore`."""
 
     outcomes: list[Outcome]
     errors: list[Error]
@@ -336,7 +337,7 @@ def _activate(
 
 
 def _naming(service: str, error: Error) -> Error:
-    """Return the error with the service's name prefixed to its message."""
+    """Return the error with the service's name in its message."""
     if error.service == service and not error.file:
         return error
     return Error(error.message, error.hint, error.key, service=service, names_key=False)

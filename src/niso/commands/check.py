@@ -1,4 +1,4 @@
-"""Compare the wanted state with the actual one, and name every difference."""
+"""Compare the wanted state with the actual one, and list all differences."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from niso.kernel.neighbours import Table
 
 _LOOKS, _PAUSE_S = 3, 0.03
-"""Looks and pause (s): the kernel deletes a veth pair within 10 to 20 ms, outside the lock."""
+"""Number of comparisons, and pause (s).
+
+The kernel deletes a veth pair within 10 to 20 ms, outside the lock.
+"""
 _WAITS_S = 1.0
-"""Longest wait for another command (s), which usually holds the lock for a few ms."""
+"""Timeout (s) for niso's lock, which another command usually holds for a few ms."""
 
 PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
 """All kinds of differences."""
@@ -38,7 +41,7 @@ PROBLEMS: tuple[Problem, ...] = ("missing", "foreign", "different", "gone")
 def check(machine: Machine, name: str | None = None) -> list[Finding]:
     """Return all differences, or those of one service or network. Changes nothing.
 
-    Differences are checked again under niso's lock, and returned only if they persist, since
+    Differences are compared again under niso's lock, and returned only if they persist, because
     another command may have been in the middle of a change. Raises KernelError, NotFound if there
     is no such service or network, Conflict if the lock stays taken.
     """
@@ -61,10 +64,11 @@ def check(machine: Machine, name: str | None = None) -> list[Finding]:
 
 
 def problems(machine: Machine) -> dict[str, int] | None:
-    """Return how many differences there are of each kind, without niso's lock.
+    """Count the differences of each kind, without niso's lock.
 
-    A change that is under way can be among them if it takes longer than the looks. None if objects
-    came and went at each look. Raises KernelError if what others have done cannot be read.
+    A change in progress counts if it takes longer than the repeated comparisons. Returns None if
+    objects vanished during each of them. Raises KernelError if changes of other programs cannot be
+    read.
     """
     lasting: set[tuple[Problem, str]] | None = None
     for turn in range(_LOOKS):
@@ -85,7 +89,7 @@ def problems(machine: Machine) -> dict[str, int] | None:
 
 
 def _others(machine: Machine, name: str | None) -> list[Finding]:
-    """Return what other programs have done that stops packets of services."""
+    """Return what other programs have changed that stops packets of services."""
     store, kernel = machine.store, machine.kernel
     networks, active = _concerned(store, name)
     others = forwarding.others(kernel, store) if name is None and store.any_active() else []
@@ -101,10 +105,11 @@ def _others(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each neighbour table that is full, or will soon be.
+    """Return (warning, next step) for each neighbour table that is full, or nearly full.
 
-    It is full if it refused neighbours between two looks. The host's own entries are the part of
-    it that can be counted. Not a difference: the limit is the machine's.
+    It counts as full if it refused neighbours between the two readings. Only the host's own entries
+    can be counted. This is a warning, not a difference, because the limit applies to the whole
+    machine.
     """
     refused = {table.family: table.refused for table in before}
     warnings = []
@@ -130,9 +135,9 @@ def full_neighbour_tables(before: Iterable[Table], now: Iterable[Table]) -> list
 
 
 def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str]]:
-    """Return (warning, next step) for each manifest port that stays closed after a forward's end.
+    """Return (warning, next step) for each manifest port that a forward took and left unpublished.
 
-    ``name`` is one service or network. Raises NotFound.
+    The forward has ended since. ``name`` limits this to one service or network. Raises NotFound.
     """
     store = machine.store
     return [
@@ -148,9 +153,9 @@ def unpublished_ports(machine: Machine, name: str | None) -> list[tuple[str, str
 
 
 def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str, str]]:
-    """Return (warning, next step) for policies of active services that are probably not meant so.
+    """Return (warning, next step) for likely mistakes in policies of active services.
 
-    ``name`` is one service or network. Raises KernelError, NotFound.
+    ``name`` limits this to one service or network. Raises KernelError, NotFound.
     """
     from niso.services import policy_warnings as policies
 
@@ -159,12 +164,12 @@ def policy_warnings(machine: Machine, name: str | None = None) -> list[tuple[str
         return []
     try:
         return list(policies.warnings(machine.kernel, store, _concerned(store, name)[1]))
-    except (ValueError, LookupError):  # rows are damaged or gone, which is a finding
+    except (ValueError, LookupError):  # rows are damaged or missing, which is a finding of its own
         return []
 
 
 def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]]:
-    """Return (networks, active services) to check."""
+    """Return the networks and active services to check."""
     if name is None:
         return store.networks(), store.active_services()
     scope, active = _scope(store, name)
@@ -176,11 +181,12 @@ def _concerned(store: Store, name: str | None) -> tuple[list[Network], list[str]
 
 
 def _own(machine: Machine, name: str | None) -> list[Finding]:
-    """Return the differences in niso's own objects."""
+    """Return the differences of niso's own objects."""
     store, kernel = machine.store, machine.kernel
     defects = store_repair.find_defects(kernel, store)
     if any(defect.problem != "different" for defect in defects):
-        return [_finding(defect) for defect in defects]  # the wanted kernel state is unknown
+        # without these rows the wanted kernel state is unknown
+        return [_finding(defect) for defect in defects]
     if name is None:
         _, want, have, foreign = compare(kernel, store)
         foreign_findings = [Finding("foreign", error.message) for error in foreign.values()]
@@ -207,7 +213,7 @@ def _own(machine: Machine, name: str | None) -> list[Finding]:
 
 
 def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
-    """Return a finding if the host's hosts file should know services, and knows others."""
+    """Return a finding if services' names in the host's hosts file should be there and differ."""
     if not store.host_knows():
         return []
     from niso.reconcile import host_names
@@ -217,7 +223,7 @@ def _host_names(kernel: Kernel, store: Store) -> list[Finding]:
 
 
 def _scope(store: Store, name: str) -> tuple[Scope, list[str]]:
-    """Return the scope of a name, and the active service that has it. Raises NotFound."""
+    """Return the scope of a name, and the active service with that name. Raises NotFound."""
     if store.network(name) is not None and store.name_holder(bare_name(name)) is None:
         return Scope((), (name,)), []
     if store.name_holder(bare_name(name)) is None:
@@ -240,7 +246,7 @@ def _finding(defect: store_repair.Defect) -> Finding:
 
 
 def _interrupted(store: Store, only: str | None = None) -> list[Finding]:
-    """Return a finding for each change whose command has died; ``only`` names a service."""
+    """Return a finding for each change whose command has died; ``only`` names one service."""
     return [
         Finding(
             "different",
@@ -261,7 +267,7 @@ def _other_firewalls(kernel: Kernel, networks: Iterable[Network]) -> list[Findin
 
 
 def _closed_links(kernel: Kernel, active: list[str]) -> list[Finding]:
-    """Return findings about closed links of the host; none if no service is active."""
+    """Return a finding for each host link that does not forward; none if no service is active."""
     return (
         [Finding("foreign", what, remedy) for what, remedy in exposure.closed_links(kernel)]
         if active
@@ -273,7 +279,7 @@ NOT_ACTIVE = "it is not active"
 
 
 def left_running(machine: Machine) -> list[str]:
-    """Return inactive services that have a process or leftovers of one.
+    """Return inactive services that still have a process, or leftovers of one.
 
     Services that a command is changing are left out.
     """
@@ -286,7 +292,7 @@ def left_running(machine: Machine) -> list[str]:
 
 
 def _gone(machine: Machine, active: list[str]) -> list[Finding]:
-    """Return a finding for each of these attachments whose namespace has ended."""
+    """Return a finding for each of these attachments whose namespace no longer exists."""
     from niso.services import attachments
 
     store = machine.store
@@ -309,7 +315,8 @@ def _processes(machine: Machine, active: list[str]) -> list[Finding]:
         if store.intent(name) is not None:  # a command is changing it
             continue
         row = store.service(name)
-        if row is None or not row.has_process:  # it was removed meanwhile, or is an attachment
+        # it was removed in the meantime, or is an attachment
+        if row is None or not row.has_process:
             continue
         defects += of_sources(row)
         process = of_service(machine.processes, row)

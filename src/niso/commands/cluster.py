@@ -1,7 +1,7 @@
-"""Make a cluster, and join one.
+"""Create a cluster, and join one.
 
-A host is in a cluster once its store has the cluster's id. What an interrupted command left before
-that is removed by the next one.
+A host is in a cluster once its store has the cluster's id. Whatever an interrupted command left
+before that point is removed by the next one.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from niso.services.machine import Machine
 LOCK = "niso.cluster"
 LOCK_S = 60.0
 MOST_MEMBERS = 3
-"""The first hosts become members of etcd: with three, the loss of one changes nothing."""
+"""The number of hosts that become etcd members by default: with three, one may be lost."""
 
 
 class Existing(NamedTuple):
-    """An etcd that is not niso's."""
+    """Access to an etcd that niso does not run."""
 
     urls: tuple[str, ...]
     cacert: str = ""
@@ -51,11 +51,11 @@ class Existing(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """What a host is in its cluster now."""
+    """This host's membership of a cluster."""
 
     config: Config
-    cluster: str  # its id
-    members: int  # of etcd; 0 if it is not niso's
+    cluster: str  # the cluster's id
+    members: int  # voting members of etcd; 0 if niso does not run it
 
 
 # --- init -----------------------------------------------------------------------------------------
@@ -69,10 +69,10 @@ def init(
     report: Report,
     encrypt: str = "",
 ) -> Joined:
-    """Make a cluster with this host as its first one; "" for the usual name and address.
+    """Create a cluster with this host as the first; "" for the default name and address.
 
-    ``encrypt`` is "", or one of `niso.cluster.encryption`. Raises UsageError, Conflict, Error,
-    NoAnswer; nothing is left then.
+    ``encrypt`` is "", or one of the kinds of `niso.cluster.encryption`. Raises UsageError,
+    Conflict, Error, NoAnswer; then nothing is left over.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     host = config.host_name(host or _own_name(), "--name")
@@ -104,7 +104,7 @@ def init(
                 left = None if membership.hosts() else membership.cluster()
                 if left is not None and left.encryption != encrypt:
                     raise _otherwise(left)
-                # one that an interrupted command has made
+                # the cluster that an interrupted command created
                 cluster = left or membership.make(encryption=encrypt)
                 if existing is None:
                     path = os.path.join(paths.cluster_dir(), certificates.CERTIFICATE)
@@ -118,7 +118,7 @@ def init(
 
 
 def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
-    """Return how this host is to encrypt as asked; "" for not at all. Raises Error."""
+    """Return this host's kind of encryption as requested; "" for none. Raises Error."""
     if not asked:
         return ""
     from niso.cluster import encryption
@@ -128,7 +128,7 @@ def _encrypts(machine: Machine, asked: str, mtu: int, address: str) -> str:
 
 
 def _otherwise(cluster: Cluster) -> Conflict:
-    """Return the error for a cluster that encrypts, or does not, otherwise than asked."""
+    """Return the error for a cluster whose encryption differs from the request."""
     if not cluster.encryption:
         return Conflict(f"cluster {cluster.identity} is not encrypted", "leave out --encrypt")
     how = f"--encrypt={cluster.encryption}"
@@ -139,7 +139,7 @@ _OWN_FILES = (certificates.AUTHORITY, certificates.CERTIFICATE, certificates.KEY
 
 
 def _reach(existing: Existing) -> Reach:
-    """Return how an etcd is reached that is not niso's. Raises UsageError, Error."""
+    """Return the access to an etcd that niso does not run. Raises UsageError, Error."""
     places, schemes = [], set()
     for url in existing.urls:
         parts = urlsplit(url)
@@ -169,10 +169,10 @@ def _reach(existing: Existing) -> Reach:
 
 
 def invite(machine: Machine, host: str, address: str, renew: bool, member: bool = False) -> str:
-    """Return the invitation of a host, a text with keys.
+    """Return an invitation for a host, a text that contains keys.
 
-    With ``renew``, of one that is in the cluster, with new certificates. With ``member`` it may run
-    a member of etcd, as the first three hosts do. Raises Conflict, Error.
+    With ``renew``, it is for a host of the cluster, with new certificates. With ``member``, the
+    host may run an etcd member, as the first three hosts do. Raises Conflict, Error.
     """
     own = require_member(machine)
     config.host_name(host, "HOST")
@@ -213,11 +213,12 @@ def invite(machine: Machine, host: str, address: str, renew: bool, member: bool 
 def join(
     machine: Machine, text: bytes, member: bool | None, report: Report, encrypt: str = ""
 ) -> Joined:
-    """Join the cluster of an invitation. ``member`` says whether to run a member of etcd.
+    """Join the cluster of an invitation.
 
-    By default the first three hosts do. A host that is in the cluster takes the certificates.
-    ``encrypt`` is how this host may encrypt, "" for as the cluster says. Raises InvalidInput,
-    Conflict, Error, NoAnswer; nothing is left then.
+    ``member`` says whether to run an etcd member; by default the first three hosts do. A host that
+    is in the cluster already installs the new certificates. ``encrypt`` says how this host may
+    encrypt, "" for the cluster's default. Raises InvalidInput, Conflict, Error, NoAnswer; then
+    nothing is left over.
     """
     config.way_to_encrypt(encrypt, "--encrypt")
     invited = invitation.parsed(text)
@@ -274,7 +275,7 @@ def join(
 
 
 def _renew(machine: Machine, invited: Invitation, member: bool | None, report: Report) -> Joined:
-    """Take the certificates of an invitation of this host, and make a new key to encrypt with.
+    """Install the certificates of an invitation for this host, and create a new encryption key.
 
     Raises Conflict, Error.
     """
@@ -313,7 +314,7 @@ def _renew(machine: Machine, invited: Invitation, member: bool | None, report: R
 
 
 def become_member(machine: Machine, own: Config, report: Report) -> Config:
-    """Run a member of etcd on this host; return its configuration. Raises Error, NoAnswer."""
+    """Run an etcd member on this host; return the new configuration. Raises Error, NoAnswer."""
     own_etcd.program()
     units.require_free(machine, units.ETCD)
     peer = own_etcd.peer_url(own.address)
@@ -338,7 +339,7 @@ def become_member(machine: Machine, own: Config, report: Report) -> Config:
 
 
 def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> None:
-    """Run no member of etcd on this host; no-op if it runs none. Raises Error, NoAnswer."""
+    """Remove this host's etcd member; no-op if there is none. Raises Error, NoAnswer."""
     peer = own_etcd.peer_url(own.address)
     for member in members.members(engine):
         if member.peer == peer:
@@ -349,7 +350,7 @@ def end_member(machine: Machine, own: Config, engine: Etcd, report: Report) -> N
 
 
 def voting(engine: Etcd) -> int:
-    """Return how many members of etcd vote."""
+    """Return the number of voting etcd members."""
     return sum(not member.learns for member in members.members(engine))
 
 
@@ -357,7 +358,7 @@ def voting(engine: Etcd) -> int:
 
 
 def require_member(machine: Machine) -> Config:
-    """Return cluster.toml of a host that is in a cluster. Raises Error."""
+    """Read cluster.toml of a host in a cluster. Raises Error if the host is in none."""
     own = config.require()
     if not machine.store.cluster_id():
         raise Error(
@@ -375,7 +376,10 @@ def _require_apart(machine: Machine) -> None:
 
 
 def _require_own(machine: Machine, address: str, key: str) -> int:
-    """Return the MTU of the link with an address. Raises InvalidInput if this host lacks it."""
+    """Return the MTU of the link with an address.
+
+    Raises InvalidInput if this host has no such link.
+    """
     mtu = machine.kernel.mtu_of(address)
     if mtu is None:
         raise InvalidInput(
@@ -385,7 +389,7 @@ def _require_own(machine: Machine, address: str, key: str) -> int:
 
 
 def as_member(machine: Machine, own: Config, mtu: int) -> Host:
-    """Return this host as the cluster is to have it; ``mtu`` is of the link between the hosts."""
+    """Return this host's values for the cluster; ``mtu`` is that of the link to the other hosts."""
     store = machine.store
     tunnel = store.across.tunnel()
     public = tunnel.public if tunnel else ""
@@ -393,7 +397,7 @@ def as_member(machine: Machine, own: Config, mtu: int) -> Host:
 
 
 def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
-    """Make this host one of the cluster, in its keys and in the store."""
+    """Add this host to the cluster's keys, and the cluster to the store."""
     store = machine.store
     host = Host(own.host, store.state_id(), own.address, mtu, False, niso.__version__)
     if own.encryption:
@@ -410,11 +414,11 @@ def _record(machine: Machine, own: Config, cluster: Cluster, mtu: int) -> None:
 
 
 _OF_THE_RUN = ("lease", "gone", "agent.wake", "etcd.pid")
-"""What the agent and etcd leave in the run folder."""
+"""Files of the agent and of etcd in the run folder."""
 
 
 def clear(machine: Machine, report: Report) -> None:
-    """Remove all of a cluster that this host is not in. No-op if there is nothing."""
+    """Remove all leftovers of a cluster that this host is not in; no-op if there are none."""
     units.end(machine, units.AGENT, report)
     units.end(machine, units.ETCD, report)
     own_etcd.forget()
@@ -425,7 +429,7 @@ def clear(machine: Machine, report: Report) -> None:
 
 
 def _require_key(invited: Invitation) -> None:
-    """Raise InvalidInput if an invitation is not one of a host that may run a member."""
+    """Raise InvalidInput if an invitation does not allow its host to run an etcd member."""
     if not invited.files.authority_key:
         raise InvalidInput(
             "the invitation is not that of a member of etcd",
@@ -434,7 +438,7 @@ def _require_key(invited: Invitation) -> None:
 
 
 def _require_etcd() -> None:
-    """Raise Error if etcd is not installed; a host can also join without it."""
+    """Raise Error if etcd is not installed, with the hint that joining works without it."""
     try:
         own_etcd.program()
     except Error as error:
@@ -454,11 +458,14 @@ def _own_name() -> str:
 
 
 def _own_address() -> str:
-    """Return the address by which this host reaches others. Raises UsageError."""
+    """Return the address from which this host reaches others.
+
+    Raises UsageError if there is none.
+    """
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             try:
-                probe.connect((far, 9))  # of a datagram socket: nothing is sent
+                probe.connect((far, 9))  # connecting a datagram socket sends nothing
                 return str(probe.getsockname()[0])
             except OSError:
                 continue

@@ -1,6 +1,6 @@
-"""Check a host of a cluster against the others: that packets pass, names, clocks, its agent.
+"""Check this host against the others of its cluster: packets, names, clocks and its agent.
 
-It sends packets: echo requests between the hosts, and between their services.
+It sends echo requests between the hosts, and between their services.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 1.0
 _TRIES = 3
-"""Pairs of services that ask each other, for each other host."""
+"""The number of service pairs that exchange packets, for each other host."""
 _APART_S = 60.0
 _LATE_S = 2 * LOOK_S
 
 
 class Checked(NamedTuple):
-    """What differs, and (warning, next step) about what is probably not meant so."""
+    """Differences, and (warning, next step) for likely mistakes."""
 
     findings: list[Finding]
     warnings: list[tuple[str, str]]
 
 
 class _Pair(NamedTuple):
-    """A service here and one of another host that may answer it, with an address of each."""
+    """A service here and a remote one that policies allow to answer it, with an address of each."""
 
     service: str
     other: str
@@ -52,9 +52,9 @@ class _Pair(NamedTuple):
 
 
 def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
-    """Check this host against the others; ``name`` is one network that spans hosts.
+    """Check this host against the others; ``name`` limits this to a network that spans hosts.
 
-    Raises KernelError, Error. Without an answer of the cluster a warning says so.
+    If the cluster does not answer, a warning says so. Raises KernelError, Error.
     """
     store = machine.store
     spans = [network for network in store.networks() if network.span is not None]
@@ -83,7 +83,7 @@ def check(machine: Machine, own: Config, name: str | None = None) -> Checked:
 
 
 def lost_address(machine: Machine, own: Config) -> list[Finding]:
-    """Return a finding if this host does not have its address between the hosts any more."""
+    """Return a finding if this host no longer has its address for the other hosts."""
     if machine.kernel.mtu_of(own.address) is not None:
         return []
     what = f"{own.address}, by which the other hosts reach this one"
@@ -95,7 +95,7 @@ def lost_address(machine: Machine, own: Config) -> list[Finding]:
 
 
 def _own_agent() -> list[tuple[str, str]]:
-    """Return a warning if this host's agent has not looked for long."""
+    """Return a warning if this host's agent has not done a sync pass for long."""
     at_s = absent_hosts.last().at_s
     ago_s = None if at_s is None else time.monotonic() - at_s
     if ago_s is not None and ago_s < _LATE_S:
@@ -107,7 +107,7 @@ def _own_agent() -> list[tuple[str, str]]:
 def _hidden(
     store: Store, elsewhere: set[str], claims: Iterable[Claim], own: str
 ) -> list[tuple[str, str]]:
-    """Return warnings about what this host has by the name of something in the cluster."""
+    """Return warnings about networks and services of this host that hide remote ones by name."""
     hidden = [
         (
             f"network {network.name} is this host's own, and hides the one that spans hosts",
@@ -128,7 +128,7 @@ def _hidden(
 
 
 def _etcd(own: Config) -> list[tuple[str, str]]:
-    """Return a warning for each alarm, and each member whose clock is far from this host's."""
+    """Return a warning for each alarm, and for each member whose clock differs from this host's."""
     warnings, states = [], []
     for place in own.etcd.members:
         state = members.state(own.access(), place)
@@ -146,7 +146,7 @@ def _etcd(own: Config) -> list[tuple[str, str]]:
 def _pairs(
     store: Store, claims: Iterable[Claim], own: str, spans: list[Network]
 ) -> dict[str, list[_Pair]]:
-    """Return, for each other host, services here that its services answer, by all policies."""
+    """Return, for each other host, pairs of services whose policies let them exchange packets."""
     claims = [claim for claim in claims if claim.up]
     here = [claim for claim in claims if claim.host == own and _asks(store, claim.service)]
     on = {network.name for network in spans}
@@ -164,14 +164,14 @@ def _pairs(
 
 
 def _asks(store: Store, service: str) -> bool:
-    """Return whether a service is active and its policy lets it send anything."""
+    """Return whether a service is active and no policy restricts its egress."""
     row, policy = store.service(service), store.policy(service)
     open_ = policy is None or (policy.egress_allow is None and not policy.egress_deny)
     return row is not None and row.active and row.has_process and open_
 
 
 def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
-    """Return two services with their addresses on a network that both have."""
+    """Return two services with their addresses on a common network; None without one."""
     for network in on & mine.networks.keys() & other.networks.keys():
         for to in other.networks[network]:
             for source in mine.networks[network]:
@@ -183,7 +183,7 @@ def _meet(mine: Claim, other: Claim, on: set[str]) -> _Pair | None:
 def _wires(
     own: Config, hosts: list[Host], pairs: dict[str, list[_Pair]], spans: list[Network]
 ) -> list[Finding]:
-    """Return a finding for each host with which packets are not exchanged as they should."""
+    """Return a finding for each host with which packets are not exchanged as they should be."""
     if not spans:
         return []
     inner = _answered(
@@ -203,7 +203,7 @@ def _wires(
         }
     )
     port = next(network.span.port for network in spans if network.span is not None)
-    port += 1 if own.encryption else 0  # WireGuard has the next one
+    port += 1 if own.encryption else 0  # WireGuard uses the next port
     findings = []
     for host in hosts:
         where = f"{host.name} ({host.address})"
@@ -233,9 +233,10 @@ def _wires(
 
 
 def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
-    """Send an echo request for each (namespace, source, destination, size); return who answered.
+    """Send an echo request for each (namespace, source, destination, size).
 
-    One that cannot be sent has no answer. All have the same second, and those without one another.
+    Returns which were answered. One that cannot be sent counts as unanswered. All wait within the
+    same second; those without an answer get a second try.
     """
     answered = dict.fromkeys(wanted, False)
     for _ in range(2):
@@ -261,7 +262,7 @@ def _answered[K](wanted: dict[K, tuple[str, str, str, int]]) -> dict[K, bool]:
 
 
 def concerned(machine: Machine, name: str | None) -> bool:
-    """Return whether a check of ``name``, None for all, is about the hosts of a cluster too."""
+    """Return whether a check of ``name`` (None for all) concerns other hosts of the cluster."""
     store = machine.store
     network = None if name is None else store.network(name)
     return name is None or (network is not None and network.span is not None)

@@ -1,4 +1,4 @@
-"""See the hosts of a cluster, give up lost ones, change etcd's members, back up; run the agent."""
+"""Show a cluster's hosts, forget lost ones, change etcd's members, back up; run the agent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AGENT_LOCK = "niso.agent"
 
 
 class Status(NamedTuple):
-    """What this host is told of its cluster. Without an answer only what it knows itself."""
+    """The state of the cluster as reported to this host. Without an answer only its own data."""
 
     own: Config
     cluster: str
@@ -44,14 +44,15 @@ class Status(NamedTuple):
     hosts: tuple[Host, ...]
     claims: tuple[Claim, ...]
     networks: tuple[str, ...]  # all that span hosts
-    gone_s: dict[str, float]  # for how long hosts have been gone, if the agent has seen it
-    late_s: dict[str, int]  # by how much agents are behind that are
-    looked_s: float | None  # since when this host's agent has looked last; None for not yet
-    problem: Error | None  # why nothing answers
+    gone_s: dict[str, float]  # seconds since which hosts are gone, as seen by this host's agent
+    late_s: dict[str, int]  # seconds by which agents lag, of those that do
+    # seconds since the last sync pass of this host's agent; None if there was none
+    looked_s: float | None
+    problem: Error | None  # why the cluster does not answer
 
 
 class _Other(Error):
-    """The engine has another cluster, or none."""
+    """Raised if the engine has another cluster, or none."""
 
 
 def status(machine: Machine) -> Status:
@@ -106,29 +107,32 @@ def status(machine: Machine) -> Status:
 
 
 def _without_port(place: str) -> str:
-    """Return the address of "198.51.100.1:4800", "[2001:db8::1]:4800"."""
+    """Return the address without port, of "198.51.100.1:4800" or "[2001:db8::1]:4800"."""
     return place.rpartition(":")[0].strip("[]")
 
 
 def _members(own: Config, engine: Etcd | None) -> list[members.EtcdMember]:
-    """Return etcd's members, or where they are if it is not niso's, or does not answer."""
+    """Return etcd's members.
+
+    If niso does not run etcd, or etcd does not answer, only their endpoints are known.
+    """
     if engine is not None and own.etcd.own:
         return members.members(engine)
     return [members.EtcdMember("", "", "", place, False) for place in own.etcd.members]
 
 
 class Forgotten(NamedTuple):
-    """What a host had that was given up."""
+    """What was removed with a lost host."""
 
     services: list[str]
     certificates: int
 
 
 def forget(machine: Machine, host: str) -> Forgotten:
-    """Give up a lost host, with all that it had, and withdraw its certificates.
+    """Remove a lost host with all its claims, and revoke its certificates.
 
-    One that has left, or has never joined, only has certificates. Raises NotFound, Conflict if it
-    lives, NoAnswer.
+    A host that has left, or has never joined, only has certificates. Raises NotFound, Conflict if
+    the host is alive, NoAnswer.
     """
     own = require_member(machine)
     if host == own.host:
@@ -139,7 +143,7 @@ def forget(machine: Machine, host: str) -> Forgotten:
         count = len(membership.issued_to(host))
         try:
             left = membership.forget(host)
-        except NotFound:  # it has left, or an interrupted command has done that part
+        except NotFound:  # it has left, or an interrupted command has done this part
             if membership.withdraw(host) == 0 and member is None:
                 raise
             left = []
@@ -151,7 +155,7 @@ def forget(machine: Machine, host: str) -> Forgotten:
 
 
 def add_member(machine: Machine, host: str, report: Report) -> int:
-    """Run a member of etcd on this host; return how many there are. Raises Conflict, Error."""
+    """Run an etcd member on this host; return the number of members. Raises Conflict, Error."""
     own = _require_own_etcd(machine)
     if host not in ("", own.host):
         raise Conflict(f"this host is {own.host}", f"run it on {host}")
@@ -169,7 +173,7 @@ def add_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def remove_member(machine: Machine, host: str, report: Report) -> int:
-    """Run no member on this host, or drop that of a lost one; return how many are left.
+    """Remove this host's etcd member, or that of a lost host; return the number of members left.
 
     Raises Conflict, NotFound, NoAnswer, Error.
     """
@@ -199,9 +203,9 @@ def remove_member(machine: Machine, host: str, report: Report) -> int:
 
 
 def be_only_member(machine: Machine, report: Report) -> None:
-    """Go on with this host's member alone, and what it has, after most were lost for good.
+    """Continue with this host's etcd member alone, and its data, after most were lost for good.
 
-    Raises Conflict if most answer, Error.
+    Raises Conflict if most members answer, Error.
     """
     own = _require_own_etcd(machine)
     if own.member is None:
@@ -226,10 +230,10 @@ def be_only_member(machine: Machine, report: Report) -> None:
 
 
 def restore(machine: Machine, report: Report) -> Joined:
-    """Make this host's cluster again, from what it knows, after etcd has lost its data.
+    """Restore this host's cluster from its store, after etcd has lost its data.
 
-    If nothing answers, this host runs the first member. Raises Conflict if etcd has a cluster, or
-    if this host has data of a member that could be used instead, NoAnswer, Error.
+    If no etcd answers, this host runs the first member. Raises Conflict if etcd has a cluster, or
+    if this host has a member's data that could be used instead, NoAnswer, Error.
     """
     own = require_member(machine)
     store = machine.store
@@ -254,7 +258,7 @@ def restore(machine: Machine, report: Report) -> Joined:
 
 
 def _answering(machine: Machine, own: Config, report: Report) -> Config:
-    """Have an etcd that answers; return how it is reached."""
+    """Make sure that an etcd answers, by starting one if needed; return how to reach it."""
     try:
         with own.engine() as engine:
             engine.mark(own.keys.prefix)
@@ -281,7 +285,10 @@ def _answering(machine: Machine, own: Config, report: Report) -> Config:
 
 
 def backup(machine: Machine, path: str) -> int:
-    """Write etcd's data to a file for root alone; return its size in bytes. Raises Error."""
+    """Write etcd's data to a file that only root can read; return its size in bytes.
+
+    Raises Error.
+    """
     own = _require_own_etcd(machine)
     if os.path.isdir(path):
         raise Error(f"{path} is a folder", "name a file in it")
@@ -331,7 +338,7 @@ def _count(own: Config) -> int:
 
 
 def follow(machine: Machine, log: Callable[[str], None]) -> Following:
-    """Return the agent of this host. Raises Error if the host is in no cluster."""
+    """Return this host's agent. Raises Error if the host is in no cluster."""
     own = require_member(machine)
     store = machine.store
     me = Me(own.host, store.state_id(), store.cluster_id(), paths.boot_id())
@@ -357,14 +364,17 @@ def follow(machine: Machine, log: Callable[[str], None]) -> Following:
 
 
 def _mending(machine: Machine) -> Callable[[bool], None]:
-    """Return what keeps the encrypted link up, in a thread of its own; it raises Error."""
+    """Return a function that repairs the encrypted link; the agent calls it in a thread.
+
+    It raises Error.
+    """
     from niso.cluster import encryption
     from niso.store.store import Store
 
     stores: list[Store] = []
 
     def mend(whole: bool) -> None:
-        if not stores:  # of this thread
+        if not stores:  # a store for this thread
             stores.append(Store.open())
         if whole or not encryption.serves(stores[0], machine.kernel):
             encryption.mend(stores[0], machine.kernel)
@@ -373,9 +383,9 @@ def _mending(machine: Machine) -> Callable[[bool], None]:
 
 
 def end_services(machine: Machine, services: list[str]) -> None:
-    """End services that another host has taken over, and detach attachments. Raises Error.
+    """End services that another host has taken over, and detach such attachments. Raises Error.
 
-    Those that share their namespaces end with them.
+    Services that share their namespaces end too.
     """
     store = machine.store
     attached = [name for name in services if store.attachments.get(name) is not None]
@@ -387,9 +397,9 @@ def end_services(machine: Machine, services: list[str]) -> None:
 
 
 def _tend_certificates(machine: Machine, own: Config, membership: Membership) -> None:
-    """Have the cluster know this host's certificate, and etcd here refuse those withdrawn.
+    """Record this host's certificate in the cluster, and make etcd here refuse revoked ones.
 
-    No-op if the cluster, or this host in it, is not there: its data may be lost.
+    No-op if the engine lacks the cluster, or this host: its data may be lost.
     """
     cluster, item = membership.cluster(), membership.host_item(own.host)
     if cluster is None or cluster.identity != machine.store.cluster_id():
@@ -406,10 +416,10 @@ def _tend_certificates(machine: Machine, own: Config, membership: Membership) ->
 
 
 def _tend(machine: Machine, engine: Engine, whole: bool) -> None:
-    """Keep what the cluster knows of this host, and the list of etcd's members here.
+    """Update this host's values in the cluster, and the list of etcd's members here.
 
-    Unless ``whole``, it is only because hosts have come or gone. Then hosts that are not members do
-    nothing: only members refuse certificates, and all agents would ask at once.
+    Without ``whole``, the call is only due because hosts came or went. Hosts that run no member
+    then do nothing: only members refuse certificates, and all agents would call at once.
     """
     own = config.require()
     if not whole and own.member is None:
@@ -424,8 +434,8 @@ def _tend(machine: Machine, engine: Engine, whole: bool) -> None:
         places = members.endpoints(members.members(client))
     try:
         with service_lock(LOCK, 0):
-            now = config.require()  # as a command may have changed it
+            now = config.require()  # read again: a command may have changed it
             if places and places != now.etcd.members:
                 config.save(now._replace(etcd=now.etcd._replace(members=places)))
     except Conflict:
-        pass  # a command that changes the cluster runs
+        pass  # a command is changing the cluster

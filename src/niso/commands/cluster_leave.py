@@ -1,4 +1,4 @@
-"""Take this host out of its cluster."""
+"""Remove this host from its cluster."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from niso.services.machine import Machine
 
 
 def leave(machine: Machine, force: bool, report: Report) -> Config:
-    """Take this host out of its cluster; return what it was there.
+    """Remove this host from its cluster; return its former configuration.
 
-    With ``force`` also if the cluster does not answer, which then still lists it. Raises Conflict
-    if it has services there, NoAnswer, Error.
+    With ``force`` also if the cluster does not answer, which then still lists this host. Raises
+    Conflict if the host has services there, NoAnswer, Error.
     """
     store = machine.store
     own = config.require()

@@ -1,7 +1,7 @@
-"""Run what a host of a cluster needs: the agent, and etcd on members.
+"""Run the programs that a host of a cluster needs: the agent, and etcd on members.
 
-With systemd as init each has a unit. Otherwise etcd is started in the background, since nothing can
-be done without it, and the agent is left to the caller.
+With systemd as init, each has a unit. Otherwise etcd is started in the background, because nothing
+works without it, and starting the agent is left to the caller.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AGENT, ETCD = "agent", "etcd"
 _MARK = "# written by niso cluster, which also removes it; state folder "
 _WORDS = {AGENT: ("agent",), ETCD: ("cluster", "etcd")}
 _DESCRIPTIONS = {AGENT: "niso agent, which follows the cluster", ETCD: "etcd of niso's cluster"}
-# a member waits for the others, and nothing else waits for it
+# a member waits for the other members, and no unit waits for it
 _MORE = {
     AGENT: ("RestartSec=1",),
     ETCD: ("RestartSec=2", "TimeoutStartSec=infinity", "LimitNOFILE=40000"),
@@ -32,7 +32,7 @@ def unit_text(which: str, state_id: str) -> str:
 
 
 def require_free(machine: Machine, which: str) -> None:
-    """Raise Conflict if a unit of that name belongs to another state folder or program."""
+    """Raise Conflict if the unit's name belongs to another state folder or program."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and not text.startswith(f"{_MARK}{machine.store.state_id()}"):
@@ -43,7 +43,7 @@ def require_free(machine: Machine, which: str) -> None:
 
 
 def start_agent(machine: Machine, report: Report) -> None:
-    """Start the agent, now and at boot; without systemd, say how. Raises Error."""
+    """Start the agent, now and at boot; without systemd, report how to. Raises Error."""
     if machine.processes.units.booted():
         _start_unit(machine, AGENT, report)
         return
@@ -65,14 +65,14 @@ def start_etcd(machine: Machine, config: Config, report: Report) -> None:
 
 
 def pause_etcd(machine: Machine) -> None:
-    """Stop this host's member until `start_etcd`. Raises Error."""
+    """Stop this host's member until the next `start_etcd`. Raises Error."""
     if machine.processes.units.booted():
         machine.processes.units.stop([ETCD])
     own_etcd.stop()
 
 
 def end(machine: Machine, which: str, report: Report) -> None:
-    """Stop the agent or etcd, and have it not start at boot; no-op if it does not. Raises Error."""
+    """Stop the agent or etcd and remove its unit; no-op if there is none. Raises Error."""
     units = machine.processes.units
     text = units.read(unit_file(which)) if units.booted() else None
     if text is not None and text.startswith(_MARK):

@@ -19,7 +19,7 @@ def deactivate(
     keep_forwards: bool = False,
     needs: stop.Needs | None = None,
 ) -> list[tuple[str, bool]]:
-    """Stop services and remove their networks; leases stay. Return (service, was active) pairs.
+    """Stop services and remove their networks; leases stay. Returns (service, was active) pairs.
 
     With ``keep_forwards``, their forwards return with the next activation. Processes end in
     parallel, except that dependencies (``needs``) end after their dependents. Raises Error.
@@ -53,8 +53,8 @@ def remove(
 ) -> None:
     """Deactivate services and delete their records, leases, logs and package copies.
 
-    ``with_volumes`` also deletes their named volumes, even those of an unknown service. Raises
-    Error.
+    ``with_volumes`` also deletes their named volumes, even for a service that does not exist.
+    Raises Error.
     """
     store = machine.store
     recover(machine, report, services)
@@ -95,7 +95,7 @@ def remove_volumes(machine: Machine, services: list[str], report: Report = silen
 
 
 def _tell(machine: Machine, services: list[str], report: Report) -> None:
-    """Tell the cluster that services are down, or not known any more; no-op without one."""
+    """Publish to the cluster that services are down or removed; no-op outside a cluster."""
     if machine.store.cluster_id():
         from niso.services import cluster_claims
 

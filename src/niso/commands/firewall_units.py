@@ -1,8 +1,8 @@
-"""Restore niso's rules whenever systemd has loaded those of another firewall.
+"""Restore niso's rules whenever systemd has loaded another firewall's rules.
 
 /etc/nftables.conf usually begins with ``flush ruleset``, which deletes niso's tables too. A drop-in
 for the firewall's unit runs ``niso net repair --kernel`` after its start, reload and stop. That
-waits for no service, whose unit may be waiting for the firewall's.
+command waits for no service, because a service's unit may be waiting for the firewall's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MARK = "# written by niso enable --firewall, removed by niso disable --firewall
 
 
 class Guarded(NamedTuple):
-    """Report what was done to one firewall's unit."""
+    """The result for one firewall's unit."""
 
     unit: str
     changed: bool
@@ -29,8 +29,8 @@ class Guarded(NamedTuple):
 def _text(state_id: str) -> str:
     """Return the drop-in (systemd.service(5)).
 
-    ``+`` runs the command outside of the unit's file system sandbox, where niso could not name
-    network namespaces. A failure (``-``) is not the firewall's.
+    ``+`` runs the command outside the unit's file system sandbox, in which niso could not name
+    network namespaces. With ``-``, its failure does not fail the firewall's unit.
     """
     repair = f"-+{command('net', 'repair', '--kernel')}"
     return "\n".join(
@@ -47,9 +47,9 @@ def _text(state_id: str) -> str:
 
 
 def enable(machine: Machine, report: Report = silent) -> list[Guarded]:
-    """Write the drop-ins, also for firewalls that are not installed yet.
+    """Write the drop-ins, including those for firewalls that are not installed yet.
 
-    Raises Error without systemd, Conflict if a file is not of this state folder.
+    Raises Error without systemd, Conflict if a file was not written for this state folder.
     """
     units, state_id = machine.processes.units, machine.store.state_id()
     if not units.booted():
@@ -77,7 +77,7 @@ def enable(machine: Machine, report: Report = silent) -> list[Guarded]:
 
 
 def disable(machine: Machine, report: Report = silent) -> list[Guarded]:
-    """Remove the drop-ins; no-op for what is missing or was not written for this state folder."""
+    """Remove the drop-ins; no-op for missing ones, and those of other state folders."""
     units, state_id = machine.processes.units, machine.store.state_id()
     done = []
     for unit in _UNITS:

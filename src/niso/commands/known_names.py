@@ -1,4 +1,4 @@
-"""Have the host itself know the names of services, or no longer."""
+"""Add the names of services to the host's own hosts file, or remove them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from niso.services.machine import Machine
 
 
 def show(machine: Machine, on: bool) -> bool:
-    """Write the names to the host's own hosts file from now on, or remove them.
+    """Keep the names of services in the host's hosts file from now on, or remove them.
 
-    Return whether anything changed. Raises KernelError; then nothing has changed.
+    Returns whether anything changed. Raises KernelError; then nothing has changed.
     """
     store, kernel = machine.store, machine.kernel
     with Lock():
         was, mark = store.host_knows(), store.state_id()
-        if on and not was:  # what is recorded first is completed by the next command
+        if on and not was:  # recorded first, so that the next command completes it
             with store.transaction():
                 store.set_host_knows(True)
         try:

@@ -1,4 +1,4 @@
-"""Run the agent of Kubernetes' network policies, and its unit of systemd."""
+"""Run the agent for Kubernetes' network policies, and install its systemd unit."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from niso.runtime.units import UNITS, WANTED_BY
 from niso.services.machine import Machine
 
 UNIT = "niso_kubernetes.service"
-"""No unit of a service can have this name: theirs begin with niso-."""
+"""Not a possible name of a service's unit, which begins with niso-."""
 _LOCK = "niso.kubernetes"
 _MARK = "# written by niso kubernetes --enable, removed by --disable; state folder "
 
 
 def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Following:
-    """Return the agent. Raises Error if the kubeconfig does not say how to reach a server."""
+    """Return the agent. Raises Error if the kubeconfig is unusable."""
     access = kubeconfig.read(config)
-    ApiServer(access)  # raises for certificates that cannot be read
+    ApiServer(access)  # raises for unusable certificates
 
     def connect() -> ApiServer:
         return ApiServer(kubeconfig.read(config))
@@ -41,7 +41,7 @@ def follow(machine: Machine, config: str, log: Callable[[str], None]) -> Followi
 
 
 def unit_texts(config: str, state_id: str) -> dict[str, str]:
-    """Return the unit and the drop-in that starts it at boot, by their paths."""
+    """Return the unit and the drop-in that starts it at boot, by path."""
     mark = f"{_MARK}{state_id}"
     words = ("kubernetes", "--kubeconfig", config)
     files = {
@@ -54,8 +54,8 @@ def unit_texts(config: str, state_id: str) -> dict[str, str]:
 def enable(machine: Machine, config: str, report: Report = silent) -> bool:
     """Write and start the unit; return whether something changed.
 
-    Raises Error without systemd, or for a kubeconfig that cannot be used; Conflict if the unit was
-    not made for this state folder.
+    Raises Error without systemd, or for an unusable kubeconfig; Conflict if the unit was not
+    written for this state folder.
     """
     config = os.path.abspath(config)
     ApiServer(kubeconfig.read(config))
@@ -83,7 +83,7 @@ def enable(machine: Machine, config: str, report: Report = silent) -> bool:
 
 
 def disable(machine: Machine, report: Report = silent) -> bool:
-    """Stop and remove the unit; return whether it was there and of this state folder."""
+    """Stop and remove the unit; return whether this state folder had one."""
     units, state_id = machine.processes.units, machine.store.state_id()
     ours = [
         path

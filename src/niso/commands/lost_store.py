@@ -1,4 +1,4 @@
-"""Refuse to treat a lost store as an empty one while objects made with it still exist."""
+"""Refuse to treat a lost store as empty while objects created with it still exist."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def refuse(kernel: Kernel, processes: Processes) -> None:
     """Raise Conflict if state.db is missing but objects of niso exist.
 
-    Such objects are marked links in this network namespace and services in the run folder.
+    Such objects are links with niso's mark in this network namespace, and services in the run
+    folder.
     """
     if os.path.lexists(paths.database()):
         return

@@ -1,4 +1,4 @@
-"""Have systemd resolve outside names again while enabled services need them."""
+"""Let a systemd timer resolve outside names again while enabled services need them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from niso.runtime.units import UNITS
 from niso.services.machine import Machine
 
 EVERY_S = 60
-"""How often the timer calls `niso net refresh`, which asks only for names that are due."""
+"""The interval (s) of `niso net refresh`, which resolves only names that are due."""
 TIMER = "niso_refresh.timer"
-"""No unit of a service can have this name: theirs begin with niso-."""
+"""Not a possible name of a service's unit, which begins with niso-."""
 _SERVICE = "niso_refresh.service"
 _DROP_IN = f"timers.target.d/{TIMER}.conf"
 _MARK = "# written by niso enable for outside names; state folder "
 
 
 def settle(machine: Machine, report: Report = silent) -> None:
-    """Write or remove the timer, as the enabled services need it; no-op without systemd.
+    """Write or remove the timer, as enabled services need it; no-op without systemd.
 
     Raises Error, OSError.
     """
@@ -58,9 +58,9 @@ def settle(machine: Machine, report: Report = silent) -> None:
 
 
 def texts(state_id: str) -> dict[str, str]:
-    """Return the files of the timer and its service (systemd.timer(5)), by their names.
+    """Return the files of the timer and its service (systemd.timer(5)), by name.
 
-    The timer is wanted by a drop-in of timers.target.
+    A drop-in of timers.target starts the timer.
     """
     head = (_MARK + state_id, "[Unit]")
     about = (*head, "Description=niso: resolve outside names of policies", "")

@@ -21,8 +21,9 @@ def create(
 ) -> Network | None:
     """Create a network and its bridge; return None if the same network already exists.
 
-    One that spans hosts is made in the cluster too, or taken over from there. Raises UsageError,
-    KernelError, and Conflict if name, subnet or bridge is taken; then nothing has changed.
+    A network that spans hosts is created in the cluster too, or added from there. Raises
+    UsageError, KernelError, and Conflict if name, subnet or bridge is taken; then nothing has
+    changed.
     """
     check(request)
     if not request.span:
@@ -79,9 +80,9 @@ def remove(
 ) -> None:
     """Remove networks and their bridges, all or none.
 
-    One that spans hosts is removed from the cluster first, also if only other hosts have had
-    services there. Raises NotFound, Conflict if a known
-    service is on one of them, on any host, and KernelError.
+    A network that spans hosts is removed from the cluster first, even if only other hosts had
+    services on it. Raises NotFound, Conflict if a service is on one of the networks, on any host,
+    and KernelError.
     """
     store, kernel = machine.store, machine.kernel
     here = {name: store.network(name) for name in names}
@@ -93,7 +94,7 @@ def remove(
 
         span_networks.remove(machine, spanning, dry_run)
     with Lock():
-        # the agent may have removed one that the cluster does not have any more
+        # the agent may have removed a network that the cluster no longer has
         names = [name for name in names if name not in spanning or store.network(name) is not None]
         for name in names:
             _require_unused(store, name)
@@ -113,12 +114,12 @@ def remove(
                 return
             # inside the transaction: if this fails or niso dies, the networks stay known for repair
             converge(kernel, store, scope, before, report, teardown=True)
-            # a client that gets such an address later is a machine like others
+            # a client that gets such an address later is an ordinary machine
             kernel.forget_flows(subnets)
 
 
 def _require_unused(store: Store, name: str) -> None:
-    """Raise NotFound, and Conflict if a service of this host is on the network."""
+    """Raise NotFound if there is no such network, Conflict if a service of this host is on it."""
     store.require_network(name)
     members = [service for service, _ in store.members(name)] or store.held_by(name)
     if members:
@@ -129,7 +130,7 @@ def _require_unused(store: Store, name: str) -> None:
 
 
 def _forget(machine: Machine, name: str, scope: Scope) -> None:
-    """Undo the creation of a network whose bridge could not be made."""
+    """Undo the creation of a network whose bridge could not be created."""
     store, kernel = machine.store, machine.kernel
     before = desired_now(kernel, store, scope)
     with store.transaction():

@@ -1,4 +1,4 @@
-"""Repair whatever `niso net check` finds."""
+"""Repair everything that `niso net check` reports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class RepairingStore(NamedTuple):
-    """Rows of the store are rewritten or deleted."""
+    """Reported when rows of the store are rewritten or deleted."""
 
     action: Literal["write", "delete"]
     table: str
@@ -47,7 +47,7 @@ class RepairingStore(NamedTuple):
 
 
 class WritingSpec(NamedTuple):
-    """The spec.json of a running service is rewritten."""
+    """Reported when the spec.json of a running service is rewritten."""
 
     service: str
 
@@ -99,10 +99,10 @@ def plan_repair(machine: Machine, report: Report, network_only: bool = False) ->
 
 
 def repair_all(machine: Machine, report: Report = silent) -> int:
-    """Recover interrupted changes, repair everything and start what should run.
+    """Recover interrupted changes, repair everything and start what should be running.
 
-    Return the number of repairs. Raises an ErrorGroup of all failed repairs after trying the rest,
-    and Error if the store cannot be repaired, since then the wanted state is unknown.
+    Returns the number of repairs. Raises an ErrorGroup of all failed repairs after trying the rest,
+    and Error if the store cannot be repaired, because then the wanted state is unknown.
     """
     store = machine.store
     errors: list[Error] = []
@@ -114,7 +114,7 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
     done += _forget_gone(machine, report, errors)
     for name in store.active_services():
         with journal.locked(store, [name]):
-            # a command that failed meanwhile has left its change to recovery
+            # a command that failed in the meantime has left its change to recovery
             if store.intent(name) is None:
                 done += _repair_process(machine, name, report, errors)
     done += _recover(machine, report, errors)
@@ -124,10 +124,10 @@ def repair_all(machine: Machine, report: Report = silent) -> int:
 
 
 def repair_network(machine: Machine, report: Report = silent) -> int:
-    """Repair the store and what the kernel has; leave processes and interrupted changes alone.
+    """Repair the store and the kernel; leave processes and interrupted changes alone.
 
-    It needs nothing but niso's own lock, so it can run in a unit of systemd that services wait for.
-    Return the number of repairs. Raises as `repair_all`.
+    This only takes niso's own lock, so it can run in a systemd unit that services wait for. Returns
+    the number of repairs. Raises the errors of `repair_all`.
     """
     errors: list[Error] = []
     with Lock():
@@ -143,9 +143,10 @@ def _raise_all(errors: list[Error]) -> None:
 
 
 def _repair_store(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Repair the rows of the store; without it, the wanted state is unknown. Raises Error.
+    """Repair the store's rows, without which the wanted state is unknown.
 
-    Failures of single services go to ``errors``. The caller holds the lock.
+    Returns the number of repairs. Failures of single services go to ``errors``. The caller holds
+    the lock. Raises Error.
     """
     store, kernel = machine.store, machine.kernel
     defects = store_repair.find_defects(kernel, store)
@@ -178,7 +179,7 @@ def _recover(machine: Machine, report: Report, errors: list[Error]) -> int:
 def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int:
     """Repair the kernel; return the number of repairs. Failures go to ``errors``.
 
-    After a repair or an earlier error, flows that do not match the rules are ended. The caller
+    After a repair, or an earlier error, flows that do not match the rules are ended. The caller
     holds the lock.
     """
     store, kernel, *_ = machine
@@ -193,7 +194,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
     except Error as error:
         errors.append(error)
     if steps or errors:
-        # flows that began while a rule was missing have no NAT and would misroute their client
+        # flows that began while a rule was missing have no NAT, so their packets would be misrouted
         nat_flows.clear(kernel, desired_now(kernel, store, ALL))
         # flows that began while a policy was missing may be denied by it
         policy_flows.cut(
@@ -202,7 +203,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
             [name for name in store.active_services() if store.policy(name) is not None],
         )
     elif ended := auditing.ended(store):
-        # what came in during an audit, which the kernel ends without a look at open flows
+        # flows that an audit let pass: when it ends, the kernel does not check open flows
         policy_flows.cut(kernel, store, ended)
     return done + len(steps)
 
@@ -210,7 +211,7 @@ def _repair_kernel(machine: Machine, report: Report, errors: list[Error]) -> int
 def _repair_process(machine: Machine, name: str, report: Report, errors: list[Error]) -> int:
     """Repair the package copy, spec and process of an active service; the caller holds its lock.
 
-    Return the number of repairs. Failures go to ``errors``.
+    Returns the number of repairs. Failures go to ``errors``.
     """
     processes, row = machine.processes, machine.store.service(name)
     if row is None or not row.active or not row.has_process:
@@ -237,7 +238,7 @@ def _repair_process(machine: Machine, name: str, report: Report, errors: list[Er
 
 
 def _forget_gone(machine: Machine, report: Report, errors: list[Error]) -> int:
-    """Forget the attachments whose namespace has ended; return the number of repairs.
+    """Detach the attachments whose namespace no longer exists; return the number of repairs.
 
     Failures go to ``errors``.
     """
@@ -259,7 +260,7 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
     done = 0
     for name in left_running(machine):
         with journal.locked(machine.store, [name]):
-            if name not in left_running(machine):  # another command changed it
+            if name not in left_running(machine):  # another command has changed it
                 continue
             report(Stopping(name))
             try:
@@ -271,9 +272,9 @@ def _stop_left_running(machine: Machine, report: Report, errors: list[Error]) ->
 
 
 def _copy_again(row: ServiceRow, report: Report) -> int:
-    """Copy a service's package again if the copy is gone or damaged; return the number of repairs.
+    """Copy a service's package again if the copy is missing or damaged.
 
-    Raises Error if the package has changed or is gone too.
+    Returns the number of repairs. Raises Error if the package has changed or is missing too.
     """
     if of_package(row) is None:
         return 0
@@ -298,7 +299,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
 
 
 def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> int:
-    """Write the missing spec.json of a running service; return the number of repairs.
+    """Write a running service's missing spec.json; return the number of repairs.
 
     Raises Error.
     """
@@ -314,7 +315,10 @@ def _write_spec_again(processes: Processes, row: ServiceRow, report: Report) -> 
 
 
 def _of_rows(defects: list[store_repair.Defect]) -> list[store_repair.Defect]:
-    """Return those of rows that are lost or of unknown services, which follow from others."""
+    """Return the defects of missing rows and of rows of unknown services.
+
+    Such rows can be derived from other rows.
+    """
     return [defect for defect in defects if defect.problem != "different"]
 
 
@@ -325,7 +329,7 @@ def _event_of(defect: store_repair.Defect) -> Event:
 
 
 def _nameless(machine: Machine) -> list[tuple[str, int]]:
-    """Return (active service, pid) where the process is in a namespace that has lost its name."""
+    """Return (active service, pid) for each process whose network namespace has lost its name."""
     store, kernel, processes, _ = machine
     mark = alias(store.state_id())
     nameless = []

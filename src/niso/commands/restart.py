@@ -26,9 +26,8 @@ def restart(
 ) -> None:
     """Restart the processes of active services; namespace, addresses and ports stay.
 
-    ``after`` is as for `start.run`, among these services.
-    Raises Conflict, NotFound, ProcessError. Then the stopped processes are started again, except
-    those that ended by themselves.
+    ``after`` is as for `start.run`, among these services. Raises Conflict, NotFound, ProcessError.
+    Then the stopped processes are started again, except those that exited by themselves.
     """
     from niso.services import start
 
@@ -58,10 +57,10 @@ def restart(
 
 
 def _refreshed(store: Store, rows: list[ServiceRow]) -> list[ServiceRow]:
-    """Update the stored rows to the host's current resolv.conf, and return them.
+    """Update the stored rows with the host's present resolv.conf, and return them.
 
-    Services on the host's own network read it directly. If an older niso activated a
-    service, also record which files its paths lead to.
+    Services in the host's network read that file directly. For a service that an older niso
+    activated, also record which files its paths lead to.
     """
     from niso.kernel import host_facts
 

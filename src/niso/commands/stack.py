@@ -1,4 +1,4 @@
-"""Run `niso stack up`, `down` and `status`: the services of one stack.toml as a unit.
+"""Carry out `niso stack up`, `down` and `status`: the services of one stack.toml as a unit.
 
 `up` is one activation of all services, including the stack's networks and the services that left
 its file, planned once and applied once.
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 class Up(NamedTuple):
-    outcomes: list[Outcome]  # in the order of dependencies
-    left: list[str]  # services that left the file
-    made: list[str]  # networks that did not exist
+    outcomes: list[Outcome]  # in dependency order
+    left: list[str]  # services that are no longer in the file
+    made: list[str]  # networks that were created
     idle: list[str]  # networks of the file that none of its services uses
 
 
@@ -45,14 +45,14 @@ class Down(NamedTuple):
 
 
 def load(path: str, owners: Container[int] | None = None) -> Stack:
-    """Read and check a stack.toml and its manifests, as `model.load`, also the networks."""
+    """Read and validate a stack.toml, its manifests and its networks; see `model.load`."""
     return model.load(path, _network_errors, owners)
 
 
 def named(store: Store, plain: Stack) -> Stack:
-    """Return a stack with the names that its services and networks have on this host.
+    """Return a stack with this host's names of its services and networks.
 
-    Raises an ErrorGroup if a name is too long with the stack's prefix.
+    A stack may need a prefix here. Raises an ErrorGroup if a name with the prefix is too long.
     """
     names = [member.name for member in plain.members]
     wanted = stacks.prefixed(store, plain.asks, plain.name, names)
@@ -60,7 +60,7 @@ def named(store: Store, plain: Stack) -> Stack:
 
 
 def outlined(store: Store, path: str) -> model.Outline:
-    """Return the outline of a stack.toml with the names that its services have on this host.
+    """Return the outline of a stack.toml with this host's names of its services.
 
     Raises the errors of `model.outline`.
     """
@@ -70,9 +70,9 @@ def outlined(store: Store, path: str) -> model.Outline:
 
 
 def own(store: Store, path: str) -> model.Outline:
-    """Return the outline of a stack.toml, as `outlined`, that the known services came from.
+    """Return the outline of a stack.toml (`outlined`) whose services were activated from it.
 
-    Raises also Conflict if they came from another file.
+    Also raises Conflict if they were activated from another file.
     """
     outline = outlined(store, path)
     _refuse_elsewhere(store, outline.name, outline.path)
@@ -87,16 +87,16 @@ def up(
     dry_run: bool = False,
     replace: bool = False,
 ) -> Up:
-    """Apply the stack's file completely or change nothing.
+    """Apply the stack's file completely, or change nothing.
 
-    ``replace`` takes over services and a stack of these names from other folders. Raises the
-    errors of `activate.activate`.
+    ``replace`` takes over services and a stack of these names from other folders. Raises the errors
+    of `activate.activate`.
     """
     store = machine.store
     if not dry_run:
-        journal.recover(machine, report)  # it may change who belongs to the stack
+        journal.recover(machine, report)  # recovery may change which services belong to the stack
     stack = named(store, stack)
-    if not replace:  # again under the lock; here before a dry run shows what would end
+    if not replace:  # repeated under the lock; here, before a dry run shows what would end
         stacks.refuse_elsewhere(store, stack.name, stack.path, stacks.OR_REPLACE)
     wanted, joins = _joining(store, stack, replace)
     on = {network for target in wanted for network in target.spec.networks}
@@ -119,9 +119,9 @@ def up(
 
 
 def refuse(plain: Stack) -> None:
-    """Raise what `up` refuses of a stack on any host. Changes nothing and reads no host.
+    """Raise the errors that `up` would raise on any host. Changes nothing and reads no host.
 
-    Raises an ErrorGroup, with the keys of the stack's file where it has them.
+    Raises an ErrorGroup, with the keys of the stack's file where they are known.
     """
     from niso.commands import static_check
 
@@ -142,7 +142,7 @@ def _in_cluster(
     report: Report,
     dry_run: bool,
 ) -> Iterator[None]:
-    """Have the cluster have these networks while the block runs, and if it fails no new ones."""
+    """Create networks in the cluster for a block; remove them again if the block fails."""
     if not spanning:
         yield
         return
@@ -170,13 +170,13 @@ def _in_cluster(
 
 
 def foreseen(machine: Machine, stack: Stack, replace: bool = False) -> tuple[World, World]:
-    """Return the services and networks as they are, and as `up` would leave them."""
+    """Return the present services and networks, and those after `up`, as two worlds."""
     wanted, joins = _joining(machine.store, named(machine.store, stack), replace)
     return activate.foreseen(machine, wanted, joins)
 
 
 def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], Membership]:
-    """Return the targets of a stack, and how they join it."""
+    """Return a stack's targets, and their membership."""
     wanted = [target._replace(replace=replace) for target in _targets(store, stack)]
     names = {member.name for member in stack.members}
     left = [name for name in store.stack_members(stack.name) if name not in names]
@@ -187,7 +187,7 @@ def _joining(store: Store, stack: Stack, replace: bool) -> tuple[list[Target], M
 def _membership(
     stack: Stack, on: Container[str], left: Iterable[str] = (), replace: bool = False
 ) -> Membership:
-    """Return how services join a stack; of its networks those that they are ``on``."""
+    """Return the membership for a stack's services, with those of its networks in ``on``."""
     requests = [_request(name, settings) for name, settings in stack.networks.items() if name in on]
     return Membership(
         stack.name,
@@ -233,7 +233,7 @@ def down(
 def active_members(store: Store, stack: Stack) -> tuple[list[str], start.After]:
     """Return the active services of a stack, each after its dependencies among them.
 
-    Raises Conflict if the stack of this name came from another file.
+    Raises Conflict if the stack of this name was activated from another file.
     """
     _refuse_elsewhere(store, stack.name, stack.path)
     stack = named(store, stack)
@@ -251,14 +251,14 @@ def _refuse_elsewhere(store: Store, name: str, path: str) -> None:
 
 
 def members(store: Store, outline: model.Outline) -> list[str]:
-    """Return the known services of a stack, dependents first."""
+    """Return the existing services of a stack, dependents first."""
     known = store.stack_members(outline.name)
     order = [name for name in reversed(stack_order.ordered(outline.after)) if name in known]
     return [*(name for name in known if name not in order), *order]
 
 
 def _targets(store: Store, stack: Stack) -> list[Target]:
-    """Return the targets of the stack. Raises an ErrorGroup with the keys of the stack's file."""
+    """Return a stack's targets. Raises an ErrorGroup with the keys of the stack's file."""
     wanted: list[Target] = []
     errors: list[Error] = []
     taken = stacks.taken(store, stack.name, [member.name for member in stack.members])

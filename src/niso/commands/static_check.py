@@ -1,8 +1,8 @@
-"""Find what an activation refuses of services whatever host they come to (`niso check`).
+"""Find what an activation would refuse on any host (`niso check`).
 
-It is recorded by the code of activations in a store without a file, on a host that has nothing.
-What depends on the host is left open: networks that no file describes, services that no file
-names, and the present time.
+The services are recorded by the code of activations, in a store without a file, on a fake host that
+has nothing. What depends on the host is not checked: networks that no file describes, services that
+no file has, and the present time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from niso.services.stacks import Membership
 
 _SPACE = 1 << 12
-"""How many addresses are set apart for each network whose subnet is not known."""
+"""Number of addresses reserved for each network whose subnet is not known."""
 
 
 class _BareHost:
@@ -68,7 +68,7 @@ class _BareHost:
 
 
 def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
-    """Raise what an activation of these services alone, or as a stack, raises on any host.
+    """Raise the errors that activating these services, alone or as a stack, raises on any host.
 
     Changes nothing and reads nothing of this machine. Raises Conflict, InvalidInput, or an
     ErrorGroup of all errors.
@@ -87,7 +87,8 @@ def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
                 stacks.prepare(host, stack._replace(networks=known), ())
             every = [*wanted, *_providers(wanted)]
             _make_unknown(host, every, stack)
-            if stack is not None:  # the others need not be like the stand-ins of _make_unknown
+            # the placeholders of the other networks need not match their requests
+            if stack is not None:
                 stack = stack._replace(networks=known)
             record_all(host, every, {one.name: "" for one in every}, [], stack, None)
     except (Conflict, InvalidInput, ErrorGroup) as error:
@@ -101,7 +102,7 @@ def refuse(loaded: Iterable[Loaded], stack: Membership | None = None) -> None:
 def _target(loaded: Loaded) -> Target:
     """Return a service without its files.
 
-    An audit is left out: whether it has ended depends on the day, and on the activation before.
+    An audit is left out, because its end depends on the day and on the previous activation.
     """
     spec = loaded.spec
     spec = spec._replace(policy=spec.policy._replace(audit=None))
@@ -112,12 +113,13 @@ def _target(loaded: Loaded) -> Target:
 def _misplaced(target: Target) -> list[InvalidInput]:
     """Return the errors of a service's mount points.
 
-    Without a rootfs, what is below /etc depends on the folders that the host has there.
+    Without a rootfs, mount points below /etc depend on the host's folders there, and are not
+    checked.
     """
     own = target.rootfs is not None
     placed = [volume for volume in targets.volumes(target.spec) if own or not _is_etc(volume.mount)]
     try:
-        # checked like a tmpfs, since only the host knows whether its paths exist
+        # checked like a tmpfs, because only the host knows whether its paths exist
         return targets.misplaced(target, [volume._replace(source=None) for volume in placed])
     except OSError:  # a folder of the rootfs that only root can read
         return []
@@ -128,7 +130,7 @@ def _is_etc(mount: str) -> bool:
 
 
 def _providers(wanted: Iterable[Target]) -> list[Target]:
-    """Return the services whose namespaces others share, and which only the host may know."""
+    """Return placeholders for providers that are not among the services."""
     specs = [target.spec for target in wanted]
     known = {name for spec in specs for name in spec.names}
     unknown = {
@@ -141,7 +143,7 @@ def _providers(wanted: Iterable[Target]) -> list[Target]:
 
 
 def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
-    """Return a service alone on a network that no file can name."""
+    """Return a placeholder service on a network of its own, with a name that no file can use."""
     return sharer._replace(
         name=name,
         mode="bridge",
@@ -156,7 +158,7 @@ def _stand_in(name: str, sharer: ServiceSpec) -> ServiceSpec:
 
 
 def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership | None) -> None:
-    """Record the networks that lack a subnet in the files, with one that holds any address.
+    """Record networks without a subnet in the files, with a subnet that contains any address.
 
     Raises Conflict if a subnet in the file overlaps that of another network.
     """
@@ -191,10 +193,10 @@ def _make_unknown(host: Machine, wanted: Iterable[Target], stack: Membership | N
 
 
 def _anything(family: int, position: int) -> Subnet:
-    """Return a subnet that holds all addresses.
+    """Return a subnet that contains all addresses.
 
-    Services without a static address get one of 0.0.0.0/8 or ::/104, which nobody else has, apart
-    from those of the networks in other positions.
+    Services without a static address get one of 0.0.0.0/8 or ::/104, which no static address can be
+    in. ``position`` keeps networks' addresses apart.
     """
     start = ipaddress.ip_address(position * _SPACE)
     text = str(start if family == 4 else ipaddress.IPv6Address(int(start)))

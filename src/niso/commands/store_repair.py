@@ -1,9 +1,9 @@
-"""Check the store's rows for consistency, and restore deleted ones.
+"""Check the store's rows for consistency, and restore missing ones.
 
-Most rows of a service follow from its manifest. One query finds the services that need a closer
-look. Their rows are compared with their manifest service by service, so that a check has the rows
-of one in memory, however many are known. If rows are lost, they are restored by the code that
-writes them: in a copy in memory to name them, then in the store.
+Most rows of a service follow from its manifest. One query finds services that need a closer check.
+Their rows are compared with their manifests one service at a time, so that memory use does not grow
+with their number. Missing rows are restored by the code that writes them: first in an in-memory
+copy to list them, then in the store.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Defect(NamedTuple):
-    """Describe a defect of ``table``.
+    """A defect in the rows of ``table``.
 
     ``problem`` is "missing" (a row of ``service`` is lost), "foreign" (a row of an unknown service)
     or "different" (the row of ``service`` in the table service is damaged).
@@ -45,7 +45,7 @@ class Defect(NamedTuple):
 def find_defects(kernel: Kernel, store: Store) -> list[Defect]:
     """Return the defects of the store. Changes nothing.
 
-    Raises Error if the store is damaged beyond that.
+    Raises Error if the database itself is damaged.
     """
     with store.reading():
         return _defects(kernel, store)
@@ -79,9 +79,9 @@ def _defects(kernel: Kernel, store: Store) -> list[Defect]:
 
 
 def repair_row(processes: Processes, store: Store, name: str) -> None:
-    """Rewrite the process spec of a service's "different" row from the running service.
+    """Rewrite the process spec in a service's "different" row from the running service.
 
-    Raises Error if the service has none or the manifest is damaged.
+    Raises Error if the service is not running or the manifest is damaged.
     """
     row = store.service(name)
     if row is None:
@@ -94,7 +94,7 @@ def repair_row(processes: Processes, store: Store, name: str) -> None:
 
 
 def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> None:
-    """Repair those that are "missing" or "foreign". Raises Error.
+    """Repair the defects that are "missing" or "foreign". Raises Error.
 
     The caller is in a transaction of the store.
     """
@@ -107,14 +107,14 @@ def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> N
 
 
 def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
-    """Restore the lost rows of services and of those that share their namespaces; return these.
+    """Restore the missing rows of services and of their sharers; return the restored ones.
 
     Rows of unknown services are deleted. Raises Error.
     """
     store.drop_orphans()
     defects = []
     rows = [store.service(name) for name in store.with_companions(services)]
-    # the ports of a sharer are compared with the addresses of its provider, which is first
+    # providers first: a sharer's ports are compared with its provider's addresses
     for row in sorted(filter(None, rows), key=lambda row: row.provider is not None):
         spec = row.service
         if spec is None or store.intent(row.name) is not None:
@@ -162,7 +162,7 @@ def _is_whole(
 
 
 def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
-    """Return the policy of a service that its rows should have; None if it has none."""
+    """Return the policy that a service's rows should have; None if it has none."""
     policy = spec.policy
     if policy.audit is not None:
         from niso.services import auditing
@@ -174,7 +174,7 @@ def _policy(store: Store, service: str, spec: ServiceSpec) -> Policy | None:
 def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -> None:
     """Restore the rows that follow from a service's own row; existing rows stay.
 
-    Raises Error if a network is missing, or if an address has another holder by now.
+    Raises Error if a network is missing, or if an address has another holder now.
     """
     name = row.name
     store.set_names(name, spec.names)
@@ -189,7 +189,7 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
     store.set_endpoints(name, row.networks)
     for position, network in enumerate(row.networks):
         _lease_again(kernel, store, row, network, position)
-        # one that another host has taken over keeps what lease it has
+        # a service that another host has taken over keeps the leases that it has
         if store.require_network(network).span is None or store.claimed(name, network):
             leases.lease(store, name, network, spec.statics(network))
     store.set_policy(name, _policy(store, name, spec))
@@ -202,10 +202,10 @@ def _restore(kernel: Kernel, store: Store, row: ServiceRow, spec: ServiceSpec) -
 def _lost_ports(
     kernel: Kernel, store: Store, service: str, spec: ServiceSpec
 ) -> tuple[list[Port], list[Port]] | None:
-    """Return the arguments of `Store.set_ports` that restore lost manifest ports, None if none is.
+    """Return the arguments of `Store.set_ports` that restore lost manifest ports.
 
-    Those are lost that the kernel still has for the service. A port that is in neither store nor
-    kernel may have been taken (port-forward --replace). That is not a defect.
+    Returns None if none is lost. A port is lost if the kernel still has it for the service. A port
+    in neither store nor kernel may have been taken (port-forward --replace), which is not a defect.
     """
     forwards = set(store.forwards(service))
     before = {port for _, port in store.ports(service)} - forwards
@@ -228,7 +228,7 @@ def _lost_ports(
 def _port_in_kernel(kernel: Kernel, store: Store, service: str, port: Port) -> Port | None:
     """Return the port with its chosen host port if niso's maps assign it to the service.
 
-    Return None otherwise.
+    Returns None otherwise.
     """
     own = store.addresses(service)
     first = [address for network, address in own if network == own[0][0]]
@@ -282,12 +282,12 @@ def _lease_again(
 
 
 def _marked_sysctls(kernel: Kernel) -> dict[str, str]:
-    """Return the kernel's copy of the recorded forwarding sysctls."""
+    """Return the forwarding sysctls recorded in the kernel, with their former values."""
     return dict(map(nft.sysctl_before, kernel.list_elements(nft_tables.INET, "before") or ()))
 
 
 def _lost_sysctl(kernel: Kernel, store: Store) -> bool:
-    """Return whether the store lacks a forwarding sysctl that an active service changed."""
+    """Return whether the store lacks the former value of a sysctl changed by an active service."""
     recorded, marked = store.sysctls_before(), _marked_sysctls(kernel)
     return not marked.keys() <= recorded.keys() or bool(
         forwarding.unrecorded(kernel, store, recorded, store.networks_in_use())

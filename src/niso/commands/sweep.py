@@ -1,4 +1,4 @@
-"""Remove everything of niso from the kernel (``niso net repair --sweep``), without a store."""
+"""Remove everything of niso's from the kernel (``niso net repair --sweep``), without a store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class EndingLost(NamedTuple):
-    """Processes of a service without a run folder are killed."""
+    """Reported when processes of a service without a run folder are killed."""
 
     cgroup: str
 
@@ -45,9 +45,9 @@ _TRIES = 50
 def sweep(
     kernel: Kernel, processes: Processes, report: Report = silent, dry_run: bool = False
 ) -> tuple[int, Error | None]:
-    """Remove everything of niso from the kernel, for all state folders. No store is needed.
+    """Remove everything that niso created in the kernel, for all state folders. Needs no store.
 
-    Processes end first, then namespaces and links, tables last. Return (number of removed objects,
+    Processes end first, then namespaces and links, tables last. Returns (number of removed objects,
     error of updating the store or None). Raises an ErrorGroup of all failed removals after trying
     the rest.
     """
@@ -63,7 +63,7 @@ def sweep(
             *_marked(kernel, marked),
             *_all_rules(kernel, marked),
         ):
-            if errors and thing.is_guard:  # the objects that it protects may still exist
+            if errors and thing.is_guard:  # the objects that the table protects may still exist
                 continue
             report(thing.event)
             gone += 1
@@ -81,7 +81,7 @@ def sweep(
         if not dry_run and not errors:
             try:
                 _forget_active(kernel, Store.open(create=False))
-            except Error as error:  # the very case that a sweep is for
+            except Error as error:  # an unusable store is the very case that a sweep is for
                 untold = error
     if errors:
         raise ErrorGroup(errors)
@@ -89,16 +89,16 @@ def sweep(
 
 
 class _Thing(NamedTuple):
-    """Pair an object of niso with its removal."""
+    """An object of niso and the function that removes it."""
 
     event: Event
     remove: Callable[[], object]
-    is_guard: bool = False  # a table: its rules guard everything else
+    is_guard: bool = False  # a table: its rules protect everything else
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Hold niso's lock and those of all services, so that no other command is in a change.
+    """Hold niso's lock and those of all services, so that no other command is changing anything.
 
     Raises Conflict if new locks keep appearing.
     """
@@ -108,7 +108,8 @@ def _alone() -> Iterator[None]:
             for name in sorted(known):
                 locks.enter_context(service_lock(name))
             locks.enter_context(Lock())
-            # on a new lock, retry: locks are always taken in order, so that none deadlock
+            # retry if a lock was added: locks are always taken in order, so that no deadlock is
+            # possible
             if locked_services() <= known:
                 yield
                 return
@@ -119,7 +120,7 @@ def _alone() -> Iterator[None]:
 
 
 def _refuse_strangers(lost: list[Lost]) -> None:
-    """Raise Conflict if services of another run folder run, since they need their network."""
+    """Raise Conflict if services of another run folder are running, which need their network."""
     for one in lost:
         if one.stranger is not None:
             raise Conflict(
@@ -140,7 +141,7 @@ def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
     """Yield all namespaces, links and routing rules with niso's mark, in removal order.
 
-    Of a namespace that others made, the name in /run/netns is niso's.
+    For a namespace of another program, only the name in /run/netns is niso's.
     """
     for name, mark in kernel.marked_netns().items():
         step = Step("delete", Netns(name, mark))
@@ -158,7 +159,7 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:
     """Yield niso's tables, preceded by the sysctls whose former values they record.
 
-    Sysctls of the links in ``going`` end with them.
+    Sysctls of the links in ``going`` vanish with the links.
     """
     marks = kernel.list_elements(nft_tables.INET, "before") or ()
     for name, value in forwarding.to_put_back(kernel, dict(map(nft.sysctl_before, marks))):

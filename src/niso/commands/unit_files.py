@@ -1,4 +1,4 @@
-"""Write the parts that niso's unit files and drop-ins of systemd have in common."""
+"""Shared parts of niso's systemd units and drop-ins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from niso.runtime.units import UNITS
 
 
 class ChangingUnit(NamedTuple):
-    """A systemd unit file is being written or removed."""
+    """Reported when a systemd unit file is written or removed."""
 
     action: Literal["write", "remove"]
     path: str
@@ -29,10 +29,10 @@ AFTER = (
     "libvirtd.service",
     "virtnetworkd.service",
 )
-"""What starts before niso's units at boot.
+"""Units that start before niso's at boot.
 
-The first ones load their own rules and may flush all others. The last ones switch forwarding on,
-which they share with niso if they are first.
+The first ones load their own rules and may flush all others. The last ones switch forwarding on;
+started before niso, they share it with niso.
 """
 
 
@@ -42,9 +42,10 @@ def drop_in(unit: str) -> str:
 
 
 def command(*words: str) -> str:
-    """Return this niso with arguments as a command line of a unit file.
+    """Return the command line of this niso with arguments, for a unit file.
 
-    A prefix of the caller is followed by ``:``, so that ``$`` has no meaning (systemd.service(5)).
+    After any prefix of the caller it begins with ``:``, so that ``$`` has no meaning
+    (systemd.service(5)).
     """
     return ":" + " ".join(quoted(word) for word in (sys.executable, "-I", "-m", "niso.cli", *words))
 
@@ -52,10 +53,10 @@ def command(*words: str) -> str:
 def agent(
     mark: str, description: str, words: tuple[str, ...], more: tuple[str, ...] = ("RestartSec=1",)
 ) -> list[str]:
-    """Return the lines of the unit of a command that runs all the time (systemd.service(5)).
+    """Return the lines of a unit for a command that runs permanently (systemd.service(5)).
 
-    It says that it is ready, and systemd starts it again whenever it ends. ``mark`` is the first
-    line, and ``more`` are lines of ``[Service]``.
+    The command reports when it is ready, and systemd restarts it whenever it ends. ``mark`` is the
+    first line, and ``more`` are lines of ``[Service]``.
     """
     return [
         mark,
@@ -77,7 +78,7 @@ def agent(
 
 
 def environment() -> list[str]:
-    """Return ``Environment=`` lines for folders and a pool of networks that are not the default."""
+    """Return ``Environment=`` lines for folders and an address pool that are not the default."""
     folders = {"NISO_STATE_DIR": paths.state_dir(), "NISO_RUN_DIR": paths.run_dir()}
     usual = {"NISO_STATE_DIR": paths.STATE_DIR, "NISO_RUN_DIR": paths.RUN_DIR}
     variables = {name: value for name, value in folders.items() if value != usual[name]}

@@ -1,7 +1,7 @@
-"""Give an ordinary unit of systemd a network of niso (``niso net attach --new --unit``).
+"""Give an ordinary systemd unit a network of niso (``niso net attach --new --unit``).
 
-A unit ``niso-net@NAME.service`` of niso attaches a namespace that niso makes, and a drop-in puts
-the ordinary unit into it. The namespace outlives the unit's process, and a reboot starts both.
+A unit ``niso-net@NAME.service`` attaches a namespace that niso creates, and a drop-in puts the
+ordinary unit into it. The namespace outlives the unit's process, and a reboot starts both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TIMEOUT_S = 90
 
 
 def unit_name(text: str) -> str:
-    """Return the full name of a unit: ``web`` is web.service. Raises InvalidInput."""
+    """Validate a unit name and complete it: ``web`` is web.service. Raises InvalidInput."""
     name = text if text.endswith(".service") else f"{text}.service"
     if not _UNIT.fullmatch(name) or len(name) > _LONGEST or name.endswith("@.service"):
         raise InvalidInput(
@@ -53,7 +53,7 @@ def _file(attachment: str) -> str:
 
 
 def _network_text(attachment: str, unit: str, words: Sequence[str], state_id: str) -> str:
-    """Return the file of `network_unit`; ``words`` are the arguments that attach it."""
+    """Return the file of `network_unit`; ``words`` are the command's arguments to attach."""
     return "\n".join(
         [
             _MARK + state_id,
@@ -96,11 +96,11 @@ def _drop_in_text(attachment: str, state_id: str) -> str:
 def attach(
     machine: Machine, request: Request, unit: str, words: Sequence[str], report: Report = silent
 ) -> Done:
-    """Attach a namespace that niso makes, and put a unit into it from the unit's next start on.
+    """Attach a new namespace, and put a unit into it from the unit's next start on.
 
-    ``words`` are the arguments of niso that do the same without the unit's files.
-    Raises Error without systemd, NotFound for an unknown unit, and as `attachments.attach`; then
-    nothing has changed.
+    ``words`` are niso's arguments for the same attachment without a unit. Raises Error without
+    systemd, NotFound for an unknown unit, and the errors of `attachments.attach`; then nothing has
+    changed.
     """
     store, units, name = machine.store, machine.processes.units, request.name
     if not units.booted():
@@ -135,7 +135,7 @@ def attach(
 
 
 def _binds(dropped: str, attachment: str) -> bool:
-    """Return whether a drop-in of niso is one for this attachment."""
+    """Return whether a drop-in of niso belongs to this attachment."""
     return f"\nBindsTo={network_unit(attachment)}\n" in dropped
 
 
@@ -151,9 +151,10 @@ def _refuse_other(name: str, unit: str, network: str | None, dropped: str | None
 
 
 def _put(units: Units, path: str, text: str, is_new: bool, report: Report) -> bool:
-    """Write a file and let systemd read it, if it is new; return that. Start a network's unit.
+    """Write a file and reload systemd if it is new; start it if it is a network's unit.
 
-    The drop-in comes after that: systemd stops a unit that is bound to one that is not active.
+    Returns whether it was new. Write the drop-in after that: systemd stops a unit that is bound to
+    an inactive one.
     """
     if is_new:
         report(ChangingUnit("write", path))
@@ -171,7 +172,7 @@ def _undo(
     texts: dict[str, str | None],
     report: Report,
 ) -> None:
-    """Restore files and the attachment, after an error."""
+    """Restore the files and the attachment after an error."""
     units = machine.processes.units
     try:
         for path, text in reversed(texts.items()):
@@ -188,7 +189,7 @@ def _undo(
 
 
 def unit_of(machine: Machine, attachment: str) -> str | None:
-    """Return the unit that `attach` gave this network, or None."""
+    """Return the unit that uses this attachment, or None."""
     units = machine.processes.units
     text = units.read(_file(attachment)) if units.booted() else None
     if text is None or not text.startswith(_MARK + machine.store.state_id()):
@@ -198,16 +199,16 @@ def unit_of(machine: Machine, attachment: str) -> str | None:
 
 
 def detach(machine: Machine, name: str, unit: str, report: Report = silent) -> None:
-    """Take a unit out of its network from its next start on, and end the network.
+    """Remove a unit's network, from the unit's next start on, and end the network.
 
-    A process that the unit has now stays in its namespace, without a network. Raises Error.
+    A running process of the unit stays in its namespace, without a network. Raises Error.
     """
     units = machine.processes.units
     dropped = units.read(drop_in(unit)) or ""
     if dropped.startswith(_MARK + machine.store.state_id()) and _binds(dropped, name):
         report(ChangingUnit("remove", drop_in(unit)))
         units.delete(drop_in(unit))
-        units.reload()  # the unit is bound to the other one no longer, and goes on
+        units.reload()  # the unit is no longer bound to the network's unit, so it keeps running
     if units.is_active(unit):
         report(Caution(f"{unit} has no network now, and that of the host from its next start on"))
     units.stop_unit(network_unit(name))

@@ -1,10 +1,9 @@
-"""Manage the lab's cgroup in each hierarchy, the root of its cgroup namespace
-(cgroup_namespaces(7)).
+"""Manage the lab's cgroup in each hierarchy, the root of its cgroup namespace.
 
-So all cgroups of the lab are below one, which is removed with it.
-In v1 that is below the cgroup of the caller, whose limits still apply. In v2 it is below the root,
-because a cgroup with processes cannot enable controllers for its children.
-A hierarchy that is read-only or not mounted is left alone.
+See cgroup_namespaces(7). All cgroups of the lab are below this one, which is removed with the lab.
+In v1 it is below the caller's cgroup, whose limits still apply. In v2 it is below the root, because
+a cgroup with processes cannot enable controllers for its children. A hierarchy that is read-only or
+not mounted is left alone.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from niso.base.lite_typing import NamedTuple
 
 PREFIX = "niso-lab-"
 _LEAF = "init"
-"""The child that holds the lab's processes in v2, so that the lab's root can enable controllers."""
+"""The child for the lab's processes in v2, so that the lab's root can enable controllers."""
 _MAKE_TRIES = 100
 _REMOVE_S = 5.0
 
@@ -30,7 +29,7 @@ class Mount(NamedTuple):
     unified: bool
     """Whether it is v2."""
     base: str
-    """The folder in which a lab makes its own."""
+    """The folder in which labs create theirs."""
 
 
 class Folder(NamedTuple):
@@ -39,7 +38,7 @@ class Folder(NamedTuple):
     mount: Mount
     path: str
     lock: int
-    """A descriptor of the folder with a shared flock: the lab is alive."""
+    """A descriptor of the folder with a shared flock, held while the lab is alive."""
 
 
 def mounts() -> list[Mount]:
@@ -75,7 +74,7 @@ def _v1_base(point: str, root: str, options: str, own: dict[frozenset[str], str]
 
 
 def make(name: str) -> list[Folder]:
-    """Make the folder ``name`` in each writable hierarchy."""
+    """Create the folder ``name`` in each writable hierarchy."""
     folders = []
     for mount in mounts():
         with contextlib.suppress(OSError):
@@ -84,7 +83,7 @@ def make(name: str) -> list[Folder]:
 
 
 def _make(mount: Mount, path: str) -> Folder:
-    """Make and lock a folder. Raises OSError."""
+    """Create and lock a folder. Raises OSError."""
     for _ in range(_MAKE_TRIES):
         lock = -1
         try:
@@ -94,14 +93,14 @@ def _make(mount: Mount, path: str) -> Folder:
             if not os.path.exists(path):
                 raise FileNotFoundError
         except (FileExistsError, FileNotFoundError, BlockingIOError):
-            # The sweep of another lab came in between, and may not have removed it yet.
+            # Another lab's sweep intervened, and may not have removed the folder yet.
             if lock >= 0:
                 os.close(lock)
             elif not os.path.isdir(mount.base):
                 raise
             time.sleep(0.001)
             continue
-        # Empty in a new v1 cpuset, which no process can enter then (cpuset(7)).
+        # A new v1 cpuset is empty, and no process can enter it then (cpuset(7)).
         for name in ("cpuset.cpus", "cpuset.mems"):
             if not mount.unified and os.path.exists(f"{path}/{name}"):
                 _write(f"{path}/{name}", _read(f"{mount.base}/{name}"))
@@ -120,7 +119,7 @@ def enter(folders: list[Folder]) -> list[Folder]:
 
 
 def settle(folders: list[Folder]) -> None:
-    """Enable the controllers of v2 for the lab's cgroups, once the folders are the lab's roots."""
+    """Enable the v2 controllers for the lab's cgroups, once the folders are the lab's roots."""
     for folder in folders:
         if not folder.mount.unified:
             continue
@@ -133,7 +132,7 @@ def settle(folders: list[Folder]) -> None:
 
 
 def remove(folders: list[Folder]) -> None:
-    """Remove the folders and those below them once no process is left; close their locks.
+    """Remove the folders with all below, once no process is left; close their locks.
 
     Waits up to 5 s.
     """
@@ -168,7 +167,7 @@ def _sweep_one(path: str) -> None:
 
 
 def _children(path: str) -> list[str]:
-    """List the folders in ``path``; empty if it cannot be read."""
+    """List the folders in ``path``; none if it cannot be read."""
     try:
         with os.scandir(path) as entries:
             return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -177,7 +176,7 @@ def _children(path: str) -> list[str]:
 
 
 def _remove_tree(path: str) -> bool:
-    """Remove a folder and those below it; return whether it is gone."""
+    """Remove a folder with all below; return whether it no longer exists."""
     for child in _children(path):
         _remove_tree(child)
     try:

@@ -35,8 +35,8 @@ _OTHERS = {
 def build() -> int:
     """Build the network in the lab's new, empty network namespace. Raises KernelError.
 
-    Returns a descriptor of the unnamed namespace with the segment's bridge, which ends when the
-    descriptor is closed.
+    Returns a descriptor of the unnamed namespace with the segment's bridge; closing it ends that
+    namespace.
     """
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     for name in _OTHERS:
@@ -57,8 +57,8 @@ def build() -> int:
         with netns.inside(name):
             _configure(machine, ())
             if name == "client":
-                # The host's gateway has no route onward. By forwarding, it answers "unreachable",
-                # so that no name look-up waits for a timeout.
+                # The host's gateway has no route onward. With forwarding on, it answers
+                # "unreachable", so that name look-ups need not wait for a timeout.
                 _write("/proc/sys/net/ipv4/ip_forward", "1")
                 if os.path.exists("/proc/sys/net/ipv6"):
                     _write("/proc/sys/net/ipv6/conf/all/forwarding", "1")

@@ -1,10 +1,10 @@
-"""Mount the lab's file system: all of the machine's, and nothing written in it stays.
+"""Mount the lab's file system: the machine's content, with writes discarded at the end.
 
-Its root is an overlay of the machine's, and so is each file system that is mounted below, also for
-/usr. Only where the machine's root or /usr is an overlay, /usr is the machine's own, read-only:
-services see it through an overlay, and the kernel stacks only two (FILESYSTEM_MAX_STACK_DEPTH,
-linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new. Of /proc/sys, only net can be
-written, and of /sys, only the lab's cgroups.
+Its root is an overlay over the machine's, and so is each file system mounted below it, including
+/usr. Only where the machine's root or /usr is an overlay itself, /usr is the machine's own,
+read-only: services see it through another overlay, and the kernel stacks only two
+(FILESYSTEM_MAX_STACK_DEPTH, linux/fs.h). /proc, /sys, /run, /tmp and the state folder are new. In
+/proc/sys only net is writable, in /sys only the lab's cgroups.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _VOLATILE = ("/tmp", "/run")  # noqa: S108
 _SHM, _QUEUES = "/dev/shm", "/dev/mqueue"  # noqa: S108
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _OWN = ("/proc", "/sys", "/dev", _STATE, *_VOLATILE)
-"""What the overlay of the root leaves out."""
+"""Paths that the overlay of the root leaves out."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,9 +51,9 @@ def build(
 ) -> None:
     """Mount the file system of the lab ``name``, and make it the root.
 
-    The caller is the lab's PID 1, in new mount, pid, net and cgroup namespaces.
-    ``folders`` are the lab's cgroups; hierarchies of ``cgroup_mounts`` without one are read-only.
-    The folders ``writable`` are the machine's own. Raises KernelError, OSError.
+    The caller is the lab's PID 1, in new mount, pid, net and cgroup namespaces. ``folders`` are the
+    lab's cgroups; hierarchies of ``cgroup_mounts`` without one are read-only. The folders
+    ``writable`` are shared with the machine. Raises KernelError, OSError.
     """
     current = os.getcwd()
     _leave_chroot()
@@ -99,13 +99,14 @@ def build(
         file.write(f"{name}\n")
     with open("/etc/hosts", "a+b") as file:
         file.seek(0)
-        if hostname.encode() not in file.read().split():  # as in a lab of a lab
+        # it is there already in a lab inside a lab
+        if hostname.encode() not in file.read().split():
             file.write(f"\n127.0.1.1 {hostname}\n".encode())
     os.chdir(current if os.path.isdir(current) else "/")
 
 
 class _Layers:
-    """The upper layers of the lab's overlays, in one tmpfs that the overlays keep alive."""
+    """The upper layers of the lab's overlays, in a tmpfs that lives as long as the overlays."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -115,8 +116,8 @@ class _Layers:
     def cover(self, source: int, path: str) -> None:
         """Show the folder or file that ``source`` refers to at ``path`` of the lab.
 
-        What is written there stays in the lab: an overlay, or a copy of a single file. Where the
-        kernel refuses an overlay (a third on two others), it is read-only. Closes ``source``.
+        Writes stay in the lab: by an overlay, or a copy of a single file. Where the kernel refuses
+        an overlay (a third one on two others), it is read-only. Closes ``source``.
         """
         lower, target = f"/proc/self/fd/{source}", _ROOT + path
         try:
@@ -134,7 +135,7 @@ class _Layers:
             _copy_owner(lower, upper)
             layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
             try:
-                # inode numbers of folders stay the same only with xino
+                # with xino=on only, folders keep their inode numbers
                 _mount("overlay", target, "overlay", 0, f"{layers},xino=on")
             except KernelError:
                 _mount(lower, target, "", _BIND)
@@ -146,8 +147,8 @@ class _Layers:
 def _leave_chroot() -> None:
     """Make the mounts private, and the root of a chroot the root of the mount namespace.
 
-    A process that joins a mount namespace starts at its root (setns(2)), so crun exec would leave
-    the chroot.
+    A process that joins a mount namespace starts at its root (setns(2)), so crun exec would
+    otherwise leave the chroot.
     """
     own = os.open("/", os.O_PATH | os.O_CLOEXEC)
     here = os.fstat(own)
@@ -175,10 +176,10 @@ def _enter(root: str) -> None:
 
 
 def _build_dev(layers: _Layers, mounted: Iterable[str]) -> None:
-    """Show the machine's devices; files and sockets that are made beside them stay in the lab.
+    """Show the machine's devices; new files and sockets next to them stay in the lab.
 
-    Of the file systems ``mounted`` there, such as the terminals', shared memory and message queues
-    are the lab's own.
+    Of the file systems ``mounted`` there, shared memory and message queues are the lab's own;
+    others, such as the terminals', are the machine's.
     """
     layers.cover(os.open("/dev", os.O_PATH | os.O_CLOEXEC), "/dev")
     for path in mounted:
@@ -191,7 +192,7 @@ def _build_dev(layers: _Layers, mounted: Iterable[str]) -> None:
 
 
 def _copy_etc() -> None:
-    """Replace the lab's overlay of /etc by a copy, because the machine's root is an overlay.
+    """Replace the lab's overlay of /etc by a copy, for a machine whose root is an overlay.
 
     Services see /etc through an overlay too, which would be the third.
     """
@@ -203,7 +204,7 @@ def _copy_etc() -> None:
 
 
 def _show_programs(folders: Iterable[str]) -> None:
-    """Show the machine's /usr, with what is mounted below, read-only."""
+    """Show the machine's /usr read-only, with everything mounted below it."""
     for folder in folders:
         if os.path.isdir(folder) and not os.path.islink(folder):
             source = _open(folder)
@@ -215,7 +216,7 @@ def _show_programs(folders: Iterable[str]) -> None:
 
 
 def _protect_sysctls(folder: str) -> None:
-    """Make /proc/sys read-only, but net, which is of the network namespace."""
+    """Make /proc/sys read-only, except net, which belongs to the network namespace."""
     _mount(folder, folder, "", _BIND)
     _mount(f"{folder}/net", f"{folder}/net", "", _BIND)
     _mount("none", folder, "", _REMOUNT | _BIND | _RDONLY | _PLAIN)
@@ -240,7 +241,7 @@ def _build_sys(cgroup_mounts: list[Mount], folders: dict[str, str]) -> None:
 
 
 def _build_cgroup_tmpfs(new: str) -> None:
-    """Mount the folder that holds the hierarchies of v1, with its links (cpu -> cpu,cpuacct)."""
+    """Mount the folder of the v1 hierarchies, with its links (cpu -> cpu,cpuacct)."""
     _mount("tmpfs", new, "tmpfs", _PLAIN, "mode=755")
     with os.scandir(_CGROUP) as entries:
         for entry in entries:
@@ -249,7 +250,7 @@ def _build_cgroup_tmpfs(new: str) -> None:
 
 
 def _mounted() -> dict[str, str]:
-    """Return {mount point: type of its file system}, in the order in which they were mounted."""
+    """Return {mount point: file system type}, in mount order."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.split(" - ") for line in lines]
     return {unescaped(left.split(" ")[4]): right.split(" ")[0] for left, right in parts}
@@ -278,7 +279,7 @@ def _copy_owner(source: str, target: str) -> None:
 def _reachable(current: str, covered: Iterable[str]) -> list[str]:
     """List the folders below ``covered`` that must stay visible in the lab, without nested ones.
 
-    They are the current folder, Python's, and niso's checkout or the folder it is installed in.
+    They are the current folder, Python's, and niso's checkout or installation.
     """
     source = str(Path(__file__).resolve().parents[3])
     checkout = os.path.dirname(source)
@@ -294,7 +295,7 @@ def _reachable(current: str, covered: Iterable[str]) -> list[str]:
 
 
 def _resolver() -> tuple[str, bytes] | None:
-    """Return path and content of the machine's resolv.conf if it is a link into /run, else None."""
+    """Return path and content of the machine's resolv.conf if it links into /run, else None."""
     path = os.path.realpath("/etc/resolv.conf")
     if not path.startswith("/run/"):
         return None

@@ -1,11 +1,11 @@
-"""Run a command in a lab, with a supervisor outside of its pid namespace.
+"""Run a command in a lab, with a supervisor outside its pid namespace.
 
-    caller ── supervisor ── PID 1 ── command
+caller ── supervisor ── PID 1 ── command
 
-The caller forwards signals, and hands over the terminal and takes it back.
-The supervisor cleans up, even if the caller is killed. If the supervisor is killed, the caller
-cleans up; if both are, the next lab does. Whichever dies, the kernel kills PID 1
-(PR_SET_PDEATHSIG, prctl(2)) and with it every process in the lab (pid_namespaces(7)).
+The caller forwards signals; it hands the terminal over and takes it back. The supervisor cleans up,
+even if the caller is killed. If the supervisor is killed, the caller cleans up; if both are, the
+next lab does. If either dies, the kernel kills PID 1 (PR_SET_PDEATHSIG, prctl(2)) and with it every
+process in the lab (pid_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -49,11 +49,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Terminal:
-    """The terminal, if the command gets it with a process group of its own in the foreground.
+    """The terminal; the command gets it if it can have a foreground process group of its own.
 
-    Its own group keeps ``kill 0`` in the lab, and Ctrl-C away from us.
-    In a pipeline or in the background, the shell's group must keep the terminal, and the command
-    stays in that group.
+    Its own group keeps ``kill 0`` in the lab, and Ctrl-C away from niso. In a pipeline or in the
+    background, the shell's group must keep the terminal, and the command stays in that group.
     """
 
     def __init__(self) -> None:
@@ -73,7 +72,7 @@ class _Terminal:
         self._settings = termios.tcgetattr(fd)
 
     def give(self) -> None:
-        """Put the calling process into its own group and that in the foreground."""
+        """Make the calling process a group of its own, and put that group in the foreground."""
         if self.own_group:
             os.setpgid(0, 0)
         if self.fd >= 0:
@@ -85,7 +84,7 @@ class _Terminal:
             return
         import termios
 
-        with suppress(OSError, termios.error):  # it has hung up
+        with suppress(OSError, termios.error):  # the terminal has hung up
             os.tcsetpgrp(self.fd, os.getpgrp())
             if status > 128:  # killed by a signal: the terminal may still be in raw mode
                 termios.tcsetattr(self.fd, termios.TCSADRAIN, self._settings)
@@ -95,15 +94,14 @@ class _Terminal:
 def run(command: list[str], writable: Iterable[str] = ()) -> int:
     """Run ``command`` (default: $SHELL, else /bin/bash) in a new lab; return its exit status.
 
-    What the lab writes in the folders ``writable`` stays on the machine.
-    128 + N if signal N ended it, 126 if it is not executable, 127 if it is not found; the last two
-    also print the reason to stderr.
-    Needs root. Raises Error if the lab cannot be made.
+    Writes in the folders ``writable`` persist. The status is 128 + N if signal N ended the command,
+    126 if it is not executable, 127 if it is not found; the last two also print the reason to
+    stderr. Needs root. Raises Error if the lab cannot be created.
     """
     kept = [_folder(path) for path in writable]
     command = command or [os.environ.get("SHELL") or "/bin/bash"]
-    with suppress(Error):  # what needs the module reports it
-        # Out here, because in the lab its sysctls would not be this machine's.
+    with suppress(Error):  # whatever needs the module reports the error
+        # Load it outside the lab: inside, its sysctls would not be this machine's.
         modules.load_bridge_netfilter()
     cgroups.sweep()
     name = cgroups.PREFIX + os.urandom(4).hex()
@@ -155,7 +153,7 @@ def _folder(path: str) -> str:
 
 
 def _in_child(failure: int, work: Callable[[], int]) -> NoReturn:
-    """Run ``work`` in a process just forked, and exit with its result.
+    """Run ``work`` in a forked process, and exit with its result.
 
     An error is written to the pipe ``failure`` as [message, hint], for the caller of `run`.
     """
@@ -184,7 +182,7 @@ def _wait_for(child: int) -> int:
                 return _status(status)
         elif info.si_signo == _PARENT_GONE:
             os.kill(child, signal.SIGKILL)
-        # The command receives signals from the terminal (si_code > 0) itself.
+        # The command itself receives signals from the terminal (si_code > 0).
         elif info.si_signo in _PASSED_ON and info.si_code <= 0:
             os.kill(child, info.si_signo)
 
@@ -212,7 +210,8 @@ def _supervise(lab: _Lab, caller: int, failure: int) -> int:
     if first == 0:
         _in_child(failure, lambda: _run_init(lab, alive))
     os.close(failure)
-    # Neither the terminal nor a signal to the caller's group may stop the process that cleans up.
+    # The process that cleans up must not be stopped by the terminal or a signal to the caller's
+    # group.
     os.setpgid(0, 0)
     os.chdir("/")
     status = _wait_for(first)
@@ -221,14 +220,14 @@ def _supervise(lab: _Lab, caller: int, failure: int) -> int:
 
 
 def _run_init(lab: _Lab, supervisor: int) -> int:
-    """Run the lab's PID 1: make the lab, run the command, reap; return its exit status.
+    """Run the lab's PID 1: set up the lab, run the command, reap; return its exit status.
 
     ``supervisor`` is a pidfd.
     """
     _die_with_parent(signal.SIGKILL)
     poll = select.poll()
     poll.register(supervisor, select.POLLIN)
-    if poll.poll(0):  # it died before the line above
+    if poll.poll(0):  # the supervisor died before the prctl
         return FAILED
     cgroup_mounts = cgroups.mounts()
     entered = cgroups.enter(lab.folders)
@@ -239,7 +238,7 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
     mounts.build(lab.name, HOSTNAME, cgroup_mounts, entered, lab.writable)
     socket.sethostname(HOSTNAME)
     segment = machines.build()
-    for capability in _DROPPED:  # of what the command executes (capabilities(7))
+    for capability in _DROPPED:  # also for programs that the command executes (capabilities(7))
         _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     environment = _environment()
     child = os.fork()
@@ -252,7 +251,7 @@ def _run_init(lab: _Lab, supervisor: int) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Return the command's environment: the caller's without variables that refer to the host."""
+    """Return the command's environment: the caller's, without variables that refer to the host."""
     dropped = {"NISO_STATE_DIR", "NISO_RUN_DIR", "NISO_POOL"}
     dropped |= {
         key for key in ("TMPDIR", "XDG_RUNTIME_DIR") if not os.path.isdir(os.environ.get(key, "/"))
@@ -268,7 +267,10 @@ def _environment() -> dict[str, str]:
 
 
 def _execute(lab: _Lab, environment: dict[str, str]) -> NoReturn:
-    """Become the command. Prints to stderr and exits with 126 or 127 if that fails."""
+    """Execute the command in this process.
+
+    Prints to stderr and exits with 126 or 127 if that fails.
+    """
     status = FAILED
     command = lab.command
     try:
