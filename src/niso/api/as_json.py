@@ -29,7 +29,7 @@ KEYS = {
 """Field -> JSON key, where they differ."""
 
 JOINED = ("mapping", "process", "judged")
-"""Fields whose value is a result that is merged into its parent."""
+"""Fields whose value is a result, which is merged into its parent."""
 
 PYTHON_ONLY = ("anywhere", "label", "idle")
 """Fields that are left out of JSON."""

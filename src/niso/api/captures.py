@@ -1,4 +1,4 @@
-"""Capture packets and follow their way: `Host.capture`."""
+"""Capture packets, and trace their path: `Host.capture`, `Host.trace`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stage(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """The way of one real packet."""
+    """The path of one real packet."""
 
     source: str
     """the sender's address"""
@@ -37,7 +37,7 @@ class Traced(NamedTuple):
     passes: bool
     """whether no chain dropped it"""
     others: bool
-    """whether chains of other programs saw it"""
+    """whether chains of other programs processed it"""
     stages: tuple[Stage, ...]
     """the chains that decided something, in order"""
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 class Wanted(NamedTuple):
-    """What `Host.capture` is asked for."""
+    """The arguments of `Host.capture`."""
 
     services: tuple[str, ...]
     peer: str | None
@@ -103,7 +103,7 @@ def capture(session: Session, wanted: Wanted) -> Capture:
             addresses = known_world.addresses_of(world.services[other.service])
         elif other.address:
             addresses = (other.address,)
-        else:  # the host, as services see it
+        else:  # the host, with the address that services see
             addresses = (*sorted(gateways), *sorted(world.host))
     named = {
         address: holder.name
@@ -141,7 +141,7 @@ def _drops(session: Session, known: dict[str, Known], form: Format) -> Capture:
 def trace(
     session: Session, source: str, destination: str, any_: bool, seconds: float
 ) -> Traced | None:
-    """Wait for a packet and follow it: `Host.trace`."""
+    """Wait for a packet and trace its path: `Host.trace`."""
     from niso.base.service_events import WaitingForPacket
     from niso.explain import question
     from niso.kernel.nft_trace import Packet, Trace, marking
@@ -154,7 +154,7 @@ def trace(
     from_ = question.resolve(store, source)
     to = question.resolve(store, who, from_.service or None)
     world = read_world(session.kernel(), store)
-    # a program that has both addresses of a name chooses
+    # a program chooses if a name has addresses of both families
     pairs = question.ends_by_family(world, from_, to)
     packets = [Packet(*pair, port, proto, not any_) for pair in pairs.values()]
     with Trace(marking(packets)) as tracing:

@@ -1,4 +1,4 @@
-"""Read what the cluster has of services of other hosts, for ps --all-hosts and explanations."""
+"""Read the cluster's data on services of other hosts, for ps --all-hosts and explanations."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ClusterLine(NamedTuple):
     host: str
     """the host that has it"""
     status: str
-    """of a service of this host as in a list of services; else up, down or host gone"""
+    """for a service of this host as in a list of services; else up, down or host gone"""
     address: tuple[str, ...]
-    """addresses, one per network and family; of another host those on networks that span hosts"""
+    """addresses, one per network and family; for another host those on networks that span hosts"""
     ports: tuple[str, ...]
     """published ports: HOST_PORT:PORT"""
 
@@ -47,7 +47,7 @@ class ClusterPort(NamedTuple):
 def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
     """Return the services of all hosts by name. Raises Error.
 
-    Without an answer of the cluster, a caution says how old what this host knows of others is.
+    If the cluster does not answer, a caution says how old this host's data on others are.
     """
     from niso.api import service_views
     from niso.cluster.engine import NoAnswer
@@ -76,8 +76,8 @@ def lines(session: Session, machine: Machine) -> tuple[ClusterLine, ...]:
 def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
     """Return the published ports of active services of all hosts, by service. Raises Error.
 
-    Those of hosts that do not live are left out. Without an answer of the cluster, a caution says
-    that only those of this host are known.
+    Ports of hosts that are not alive are left out. If the cluster does not answer, a caution says
+    that only this host's ports are known.
     """
     from niso.base.errors import InvalidInput
     from niso.cluster.engine import NoAnswer
@@ -97,7 +97,7 @@ def ports(session: Session, machine: Machine) -> tuple[ClusterPort, ...]:
             for text in texts if claim.up and claim.host in alive else ():
                 try:
                     listed.append(_port(service, claim.host, parse_port(text, "")))
-                except InvalidInput:  # no niso has written it
+                except InvalidInput:  # not written by niso
                     continue
     return tuple(sorted(listed))
 
@@ -111,7 +111,7 @@ def _port(service: str, host: str, port: Port) -> ClusterPort:
 
 
 def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
-    """Return the claims of other hosts, and the hosts that live. Raises Error."""
+    """Return the claims of other hosts, and the names of live hosts. Raises Error."""
     from niso.cluster.membership import Membership
     from niso.services import span_networks
 
@@ -127,7 +127,7 @@ def _others(store: Store, joined: Joined) -> tuple[list[Claim], set[str]]:
 
 
 def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
-    """Return the services of other hosts, as the cluster has them. Raises Error."""
+    """Return the services of other hosts, according to the cluster. Raises Error."""
     claims, alive = _others(store, joined)
     return [
         ClusterLine(
@@ -143,7 +143,7 @@ def _claimed(store: Store, joined: Joined) -> list[ClusterLine]:
 
 
 def _mirrored(store: Store) -> list[ClusterLine]:
-    """Return the services of other hosts, as this host has last seen them."""
+    """Return the services of other hosts, according to this host's mirror."""
     alive = {host for host, (_, _, lives) in store.across.peers().items() if lives}
     return [
         ClusterLine(
@@ -158,7 +158,7 @@ def _mirrored(store: Store) -> list[ClusterLine]:
 
 
 def _age() -> str:
-    """Return how old the mirror is, and what it has."""
+    """Return a text that says how old the mirror is, and what it covers."""
     import time
 
     from niso.cluster import absent_hosts
@@ -171,10 +171,10 @@ def _age() -> str:
 def world(
     session: Session, here: World, source: str, destination: str, proves: bool = False
 ) -> World:
-    """Return the services and networks with the policies of those of other hosts at addresses.
+    """Add the policies of remote services with one of the packet's addresses to the world.
 
-    Without an answer of the cluster a caution says that they are not known. Raises Error, also if
-    a test packet is asked for.
+    If the cluster does not answer, a caution says that they are not known. Raises Error, also if
+    ``proves`` requests a test packet.
     """
     remote = [
         known
@@ -233,9 +233,9 @@ def world(
 
 
 def _require_within(here: World, source: str, destination: str) -> None:
-    """Raise Error for a packet of another host's service to anything but a service.
+    """Raise Error for a packet from another host's service to anything but a service.
 
-    It leaves its own host, whose addresses, ports and routes are not known here.
+    It leaves through its own host, whose addresses, ports and routes are not known here.
     """
     from niso.base.errors import Error
     from niso.plan.known_world import holder_of
@@ -250,7 +250,7 @@ def _require_within(here: World, source: str, destination: str) -> None:
 
 
 def _policy(text: str, known: Known) -> Policy:
-    """Return the policy of a service of another host. Raises Error if it cannot be read."""
+    """Parse the policy of another host's service. Raises Error if it is invalid."""
     from niso.base.errors import Error
     from niso.cluster import value_checks
 
@@ -264,7 +264,7 @@ def _policy(text: str, known: Known) -> Policy:
 
 
 def _resolved(store: Store, here: World, known: Known, policy: Policy) -> Policy:
-    """Return a policy of another host with services for its names, as they are on its networks."""
+    """Resolve the names in another host's policy to services, as on that service's networks."""
     on = {endpoint.network for endpoint in known.endpoints}
 
     def entries(some: tuple[Entry, ...]) -> tuple[Entry, ...]:

@@ -1,4 +1,4 @@
-"""Import descriptions of other tools, without a host."""
+"""Import files of other tools, without a host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE_NAME = "stack.toml"
 
 
 class Missing(NamedTuple):
-    """Something that was not taken over."""
+    """Something that was not converted."""
 
     service: str
     """the service in the compose file; empty for the file itself"""
@@ -35,7 +35,7 @@ class ImportedStack(NamedTuple):
     text: str
     """content of the stack.toml"""
     missing: tuple[Missing, ...]
-    """what was not taken over"""
+    """what was not converted"""
     commands: tuple[str, ...]
     """strings: commands that fetch the root file systems, in the folder of the stack.toml"""
 
@@ -45,8 +45,8 @@ def import_compose(
 ) -> ImportedStack:
     """Convert a compose file to a stack.toml, and write it into the folder ``output``.
 
-    Does not need root. Raises Conflict if there is a stack.toml, NotFound, InvalidInput, and Error
-    without PyYAML.
+    Does not need root. Raises Conflict if the folder has a stack.toml, NotFound, InvalidInput, and
+    Error without PyYAML.
     """
     target = None if output is None else path(output, "--output")
     made = compose.convert(path(file, "FILE"), target)
@@ -57,7 +57,7 @@ def import_compose(
 
 
 def _fetch(service: str, image: str) -> list[str]:
-    """Return commands that put the files of an image into the root file system of a service."""
+    """Return commands that unpack an image into a service's root file system."""
     if not image:
         return []
     import shlex
@@ -71,7 +71,7 @@ def _fetch(service: str, image: str) -> list[str]:
 
 
 def _write(folder: str, text: str) -> str:
-    """Write the file, which may contain passwords, for its owner alone; return its path."""
+    """Write the file, readable by its owner only since it may have passwords; return its path."""
     target = os.path.join(os.path.abspath(folder), FILE_NAME)
     try:
         os.makedirs(folder, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Follow what happens to services and networks: `Host.events`.
+"""Report events of services and networks: `Host.events`.
 
-Nothing is kept and nothing runs for it. The kernel wakes the caller, which looks again and says
-what differs (`niso.see.happened`). What a command does within one change is one event: a service
-is looked at again when its command has ended.
+Nothing is stored and no process runs for it. The kernel wakes the caller, which takes another
+snapshot and derives events from the difference (`niso.see.happened`). All that a command does in
+one change is one event: a service is not compared until its command has ended.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from niso.store.store import ServiceRow, Store
 
 _QUIET_S = 0.1
-"""What happens within this time is one change."""
+"""Changes within this time (s) are combined."""
 _LONGEST_S = 1.0
-"""Events are returned after this time although more of them come."""
+"""Events are returned after this time (s) even if more keep coming."""
 _SHARE = 4
-"""After a look there is a pause of so many times what it took, which grows with the services."""
+"""After a snapshot, pause for so many times its duration, which grows with the services."""
 
 
 class Happened(NamedTuple):
-    """Something that happened to a service, a network, or niso's tables."""
+    """An event of a service, a network, or niso's tables."""
 
     time: str
     """time, to the millisecond"""
     service: str | None
-    """the service; null if it is about a network or the tables"""
+    """the service; null if the event is about a network or the tables"""
     network: str | None
     """the network; null otherwise"""
     what: str
@@ -66,7 +66,8 @@ class Events:
         self._name = name
         if name is not None:
             self._name = session.store().resolve(name)
-        self._watches: Watches = Watches()  # before the first look: nothing is missed
+        # opened before the first snapshot, so that nothing is missed
+        self._watches: Watches = Watches()
         try:
             self._look = look(session, Look({}, {}))
         except BaseException:
@@ -90,14 +91,15 @@ class Events:
         return self._watches.fileno()
 
     def past(self) -> tuple[Happened, ...]:
-        """Return what is known of the time before; empty without ``since``."""
+        """Return the known events since ``since``; empty without ``since``."""
         return self._described(self._past)
 
     @guarded
     def read(self) -> tuple[Happened, ...]:
-        """Wait for a change and return what happened; empty if it was nothing to say.
+        """Wait for a change and return its events; empty if there is nothing to report.
 
-        Takes 0.1 s after the last change, and at most some 1 s and the pause after the last look.
+        Returns 0.1 s after the last change, at most about 1 s and the pause after the last
+        snapshot.
         """
         self._watches.wait(None)
         time.sleep(max(0.0, self._free_at - time.monotonic()))
@@ -115,7 +117,10 @@ class Events:
         self._watches.close()
 
     def _folded(self) -> tuple[bool, list[TableChange] | None]:
-        """Return what the watches say until nothing more comes."""
+        """Collect changes from the watches until no more come.
+
+        Returns (whether anything changed, changes of tables, or None if some were lost).
+        """
         changed, every = self._watches.read()
         end = time.monotonic() + _LONGEST_S
         while time.monotonic() < end and self._watches.wait(_QUIET_S):
@@ -139,7 +144,7 @@ class Events:
                 change.pid,
             )
             for change in changes
-            # foreign changes of the tables concern every service
+            # another program's changes of niso's tables concern every service
             if self._name in (None, change.service) or not (change.service or change.network)
         )
 
@@ -148,7 +153,7 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Change]:
     if tables is None:
         words = "changes came faster than they were read, and some of others are not shown"
         return [Change(now, "", "", "lost", f"{words}: niso net check")]
-    # several transactions of one process are one line
+    # combine several transactions of a process into one event
     lines: dict[tuple[str, int], list[str]] = {}
     for change in tables:
         if not change.is_own:
@@ -169,9 +174,9 @@ def _foreign(tables: list[TableChange] | None, now: float) -> list[Change]:
 
 
 def look(session: Session, before: Look) -> Look:
-    """Look at all services and networks.
+    """Take a snapshot of all services and networks.
 
-    A service that a command is changing is as it was ``before``.
+    A service that a command is changing is copied from ``before``.
     """
     from niso.services import pending
 
@@ -243,7 +248,7 @@ def _fate(session: Session, store: Store, row: ServiceRow) -> str:
 
 
 def _health(row: ServiceRow, now: Status) -> tuple[str, str, float | None]:
-    """Return (state, reason, time) of the last probe that any niso command made."""
+    """Return (state, reason, time) of the last health check, whichever niso command ran it."""
     service = row.service
     if service is None or service.healthcheck is None or now.state != "running":
         return "", "", None
@@ -264,5 +269,5 @@ def _port(port: records.Port) -> str:
 
 
 def follow(session: Session, name: str | None, since: float | None) -> Events:
-    """Begin to follow events: `Host.events`."""
+    """Start following events: `Host.events`."""
     return Events(session, name, since)

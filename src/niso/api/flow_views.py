@@ -1,4 +1,4 @@
-"""Show flows between services, with what decides on them."""
+"""List flows between services, with what decides about them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Flow(NamedTuple):
     """The flows from one address to one port of another, after DNAT."""
 
     from_: FlowEnd
-    """the end that began them"""
+    """the end that opened them"""
     to: FlowEnd
     """the other end"""
     port: int
@@ -46,11 +46,11 @@ class Flow(NamedTuple):
     words: str | None
     """the reason"""
     published: int | None
-    """host port by which another machine came"""
+    """host port through which another machine connected"""
     agrees: bool
     """whether the present configuration decides the same"""
     new: int
-    """new flows within a week, or attempts that were dropped; with -f since the last look"""
+    """new flows within a week, or attempts that were dropped; with -f since the last update"""
     last: str | None
     """time of the last new one, to the millisecond"""
     ago: float | None
@@ -83,7 +83,7 @@ class Flows:
             yield from self.read()
 
     def read(self) -> tuple[Flow, ...]:
-        """Return what was recorded since the last call, the oldest first, without waiting."""
+        """Return the flows recorded since the last call, oldest first, without waiting."""
         from niso.see import seen as seer
 
         now, _ = seer.read(self.session.kernel(), self.session.store(), with_open=False)
@@ -95,7 +95,7 @@ class Flows:
 def flows(
     session: Session, name: str | None, denied: bool, since: float | None
 ) -> tuple[Flow, ...]:
-    """Read the flows: `Host.flows`. ``since`` is in seconds since 1970."""
+    """List the flows: `Host.flows`. ``since`` is in seconds since 1970."""
     import time
 
     from niso.see import seen as seer
@@ -124,7 +124,7 @@ def follow(session: Session, name: str | None, denied: bool) -> Flows:
 
 
 def _home(store: Store, name: str) -> str:
-    """Return the service whose addresses a service has. Raises Error if it has none of its own."""
+    """Return the service that owns a service's addresses. Raises Error if there are none."""
     home = store.home(store.resolve(name))
     row = store.service(home)
     whose = name if home == name else f"{name} shares the network of {home}, which"
@@ -178,5 +178,5 @@ def decided(
 
 
 def end_of(end: seer.End) -> FlowEnd:
-    """Return an end for a result."""
+    """Convert an end of a flow to a result."""
     return FlowEnd(end.name, end.service or None, end.address)

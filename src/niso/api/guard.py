@@ -1,4 +1,4 @@
-"""Guard the public API: check arguments, convert exceptions of lower layers to `Error`."""
+"""Guard the public API: check arguments; convert exceptions of lower layers to `Error`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAST_TIMEOUT_S = 0.2
 def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
     """Make a method of the API raise `Error` instead of sqlite3.Error and OSError.
 
-    Waiting for locks is reported to its session at most until it returns.
+    A request of the method to report waits for locks ends with the method.
     """
 
     def call(*args: P.args, **named: P.kwargs) -> R:
@@ -45,7 +45,7 @@ def guarded[**P, R](method: Callable[P, R]) -> Callable[P, R]:
 
 
 def explained(error: Exception) -> Error | None:
-    """Return the `Error` for an sqlite3.Error, OSError or damaged row; None for others."""
+    """Convert an sqlite3.Error, OSError or error in a damaged row to an `Error`, others to None."""
     kind = type(error)
     if kind.__module__ == "sqlite3":
         from sqlite3 import DatabaseError, OperationalError
@@ -55,7 +55,7 @@ def explained(error: Exception) -> Error | None:
         if isinstance(error, OperationalError) or kind is DatabaseError:
             return unusable(error)
         return None
-    # niso writes UTF-8 and JSON there; type(...).__name__: json is not always loaded
+    # niso writes UTF-8 and JSON there; compared by name, because json is not always loaded
     if kind.__name__ in ("UnicodeDecodeError", "JSONDecodeError") and _is_of_store(error):
         from niso.store.sqlite import unusable
 
@@ -85,7 +85,7 @@ def _is_of_store(error: Exception) -> bool:
 
 
 def text(value: object, what: str) -> str:
-    """Return a str argument. Raises UsageError."""
+    """Check a str argument and return it. Raises UsageError."""
     if not isinstance(value, str):
         raise UsageError(f"must be a string, not {type(value).__name__}", None, what)
     try:
@@ -98,7 +98,7 @@ def text(value: object, what: str) -> str:
 
 
 def texts(values: Iterable[object], what: str) -> list[str]:
-    """Return str arguments as a list. Raises UsageError, also for a single str."""
+    """Return str arguments as a list. Raises UsageError, including for a single str."""
     if isinstance(values, str | bytes):
         raise UsageError("must be a list of strings, not one string", None, what)
     try:
@@ -123,7 +123,7 @@ def path(value: object, what: str) -> str:
 
 
 def seconds(value: object, what: str, low: float) -> float:
-    """Return an argument in seconds, at least ``low``. Raises UsageError."""
+    """Check an argument in seconds, at least ``low``, and return it. Raises UsageError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError(f"must be a number of seconds, not {type(value).__name__}", None, what)
     if not low <= value < float("inf"):
@@ -132,7 +132,7 @@ def seconds(value: object, what: str, low: float) -> float:
 
 
 def duration(value: str, what: str) -> float:
-    """Return the seconds of a duration written as in a manifest: ``60s``. Raises UsageError."""
+    """Parse a duration as in a manifest, such as ``60s``, to seconds. Raises UsageError."""
     from niso.base.errors import InvalidInput
     from niso.manifest import values
 
@@ -143,7 +143,7 @@ def duration(value: str, what: str) -> float:
 
 
 def line_count(value: object) -> int | None:
-    """Return the number of lines to print, None for all. Raises UsageError."""
+    """Check the number of lines to print, None for all, and return it. Raises UsageError."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
@@ -154,7 +154,7 @@ def line_count(value: object) -> int | None:
 
 
 def moment(value: object, what: str) -> float:
-    """Return the seconds of the epoch of a time (RFC 3339) or of a period until now: ``2h``.
+    """Parse a time (RFC 3339), or a period until now such as ``2h``, to seconds since 1970.
 
     A time without an offset is local time. Raises UsageError.
     """
@@ -177,13 +177,13 @@ def moment(value: object, what: str) -> float:
 
 
 def callers() -> set[int]:
-    """Return the uids whose files niso obeys: root, this process's, and the user of sudo(8)."""
+    """Return the uids whose files niso trusts: root, this process's, and the user of sudo(8)."""
     sudo = os.environ.get("SUDO_UID", "")
     return {0, os.geteuid(), *([int(sudo)] if sudo.isascii() and sudo.isdigit() else [])}
 
 
 def user_of(user: str | None) -> Any:
-    """Return the User of ``exec --user``. Raises UsageError."""
+    """Parse the User of ``exec --user``. Raises UsageError."""
     from niso.base.errors import InvalidInput, UsageError
     from niso.manifest import values
 

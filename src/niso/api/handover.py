@@ -1,4 +1,4 @@
-"""Finish a change of services: warn about likely problems, hand over to systemd."""
+"""After a change of services, warn about likely problems and hand over to systemd."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def settle(session: Session, machine: Machine, names: list[str]) -> None:
 
 
 def has_ended_by_itself(names: list[str]) -> bool:
-    """Return whether a unit is being stopped because its process exited: it stays active."""
+    """Return whether systemd stops a unit because its process exited: the service stays active."""
     from niso.runtime import unit
 
     return unit.has_ended() and any(unit.path(name) is not None for name in names)
@@ -95,7 +95,7 @@ def deactivate(
     from niso.runtime import unit
 
     by_systemd = any(unit.path(name) is not None for name in names)
-    if by_systemd:  # systemd cannot be refused: sharers that it does not know are stopped too
+    if by_systemd:  # systemd cannot be refused, so stop the sharers that it does not know too
         names = [
             *names,
             *(row.name for row in machine.store.services() if row.active and row.provider in names),
@@ -104,7 +104,7 @@ def deactivate(
 
 
 def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> None:
-    """Warn about policies that are in audit, or that are probably not meant so."""
+    """Warn about policies that are in audit, or that are likely mistakes."""
     if set(names) & set(machine.store.policied()):
         from niso.services import policy_warnings
 
@@ -113,7 +113,7 @@ def _warn_of_policies(session: Session, machine: Machine, names: list[str]) -> N
 
 
 def _warn_of_names(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about services whose outside names nothing resolves again."""
+    """Warn about services whose outside names no timer resolves again."""
     if not store.names_outside():
         return
     from niso.api import outside_views
@@ -154,7 +154,8 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
     for name in names:
         row = store.service(name)
         limits = cgroup.limits(row.require_process()) if row is not None else {}
-        if limits.get("pids") == {"limit": parse_resources.PIDS}:  # the default: not requested
+        # the default, which was not requested
+        if limits.get("pids") == {"limit": parse_resources.PIDS}:
             del limits["pids"]
         for controller in set(limits) - set(cgroup.usable(limits)):
             session.caution(
@@ -168,7 +169,7 @@ def warn_of_limits(session: Session, store: Store, names: list[str]) -> None:
 
 
 def _warn_of_taken(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about ports of manifests that are forwarded to other services instead."""
+    """Warn about manifest ports that are forwarded to other services instead."""
     from niso.services import ports as portmap
 
     rows = (
@@ -191,7 +192,7 @@ def _whose(name: str, holder: str, held: Port) -> str:
 
 
 def _warn_of_rights(session: Session, store: Store, names: list[str]) -> None:
-    """Warn about capabilities that reach beyond the service, and about root in host volumes."""
+    """Warn about capabilities that affect the whole machine, and about root in host volumes."""
     from niso.runtime import sources, volumes
 
     for name in names:
@@ -251,7 +252,7 @@ def _warn_of_capabilities(
 
 
 def _warn_of_others(session: Session, name: str, volume: Volume) -> None:
-    """Warn if others than root and the owner of a host volume can replace it."""
+    """Warn if users other than root and the owner of a host volume can replace it."""
     from niso.runtime import sources
 
     path = str(volume.source)

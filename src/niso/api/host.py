@@ -1,4 +1,4 @@
-"""Provide the public Python API: ``host = niso.connect()``. The command is built on it."""
+"""The public Python API: ``host = niso.connect()``. The command is built on it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Host:
 
     @property
     def attachments(self) -> Attachments:
-        """Network namespaces that others made."""
+        """Network namespaces that other programs created."""
         from niso.api.host_attachments import Attachments
 
         return Attachments(self.session)
@@ -127,7 +127,7 @@ class Host:
     def explain(
         self, source: str, destination: str, *, family: int | None = None, prove: bool = False
     ) -> Explanation:
-        """Return whether a packet passes, and what decides it.
+        """Return whether a packet passes, and what decides.
 
         ``source`` is a service, an address or ``host``; ``destination`` can also have a port
         (``db:5432``, ``db:53/udp``, ``db/icmp``). ``family`` is 4 or 6. ``prove`` sends a test
@@ -157,10 +157,10 @@ class Host:
 
     @guarded
     def metrics(self, *, flows: int = 200) -> tuple[Metric, ...]:
-        """Return figures for Prometheus of services, traffic, policies and flows.
+        """Return metrics of services, traffic, policies and flows, for Prometheus.
 
-        ``flows`` bounds how many pairs of names and port have a figure. Raises UsageError,
-        KernelError.
+        ``flows`` limits the number of (source, destination, port) combinations with a series.
+        Raises UsageError, KernelError.
         """
         from niso.api import metric_views
 
@@ -168,10 +168,10 @@ class Host:
 
     @guarded
     def top(self, service: str | None = None) -> Top:
-        """Begin to measure rates of traffic and new flows, of one service or all.
+        """Start measuring rates of traffic and new flows, of one service or all.
 
-        Each ``read()`` of the result returns a `niso.Load`: what happened since the last one.
-        Raises NotFound, KernelError.
+        Each ``read()`` of the result returns a `niso.Load` for the time since the last call. Raises
+        NotFound, KernelError.
         """
         from niso.api import top_views
 
@@ -180,11 +180,11 @@ class Host:
 
     @guarded
     def events(self, service: str | None = None, *, since: str | None = None) -> Events:
-        """Follow what happens to services and networks, one service or all.
+        """Follow events of services and networks, of one service or all.
 
         Use it in a ``with`` block; it is an endless iterator of `niso.Happened`. With ``since`` (a
-        time of RFC 3339 or a period such as ``2h``) its ``past()`` has what is known of that time.
-        Raises NotFound, UsageError, KernelError.
+        time of RFC 3339 or a period such as ``2h``), its ``past()`` returns the known events since
+        then. Raises NotFound, UsageError, KernelError.
         """
         from niso.api import event_views
         from niso.api.guard import moment
@@ -195,7 +195,7 @@ class Host:
 
     @guarded
     def map(self) -> Map:
-        """Begin to look at services, networks and flows, as the map of ``niso web`` shows them.
+        """Start observing services, networks and flows, as on the map of ``niso web``.
 
         Each ``read()`` of the result returns a `niso.MapState`. Use it in a ``with`` block, or
         close it: until then the kernel counts the bytes of flows.
@@ -219,9 +219,9 @@ class Host:
     def flows(
         self, service: str | None = None, *, denied: bool = False, since: str | None = None
     ) -> tuple[Flow, ...]:
-        """Return who connected to whom within a week, who was refused, and what decides.
+        """Return the flows of the last week, including refused ones, and what decides about them.
 
-        ``service`` limits it to flows from and to one service, ``denied`` to refused ones,
+        ``service`` limits the result to flows from and to one service, ``denied`` to refused ones,
         ``since`` (a time of RFC 3339 or a period such as ``2h``) to those with a new flow since
         then, or an open one. Raises NotFound, UsageError, KernelError.
         """
@@ -255,7 +255,7 @@ class Host:
         """Return a picture of services and their flows: mermaid, dot, svg or png.
 
         ``stack`` limits it to one stack. With ``declared`` it shows what policies allow instead of
-        traffic; with a stack too it depends on the stack's files alone. ``since`` is as for
+        traffic; together with ``stack`` it depends only on the stack's files. ``since`` is as for
         `flows`. Raises UsageError, and Error if the program ``dot`` is needed and missing.
         """
         from niso.api import pictures
@@ -278,10 +278,10 @@ class Host:
     ) -> Capture:
         """Capture the packets of services with tcpdump, in their network namespaces.
 
-        ``peer`` is another service or an address, optionally with a port (``db:5432``).
-        ``filter`` is an expression of pcap-filter(7). It ends after ``count`` packets. With
-        ``drops`` it captures the headers of packets that nftables drops, with the reason. Use it in
-        a ``with`` block: ``read()`` returns bytes of a pcapng file with the services' names, or of
+        ``peer`` is another service or an address, optionally with a port (``db:5432``). ``filter``
+        is an expression of pcap-filter(7). The capture ends after ``count`` packets. With
+        ``drops``, it has the headers of packets that nftables drops, with the reasons. Use it in a
+        ``with`` block: ``read()`` returns bytes of a pcapng file with the services' names, or of
         text with ``lines``, and b"" at the end; ``stop()`` ends it. Raises Error without tcpdump,
         UsageError, Conflict, NotFound.
         """
@@ -297,10 +297,10 @@ class Host:
     def trace(
         self, source: str, destination: str, *, any_packet: bool = False, wait_s: float = 30.0
     ) -> Traced | None:
-        """Wait for a real packet and return its way through all hooks; None if none came.
+        """Wait for a real packet and return its path through all hooks; None if no packet came.
 
-        ``source`` and ``destination`` are as for `explain`. Of TCP it is the first packet of a
-        connection, or any with ``any_packet``. Tables of other programs are included.
+        ``source`` and ``destination`` are as for `explain`. For TCP, the first packet of a
+        connection is traced, or any with ``any_packet``. Tables of other programs are included.
         Raises NotFound, UsageError, KernelError.
         """
         from niso.api import captures
@@ -314,9 +314,9 @@ class Host:
     def learn(
         self, *services: str, since: str | None = None, egress: bool = False
     ) -> tuple[LearnedPolicy, ...]:
-        """Return the policies that allow what was seen, of these services or of all active ones.
+        """Return policies that allow the recorded flows, of these services or of all active ones.
 
-        ``since`` is as for `flows`. With ``egress`` they also say where the services connected.
+        ``since`` is as for `flows`. With ``egress``, they also have what the services connected to.
         Raises NotFound, UsageError, KernelError.
         """
         from niso.api import learning
@@ -327,9 +327,10 @@ class Host:
 
     @guarded
     def learned_changes(self, learned: Iterable[LearnedPolicy]) -> tuple[PolicyChange, ...]:
-        """Return how the services' files would change with these policies; none is changed.
+        """Return how learned policies would change the services' files; no file is changed.
 
-        Raises Error if one has no manifest or without tomlkit, Conflict if services share one.
+        Raises Error if a service has no manifest, or tomlkit is missing; Conflict if services share
+        a manifest.
         """
         from niso.api import learning
 
@@ -337,17 +338,20 @@ class Host:
 
     @guarded
     def write_policies(self, changes: Iterable[PolicyChange]) -> None:
-        """Write changed files, each as a whole. Raises Conflict if one has changed meanwhile."""
+        """Write changed files, each atomically.
+
+        Raises Conflict if one was changed in the meantime.
+        """
         from niso.api import learning
 
         learning.write(changes)
 
     @guarded
     def policy(self, service: str, *, unused: str | None = None) -> tuple[PolicyEntry, ...]:
-        """Return what each entry of a service's policy let pass or denied, and when last.
+        """Return what each entry of a service's policy has allowed or denied, and when last.
 
-        ``unused``, a period such as ``7d``, leaves only entries that decided on nothing within it.
-        Raises NotFound, UsageError, KernelError.
+        ``unused``, a period such as ``7d``, limits the result to entries that decided nothing
+        within it. Raises NotFound, UsageError, KernelError.
         """
         import time
 
@@ -361,7 +365,7 @@ class Host:
     def policy_effects(
         self, *what: str | os.PathLike[str], since: str | None = None
     ) -> tuple[PolicyEffect, ...]:
-        """Return what `activate` of these files, or of one stack, would mean for flows.
+        """Return the effects on flows of an `activate` of these files, or of one stack.
 
         Nothing changes. ``since`` is as for `flows`. Raises the errors of `Services.activate`.
         """
@@ -374,10 +378,10 @@ class Host:
 
     @guarded
     def refresh_names(self, *, force: bool = False) -> tuple[OutsideName, ...]:
-        """Ask DNS for the outside names of policies whose time has ended, and apply the answers.
+        """Resolve the outside names in policies that have expired, and apply the answers.
 
-        ``force`` asks for all of them. The rules and the services' hosts files change together.
-        Return all names. Raises Error without dnspython, KernelError.
+        ``force`` resolves all of them. The rules and the services' hosts files change together.
+        Returns all names. Raises Error without dnspython, KernelError.
         """
         from niso.api import outside_views
 
@@ -385,7 +389,7 @@ class Host:
 
     @guarded
     def names_due(self) -> float:
-        """Return the seconds until `refresh_names` has something to ask for, at most 60."""
+        """Return the seconds until `refresh_names` has a name to resolve, at most 60."""
         from niso.api import outside_views
 
         return outside_views.next_due(self.session)
@@ -396,7 +400,7 @@ class Host:
     def check(self, name: str | None = None) -> tuple[Finding, ...]:
         """Return the differences between kernel and configuration, without changing anything.
 
-        ``name`` limits them to one service or network. Raises NotFound, KernelError.
+        ``name`` limits the result to one service or network. Raises NotFound, KernelError.
         """
         from niso.api import upkeep
 
@@ -406,8 +410,8 @@ class Host:
     def repair(self, *, dry_run: bool = False, kernel: bool = False) -> Repaired:
         """Repair what `check` reports. Raises ErrorGroup, Error.
 
-        With ``kernel`` only the network: no process is started or stopped, nothing is forgotten,
-        and no interrupted change finished.
+        With ``kernel``, repair only the network: no process is started or stopped, no attachment is
+        removed, and no interrupted change is finished.
         """
         from niso.api import upkeep
 
@@ -417,7 +421,7 @@ class Host:
     def guard_firewalls(self, on: bool = True) -> tuple[Marked, ...]:
         """Let systemd repair niso's rules whenever it has loaded those of another firewall.
 
-        With ``on`` false not any longer. Raises Error without systemd, Conflict.
+        With ``on`` false, stop doing so. Raises Error without systemd, Conflict.
         """
         from niso.api import upkeep
 
@@ -425,7 +429,7 @@ class Host:
 
     @guarded
     def sweep(self, *, dry_run: bool = False) -> Swept:
-        """Remove everything of niso from the kernel; works without a store. Raises ErrorGroup."""
+        """Remove everything of niso's from the kernel; works without a store. Raises ErrorGroup."""
         from niso.api import upkeep
 
         return upkeep.sweep(self.session, dry_run)

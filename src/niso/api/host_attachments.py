@@ -1,4 +1,4 @@
-"""Attach network namespaces that others made: ``host.attachments``."""
+"""Attach network namespaces of other programs: ``host.attachments``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WISHES = {"interface": 1, "ip": 2, "mac": 1}
 
 
 class AttachRequest(NamedTuple):
-    """What `Attachments.attach` is to do. The namespace is exactly one of netns, pid and new.
+    """The arguments of `Attachments.attach`; exactly one of netns, pid and new is set.
 
     ``networks`` are names, each with optional keys:
     ``backend,interface=net0,ip=10.99.1.9,mac=02:00:00:00:00:09``; the default is niso-default.
@@ -31,7 +31,7 @@ class AttachRequest(NamedTuple):
     name: str
     netns: str | os.PathLike[str] | None = None  # the file of the namespace
     pid: int | None = None  # the namespace of this process
-    new: bool = False  # one that niso makes
+    new: bool = False  # a new namespace that niso creates
     networks: Iterable[str] = ()
     ports: Iterable[str] = ()
     aliases: Iterable[str] = ()
@@ -41,9 +41,9 @@ class AttachRequest(NamedTuple):
     egress_deny: Iterable[str] = ()
     log: bool = False
     bandwidth: Mapping[str, str] = {}  # "in" and "out", as in a manifest: 100M is bits per second
-    owner: str = "cli"  # who looks after the namespace
-    id: str = ""  # what the owner calls it
-    unit: str | None = None  # with new: a unit of systemd that is put into it by a drop-in
+    owner: str = "cli"  # who manages the namespace
+    id: str = ""  # the owner's id for it
+    unit: str | None = None  # with new: a systemd unit that a drop-in puts into the namespace
 
 
 class Attachment(NamedTuple):
@@ -110,10 +110,10 @@ class Attachments:
 
     @guarded
     def detach(self, *names: str, id: str | None = None) -> tuple[Changed, ...]:
-        """Take namespaces off niso's networks and forget them; no-op for what is gone.
+        """Detach namespaces from niso's networks and forget them; no-op for unknown names.
 
-        With ``id`` only if the attachment still has this id. Without it, the files by which a unit
-        of systemd is in the namespace are removed too. Raises Conflict for a service.
+        With ``id``, only if the attachment still has this id. Without it, the files that put a
+        systemd unit into the namespace are removed too. Raises Conflict for a service.
         """
         wanted = texts(names, "names")
         machine = self.session.machine_for_change()
@@ -124,9 +124,9 @@ class Attachments:
 
     @guarded
     def apply_policies(self) -> tuple[Changed, ...]:
-        """Apply the policies of /etc/niso/policies to all attachments, as they are now.
+        """Apply the present policies of /etc/niso/policies to all attachments.
 
-        Raises Error, ErrorGroup; an attachment that is named there keeps its policy.
+        Raises Error, ErrorGroup; an attachment named in an error keeps its policy.
         """
         from niso.services import attachments
 
@@ -137,10 +137,10 @@ class Attachments:
     def gc(
         self, *, owner: str | None = None, valid: Iterable[str] | None = None
     ) -> tuple[Changed, ...]:
-        """Detach what has ended: the attachments whose namespace is gone.
+        """Detach the attachments whose namespace no longer exists.
 
-        ``owner`` limits it to one owner's. With ``valid``, the ids that the owner still has, its
-        other ones are detached too. Raises KernelError.
+        ``owner`` limits this to one owner's. With ``valid``, the ids that the owner still has, its
+        other attachments are detached too. Raises KernelError.
         """
         from niso.base.errors import UsageError
         from niso.services import attachments
@@ -167,7 +167,7 @@ def _detach(machine: Machine, name: str, id: str | None, report: Report) -> bool
 
 
 def _complete(given: AttachRequest) -> AttachRequest:
-    """Return a request with lists of texts, and with the owner and id of its unit if it has one.
+    """Normalise a request: lists of texts, and the owner and id of its unit, if it has one.
 
     Raises UsageError, InvalidInput.
     """
@@ -194,7 +194,7 @@ def _complete(given: AttachRequest) -> AttachRequest:
 
 
 def _words(given: AttachRequest) -> list[str]:
-    """Return the arguments of the command that attaches the namespace of a unit."""
+    """Return the arguments of the niso command that attaches a unit's namespace."""
     words = ["net", "attach", given.name, "--new", "--owner", given.owner, "--id", given.id]
     for flag, values in (
         ("--network", given.networks),
@@ -216,7 +216,7 @@ def _words(given: AttachRequest) -> list[str]:
 
 
 def _request(given: AttachRequest) -> Request:
-    """Return the request of typed values. Raises UsageError, InvalidInput."""
+    """Parse the values of a request. Raises UsageError, InvalidInput."""
     from niso.base.errors import UsageError
     from niso.manifest.values import host_label, service_name
     from niso.services.attach_request import Request
@@ -243,7 +243,7 @@ def _request(given: AttachRequest) -> Request:
 
 
 def _wish(written: str) -> Wish:
-    """Return the network of ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
+    """Parse a network such as ``backend,interface=net0,ip=10.99.1.9``. Raises InvalidInput."""
     from ipaddress import ip_address
 
     from niso.base.errors import InvalidInput
@@ -271,7 +271,7 @@ def _wish(written: str) -> Wish:
 
 
 def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """Return the limits in bytes per second. Raises InvalidInput."""
+    """Parse the limits to bytes per second. Raises InvalidInput."""
     if not written:
         return ()
     from niso.base.errors import InvalidInput
@@ -284,7 +284,7 @@ def _bandwidth(written: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
 
 
 def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
-    """Return published ports. Raises InvalidInput."""
+    """Parse published ports. Raises InvalidInput."""
     if not written:
         return ()
     from niso.manifest.parse_ports import distinct, parse_port
@@ -293,7 +293,7 @@ def _ports(written: Iterable[str]) -> tuple[records.Port, ...]:
 
 
 def _policy(given: AttachRequest) -> records.Policy:
-    """Return the policy of the four lists of entries. Raises InvalidInput."""
+    """Parse the four lists of policy entries. Raises InvalidInput."""
     from niso.plan.records import Policy
 
     lists = (
@@ -306,7 +306,7 @@ def _policy(given: AttachRequest) -> records.Policy:
         return Policy()
     from niso.manifest.parse_policy import parse
 
-    # the hosts file of an attachment is its engine's, so names could not agree with the rules
+    # an attachment's hosts file is its engine's, so outside names in it could differ from the rules
     return parse(*lists, given.log, outside=False)
 
 

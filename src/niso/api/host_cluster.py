@@ -1,4 +1,4 @@
-"""Manage the cluster of hosts that this one is in: ``host.cluster``."""
+"""Manage this host's cluster: ``host.cluster``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class ExistingEtcd(NamedTuple):
-    """An etcd that is not niso's: files are PEM, ``user_file`` has one line, NAME:PASSWORD."""
+    """An etcd that niso does not run.
+
+    Files are PEM; ``user_file`` has one line, NAME:PASSWORD.
+    """
 
     urls: tuple[str, ...]
     cacert: str | os.PathLike[str] | None = None
@@ -30,33 +33,33 @@ class ExistingEtcd(NamedTuple):
 
 
 class Membership(NamedTuple):
-    """Result of `Clusters.init` and `Clusters.join`: what this host is in its cluster."""
+    """Result of `Clusters.init` and `Clusters.join`: this host's membership."""
 
     cluster: str
     """the cluster's id"""
     host: str
     """this host's name"""
     address: str
-    """its address between the hosts"""
+    """its address for the other hosts"""
     member: bool
     """whether it runs a member of etcd"""
     members: int
-    """number of etcd's members; 0 if etcd is not niso's"""
+    """number of etcd's members; 0 if niso does not run etcd"""
 
 
 class ClusterMember(NamedTuple):
     """A member of etcd."""
 
     name: str
-    """its name, which is that of its host; empty if nothing answers"""
+    """its name, which is that of its host; empty if etcd does not answer"""
     address: str
-    """where it answers"""
+    """its client endpoint"""
     version: str | None
     """etcd's version; null if it does not answer"""
     leader: bool
     """whether it leads the others"""
     learns: bool
-    """whether it does not count for the majority yet"""
+    """whether it is a learner, which does not count for the quorum yet"""
 
 
 class ClusterHost(NamedTuple):
@@ -65,19 +68,19 @@ class ClusterHost(NamedTuple):
     name: str
     """its name"""
     address: str
-    """its address between the hosts"""
+    """its address for the other hosts"""
     state: str
     """here, alive or gone"""
     gone_s: float | None
-    """seconds since it was seen gone; null if it is not, or nothing has seen it"""
+    """seconds since it was seen gone; null if it is not gone, or no agent has seen it"""
     networks: tuple[str, ...]
     """strings: the networks of its services"""
     services: int
-    """number of services that it holds"""
+    """number of services that it has claimed"""
     niso: str
     """its version of niso; can be empty"""
     behind_s: float | None
-    """by how many seconds its agent is behind; null if it is not known"""
+    """seconds by which its agent lags; null if unknown"""
 
 
 class ClusterStatus(NamedTuple):
@@ -88,13 +91,13 @@ class ClusterStatus(NamedTuple):
     host: str
     """this host's name"""
     answers: bool
-    """whether etcd answers; else hosts are as this one knew them last"""
+    """whether etcd answers; otherwise hosts are as this one last knew them"""
     revision: int
     """etcd's revision; 0 without an answer"""
     tls: bool
     """whether requests are encrypted"""
     encryption: str | None
-    """what encrypts this host's packets to others: kernel or userspace; null if nothing does"""
+    """what encrypts this host's traffic to others: kernel or userspace; null if nothing does"""
     members: tuple[ClusterMember, ...]
     """etcd's members"""
     hosts: tuple[ClusterHost, ...]
@@ -109,11 +112,11 @@ class Forgotten(NamedTuple):
     services: tuple[str, ...]
     """the services that it had"""
     certificates: int
-    """number of certificates that were withdrawn"""
+    """number of certificates that were revoked"""
 
 
 class Clusters:
-    """Manage the cluster that this host is in: ``host.cluster``."""
+    """Manage this host's cluster: ``host.cluster``."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -128,13 +131,13 @@ class Clusters:
         encrypt: str = "",
         restore: bool = False,
     ) -> Membership:
-        """Make a cluster with this host as its first one.
+        """Create a cluster with this host as the first.
 
         ``name`` defaults to the hostname, ``address`` to that of the default route. With ``etcd``
-        an existing one is used; else this host runs one. ``encrypt`` is "kernel" to have WireGuard
-        encrypt packets between hosts, or "userspace" to have wireguard-go do it on hosts whose
-        kernel lacks it. With ``restore``, and nothing else, the cluster that this host is in is
-        written again, after etcd has lost its data. Raises UsageError, Conflict, Error.
+        an existing one is used; otherwise this host runs one. With ``encrypt`` "kernel", WireGuard
+        encrypts traffic between hosts; with "userspace", wireguard-go does so on hosts whose kernel
+        lacks it. ``restore``, without other arguments, writes this host's cluster again after etcd
+        has lost its data. Raises UsageError, Conflict, Error.
         """
         if restore:
             if name or address or encrypt or etcd is not None:
@@ -167,11 +170,11 @@ class Clusters:
     def invite(
         self, host: str, *, address: str = "", renew: bool = False, member: bool = False
     ) -> str:
-        """Return the invitation of a host, a text with a key: who has it is a host.
+        """Return an invitation for a host, a text with a key: whoever has it can join as that host.
 
-        With ``renew``, of a host that is in the cluster, with new certificates. With ``member`` it
-        may run a member of etcd, as the first three hosts do anyway. Raises UsageError, Conflict,
-        Error.
+        With ``renew``, it is for a host of the cluster, with new certificates. With ``member``, the
+        host may run an etcd member, as the first three hosts do anyway. Raises UsageError,
+        Conflict, Error.
         """
         from niso.commands import cluster
 
@@ -185,9 +188,9 @@ class Clusters:
     ) -> Membership:
         """Join a cluster with the content of an invitation.
 
-        ``member`` says whether to run a member of etcd; by default the first three hosts do.
-        ``encrypt`` is for a host of an encrypted cluster that may encrypt otherwise than the
-        cluster says: "kernel" or "userspace". Raises InvalidInput, Conflict, Error.
+        ``member`` says whether to run an etcd member; by default the first three hosts do.
+        ``encrypt`` is for a host of an encrypted cluster that may encrypt differently from the
+        cluster's default: "kernel" or "userspace". Raises InvalidInput, Conflict, Error.
         """
         from niso.commands import cluster
 
@@ -199,9 +202,10 @@ class Clusters:
 
     @guarded
     def leave(self, *, force: bool = False) -> str:
-        """Take this host out of its cluster; return the name that it had there.
+        """Remove this host from its cluster; return its name there.
 
-        With ``force`` also if nothing answers. Raises Conflict if it has services there, Error.
+        With ``force`` also if etcd does not answer. Raises Conflict if the host has services there,
+        Error.
         """
         from niso.commands import cluster_leave
 
@@ -210,7 +214,7 @@ class Clusters:
 
     @guarded
     def forget(self, host: str) -> Forgotten:
-        """Give up a lost host with all that it had, and withdraw its certificates.
+        """Remove a lost host with all its claims, and revoke its certificates.
 
         Raises NotFound, Conflict if it is alive.
         """
@@ -221,7 +225,7 @@ class Clusters:
 
     @guarded
     def add_member(self, host: str = "") -> int:
-        """Run a member of etcd on this host; return how many there are. Raises Conflict, Error."""
+        """Run an etcd member on this host; return the number of members. Raises Conflict, Error."""
         from niso.commands import cluster_hosts
 
         machine = self.session.machine_for_change()
@@ -229,7 +233,7 @@ class Clusters:
 
     @guarded
     def remove_member(self, host: str = "") -> int:
-        """Run no member on this host, or drop that of a lost one; return how many are left.
+        """Remove this host's etcd member, or that of a lost host; return how many are left.
 
         Raises Conflict, NotFound, Error.
         """
@@ -240,9 +244,9 @@ class Clusters:
 
     @guarded
     def be_only_member(self) -> None:
-        """Go on with this host's member of etcd alone, after most were lost for good.
+        """Continue with this host's etcd member alone, after most were lost for good.
 
-        Raises Conflict if most answer, Error.
+        Raises Conflict if most members answer, Error.
         """
         from niso.commands import cluster_hosts
 
@@ -250,14 +254,17 @@ class Clusters:
 
     @guarded
     def backup(self, file: str | os.PathLike[str]) -> int:
-        """Write etcd's data to a file for root alone; return its size in bytes. Raises Error."""
+        """Write etcd's data to a file that only root can read; return its size. Raises Error.
+
+        The size is in bytes.
+        """
         from niso.commands import cluster_hosts
 
         return cluster_hosts.backup(self.session.machine(), path(file, "FILE"))
 
     @guarded
     def status(self) -> ClusterStatus:
-        """Return the hosts and the members of etcd. Raises Error if this host is in no cluster."""
+        """Return the hosts and etcd's members. Raises Error if this host is in no cluster."""
         from niso.cluster import members
         from niso.commands import cluster_check, cluster_hosts
 
@@ -276,7 +283,7 @@ class Clusters:
 
     @guarded
     def follow(self, log: Callable[[str], None]) -> Following:
-        """Return this host's agent: ``run()`` follows the cluster until ``stop()`` is called.
+        """Return this host's agent: ``run()`` synchronises it with the cluster until ``stop()``.
 
         ``log`` takes lines of text. Raises Error if this host is in no cluster.
         """
@@ -286,14 +293,14 @@ class Clusters:
 
     @guarded
     def become_etcd(self) -> None:
-        """Replace this process by this host's member of etcd. Raises Error if it has none."""
+        """Execute this host's etcd member in this process. Raises Error if it has none."""
         from niso.cluster import config, own_etcd
 
         own_etcd.execute(config.require())
 
 
 def _usage[T](call: Callable[[], T]) -> T:
-    """Return the result of a call; an invalid argument is a UsageError."""
+    """Return the result of a call; convert an InvalidInput without a file to a UsageError."""
     from niso.base.errors import InvalidInput
 
     try:
@@ -305,9 +312,9 @@ def _usage[T](call: Callable[[], T]) -> T:
 
 
 def _entering[T](call: Callable[[], T]) -> T:
-    """Return the result of a call that makes this host one of a cluster, as `_usage` does.
+    """Return the result of a call that adds this host to a cluster; converts errors like `_usage`.
 
-    An error names what the caller passed, because the files made from it are removed again.
+    An error names what the caller passed, because the files created from it are removed again.
     """
     from niso.base import paths
     from niso.base.errors import Error, InvalidInput
@@ -378,6 +385,6 @@ def _host(host: Host, seen: Status) -> ClusterHost:
     behind_s: float | None = None
     if host.alive and seen.problem is None:
         behind_s = seen.late_s.get(host.name, 0)
-    elif here:  # its agent does not run, or does not reach the cluster
+    elif here:  # its agent is not running, or cannot reach the cluster
         behind_s = seen.looked_s
     return ClusterHost(*where, tuple(networks), len(held), host.version, behind_s)

@@ -1,4 +1,4 @@
-"""Follow the network policies of Kubernetes: ``host.kubernetes``."""
+"""Apply Kubernetes' network policies: ``host.kubernetes``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Kubernetes:
     ) -> Following:
         """Return the agent: ``run()`` follows the API server until ``stop()`` is called.
 
-        ``log`` takes lines of text. Raises Error if the kubeconfig cannot be used.
+        ``log`` takes lines of text. Raises Error if the kubeconfig is unusable.
         """
         from niso.commands import kubernetes
 
@@ -47,7 +47,7 @@ class Kubernetes:
 
     @guarded
     def disable(self) -> Marked:
-        """Let systemd run the agent no longer. Pods keep the policies that they have."""
+        """Stop the agent and do not start it at boot. Pods keep their present policies."""
         from niso.commands import kubernetes
 
         return _marked(kubernetes.disable(self.session.machine_for_change(), self.session.report))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from niso.plan import records
     from niso.store.store import Store
 
-_DEFAULT_NETWORK = "niso-default"  # as in niso.base.names, which would be one more import
+_DEFAULT_NETWORK = "niso-default"  # copied from niso.base.names, to save an import
 
 
 class NetworkLine(NamedTuple):
@@ -28,9 +28,9 @@ class NetworkLine(NamedTuple):
     subnet: str
     """subnets, separated by a comma and a space"""
     services: int
-    """number of known services on it"""
+    """number of services on it"""
     vni: int | None
-    """its number between the hosts of the cluster; null if it does not span hosts"""
+    """its VXLAN network identifier in the cluster; null if it does not span hosts"""
     elsewhere: int
     """number of services of other hosts on it"""
 
@@ -73,13 +73,13 @@ class Network(NamedTuple):
     internal: bool
     """whether forwarding out of the network is disabled"""
     observe: bool
-    """whether the kernel remembers its flows"""
+    """whether its flows are recorded"""
     mtu: int
     """MTU in bytes"""
     vni: int | None
-    """its number between the hosts of the cluster; null if it does not span hosts"""
+    """its VXLAN network identifier in the cluster; null if it does not span hosts"""
     services: tuple[NetworkMember, ...]
-    """known services on the network"""
+    """services on the network"""
 
 
 class CreatedNetwork(NamedTuple):
@@ -168,10 +168,10 @@ class Networks:
 
         ``subnets`` has at most one prefix per family and defaults to the next free /24.
         ``gateways`` are the bridge's addresses. ``ipv6`` adds a unique local /64. ``internal``
-        disables forwarding out. ``mtu`` is in bytes. ``allow_public`` admits public prefixes, which
-        this host can then no longer reach. ``span`` makes it span the hosts of the cluster, or
-        takes it over from there. Raises Conflict, UsageError, KernelError, Error without an answer
-        of the cluster; then nothing has changed.
+        disables forwarding out. ``mtu`` is in bytes. ``allow_public`` permits public prefixes,
+        whose real addresses this host can then no longer reach. ``span`` creates the network in the
+        cluster too, or adds an existing one from there. Raises Conflict, UsageError, KernelError,
+        and Error if the cluster does not answer; then nothing has changed.
         """
         from niso.commands import network as command
         from niso.manifest.values import network_name
@@ -231,7 +231,7 @@ class Networks:
     def remove(self, *names: str, dry_run: bool = False) -> tuple[RemovedNetwork, ...]:
         """Remove networks and their bridges, all or none.
 
-        Raises NotFound, and Conflict if a known service uses one of them.
+        Raises NotFound, and Conflict if a service uses one of them.
         """
         from niso.commands import network as command
         from niso.services import journal
@@ -252,9 +252,9 @@ class Networks:
 
     @guarded
     def ports_everywhere(self) -> tuple[ClusterPort, ...]:
-        """Return the published ports of active services of all hosts of the cluster, by service.
+        """Return the published ports of active services on all hosts of the cluster, by service.
 
-        Of other hosts those of services on networks that span hosts. Raises Error without a
+        For other hosts, only services on networks that span hosts are known. Raises Error without a
         cluster.
         """
         from niso.api import cluster_views
@@ -263,7 +263,7 @@ class Networks:
 
     @guarded
     def exposure(self) -> tuple[PublishedPort, ...]:
-        """Return `ports` with ``from_``: from where each is reachable. Raises KernelError."""
+        """Return `ports` with ``from_``: from where each port is reachable. Raises KernelError."""
         from niso.explain import exposure
         from niso.services.ports import shadows
 
@@ -273,7 +273,7 @@ class Networks:
         internal = [network.name for network in store.networks() if network.internal]
         on = {service: [network for network, _ in store.addresses(service)] for service in services}
         first = {service: store.require_network(on[service][0]) for service in services}
-        # traffic from an internal network stays on it, so only its own services are reachable
+        # traffic of an internal network stays on it, so only its own services are reachable
         closed = {
             service: [name for name in internal if name not in on[service]] for service in services
         }
@@ -303,10 +303,10 @@ class Networks:
 
     @guarded
     def host_names(self, *, on_host: bool | None = None) -> HostNames:
-        """Return the names by which the host itself may know services.
+        """Return the names of services for use by the host itself.
 
-        ``on_host`` writes them to the host's own /etc/hosts from now on, or removes them. Raises
-        KernelError if that file cannot be replaced as a whole; then nothing has changed.
+        ``on_host`` keeps them in the host's own /etc/hosts from now on, or removes them. Raises
+        KernelError if that file cannot be replaced atomically; then nothing has changed.
         """
         from niso.reconcile import host_names
 
@@ -323,7 +323,10 @@ class Networks:
 
     @guarded
     def rules(self) -> Rules:
-        """Return niso's nftables tables as data, without what rules fill. Raises KernelError."""
+        """Return niso's nftables tables as data, without dynamic elements. Raises KernelError.
+
+        Dynamic elements are those that rules add, such as flows.
+        """
         items = [item for table in _tables(as_text=False) for item in table]
         for item in items:
             held = item.get("set") or item.get("map") or {}
@@ -333,15 +336,15 @@ class Networks:
 
     @guarded
     def rules_text(self) -> str:
-        """Return niso's nftables tables as nft(8) prints them, without what rules fill.
+        """Return niso's nftables tables as nft(8) prints them, without dynamic elements.
 
-        Raises KernelError.
+        Dynamic elements are those that rules add, such as flows. Raises KernelError.
         """
         return "".join(_declared("".join(_tables(as_text=True))))
 
 
 def _declared(text: str) -> Iterator[str]:
-    """Yield the lines of tables without the elements of sets that rules fill: flows, limits."""
+    """Yield the lines of tables without the elements of dynamic sets: flows, limits."""
     fills = skips = False
     for line in text.splitlines(keepends=True):
         if line.startswith(("\tset ", "\tmap ")):
@@ -434,7 +437,10 @@ def _described(store: Store, network: records.Network) -> Network:
 
 
 def _elsewhere(store: Store, network: str) -> tuple[NetworkMember, ...]:
-    """Return the services of other hosts on a network; one is active that others can find."""
+    """Return the remote services on a network.
+
+    A service counts as active if other services can resolve its name.
+    """
     hosts = {address: host for host, (_, address, _) in store.across.peers().items()}
     return tuple(
         NetworkMember(

@@ -47,7 +47,7 @@ class Package(NamedTuple):
 
 
 class Name(NamedTuple):
-    """A known service and its state."""
+    """An existing service and its state."""
 
     service: str
     active: bool
@@ -77,14 +77,13 @@ class Services:
     ) -> tuple[Outcome, ...]:
         """Activate services, all or none.
 
-        ``what`` are manifests, folders with a manifest.toml, known services or `Package` values.
+        ``what`` are manifests, folders with a manifest.toml, existing services or `Package` values.
         ``timeout`` is in seconds, for each service to start or become healthy. On an active
-        service only the changes of its manifest are applied. ``replace`` takes over known services
-        of these names that came from other folders, ``take`` services of hosts of the cluster that
-        are gone. Raises InvalidInput, Conflict,
-        NotFound, KernelError, ProcessError, ErrorGroup; then everything is rolled back.
-        Without ``trust_owner``, a manifest that other users than root and the caller can change is
-        refused.
+        service, only the changes of its manifest are applied. ``replace`` takes over services of
+        these names that came from other folders, ``take`` services of hosts of the cluster that are
+        gone. Raises InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup; then
+        everything is rolled back. Without ``trust_owner``, a manifest that users other than root
+        and the caller can change is refused.
         """
 
         from niso.api import handover
@@ -100,7 +99,8 @@ class Services:
         wanted = targets.find_targets(store, requested, replace, None if trust_owner else callers())
         wanted = [target._replace(take=take) for target in wanted]
         for name, _, manifest, copy, *_ in (one for one in wanted if one.fingerprint is None):
-            if targets.is_beside_another(name, manifest, copy):  # which the caller may have meant
+            # the caller may have meant that folder
+            if targets.is_beside_another(name, manifest, copy):
                 text = f"{name}: has the manifest of its last activation, not that of ./{name}"
                 self.session.report(Caution(text, (f"to apply that one: niso activate ./{name}",)))
         self.session.expect(target.name for target in wanted if target.spec.healthcheck)
@@ -135,7 +135,7 @@ class Services:
         machine = self.session.machine_for_change()
         store = machine.store
         if not dry_run:
-            journal.recover(machine, self.session.report)  # can restore services
+            journal.recover(machine, self.session.report)  # recovery can restore services
         own = [row.name for row in store.services() if row.active and row.has_process]
         outcomes = handover.deactivate(self.session, machine, own, dry_run)
         return tuple(Done(*outcome) for outcome in outcomes)
@@ -144,7 +144,7 @@ class Services:
     def restart(self, *names: str) -> tuple[Done, ...]:
         """Restart the processes of active services without changing addresses and ports.
 
-        Raises Conflict if one is not active, NotFound, ProcessError.
+        Raises Conflict if a service is not active, NotFound, ProcessError.
         """
         return self.restart_in_order(texts(names, "names"), None)
 
@@ -228,7 +228,7 @@ class Services:
 
     @guarded
     def list(self) -> tuple[ServiceLine, ...]:
-        """Return all known services with their status, by name. Runs health checks that are due."""
+        """Return all services with their status, by name. Runs health checks that are due."""
         from niso.api import service_views
 
         return service_views.lines(self.session, self.session.store())
@@ -237,7 +237,7 @@ class Services:
     def everywhere(self) -> tuple[ClusterLine, ...]:
         """Return the services of all hosts of the cluster, by name.
 
-        Raises Error without a cluster or an answer of it.
+        Raises Error without a cluster, or if it does not answer.
         """
         from niso.api import cluster_views
 
@@ -245,12 +245,12 @@ class Services:
 
     @guarded
     def names(self) -> tuple[Name, ...]:
-        """Return all known services by name, without reading the status of their processes."""
+        """Return all services by name, without reading the status of their processes."""
         return tuple(Name(*row) for row in self.session.store().service_names())
 
     @guarded
     def resolve(self, name: str) -> str:
-        """Return the service of a name, hostname or alias. Raises NotFound."""
+        """Return the service with a name, hostname or alias. Raises NotFound."""
         return self.session.store().resolve(text(name, "name"))
 
     @guarded
@@ -300,9 +300,10 @@ class Services:
     def exec(self, name: str, command: Iterable[str], *, user: str | None = None) -> int:
         """Run a command in an active service with this process's stdin, stdout and stderr.
 
-        ``user`` is a name of the service's root file system or uid[:gid]; default: its own user.
+        ``user`` is a user of the service's root file system or uid[:gid]; default: the service's
+        user.
 
-        Return its exit status, 128 + N if signal N killed it. Signals to this process are
+        Returns the exit status, 128 + N if signal N killed the command. Signals to this process are
         forwarded to the command, so call it in the main thread. Raises Conflict if the service is
         not active, ProcessError if the command cannot be run.
         """
@@ -339,8 +340,8 @@ class Services:
     def kill(self, *names: str, signal: str = "KILL") -> tuple[Signalled, ...]:
         """Send a signal to the processes of active services; their restart policies apply.
 
-        ``signal`` is a name, as HUP or SIGHUP, or a number. Raises Conflict if one is not active,
-        ProcessError if one has no process.
+        ``signal`` is a name, such as HUP or SIGHUP, or a number. Raises Conflict if a service is
+        not active, ProcessError if it has no process.
         """
         from niso.api.service_results import Signalled
         from niso.runtime import kill
@@ -353,7 +354,7 @@ class Services:
         )
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
-        """Return the name of an active service and the arguments of a command."""
+        """Check a service, which must be active, and the arguments of a command; return both."""
         from niso.base.errors import Conflict, UsageError
 
         words = texts(command, "command")
@@ -375,7 +376,7 @@ class Services:
     def port_forward(self, name: str, port: str, *, replace: bool = False) -> Forwarded:
         """Publish another port of an active service: ``8080:80``, ``127.0.0.1:53:53/udp``.
 
-        ``replace`` takes the host port over from its holder. Raises Conflict, KernelError.
+        ``replace`` takes the host port from the service that has it. Raises Conflict, KernelError.
         """
         from niso.api.service_results import forwarded
         from niso.commands import port_forward
@@ -392,7 +393,7 @@ class Services:
     def port_unforward(self, name: str, port: str) -> Forwarded:
         """Withdraw a port published with `port_forward`. Raises NotFound, Conflict.
 
-        The ports of manifests that it took are published again.
+        Manifest ports that it took are published again.
         """
         from niso.api.service_results import forwarded
         from niso.commands import port_forward
@@ -422,7 +423,7 @@ class Services:
 
 
 def described(store: Store, outcomes: Iterable[activation.Outcome]) -> tuple[Outcome, ...]:
-    """Return the outcomes of an activation as results of the API."""
+    """Convert the outcomes of an activation to results of the API."""
     return tuple(
         Outcome(
             outcome.service,
@@ -442,7 +443,7 @@ def with_healthcheck(store: Store, names: Iterable[str]) -> list[str]:
 
 
 def _requested(what: object) -> Any:
-    """Return a target of an activation: a path or name as str, or a checked manifest."""
+    """Return a target of an activation: a path or name as str, or a validated manifest."""
     if isinstance(what, Package):
         import os
 
@@ -454,7 +455,7 @@ def _requested(what: object) -> Any:
 
 
 def _resolved(store: Store, names: Iterable[str]) -> list[str]:
-    """Return the services of these names. Raises NotFound, Conflict if one is an attachment."""
+    """Return the services with these names. Raises NotFound, Conflict if one is an attachment."""
     services = [*dict.fromkeys(store.resolve(name) for name in names)]
     for service in services:
         _require_own(store, service)
@@ -468,7 +469,7 @@ def _require_own(store: Store, service: str) -> None:
 
 
 def _known(store: Store, name: str, with_volumes: bool) -> str:
-    """Return the service of a name.
+    """Return the service with a name.
 
     ``with_volumes`` also accepts a removed service whose volumes are kept.
     """

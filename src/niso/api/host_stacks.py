@@ -30,14 +30,14 @@ class StackUp(NamedTuple):
 
 
 class StackDown(NamedTuple):
-    """Result of `Stacks.down`; the services in the order in which they stopped."""
+    """Result of `Stacks.down`, with the services in the order in which they stopped."""
 
     stack: str
     services: tuple[Done, ...]
 
 
 class Stacks:
-    """Manage stacks: ``host.stacks``. A stack is given by its stack.toml or its folder."""
+    """Manage stacks: ``host.stacks``. A stack is given by its stack.toml or the folder of that."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -54,10 +54,10 @@ class Stacks:
     ) -> StackUp:
         """Apply the stack's file; roll everything back on errors.
 
-        ``replace`` takes over services and a stack of these names from other folders.
-        ``timeout`` is in seconds, for each service to start or become healthy. Raises
-        InvalidInput, Conflict, NotFound, KernelError, ProcessError, ErrorGroup. Without
-        ``trust_owner``, files that other users than root and the caller can change are refused.
+        ``replace`` takes over services and a stack of these names from other folders. ``timeout``
+        is in seconds, for each service to start or become healthy. Raises InvalidInput, Conflict,
+        NotFound, KernelError, ProcessError, ErrorGroup. Without ``trust_owner``, files that users
+        other than root and the caller can change are refused.
         """
         from niso.api import handover
         from niso.base.report import Finished
@@ -98,7 +98,7 @@ class Stacks:
 
     @guarded
     def status(self, stack: str | os.PathLike[str]) -> tuple[ServiceLine, ...]:
-        """Return the services of a stack with their status, as ``host.services.list()``.
+        """Return the services of a stack with their status, like ``host.services.list()``.
 
         Raises Conflict if the stack came from another file.
         """
@@ -134,10 +134,10 @@ class Stacks:
         timestamps: bool = False,
         since: str | None = None,
     ) -> Iterator[tuple[str, bytes]]:
-        """Return (service, line) of all known services of a stack, in order of time.
+        """Return (service, line) of all services of a stack, ordered by time.
 
-        The arguments are those of ``host.services.logs``; ``lines`` counts for each service.
-        Raises NotFound, UsageError, Conflict if the stack came from another file.
+        The arguments are those of ``host.services.logs``; ``lines`` applies to each service. Raises
+        NotFound, UsageError, Conflict if the stack came from another file.
         """
         from niso.commands import stack as command
         from niso.runtime import joint_logs

@@ -1,4 +1,4 @@
-"""Learn policies from flows, and write them into manifests."""
+"""Derive policies from recorded flows, and write them into manifests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LearnedEntry(NamedTuple):
-    """An entry of an allow list that was learned."""
+    """An entry of a learned allow list."""
 
     text: str
     """the entry"""
@@ -38,7 +38,7 @@ class LearnedEntry(NamedTuple):
 
 
 class LearnedPolicy(NamedTuple):
-    """The policy of a service as its flows show it."""
+    """The policy of a service that allows its recorded flows."""
 
     service: str
     """name of the service"""
@@ -47,7 +47,7 @@ class LearnedPolicy(NamedTuple):
     table: str
     """table of the file for it"""
     watched: float | None
-    """seconds that the service has been watched, at most a week; null if it is inactive"""
+    """seconds for which flows of the service are known, at most a week; null if it is inactive"""
     allow_from: tuple[LearnedEntry, ...]
     """who connected to it"""
     egress: tuple[LearnedEntry, ...] | None
@@ -60,17 +60,17 @@ class PolicyChange(NamedTuple):
     file: str
     """absolute path"""
     services: tuple[str, ...]
-    """those whose policies are in it"""
+    """services whose policies are in it"""
     before: str
     """its present text"""
     after: str
     """its new text"""
     apply: str
-    """the command that activates what it says"""
+    """the command that activates it"""
 
     @property
     def diff(self) -> str:
-        """Return the difference as diff -u prints it; it quotes names with a newline."""
+        """Return the difference in the format of diff -u; file names with a newline are quoted."""
         import difflib
         import json
 
@@ -84,7 +84,7 @@ class PolicyChange(NamedTuple):
 def learn(
     session: Session, services: Sequence[str], since: float | None, egress: bool
 ) -> tuple[LearnedPolicy, ...]:
-    """Learn policies: `Host.learn`. ``since`` is in seconds since 1970."""
+    """Derive policies: `Host.learn`. ``since`` is in seconds since 1970."""
     from niso.api.written_names import WrittenNames
     from niso.reconcile.world import read_world
     from niso.see import learner
@@ -155,7 +155,7 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
         stack = store.stack_of(row.name)
         for file in store.stack_files(stack) if stack else ():
             if os.path.isfile(file):
-                _read(file)  # one that is not valid does not say what it has
+                _read(file)  # raises if the file is invalid, because its content is then unknown
         place = _place(store, row)
         if not place.file:
             hint = "niso net learn without --write prints it"
@@ -197,7 +197,10 @@ def changes(session: Session, learned: Iterable[LearnedPolicy]) -> tuple[PolicyC
 
 
 def write(changes: Iterable[PolicyChange]) -> None:
-    """Write files: `Host.write_policies`. All drafts are on the disk before a file is replaced."""
+    """Write files: `Host.write_policies`.
+
+    All drafts are on the disk before any file is replaced.
+    """
     drafts: dict[str, str] = {}
     path = ""
     try:
@@ -219,7 +222,7 @@ def write(changes: Iterable[PolicyChange]) -> None:
 
 
 def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
-    """Write the new text of a file beside it, and add it to the drafts. Raises OSError."""
+    """Write the new text of a file next to it, and add it to the drafts. Raises OSError."""
     import tempfile
 
     status = os.stat(path)
@@ -236,7 +239,7 @@ def _draft(path: str, text: str, drafts: dict[str, str]) -> None:
 
 
 class _Place(NamedTuple):
-    """Where a service's policy is written. ``file`` is "" if nowhere."""
+    """The place of a service's policy in a file. ``file`` is "" if there is none."""
 
     file: str
     path: tuple[str | int, ...]
@@ -248,8 +251,8 @@ _OWN = ("network", "policy")
 def _place(store: Store, row: ServiceRow) -> _Place:
     """Return where the policy of a service is written, or would be.
 
-    A [[service]] of a stack has it in its package's manifest, unless the stack has keys of it, or
-    uses the package twice.
+    The policy of a [[service]] of a stack is in its package's manifest, unless the stack overrides
+    keys of it, or uses the package twice.
     """
     from niso.manifest import toml
 
@@ -277,7 +280,7 @@ def _place(store: Store, row: ServiceRow) -> _Place:
 def _require_own(
     store: Store, row: ServiceRow, place: _Place, writers: dict[tuple[object, ...], str]
 ) -> None:
-    """Raise Conflict if another service has its policy in the same place."""
+    """Raise Conflict if another service's policy has the same place."""
     other = writers.setdefault(place, row.name)
     if place.path == _OWN and other == row.name:
         real = os.path.realpath(place.file)
@@ -291,7 +294,7 @@ def _require_own(
 
 
 def _read(path: str) -> str:
-    """Return the text of a TOML file of the user. Raises Error; InvalidInput if it is not valid."""
+    """Read a TOML file of the user. Raises Error; InvalidInput if it is invalid."""
     from niso.api.guard import callers
     from niso.manifest import toml
 
@@ -321,7 +324,7 @@ def _has_network(row: ServiceRow) -> bool:
 
 
 def watched_s(row: ServiceRow, since: float | None = None) -> float | None:
-    """Return for how long the flows of a service are known, in seconds; None if it is inactive."""
+    """Return for how many seconds flows of a service are known; None if it is inactive."""
     from niso.kernel.nft_sensor import KEPT_S
 
     if not row.active or row.activated_at is None:

@@ -1,4 +1,4 @@
-"""Look at services, networks and flows as a map: `Host.map`."""
+"""Read services, networks and flows as a map: `Host.map`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MapPolicy(NamedTuple):
     """The policy of a service, as written."""
 
     allow_from: tuple[str, ...] | None
-    """strings: who may connect; null: everybody"""
+    """strings: who may connect; null: everyone"""
     deny_from: tuple[str, ...]
     """strings: who may not"""
     egress_allow: tuple[str, ...] | None
@@ -65,11 +65,11 @@ class MapService(NamedTuple):
     sent: float | None
     """the same"""
     new: float | None
-    """new flows from and to it, and refused attempts, per second; null as above"""
+    """new flows from and to it, and refused attempts, per second; null like received"""
     denied_in: int | None
-    """packets that its ingress policy has dropped, in all; null if unknown"""
+    """total packets dropped by its ingress policy; null if unknown"""
     denied_out: int | None
-    """packets that its egress policy has dropped, in all; null if unknown"""
+    """total packets dropped by its egress policy; null if unknown"""
     policy: MapPolicy | None
     """null without a policy"""
     audit_until: str | None
@@ -86,9 +86,9 @@ class MapNetwork(NamedTuple):
     subnets: tuple[str, ...]
     """strings: its subnets"""
     internal: bool
-    """whether nothing is forwarded out of it"""
+    """whether forwarding out of it is disabled"""
     observed: bool
-    """whether its flows are remembered"""
+    """whether its flows are recorded"""
 
 
 class MapEnd(NamedTuple):
@@ -101,7 +101,7 @@ class MapEnd(NamedTuple):
 
 
 class MapChange(NamedTuple):
-    """A line of a manifest that, with the others, would let a denied flow pass."""
+    """A manifest change that, with the others, would let a denied flow pass."""
 
     service: str
     """the service whose manifest it is"""
@@ -110,14 +110,14 @@ class MapChange(NamedTuple):
     text: str
     """the entry"""
     adds: bool
-    """whether the entry is to be added; otherwise it is to be taken out"""
+    """whether to add the entry; otherwise remove it"""
 
 
 class MapFlow(NamedTuple):
     """The flows between two ends on one port, after DNAT."""
 
     from_: MapEnd
-    """the end that begins them"""
+    """the end that opens them"""
     to: MapEnd
     """the other end"""
     port: int
@@ -127,23 +127,23 @@ class MapFlow(NamedTuple):
     verdict: str
     """pass, drop, or audit: it passed because a policy that denies it was in audit"""
     published: int | None
-    """host port by which another machine came"""
+    """host port through which another machine connected"""
     words: str | None
-    """what decides, of the latest of them"""
+    """what decides about the latest of them"""
     agrees: bool
     """whether the present configuration decides the same"""
     new: int
     """new flows within a week, or attempts that were dropped"""
     rate: float
-    """the same per second since the look before"""
+    """new flows per second since the previous update"""
     bits: float | None
-    """bits per second both ways since then; null if the kernel cannot count them"""
+    """bits per second in both directions since then; null if the kernel cannot count them"""
     ago: float | None
     """seconds since the last new one"""
     open: int
     """flows that are open now"""
     changes: tuple[MapChange, ...]
-    """what would let a denied flow pass, and an audited one; empty if no line of a manifest does"""
+    """manifest changes that would let a denied or audited flow pass; empty if none would"""
 
 
 class MapState(NamedTuple):
@@ -152,11 +152,11 @@ class MapState(NamedTuple):
     host: str
     """the host's name"""
     at: str
-    """time of the look"""
+    """time of the update"""
     seconds: float
-    """time since the look before"""
+    """time since the previous update"""
     services: tuple[MapService, ...]
-    """all known services, by name"""
+    """all services, by name"""
     networks: tuple[MapNetwork, ...]
     """all networks, by name"""
     flows: tuple[MapFlow, ...]
@@ -164,11 +164,11 @@ class MapState(NamedTuple):
     not_shown: int
     """flows that are not shown, because there are too many"""
     missed: int
-    """new flows that the kernel has not remembered, because a set was full"""
+    """new flows that were not recorded, because a set was full"""
 
 
 class Map(Metered):
-    """Looks at everything from call to call of `read`. Use it in a ``with`` block, or close it.
+    """Measures everything between calls of `read`. Use it in a ``with`` block, or close it.
 
     Until then the kernel counts the bytes of flows for it (`niso.kernel.nft_meter`).
     """
@@ -231,7 +231,10 @@ class Map(Metered):
         )
 
     def _name_in(self, store: Store) -> Callable[[str, str], str | None]:
-        """Return what finds the names that policies are written with, read once for each change."""
+        """Return a function that finds the names used in policies.
+
+        Its results are cached until the store changes.
+        """
         from niso.api.written_names import WrittenNames
 
         version = store.changes()

@@ -1,4 +1,4 @@
-"""Have the kernel count the bytes of flows for as long as somebody looks."""
+"""Let the kernel count the bytes of flows for as long as a reader needs them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Metered:
         self.close()
 
     def close(self) -> None:
-        """Stop counting. Without this, the kernel counts until the program ends."""
+        """Stop counting. Otherwise the kernel counts until the program ends."""
         meter, self._meter = self._meter, None
         if meter is not None:
             meter.close()
 
     def _moved(self) -> dict[Key, int] | None:
-        """Return the bytes of flows since the last call; None if the kernel cannot count them."""
+        """Return each flow's bytes since the last call; None if the kernel cannot count them."""
         return None if self._meter is None else self._meter.read()

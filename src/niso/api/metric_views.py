@@ -1,4 +1,4 @@
-"""Collect figures of services, traffic, policies and flows: `Host.metrics`."""
+"""Collect metrics of services, traffic, policies and flows: `Host.metrics`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sample(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A metric with its samples. A metric without samples has none at the moment."""
+    """A metric with its samples, of which there may be none at the moment."""
 
     name: str
     """name, as in Prometheus"""
@@ -165,7 +165,7 @@ def _of_traffic(store: Store) -> tuple[Metric, ...]:
         for direction, number in (("ingress", counts.in_audits), ("egress", counts.out_audits))
         if number is not None
     ]
-    # the host's end of a pair receives what the service sends
+    # the host's end of a veth pair receives what the service sends
     return (
         *(
             _metric(

@@ -1,4 +1,4 @@
-"""Show and refresh outside names: which addresses a domain name in policies stands for."""
+"""List and refresh outside names: the addresses of domain names in policies."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 OVERDUE_S = 600.0
-"""After this long without an answer, `Host.check` warns."""
+"""`Host.check` warns after this long (s) without an answer."""
 
 
 class OutsideName(NamedTuple):
-    """A domain name outside niso.local in policies, and what it stands for."""
+    """A domain name outside niso.local in policies, and its addresses."""
 
     name: str
     """the domain name"""
     services: tuple[str, ...]
     """strings: active services whose policies name it"""
     addresses: tuple[str, ...]
-    """strings: its addresses, which the rules and the services' hosts files have"""
+    """strings: its addresses in the rules and the services' hosts files"""
     former: tuple[str, ...]
-    """strings: addresses that the rules still allow, for programs that looked it up before"""
+    """strings: addresses still allowed by the rules, for programs that resolved it before"""
     asked_at: str | None
-    """time of the last question; null if there was none"""
+    """time of the last query; null if there was none"""
     until: str | None
-    """when the answer ends; null without addresses"""
+    """when the answer expires; null without addresses"""
     problem: str | None
     """what was wrong with the last answer"""
 
 
 def refresh(session: Session, force: bool) -> tuple[OutsideName, ...]:
-    """Ask for the names that are due: `Host.refresh_names`."""
+    """Resolve the names that are due: `Host.refresh_names`."""
     from niso.base.report import Finished
 
     machine = session.machine_for_change()
@@ -51,7 +51,10 @@ def refresh(session: Session, force: bool) -> tuple[OutsideName, ...]:
 
 
 def described(store: Store, names: Iterable[str] | None = None) -> tuple[OutsideName, ...]:
-    """Return what is known of these names (default: of all in policies), sorted by name."""
+    """Return these names with their answers, sorted by name.
+
+    The default is all names in policies.
+    """
     if not store.names_outside():
         return ()
     rows = store.outside
@@ -82,7 +85,10 @@ def next_due(session: Session) -> float:
 
 
 def warn(session: Session, name: str | None) -> None:
-    """Warn about names of active services, or of one, that have no address or are out of date."""
+    """Warn about names that have no address or are out of date.
+
+    All names of active services are checked, or those of one service.
+    """
     rows, now = session.store().outside, time.time()
     unknown: dict[tuple[str, str], list[str]] = {}  # by (services, reason)
     for answer in map(rows.answer, rows.named(active=True)):
@@ -112,7 +118,7 @@ def warn(session: Session, name: str | None) -> None:
 
 
 def warn_of_families(session: Session, answer: Outside, services: Iterable[str]) -> None:
-    """Warn about services for which all addresses of a name are of a family without a route."""
+    """Warn about services that have no route in the only address family of a name."""
     from niso.base.addresses import family_of
 
     store = session.store()

@@ -26,7 +26,7 @@ class Participant(NamedTuple):
     address: str
     """an IPv4 or IPv6 address"""
     host: str | None
-    """name of the other host that has the service; null if this one has"""
+    """name of the other host that has the service; null if this one has it"""
 
 
 class Pong(NamedTuple):
@@ -52,18 +52,18 @@ class Source(NamedTuple):
 
 
 class Sender(NamedTuple):
-    """The source of a packet that is explained."""
+    """The source of an explained packet."""
 
     service: str | None
     """name of the service; null if the address is not a service's"""
     address: str
     """an IPv4 or IPv6 address"""
     host: str | None
-    """name of the other host that has the service; null if this one has"""
+    """name of the other host that has the service; null if this one has it"""
 
 
 class Asked(NamedTuple):
-    """The destination that a packet is sent to."""
+    """The destination of a packet as sent."""
 
     address: str
     """an IPv4 or IPv6 address"""
@@ -85,7 +85,7 @@ class Target(NamedTuple):
     proto: str
     """tcp, udp, sctp or icmp"""
     host: str | None
-    """name of the other host that has the service; null if this one has"""
+    """name of the other host that has the service; null if this one has it"""
 
 
 class OtherHostObject(NamedTuple):
@@ -113,7 +113,7 @@ class Judgement(NamedTuple):
     nft: tuple[str, ...]
     """strings: the nftables objects of this host that implement it"""
     elsewhere: tuple[OtherHostObject, ...]
-    """those of other hosts, computed from what these have published in the cluster"""
+    """nftables objects of other hosts, computed from what they have published in the cluster"""
 
 
 class Judged(NamedTuple):
@@ -141,13 +141,13 @@ class Judged(NamedTuple):
 
     @property
     def dropped_by(self) -> Judgement | None:
-        """The first part that drops it, in kernel order; None if it passes."""
+        """The first part that drops the packet, in kernel order; None if it passes."""
         parts = (self.path, self.egress, self.ingress)
         return next((part for part in parts if part.verdict == "drop"), None)
 
 
 class Counter(NamedTuple):
-    """A rule that counts the packet of a proof; ``label`` names it by table, container and text."""
+    """A rule that counts the test packet; ``label`` is its table, container and text."""
 
     rule: str
     """the rule in nft syntax"""
@@ -178,9 +178,9 @@ class Explanation(NamedTuple):
 
     judged: Judged
     other_family: Judged | None
-    """the same over the other address family, if both ends have it"""
+    """the same packet in the other address family, if both ends have it"""
     shares: dict[str, str]
-    """sharing services among the ends, each with the provider of its network"""
+    """ends that share a namespace, each with the provider"""
     proof: Proof | None = None
     """result of the test packet; only with --prove"""
 
@@ -248,7 +248,7 @@ class Drops:
         return self._log.fileno()
 
     def read(self) -> tuple[Drop, ...]:
-        """Wait for packets and return those of the services followed.
+        """Wait for packets and return the drops of the followed services.
 
         Sends a `niso.Caution` if the kernel had to skip some.
         """
@@ -272,7 +272,8 @@ def ping(session: Session, source: str, destination: str) -> Pong:
     from niso.base.service_events import WaitingForPacket
 
     session.report(WaitingForPacket(destination, "reply"))
-    from niso.explain import prove, question  # after the event, which covers the import
+    # after the event, so that the user sees it before this slow import
+    from niso.explain import prove, question
 
     store = session.store()
 
@@ -282,7 +283,7 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 
         try:
             return cluster_views.world(session, world, packet.source, packet.destination)
-        except Error as error:  # then the reason may be a policy there
+        except Error as error:  # the reason may be a policy on the other host
             session.caution(error.message)
             return world
 
@@ -298,14 +299,14 @@ def ping(session: Session, source: str, destination: str) -> Pong:
 
 
 def _elsewhere(store: Store, service: str) -> str | None:
-    """Return the name of the other host that has a service; None if this one has."""
+    """Return the other host that has a service; None if this one has it."""
     return next(iter(store.hosts_of(service)), None) if store.service(service) is None else None
 
 
 def explain(
     session: Session, source: str, destination: str, family: int | None, proves: bool
 ) -> Explanation:
-    """Judge a packet; ``proves`` also sends one: `Host.explain`."""
+    """Explain a packet; with ``proves``, send one too: `Host.explain`."""
     from niso.base.errors import UsageError
     from niso.base.service_events import WaitingForPacket
 

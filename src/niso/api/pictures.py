@@ -1,4 +1,4 @@
-"""Draw who talks to whom: `Host.graph`."""
+"""Draw which services communicate: `Host.graph`."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def _picture(session: Session, stack: str | None, declared: bool, since: float |
 
 
 def _drawn(text: bytes, format_: str) -> bytes:
-    """Have Graphviz draw a picture (dot(1)). Raises Error."""
+    """Render a picture with Graphviz (dot(1)). Raises Error."""
     hint = "apt install graphviz, or --format mermaid"
     try:
-        done = subprocess.run(  # in the PATH of an administrator
+        done = subprocess.run(  # found in the administrator's PATH
             ["dot", f"-T{format_}"],
             input=text,
             capture_output=True,

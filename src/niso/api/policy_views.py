@@ -1,4 +1,4 @@
-"""Show what each entry of a policy let pass, and what a change of policies would cut."""
+"""Show what each policy entry has allowed, and what a change of policies would cut."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class PolicyEntry(NamedTuple):
-    """An entry of a service's policy, or what decides where none matches."""
+    """An entry of a service's policy, or the default where none matches."""
 
     service: str
     """name of the service"""
     key: str
-    """key of the manifest; without an index: what the list does not have"""
+    """key of the manifest; without an index for the list's default"""
     text: str | None
-    """the entry; null for what the list does not have"""
+    """the entry; null for the list's default"""
     passes: bool
     """whether it allows"""
     packets: int
@@ -38,22 +38,22 @@ class PolicyEntry(NamedTuple):
     open: int
     """flows that it lets pass and that are open now"""
     last: str | None
-    """time of the last new flow, as far as it is remembered: a week, also across changes"""
+    """time of the last new flow, within a week; it survives changes of the policy"""
     ago: float | None
     """seconds since then"""
     note: str
     """the addresses of an outside name, how the entry could be narrower, or an empty string"""
     audited: bool
-    """whether it denies, and the policy is in audit: the packets pass"""
+    """whether it denies, but the policy is in audit, so that the packets pass"""
 
 
 class PolicyEffect(NamedTuple):
-    """What a change of policies means for the flows from one address to one port of another."""
+    """The effect of a change of policies on the flows from one address to one port of another."""
 
     effect: str
     """cut, pass, new: it was denied and would pass, or audit: it would be cut without the audit"""
     from_: FlowEnd
-    """the end that began them"""
+    """the end that opened them"""
     to: FlowEnd
     """the other end"""
     port: int
@@ -80,7 +80,7 @@ class PolicyEffect(NamedTuple):
 
 
 def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEntry, ...]:
-    """Return the entries of a service's policy: `Host.policy`."""
+    """Return the entries of a service's policy with their use: `Host.policy`."""
     from niso.api.time_texts import exact_time_text
     from niso.services import auditing
 
@@ -121,9 +121,9 @@ def show(session: Session, name: str, unused_s: float | None) -> tuple[PolicyEnt
 
 
 def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set[str]]:
-    """Return the counters of each key of a policy, and the keys of what passes. Raises KernelError.
+    """Return the counters of each key of a policy, and the keys that allow. Raises KernelError.
 
-    A list that allows has a key of its own too, for what none of its entries names.
+    An allow list also has a key of its own, for what none of its entries matches.
     """
     from niso.kernel import nft_sets
     from niso.kernel.nft_elements import HEADERS, Nfnetlink
@@ -152,7 +152,7 @@ def _counted(service: str, policy: Policy) -> tuple[dict[str, list[_Count]], set
 
 
 def _say_how_long(session: Session, service: str, unused_s: float) -> None:
-    """Warn if the flows of a service are not known for as long as that."""
+    """Warn if the flows of a service are known for a shorter time than requested."""
     from niso.api.learning import watched_s
     from niso.api.time_texts import period_text
 
@@ -164,10 +164,10 @@ def _say_how_long(session: Session, service: str, unused_s: float) -> None:
 
 
 def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]:
-    """Return the open flows of each key of a policy, and the age of the last that is remembered.
+    """Return the number of open flows and the age of the last flow, for each key of a policy.
 
-    The counters of the rules begin again whenever a policy, the address of a peer or that of an
-    outside name changes.
+    The ages come from recorded flows, because the rules' counters restart whenever the policy, a
+    peer's address or an outside name's address changes.
     """
     from niso.plan import known_world, verdict
     from niso.reconcile.world import read_world
@@ -188,7 +188,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
     for seen in seer.joined(world, memory):
         if seen.gone or not seen.agrees:
             continue
-        # of one that passed, the policies of both ends have decided
+        # for a flow that passed, the policies of both ends have decided
         both = verdict.judge(ever, *seen.key[:2], seen.port, seen.proto)
         for reason in both if seen.passes else (seen.reason,):
             if reason is not None and reason.service == service and reason.key:
@@ -199,7 +199,7 @@ def _used(session: Session, service: str) -> dict[str, tuple[int, float | None]]
 
 
 def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
-    """Return the entry with its only protocol, if packets of one protocol alone came."""
+    """Return the entry narrowed to a protocol, if all packets that it allowed were of that one."""
     if text is None or "/" in text.rpartition(":")[2] or ":" not in text:
         return ""
     used = set()
@@ -214,7 +214,7 @@ def _narrower(text: str | None, counts: Iterable[_Count]) -> str:
 
 
 def effects(session: Session, what: Sequence[str], since: float | None) -> tuple[PolicyEffect, ...]:
-    """Return what activating files would mean: `Host.policy_effects`."""
+    """Return the effects of activating files: `Host.policy_effects`."""
     from niso.commands import activate
     from niso.commands import stack as stacks
     from niso.manifest import load, stack_file

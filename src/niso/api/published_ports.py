@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Port(NamedTuple):
     """A published port, or a range of ``range`` ports, on one address or one family.
 
-    ``anywhere`` is true if the port is published on all addresses of the families of its network:
-    there is one `Port` per family then. It is left out of ``--json``.
+    ``anywhere`` is true if the port is published on all addresses of its network's families: there
+    is one `Port` per family then. It is left out of ``--json``.
     """
 
     host_ip: str

@@ -1,4 +1,4 @@
-"""Define results of commands for services that few programs use."""
+"""Results of less common commands for services."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def forwarded(
     taken: Iterable[tuple[str, records.Port]] = (),
     returned: Iterable[tuple[str, records.Port]] = (),
 ) -> Forwarded:
-    """Return the result for a port of a service, and for the ports of others that it concerned."""
+    """Return the result for a port of a service, and for ports of others that were affected."""
 
     def ports_of(name: str, one: records.Port) -> tuple[Port, ...]:
         return rows([one], store.port_families(name))
@@ -84,4 +84,4 @@ class Signalled(NamedTuple):
     signal: str
     """name of the signal"""
     ended: bool
-    """whether its process has ended, as far as is known a moment later"""
+    """whether its process had ended shortly afterwards"""

@@ -1,4 +1,4 @@
-"""Look at all services again and again, and read again only what can have changed."""
+"""Read the state of all services repeatedly, and only those that can have changed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from niso.store.service_rows import ServiceRow
 
 _AT_MOST_S = 30.0
-"""After this everything is read again: what no sign told is not older."""
+"""The longest time (s) until everything is read again, for changes without a sign."""
 
 
 class States:
-    """The services, their states and what verdicts depend on, as of the last `read`.
+    """The services, their states and the input of verdicts, as of the last `read`.
 
-    Of a store that nobody has written to, a service whose process lives is as it was, but for its
-    health. Reading everything takes 0.4 ms for each service.
+    While the store is unchanged, a service whose process is alive can only have changed its health.
+    Reading everything takes 0.4 ms for each service.
     """
 
     def __init__(self, session: Session) -> None:
@@ -51,10 +51,10 @@ class States:
         )
 
     def read(self) -> None:
-        """Read the states now. Raises Error."""
+        """Update the states. Raises Error."""
         store = self._session.store()
         version = store.changes()
-        # commands that died, and the ends of audits, are seen without a change of the store
+        # commands that died, and ended audits, do not change the store
         timed = store.intents() or store.audits()
         if version != self._version or time.monotonic() >= self._until or timed:
             self._version = version
@@ -84,7 +84,7 @@ class States:
         if stale:
             lines = service_views.lines(self._session, store, rows=stale)
             self._keep(lines)
-            # one that runs again has another process
+            # a service that runs again has another process
             if any(line.status == "running" for line in lines):
                 self._until = 0.0
         names = {row.name for row in stale}

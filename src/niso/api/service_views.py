@@ -42,7 +42,7 @@ class ServiceLine(NamedTuple):
     uptime: float | None
     """seconds since the process started; null if none runs"""
     interrupted: str | None
-    """the command that died while it changed the service; null if none did"""
+    """the command that died while changing the service; null if none did"""
     ended_at: str | None
     """end time of the last process; null while one runs"""
     audit_until: str | None
@@ -99,16 +99,16 @@ class User(NamedTuple):
 
 
 class AttachedTo(NamedTuple):
-    """Whose network namespace an attachment is."""
+    """The owner of an attachment's network namespace."""
 
     owner: str
-    """who looks after it: cli, podman, cni"""
+    """who manages it: cli, podman, cni"""
     id: str
-    """what the owner calls it; can be empty"""
+    """the owner's id for it; can be empty"""
     given: str
-    """the owner's own name for it"""
+    """the owner's name for it"""
     namespace: str
-    """path of the namespace as the owner named it; empty if niso made it"""
+    """path of the namespace as the owner gave it; empty if niso created it"""
 
 
 class Service(NamedTuple):
@@ -120,7 +120,7 @@ class Service(NamedTuple):
     """running, starting, restarting, completed, exited (N), failed or inactive; of an attachment
     attached or gone"""
     interrupted: str | None
-    """the command that died while it changed the service; null if none did"""
+    """the command that died while changing the service; null if none did"""
     health: str | None
     """starting, healthy or unhealthy; null without a healthcheck"""
     health_said: str | None
@@ -178,9 +178,9 @@ def lines(
     only: Iterable[str] | None = None,
     rows: Sequence[ServiceRow] | None = None,
 ) -> tuple[ServiceLine, ...]:
-    """Return all known services by name, or those of ``only``, which can be unknown.
+    """Return all services by name, or those in ``only``, which need not exist.
 
-    ``rows`` are those of all services, or of those to read, if they have been read.
+    ``rows`` are the rows of all services, or of those to read, if the caller has them.
     """
     wanted = None if only is None else set(only)
     every = store.active_rows() if rows is None else rows
@@ -215,7 +215,8 @@ def of_stack(
 ) -> tuple[ServiceLine, ...]:
     """Return the lines of a stack's services, and of the ``names`` in its file.
 
-    A known service of that name that is not of the stack is another one: the stack's is inactive.
+    If a service of such a name is not of the stack, it is another one: the stack's service is
+    listed as inactive.
     """
     members = {*store.stack_members(stack)}
     own = {name for name in names if name in members or store.service(name) is None}
@@ -225,7 +226,7 @@ def of_stack(
 
 
 def _audits(store: Store) -> dict[str, str | None]:
-    """Return {service: end} of the policies that are in audit."""
+    """Return {service: end of the audit} for policies in audit."""
     if not store.audits():
         return {}
     from niso.kernel.nft_audit import NEVER
@@ -240,7 +241,7 @@ def _audits(store: Store) -> dict[str, str | None]:
 
 
 def _interrupted(store: Store) -> dict[str, str]:
-    """Return {service: command} of the changes whose command has died."""
+    """Return {service: command} for changes whose command has died."""
     if not store.intents():
         return {}
     from niso.services import pending
@@ -285,7 +286,7 @@ def _inactive(name: str, mode: str | None, notes: tuple[str | None, str | None])
 
 
 def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Status | None]:
-    """Return the status of a service, and that of its process if it should have one."""
+    """Return the status of a service, and of its process if it should have one."""
     if not row.has_process:
         return _fate(session, store, row), None
     if not row.active:
@@ -296,10 +297,10 @@ def _status(session: Session, store: Store, row: ServiceRow) -> tuple[str, Statu
     logs.rotate_if_large(row.name)
     now = process.read(row.name, closely=True)
     status = {"exited": f"exited ({now.exit_code})", "none": "failed"}.get(now.state, now.state)
-    # whether it is a job is asked last: that decodes its manifest
+    # checked last, because it decodes the manifest
     if (
         (now.state == "exited" and now.exit_code == 0)
-        # the failed run of a version that was rolled back has left no record of the run before
+        # after a rollback of a failed version, there is no record of the run before
         or (now.state == "none" and store.intent(row.name) is None)
     ) and row.is_job:
         status = "completed"
@@ -328,7 +329,7 @@ def _process(service: str, now: Status) -> Process:
 
 
 def _fate(session: Session, store: Store, row: ServiceRow) -> str:
-    """Return whether the namespace of an attachment still exists: attached or gone."""
+    """Return attached if an attachment's namespace still exists, else gone."""
     attached = store.attachments.get(row.name)
     lives = row.active and attached is not None and attached.lives(session.kernel())
     return "attached" if lives else "gone"
@@ -348,7 +349,7 @@ def _healths(session: Session, store: Store, services: Iterable[ServiceRow]) -> 
 
 
 def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]:
-    """Return those of these services that run and have a health check."""
+    """Return those of the services that are running and have a health check."""
     checked_services = set(store.checked_services())
     checked = [row for row in services if row.name in checked_services]
     if not checked:
@@ -363,7 +364,8 @@ def health_targets(store: Store, services: Iterable[ServiceRow]) -> list[Target]
 
     targets = []
     for row, now in running:
-        service, process = row.service, row.process  # None if damaged, see `niso net check`
+        # None if damaged, which `niso net check` reports
+        service, process = row.service, row.process
         if service is not None and service.healthcheck is not None and process is not None:
             run = (now.pid or 0, now.started_at or 0.0)
             targets.append(health.Target(row.name, service.healthcheck, namespace(process), run))
@@ -429,7 +431,7 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
     from niso.base import names
 
     networks = {network.name: network for network in store.networks()}
-    owner = store.service(store.home(row.name)) or row  # the provider of a sharer
+    owner = store.service(store.home(row.name)) or row  # for a sharer, its provider
     links = {} if row.has_process else {x.network: x for x in store.attachments.links(row.name)}
     by_network: dict[str, list[str]] = {}
     for name, address in store.addresses(row.name):
@@ -451,5 +453,8 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
 
 
 def _owner_of_macs(store: Store, network: records.Network) -> str:
-    """Return whose MACs a network has: those of the cluster, if it spans hosts."""
+    """Return the id that a network's MAC addresses are derived from.
+
+    That is the cluster's id if the network spans hosts, else the state id.
+    """
     return network.span.cluster if network.span is not None else store.state_id()

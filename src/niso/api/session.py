@@ -1,4 +1,4 @@
-"""Hold the state behind one `niso.connect`: store, folders, progress callback.
+"""The state behind one `niso.connect`: store, folders, progress callback.
 
 Only this module opens the store for a command.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Bound to the thread and process that created it, as its SQLite connection is."""
+    """One connection to niso. It belongs to its thread and process, like its SQLite connection."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
@@ -34,11 +34,13 @@ class Session:
         self.callback_error: BaseException | None = None
         self._store: stores.Store | None = None
         self._listeners: list[Report | None] = []
-        """The lock listeners that calls of this session replaced, outermost first."""
+        """Lock listeners replaced by calls of this session, outermost first."""
         self._owner = _here()
 
     def require(self) -> None:
-        """Raise Conflict in another thread or process, or if the store is lost."""
+        """Raise Conflict in another thread or process, if the folders changed, or if the store
+        is lost.
+        """
         if self._owner != _here():
             raise Conflict(
                 "this niso.Host belongs to another thread or process",
@@ -59,20 +61,21 @@ class Session:
     def store(self, create: bool = False) -> stores.Store:
         """Return the store.
 
-        If there is none and ``create`` is false, it is an empty one in memory.
-        Raises Error, Conflict.
+        If there is none and ``create`` is false, it is an empty one in memory. Raises Error,
+        Conflict.
         """
         self.require()
         if self._store is not None and os.path.lexists(paths.database()):
             return self._store
         self.close()
         opened = stores.Store.open(create=create)
-        if os.path.lexists(paths.database()):  # one in memory is not kept: the file can appear
+        # a store in memory is not kept, because the file can appear later
+        if os.path.lexists(paths.database()):
             self._store = opened
         return opened
 
     def machine(self, create: bool = False) -> Machine:
-        """Return what commands act on, with the store as `store` returns it."""
+        """Return the machine that commands act on, with the store as returned by `store`."""
         from niso.services import machine
 
         return machine.real(self.store(create))
@@ -83,19 +86,19 @@ class Session:
         return self.machine(create)
 
     def kernel(self) -> Kernel:
-        """Return the kernel, for what needs no store."""
+        """Return the kernel, for calls that need no store."""
         from niso.kernel.real import Real
 
         return Real()
 
     def processes(self) -> Processes:
-        """Return the processes of services, for what needs no store."""
+        """Return the processes of services, for calls that need no store."""
         from niso.runtime.real_processes import RealProcesses
 
         return RealProcesses()
 
     def report_waits(self) -> None:
-        """Report waiting for locks until the present call of the API ends."""
+        """Report waits for locks until the present call of the API ends."""
         from niso.base import locks
 
         self._listeners.append(locks.listener)
@@ -103,11 +106,11 @@ class Session:
 
     @property
     def listening(self) -> int:
-        """Return how many calls of this session report waiting for locks."""
+        """Return how many calls of this session report waits for locks."""
         return len(self._listeners)
 
     def listen_no_more(self, before: int) -> None:
-        """Restore the lock listener as it was when `listening` was ``before``."""
+        """Restore the lock listener that was active when `listening` was ``before``."""
         if self.listening > before:
             from niso.base import locks
 
@@ -123,9 +126,9 @@ class Session:
     # --- progress --------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
-        """Pass an event to the callback. Exceptions of the callback end the call."""
+        """Pass an event to the callback. Its exceptions end the call."""
         if self.progress is None or self._owner != _here():
-            return  # another thread waits for a lock
+            return  # another thread is waiting for a lock
         try:
             self.progress(event)
         except BaseException as error:
@@ -139,7 +142,7 @@ class Session:
         self.report(Caution(text, tuple(hints)))
 
     def expect(self, services: Iterable[str]) -> None:
-        """Send the names of services that must become healthy."""
+        """Announce the services that must become healthy."""
         names = tuple(services)
         if names:
             from niso.base.report import Expects
@@ -148,7 +151,7 @@ class Session:
 
 
 def _here() -> tuple[int, int]:
-    """Return this process and this thread."""
+    """Return (process id, thread id) of the caller."""
     return os.getpid(), _thread.get_ident()
 
 
@@ -157,14 +160,15 @@ def open_session(
     run_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> Session:
-    """Return a session; None means the folder of the environment, or the default.
+    """Open a session; None means the folder of the environment, or the default.
 
     Raises Error without root.
     """
     for variable, folder in (("NISO_STATE_DIR", state_dir), ("NISO_RUN_DIR", run_dir)):
         given = _path(variable, folder) if folder is not None else os.environ.get(variable)
         if given:
-            # child processes read it too, and a thread that starts one has another working folder
+            # absolute, for child processes, which read it too, and threads with another working
+            # folder
             os.environ[variable] = os.path.abspath(given)
     if os.geteuid() != 0:
         raise Error("needs root", "run it with sudo")

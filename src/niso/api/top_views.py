@@ -1,4 +1,4 @@
-"""Measure rates of services and flows from look to look: `Host.top`."""
+"""Measure rates of services and flows between samples: `Host.top`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ServiceLoad(NamedTuple):
-    """What a service does at present."""
+    """The present load of a service."""
 
     service: str
     """the service's name"""
@@ -36,20 +36,20 @@ class ServiceLoad(NamedTuple):
     sent: float | None
     """the same"""
     new: float | None
-    """new flows from and to it, and refused attempts, per second; null as above"""
+    """new flows from and to it, and refused attempts, per second; null like received"""
     denied_in: int | None
-    """packets that its ingress policy has dropped, in all; null if unknown"""
+    """total packets dropped by its ingress policy; null if unknown"""
     denied_out: int | None
-    """packets that its egress policy has dropped, in all; null if unknown"""
+    """total packets dropped by its egress policy; null if unknown"""
     shares: str | None
-    """whose network it shares, and so flows and sockets; null if it has its own"""
+    """the provider whose network, flows and sockets it shares; null if it has its own"""
 
 
 class FlowLoad(NamedTuple):
-    """New flows from one address to one port of another, and those with traffic."""
+    """Flows from one address to one port of another that are new or have traffic."""
 
     from_: FlowEnd
-    """the end that begins them"""
+    """the end that opens them"""
     to: FlowEnd
     """the other end"""
     port: int
@@ -61,7 +61,7 @@ class FlowLoad(NamedTuple):
     new: float
     """new flows, or refused attempts, per second"""
     bits: float | None
-    """bits per second both ways; null if the kernel cannot count them"""
+    """bits per second in both directions; null if the kernel cannot count them"""
     service: str | None
     """service whose manifest decides"""
     key: str | None
@@ -71,13 +71,13 @@ class FlowLoad(NamedTuple):
     words: str | None
     """the reason"""
     published: int | None
-    """host port by which another machine came"""
+    """host port through which another machine connected"""
     agrees: bool
     """whether the present configuration decides the same"""
 
 
 class ServiceSocket(NamedTuple):
-    """A TCP connection of a service, as its own socket knows it (tcp_info of tcp(7))."""
+    """A TCP connection of a service, as reported by its own socket (tcp_info of tcp(7))."""
 
     from_: FlowEnd
     """the client's end"""
@@ -88,34 +88,34 @@ class ServiceSocket(NamedTuple):
     port: int
     """the server's port"""
     published: int | None
-    """host port by which another machine came"""
+    """host port through which another machine connected"""
     state: str
-    """established, or as ss(8) calls it: syn-sent, fin-wait-1 ..."""
+    """established, or a state named as in ss(8): syn-sent, fin-wait-1 ..."""
     rtt: float | None
     """smoothed round-trip time in seconds; null if none was measured"""
     retransmitted: int | None
-    """segments that the service sent again; null if unknown"""
+    """segments that the service retransmitted; null if unknown"""
     received: int | None
     """bytes that the service received; null if unknown"""
     sent: int | None
-    """bytes that the service sent and the other end has acknowledged; null if unknown"""
+    """bytes of the service that the other end has acknowledged; null if unknown"""
 
 
 class Load(NamedTuple):
-    """What happened between two looks."""
+    """The load between two samples."""
 
     seconds: float
     """time between them"""
     services: tuple[ServiceLoad, ...]
-    """all known services, by name"""
+    """all services, by name"""
     flows: tuple[FlowLoad, ...]
     """those with new flows or traffic, the most frequent first"""
     sockets: tuple[ServiceSocket, ...] = ()
-    """TCP connections of the one service that was asked for, by their ends"""
+    """TCP connections of the requested service, by their ends"""
 
 
 class Look(NamedTuple):
-    """What `between` compares. ``at`` is in seconds of a monotonic clock."""
+    """A sample, as compared by `between`. ``at`` is in seconds of a monotonic clock."""
 
     at: float
     lines: tuple[ServiceLine, ...]
@@ -126,7 +126,7 @@ class Look(NamedTuple):
 
 
 class Top(Metered):
-    """Measures from call to call of `read`, for one service or all. Use it in a ``with`` block.
+    """Measures the load between calls of `read`, of one service or all. Use it in a ``with`` block.
 
     Until it is closed the kernel counts the bytes of flows for it (`niso.kernel.nft_meter`).
     """
@@ -143,7 +143,7 @@ class Top(Metered):
 
     @guarded
     def read(self) -> Load:
-        """Return what happened since the last call, or since the beginning."""
+        """Return the load since the last call, or since the start."""
         now, _ = look(self.session, self._states)
         before, self._before = self._before, now
         self._judge = self._judge.in_world(self._states.world)
@@ -161,10 +161,10 @@ class Top(Metered):
 
     @guarded
     def sockets(self, service: str) -> tuple[ServiceSocket, ...]:
-        """Return the TCP connections of a service at present, which takes some 3 ms.
+        """Return the present TCP connections of a service; takes about 3 ms.
 
-        There are none if it is unknown, not active, or has no network namespace of its own. Raises
-        KernelError.
+        There are none if the service is unknown, not active, or has no network namespace of its
+        own. Raises KernelError.
         """
         return self._sockets(self.session.store().home(service))
 
@@ -176,7 +176,7 @@ class Top(Metered):
 
 
 def look(session: Session, states: States, with_open: bool = False) -> tuple[Look, Memory]:
-    """Read what `between` compares; with ``with_open`` open connections too."""
+    """Take a sample; with ``with_open`` including open connections."""
     from niso.explain import counters
     from niso.see import seen
 
@@ -190,12 +190,12 @@ def look(session: Session, states: States, with_open: bool = False) -> tuple[Loo
 
 
 def top(session: Session, name: str | None) -> Top:
-    """Take the first look: `Host.top`."""
+    """Take the first sample: `Host.top`."""
     return Top(session, None if name is None else session.store().resolve(name))
 
 
 def counts(memory: Memory) -> dict[tuple[Key, str], int]:
-    """Return the count of each key and verdict."""
+    """Return the packet count of each flow and verdict."""
     return {
         ((row.source, row.destination, row.proto, row.port), verdict): row.packets
         for verdict, row in memory.by_verdict()
@@ -203,7 +203,7 @@ def counts(memory: Memory) -> dict[tuple[Key, str], int]:
 
 
 def between(judge: Judge, before: Look, now: Look, moved: Mapping[Key, int] | None = None) -> Load:
-    """Return what happened between two looks. ``moved`` has the bytes of flows. Pure."""
+    """Return the load between two samples. ``moved`` has the bytes of flows. Pure."""
     from niso.see.seen import DROP
 
     seconds = elapsed(before, now)
@@ -235,12 +235,12 @@ def between(judge: Judge, before: Look, now: Look, moved: Mapping[Key, int] | No
 
 
 def elapsed(before: Look, now: Look) -> float:
-    """Return the seconds between two looks, never 0."""
+    """Return the seconds between two samples, never 0."""
     return max(now.at - before.at, 1e-6)
 
 
 def services_between(ends: Ends, before: Look, now: Look) -> tuple[ServiceLoad, ...]:
-    """Return what services did between two looks. Pure."""
+    """Return the load of services between two samples. Pure."""
     seconds = elapsed(before, now)
     new: dict[str, int] = {}
     for (key, verdict), count in now.flows.items():
@@ -277,7 +277,7 @@ def sockets_of(judge: Judge, measured: Iterable[Measured]) -> tuple[ServiceSocke
         client, client_port, server, port = socket.connection
         published = None
         if parsed(client).is_loopback or parsed(server).is_loopback:
-            # in there, this is the service and not the host
+            # in that namespace, a loopback address is the service's, not the host's
             ends = [FlowEnd(address, None, address) for address in (client, server)]
         else:
             seen = judge.of((client, server, "tcp", port), True)
@@ -291,12 +291,12 @@ def sockets_of(judge: Judge, measured: Iterable[Measured]) -> tuple[ServiceSocke
 
 
 def more(before: int, now: int) -> int:
-    """Return by how much a counter grew; one that fell began again."""
+    """Return the growth of a counter; one that fell has restarted at 0."""
     return now - before if now >= before else now
 
 
 def _bits(before: int | None, now: int | None, seconds: float) -> float | None:
-    """Return bits per second; None without a counter, 0 of one that is new."""
+    """Return bits per second; None without a counter, 0 for a new one."""
     if now is None:
         return None
     return 0.0 if before is None else round(8 * more(before, now) / seconds, 1)

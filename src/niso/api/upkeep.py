@@ -67,7 +67,7 @@ def check(session: Session, name: str | None) -> tuple[Finding, ...]:
 
 
 def _hosts(session: Session, machine: Machine, name: str | None) -> list[command.Finding]:
-    """Return what differs between this host and the others of its cluster."""
+    """Return the differences between this host and the others of its cluster."""
     from niso.base.report import AskingCluster
     from niso.cluster import config
     from niso.commands import cluster_check

@@ -27,11 +27,11 @@ class Valid(NamedTuple):
 
 
 def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
-    """Check manifest.toml and stack.toml files, or those in a folder.
+    """Validate manifest.toml and stack.toml files, or those in a folder.
 
     Does not need root, and ignores the state of this machine, such as its networks and programs.
-    What an activation refuses whatever the machine's state is refused here too.
-    Raises ErrorGroup or Error with all errors of all files.
+    What an activation refuses on any machine is refused here too. Raises ErrorGroup or Error with
+    all errors of all files.
     """
     valid: list[Valid] = []
     errors: list[Error] = []
@@ -50,7 +50,7 @@ def validate(*files: str | os.PathLike[str]) -> tuple[Valid, ...]:
 
 
 def _locate(errors: list[Error]) -> None:
-    """Set the line of each error of a file, where the file can be read."""
+    """Set the line of each error of a file, where the file is readable."""
     from niso.manifest import toml_lines
 
     by_file: dict[str, list[Error]] = {}
@@ -61,12 +61,15 @@ def _locate(errors: list[Error]) -> None:
         try:
             with open(file, encoding="utf-8", errors="replace") as text:
                 toml_lines.locate(text.read(toml.MAX_BYTES), in_file)
-        except (OSError, ValueError):  # the path is shown escaped
+        except (OSError, ValueError):  # a path shown escaped cannot be opened
             continue
 
 
 def _places(given: str) -> Iterator[str]:
-    """Yield the files that a path stands for; the missing manifest of a folder with none."""
+    """Yield the files at a path.
+
+    For a folder without any, that is its missing manifest.
+    """
     if not os.path.isdir(given):
         yield os.path.abspath(given)
         return

@@ -1,4 +1,4 @@
-"""Find the names by which the policy of a service is written."""
+"""Find the names by which a policy means services and networks."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 
 class WrittenNames:
-    """The names that mean services and networks in the policy of one service.
+    """The names of services and networks in the policy of one service.
 
-    A service of its stack is called as in the stack's file, without the prefix. So a copy of the
-    file, for another stack, means its own services too.
+    A service of the same stack is called as in the stack's file, without the prefix. A copy of the
+    file, for another stack, then means its own services.
     """
 
     def __init__(self, store: Store, service: str) -> None:
         self._store, self._service = store, service
         stack = store.stack_of(service)
         self._members = set(store.stack_members(stack)) if stack else set()
-        self._own: dict[str, str] = {}  # {service: its name in the file}
+        self._own: dict[str, str] = {}  # service -> its name in the file
         self._networks: dict[str, str] = {}
         self._file: set[str] = set()
         if stack:
             self._read(stack)
 
     def _read(self, stack: str) -> None:
-        """Read the names in the files of the stack; without one, they follow from the prefix."""
+        """Read the names in the stack's files; if there is none, derive them from the prefix."""
         from niso.manifest import stack_file, stack_prefix, toml
 
         services: set[str] = set()
@@ -54,16 +54,17 @@ class WrittenNames:
         self._file, self._own, self._networks = services, full(services), full(networks)
 
     def service(self, other: str) -> str | None:
-        """Return a name that means ``other`` alone, or None if there is none."""
+        """Return a name that only means ``other``, or None if there is none."""
         if other in self._members and other not in self._own:
-            return None  # it is not in the file any more
+            return None  # it is no longer in the file
         names = [self._own.get(other, other)]
-        if names[0] == other:  # with a prefix, the file could mean another by the other names
+        # with a prefix, the other names could mean another service in the file
+        if names[0] == other:
             names += self._store.names(other)
         return next((name for name in names if self._means(name, other)), None)
 
     def network(self, network: str) -> str:
-        """Return the name of a network."""
+        """Return the name that means a network."""
         return self._networks.get(network, network)
 
     def _means(self, name: str, other: str) -> bool:
@@ -75,13 +76,13 @@ class WrittenNames:
             member != other and name in store.names(member) for member in self._members
         ):
             return False
-        # with a prefix, the file's name is replaced by the service's own
+        # with a prefix, the service's own name replaces the file's name
         meant = other if name == own else name
         return _is_a_name(name) and store.meant(self._service, meant)[0] == [other]
 
 
 def _is_a_name(name: str) -> bool:
-    """Return whether an entry of a policy can start with this name, in both directions."""
+    """Return whether entries of a policy can begin with this name, in both directions."""
     from niso.manifest.parse_policy import parse_entry
     from niso.plan.records import Peer
 
