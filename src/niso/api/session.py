@@ -38,9 +38,7 @@ class Session:
         self._owner = _here()
 
     def require(self) -> None:
-        """Raise Conflict in another thread or process, if the folders changed, or if the store
-        is lost.
-        """
+        """Raise Conflict in another thread or process, in other folders, or for a lost store."""
         if self._owner != _here():
             raise Conflict(
                 "this niso.Host belongs to another thread or process",

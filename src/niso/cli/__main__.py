@@ -3,7 +3,7 @@
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # nothing to undo until niso installs its own handler
+    # before niso installs its own handler there is nothing to undo
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from niso.cli.main import main

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Agent(Protocol):
-        """What is followed: ``run`` returns after ``stop``."""
+        """The interface of an agent: ``run`` returns after ``stop``."""
 
         @property
         def run(self) -> Callable[[], None]: ...
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def follow(start: Callable[[Callable[[str], None]], Agent]) -> int:
-    """Run the agent that ``start`` returns for a log on stdout; return the exit status."""
+    """Run an agent with its log on stdout; return the exit status.
+
+    ``start`` gets a function that logs a line, and returns the agent.
+    """
     following = start(lambda line: print(output.escaped(line), flush=True))
     ended = []
 

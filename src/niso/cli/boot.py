@@ -1,4 +1,4 @@
-"""Run enable, disable and restore."""
+"""Implement niso enable, disable and restore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run niso cluster and niso agent."""
+"""Implement niso cluster and niso agent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _init(host: Host, args: Args) -> int:
 
 
 def _existing(args: Args) -> ExistingEtcd | None:
-    """Return the etcd of the options. Raises UsageError."""
+    """Return the existing etcd that the options name, None without --etcd. Raises UsageError."""
     if not args.etcd:
         for name in ("cacert", "cert", "key", "user", "prefix"):
             if getattr(args, name):
@@ -83,7 +83,7 @@ def _invite(host: Host, args: Args) -> int:
         args.host, address=args.address or "", renew=args.renew, member=args.member
     )
     if stat.S_ISREG(os.fstat(1).st_mode):
-        os.fchmod(1, 0o600)  # the shell has made the file, for everybody
+        os.fchmod(1, 0o600)  # the shell has created the file, readable by everyone
     sys.stdout.write(text)
     return 0
 
@@ -115,7 +115,7 @@ def _content(name: str) -> bytes:
 
 
 def _membership(made: Membership) -> str:
-    """Return what a host is for etcd, and what that means for its loss."""
+    """Return a host's role in etcd, and how many losses etcd survives."""
     if not made.member:
         return "not a member of etcd"
     number = f"member {made.members} of etcd"

@@ -1,6 +1,6 @@
-"""Describe commands as data.
+"""Define commands as data.
 
-The parser, help, completion, man pages and docs/reference are all generated from it.
+The parser, help, completion, man pages and docs/reference are generated from these data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Option(NamedTuple):
 
     Options with the same ``group`` are mutually exclusive. ``means`` is the value of ``dest`` if
     the switch is given, instead of True. ``ends`` says whether it ends or deletes something.
-    ``implied`` is the value of an option that is given without one; a value only follows after =.
+    ``implied`` is the value of an option that is given without one; then a value can only follow
+    after =.
     """
 
     dest: str
@@ -50,7 +51,7 @@ class Option(NamedTuple):
 
     @property
     def value(self) -> str:
-        """Return its value as help shows it after a flag; "" if it takes none."""
+        """Return the option's value as help shows it after a flag; "" if it takes none."""
         if self.implied:
             return f"[={self.metavar}]"
         return f" {self.metavar}" if self.metavar else ""
@@ -62,7 +63,7 @@ class Command(NamedTuple):
     ``does`` is an imperative phrase, ``examples`` are pairs of command and remark, ``exits`` pairs
     of exit status and meaning. ``root`` says whether it needs root. ``ends`` says whether it ends
     or deletes something; such a command is never suggested for a misspelt one. ``aside`` says
-    whether the first screen of help, or of its group, has only its name.
+    whether the first screen of help, or its group's help, only lists its name.
     """
 
     name: str
@@ -122,12 +123,12 @@ def synopsis(command: Command) -> list[str]:
             groups.setdefault(option.group, []).append(word)
             if len(groups[option.group]) > 1:
                 continue
-            shown.append(option.group)  # replaced below by its options
+            shown.append(option.group)  # replaced below by the options of the group
         else:
             shown.append(f"[{word}]{'...' if option.many else ''}")
     return [f"[{' | '.join(groups[part])}]" if part in groups else part for part in shown]
 
 
 def sentence(phrase: str) -> str:
-    """Return a phrase as a sentence."""
+    """Format a phrase as a sentence."""
     return f"{phrase[:1].upper()}{phrase[1:]}."

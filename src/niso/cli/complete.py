@@ -26,7 +26,7 @@ SHELLS = {"bash": "completion.bash", "zsh": "completion.zsh"}
 MANIFESTS, FOLDERS, PROGRAMS = ("\tmanifests", ""), ("\tfolders", ""), ("\tprograms", "")
 
 Candidates = list[tuple[str, str]]
-"""(word, description)"""
+"""(word, description)."""
 
 
 def run(name: str, args: Args) -> int:
@@ -62,9 +62,9 @@ def _script(shell: str) -> int:
 
 
 def split(line: str) -> tuple[list[str], str]:
-    """Return the complete words of a line up to the cursor, and the word being typed.
+    """Split a line up to the cursor into its complete words and the word being typed.
 
-    Quotes and backslashes are removed as a shell does.
+    Quotes and backslashes are removed as by a shell.
     """
     words: list[str] = []
     word, quote, begun, escaped = "", "", False, False
@@ -87,7 +87,7 @@ def split(line: str) -> tuple[list[str], str]:
 
 
 def candidates(words: list[str], current: str) -> Candidates:
-    """Return what can follow ``words`` (without ``niso``) when ``current`` has been typed.
+    """Return the words that can follow ``words`` (without ``niso``), given the typed ``current``.
 
     The result is not filtered by ``current``.
     """
@@ -118,7 +118,7 @@ def _commands() -> Candidates:
 
 
 def _actions(group: Command | Group | None, words: Sequence[str]) -> Candidates:
-    """Return the next words of the actions that begin with these words."""
+    """Return the next words of the actions that begin with ``words``."""
     following: dict[str, str] = {}
     for action in group.actions if isinstance(group, Group) else ():
         own = action.name.split()[1:]
@@ -215,7 +215,7 @@ def _active() -> Candidates:
 
 
 def _words(ports: Iterable[Port]) -> list[str]:
-    """Return ports as written in a manifest; the rows of both families make one port."""
+    """Format ports as in a manifest; the rows of both families become one port."""
 
     words = []
     for port in ports:
@@ -226,7 +226,7 @@ def _words(ports: Iterable[Port]) -> list[str]:
 
 
 def _forwards(placed: list[str], given: list[str]) -> Candidates:
-    """Return the forwards of a service; with --replace the ports of other services."""
+    """Return a service's forwards, or with --replace the ports of other services."""
 
     def read(host: Host) -> Candidates:
         if "--replace" not in given:

@@ -1,4 +1,4 @@
-"""Run niso events."""
+"""Implement niso events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run exec, a command inside a service, and kill, a signal to one."""
+"""Implement exec, which runs a command inside a service, and kill, which sends a signal to one."""
 
 from __future__ import annotations
 

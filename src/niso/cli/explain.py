@@ -1,4 +1,4 @@
-"""Run niso net ping, explain, stats and log."""
+"""Implement niso net ping, explain, stats and log."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _ping(host: Host, args: Args) -> int:
 
 
 def _ms(seconds: float) -> str:
-    """Return milliseconds with one decimal, or two below 0.1."""
+    """Format milliseconds with one decimal, or two below 0.1."""
     ms = seconds * 1000
     return f"{ms:.1f}" if ms >= 0.1 else f"{ms:.2f}"
 
@@ -105,7 +105,7 @@ def _print_judged(judged: Judged) -> None:
 
 
 def _end(service: str | None, address: str, port: int | None, host: str | None = None) -> str:
-    """Return one end: ``db (10.99.1.2):5432``, ``db (10.99.1.2 on a)``, ``[2001:db8::2]:80``."""
+    """Format one end: ``db (10.99.1.2):5432``, ``db (10.99.1.2 on a)``, ``[2001:db8::2]:80``."""
     shown = bracketed(address) if port is not None else address
     if service:
         shown = f"{service} ({address}{f' on {host}' if host else ''})"

@@ -9,7 +9,7 @@ from niso.base.errors import Error, ErrorGroup
 
 
 def explained(error: Exception) -> Error:
-    """Return an `Error` for an exception that no layer translated."""
+    """Convert an exception that no layer has converted to an `Error`."""
     from niso.api.guard import explained as known
 
     if isinstance(error, OSError) and error.filename is None:
@@ -25,7 +25,7 @@ def explained(error: Exception) -> Error:
 def _of_output(error: OSError) -> Error | None:
     """Return an `Error` if the failed system call was a write to stdout; else None."""
     try:
-        sys.stdout.flush()  # fails again unless the buffer was large
+        sys.stdout.flush()  # fails again, except after a write larger than the buffer
         os.write(1, b"")
     except OSError as again:
         if again.errno == error.errno:

@@ -1,4 +1,4 @@
-"""Run port-forward."""
+"""Implement niso port-forward."""
 
 from __future__ import annotations
 

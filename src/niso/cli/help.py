@@ -117,7 +117,7 @@ def _wrapped(text: str, columns: int) -> str:
 
 
 def _list(rows: list[tuple[str, str]], columns: int) -> str:
-    """Return two columns; the second wraps within itself."""
+    """Format two columns; the second wraps within itself."""
     left = min(max(len(word) for word, _ in rows), 22)
     shown = []
     for word, meaning in rows:
@@ -134,7 +134,7 @@ def _list(rows: list[tuple[str, str]], columns: int) -> str:
 
 
 def examples(of: Command, columns: int) -> list[str]:
-    """Return commands with remarks; a remark without room beside its command goes above it.
+    """Format commands with remarks; a remark that does not fit next to its command goes above it.
 
     Commands are never wrapped.
     """

@@ -1,4 +1,4 @@
-"""Run import: a compose file becomes a stack.toml."""
+"""Implement niso import, which converts a compose file to a stack.toml."""
 
 from __future__ import annotations
 

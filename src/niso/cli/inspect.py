@@ -1,4 +1,4 @@
-"""Run ps, inspect and logs."""
+"""Implement niso ps, inspect and logs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _logs(host: Host, args: Args) -> int:
 
 
 def print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
-    """Print lines of logs, each at once if ``follow``; return the exit status."""
+    """Print lines of logs, each immediately with ``follow``; return the exit status."""
     raw = sys.stdout.buffer
     terminal = output.is_terminal()
     gone: list[bool] = []
@@ -115,9 +115,9 @@ def print_chunks(chunks: Iterable[bytes], follow: bool) -> int:
 
 
 def _watch_reader(gone: list[bool]) -> None:
-    """Interrupt this command once nobody reads its output, also if nothing is written.
+    """Interrupt this command when its output is no longer read, even if nothing is written.
 
-    An item is added to ``gone`` then.
+    An item is then added to ``gone``.
     """
     import select
     import signal

@@ -1,4 +1,4 @@
-"""End a command on INT, TERM and HUP, as Ctrl-C does."""
+"""End a command on TERM and HUP as on INT (Ctrl-C)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _AGAIN_S = 0.001
 def interrupt(*_: object) -> None:
     """Raise KeyboardInterrupt in a command, which then rolls back its change.
 
-    A second signal also ends the rollback. The first one does not if the command has failed and
-    is already rolling back: `main._failed` reports both.
+    A second signal also ends the rollback. The first signal does not, if the command has failed and
+    is already rolling back: `main._failed` then reports both.
     """
     import time
 
@@ -42,13 +42,13 @@ def interrupt(*_: object) -> None:
     if state.over or now - state.last < BURST_S:
         return
     is_first, state.last = state.last <= 0, now
-    recovery = sys.modules.get("niso.services.undo")  # can be partially imported
+    recovery = sys.modules.get("niso.services.undo")  # may be partially imported
     if not (is_first and getattr(recovery, "undoing", False)):
         raise KeyboardInterrupt
 
 
 def _unraisable(lost: UnraisableHookArgs) -> None:
-    """Raise an interrupt again that Python discarded.
+    """Raise an interrupt again that Python has discarded.
 
     importlib runs a weak reference callback after each import. A KeyboardInterrupt raised there is
     discarded, and the command would run to its end.
@@ -56,7 +56,7 @@ def _unraisable(lost: UnraisableHookArgs) -> None:
     if lost.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(lost)
         return
-    # from a timer, since exceptions raised in this hook are discarded too
+    # raised from a timer, because exceptions raised in this hook are discarded too
     state.lost = True
     signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
     state.lost = False
@@ -79,6 +79,6 @@ def end_on_signals() -> None:
     # some parents leave it ignored, and then wait(2) returns no status
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGHUP):
-        # ignored in background jobs of scripts and by nohup(1): stay so
+        # leave it ignored, as in background jobs of scripts and by nohup(1)
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, interrupt)

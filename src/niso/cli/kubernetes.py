@@ -1,4 +1,4 @@
-"""Run niso kubernetes."""
+"""Implement niso kubernetes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run niso net learn."""
+"""Implement niso net learn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from niso.api.learning import LearnedEntry, LearnedPolicy, PolicyChange
 
 _SHORT_S = 86_400
-"""Of less than this, what happens once a day has not been seen."""
+"""Below this time (s), daily events may not have been seen."""
 
 
 def run(args: Args) -> int:
@@ -44,7 +44,7 @@ def run(args: Args) -> int:
 
 
 def _watch(period: str) -> str:
-    """Wait for a period, or until Ctrl-C; return when it began (RFC 3339). Raises UsageError."""
+    """Wait for a period, or until Ctrl-C; return its start (RFC 3339). Raises UsageError."""
     from datetime import UTC, datetime
 
     from niso.api.guard import duration
@@ -60,7 +60,7 @@ def _watch(period: str) -> str:
 
 
 def _lines(policy: LearnedPolicy) -> Iterator[str]:
-    """Yield the policy as TOML, with what was seen as comments."""
+    """Yield the policy as TOML, with the evidence as comments."""
     # a path with a newline must not end the comment
     where = output.escaped(policy.file or f"{policy.service} (no manifest)")
     peers = sum(entry.allowed for entry in policy.allow_from)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 JUDGES = ("net check", "net explain")
-"""Commands whose exit status 1 is a result: differences, dropped."""
+"""Commands whose exit status 1 is a result: there are differences, or the packet is dropped."""
 
 
 def main() -> None:
@@ -33,20 +33,20 @@ def main() -> None:
     try:
         interrupts.end_on_signals()
         status = run(sys.argv[1:])
-    except KeyboardInterrupt:  # before `run` handles it
+    except KeyboardInterrupt:  # a signal before `run` handles it
         _report(Error("interrupted"), False)
         status = 130
     try:
-        sys.stdout.flush()  # what was printed before an error
+        sys.stdout.flush()  # write out what was printed before an error
     except OSError:
-        pass  # already reported by `run`, or the reader is gone
+        pass  # already reported by `run`, or the output is no longer read
     _end(status)
 
 
 def _have_outputs() -> None:
     """Open /dev/null for each standard descriptor that the caller closed.
 
-    Otherwise a database or a lock file could get its number and be written to.
+    Otherwise a database or a lock file could get its number and be overwritten.
     """
     for fd in range(3):
         try:
@@ -87,7 +87,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str], as_json: bool) -> int:
-    """Run one command as `run` does. Raises KeyboardInterrupt."""
+    """Run one command like `run`, but raise KeyboardInterrupt."""
     failed = (
         125
         if arguments[:1] in (["exec"], ["lab"])
@@ -102,7 +102,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
     except Error as error:
         return _failed(error, as_json, max(failed, error.exit_status))
     except BrokenPipeError:
-        # the reader of the output is gone
+        # the output is no longer read
         return failed or 1
     except Exception as error:
         if os.environ.get("NISO_TRACEBACK") == "1":
@@ -111,7 +111,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
 
 
 def _explained(error: Exception) -> Error:
-    """Return an `Error` for an exception that no layer translated."""
+    """Convert an exception that no layer has converted to an `Error`."""
     try:
         from niso.cli.failures import explained
     except (OSError, MemoryError):  # without descriptors or memory, nothing can be imported
@@ -127,7 +127,7 @@ def _report(error: Error, as_json: bool) -> None:
         from niso.cli.failures import report
 
         report(error, as_json)
-    except (OSError, MemoryError):  # as above
+    except (OSError, MemoryError):  # nothing can be imported
         try:
             os.write(2, f"niso: {error.message}\n".encode(errors="backslashreplace"))
         except OSError:
@@ -137,7 +137,7 @@ def _report(error: Error, as_json: bool) -> None:
 def _failed(error: Error, as_json: bool, status: int) -> int:
     """Report an error and return ``status``.
 
-    Raises KeyboardInterrupt if a signal came first: the error can be its consequence.
+    Raises KeyboardInterrupt if a signal came before, because the error can be its consequence.
     """
     _report(error, as_json)
     if interrupts.state.last > 0:
@@ -148,7 +148,7 @@ def _failed(error: Error, as_json: bool, status: int) -> int:
 def _command(arguments: list[str]) -> int:
     name = ALIASES.get(arguments[0], arguments[0])
     for word in arguments:
-        # the store and the JSON for crun hold text only
+        # the store and the JSON for crun can only contain text
         if name != "lab" and not _encodable(word):
             raise UsageError(
                 f"{word!r} is not valid UTF-8", "names, paths and commands must be UTF-8"

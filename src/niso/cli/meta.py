@@ -1,4 +1,4 @@
-"""Run help, version, check, schema, lab and on-exit."""
+"""Implement niso help, version, check, schema, lab and on-exit."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def print_help(words: list[str]) -> int:
 
 
 def first_screen() -> list[Command | Group]:
-    """Return all commands but help, version and complete."""
+    """Return the commands for the first screen: all but help, version and hidden ones."""
     return [
         registry.find(name, "")
         for name in registry.COMMANDS

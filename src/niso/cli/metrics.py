@@ -1,4 +1,4 @@
-"""Run niso metrics, with prometheus_client, which it alone needs and loads."""
+"""Implement niso metrics, the only command that needs and loads prometheus_client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LOCAL = "127.0.0.1"
 _PATIENCE_S = 30
-"""How long an HTTP request may take, with its answer."""
+"""Timeout (s) of an HTTP request, including its answer."""
 _AT_ONCE = 8
 
 
@@ -57,13 +57,13 @@ def _library() -> Any:
 
 
 class _Families:
-    """The metrics as prometheus_client takes them."""
+    """Passes the metrics to prometheus_client."""
 
     def __init__(self, flows: int, progress: Any) -> None:
         self._flows, self._progress = flows, progress
 
     def collect(self) -> Iterator[Family]:
-        """Yield all metrics; those without samples too, for their types."""
+        """Yield all metrics, including those without samples, for their types."""
         from prometheus_client.core import Metric as Family
 
         with connect(progress=self._progress) as host:
@@ -86,11 +86,11 @@ def text(flows: int, progress: Any = None) -> bytes:
 
 
 def _write(path: str, body: bytes) -> None:
-    """Write a file beside ``path`` and rename it: a reader sees the old or the new one.
+    """Replace a file atomically, so that a reader sees the old or the new content.
 
-    Nothing but a file is replaced: not a folder, a device such as /dev/null, or a link.
+    Only a plain file is replaced: not a folder, a device such as /dev/null, or a link.
     """
-    # the collector reads *.prom, and not this
+    # node_exporter reads *.prom, so it ignores this name
     draft = f"{path}.{os.getpid()}"
     try:
         files.require_plain(path)
@@ -114,7 +114,7 @@ def _write(path: str, body: bytes) -> None:
 
 
 class _Scrape(BaseHTTPRequestHandler):
-    """Answers one request. It runs in a process of its own, which the kernel ends in time."""
+    """Answers one request, in a process of its own with a timeout enforced by the kernel."""
 
     flows = 0
     server_version, sys_version = "niso", ""
@@ -125,7 +125,7 @@ class _Scrape(BaseHTTPRequestHandler):
         super().setup()
 
     def do_GET(self) -> None:
-        """Answer with the metrics, or with the error that prevented it."""
+        """Answer with the metrics, or with an error status."""
         if self.path.partition("?")[0] not in ("/", "/metrics"):
             self.send_error(HTTPStatus.NOT_FOUND)
             return
@@ -142,12 +142,12 @@ class _Scrape(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: who asks is the collector, every few seconds."""
+        """Log nothing: the collector sends a request every few seconds."""
 
 
 class _Server(socketserver.ForkingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
-    block_on_close = False  # children end by themselves
+    block_on_close = False  # children exit by themselves
     max_children = _AT_ONCE
 
     def __init__(self, address: str, port: int) -> None:
@@ -155,7 +155,7 @@ class _Server(socketserver.ForkingMixIn, socketserver.TCPServer):
         super().__init__((address, port), _Scrape)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Report in one line what ended a request, such as a client that has gone."""
+        """Report in one line why a request failed, such as a client that disconnected."""
         output.error(f"metrics: {sys.exception()}", None)
 
 
@@ -181,7 +181,7 @@ def _listen(where: str, flows: int) -> int:
 
 
 def address_of(where: str) -> tuple[str, int]:
-    """Return the address and port of ``[ADDR:]PORT``. Raises UsageError."""
+    """Parse ``[ADDR:]PORT`` to address and port. Raises UsageError."""
     import ipaddress
 
     host, _, port = where.rpartition(":")
@@ -201,14 +201,14 @@ def address_of(where: str) -> tuple[str, int]:
 
 
 def _answer_stdin(flows: int) -> int:
-    """Answer one request on the socket that is stdin, as systemd's Accept=yes hands over."""
+    """Answer one request on the socket that is stdin, as passed by systemd with Accept=yes."""
     _Scrape.flows = flows
     try:
         connection = socket.socket(fileno=os.dup(0))
     except OSError:
         hint = "systemd.socket(5) with Accept=yes, and StandardInput=socket in the service"
         raise UsageError("needs a socket as stdin", hint, "--inetd") from None
-    server: Any = None  # a handler needs none
+    server: Any = None  # the handler does not use it
     with connection:
         try:
             _Scrape(connection, ("", 0), server)

@@ -1,4 +1,4 @@
-"""Run niso net: networks, published ports, rules, check and repair."""
+"""Implement niso net: networks, published ports, rules, check and repair."""
 
 from __future__ import annotations
 
@@ -217,13 +217,13 @@ def _attach(host: Host, args: Args) -> int:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """Return the keys and values of ``in=100M,out=20M``."""
+    """Parse ``in=100M,out=20M`` to a dict."""
     pairs = (word.partition("=") for word in text.split(",") if word)
     return {key: value for key, _, value in pairs}
 
 
 def _entries(text: str | None) -> list[str] | None:
-    """Return the entries of a policy, separated by blanks or commas; None without the option."""
+    """Split policy entries at blanks or commas; None without the option."""
     return None if text is None else text.replace(",", " ").split()
 
 

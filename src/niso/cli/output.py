@@ -37,7 +37,7 @@ def escaped(text: str) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """Return ``text`` as `escaped` does, but keep its newlines and tabs."""
+    """Escape ``text`` like `escaped`, but keep its newlines and tabs."""
     return "\n".join(
         "\t".join(escaped(part) for part in line.split("\t")) for line in text.split("\n")
     )
@@ -46,7 +46,7 @@ def escaped_lines(text: str) -> str:
 def arrow() -> str:
     """Return ``→``, or ``->`` if the output's encoding or the locale lacks it.
 
-    In the locales C and POSIX, Python writes UTF-8 (PEP 540), but a terminal may not show it.
+    In the locales C and POSIX, Python writes UTF-8 (PEP 540), but a terminal may not display it.
     """
     locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")
     if locale in ("C", "POSIX"):
@@ -61,8 +61,8 @@ def arrow() -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under their columns, each as wide as its widest value.
 
-    On a narrow terminal, values that are lists continue on the next line, and where that is not
-    enough, columns are one space apart; nothing is truncated.
+    On a narrow terminal, lists continue on the next line, and if that is not enough, columns are
+    one space apart; nothing is truncated.
     """
     lines = [list(columns), *map(_escaped_row, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -81,7 +81,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _escaped_row(row: Sequence[str]) -> list[str]:
-    """Return the values of a row as `escaped` does; with thousands of rows, a call each is much."""
+    """Escape the values of a row; fast for the common row without control characters."""
     return list(row) if "".join(row).isprintable() else [escaped(value) for value in row]
 
 
@@ -91,7 +91,7 @@ _BREAKS = (", ", "; ")
 def _narrowed(
     lines: list[list[str]], widths: list[int], room: int
 ) -> tuple[list[list[str]], list[int]]:
-    """Return the lines and widths of a table whose lists are wrapped to fit into ``room``.
+    """Wrap the lists in a table to fit into ``room``; return its lines and widths.
 
     Lists wrap between items, those of the widest columns first.
     """
@@ -113,7 +113,7 @@ def _narrowed(
 
 
 def _items(value: str) -> list[str]:
-    """Return the items of a list, each with the comma or semicolon after it."""
+    """Split a list into its items, each with the comma or semicolon after it."""
     items, start = [], 0
     for at in range(len(value) - 1):
         if value[at : at + 2] in _BREAKS:
@@ -150,7 +150,7 @@ _COLOURS = {
 
 
 def columns_variable() -> int:
-    """Return the width that COLUMNS gives; 0 if it is unset or invalid."""
+    """Return the width in the variable COLUMNS; 0 if it is unset or invalid."""
     value = os.environ.get("COLUMNS", "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
 
@@ -184,14 +184,14 @@ def painted(text: str, colour: str, descriptor: int) -> str:
 
 
 def _painted(cell: str) -> str:
-    """Return a cell of a table with its word coloured."""
+    """Return a table cell with its word coloured."""
     word = cell.rstrip()
     colour = "" if word == "exited (0)" else _COLOURS.get(word.partition(" ")[0], "")
     return f"\x1b[{colour}m{word}\x1b[0m{cell[len(word) :]}" if colour else cell
 
 
 def merged[T: (Flow, PolicyEffect)](flows: Iterable[T], key: Callable[[T], object]) -> list[T]:
-    """Return one row for those that differ in addresses alone, such as IPv4 and IPv6."""
+    """Merge rows that only differ in addresses, such as IPv4 and IPv6."""
     rows: dict[object, T] = {}
     for flow in flows:
         known = rows.setdefault(key(flow), flow)
@@ -212,7 +212,7 @@ def as_json(value: object) -> None:
 
 
 def ports_text(ports: Iterable[Port]) -> list[str]:
-    """Return ports as ``8080→8080``, ``53→53/udp``, ``[::]:8000-8010→8000-8010``.
+    """Format ports as ``8080→8080``, ``53→53/udp``, ``[::]:8000-8010→8000-8010``.
 
     A port on all addresses has a row for each family, but is listed once here.
     """
@@ -220,7 +220,7 @@ def ports_text(ports: Iterable[Port]) -> list[str]:
 
 
 def as_listed(port: str) -> str:
-    """Return a port of a manifest, ``127.0.0.1:53:53/udp``, as `ports_text` has it."""
+    """Format a manifest port such as ``127.0.0.1:53:53/udp`` like `ports_text`."""
     host, colon, container = port.removeprefix("0.0.0.0:").rpartition(":")
     return f"{host}{arrow()}{container}" if colon else port
 
@@ -233,7 +233,7 @@ def _port_text(port: Port) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as ``42s``, ``3m12s``, ``5h4m`` or ``12d3h``."""
+    """Format a duration as ``42s``, ``3m12s``, ``5h4m`` or ``12d3h``."""
     whole = int(seconds)
     for unit, size, smaller, small in (
         ("d", 86400, "h", 3600),
@@ -256,7 +256,7 @@ def step(line: str) -> None:
 
 
 def error(message: str, hint: str | None) -> None:
-    """Print an error on stderr. Its message can have several lines, as a service's output."""
+    """Print an error on stderr. Its message can have several lines, such as a service's output."""
     shown = "\n".join(escaped(line) for line in message.split("\n"))
     print(f"{painted('niso:', _RED, 2)} {shown}", file=sys.stderr)
     if hint:
@@ -275,7 +275,7 @@ def is_terminal() -> bool:
 
 
 class LateProgress:
-    """Show progress as `Progress` does, imported with the first event."""
+    """Shows progress like `Progress`, which it imports with the first event."""
 
     def __init__(self, args: Args) -> None:
         self._args = args

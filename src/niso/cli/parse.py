@@ -20,7 +20,7 @@ HELP = ("-h", "--help")
 
 
 class Args:
-    """Hold the value of every argument and option of a command, as attributes."""
+    """The values of a command's arguments and options, as attributes."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
@@ -33,7 +33,7 @@ class Args:
 
 
 def asks_help(words: list[str], command: Command) -> bool:
-    """Return whether -h or --help is given to niso, not to the command that it runs."""
+    """Return whether -h or --help is for niso, not for the command that niso runs."""
     for word in words:
         if word == "--" or (
             not word.startswith("-") and command.arguments and command.arguments[0].times == "..."
@@ -45,7 +45,7 @@ def asks_help(words: list[str], command: Command) -> bool:
 
 
 def parse(command: Command, words: list[str]) -> Args:
-    """Return the values of the words of a command line. Raises UsageError."""
+    """Parse the words of a command line to values. Raises UsageError."""
     flags = {flag: option for option in command.options for flag in option.flags}
     given: dict[str, Any] = {}
     set_by: dict[str, str] = {}
@@ -56,7 +56,7 @@ def parse(command: Command, words: list[str]) -> Args:
     repeats = any(argument.times in ("*", "+") for argument in command.arguments)
     left = list(words)
     while left:
-        # after a number of arguments that is not fixed, -- alone begins the remaining words
+        # if the number of arguments varies, only -- begins the remaining words
         ends = left[0] == "--" or not (repeats or _is_option(left[0]))
         if takes_remaining and (repeats or len(placed) == single) and ends:
             remaining = left[1:] if left[0] == "--" else left
@@ -96,7 +96,7 @@ def _is_option(word: str) -> bool:
 
 
 def _split(word: str, flags: dict[str, Option]) -> tuple[str, str | None]:
-    """Split ``--mtu=9``, ``-n5`` and ``-ft`` in two; None without a second part."""
+    """Split ``--mtu=9``, ``-n5`` or ``-ft`` in two; the second part is None if there is none."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         return flag, value if equals else None
@@ -170,8 +170,8 @@ def unknown(
     """Return the error for an unknown word; its hint names the closest word of ``known``.
 
     ``known`` says of each word whether it stops or deletes something. If such a word is as close,
-    there is no guess: it could be that, or the opposite. Names of actions begin with their
-    ``group``, which is not compared.
+    no word is suggested, because the user may mean it or its opposite. Names of actions begin with
+    their ``group``, which is not compared.
     """
     import difflib
 
@@ -191,5 +191,5 @@ def unknown(
 
 
 def _is_opposite(typed: str, word: str) -> bool:
-    """Return whether only one of two words begins as the opposite of another: ``unattach``."""
+    """Return whether only one of two words begins with a negation, such as ``unattach``."""
     return any(typed.startswith(start) != word.startswith(start) for start in ("de", "dis", "un"))

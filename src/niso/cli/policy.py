@@ -1,4 +1,4 @@
-"""Run niso net policy, and say what a dry run would cut."""
+"""Implement niso net policy, and the preview of what a dry run would cut."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _entry(entry: PolicyEntry) -> tuple[str, ...]:
 
 
 def _test(host: Host, args: Args) -> int:
-    # the name of a service would mean its manifest on record, which cuts nothing
+    # as the name of a service, it would mean the manifest in the store, which cuts nothing
     path = os.path.join(os.curdir, args.path)
     effects = host.policy_effects(path, since=args.since)
     if args.json:

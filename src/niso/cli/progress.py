@@ -1,6 +1,6 @@
 """Report slow steps of a command on stderr.
 
-A thread prints the current step after a second, so that the main thread never wakes up for it.
+A thread prints the current step after a second, so that the main thread need not wake up for it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Progress:
         return self._receive
 
     def _plan(self, event: Event) -> None:
-        """Print a step that --dry-run does not take."""
+        """Print a step that --dry-run only plans."""
         self._planned = True
         step(event.describe())
 
@@ -93,20 +93,20 @@ class Progress:
             warn(event.text, event.hints)
         elif isinstance(event, Recovered | Unfinished | NotStarted):
             warn(event.describe())
-        elif isinstance(event, WaitingForLock | AskingCluster):  # with --dry-run too
+        elif isinstance(event, WaitingForLock | AskingCluster):  # also with --dry-run
             self._notify(event)
         else:
             self._show(event)
 
     def _report(self, event: Event) -> None:
-        """Take the step that begins now."""
+        """Record the step that begins now, and start the thread if it may be slow."""
         now = time.monotonic()
         if not self._running and not isinstance(event, SLOW) and now < self._began + SOON_S:
             return
         self._follow(event)
         self._step, self._since, self._reported = event.describe().split("\n", 1)[0], now, 0.0
         if not self._running:
-            # blocked in the thread: the main thread handles signals
+            # block signals in the thread: the main thread handles them
             with signals_held(), suppress(RuntimeError):
                 self._over.acquire()
                 self._running = True
@@ -121,7 +121,7 @@ class Progress:
         """End the thread."""
         if self._running:
             self._over.release()
-            with self._printing:  # a line in progress comes before the command's output
+            with self._printing:  # let a line in progress come before the command's output
                 self._running = False
 
     def _print_slow_steps(self) -> None:
@@ -137,7 +137,7 @@ class Progress:
                 if time.monotonic() < since + (
                     self._reported + AGAIN_S if self._reported else AT_ONCE_S
                 ):
-                    continue  # another step began meanwhile
+                    continue  # another step has begun
                 elapsed = round(time.monotonic() - since)
                 step = self._step
                 if self._unhealthy:
@@ -152,7 +152,7 @@ class Progress:
                     self._reported = elapsed
 
     def _follow(self, event: Event) -> None:
-        """Track the services that are expected to become healthy."""
+        """Track which services are expected to become healthy."""
         if isinstance(event, Starting) and event.service in self._waits:
             self._unhealthy[event.service] = None
         elif isinstance(event, Healthy):

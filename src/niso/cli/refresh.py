@@ -1,4 +1,4 @@
-"""Run niso net refresh."""
+"""Implement niso net refresh."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from niso.api.outside_views import OutsideName
 
 _WITHOUT = 3
-"""The exit status if a name has no address: an error has 1."""
+"""The exit status if a name has no address; errors have 1."""
 COLUMNS = ("NAME", "ADDRESSES", "UNTIL", "SERVICES", "PROBLEM")
 
 

@@ -1,4 +1,4 @@
-"""List the commands, with the module that runs each and its entry in the catalogue."""
+"""List the commands, with the module that implements each and its entry in the catalogue."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ ALIASES = {"-h": "help", "--help": "help", "-V": "version", "--version": "versio
 
 
 def find(name: str, action: str) -> Command | Group:
-    """Return the command of this name and action; the group if it has no such action.
+    """Return the command with this name and action; the group if it has no such action.
 
-    ``action`` can have two words, of which the second one may belong to the action.
+    ``action`` can have two words, of which the second may be an argument.
     """
     catalogue = module(f"catalogue.{COMMANDS[name][1]}")
     group: Group | None = getattr(catalogue, "GROUP", None)
@@ -66,8 +66,8 @@ def find(name: str, action: str) -> Command | Group:
 def unknown_command(words: list[str]) -> UsageError:
     """Return the error for words that name no command, or no action of a group.
 
-    Its hint is the niso command for the same purpose if another tool has this one. Otherwise it is
-    the closest command, unless that ends or deletes something.
+    Its hint is the equivalent niso command if another tool has a command of this name. Otherwise it
+    is the closest command, unless that ends or deletes something.
     """
     from niso.cli.catalogue.habits import answer, habit
     from niso.cli.parse import unknown
@@ -87,5 +87,5 @@ def unknown_command(words: list[str]) -> UsageError:
 
 def module(name: str) -> ModuleType:
     """Import and return a module of cli."""
-    # importlib would be two more modules for every command
+    # importlib would load two more modules for every command
     return __import__(f"niso.cli.{name}", fromlist=["run"])

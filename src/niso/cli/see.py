@@ -1,4 +1,4 @@
-"""Run niso net flows, graph, capture and trace."""
+"""Implement niso net flows, graph, capture and trace."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def _capture(host: Host, args: Args) -> int:
         capture = stack.enter_context(running)
         file: IO[bytes] = sys.stdout.buffer
         if args.write not in (None, "-"):
-            # the head of the file: what exists is replaced once tcpdump has taken the filter
+            # wait for the file's header before replacing a file: by then tcpdump has accepted the
+            # filter
             first = capture.read()
             try:
                 file = stack.enter_context(open(args.write, "wb", buffering=0))
@@ -216,7 +217,7 @@ def _to(flow: Flow) -> str:
 
 
 def decided_by(flow: Flow | FlowLoad) -> str:
-    """Return what decides: ``published 8080``, ``db allow_from[0] "api:80"``."""
+    """Return what decides about a flow: ``published 8080``, ``db allow_from[0] "api:80"``."""
     parts = [] if flow.published is None else [f"published {flow.published}"]
     if flow.key:
         line = f"{flow.service} {flow.key.removeprefix('network.policy.')}"

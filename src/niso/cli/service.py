@@ -1,4 +1,4 @@
-"""Run activate, deactivate, remove and restart."""
+"""Implement niso activate, deactivate, remove and restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run niso stack: up, down, status, restart and logs."""
+"""Implement niso stack up, down, status, restart and logs."""
 
 from __future__ import annotations
 

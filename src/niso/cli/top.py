@@ -1,4 +1,4 @@
-"""Run niso top: tables for pipes and -n, a screen for terminals."""
+"""Implement niso top: tables for pipes and -n, a screen for terminals."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _print_looks(top: Top, args: Args) -> None:
 
 
 def summary(load: Load) -> list[tuple[str, str]]:
-    """Return ``2 of 3 up``, ``1 unhealthy``, ``5.0 new/s`` ..., each with its kind."""
+    """Return the parts of the headline (``2 of 3 up``, ``1 unhealthy`` ...) with their styles."""
     up = sum(service.status in ("running", "attached", "completed") for service in load.services)
     unhealthy = sum(service.health == "unhealthy" for service in load.services)
     new = dict.fromkeys(("pass", "audit", "drop"), 0.0)
@@ -119,7 +119,7 @@ def socket_cells(socket: ServiceSocket) -> tuple[str, ...]:
 
 
 def rate(bits: float | None) -> str:
-    """Return bits per second in three digits: ``391 kb/s``."""
+    """Format bits per second with three digits: ``391 kb/s``."""
     return _scaled(bits, "b/s")
 
 
@@ -134,19 +134,19 @@ def _scaled(number: float | None, unit: str) -> str:
     return f"{number:.{digits}f} {prefix}{unit}"
 
 
-# --- other commands about what is shown -------------------------------------------------------
+# --- commands that show more ------------------------------------------------------------------
 
 
 def explain_words(flow: FlowLoad) -> list[str]:
-    """Return ``net explain`` of a flow."""
+    """Return the arguments of ``niso net explain`` for a flow."""
     to, port = bracketed(flow.to.address), flow.port
     if flow.published is not None:
-        to, port = "host", flow.published  # where it was sent to
+        to, port = "host", flow.published  # the destination before DNAT
     return ["net", "explain", flow.from_.address, f"{to}:{port}/{flow.proto}"]
 
 
 def capture_words(service: str, flow: FlowLoad | None) -> list[str]:
-    """Return ``net capture`` of a service, of everything or of one flow of it."""
+    """Return the arguments of ``niso net capture`` for a service, or for one of its flows."""
     words = ["net", "capture", service]
     if flow is not None:
         other = flow.from_ if flow.to.service == service else flow.to
@@ -157,5 +157,5 @@ def capture_words(service: str, flow: FlowLoad | None) -> list[str]:
 
 
 def logs_words(service: str) -> list[str]:
-    """Return ``logs`` of a service."""
+    """Return the arguments of ``niso logs`` for a service."""
     return ["logs", service, "-n", "200", "-f"]

@@ -1,4 +1,4 @@
-"""Show what another command of niso prints on the screen of niso top, with Textual."""
+"""Show the output of another niso command on the screen of niso top, with Textual."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from niso.cli.output import escaped
 NISO = (sys.executable, "-I", "-m", "niso.cli")
 _MOST_LINES = 5000
 _MOST_BYTES = 8192
-"""Read at once, so that keys have an effect meanwhile; longer lines are broken."""
+"""Bytes read at a time, so that keys keep working; longer lines are broken."""
 _END_S = 5.0
-"""How long the command has to end by itself."""
+"""How long (s) the command has to exit by itself."""
 
 
 class Output(ModalScreen[None]):
     """Runs ``niso WORDS`` and shows its output as it comes. The command ends with the screen.
 
-    It is modal so that the keys of the tables have no effect.
+    The screen is modal, so that the keys of the tables have no effect.
     """
 
     CSS = """
@@ -72,7 +72,7 @@ class Output(ModalScreen[None]):
         return self._process.stdout.fileno()
 
     def _read(self) -> None:
-        """Show the lines that are complete, and at the end the exit status."""
+        """Show the complete lines, and at the end the exit status."""
         log = next(iter(self.query(Log)), None)
         if log is None:  # the screen is being left
             self._end()
@@ -89,7 +89,7 @@ class Output(ModalScreen[None]):
             self._title(f"(exit status {self._end()})")
 
     def _end(self) -> int | None:
-        """End the command if it still runs; return its exit status."""
+        """End the command if it is still running; return its exit status."""
         process = self._process
         if process is None:
             return None

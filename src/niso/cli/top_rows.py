@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from textual.events import Click
 
     Cells = tuple[tuple[str, str], ...]
-    """Texts of one row, each with its kind (`STYLES`)."""
+    """Texts of one row, each with its style (`STYLES`)."""
 
 _AT_THE_RIGHT = frozenset(
     (
@@ -49,9 +49,10 @@ STYLES = {
 
 
 class Rows(ScrollView, can_focus=True):
-    """A table of many rows, of which only the lines in view are made.
+    """A table of many rows, of which only the visible lines are drawn.
 
-    The first line has the titles. The cursor stays on the row of its key when the order changes.
+    The first line has the titles. The cursor stays on the row with the same key when the order
+    changes.
     """
 
     COMPONENT_CLASSES: ClassVar = {"rows--titles", "rows--cursor"}
@@ -71,7 +72,7 @@ class Rows(ScrollView, can_focus=True):
     ]
 
     class Chosen(Message):
-        """A row was chosen, by Enter or a click on it."""
+        """Sent when a row is chosen, by Enter or a click on it."""
 
         def __init__(self, key: str) -> None:
             self.key = key
@@ -86,7 +87,7 @@ class Rows(ScrollView, can_focus=True):
         self._cells: Callable[[str], Cells] = lambda _: ()
 
     def fill(self, titles: tuple[str, ...], keys: list[str], cells: Callable[[str], Cells]) -> None:
-        """Show a row for each key, of what ``cells`` returns."""
+        """Show a row for each key, with the texts that ``cells`` returns for it."""
         at = self.key
         if titles != self._titles:
             self._titles, self._widths = titles, [len(title) for title in titles]
@@ -101,16 +102,16 @@ class Rows(ScrollView, can_focus=True):
         return self.keys[self.cursor] if self.cursor < len(self.keys) else None
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Measure what comes into view."""
+        """Adapt the columns to the rows that become visible."""
         super().watch_scroll_y(old_value, new_value)
         self._measure()
 
     def on_resize(self) -> None:
-        """Measure what comes into view."""
+        """Adapt the columns to the rows that become visible."""
         self._measure()
 
     def _measure(self) -> None:
-        """Draw again. A column becomes wider if a row in view needs it, and never narrower."""
+        """Redraw the table; widen a column if a visible row needs it, but never narrow it."""
         first = self.scroll_offset.y
         for key in self.keys[first : first + self.size.height]:
             needed = [len(text) for text, _ in self._cells(key)]
@@ -120,7 +121,7 @@ class Rows(ScrollView, can_focus=True):
         self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """Return line ``y`` of those in view."""
+        """Draw the visible line ``y``."""
         plain = self.rich_style
         at = y - 1 + self.scroll_offset.y
         cells: Cells = ()
@@ -161,7 +162,7 @@ class Rows(ScrollView, can_focus=True):
             self.post_message(self.Chosen(self.key))
 
     def on_click(self, event: Click) -> None:
-        """Move the cursor to a row, and choose the one that has it."""
+        """Move the cursor to the clicked row, or choose the row if it has the cursor."""
         at = event.y - 1 + self.scroll_offset.y
         if event.y == 0 or at >= len(self.keys):
             return

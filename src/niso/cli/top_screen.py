@@ -1,4 +1,4 @@
-"""Show niso top on a terminal with Textual, which this module alone needs and loads."""
+"""Show niso top on a terminal, the only module that needs and loads Textual."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 HISTORY = 15
 TALL = 24
-"""From so many lines on, flows are shown below the services."""
+"""With at least so many lines, flows are shown below the services."""
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = (*top.COLUMNS[:4], "LAST 30 s", *top.COLUMNS[4:])
 _FLOW_COLUMNS = ("FROM", "TO", "VERDICT", "TRAFFIC", "LAST 30 s", "NEW/s", "BY")
@@ -48,7 +48,8 @@ ORDERS = ("name", "traffic", "new", "denied")
 
 def show(name: str | None) -> int:
     """Show the screen until q or Ctrl-C; return the exit status. Raises Error."""
-    with connect() as host, host.top(name) as measured:  # reports mistakes beforehand
+    # reports mistakes before the screen is drawn
+    with connect() as host, host.top(name) as measured:
         screen = TopScreen(measured.service)
     reader = threading.Thread(target=_read, args=(screen,), daemon=True)
     screen.begin = lambda: _begin(screen, reader)
@@ -58,14 +59,15 @@ def show(name: str | None) -> int:
         screen.is_over = True
         screen.wake.set()
         if reader.ident is not None:
-            reader.join()  # it closes its store itself: a connection belongs to its thread
+            # the thread closes its store itself, because a SQLite connection belongs to its thread
+            reader.join()
     if screen.failure is not None:
         raise screen.failure
     return 130 if screen.signalled else screen.return_code or 0
 
 
 def _begin(screen: TopScreen, reader: threading.Thread) -> None:
-    """Start to look. Signals end the screen in order, so that the terminal is as before."""
+    """Start measuring; let signals end the screen cleanly, so that the terminal is restored."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, screen.action_interrupt)
@@ -73,7 +75,7 @@ def _begin(screen: TopScreen, reader: threading.Thread) -> None:
 
 
 def _read(screen: TopScreen) -> None:
-    """Look every `top.EVERY_S`, in a thread: a probe of a service's health can take long."""
+    """Measure every `top.EVERY_S`, in a thread, because health checks can take long."""
     try:
         with connect() as host, host.top() as measured:
             due = time.monotonic() + top.EVERY_S
@@ -84,7 +86,7 @@ def _read(screen: TopScreen) -> None:
                     return
                 if time.monotonic() >= due:
                     due = time.monotonic() + top.EVERY_S
-                    screen.post_message(Looked(measured.read()))  # safe in a thread
+                    screen.post_message(Looked(measured.read()))  # safe to call in a thread
                 if (chosen := screen.chosen) is not None:
                     screen.post_message(Listed(chosen, measured.sockets(chosen)))
     except Exception as error:  # raised again by `show`
@@ -93,7 +95,7 @@ def _read(screen: TopScreen) -> None:
 
 
 class Looked(Message):
-    """A new look; None if there are no more."""
+    """Sent with each new measurement; None at the end."""
 
     def __init__(self, load: Load | None) -> None:
         self.load = load
@@ -101,7 +103,7 @@ class Looked(Message):
 
 
 class Listed(Message):
-    """The sockets of a service."""
+    """Sent with the sockets of a service."""
 
     def __init__(self, service: str, sockets: tuple[ServiceSocket, ...]) -> None:
         self.service, self.sockets = service, sockets
@@ -109,7 +111,7 @@ class Listed(Message):
 
 
 class TopScreen(App[None]):
-    """A table of services and one of flows; of one service, or after Enter, flows and sockets."""
+    """A table of services and one of flows; for one service, or after Enter, flows and sockets."""
 
     CSS = """
     Input { display: none; }
@@ -138,7 +140,7 @@ class TopScreen(App[None]):
         self.only_denied, self.order, self.wanted = False, ORDERS[0], ""
         self.is_over = False
         self.wake = threading.Event()
-        """Set to end the thread that looks, or to have it list the sockets of another service."""
+        """Set to end the measuring thread, or to make it list the sockets of another service."""
         self.failure: Exception | None = None
         self.signalled = False
         self.begin: Callable[[], None] = lambda: None
@@ -159,7 +161,7 @@ class TopScreen(App[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Begin to look."""
+        """Start measuring."""
         self._arrange()
         self.begin()
 
@@ -170,14 +172,14 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_looked(self, event: Looked) -> None:
-        """Show a new look, or end without one."""
+        """Show a new measurement, or exit if there are no more."""
         if event.load is None:
             self.exit()
         else:
             self.update_load(event.load)
 
     def on_listed(self, event: Listed) -> None:
-        """Show the sockets of the service, unless another one is shown by now."""
+        """Show the sockets of the service, unless another service is shown now."""
         if event.service == self.chosen:
             self.update_sockets(event.sockets)
 
@@ -186,12 +188,15 @@ class TopScreen(App[None]):
         self._sockets = {}
         for socket in sockets:
             key = _socket_key(socket)
-            # of a connection to itself a service has both ends
+            # a connection of a service to itself has both ends here
             self._sockets[key + "|" * (key in self._sockets)] = socket
         self._draw()
 
     def update_load(self, load: Load) -> None:
-        """Show a new look. Flows are shown until `HISTORY` looks have had nothing of them."""
+        """Show a new measurement.
+
+        Flows stay until `HISTORY` measurements have had no traffic of them.
+        """
         self._load = load
         bits = {row.service: (row.received or 0) + (row.sent or 0) for row in load.services}
         self._history = {
@@ -211,7 +216,7 @@ class TopScreen(App[None]):
         self._draw()
 
     def _arrange(self) -> None:
-        """Show the tables that are wanted, and give the keyboard to one of them."""
+        """Show the tables for the present view, and give the keyboard focus to one of them."""
         services, flows, sockets = self._tables()
         services.display = self.chosen is None
         flows.display = self.chosen is not None or self._is_tall
@@ -251,7 +256,7 @@ class TopScreen(App[None]):
             sockets.fill(top.SOCKET_COLUMNS, list(self._sockets), self._socket_cells)
 
     def _flow_keys(self) -> list[str]:
-        """Return the flows to show: denied ones first, then those with most in 30 s."""
+        """Return the flows to show: denied ones first, then those with most traffic in 30 s."""
         keys = []
         home = self._home(self.chosen)
         for key, flow in self._flows.items():
@@ -320,9 +325,9 @@ class TopScreen(App[None]):
         return sorted(services, key=keys[self.order])
 
     def on_rows_chosen(self, event: Rows.Chosen) -> None:
-        """Show the flows of a service, or of the service that a flow leads to."""
+        """Show the flows of the chosen service, or of the service that a chosen flow leads to."""
         if self.chosen is not None:
-            return  # only flows and sockets of one are shown
+            return  # only flows and sockets of one service are shown
         name: str | None = event.key
         if event.key in self._flows:
             flow = self._flows[event.key]
@@ -338,22 +343,22 @@ class TopScreen(App[None]):
         self._draw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Find while the name is typed."""
+        """Search while the name is typed."""
         self.wanted = event.value
         self._draw()
 
     def on_input_submitted(self) -> None:
-        """Return to the table, with what was searched for."""
+        """Return to the table with the search applied."""
         self.query_one(Input).remove_class("shown")
         self._arrange()
 
     def action_interrupt(self) -> None:
-        """End as by a signal."""
+        """Exit as after a signal."""
         self.signalled = True
         self.exit()
 
     def action_denied(self) -> None:
-        """Show only what was denied, or everything again."""
+        """Toggle between denied flows and all flows."""
         self.only_denied = not self.only_denied
         self._draw()
 
@@ -364,13 +369,13 @@ class TopScreen(App[None]):
         self.query_one("#services", Rows).action_move(0)
 
     def action_find(self) -> None:
-        """Ask for a part of a name."""
+        """Let the user type a part of a name."""
         field = self.query_one(Input)
         field.add_class("shown")
         field.focus()
 
     def action_explain(self) -> None:
-        """Explain the flow or socket with the cursor."""
+        """Explain the flow or socket at the cursor."""
         _, flow = self._subject()
         if flow is None:
             self.notify("e explains a flow; Tab or Enter shows the flows")
@@ -378,19 +383,22 @@ class TopScreen(App[None]):
             self.push_screen(Output(top.explain_words(flow)))
 
     def action_capture(self) -> None:
-        """Capture the service, flow or socket with the cursor."""
+        """Capture the service, flow or socket at the cursor."""
         service, flow = self._subject()
         if service is not None:
             self.push_screen(Output(top.capture_words(service, flow)))
 
     def action_logs(self) -> None:
-        """Show the logs of the service that is chosen, or of that with the cursor."""
+        """Show the logs of the chosen service, or of the one at the cursor."""
         service = self.chosen or self._subject()[0]
         if service is not None:
             self.push_screen(Output(top.logs_words(service)))
 
     def _subject(self) -> tuple[str | None, FlowLoad | None]:
-        """Return the service and the flow that the cursor is on; of a flow, the chosen service."""
+        """Return the service and the flow at the cursor, each None if there is none.
+
+        For a flow, the service is the chosen one, else an end of the flow.
+        """
         services, _, sockets = self._tables()
         table = next((part for part in self._tables() if part.has_focus), services)
         if table is services or table.key is None:
@@ -409,7 +417,7 @@ class TopScreen(App[None]):
         return next((load.shares or name for load in loads if load.service == name), name)
 
     def action_leave(self) -> None:
-        """Leave a service, or end a search."""
+        """Return from one service to all, or end a search."""
         field = self.query_one(Input)
         field.value = ""
         self.on_input_submitted()
@@ -425,7 +433,7 @@ def _socket_key(socket: ServiceSocket) -> str:
 
 
 def _bars(values: list[float]) -> str:
-    """Return one bar for each value, relative to the highest."""
+    """Draw one bar for each value, relative to the highest."""
     most = max(values, default=0)
     if not most:
         return ""
@@ -434,7 +442,7 @@ def _bars(values: list[float]) -> str:
 
 
 def _kind(load: ServiceLoad) -> str:
-    """Return the kind of the state of a service."""
+    """Return the style of a service's state."""
     if load.status == "running":
         return {"healthy": "good", "unhealthy": "bad", "starting": "waiting"}.get(
             load.health or "", ""

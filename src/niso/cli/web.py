@@ -1,4 +1,4 @@
-"""Run niso web: this process looks, as root, and one without any privilege serves what it says."""
+"""Implement niso web: this root process measures, an unprivileged one serves the results."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 EVERY_S = 2.0
 _SHARE = 4
-"""After a look that took long there is a pause of so many times that."""
+"""After a slow measurement, pause for so many times its duration."""
 _TOKEN_BYTES = 24
 _END_S = 5.0
-"""How long the server has to end by itself."""
+"""How long (s) the server has to exit by itself."""
 LOCAL = "127.0.0.1"
 _READY = b"serving\n"
 
@@ -51,10 +51,10 @@ def run(_: str, args: Args) -> int:
             if path is None:
                 port = listener.getsockname()[1]
             address = f"http://{LOCAL}:{port}/#token={server.token}"
-            listener.close()  # it is the server's alone from here on
+            listener.close()  # from here on only the server uses it
             with connect() as host:
                 look = _looks(host)
-                server.write(next(look))  # reports mistakes before the address
+                server.write(next(look))  # reports mistakes before the address is printed
                 print(address, flush=True)
                 _say(path, port)
                 if args.open:
@@ -71,7 +71,7 @@ def run(_: str, args: Args) -> int:
 
 
 def _require_libraries() -> None:
-    """Raise Error without the libraries, which the server alone loads."""
+    """Raise Error if the libraries are not installed; only the server process loads them."""
     from importlib.util import find_spec
 
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
@@ -87,7 +87,7 @@ def _say(path: str | None, port: int) -> None:
 
 
 def _serve(look: Iterator[bytes], server: _Server, end: float | None) -> None:
-    """Look again and again, until the time is over. Raises Error if the server has ended."""
+    """Measure repeatedly until the time is over. Raises Error if the server has exited."""
     began = time.monotonic()
     while True:
         took = time.monotonic() - began
@@ -119,9 +119,9 @@ def _line(value: object) -> bytes:
 
 
 class _Server:
-    """The process that serves. A context manager, which ends it.
+    """The serving process. A context manager, which ends it.
 
-    It is forked before this process opens the store, so nothing of it is in its memory.
+    It is forked before this process opens the store, so it has nothing of the store in its memory.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -138,7 +138,7 @@ class _Server:
         self._over = False
 
     def __enter__(self) -> _Server:
-        """Wait until it serves. Raises Error."""
+        """Wait until the server is ready. Raises Error."""
         try:
             said = os.read(self._status, len(_READY))
             if said != _READY:
@@ -149,7 +149,7 @@ class _Server:
         return self
 
     def write(self, line: bytes) -> None:
-        """Hand a state over. Raises Error if it has ended."""
+        """Pass a state to the server. Raises Error if it has exited."""
         view = memoryview(line)
         try:
             while view:
@@ -158,12 +158,12 @@ class _Server:
             raise self._failure(b"") from None
 
     def wait(self, seconds: float) -> None:
-        """Wait so long. Raises Error if it ends before."""
+        """Wait for a time. Raises Error if the server exits before."""
         if select.select([self._handle], [], [], seconds)[0]:
             raise self._failure(b"")
 
     def _failure(self, said: bytes) -> Error:
-        """Return why it has ended."""
+        """Return why the server has exited."""
         while block := os.read(self._status, 4096):
             said += block
         if said:
@@ -177,7 +177,7 @@ class _Server:
         return Error(f"the process that serves the page has ended: {how}", "niso web")
 
     def __exit__(self, *_: object) -> None:
-        """End it: without a pipe it ends by itself. Kill it if it does not."""
+        """End the server: it exits when its pipe closes. Kill it if it does not."""
         os.close(self._pipe)
         os.close(self._status)
         if not self._over:
@@ -188,11 +188,14 @@ class _Server:
 
 
 def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> None:
-    """Serve, and end this process. INT, TERM and HUP stay blocked: it ends with its pipe."""
+    """Serve, then end this process.
+
+    INT, TERM and HUP stay blocked: it exits when its pipe closes.
+    """
     code = 1
     try:
         keep_only((listener.fileno(), pipe, status))
-        for _ in range(3):  # 0, 1 and 2
+        for _ in range(3):  # descriptors 0, 1 and 2
             os.open(os.devnull, os.O_RDWR)
         from niso.web import page_server
 
@@ -200,7 +203,8 @@ def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> No
         code = 0
     except Error as error:
         os.write(status, f"{error.message}\n{error.hint or ''}".encode())
-    except BaseException as error:  # whatever it is, nothing of this process goes on
+    # whatever the error is, this process must not continue the parent's code
+    except BaseException as error:
         os.write(status, f"cannot serve the page: {error}\n".encode(errors="replace"))
     finally:
         os._exit(code)
@@ -210,7 +214,7 @@ def _in_child(listener: socket.socket, pipe: int, status: int, token: str) -> No
 
 
 class _listening:
-    """Listen on a port of 127.0.0.1, or on a Unix socket for root alone. Raises Error."""
+    """Listen on a port of 127.0.0.1, or on a Unix socket for root only. Raises Error."""
 
     def __init__(self, path: str | None, port: int) -> None:
         self._path = path
@@ -245,9 +249,9 @@ class _listening:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove the socket of a niso web that was killed: of root, and nobody listens.
+    """Remove the socket of a niso web that was killed: root's, with no listener.
 
-    Raises OSError if it is something else.
+    Raises OSError if the path is something else.
     """
     with suppress(FileNotFoundError):
         info = os.lstat(path)

@@ -15,10 +15,10 @@ _KEPT = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "LANG", "PATH", "TERM")
 
 
 class Opener:
-    """Has the user's browser open an address. Raises UsageError if there is no such user.
+    """Makes the user's browser open an address. Raises UsageError if there is no such user.
 
-    The address has the token, and everybody can read the arguments of a process (proc(5)). So the
-    browser gets a file that only the user can read, which leads to the address.
+    The address has the token, and everyone can read the arguments of a process (proc(5)). So the
+    browser gets a file that only the user can read, which redirects to the address.
     """
 
     def __init__(self, address: str) -> None:

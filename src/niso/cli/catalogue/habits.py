@@ -1,7 +1,7 @@
-"""Describe the commands of other tools, and the niso command for each.
+"""List the commands of other tools, each with the niso command for it.
 
-`niso.cli.habit` answers them, and docs/guide/coming-from-docker.md has them as a table, which
-``./dev docs`` writes.
+`niso.cli.registry.unknown_command` answers them, and docs/guide/coming-from-docker.md has them as a
+table, which ``./dev docs`` writes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from niso.base.lite_typing import NamedTuple
 
 
 class Habit(NamedTuple):
-    """Commands of docker, compose, podman, systemctl or kubectl that mean the same.
+    """Commands of docker, compose, podman, systemctl or kubectl with the same meaning.
 
-    ``theirs`` are words after ``niso``; the longest that a command line begins with counts.
-    ``ours`` is the niso command, empty if there is none. ``remark`` completes it.
+    ``theirs`` are the words after ``niso``; the longest match of a command line counts. ``ours`` is
+    the niso command, empty if there is none. ``remark`` completes it.
     """
 
     theirs: tuple[str, ...]
@@ -119,9 +119,9 @@ _PROGRAMS = ("docker", "podman", "compose", "docker-compose", "systemctl", "kube
 
 
 def habit(words: list[str]) -> Habit | None:
-    """Return the habit with the longest command that starts ``words``; None if there is none.
+    """Return the habit with the longest command that begins ``words``; None if there is none.
 
-    What follows the name of a program is a command of it, unless the two words are one.
+    The name of a program may come first, unless it and the next word are a command together.
     """
     meant = {theirs: habit for habit in HABITS for theirs in habit.theirs}
     typed = [word for word in words if not word.startswith("-")]
@@ -134,5 +134,5 @@ def habit(words: list[str]) -> Habit | None:
 
 
 def answer(habit: Habit) -> str:
-    """Return the hint for the words of a habit."""
+    """Return the hint for a command of another tool."""
     return ": ".join(part for part in (habit.ours, habit.remark) if part)

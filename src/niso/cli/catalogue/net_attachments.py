@@ -1,4 +1,4 @@
-"""Describe the commands of niso net that are about attachments; net.py lists them."""
+"""Describe the attachment commands of niso net; net.py lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describe the commands of niso net that are about policies; net.py lists them."""
+"""Describe the policy commands of niso net; net.py lists them."""
 
 from __future__ import annotations
 

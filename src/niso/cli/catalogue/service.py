@@ -1,4 +1,4 @@
-"""Describe the commands that take services: activate, ps, logs, exec, port-forward and others."""
+"""Describe the commands for services: activate, ps, logs, exec, port-forward and others."""
 
 from __future__ import annotations
 

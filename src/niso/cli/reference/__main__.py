@@ -1,4 +1,4 @@
-"""Write docs/reference, docs/man and the tables of guides that are made from code.
+"""Write docs/reference, docs/man and the generated tables of guides.
 
 ``python -m niso.cli.reference DOCS`` (``./dev docs``).
 """
