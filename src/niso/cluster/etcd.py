@@ -77,7 +77,7 @@ class Access(NamedTuple):
 
 
 class Etcd:
-    """A client of etcd. Not thread-safe: use one a thread.
+    """A client of etcd. Not thread-safe: use one per thread.
 
     Raises Error if a file of ``access`` cannot be read.
     """
@@ -107,7 +107,7 @@ class Etcd:
     # --- requests -------------------------------------------------------------
 
     def get(self, prefix: str, *, one: bool = False, stale: bool = False) -> Answer:
-        """Implements `Engine.get`."""
+        """Implement `Engine.get`."""
         body = _span(prefix, not one)
         if stale:
             body["serializable"] = True
@@ -116,12 +116,12 @@ class Etcd:
         return Answer(_revision(answer), tuple(items))
 
     def keys(self, prefix: str) -> list[str]:
-        """Implements `Engine.keys`."""
+        """Implement `Engine.keys`."""
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), "keys_only": True})
         return sorted(_text(item["key"]) for item in answer.get("kvs", ()))
 
     def mark(self, prefix: str) -> Mark:
-        """Implements `Engine.mark`. A count_only request ignores revisions (etcd 3.5.16)."""
+        """Implement `Engine.mark`. A count_only request ignores revisions (etcd 3.5.16)."""
         order = {"limit": 1, "keys_only": True, "sort_order": "DESCEND", "sort_target": "MOD"}
         answer = self._ask("/v3/kv/range", {**_span(prefix, True), **order})
         last: dict[str, Any] = next(iter(answer.get("kvs", ())), {})
@@ -129,7 +129,7 @@ class Etcd:
         return Mark(_revision(answer), newest, lease, int(answer.get("count", 0)))
 
     def commit(self, txn: Txn) -> Done:
-        """Implements `Engine.commit`."""
+        """Implement `Engine.commit`."""
         body = {
             "compare": [_compare(condition) for condition in txn.conditions],
             "success": [_change(change) for change in txn.changes],
@@ -138,16 +138,16 @@ class Etcd:
         return Done(bool(answer.get("succeeded")), _revision(answer))
 
     def grant(self, ttl_s: int) -> int:
-        """Implements `Engine.grant`. etcd raises times under 2 s to 2 s."""
+        """Implement `Engine.grant`. etcd raises times under 2 s to 2 s."""
         return int(self._ask("/v3/lease/grant", {"TTL": ttl_s})["ID"])
 
     def keep(self, lease: int) -> bool:
-        """Implements `Engine.keep`. The answer for an expired lease has no TTL."""
+        """Implement `Engine.keep`. The answer for an expired lease has no TTL."""
         answer = self._ask("/v3/lease/keepalive", {"ID": str(lease)}, wait_s=self._request_s)
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     def revoke(self, lease: int) -> None:
-        """Implements `Engine.revoke`."""
+        """Implement `Engine.revoke`."""
         try:
             self._ask("/v3/lease/revoke", {"ID": str(lease)})
         except Refused as error:
@@ -155,7 +155,7 @@ class Etcd:
                 raise
 
     def watch(self, prefix: str, revision: int, silence_s: float) -> Iterator[Batch]:
-        """Implements `Engine.watch`, on the first member that answers.
+        """Implement `Engine.watch`, on the first member that answers.
 
         A member that is cut off from the others would stay silent for ever, and even report
         progress: with ``hasleader`` it ends the stream.

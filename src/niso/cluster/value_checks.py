@@ -23,7 +23,7 @@ _LONGEST_VERSION = 40
 MOST_NAMES = 120
 """The most names of a service: each is a key of its claim (`niso.cluster.claims.MOST_KEYS`).
 
-etcd accepts 128 operations a transaction.
+etcd accepts 128 operations per transaction.
 """
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=", re.ASCII)
 

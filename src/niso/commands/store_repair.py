@@ -81,7 +81,7 @@ def _defects(kernel: Kernel, store: Store) -> list[Defect]:
 def repair_row(processes: Processes, store: Store, name: str) -> None:
     """Rewrite the process spec in a service's "different" row from the running service.
 
-    Raises Error if the service is not running or the manifest is damaged.
+    Raises Error if the run folder has no spec of the service, or the manifest is damaged.
     """
     row = store.service(name)
     if row is None:
@@ -107,7 +107,7 @@ def repair_defects(kernel: Kernel, store: Store, defects: Iterable[Defect]) -> N
 
 
 def _restored(kernel: Kernel, store: Store, services: Iterable[str]) -> list[Defect]:
-    """Restore the missing rows of services and of their sharers; return the restored ones.
+    """Restore the missing rows of services and of their sharers; return them as defects.
 
     Rows of unknown services are deleted. Raises Error.
     """

@@ -82,7 +82,7 @@ def _forwarding(link: str) -> str:
 def ways_in(
     kernel: Kernel, ports: Iterable[tuple[Port, Network, Sequence[str]]]
 ) -> list[list[str]]:
-    """Describe who can reach each port: one list of lines a port.
+    """Describe who can reach each port: one list of lines per port.
 
     ``ports`` are (port with one address or all of one family, its network, the internal networks
     from which the port is not reachable). Raises KernelError.

@@ -44,7 +44,7 @@ class Refused(Error):
 
 
 class ApiServer:
-    """A client of the API server. Not thread-safe: use one a thread.
+    """A client of the API server. Not thread-safe: use one per thread.
 
     Raises Error if the certificates are unusable.
     """

@@ -87,9 +87,10 @@ def _others(store: Store, stack: str, network: str) -> set[str]:
 
 
 def prepare(machine: Machine, wanted: Membership, services: Iterable[str]) -> None:
-    """Record the stack's networks, and remove services that left it from it, before its services.
+    """Record the stack's networks, and end the membership of services that left it.
 
-    The caller is in a transaction. Raises Conflict, which names the file and the key.
+    Call this before the stack's services are recorded, in the same transaction. Raises Conflict,
+    which names the file and the key.
     """
     store = machine.store
     if not wanted.replace:
