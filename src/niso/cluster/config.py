@@ -83,8 +83,8 @@ class Config(NamedTuple):
     def engine(self, brief: bool = False) -> Etcd:
         """Open a connection, for use in one thread.
 
-        With ``brief``, requests time out soon (`BRIEF_S`), after one attempt. Raises Error if a
-        certificate, key or user file is unusable.
+        With ``brief``, a request waits `BRIEF_S` for each member, and is not repeated. Raises Error
+        if a certificate, key or user file is unusable.
         """
         return Etcd(self.access(), BRIEF_S, 1) if brief else Etcd(self.access())
 

@@ -1,6 +1,6 @@
 """Find what an activation would refuse on any host (`niso check`).
 
-The services are recorded by the code of activations, in a store without a file, on a fake host that
+The services are recorded by the code of activations, in a store without a file, on a host that
 has nothing. What depends on the host is not checked: networks that no file describes, services that
 no file has, and the present time.
 """

@@ -208,10 +208,7 @@ class _Way:
         self.visited: set[str] = set()
 
     def walk(self, chain: str, depth: int) -> bool | None:
-        """Evaluate a chain.
-
-        Returns True for accept, False for drop, None if the packet returns to the calling chain.
-        """
+        """Return True for accept, False for drop, None if the packet returns from ``chain``."""
         self.visited.add(chain)
         for rule in self._source.rules(self._family, self._table, chain):
             self._steps += 1

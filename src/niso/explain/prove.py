@@ -178,7 +178,7 @@ def sender_namespace(world: World, packet: Packet, verdict: Verdict) -> str:
 def prove(world: World, explained: Explanation) -> Proof:
     """Send a test packet; observe whether it arrives and whether the named rules count it.
 
-    Raises Error if the sender is not active, UsageError if it is neither a service nor the host.
+    Raises Error, also if the sender is not active, or is neither a service nor the host.
     """
     packet, verdict = explained.packet, explained.verdict
     namespace = sender_namespace(world, packet, verdict)

@@ -34,7 +34,7 @@ class Command(NamedTuple):
     services: frozenset[str] = frozenset()
     """The command's services: their released ports are free, since all are rolled back together."""
     named: tuple[Port, ...] = ()
-    """Host ports named in the command's manifests; they are not chosen for other services."""
+    """Host ports named in the command's manifests; they are not chosen for ports without one."""
 
 
 def admit(
