@@ -114,11 +114,12 @@ def _explained(error: Exception) -> Error:
     """Convert an exception that no layer has converted to an `Error`."""
     try:
         from niso.cli.failures import explained
+
+        return explained(error)
     except (OSError, MemoryError):  # without descriptors or memory, nothing can be imported
         if isinstance(error, OSError):
             return Error(f"{error.filename or 'system call'}: {error.strerror}")
         return Error(str(error) or type(error).__name__)
-    return explained(error)
 
 
 def _report(error: Error, as_json: bool) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 PATIENCE_S = 30.0
-_PAUSE_S = 0.3
+_MEMBER_PAUSE_S = 0.3
 _ANSWER_S = 1.0
 _NOT_YET = 9  # FAILED_PRECONDITION (google.rpc.Code): members are not connected, or are learners
 _SUM = 32  # bytes of SHA-256 after a snapshot
@@ -176,4 +176,4 @@ def _insist(request: Callable[[], object], is_done: Callable[[], bool]) -> None:
             wait = not isinstance(error, Refused) or error.code == _NOT_YET
             if not wait or time.monotonic() >= until:
                 raise
-            time.sleep(_PAUSE_S)
+            time.sleep(_MEMBER_PAUSE_S)

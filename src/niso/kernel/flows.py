@@ -14,24 +14,36 @@ from collections.abc import Iterable
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
+from niso.kernel.conntrack import (
+    _ABSENT,
+    _CHUNK,
+    _CT_DELETE,
+    _CT_GET,
+    _DESTINATION,
+    _ID,
+    _PROTO_NUM,
+    _SEEN_REPLY,
+    _SOURCE,
+    _STATUS,
+    _TUPLE_IP,
+    _TUPLE_ORIG,
+    _TUPLE_PROTO,
+    _TUPLE_REPLY,
+    _ZONE,
+)
 from niso.kernel.netlink import Message, attribute, attributes, nested
 from niso.kernel.nft_elements import nfgenmsg
 from niso.kernel.sockdiag import Connection
 
-_CT_NEW, _CT_GET, _CT_DELETE = 0x0100, 0x0101, 0x0102
-_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _TIMEOUT, _ID, _ZONE = 1, 2, 3, 4, 7, 12, 18
-_TUPLE_IP, _TUPLE_PROTO = 1, 2
-_PROTO_NUM, _SRC_PORT, _DST_PORT = 1, 2, 3
+_CT_NEW = 0x0100
+_PROTOINFO, _TIMEOUT = 4, 7
+_SRC_PORT, _DST_PORT = 2, 3
 _PROTOINFO_TCP, _TCP_STATE, _TCP_FLAGS_ORIG, _TCP_FLAGS_REPLY = 1, 1, 4, 5
-_SOURCE: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}
-_DESTINATION: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 4}
-_SEEN_REPLY, _ASSURED, _CONFIRMED = 0x2, 0x4, 0x8  # IPS_*; a new entry of ours is confirmed at once
+_ASSURED, _CONFIRMED = 0x4, 0x8  # IPS_*; a new entry of ours is confirmed at once
 _ESTABLISHED = 3  # TCP_CONNTRACK_ESTABLISHED
 _BE_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL: the TCP windows are not known
 _IDLE_S = 432_000  # the default of nf_conntrack_tcp_timeout_established
-_CHUNK = 64
 _NAMES = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
-_ABSENT = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class Flow(NamedTuple):

@@ -15,16 +15,14 @@ from niso.kernel.kinds import order
 from niso.kernel.state import State
 
 if TYPE_CHECKING:
-    from typing import Any, TypeVar
+    from typing import Any
 
     from niso.kernel.interface import Foreign
-    from niso.kernel.kinds.kind import Kind, Thing
+    from niso.kernel.kinds.kind import Kind, T, Thing
     from niso.kernel.neighbours import Fixed
     from niso.kernel.rtnetlink import Rtnl
     from niso.kernel.rtnl_records import Link, LinkAddress, LinkRoute
     from niso.kernel.rtnl_sockets import Sockets
-
-    T = TypeVar("T", bound=Thing)
 
 
 class Space:

@@ -13,11 +13,9 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.kinds import order
 
 if TYPE_CHECKING:
-    from typing import Any, TypeVar
+    from typing import Any
 
-    from niso.kernel.kinds.kind import Kind, Thing
-
-    T = TypeVar("T", bound=Thing)
+    from niso.kernel.kinds.kind import Kind, T, Thing
 
 order.load(name for name in order.NAMES if name not in order.SELDOM)
 

@@ -27,7 +27,7 @@ from niso.kernel.kinds.setting import FORWARDING, ON, Sysctl
 from niso.kernel.kinds.veth import Veth
 from niso.kernel.nft_wire import TUNNEL
 from niso.kernel.state import State
-from niso.plan import nft
+from niso.plan import nft, policy_maps
 from niso.plan.records import HOST_GATEWAY, Network, Port, Remote, Service, Snapshot, Span, Tunnel
 
 # the kinds of `niso.kernel.kinds.order.SELDOM` are imported where a record asks for one
@@ -69,8 +69,6 @@ def _shared(snapshot: Snapshot) -> Iterator[Thing]:
         yield from map(nft.sealed, snapshot.wire)
         yield nft.tunnel(TUNNEL)
         yield _tunnel(snapshot.tunnel, names.alias(snapshot.state_id))
-    if snapshot.policed:
-        from niso.plan import policy_maps  # most attachments have no policy
     for policed in snapshot.policed:
         yield from policy_maps.elements(policed, snapshot.members)
     for family in shut(dict(snapshot.sysctls_before), snapshot.any_active, snapshot.any_active6):
