@@ -43,14 +43,14 @@ SELDOM = frozenset(("routing_rule", "wireguard", "vxlan", "fdb", "shaper", "atta
 Their files are loaded by code that makes a thing, and by `load` before everything is read.
 """
 
-KINDS: tuple[Kind[Any], ...] = ()
+KINDS: list[Kind[Any]] = []
 """The kinds that are loaded, in their order. No State has a thing of another kind."""
 
 
 def register(kind: Kind[Any]) -> None:
     """Add a kind to `KINDS` when its file is loaded."""
-    global KINDS
-    KINDS = tuple(sorted((*KINDS, kind), key=lambda one: NAMES.index(one.file)))
+    KINDS.append(kind)
+    KINDS.sort(key=lambda one: NAMES.index(one.file))
 
 
 def load(names: Iterable[str] = NAMES) -> None:
