@@ -118,9 +118,3 @@ def test_exit_command_of_an_older_run_changes_nothing(runtime: Runtime, lab: Lab
     lab.run("python", "-I", "-m", "niso.runtime.on_exit", SERVICE, f"{FOLDER}/run-9")
     assert runtime.status()["pid"] == pid
     runtime.stop()
-
-
-def test_exit_command_still_has_the_name_that_running_conmons_know(lab: Lab) -> None:
-    """A conmon keeps the module name that it was started with."""
-    for module in ("niso.runtime.exited", "niso.runtime.on_exit"):
-        lab.run("python", "-I", "-m", module, SERVICE, f"{FOLDER}/run-9")
