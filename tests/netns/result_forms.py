@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from niso.cli.reference.results import Field
+from reference.results import Field
 
 TYPES: dict[str, type | tuple[type, ...]] = {
     "string": str,

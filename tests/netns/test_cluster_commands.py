@@ -22,9 +22,9 @@ from conftest import Lab, Process
 from etcd_world import BINARY, flags, provide, provide_wireguard
 from machine import Machine, needs_systemd
 from many_hosts import Host, underlay
+from reference.results import RESULTS
 from result_forms import conforms
 
-from niso.cli.reference.results import RESULTS
 from niso.cluster import certificates
 
 

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 from cluster_hosts import Cluster, cluster
+from reference.results import RESULTS
 from result_forms import conforms
 from services import ask, echo
-
-from niso.cli.reference.results import RESULTS
 
 DROP_WIRE = """\
 add table bridge wall

@@ -6,10 +6,9 @@ import json
 from typing import Any
 
 from conftest import Lab
+from reference.results import RESULTS
 from result_forms import conforms
 from services import echo, idle, on, package
-
-from niso.cli.reference.results import RESULTS
 
 seen: set[str] = set()
 

@@ -12,11 +12,10 @@ import sys
 import pytest
 from chromium import Chromium, is_installed
 from conftest import Lab, Process
+from reference.results import MAP
 from result_forms import conforms
 from services import ask, echo, idle, on
 from web_states import state_of
-
-from niso.cli.reference.results import MAP
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")

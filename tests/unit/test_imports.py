@@ -40,8 +40,6 @@ CLI_MAY = {
     "cli.meta": {"niso.commands.lab.supervisor.run", "niso.runtime.on_exit"},
     # what it serves needs no host
     "cli.web": {"niso.web.page_server"},
-    # the pages of the files that users write
-    "cli.reference.toml_files": {"niso.manifest.json_schema", "niso.manifest.stack_file"},
 }
 """What modules of cli/ import besides cli, the API, and base (errors, terminal and signals)."""
 

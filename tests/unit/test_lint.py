@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = (".ci", "examples", "src", "tests", "dev")
+CODE = (".ci", "examples", "src", "tests", "tools", "dev")
 FETCHED = {"server", "venv"}
 """Folders of the examples with what ./dev fetches."""
 
@@ -35,7 +35,7 @@ def scripts(word: bytes) -> list[str]:
 
 
 SHELL = scripts(b"sh")
-PYTHON = ["examples", "src", "tests", *scripts(b"python")]
+PYTHON = ["examples", "src", "tests", "tools", *scripts(b"python")]
 
 COMMANDS = {
     "ruff check": [sys.executable, "-m", "ruff", "check", *PYTHON],

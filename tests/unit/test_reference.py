@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from reference import other_tools, results, toml_files
+from reference.document import Code, Heading, Page, Terms, Text, man, markdown
+from reference.pages import pages
 
 from niso.cli import registry
 from niso.cli.command import Command, Group
 from niso.cli.meta import first_screen
-from niso.cli.reference import other_tools, results, toml_files
-from niso.cli.reference.document import Code, Heading, Page, Terms, Text, man, markdown
-from niso.cli.reference.pages import pages
 from niso.engines import cni_calls, docker_calls, netavark, plugin
 from niso.manifest import json_schema, load, stack_file
 from niso.manifest.parse_policy import parse

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from niso.cli.reference.document import Block, Code, Heading, Page, Terms, Text
 from niso.manifest import json_schema, stack_file
+from reference.document import Block, Code, Heading, Page, Terms, Text
 
 MANIFEST = """\
 [package]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from niso.cli import meta, registry
 from niso.cli.command import Command, Group, sentence
 from niso.cli.help import examples, usage
-from niso.cli.reference.document import Block, Code, Heading, Page, Terms, Text
+from reference.document import Block, Code, Heading, Page, Terms, Text
 
 _COLUMNS = 68
 """Width of a synopsis: man(1) indents it on a terminal of 80 columns."""

@@ -6,8 +6,8 @@ import json
 
 from niso import __version__
 from niso.api import validation
-from niso.cli.reference import commands, plugins, results, toml_files
-from niso.cli.reference.document import man, markdown
+from reference import commands, plugins, results, toml_files
+from reference.document import man, markdown
 
 
 def pages() -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import niso
 from niso.api.as_json import JOINED, KEYS, PYTHON_ONLY
 from niso.base.lite_typing import NamedTuple
-from niso.cli.reference.document import Block, Heading, Terms, Text
+from reference.document import Block, Heading, Terms, Text
 
 ONLY = "; only "
 """Separates the description of a field from the condition for its presence."""
@@ -50,18 +50,19 @@ class Result(NamedTuple):
     note: str = ""
 
 
-def fields(module: str, name: str) -> tuple[Field, ...]:
-    """Return the JSON fields of a result, a class of ``module`` (in full, or below `niso.api`).
+def fields(name: str, module: str = "") -> tuple[Field, ...]:
+    """Return the JSON fields of a result: a class of ``module``, or one that `niso` exports.
 
     They come from its annotations and the docstrings below them.
     """
-    source = importlib.import_module(module if module.startswith("niso.") else f"niso.api.{module}")
+    module = module or getattr(niso, name).__module__
+    source = importlib.import_module(module)
     tree = ast.parse(inspect.getsource(source))
     defined = next(
         (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None
     )
     if defined is None:  # of another module
-        return fields(getattr(niso, name).__module__, name)
+        return fields(name)
     result: list[Field] = []
     for place, line in enumerate(defined.body):
         if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
@@ -70,7 +71,7 @@ def fields(module: str, name: str) -> tuple[Field, ...]:
         base, null = _without_none(annotation)
         kind = ast.unparse(base).partition("[")[0]
         inner = _class_of(base)
-        of = fields(module, inner) if inner else ()
+        of = fields(inner, module) if inner else ()
         if field in PYTHON_ONLY:
             continue
         if field in JOINED and inner:
@@ -116,79 +117,77 @@ def _text(line: ast.stmt | None) -> str:
     return ""
 
 
-def _array(module: str, name: str) -> Result:
-    return Result("array", fields(module, name))
+def _array(name: str, module: str = "") -> Result:
+    return Result("array", fields(name, module))
 
 
-def _object(module: str, name: str) -> Result:
-    return Result("object", fields(module, name))
+def _object(name: str, module: str = "") -> Result:
+    return Result("object", fields(name, module))
 
 
 RESULTS: dict[str, Result] = {
-    "activate": _array("outcomes", "Outcome"),
-    "deactivate": _array("outcomes", "Done"),
-    "restart": _array("outcomes", "Done"),
-    "remove": _array("outcomes", "Done"),
+    "activate": _array("Outcome"),
+    "deactivate": _array("Done"),
+    "restart": _array("Done"),
+    "remove": _array("Done"),
     "ps": Result(
         "array",
-        fields("service_views", "ServiceLine"),
+        fields("ServiceLine"),
         "With --all-hosts the keys are service, host, status, address, and ports (strings).",
     ),
-    "check": _array("validation", "Valid"),
-    "import": _object("compose_files", "ImportedStack"),
-    "ps --all-hosts": _array("cluster_views", "ClusterLine"),
-    "inspect": _object("service_views", "Service"),
-    "kill": _array("service_results", "Signalled"),
-    "port-forward": _object("service_results", "Forwarded"),
-    "net attach": _object("host_attachments", "Attachment"),
-    "net detach": _array("host_attachments", "Changed"),
-    "net gc": _array("host_attachments", "Changed"),
-    "net apply": _array("host_attachments", "Changed"),
-    "net create": _object("host_networks", "Network"),
-    "net list": _array("host_networks", "NetworkLine"),
-    "net inspect": _object("host_networks", "Network"),
-    "net remove": _array("host_networks", "RemovedNetwork"),
-    "net ports": _array("host_networks", "PublishedPort"),
-    "net ports --all-hosts": _array("cluster_views", "ClusterPort"),
-    "net rules": _object("host_networks", "Rules"),
-    "net ping": _object("packets", "Pong"),
-    "net explain": _object("packets", "Explanation"),
+    "check": _array("Valid"),
+    "import": _object("ImportedStack"),
+    "ps --all-hosts": _array("ClusterLine"),
+    "inspect": _object("Service"),
+    "kill": _array("Signalled"),
+    "port-forward": _object("Forwarded"),
+    "net attach": _object("Attachment"),
+    "net detach": _array("Changed"),
+    "net gc": _array("Changed"),
+    "net apply": _array("Changed"),
+    "net create": _object("Network"),
+    "net list": _array("NetworkLine"),
+    "net inspect": _object("Network"),
+    "net remove": _array("RemovedNetwork"),
+    "net ports": _array("PublishedPort"),
+    "net ports --all-hosts": _array("ClusterPort"),
+    "net rules": _object("Rules"),
+    "net ping": _object("Pong"),
+    "net explain": _object("Explanation"),
     "net stats": Result(
         "array",
-        fields("packets", "Stats"),
+        fields("Stats"),
         "A counter is null if the kernel lacks the object that counts.",
     ),
-    "net flows": Result(
-        "array", fields("flow_views", "Flow"), "With -f, one object per line as it happens."
-    ),
-    "net trace": _object("captures", "Traced"),
-    "net learn": _array("learning", "LearnedPolicy"),
-    "net names": _object("host_networks", "HostNames"),
-    "net refresh": _array("outside_views", "OutsideName"),
-    "net policy show": _array("policy_views", "PolicyEntry"),
-    "net policy test": _array("policy_views", "PolicyEffect"),
-    "net log": Result("lines", fields("packets", "Drop")),
-    "net check": _array("upkeep", "Finding"),
-    "net repair": Result("object", (*fields("upkeep", "Repaired"), *fields("upkeep", "Swept"))),
-    "stack up": _object("host_stacks", "StackUp"),
-    "stack down": _array("outcomes", "Done"),
-    "stack status": _array("service_views", "ServiceLine"),
-    "stack ps": _array("service_views", "ServiceLine"),
-    "stack restart": _array("outcomes", "Done"),
-    "cluster init": _object("host_cluster", "Membership"),
-    "cluster join": _object("host_cluster", "Membership"),
-    "cluster status": _object("host_cluster", "ClusterStatus"),
-    "events": Result("lines", fields("event_views", "Happened")),
-    "top": Result("lines", fields("top_views", "Load")),
-    "enable": _array("host_services", "Marked"),
-    "disable": _array("host_services", "Marked"),
-    "kubernetes": _object("host_kubernetes", "Marked"),
-    "restore": _array("outcomes", "Outcome"),
+    "net flows": Result("array", fields("Flow"), "With -f, one object per line as it happens."),
+    "net trace": _object("Traced"),
+    "net learn": _array("LearnedPolicy"),
+    "net names": _object("HostNames"),
+    "net refresh": _array("OutsideName"),
+    "net policy show": _array("PolicyEntry"),
+    "net policy test": _array("PolicyEffect"),
+    "net log": Result("lines", fields("Drop")),
+    "net check": _array("Finding"),
+    "net repair": Result("object", (*fields("Repaired"), *fields("Swept"))),
+    "stack up": _object("StackUp"),
+    "stack down": _array("Done"),
+    "stack status": _array("ServiceLine"),
+    "stack ps": _array("ServiceLine"),
+    "stack restart": _array("Done"),
+    "cluster init": _object("Membership"),
+    "cluster join": _object("Membership"),
+    "cluster status": _object("ClusterStatus"),
+    "events": Result("lines", fields("Happened")),
+    "top": Result("lines", fields("Load")),
+    "enable": _array("Marked"),
+    "disable": _array("Marked"),
+    "kubernetes": _object("Marked"),
+    "restore": _array("Outcome"),
 }
 
 MAP = Result(
     "object",
-    fields("map_views", "MapState"),
+    fields("MapState"),
     "This is `state` of `/api/state.json` and of each line of `/api/states.jsonl`, which niso web "
     "serves. It has no `--json`.",
 )

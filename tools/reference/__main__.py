@@ -1,6 +1,6 @@
 """Write docs/reference, docs/man and the generated tables of guides.
 
-``python -m niso.cli.reference DOCS`` (``./dev docs``).
+``python -m reference DOCS`` (``./dev docs``).
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import sys
 
-from niso.cli.reference import other_tools
-from niso.cli.reference.pages import pages
+from reference import other_tools
+from reference.pages import pages
 
 
 def main() -> int:
     if len(sys.argv) != 2:
-        print("usage: python -m niso.cli.reference DOCS", file=sys.stderr)
+        print("usage: python -m reference DOCS", file=sys.stderr)
         return 2
     for name, text in pages().items():
         path = os.path.join(sys.argv[1], name)

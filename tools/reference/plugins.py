@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from niso.cli.reference.commands import MANUALS
-from niso.cli.reference.document import Block, Code, Heading, Page, Terms, Text
+from reference.commands import MANUALS
+from reference.document import Block, Code, Heading, Page, Terms, Text
 
 _POLICY = "`allow_from`, `deny_from`, `egress_allow`, `egress_deny`, `log`"
 _ENTRIES = f"{_POLICY}: entries of a policy as in niso-manifest(5)"
