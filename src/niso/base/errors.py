@@ -1,10 +1,10 @@
 """Define the errors that niso reports, each with a next step for the user.
 
-An error is data. ``reason`` says what is wrong, in lower case and without a full stop. ``file``,
-``key`` and ``value`` say where, ``right`` what would be valid, ``hint`` the next step, as a command
-if there is one. The text for people is made in one place, `Error.message`: code that passes an
-error on changes its fields, never its text. Every error that reaches a user is an `Error`; only
-`niso.cli` turns it into an exit status.
+An error is structured data. ``reason`` says what is wrong, in lower case and without a full stop.
+``file``, ``key`` and ``value`` say where; ``right`` says what would be valid; ``hint`` is the next
+step, as a command if there is one. Only `Error.message` composes the text for users: code that
+passes an error on changes its fields, never its text. Every error that reaches a user is an
+`Error`; only `niso.cli` turns it into an exit status.
 """
 
 from __future__ import annotations
@@ -39,25 +39,27 @@ class Error(Exception):
         self.key = key
         """A manifest key (``network.ports[1]``), option (``--subnet``) or argument (``PORT``)."""
         self.file = file
-        """The path of the file with that key, printable."""
+        """The path of the file that contains the key, printable."""
         self.line = 0
-        """The line of that key in the file; 0 if unknown."""
+        """The line number of the key in the file; 0 if unknown."""
         self.value = value
-        """The value of that key as the file has it, printable."""
+        """The value of the key as written in the file, printable."""
         self.right = right
-        """What would be right instead, or what to do; shown in parentheses."""
+        """A valid value, or what to do instead; shown in parentheses."""
         self.service = service
         """The service whose process or manifest the error is about."""
         self.names_key = names_key
-        """Whether the message begins with the key; else the reason names it, or need not."""
+        """Whether the message begins with the key. If not, the reason names the key, or need not.
+        """
         self.about_key = about_key
-        """Whether the reason is about the key; else its subject is the value, if there is one."""
+        """Whether the reason is about the key. If not, it is about the value, if there is one."""
 
     @property
     def detail(self) -> str:
-        """Return the message without the file or the service that it is about.
+        """Return the message without the file or service that the error is about.
 
-        ``KEY: VALUE REASON (RIGHT)``, or ``KEY = VALUE: REASON (RIGHT)`` if it is about the key.
+        ``KEY: VALUE REASON (RIGHT)``, or ``KEY = VALUE: REASON (RIGHT)`` if the reason is about the
+        key.
         """
         key = (self.key or "") if self.names_key else ""
         reason = f"{self.reason} ({self.right})" if self.right else self.reason
@@ -71,7 +73,7 @@ class Error(Exception):
 
     @property
     def message(self) -> str:
-        """Return where and what is wrong, as one line or as many as the reason has."""
+        """Return where and what is wrong, as one line, or several if the reason has several."""
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file or self.service
         return f"{place}: {self.detail}" if place else self.detail
 
@@ -80,7 +82,7 @@ class Error(Exception):
 
     @classmethod
     def of(cls, error: Error) -> Self:
-        """Return an error of this class with all fields of ``error``."""
+        """Return an error of this class with all fields copied from ``error``."""
         new = cls(error.reason, error.hint, error.key)
         new.file, new.line, new.service = error.file, error.line, error.service
         new.value, new.right = error.value, error.right
@@ -102,7 +104,7 @@ class InvalidInput(Error):
 
 
 class Conflict(Error):
-    """The requested resource is taken; the message names its holder."""
+    """The requested resource is taken; the message names the current holder."""
 
 
 class NotFound(Error):
@@ -110,7 +112,7 @@ class NotFound(Error):
 
 
 class KernelError(Error):
-    """The kernel refused a step. ``errno`` is its error number (errno.h), 0 if there is none."""
+    """The kernel refused a step. ``errno`` is the error number (errno.h), or 0 if there is none."""
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
         super().__init__(reason, hint)

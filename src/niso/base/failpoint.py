@@ -1,10 +1,10 @@
-"""Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes step N of a command die or fail (as gofail).
+"""Failpoints: ``NISO_FAILPOINT=N[:ACTION]`` makes step N of a command die or fail (as gofail does).
 
-Everything that changes something outside this process calls `hit` just before. ACTION is ``kill``
-(the default), the name of an errno, or one of `LATER`, which lets that step pass and breaks
-something after it. Failpoints work in a lab only.
+Code that changes anything outside this process calls `hit` just before. ACTION is ``kill`` (the
+default), the name of an errno, or one of `LATER`, which lets step N succeed and breaks a later
+operation. Failpoints work in a lab only.
 
-``NISO_FAILPOINT=0`` never fires. With ``NISO_FAILPOINT_LOG=FILE`` each point that is passed is
+``NISO_FAILPOINT=0`` never fires. With ``NISO_FAILPOINT_LOG=FILE``, each failpoint reached is
 appended to FILE, and each check for one of `LATER` as ``- ACTION``.
 """
 
@@ -49,9 +49,10 @@ def _note(line: str) -> None:
 
 
 def hit(name: str) -> None:
-    """Pass a point; ``name`` describes the step that is about to run.
+    """Mark a failpoint; ``name`` describes the step that is about to run.
 
-    At the requested point, kill this process by SIGKILL or raise OSError with the requested errno.
+    At the requested failpoint, kills this process with SIGKILL or raises OSError with the requested
+    errno.
     """
     global _count, _spec, _broken
     if _spec is None:
@@ -76,7 +77,10 @@ def hit(name: str) -> None:
 
 
 def broken(what: str) -> bool:
-    """Return whether ``what``, one of `LATER`, is broken now. An overrun is reported once."""
+    """Return whether the operation ``what``, one of `LATER`, must fail now.
+
+    An overrun is reported once.
+    """
     global _broken
     if _spec is None or _spec[0] < 0:
         return False

@@ -1,6 +1,6 @@
-"""Read and write niso's own files safely, whatever another program has put in their place.
+"""Read and write niso's own files safely, even if another program replaced them.
 
-Only a regular file counts as present. Nothing here follows a link or blocks on a FIFO.
+Only a regular file counts as present. No function here follows a symbolic link or blocks on a FIFO.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXI
 def read(path: str, mode: int = 0) -> bytes | None:
     """Return the content of the regular file ``path``.
 
-    Returns None if there is no such file, or if its permissions lack any bit of ``mode``. Raises
-    OSError.
+    Returns None if no regular file exists there, or if its permissions lack any bit of ``mode``.
+    Raises OSError.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -31,7 +31,7 @@ def read(path: str, mode: int = 0) -> bytes | None:
         parts, size = [], status.st_size + 1
         while part := os.read(fd, size):
             parts.append(part)
-            if len(part) < size:  # a short read is the end; saves one more read(2)
+            if len(part) < size:  # a short read means end of file; this saves one more read(2)
                 break
         return b"".join(parts)
     finally:
@@ -39,7 +39,7 @@ def read(path: str, mode: int = 0) -> bytes | None:
 
 
 def of_process(pid: int | None, name: str) -> bytes:
-    """Return the content of a file of a process in /proc (proc(5)); b"" if the process has ended.
+    """Read a file of a process in /proc (proc(5)). Returns b"" if the process has ended.
 
     Raises OSError.
     """
@@ -59,7 +59,7 @@ def of_process(pid: int | None, name: str) -> bytes:
 def make(path: str, mode: int) -> int:
     """Create the file ``path`` and return a descriptor for writing.
 
-    An existing file there is removed first, or an empty folder. Raises OSError.
+    An existing file or empty folder at ``path`` is removed first. Raises OSError.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -77,9 +77,10 @@ def write(fd: int, content: bytes) -> None:
 
 
 def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
-    """Replace the file ``path``: a reader, also after a power cut, sees the old or the new one.
+    """Replace the file ``path`` atomically: a reader sees the old or the new file.
 
-    ``owner`` are its user and group, if not this process's. Raises OSError.
+    This also holds after a power cut. ``owner`` is (uid, gid) of the new file, None for this
+    process's. Raises OSError.
     """
     draft = f"{path}.new"
     fd = make(draft, mode)
@@ -94,16 +95,16 @@ def replace(path: str, content: bytes, mode: int, owner: tuple[int, int] | None 
 
 
 def require_plain(path: str) -> None:
-    """Raise OSError if ``path`` is a folder, a link or a device such as /dev/null.
+    """Raise OSError if ``path`` is a folder, a symbolic link or a device such as /dev/null.
 
-    Renaming a file over it, as `rename` does, would end that.
+    Such a path must not be passed to `rename`, which would replace the link or device.
     """
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise FileExistsError(errno.EEXIST, "it is not a regular file")
 
 
 def sync(path: str) -> None:
-    """Write a file, or the names in a folder, to the disk (fsync(2)). Raises OSError."""
+    """Flush a file, or the entries of a folder, to disk (fsync(2)). Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -129,6 +130,9 @@ def remove(path: str) -> None:
 
 
 def is_own_folder(info: os.stat_result) -> bool:
-    """Return whether it is a folder that only root and this process's user can change."""
+    """Return whether a file is a folder that only root and this process's user can modify.
+
+    ``info`` is its os.stat_result.
+    """
     own = info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
     return stat.S_ISDIR(info.st_mode) and own

@@ -1,8 +1,8 @@
 """Provide the parts of `typing` that niso needs at run time, and cheap named tuples.
 
-``typing.NamedTuple`` compiles two texts and every annotation of a class: 0.14 ms for each of the
-77 classes that `activate` loads. With the import of typing, which no short command needs otherwise,
-that was 15 ms of 113 (of `net list` 6 of 29).
+``typing.NamedTuple`` compiles two texts and every annotation of a class: 0.14 ms for each of the 77
+classes that `activate` loads. Including the import of typing, which no short command needs
+otherwise, that took 15 of the 113 ms of `activate` and 6 of the 29 ms of `net list`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from _collections import _tuplegetter  # type: ignore[import-not-found]  # as in
 from types import FunctionType
 
 TYPE_CHECKING = False
-"""As in typing: type checkers recognize the name."""
+"""As in typing; type checkers recognize the name."""
 
 if TYPE_CHECKING:
     from typing import Any, Generic, Literal, NamedTuple, Self
@@ -24,7 +24,10 @@ _templates: dict[int, Any] = {}
 
 
 def _template(count: int) -> Any:
-    """Return a ``__new__`` of so many arguments. Compiling one takes as long as making a class."""
+    """Return a ``__new__`` with ``count`` arguments.
+
+    Compiling it costs as much as creating a class.
+    """
     if count not in _templates:
         arguments = "".join(f"a{i}, " for i in range(count))
         text = f"lambda _cls, {arguments}: _new(_cls, ({arguments}))"
@@ -35,7 +38,7 @@ def _template(count: int) -> Any:
 def _maker(name: str, fields: tuple[str, ...], defaults: tuple[object, ...]) -> FunctionType:
     """Return the ``__new__`` of a class.
 
-    All classes with as many fields share its code, each with its own names for the arguments.
+    Classes with the same number of fields share its code object, each with its own argument names.
     """
     template = _template(len(fields))
     code = template.__code__.replace(
@@ -106,7 +109,7 @@ if not TYPE_CHECKING:
 
 
 class Choice:
-    """What ``Literal["rw", "ro"]`` is at run time: one of these texts."""
+    """The run-time value of ``Literal["rw", "ro"]``: a choice between these strings."""
 
     __slots__ = ("texts",)
 

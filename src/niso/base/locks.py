@@ -1,4 +1,4 @@
-"""Take niso's locks: the global one and one for each service. Waiting for one is reported."""
+"""Take niso's locks: the global one, and one for each service. Report waiting for a lock."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ else:
     from _weakref import ref  # without the imports of weakref
 
 listener: Report | None = None
-"""Receives an event when a command waits for a lock, if it shows its progress."""
+"""Receives an event when a command waits for a lock, if the command shows its progress."""
 
 
 _PAUSE_S = 0.005
 
 
 class Busy(Conflict):
-    """Another process holds a lock for too long."""
+    """Another process held the lock until the timeout."""
 
 
 def take(fd: int, service: str, at_most_s: float | None = None) -> bool:
-    """Lock ``fd`` exclusively (flock(2)), as soon as no other process holds it.
+    """Lock the file ``fd`` exclusively (flock(2)), waiting while another process holds the lock.
 
-    If one does, reports that it waits for ``service``, or for the network if that is empty.
-    After ``at_most_s`` seconds, returns False without the lock.
-    Raises OSError.
+    Reports the wait as WaitingForLock for ``service``; "" is the global lock of the network.
+    Returns False if the lock is still held after ``at_most_s`` seconds. Raises OSError.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,10 +64,11 @@ _RETRY_S = 0.02
 
 
 class service_lock:
-    """Hold ``<run>/locks/<service>.lock`` (flock(2)). The kernel releases it when the process ends.
+    """Context manager: hold ``<run>/locks/<service>.lock`` (flock(2)).
 
-    ``timeout_s`` is the time to wait in seconds, None for no limit. Raises `Busy` on timeout.
-    The descriptor is close-on-exec, so that no service or conmon inherits it.
+    The kernel releases the lock when the process ends. ``timeout_s`` is the time to wait in
+    seconds, None for no limit. Raises `Busy` on timeout. The descriptor is close-on-exec, so that
+    no service or conmon inherits the lock.
     """
 
     def __init__(self, service: str, timeout_s: float | None = None) -> None:
@@ -90,7 +90,8 @@ class service_lock:
             except BaseException:
                 os.close(self._fd)
                 raise
-            os.close(self._fd)  # its last holder removed the file: others lock the new one
+            # the last holder has removed the file: other processes lock the new one
+            os.close(self._fd)
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
@@ -113,9 +114,9 @@ class service_lock:
 
 
 def is_held(service: str) -> bool:
-    """Return whether a process holds the lock of a service, without taking it.
+    """Return whether any process holds the lock of a service, without taking the lock.
 
-    The kernel lists locks with the device and the inode of their file (proc_locks(5)).
+    Reads /proc/locks, which lists each lock with device and inode of the file (proc_locks(5)).
     """
     try:
         info = os.stat(_path(service))
@@ -127,13 +128,13 @@ def is_held(service: str) -> bool:
     major, minor = os.major(info.st_dev), os.minor(info.st_dev)
     if not devices or f"{major:02x}:{minor:02x}" in devices:
         return bool(devices)
-    # overlayfs and btrfs show files with devices that no mount has: then the inode decides
+    # overlayfs and btrfs report device numbers that no mount has: then only the inode is compared
     with open("/proc/self/mountinfo", "rb") as mounts:
         return f" {major}:{minor} ".encode() not in mounts.read()
 
 
 def locked_services() -> set[str]:
-    """Return the services with a lock file: known ones, and those being added."""
+    """Return the names of all services with a lock file: recorded ones, and those being added."""
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:
@@ -146,7 +147,7 @@ def locked_services() -> set[str]:
 
 
 def remove_locks(service: str) -> None:
-    """Remove the lock files of a service that was forgotten. The caller holds its lock."""
+    """Remove the lock files of a service that has been forgotten. The caller must hold its lock."""
     for name in (f"{service}.log", service):
         try:
             os.unlink(_path(name))
@@ -168,8 +169,8 @@ def _path(name: str) -> str:
 def open_lock(name: str) -> int:
     """Open the lock file ``name``.lock, creating it with mode 0600, and return its descriptor.
 
-    ``name`` is a service, or one of niso's own locks: those have a dot in their name, which no
-    service has. Raises OSError.
+    ``name`` is a service or the name of an internal lock. Internal names contain a dot, which
+    service names cannot. Raises OSError.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
@@ -180,16 +181,16 @@ def open_lock(name: str) -> int:
 
 
 class Lock:
-    """Hold niso's global lock, around planning and writing. Never wait for a process with it.
+    """Context manager: hold niso's global lock while planning and writing.
 
-    After ``at_most_s`` seconds the block runs without the lock, or, with ``required``, entering it
-    raises Busy. A thread that holds it cannot take it again (RuntimeError): it would wait for
-    itself for ever. The exception is a lock that an interrupt kept from being released: it is taken
-    over, because the undo code needs it.
+    Never wait for a process inside the block. After ``at_most_s`` seconds the block runs without
+    the lock; with ``required``, Busy is raised instead. A thread that holds the lock cannot take it
+    again (RuntimeError), since it would deadlock. The exception is a lock that an interrupt
+    prevented from being released: the next block takes it over, because the undo code needs it.
     """
 
     _last: dict[int, ref[Lock]] = {}  # noqa: RUF012
-    """The last lock of each thread, if anything still refers to it; else its file is closed."""
+    """The latest lock of each thread: a weak reference. An unreferenced lock's file is closed."""
 
     def __init__(self, at_most_s: float | None = None, required: bool = False) -> None:
         self._at_most_s = at_most_s
@@ -222,9 +223,9 @@ class Lock:
             self._file.close()
 
     def _require_alone(self) -> None:
-        """Raise RuntimeError if this thread holds the lock.
+        """Raise RuntimeError if this thread already holds the lock.
 
-        If an interrupt ended the block that took it, close that lock instead.
+        If the holding block was ended by an interrupt, close that lock instead.
         """
         known = Lock._last.get(get_ident())
         last = known() if known is not None else None

@@ -1,4 +1,4 @@
-"""Derive the names of kernel objects; they are deterministic.
+"""Derive the names of kernel objects from services and networks; all are deterministic.
 
 An interface name has at most 15 characters (IFNAMSIZ - 1, linux/if.h).
 """
@@ -10,7 +10,7 @@ from hashlib import sha256
 MAX_IFNAME = 15
 DEFAULT_NETWORK = "niso-default"
 BRIDGES = '"niso-*"'
-"""Every bridge in a rule of nftables. To compare a name costs less than half a look-up."""
+"""The pattern for all bridges in nftables rules; matching costs less than half of a set lookup."""
 DOMAIN = "niso.local"
 
 
@@ -19,7 +19,10 @@ def _digest(text: str, length: int) -> str:
 
 
 def bridge(network: str) -> str:
-    """Return a network's bridge: ``niso-backend`` for ``backend``, itself for ``niso-default``."""
+    """Return the bridge name of a network: ``niso-backend`` for ``backend``.
+
+    The network ``niso-default`` is also the name of its bridge.
+    """
     if network == DEFAULT_NETWORK:
         return DEFAULT_NETWORK
     name = f"niso-{network}"
@@ -29,7 +32,7 @@ def bridge(network: str) -> str:
 
 
 def vxlan(network: str) -> str:
-    """Return a network's VXLAN device: ``nx-backend`` for ``backend``."""
+    """Return the name of a network's VXLAN device: ``nx-backend`` for ``backend``."""
     name = f"nx-{network}"
     if len(name) <= MAX_IFNAME:
         return name
@@ -37,17 +40,18 @@ def vxlan(network: str) -> str:
 
 
 def veth(service: str, network: str, generation: int) -> str:
-    """Return the host end of an endpoint's veth pair.
+    """Return the name of the host end of an endpoint's veth pair.
 
-    ``generation`` counts the activations of the service. Each one uses a new name, since the kernel
-    frees the devices of a deleted namespace asynchronously. The digest has 28 bits, so the names of
-    two endpoints may be equal: `niso.services.admit` chooses a generation without such a clash.
+    ``generation`` counts the activations of the service. Each activation uses a new name, since the
+    kernel frees the devices of a deleted namespace asynchronously. The digest in the name has 28
+    bits, so two endpoints may get equal names: `niso.services.admit` chooses a generation without a
+    clash.
     """
     return f"ni{link_prefix(service)}-{_digest(f'{service}/{network}/{generation}', 7)}"
 
 
 def link_prefix(service: str) -> str:
-    """Return the part of a service's name that its links begin with."""
+    """Return the part of a service's name that the names of its links begin with."""
     return service[:5].rstrip("-")
 
 
@@ -64,29 +68,29 @@ def alias(state_id: str) -> str:
 
 
 def is_marked(alias: str) -> bool:
-    """Return whether a link with this alias belongs to niso, whichever state folder made it."""
+    """Return whether a link with this alias is niso's, whichever state folder created it."""
     return alias.startswith(_MARK)
 
 
 def state_id_of(alias: str) -> str:
-    """Return the id of the state folder that made the link with this alias."""
+    """Return the id of the state folder that created a link with this alias."""
     return alias.removeprefix(_MARK)
 
 
 def mac(service: str, network: str, owner: str) -> str:
-    """Return an endpoint's locally administered unicast MAC (IEEE 802, 8.2.2).
+    """Return an endpoint's MAC, locally administered and unicast (IEEE 802, 8.2.2).
 
-    ``owner`` is the id of the state folder, or of the cluster if the network spans hosts. So it
-    does not change between activations, or when the service moves to another host.
+    ``owner`` is the id of the state folder, or of the cluster if the network spans hosts. So the
+    MAC stays the same across activations, and when the service moves to another host.
     """
     digest = sha256(f"{owner}/{service}/{network}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (0x0A, *digest[:5]))
 
 
 def own_hosts_folder(service: str) -> str:
-    """Return the folder of a service's own hosts file: without a network, or with extra hosts.
+    """Return the folder of a hosts file for one service: without a network, or with extra hosts.
 
-    No network's name begins with "=".
+    Its name begins with "=", which no network name does.
     """
     return f"={service}"
 

@@ -1,4 +1,4 @@
-"""Return the paths of niso's files. All are below two folders that the environment can set."""
+"""Return the paths of niso's files. All are below two folders, set by environment variables."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ STATE_DIR, RUN_DIR = "/var/lib/niso", "/run/niso"
 """The default locations of the two folders."""
 POLICY_DIR = "/etc/niso/policies"
 is_command = False
-"""Whether this process is a command of niso, not a program that uses niso as a library."""
+"""Whether this process is a niso command, not a program that uses niso as a library."""
 
 
 def state_dir() -> str:
-    """Return the folder of durable state (``NISO_STATE_DIR``), mode 0700.
+    """Return the folder of persistent state (``NISO_STATE_DIR``), mode 0700.
 
-    It has state.db, cluster/, packages/, contents/, logs/ and volumes/.
+    It contains state.db, cluster/, packages/, contents/, logs/ and volumes/.
     """
     other = os.environ.get("NISO_STATE_DIR")
     return os.path.abspath(other) if other else STATE_DIR
@@ -25,7 +25,7 @@ def state_dir() -> str:
 def run_dir() -> str:
     """Return the folder of volatile state (``NISO_RUN_DIR``), which a reboot clears.
 
-    It has locks/, hosts/, health/, services/ and skeletons/.
+    It contains locks/, hosts/, health/, services/ and skeletons/.
     """
     other = os.environ.get("NISO_RUN_DIR")
     return os.path.abspath(other) if other else RUN_DIR
@@ -41,12 +41,15 @@ def database() -> str:
 
 
 def cluster_dir() -> str:
-    """Return the folder of cluster.toml and of the certificates of this host in its cluster."""
+    """Return the folder with cluster.toml and this host's certificates for the cluster."""
     return f"{state_dir()}/cluster"
 
 
 def wireguard_key() -> str:
-    """Return the file with this host's private key of an encrypted cluster, for root alone."""
+    """Return the file of this host's private WireGuard key for an encrypted cluster.
+
+    Only root can read it.
+    """
     return f"{cluster_dir()}/wireguard.key"
 
 
@@ -56,12 +59,12 @@ def packages_dir() -> str:
 
 
 def package_dir(service: str) -> str:
-    """Return the folder of a service's package copies, one folder for each content."""
+    """Return the folder of a service's package copies, with one subfolder for each content."""
     return f"{packages_dir()}/{service}"
 
 
 def contents_file(service: str) -> str:
-    """Return the file with the digests of the files of a service's package."""
+    """Return the file that caches the digests of the files in a service's package."""
     return f"{state_dir()}/contents/{service}"
 
 
@@ -70,7 +73,7 @@ def log_dir(service: str) -> str:
 
 
 def service_dir(service: str) -> str:
-    """Return the folder of an active service's bundle, pid files and spec."""
+    """Return the folder with the bundle, pid files and spec of an active service."""
     return f"{run_dir()}/services/{service}"
 
 
@@ -85,7 +88,7 @@ def health_file(service: str) -> str:
 
 
 def hosts_root() -> str:
-    """Return the folder of hosts files: one folder for each ordered list of networks."""
+    """Return the folder of hosts files, with one subfolder for each ordered list of networks."""
     return f"{run_dir()}/hosts"
 
 
@@ -98,19 +101,19 @@ def netns_path(service: str) -> str:
 
 
 def in_lab() -> bool:
-    """Return whether this is a disposable host created by ``niso lab``.
+    """Return whether this process runs in a disposable host created by ``niso lab``.
 
-    Both marks are required, so that a stray environment variable is not enough.
+    Requires two marks, so that a stray environment variable is not enough.
     """
     return os.environ.get("NISO_LAB") == "1" and os.path.exists(LAB_MARK)
 
 
 def boot_id() -> str:
-    """Return the kernel's id of this boot (random(4)). Raises OSError."""
+    """Return the kernel's id of the current boot (random(4)). Raises OSError."""
     with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()
 
 
 def shown(path: str) -> str:
-    """Return a path for a message: of a long one, the beginning and the end."""
+    """Shorten a path for a message: a long path is cut in the middle."""
     return path if len(path) <= 200 else f"{path[:120]} ... {path[-75:]}"

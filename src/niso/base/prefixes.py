@@ -1,7 +1,7 @@
-"""Compute with addresses and prefixes as numbers.
+"""Do arithmetic with IP addresses and prefixes, as a cheap replacement for `ipaddress`.
 
-`ipaddress` does more. It is not needed for an address that is known to be one, and takes 6 of the
-182 million instructions of an attachment.
+For input that is already validated, `ipaddress` costs 6 of the 182 million instructions of an
+attachment.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ _KINDS = {4: (AF_INET, 4), 6: (AF_INET6, 16)}
 
 
 def packed(address: str) -> bytes:
-    """Return an address as in a packet. Raises OSError if it is none."""
+    """Return the bytes of an address in network order. Raises OSError if it is invalid."""
     return inet_pton(_KINDS[family_of(address)][0], address)
 
 
 def number(address: str) -> int:
-    """Return an address as a number. Raises OSError if it is none."""
+    """Return an address as an integer. Raises OSError if it is invalid."""
     return int.from_bytes(packed(address))
 
 
 def unpacked(address: bytes) -> str:
-    """Return the text of the 4 or 16 bytes of an address in a packet, as `ipaddress` writes it."""
+    """Return the text of a packed address of 4 or 16 bytes, in the form that `ipaddress` uses."""
     if len(address) == 4:
         return inet_ntop(AF_INET, address)
-    if address.startswith(_COMPATIBLE):  # inet_ntop(3) writes some of them with dots
+    # inet_ntop(3) writes some IPv6 addresses with a dotted IPv4 part
+    if address.startswith(_COMPATIBLE):
         import ipaddress
 
         return str(ipaddress.IPv6Address(address))
@@ -45,26 +46,26 @@ class Prefix(NamedTuple):
 
     @property
     def num_addresses(self) -> int:
-        """As of `ipaddress.IPv4Network`."""
+        """Return the number of addresses, like `ipaddress.IPv4Network`."""
         return 1 << (_KINDS[self.version][1] * 8 - self.length)
 
     def at(self, offset: int) -> str:
-        """Return the address with this number in the prefix. Raises ValueError if none has it."""
+        """Return the address at ``offset`` in the prefix. Raises ValueError if it is outside."""
         if not 0 <= offset < self.num_addresses:
             raise ValueError(offset)
         kind, size = _KINDS[self.version]
         return inet_ntop(kind, (self.start + offset).to_bytes(size))
 
     def offset(self, address: str) -> int:
-        """Return the number of an address counted from the first one of the prefix."""
+        """Return the offset of an address from the first address of the prefix."""
         return number(address) - self.start
 
     def holds(self, address: str) -> bool:
-        """Return whether an address is in the prefix."""
+        """Return whether the prefix contains an address."""
         return family_of(address) == self.version and 0 <= self.offset(address) < self.num_addresses
 
 
 def prefix(cidr: str) -> Prefix:
-    """Return a prefix that is known to be one: ``10.99.1.0/24``."""
+    """Parse a prefix that is already validated, such as ``10.99.1.0/24``."""
     start, _, length = cidr.partition("/")
     return Prefix(family_of(cidr), number(start), int(length))

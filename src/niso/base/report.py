@@ -1,8 +1,8 @@
 """Define how a command reports its progress, and the events that any command may report.
 
-Those of services are in `niso.base.service_events`, and one with a single sender is beside it.
-Kernel steps (niso.kernel.kinds.kind) are events too. Receivers decide by the type of an event,
-never by its text.
+Events of services are in `niso.base.service_events`; an event that only one module sends is defined
+in that module. Kernel steps (niso.kernel.kinds.kind) are events too. Receivers decide by the type
+of an event, never by its text.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Event(Protocol):
-        """A step that begins, or something that has happened."""
+        """A step that is about to run, or something that has happened."""
 
         def describe(self) -> str:
-            """Return one line of text, or several lines of which each is a command."""
+            """Return the event as one line of text, or as several lines with a command each."""
 
 else:
-    Event = object  # Protocol would import typing
+    Event = object  # a Protocol would import typing
 
 
 Report = Callable[[Event], None]
-"""Receives the events of a command."""
+"""A function that receives the events of a command."""
 
 
 def silent(_: Event) -> None:
-    """Discard an event."""
+    """Discard an event: the default receiver."""
 
 
 class Caution(NamedTuple):
-    """A warning: a missing name server, another firewall."""
+    """A warning, such as a missing name server or another firewall."""
 
     text: str
     hints: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Finished(NamedTuple):
 
 
 class WaitingForLock(NamedTuple):
-    """Waits for another niso command, which changes ``service`` or else the network."""
+    """The command waits for another niso command, which changes ``service`` or ("") the network."""
 
     service: str = ""
 
@@ -73,14 +73,14 @@ class WaitingForLock(NamedTuple):
 
 
 class AskingCluster(NamedTuple):
-    """The cluster is asked for what a command needs, or informed of what it has done."""
+    """A command requests claims from the cluster, or reports its changes to the cluster."""
 
     def describe(self) -> str:
         return "waiting for the cluster to answer"
 
 
 class Recovered(NamedTuple):
-    """A change that an interrupted ``command`` left behind was rolled back or completed."""
+    """A change left behind by an interrupted ``command`` was rolled back or completed."""
 
     service: str
     command: str
@@ -102,7 +102,7 @@ class Unfinished(NamedTuple):
 
 
 class NotStarted(NamedTuple):
-    """A service could not be started again because of ``error``."""
+    """A service could not be restarted because of ``error``."""
 
     service: str
     error: Error

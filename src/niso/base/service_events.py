@@ -43,7 +43,7 @@ class Completed(NamedTuple):
 
 
 class WaitingForHealth(NamedTuple):
-    """Waits for the results of health checks."""
+    """The command waits for the results of health checks."""
 
     services: tuple[str, ...]
 
@@ -52,7 +52,7 @@ class WaitingForHealth(NamedTuple):
 
 
 class Undoing(NamedTuple):
-    """The interrupted or failed activation of a service is rolled back."""
+    """An interrupted or failed activation of a service is being rolled back."""
 
     service: str
 
@@ -70,7 +70,7 @@ class CopyingPackage(NamedTuple):
 
 
 class ShowingHosts(NamedTuple):
-    """A hosts file is mounted in a running service: that of ``folder``, or its own again."""
+    """A running service gets another hosts file mounted: that of ``folder``, or its own again."""
 
     service: str
     folder: str = ""
@@ -100,9 +100,10 @@ class RemovingVolumes(NamedTuple):
 
 
 class WaitingForPacket(NamedTuple):
-    """Waits for a packet ``to`` a service, or for the reply from it.
+    """The command waits for a packet ``to`` a service, or for the reply from the service.
 
-    ``kind``: "reply", "test" for niso's own packet, or "real" for one that others send.
+    ``kind`` is "reply", "test" for niso's own packet, or "real" for a packet that other programs
+    send.
     """
 
     to: str
@@ -114,7 +115,7 @@ class WaitingForPacket(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A change of the kernel, as an equivalent command line."""
+    """A change of the kernel, shown as the equivalent command line."""
 
     text: str
 

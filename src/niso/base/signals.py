@@ -1,9 +1,10 @@
 """Fork safely while signals may arrive at any moment.
 
-Ctrl-C signals the whole process group. CPython drops in a forked child what arrived during the
-fork (PyOS_AfterFork_Child), and a signal just after it would unwind the caller's frames a second
-time, in the child. So code that forks blocks the signals until it has recorded the child, and a
-child exits when its parent closes a descriptor or by itself, never by one of these signals.
+Ctrl-C signals the whole process group. In a forked child, CPython drops signals that arrived during
+the fork (PyOS_AfterFork_Child), and a signal just after the fork would unwind the caller's frames a
+second time, in the child. So code that forks blocks the signals until it has recorded the child. A
+child exits when its parent closes a descriptor or when its work is done, never by one of these
+signals.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class signals_held:
-    """Block INT, TERM and HUP; one that arrives is delivered at the end (KeyboardInterrupt).
+    """Block INT, TERM and HUP in the block; deliver pending ones at its end (KeyboardInterrupt).
 
     A forked child inherits the blocked mask.
     """
@@ -26,7 +27,7 @@ class signals_held:
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        except BaseException:  # a signal just before the mask was set
+        except BaseException:  # for a signal that arrived just before the mask was set
             signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
             raise
 
@@ -35,7 +36,7 @@ class signals_held:
 
 
 class signals_delivered:
-    """Deliver signals within the block, which is inside one of `signals_held`.
+    """Unblock the signals for the inner block of a `signals_held`.
 
     Use it for long work, once everything that must be undone is recorded.
     """
@@ -48,7 +49,7 @@ class signals_delivered:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """Close all descriptors but these, in a child: niso's locks and its output must not leak."""
+    """In a child, close all descriptors except ``fds``, so that locks and output do not leak."""
     for low, high in pairwise([-1, *sorted(fds), 1 << 20]):
         if (
             low + 1 < high
@@ -57,7 +58,7 @@ def keep_only(fds: Iterable[int]) -> None:
 
 
 def heed_signals() -> None:
-    """Let INT, TERM and HUP end a child that stays, or that runs another program."""
+    """Unblock INT, TERM and HUP in a child that keeps running or executes another program."""
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)

@@ -1,7 +1,8 @@
-"""Remove a folder with its content, however deep it is.
+"""Remove a folder with its content, however deep.
 
-A service can nest folders deeper than there are descriptors, and longer than a path may be. So
-subfolders move up, next to the folder that is being emptied, and two descriptors are enough.
+A service can nest folders deeper than the limit of open descriptors, with paths longer than
+PATH_MAX. So each subfolder is first moved up, next to the folder that is being emptied: two
+descriptors are enough.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # linux/fs.h
 _IOC_GETFLAGS, _IOC_SETFLAGS = 0x8000_6601, 0x4000_6602  # plus the size of a long << 16
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-"""Errors of rename(2) if the content has a name like ours."""
+"""Errors of rename(2) if the content already has an entry of that name."""
 _PROTECTED = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 
 
 def remove(path: str) -> None:
-    """Remove a folder with its content, following no link; no-op if it is missing.
+    """Remove a folder with its content, without following links; no-op if it does not exist.
 
-    Also what is immutable or append-only (ioctl_iflags(2)). Nothing may change it meanwhile. If
-    this fails, a part is gone, and another call continues. Raises OSError.
+    Also removes immutable and append-only files (ioctl_iflags(2)). Nothing may modify the folder
+    concurrently. After a failure part of the content is removed; another call continues. Raises
+    OSError.
     """
     try:
         top = os.open(path, _FOLDER)
@@ -45,7 +47,7 @@ def remove(path: str) -> None:
 
 
 def _empty(name: str, top: int, numbers: count[int]) -> None:
-    """Remove the folder ``name`` of ``top``, and move its subfolders to ``top``. Raises OSError."""
+    """Remove the folder ``name`` in ``top``; its subfolders move to ``top``. Raises OSError."""
     folder = os.open(name, _FOLDER, dir_fd=top)
     try:
         for inner in os.listdir(folder):
@@ -59,7 +61,7 @@ def _empty(name: str, top: int, numbers: count[int]) -> None:
 def _unlink(name: str, folder: int) -> bool:
     """Remove a file or an empty folder. Raises OSError.
 
-    Return False if it is another folder, which is then unprotected.
+    Returns False for a folder with content; its attributes then no longer protect it.
     """
     try:
         os.unlink(name, dir_fd=folder)
@@ -76,7 +78,7 @@ def _unlink(name: str, folder: int) -> bool:
 
 
 def _rmdir(name: str, folder: int) -> bool:
-    """Remove a folder if it is empty; return whether it was. Raises OSError."""
+    """Remove a folder if it is empty, and return whether it was removed. Raises OSError."""
     try:
         os.rmdir(name, dir_fd=folder)
     except OSError as error:
@@ -87,7 +89,7 @@ def _rmdir(name: str, folder: int) -> bool:
 
 
 def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
-    """Move a folder to ``top`` under the next number that is not taken. Raises OSError."""
+    """Move a folder to ``top``, named by the next free number. Raises OSError."""
     for number in numbers:
         try:
             os.rename(name, f".{number}", src_dir_fd=folder, dst_dir_fd=top)
@@ -98,7 +100,7 @@ def _move(name: str, folder: int, top: int, numbers: count[int]) -> None:
 
 
 def _unprotect(name: str, folder: int | None) -> None:
-    """Clear the attributes that protect a file or a folder; no-op for other kinds.
+    """Clear the immutable and append-only attributes of a file or folder; no-op for other types.
 
     Raises OSError.
     """
@@ -115,7 +117,8 @@ def _unprotect(name: str, folder: int | None) -> None:
         if now & _PROTECTED:
             wanted = struct.pack("l", now & ~_PROTECTED)
             fcntl.ioctl(fd, _IOC_SETFLAGS | size << 16, wanted)
-    except OSError:  # a file system without them, ENOTTY: the reason is another one
+    # a file system without attributes (ENOTTY): the removal failed for another reason
+    except OSError:
         return
     finally:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""Wake an agent of this host from a command, by a named pipe in the run folder."""
+"""Wake an agent of this host from a command, through a named pipe in the run folder."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def _path(name: str) -> str:
 
 
 def agent(name: str = AGENT) -> bool:
-    """Wake an agent; return whether one runs."""
+    """Wake the agent ``name``; return whether it is running."""
     try:
         fd = os.open(_path(name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:  # no pipe, or nobody who reads
+    except OSError:  # no pipe, or no process reads it
         return False
     try:
         os.write(fd, b"\n")
     except OSError:
-        pass  # it has enough to read
+        pass  # the pipe is full: the agent already has something to read
     finally:
         os.close(fd)
     return True
 
 
 def listen(name: str, woken: Callable[[], object], over: threading.Event) -> None:
-    """Call ``woken`` whenever a command wakes the agent, until ``over``. Raises OSError."""
+    """Call ``woken`` whenever a command wakes the agent, until ``over`` is set. Raises OSError."""
     import select
 
     os.makedirs(paths.run_dir(), mode=0o755, exist_ok=True)
@@ -44,7 +44,7 @@ def listen(name: str, woken: Callable[[], object], over: threading.Event) -> Non
         os.mkfifo(_path(name), 0o600)
     except FileExistsError:
         pass
-    # with a writer of its own, the pipe has no end
+    # with a writer of its own, the agent's pipe never reports end of file
     fd = os.open(_path(name), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         while not over.is_set():
