@@ -1,8 +1,9 @@
-"""Compare settings of bridges and their ports with niso's (linux/if_link.h).
+"""Compare the settings of bridges and their ports with those that niso sets (linux/if_link.h).
 
-Each of them changes where frames go: an isolated port reaches no other, and one without bcast_flood
-receives no ARP request. Most are as on a new port. But ports do not flood unicast frames to an
-unknown MAC, since other services could read them, and learn no MAC, since each has a static entry.
+Each setting changes where frames go: an isolated port reaches no other, and a port without
+bcast_flood receives no ARP request. niso changes two defaults of a new port. Its ports do not flood
+unicast frames to an unknown MAC, since other services could read them. They do not learn MACs,
+since each MAC has a static entry.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _UP = 6  # IF_OPER_UP
 _FORWARDING = 3  # BR_STATE_FORWARDING
 _PORT_STATE = 1
 NEW_PORT = "learning on, flood on"
-"""The drift of a port that the kernel has just made."""
+"""The drift of a port as the kernel creates it."""
 _STATES = {0: "disabled", 1: "listening", 2: "learning", 4: "blocking"}
 
 _MODE, _LEARNING, _FLOOD = 4, 8, 9  # IFLA_BRPORT_MODE (hairpin), _LEARNING, _UNICAST_FLOOD
@@ -40,17 +41,17 @@ _FLAGS: dict[int, tuple[str, int]] = {
     40: ("mab", 0),
 }
 _OF_TUNNELS = {27: 0, 30: 0, 32: 1}
-"""Values of ports that are VXLAN devices, where they differ: they flood nothing at all, and the
-bridge answers ARP requests and neighbour solicitations for addresses behind them by itself."""
+"""Settings of ports that are VXLAN devices, where they differ: they flood nothing at all, and the
+bridge itself answers ARP requests and neighbour solicitations for addresses behind them."""
 TUNNEL_PORT = ("learning", "flood", "mcast_flood", "bcast_flood", "neigh_suppress")
 """The settings that a new port of a VXLAN device needs."""
 ARP_OFF, ARP_OFF_INSIDE = "arp off", "arp off inside"
-"""The link's own flag IFF_NOARP, of a bridge, a port, or a pair's other end: it stops ARP."""
+"""The flag IFF_NOARP, which stops ARP, on a bridge or port, and on the other end of a pair."""
 _GROUP_FORWARD = 31  # IFLA_BRPORT_GROUP_FWD_MASK
 
 # IFLA_BR_*: (name in ip-link(8), struct format, value of niso's bridges)
 _SETTINGS: dict[int, tuple[str, str, int]] = {
-    5: ("stp_state", "=I", 0),  # first: it decides which values the others may have
+    5: ("stp_state", "=I", 0),  # first: it decides which values the other settings may have
     1: ("forward_delay", "=I", 0),
     4: ("ageing_time", "=I", 30_000),
     7: ("vlan_filtering", "=B", 0),
@@ -60,10 +61,10 @@ _SETTINGS: dict[int, tuple[str, str, int]] = {
 
 
 def drift_of_port(settings: dict[int, bytes], operstate: int, tunnel: bool) -> str:
-    """Return the settings of a port that differ from niso's: ``isolated on, learning on``.
+    """Return the settings of a port that differ from niso's, such as ``isolated on, learning on``.
 
-    ``settings`` is its IFLA_INFO_SLAVE_DATA; a ``tunnel`` is a VXLAN device. The port's state
-    counts only while its link has a carrier: otherwise the kernel sets it.
+    ``settings`` is the port's IFLA_INFO_SLAVE_DATA. A ``tunnel`` port is a VXLAN device. The port
+    state counts only while the link has a carrier, since otherwise the kernel sets the state.
     """
     parts = [
         f"{name} {'on' if settings[kind][0] else 'off'}"
@@ -79,7 +80,10 @@ def drift_of_port(settings: dict[int, bytes], operstate: int, tunnel: bool) -> s
 
 
 def drift_of_bridge(settings: dict[int, bytes]) -> str:
-    """Return the settings of a bridge (IFLA_INFO_DATA) that differ from niso's: ``stp_state 1``."""
+    """Return the settings of a bridge that differ from niso's, such as ``stp_state 1``.
+
+    ``settings`` is the bridge's IFLA_INFO_DATA.
+    """
     parts = []
     for kind, (name, form, usual) in _SETTINGS.items():
         payload = settings.get(kind, b"")
@@ -96,10 +100,10 @@ def _flags(tunnel: bool) -> dict[int, tuple[str, int]]:
 
 
 def new_port(hairpin: bool, learns: bool = False) -> bytes:
-    """Return the attributes that make a new port one of niso's, in one RTM_NEWLINK.
+    """Return the attributes that apply niso's settings to a new port in one RTM_NEWLINK.
 
-    One that ``learns`` also floods, as the kernel makes it. For each message that changes one of
-    the two, the kernel walks all ports (nbp_update_port_count, net/bridge/br_if.c).
+    With ``learns``, learning and flooding stay on, the kernel's defaults. For each message that
+    changes one of the two, the kernel walks all ports (nbp_update_port_count, net/bridge/br_if.c).
     """
     flags = attribute(_MODE, bytes([hairpin]))
     for kind in (_LEARNING, _FLOOD):
@@ -108,9 +112,9 @@ def new_port(hairpin: bool, learns: bool = False) -> bytes:
 
 
 def usual(drift: str, tunnel: bool = False) -> list[bytes]:
-    """Return the attributes that reset what ``drift`` names, of a bridge or a port.
+    """Return the attributes that reset the settings named in ``drift``, of a bridge or a port.
 
-    Each needs its own RTM_NEWLINK, in this order.
+    Each attribute needs its own RTM_NEWLINK, in this order.
     """
     names = [part.partition(" ")[0] for part in drift.split(", ")] if drift else []
     port = [

@@ -1,4 +1,4 @@
-"""End flows that a change makes obsolete, using ctnetlink.
+"""End flows that a change makes obsolete: delete their conntrack entries through ctnetlink.
 
 See linux/netfilter/nfnetlink_conntrack.h.
 """
@@ -29,15 +29,17 @@ _SOURCE: dict[int, int] = {socket.AF_INET: 1, socket.AF_INET6: 3}  # CTA_IP_V4_S
 _DESTINATION: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 4}
 _TCP, _UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 _PROTOCOLS = {"tcp": _TCP, "udp": _UDP, "sctp": socket.IPPROTO_SCTP}
-# Up to so many ports, a dump of each costs less than one of all. SCTP ports cannot be filtered.
+# Up to this many ports, one dump for each costs less than a dump of all entries. SCTP ports cannot
+# be filtered.
 _FEW_PORTS: dict[int, int] = {_TCP: 1, _UDP: 4}
 
 # Costs of a dump in µs, measured with 262,144 buckets: walking the table, an entry that the kernel
 # filters out, an entry that it returns.
 _WALK, _SKIPPED, _GIVEN = 11_000, 0.2, 7
-_OWN_WALK, _OWN_SKIPPED = 250, 0.05  # where the kernel deletes by filter: it returns nothing
+_OWN_WALK, _OWN_SKIPPED = 250, 0.05  # cost where the kernel deletes by filter: no entry is returned
 _PASSES = 16
-_SETTLED = 0.1  # seconds; by then packets under way when the rules changed have their entry
+# seconds; by then, packets that were under way when the rules changed have their entry
+_SETTLED = 0.1
 _CHUNK = 64  # deletions in one sendmsg
 _ABSENT = (errno.EINVAL, errno.EOPNOTSUPP)  # a kernel without ctnetlink
 
@@ -47,9 +49,9 @@ _Entry = dict[int, bytes]
 def flush_addresses(addresses: Iterable[str]) -> int:
     """End every flow with one of these addresses at either end, before or after NAT.
 
-    Returns how many entries were deleted. All protocols are included, ICMP too. It repeats until it
-    finds none, since packets under way create new ones. Returns 0 on a kernel without connection
-    tracking. Raises KernelError.
+    Covers all protocols, ICMP too. Repeats until no entry is found, since packets under way create
+    new ones. Returns the number of deleted entries; 0 on a kernel without connection tracking.
+    Raises KernelError.
     """
     packed = dict(map(_pack, addresses))
 
@@ -80,15 +82,15 @@ def flush_ports(
     addresses: Callable[[], Iterable[str]] | None = None,
     answered: bool = False,
 ) -> int:
-    """End the flows sent to these ports, or answered to one; TCP with a reply stays.
+    """End the flows sent to these ports, or answered to one; TCP flows with a reply stay.
 
     Use it when published ports are added, removed or moved. A port is (``proto`` "tcp", "udp" or
-    "sctp", first, last), before NAT. Returns how many entries were deleted.
+    "sctp", first, last), before NAT. Returns the number of deleted entries.
 
     ``addresses`` limits it to flows sent or answered to one of these addresses or prefixes
     ("127.0.0.0/8"): flows of other machines to the same port, which this host forwards, are left
-    alone. It is called once, if there is such a flow. With ``answered``, TCP flows with a reply are
-    ended as well, because their server is gone.
+    alone. `addresses` is called once, if there is such a flow. With ``answered``, TCP flows with a
+    reply end as well: use this when their server no longer exists.
 
     A TCP handshake in progress is kept like an established flow: its next packet would be taken for
     a new flow, sent to the new service, and reset. Raises KernelError.
@@ -142,7 +144,7 @@ def flush_ports(
 def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
     """Return a dump request for the entries whose tuple ``kind`` has the values in ``wanted``.
 
-    Before Linux 5.8 the kernel ignores the filter and returns all.
+    Before Linux 5.8 the kernel ignores the filter and returns all entries.
     """
     return nfgenmsg(family) + nested(kind, wanted) + nested(_FILTER, u32(kind, flags))
 
@@ -150,21 +152,21 @@ def _filter(family: int, kind: int, flags: int, wanted: bytes) -> bytes:
 def _flush(
     filters: list[bytes], matches: Callable[[int, _Entry], bool], exact: bool = False
 ) -> int:
-    """Delete the entries that the filters return and that match; return how many.
+    """Delete the entries that the filters return and that ``matches`` accepts; return their number.
 
-    It repeats until a pass finds none, or until one began so late that all it finds was made by the
-    new rules: the clients of a busy service send all the time.
+    Repeats until a pass finds none. Clients of a busy service never stop sending, so it also ends
+    after a pass that began so late that the new rules made all entries found.
 
-    With ``exact`` the IPv4 filters return only matches. Where that costs less, the kernel is then
-    asked to delete by filter itself. Linux 6.18 can; a kernel that cannot refuses, because the
-    filter is not a whole tuple.
+    ``exact`` means that the IPv4 filters return only matches. Where that is cheaper, the kernel is
+    then asked to delete by filter. Linux 6.18 can; an older kernel refuses, because the filter is
+    not a complete tuple.
     """
 
     def parse(body: bytes) -> bytes | None:
         entry = attributes(body, 4)
         if not matches(body[0], entry):
             return None
-        # By now the tuple could be another entry's: the id must match too.
+        # By now the tuple could belong to another entry: the id must match too.
         tail = b"".join(attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry)
         return nfgenmsg(body[0]) + nested(_TUPLE_ORIG, entry[_TUPLE_ORIG]) + tail
 
@@ -187,7 +189,7 @@ def _flush(
             left = netlink.understood(what, _entries, answer or b"")
             deleted, count = max(0, count - left), left
             if can and is_all:
-                _delete_by(kernel, ours)  # what packets under way have made
+                _delete_by(kernel, ours)  # delete what packets under way have created
                 return deleted
         # Each dump walks the whole table. With few entries a single walk of all is the cheapest.
         if _GIVEN * count < (len(filters) - 1) * (_WALK + _SKIPPED * count):
@@ -212,7 +214,7 @@ def _flush(
 
 
 def _delete_by(kernel: netlink.Netfilter, filters: list[bytes]) -> bool:
-    """Have the kernel delete the entries that the filters choose; return False if it cannot."""
+    """Have the kernel delete the entries that the filters select; return False if it cannot."""
     can = True
     for start in range(0, len(filters), _CHUNK):
         try:
@@ -239,7 +241,7 @@ def _pack(address: str) -> tuple[bytes, int]:
 
 
 def _within(addresses: Iterable[str]) -> Callable[[bytes], bool]:
-    """Return a function that says whether a packed address is one of these, or in such a prefix."""
+    """Return a function that tests whether a packed address is in these addresses or prefixes."""
     exact = set()
     prefixes = []
     for text in addresses:

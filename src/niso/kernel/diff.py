@@ -1,6 +1,6 @@
 """Compute the steps from an actual to a desired state. Pure.
 
-Things are created in the order of their kinds and deleted in reverse, additions before deletions.
+Objects are created in the order of their kinds and deleted in reverse, additions before deletions.
 """
 
 from __future__ import annotations
@@ -38,12 +38,19 @@ def diff(want: State, have: State) -> list[AnyStep]:
 
 
 def wanted(want: State, have: State) -> State:
-    """Return ``want``, plus the correct values of non-default settings found in ``have``."""
+    """Return ``want`` with the objects of each kind adjusted to ``have`` (`Kind.wanted`).
+
+    For example, it adds the right values of sysctls that another program changed from their
+    default.
+    """
     return State.of_kinds(lambda kind: kind.wanted(want, have))
 
 
 def _places_that_go(want: State, have: State) -> set[str]:
-    """Return the places of ``have`` that will be deleted, together with the things in them."""
+    """Return the containers in ``have`` (namespaces, links, tables) that will be deleted.
+
+    The objects in them disappear with them.
+    """
     going: set[str] = set()
     for kind in order.KINDS:
         if kind.holds_others:
@@ -53,7 +60,7 @@ def _places_that_go(want: State, have: State) -> set[str]:
 
 
 def _without(have: State, early: State) -> State:
-    """Return ``have`` without the things of ``early`` and everything in them."""
+    """Return ``have`` without the objects of ``early`` and everything contained in them."""
     if not early:
         return have
     places = {kind_of(thing).place(thing) for thing in early}
@@ -67,14 +74,14 @@ def _without(have: State, early: State) -> State:
 
 
 def without_foreign(states: tuple[State, State], names: set[str]) -> tuple[State, State]:
-    """Return both states without these links and namespaces, and without what depends on them."""
+    """Return both states without the links and namespaces ``names``, and what depends on them."""
     if not names:
         return states
     lost = {place for name in names for place in (f"link //{name}", f"netns {name}")}
     keys: set[tuple[type, tuple[str, ...]]] = set()
     both = states[0] | states[1]
     size = -1
-    while len(keys) > size:  # until nothing more depends on what is left out
+    while len(keys) > size:  # until nothing more depends on a removed object
         size = len(keys)
         for thing in both:
             kind = kind_of(thing)

@@ -1,4 +1,4 @@
-"""Edit niso's block in the host's own hosts file (hosts(5)), as a whole or not at all.
+"""Edit niso's block in the host's own hosts file (hosts(5)), atomically.
 
 The rest of the file belongs to the administrator and other programs, and stays byte for byte.
 """
@@ -24,7 +24,7 @@ _WHY = {
 
 
 def lines(mark: str) -> tuple[str, ...]:
-    """Return the lines of the block with this mark; none without a block.
+    """Return the lines of the block with this mark; none if there is no such block.
 
     Raises KernelError if the file is unusable.
     """
@@ -33,10 +33,11 @@ def lines(mark: str) -> tuple[str, ...]:
 
 
 def write(mark: str, wanted: Iterable[str], always: bool = False) -> bool:
-    """Replace the block with this mark, without lines remove it; return whether it changed.
+    """Replace the block with this mark; without ``wanted`` lines, remove it.
 
-    With ``always`` the file is replaced even if nothing changes, to see whether it can be. Its
-    mode, owner and extended attributes (SELinux) stay. Raises KernelError; then it is as it was.
+    Returns whether the file changed. With ``always`` the file is replaced even if nothing changes,
+    to test whether it can be. Mode, owner and extended attributes (SELinux) are preserved. Raises
+    KernelError; then the file is unchanged.
     """
     inside = "".join(f"{line}\n" for line in wanted).encode()
     for _ in range(_TRIES):
@@ -59,7 +60,7 @@ def _marks(mark: str) -> tuple[bytes, bytes]:
 
 
 def _parts(text: bytes, mark: str) -> tuple[bytes, bytes, bytes]:
-    """Return what is before the block, in it and after it. Raises KernelError."""
+    """Split the text into the parts before, in and after the block. Raises KernelError."""
     begin, end = _marks(mark)
     if text.count(begin) == text.count(end) == 0:
         return text, b"", b""
@@ -86,7 +87,10 @@ def _read() -> tuple[bytes, os.stat_result]:
 
 
 def _replace(text: bytes, status: os.stat_result) -> bool:
-    """Rename a new file over the old one, unless that has changed since; return whether it did."""
+    """Rename a new file over the old one unless that has changed since.
+
+    Return whether it was renamed.
+    """
     draft = f"{PATH}.niso-new"
     try:
         fd = files.make(draft, 0o600)

@@ -1,6 +1,6 @@
 """Model a kernel in memory that refuses what the real one refuses, with the same errno.
 
-Its behaviour was observed on the real one, and one test runs the same cases on both:
+Its behaviour was observed on the real one, and a contract test runs the same cases on both:
 
 - A duplicate map element with another value, the deletion of a missing element and an overlapping
   interval are errors that undo their whole transaction.
@@ -10,7 +10,7 @@ Its behaviour was observed on the real one, and one test runs the same cases on 
   set.
 - Setting IPv6 forwarding of all links sets that of each link.
 
-Things of other kinds can be added if the places that they depend on exist, and deleted.
+Objects of other kinds can be added if the objects that they depend on exist, and deleted.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ _FORWARDING6 = re.compile(r"net/ipv6/conf/[^/]+/forwarding")
 
 
 class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
-    """A `niso.kernel.interface.Kernel` without a kernel.
+    """Implement `niso.kernel.interface.Kernel` in memory.
 
-    ``strict`` also refuses what the real one accepts without effect, such as deleting a missing
-    thing: a plan has no such step. ``fail`` is called before each step; the step fails with a
-    non-zero errno that it returns.
+    ``strict`` also refuses what the real kernel accepts without effect, such as deleting a missing
+    object: a plan never contains such a step. ``fail`` is called before each step; if it returns a
+    non-zero errno, the step fails with that errno.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -88,7 +88,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
     # --- reading ---
 
     def everything(self, want: State) -> State:
-        """Return everything that exists; of sysctls, those in ``want``."""
+        """Return all objects that exist; of sysctls, only those in ``want``."""
         return State(
             [
                 *([Ruleset(self.ruleset)] if self.ruleset and self.is_marked() else ()),
@@ -119,7 +119,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         strays: bool = False,
         taken: bool = False,
     ) -> State:
-        """Implement `Kernel.read`; this kernel has no foreign changes."""
+        """Implement `Kernel.read`; this kernel has no changes by other programs."""
         self._check_owner(candidates, foreign)
         present = self.everything(candidates)
         keys = {(type(thing), thing.key()) for thing in candidates}
@@ -173,7 +173,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         self.identities[name] = self.inhabited[pid][0]
 
     def addresses_in(self, name: str, link: str) -> list[str]:
-        """As `Kernel.addresses_in`; without a link those of all links there."""
+        """Implement `Kernel.addresses_in`; without a link, return those of all links there."""
         return [a.address for a in self.addresses if a.netns == name and link in ("", a.link)]
 
     def _check_owner(self, candidates: State, foreign: Foreign | None) -> None:
@@ -281,7 +281,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
         )
 
     def _absent(self, number: int, thing: object) -> None:
-        """Refuse the deletion of a missing thing if ``strict``."""
+        """Refuse the deletion of a missing object if ``strict``."""
         refuse_unless(not self.strict, number, thing)
 
     def _places(self) -> set[str]:
@@ -425,7 +425,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
             del self.addresses[other]
         left = (a for a in on_link if a in self.addresses)
         if prefix.version == 4 and all(":" in other.address for other in left):
-            # the last IPv4 one (fib_disable_ip)
+            # the last IPv4 address is deleted (fib_disable_ip)
             self.routes = {
                 key: route
                 for key, route in self.routes.items()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class FakeEngines:
-    """Namespaces of others by the path of their file, and niso's names for them."""
+    """Foreign namespaces by the path of their file, and the names that niso gives them."""
 
     netns: dict[str, Netns]
     veths: dict[str, Veth]
@@ -31,14 +31,14 @@ class FakeEngines:
         raise NotImplementedError
 
     def begin_engine(self, path: str, *links: str, routed: tuple[int, ...] = ()) -> int:
-        """Let another program make a namespace at ``path``. Return its cookie."""
+        """Simulate another program that creates a namespace at ``path``. Return its cookie."""
         self._cookies += 1
         all_links = frozenset(("lo", *links))
         self.engines[path] = ForeignNetns(self._cookies, "", all_links, frozenset(routed))
         return self._cookies
 
     def end_engine(self, path: str) -> None:
-        """End the namespace at ``path``, with the links in it."""
+        """Delete the namespace at ``path`` with the links in it."""
         gone = self.engines.pop(path)
         names = {name for name, named in self.named.items() if named.cookie == gone.cookie}
         for veth in [veth for veth in self.veths.values() if veth.netns in names]:
@@ -55,14 +55,14 @@ class FakeEngines:
         return sorted(self.named)
 
     def present_names(self) -> list[Named]:
-        """Return the names as they are, without the cookie of a namespace that has ended."""
+        """Return the existing names; the cookie is 0 where the namespace has ended."""
         return [
             named._replace(cookie=self.cookie_at(named.target) or 0)
             for named in self.named.values()
         ]
 
     def is_space(self, name: str) -> bool:
-        """Return whether a namespace has this name, made by niso or by others."""
+        """Return whether a namespace has this name, made by niso or by another program."""
         named = self.named.get(name)
         return name in self.netns or (
             named is not None and self.cookie_at(named.target) == named.cookie

@@ -1,4 +1,4 @@
-"""Model the host of an in-memory kernel, beside niso's own objects; see `niso.kernel.fake`.
+"""Model the host of an in-memory kernel, apart from niso's own objects; see `niso.kernel.fake`.
 
 It has one link with one address. A test sets the fields for more: listeners, flows, connections.
 """
@@ -27,7 +27,7 @@ _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 
 
 class NoForeignChains(Foreign):
-    """A nftables source without foreign chains."""
+    """A source of nftables chains that has no foreign chains."""
 
     def __init__(self) -> None:
         pass
@@ -46,31 +46,33 @@ class FakeHost:
     """Flows, sockets, links and addresses of the host."""
 
     def __init__(self) -> None:
-        self.foreign_links: dict[str, str] = {UPLINK: ""}  # the host's own, with their alias
+        # foreign links of the host -> their alias
+        self.foreign_links: dict[str, str] = {UPLINK: ""}
         self.foreign_netns: set[str] = set()
         self.made = 0  # number of namespaces and hosts folders created
-        self.identities: dict[str, int] = {}  # by name: one that is made again is another
-        self.inhabited: dict[int, tuple[int, str]] = {}  # pid -> its namespace, and that one's mark
-        self.own_hosts: dict[str, tuple[str, ...]] = {}  # mark -> lines of /etc/hosts
+        self.identities: dict[str, int] = {}  # by name; a recreated namespace gets another identity
+        # pid -> its namespace, and the mark of that namespace
+        self.inhabited: dict[int, tuple[int, str]] = {}
+        self.own_hosts: dict[str, tuple[str, ...]] = {}  # mark -> lines of the block in /etc/hosts
         self.own_hosts_refuses = False
-        self.own_addresses = {UPLINK_ADDRESS: UPLINK}  # address with its length -> link
+        self.own_addresses = {UPLINK_ADDRESS: UPLINK}  # address with its prefix length -> link
         self.tracked: list[Tracked] = []
-        self.policed: list[Flow] = []  # the same flows as policies see them
+        self.policed: list[Flow] = []  # the same flows, as policies match them
         self.listening: dict[str, list[Listener]] = {}  # by protocol
-        self.programs: dict[int, tuple[int, str]] = {}  # a socket's inode -> pid, name
+        self.programs: dict[int, tuple[int, str]] = {}  # inode of a socket -> pid, name
         self.connected: dict[str, list[Connection]] = {}  # by namespace
         self.measured: dict[str, list[Measured]] = {}
         self.mtu = 1500
         self.without_ipv6: str | None = None
-        self.without_wireguard: dict[str, str] = {}  # form -> why
+        self.without_wireguard: dict[str, str] = {}  # form -> reason
         self.wireguard_made: list[str] = []  # private keys
-        self.closed: dict[str, set[str]] = {}  # links that forward no IPv4
-        self.nat: dict[str, int] = {}  # rules of others: chain -> number
-        self.neighbours = {4: 0, 6: 0}  # the host's own entries, by family
+        self.closed: dict[str, set[str]] = {}  # non-exempt entries of the host, by family
+        self.nat: dict[str, int] = {}  # foreign rules: chain -> number of rules
+        self.neighbours = {4: 0, 6: 0}  # entries that are not niso's, by family
         self.forgotten: list[str] = []  # addresses whose recorded flows were deleted
 
     def refuse_foreign(self, links: set[str], spaces: set[str], foreign: Refused | None) -> None:
-        """Raise Conflict if one of these names belongs to others, or note it in ``foreign``."""
+        """Raise Conflict if one of these names is foreign, or record the error in ``foreign``."""
         for name in sorted(links & self.foreign_links.keys() | spaces & self.foreign_netns):
             error = Conflict(f"{name!r} exists and does not belong to this niso")
             if foreign is None:

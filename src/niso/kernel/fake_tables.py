@@ -29,14 +29,14 @@ def overlap(one: str, other: str) -> bool:
 
 
 def _ends(field: str) -> tuple[int, int]:
-    """Return the ends of a prefix, of a range of addresses or ports, or of any other value."""
+    """Return the first and last value of a prefix, a range, or a single value."""
     if "/" in field:
         network = ipaddress.ip_network(field)
         return int(network[0]), int(network[-1])
     low, _, high = field.partition("-")
     try:
         return _number(low), _number(high or low)
-    except ValueError:  # a name: of a protocol, of a link
+    except ValueError:  # a name, of a protocol or a link
         name = int.from_bytes(field.encode())
         return name, name
 
@@ -46,7 +46,7 @@ def _number(text: str) -> int:
 
 
 class FakeTables:
-    """The tables: the digest of their text, and their elements."""
+    """Both tables: the digest of their text, and their elements."""
 
     def __init__(self, strict: bool) -> None:
         self.strict = strict
@@ -54,7 +54,7 @@ class FakeTables:
         self.elements: dict[tuple[str, ...], Element] = {}
 
     def transact(self, step: NftTransaction) -> None:
-        """Carry out all edits or none. Raises KernelError."""
+        """Apply all edits or none. Raises KernelError."""
         refuse_unless(bool(step.edits), errno.EINVAL, "an empty transaction")
         before = (self.ruleset, dict(self.elements))
         try:
@@ -68,13 +68,13 @@ class FakeTables:
             raise
 
     def is_marked(self) -> bool:
-        """Return whether the tables have the mark of this version, or are of another one."""
+        """Return whether the tables carry the mark of this version, or are another version's."""
         mark = f'"rules-{nft_tables.DIGEST}"'
         marks = [(table, "owner", mark) in self.elements for table in nft_sets.CONTAINERS]
         return self.ruleset != nft_tables.DIGEST or all(marks)
 
     def list_elements(self, table: str, container: str) -> dict[str, tuple[str, str]] | None:
-        """As `Kernel.list_elements`."""
+        """Implement `Kernel.list_elements`."""
         if self.ruleset is None or container not in nft_sets.CONTAINERS.get(table, ()):
             return None
         return {
@@ -84,7 +84,7 @@ class FakeTables:
         }
 
     def present_elements(self) -> list[Element]:
-        """Return the elements that have not ended."""
+        """Return the elements whose timeout has not passed."""
         now = time.time()
         return [
             e for e in self.elements.values() if not e.ends or nft_audit.is_wanted(e.comment, now)

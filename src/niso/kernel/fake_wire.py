@@ -1,4 +1,4 @@
-"""Model VXLAN devices, and the entries of services of other hosts; see `niso.kernel.fake`."""
+"""Model VXLAN devices and the entries of services of other hosts; see `niso.kernel.fake`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FakeWire:
-    """The devices, by name, and things of kinds that only need their places."""
+    """The devices by name, and objects of kinds that are only checked for their container."""
 
     def __init__(self) -> None:
         self.bridges: dict[str, Bridge] = {}
@@ -51,12 +51,12 @@ class FakeWire:
         self.vxlans[vxlan.name] = vxlan
 
     def lose_ports(self, bridge: str) -> None:
-        """Take the VXLAN devices off a bridge that is deleted, as the kernel does."""
+        """Detach the VXLAN devices of a bridge that is deleted, as the kernel does."""
         for vxlan in [vxlan for vxlan in self.vxlans.values() if vxlan.bridge == bridge]:
             self.vxlans[vxlan.name] = vxlan._replace(bridge="")
 
     def _other(self, step: Step[Any], thing: Any) -> None:
-        """Execute a step of a kind that only needs its places."""
+        """Execute a step of a kind that is only checked for its container."""
         things = self.others.setdefault(type(thing), {})
         if step.action == "delete":
             if things.pop(thing.key(), None) is None:
@@ -74,7 +74,7 @@ class FakeWire:
         things[thing.key()] = thing
 
     def lose_neighbours(self, netns: str, link: str) -> None:
-        """Forget the IPv4 neighbours of a link that has no IPv4 address any more."""
+        """Delete the IPv4 neighbours of a link that has lost its last IPv4 address."""
         self.others[Peer] = {
             key: peer
             for key, peer in self.others.get(Peer, {}).items()

@@ -1,6 +1,6 @@
-"""Read, delete and add single flows of connection tracking, for policies.
+"""Read, delete and add single conntrack entries, for policies.
 
-It uses ctnetlink (linux/netfilter/nfnetlink_conntrack.h). `niso.kernel.conntrack` ends the flows of
+It uses ctnetlink (linux/netfilter/nfnetlink_conntrack.h). `niso.kernel.conntrack` ends all flows of
 changed ports or addresses.
 """
 
@@ -39,9 +39,9 @@ _CT_NEW = 0x0100
 _PROTOINFO, _TIMEOUT = 4, 7
 _SRC_PORT, _DST_PORT = 2, 3
 _PROTOINFO_TCP, _TCP_STATE, _TCP_FLAGS_ORIG, _TCP_FLAGS_REPLY = 1, 1, 4, 5
-_ASSURED, _CONFIRMED = 0x4, 0x8  # IPS_*; a new entry of ours is confirmed at once
+_ASSURED, _CONFIRMED = 0x4, 0x8  # IPS_*; niso confirms its entries at once
 _ESTABLISHED = 3  # TCP_CONNTRACK_ESTABLISHED
-_BE_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL: the TCP windows are not known
+_BE_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL: niso does not know the TCP windows
 _IDLE_S = 432_000  # the default of nf_conntrack_tcp_timeout_established
 _NAMES = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 
@@ -49,8 +49,8 @@ _NAMES = {1: "icmp", 58: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 class Flow(NamedTuple):
     """A flow from ``source`` to ``destination`` and ``port``, after NAT.
 
-    ``proto`` is a policy's name for it. ``port`` is None if the protocol has none. ``handle`` is
-    for `end`.
+    ``proto`` is the protocol's name in policies. ``port`` is None if the protocol has none.
+    ``handle`` is for `end`.
     """
 
     source: str
@@ -77,9 +77,9 @@ def of(addresses: Iterable[str]) -> list[Flow]:
 
 
 class Tracked(NamedTuple):
-    """A flow as it was sent and as it is answered; without NAT one is the reverse of the other.
+    """A flow as sent and as answered; without NAT, the answer is the reverse.
 
-    ``port`` is the one it was sent to, ``answers_port`` the one it is answered to.
+    ``port`` is the destination port as sent, ``answers_port`` the destination port of the reply.
     ``answered``: a reply has been seen. ``handle`` is for `end`.
     """
 
@@ -97,7 +97,7 @@ class Tracked(NamedTuple):
 class Open(NamedTuple):
     """An open flow from ``source``, to ``destination`` and ``port`` after DNAT.
 
-    A TCP connection is established; for other protocols there was an answer.
+    TCP connections are established; flows of other protocols have had a reply.
     """
 
     proto: str
@@ -108,7 +108,7 @@ class Open(NamedTuple):
 
 
 def opened() -> list[Open]:
-    """Return the open flows of TCP, UDP and SCTP that are tracked. Raises KernelError."""
+    """Return the tracked open flows of TCP, UDP and SCTP. Raises KernelError."""
     with netlink.Netfilter() as kernel:
         return kernel.dump(
             "list conntrack entries", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _open, _ABSENT
@@ -116,7 +116,7 @@ def opened() -> list[Open]:
 
 
 def tracked() -> list[Tracked]:
-    """Return all flows. Raises KernelError."""
+    """Return all tracked flows. Raises KernelError."""
     with netlink.Netfilter() as kernel:
         return kernel.dump(
             "list conntrack entries", _CT_GET, nfgenmsg(socket.AF_UNSPEC), _whole, _ABSENT
@@ -126,7 +126,7 @@ def tracked() -> list[Tracked]:
 def end(flows: Iterable[Flow | Tracked]) -> int:
     """Delete these flows, so that their next packet counts as the first of a new flow.
 
-    Returns their number. Raises KernelError.
+    Returns the number of deleted flows. Raises KernelError.
     """
     handles = [flow.handle for flow in flows]
     with netlink.Netfilter() as kernel:
@@ -140,10 +140,10 @@ def end(flows: Iterable[Flow | Tracked]) -> int:
 
 
 def introduce(connections: Iterable[Connection]) -> None:
-    """Add open connections as established; no-op for known ones. Raises KernelError.
+    """Add open connections to connection tracking as established; no-op for tracked ones.
 
-    Use it for a bridge that is about to track its frames: otherwise a packet from the middle of
-    a connection would count as its start.
+    Use it for a bridge that is about to track its frames: otherwise a packet from the middle of a
+    connection would count as its start. Raises KernelError.
     """
     bodies = [_new(connection) for connection in connections]
     with netlink.Netfilter() as kernel:

@@ -1,9 +1,9 @@
 """Read foreign forward chains through netlink, as expressions (linux/netfilter/nf_tables.h).
 
 libnftables would read a whole table with its sets to show one chain, and does not say what an
-iptables match (``-m conntrack --ctstate ...``) tests. Here a chain or an element is read when a
-packet reaches it. Any privileged program may have written them, so lengths and numbers are not
-trusted.
+iptables match (``-m conntrack --ctstate ...``) tests. This module reads a chain or an element only
+when a packet reaches it. Any privileged program may have written the rules, so lengths and numbers
+are not trusted.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Chain(NamedTuple):
 class Load(NamedTuple):
     """Load a value into ``register``.
 
-    It is "meta" or "ct" number ``key``, or ``length`` bytes of a "payload" header ``key``
-    (NFT_PAYLOAD_*_HEADER) from ``offset``. Registers are byte offsets, here and below.
+    The value is "meta" or "ct" number ``key``, or ``length`` bytes from ``offset`` of the "payload"
+    header ``key`` (NFT_PAYLOAD_*_HEADER). Registers are byte offsets, also in the classes below.
     """
 
     register: int
@@ -63,9 +63,9 @@ class Mask(NamedTuple):
 
 
 class Between(NamedTuple):
-    """Match if ``register`` is from ``first`` to ``last``, or if ``inverted`` is not.
+    """Match if ``register`` is in ``first`` to ``last``, or with ``inverted`` if it is not.
 
-    Empty: no limit.
+    An empty bound means no limit.
     """
 
     register: int
@@ -75,7 +75,10 @@ class Between(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """Match if the set contains ``register``. In a map with ``verdict`` its verdict applies."""
+    """Match if the set contains ``register``.
+
+    With ``verdict``, apply the verdict that the map returns.
+    """
 
     name: str
     register: int
@@ -84,7 +87,7 @@ class Lookup(NamedTuple):
 
 
 class Tracked(NamedTuple):
-    """The iptables match "conntrack": any of ``states`` (XT_CONNTRACK_STATE_BIT), a direction."""
+    """The iptables match "conntrack": ``states`` (XT_CONNTRACK_STATE_BIT), or a direction."""
 
     states: int | None
     inverted: bool = False
@@ -92,7 +95,7 @@ class Tracked(NamedTuple):
 
 
 class Bridged(NamedTuple):
-    """The iptables match "physdev": the packet is bridged (or if ``inverted``, is not)."""
+    """The iptables match "physdev": the packet is bridged, or with ``inverted`` is not."""
 
     inverted: bool
 
@@ -102,11 +105,11 @@ class Forget(NamedTuple):
 
 
 class Perhaps(NamedTuple):
-    """An expression that may or may not match."""
+    """An expression whose result is unknown: it may match or not."""
 
 
 class Verdict(NamedTuple):
-    """``kind`` is accept, drop, jump, goto, return, continue or break."""
+    """A verdict; ``kind`` is accept, drop, jump, goto, return, continue or break."""
 
     kind: str
     chain: str = ""
@@ -115,7 +118,8 @@ class Verdict(NamedTuple):
 Expression = Load | Mask | Between | Lookup | Tracked | Bridged | Forget | Perhaps | Verdict
 Rule = tuple[Expression, ...]
 
-# Statements that always continue. A limit, a quota or an unknown expression may end the rule.
+# Statements that always continue. A limit, a quota or an unknown expression may end the rule
+# instead.
 _PASSES = {"counter", "log", "last", "notrack", "dup"}
 _LOADS = {
     "exthdr",
@@ -160,7 +164,7 @@ _TARGETS_DROP = {"REJECT", "DROP", "TARPIT", "DELUDE", "CHAOS"}
 
 
 class Foreign(Nfnetlink):
-    """A socket to nf_tables in the caller's network namespace, with a cache."""
+    """Read nf_tables in the caller's network namespace, with a cache."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +173,7 @@ class Foreign(Nfnetlink):
         self._elements: dict[tuple[int, str, str, bytes], tuple[bool, Verdict | None]] = {}
 
     def base_chains(self) -> list[Chain]:
-        """Return all base chains at hook forward of active tables, except niso's.
+        """Return all base chains at hook forward in active tables, except niso's.
 
         Raises KernelError.
         """
@@ -178,9 +182,9 @@ class Foreign(Nfnetlink):
         return [chain for chain in chains if chain[:2] not in asleep]
 
     def nat4(self) -> dict[str, int]:
-        """Return the number of rules of each chain that translates sources of IPv4 packets.
+        """Return the number of rules in each chain that translates sources of IPv4 packets.
 
-        The keys are FAMILY TABLE CHAIN; niso's own chain is left out. Raises KernelError.
+        The keys are "FAMILY TABLE CHAIN"; niso's own chain is left out. Raises KernelError.
         """
         return dict(self.dump("list chains", _GETCHAIN, nfgenmsg(0), _nat_chain))
 
@@ -229,7 +233,8 @@ class Foreign(Nfnetlink):
         # NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_FLAGS
         for which in (nested(1, attribute(1, key)), attribute(3, struct.pack(">I", _CATCHALL))):
             body = prefix + nested(3, nested(1, which))
-            # EINVAL, EOPNOTSUPP: the kernel knows no such element or cannot look it up in this set
+            # EINVAL, EOPNOTSUPP: the element does not exist, or the kernel cannot look it up in
+            # this set
             what = f"read set {name}"
             answer = self.get_one(
                 what, _GETSETELEM, body, (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP)
@@ -281,14 +286,14 @@ def _nat_chain(body: bytes) -> tuple[str, int] | None:
         or (table == "niso" and FAMILIES[body[0]] == "inet")
     ):
         return None
-    # NFTA_CHAIN_USE: nothing jumps to a base chain, so it counts rules
+    # NFTA_CHAIN_USE counts rules and jumps, and no rule jumps to a base chain
     return f"{FAMILIES[body[0]]} {table} {string(fields.get(3, b''))}", _number(fields, 6)
 
 
 def rule(body: bytes) -> Rule:
-    """Return the relevant expressions of a rule (the body of NFT_MSG_NEWRULE).
+    """Parse a rule (the body of NFT_MSG_NEWRULE) into its relevant expressions.
 
-    An unreadable rule may match: nothing else is known about it.
+    An unreadable rule becomes `Perhaps`: it may match.
     """
     expressions: list[Expression] = []
     try:
@@ -303,7 +308,7 @@ def rule(body: bytes) -> Rule:
 
 
 def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
-    """Return an expression by its name and attributes; None if it always continues."""
+    """Parse an expression by name and attributes; None if it always continues with the next one."""
     parse = _PARSERS.get(name)
     if parse is not None:
         return parse(fields)
@@ -313,7 +318,10 @@ def _expression(name: str, fields: dict[int, bytes]) -> Expression | None:
 
 
 def _load(source: str, fields: dict[int, bytes]) -> Expression | None:
-    """Parse NFTA_META_* or NFTA_CT_* (1 register, 2 key); one without a register sets something."""
+    """Parse NFTA_META_* or NFTA_CT_* (1 register, 2 key).
+
+    An expression without a register sets a value instead.
+    """
     if 1 not in fields:
         return None
     # NFTA_CT_DIRECTION: an address or counter of one direction
@@ -338,7 +346,7 @@ def _bitwise(fields: dict[int, bytes]) -> Expression:
 
 
 def _compare(fields: dict[int, bytes]) -> Expression:
-    """Parse NFT_CMP_EQ, NEQ, LT, LTE, GT or GTE."""
+    """Parse a comparison: NFT_CMP_EQ, NEQ, LT, LTE, GT or GTE."""
     register, operator, data = _register(fields, 1), _number(fields, 2), _value(fields.get(3))
     if not data or operator > 5:
         return Perhaps()
@@ -357,7 +365,7 @@ def _range(fields: dict[int, bytes]) -> Expression:
 
 
 def _lookup(fields: dict[int, bytes]) -> Expression:
-    if _number(fields, 3):  # a map's value that is not a verdict
+    if _number(fields, 3):  # a map value that is not a verdict
         return Forget()
     return Lookup(
         string(fields.get(1, b"")), _register(fields, 2), 3 in fields, bool(_number(fields, 5) & 1)
@@ -370,7 +378,7 @@ def _immediate(fields: dict[int, bytes]) -> Expression:
 
 
 def _object(fields: dict[int, bytes]) -> Expression | None:
-    """Parse an object reference: a quota, limit or connlimit may end the rule (NFT_OBJECT_*).
+    """Parse an object reference (NFT_OBJECT_*). A quota, limit or connlimit may end the rule.
 
     An object from a map is ignored.
     """
@@ -395,7 +403,7 @@ def _match(fields: dict[int, bytes]) -> Expression | None:
         # struct xt_conntrack_mtinfo3: 128 bytes of addresses, 8 of times, 10 of ports, then
         flags, inverted, states = struct.unpack_from("=3H", info, 146)
         if not flags & ~0x3001:  # XT_CONNTRACK_STATE, _DIRECTION, _STATE_ALIAS
-            # the bit selects the original direction, inverted the reply direction
+            # the bit selects the original direction; inverted, the reply direction
             reply = bool(inverted & 0x1000) if flags & 0x1000 else None
             return Tracked(states if flags & 1 else None, bool(inverted & 1), reply)
     return Perhaps()
@@ -422,7 +430,8 @@ _PARSERS: dict[str, Callable[[dict[int, bytes]], Expression | None]] = {
     "match": _match,
     "target": _target,
     "reject": lambda _: Verdict("drop"),
-    "queue": lambda _: Verdict("accept"),  # its reader decides: nothing to warn about
+    # NF_QUEUE: the program that reads the queue decides, so there is nothing to warn about
+    "queue": lambda _: Verdict("accept"),
 }
 
 
@@ -446,13 +455,13 @@ def _number(fields: dict[int, bytes], kind: int, default: int = 0) -> int:
 
 
 def _register(fields: dict[int, bytes], kind: int) -> int:
-    """Return a register's offset in bytes: NFT_REG_1.. have 16 bytes, NFT_REG32_00.. one word."""
+    """Return the byte offset of a register: NFT_REG_1.. have 16 bytes, NFT_REG32_00.. have 4."""
     number = _number(fields, kind)
     return min(number * 16 if number < 8 else (number - 4) * 4, _REGISTERS)
 
 
 def _list(data: bytes) -> Iterator[bytes]:
-    """Yield the payloads of a nest whose attributes have one kind.
+    """Yield the payloads of a nested attribute whose members all have one type.
 
     Raises ValueError for an impossible length.
     """
@@ -466,7 +475,7 @@ def _list(data: bytes) -> Iterator[bytes]:
 
 
 def unseen(family: int) -> bool:
-    """Return whether iptables-legacy (ip6tables-legacy for 6) has a filter table.
+    """Return whether iptables-legacy (ip6tables-legacy for family 6) has a filter table.
 
     nf_tables does not show its rules.
     """

@@ -1,4 +1,4 @@
-"""Look at network namespaces that others made, before and after niso attaches them."""
+"""Inspect network namespaces that other programs made, before and after niso attaches them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from niso.kernel.rtnetlink import Rtnl
 
 
 class ForeignNetns(NamedTuple):
-    """A network namespace as it is found."""
+    """The properties of an existing foreign network namespace."""
 
     cookie: int
-    mark: str  # niso's mark on its lo, "" if niso did not make it
+    mark: str  # niso's mark on the namespace's lo, "" if niso did not create the namespace
     links: frozenset[str]
-    routed: frozenset[int]  # the families that have a default route
-    is_host: bool = False  # it is the caller's own
+    routed: frozenset[int]  # the families with a default route
+    is_host: bool = False  # the namespace is the caller's own
 
 
 def look(path: str) -> ForeignNetns | None:
-    """Return the namespace at ``path``; None if there is none. Raises KernelError."""
+    """Return the properties of the namespace at ``path``; None if there is none.
+
+    Raises KernelError.
+    """
     cookie = netns.cookie_at(path)
     if cookie is None:
         return None
@@ -41,10 +44,10 @@ def look(path: str) -> ForeignNetns | None:
 
 
 def dead_names(marked: set[tuple[int, int]]) -> list[str]:
-    """Return the symlinks of attachments that lead nowhere, or to the end of a pair in ``marked``.
+    """Return attachments' symlinks that lead nowhere, or to the inner end of a pair in ``marked``.
 
-    ``marked`` are pairs with niso's mark: the indexes of the inner and of the outer end. A number
-    alone is used in every namespace. Raises KernelError.
+    ``marked`` are veth pairs with niso's mark, as indexes of the inner and of the outer end. One
+    index alone is not enough, because it is unique only within a namespace. Raises KernelError.
     """
     names = []
     for name in netns.symlinks():

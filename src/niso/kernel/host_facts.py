@@ -1,4 +1,4 @@
-"""Read facts about the host that a plan needs: its MTU, the prefixes in use, its resolver."""
+"""Read facts about the host for planning: its MTU, the prefixes in use, its resolver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ RESOLVED_UPSTREAMS = "/run/systemd/resolve/resolv.conf"
 
 
 def default_mtu() -> int:
-    """Return the MTU (bytes) of the IPv4 default route's link, else of the IPv6 one, else 1500."""
+    """Return the MTU (bytes) of the link with the default route, 1500 without one.
+
+    The IPv4 route is preferred to the IPv6 one.
+    """
     with Rtnl() as rtnl:
         routes = rtnl.routes()
         mtus = {link.index: link.mtu for link in rtnl.links()}
@@ -32,7 +35,7 @@ def default_mtu() -> int:
 
 
 def mtu_of(address: str) -> int | None:
-    """Return the MTU (bytes) of the link with an address; None if the host does not have it."""
+    """Return the MTU (bytes) of the link that has an address; None if no link has it."""
     with Rtnl() as rtnl:
         for own in rtnl.addresses():
             if own.address.partition("/")[0] == address:
@@ -41,7 +44,7 @@ def mtu_of(address: str) -> int | None:
 
 
 def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
-    """Return (prefix, link) of the host's routes and addresses.
+    """Return (prefix, link) for each route and address of the host.
 
     Default routes, link-local prefixes and links with the alias ``except_alias`` are left out.
     """
@@ -81,9 +84,9 @@ def lacks_ipv6() -> str | None:
 def receiving6() -> list[str]:
     """Return the links that can receive IPv6 packets from other machines.
 
-    lo is left out, and so are bridge ports, since their bridge receives for them, and the link of
-    an encrypted cluster, which carries VXLAN alone. A link named "all" or "default" is left out,
-    because that is not its sysctl folder.
+    Left out are: lo; bridge ports, since their bridge receives for them; the WireGuard link of an
+    encrypted cluster, which carries VXLAN alone; links named "all" or "default", because those
+    names are not the link's own sysctl folder.
     """
     with Rtnl() as rtnl:
         links = rtnl.links()
@@ -96,9 +99,9 @@ def receiving6() -> list[str]:
 
 
 def not_forwarding() -> dict[str, set[str]]:
-    """Return foreign links with IPv4 addresses that do not forward though the host does.
+    """Return foreign links with IPv4 addresses that do not forward although the host does.
 
-    Maps the name of each such link that is up to its addresses. The link's own sysctl decides
+    Maps the name of each such link, if it is up, to its addresses. The link's own sysctl decides
     (ip-sysctl.rst, conf/interface/forwarding). Raises KernelError.
     """
     if sysctl.read("net/ipv4/ip_forward") != "1":
@@ -109,7 +112,7 @@ def not_forwarding() -> dict[str, set[str]]:
             address = ipaddress.ip_interface(entry.address).ip
             if address.version == 4 and not address.is_loopback:
                 by_link.setdefault(rtnl.name(entry.index), set()).add(str(address))
-        # one by one: there may be a thousand links without an address
+        # one link at a time: there may be a thousand links without an address
         links = [link for name in by_link if name and (link := rtnl.link(name)) is not None]
         by_link = {link.name: by_link[link.name] for link in links if _is_foreign(link)}
     return {
@@ -126,9 +129,10 @@ def _is_foreign(link: Link) -> bool:
 def resolv_conf(
     dns: Sequence[str] | None = None, search: Sequence[str] | None = None
 ) -> tuple[str, str | None]:
-    """Return (text for a service's /etc/resolv.conf, a warning or None).
+    """Return (text of a service's /etc/resolv.conf, warning or None).
 
-    It is the host's, with other name servers and search domains if these are not None.
+    The text is the host's, with ``dns`` as name servers and ``search`` as search domains if these
+    are not None.
     """
     text, warning = _of_host()
     replaced = {"nameserver": dns, "search": search, "domain": search}
@@ -141,9 +145,9 @@ def resolv_conf(
 
 
 def _of_host() -> tuple[str, str | None]:
-    """Return (text, a warning or None) of a service that has no name servers of its own.
+    """Return (resolv.conf text, warning or None) for a service without name servers of its own.
 
-    It is the host's resolv.conf, without loopback servers, since a service cannot reach those. If
+    The text is the host's resolv.conf without loopback servers, which a service cannot reach. If
     the upstream servers of systemd-resolved are known (systemd-resolved.service(8)), they replace
     its stub.
     """

@@ -1,4 +1,4 @@
-"""Parse and edit hosts files as glibc and busybox read them (hosts(5)), one line per address."""
+"""Parse and edit hosts files as glibc and busybox read them (hosts(5)): one line per address."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ HEADER = (
 )
 
 HOST = f"host.{DOMAIN}"
-"""The name of the host in every file."""
+"""The host's name in every hosts file."""
 
 
 def line_names(names: tuple[str, ...]) -> str:
-    """Return a service's names as in its line: each with the domain, then without."""
+    """Return the names part of a service's line: each name with the domain, then without."""
     return " ".join(f"{name}.{DOMAIN} {name}" for name in names)
 
 
 def name_on(service: str, network: str) -> str:
-    """Return the name of a service's addresses on a network by which it is not reached first."""
+    """Return the name for a service's addresses on a network after the first one shared with it."""
     return f"{service}.{network}.{DOMAIN}"
 
 
@@ -38,7 +38,7 @@ def _order(text: str) -> tuple[int, bytes]:
 
 
 def _rank(text: str) -> tuple[int, bytes]:
-    """Return the order of a line of a file; that of somebody else has none, and is the lowest."""
+    """Return the sort key of a line. A line that niso did not write gets the lowest."""
     try:
         return _order(text)
     except (OSError, ValueError):
@@ -48,13 +48,13 @@ def _rank(text: str) -> tuple[int, bytes]:
 def edit(text: str, remove: set[str], add: set[str]) -> str:
     """Return ``text`` without the lines ``remove`` and with the lines ``add``, sorted by address.
 
-    Both sets contain complete lines. ``text`` is searched by bisection, because parsing all its
-    lines would take time for each service.
+    Both sets contain complete lines. ``text`` is searched by bisection, because parsing all lines
+    would take time for each service.
     """
-    changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # from, to, and what is to be there
+    changes: list[tuple[int, int, tuple[int, bytes], str]] = []  # start, end, sort key, replacement
     for line in remove - add:
         at = _find(text, line, _place(text, line))
-        if at < 0:  # somebody has changed their order
+        if at < 0:  # another program has changed the order of the lines
             at = text.find(f"\n{line}") + 1
         if at > 0:
             changes.append((at, at + len(line), _order(line), ""))
@@ -63,14 +63,14 @@ def edit(text: str, remove: set[str], add: set[str]) -> str:
         if _find(text, line, place) < 0:
             changes.append((place, place, _order(line), line))
     pieces, done = [], 0
-    for start, end, _, new in sorted(changes):  # the order of lines of one address
+    for start, end, _, new in sorted(changes):  # the order of lines with one address
         pieces += [text[done:start], new]
         done = end
     return "".join((*pieces, text[done:]))
 
 
 def _place(text: str, line: str) -> int:
-    """Return where a line has to be: after those of the same address and of lower ones."""
+    """Return the offset at which to insert a line: after lines of the same or a lower address."""
     order, low, high = _order(line), len(HEADER), len(text)
     while low < high:
         start = max(low, text.rfind("\n", low, (low + high) // 2) + 1)
@@ -83,7 +83,10 @@ def _place(text: str, line: str) -> int:
 
 
 def _find(text: str, line: str, place: int) -> int:
-    """Return where a line is among those of its address, which are before ``place``; else -1."""
+    """Return the offset of a line among those of its address; -1 if it is missing.
+
+    These lines end at the offset ``place``.
+    """
     order = _order(line)
     while place > len(HEADER):
         end, place = place, text.rfind("\n", 0, place - 1) + 1

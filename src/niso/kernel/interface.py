@@ -1,4 +1,4 @@
-"""Define the interface of a kernel; `niso.kernel.fake` implements it without root."""
+"""Define the interface to the kernel. `niso.kernel.fake` implements it without root."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING
 
 Foreign = dict[str, Conflict]
-"""Maps the name of a link or namespace that should be niso's, and is not, to the error."""
+"""Maps the name of a link or namespace that should be niso's but is foreign to the error."""
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -28,9 +28,9 @@ else:
 
 
 class Kernel(Protocol):
-    """A network stack with niso's objects.
+    """A network stack that contains niso's objects.
 
-    Within its ``with`` block sockets stay open between calls.
+    Inside a ``with`` block, sockets stay open between calls.
     """
 
     def __enter__(self) -> Self: ...
@@ -46,27 +46,28 @@ class Kernel(Protocol):
     ) -> State:
         """Return those of ``candidates`` that exist, with their actual fields.
 
-        All addresses and routes of their links are returned too. The cost depends on
-        ``candidates`` alone. ``alias`` marks what is niso's. With ``strays`` foreign changes to the
-        candidates' links are read as well. With ``taken``, tables and elements are not read: the
-        candidates are returned unchanged.
+        Also returns all addresses and routes of their links. The cost depends on ``candidates``
+        alone. ``alias`` is niso's mark. With ``strays``, changes by other programs to the
+        candidates' links are read as well. With ``taken``, tables and elements are not read: they
+        are assumed to be as in ``candidates``.
 
-        Raises KernelError, and Conflict if an object with a candidate's name is not niso's. With
-        ``foreign`` that error is recorded there instead, and the object is left out.
+        Raises KernelError, and Conflict if an object with a candidate's name is foreign. With
+        ``foreign``, the Conflict is recorded there instead, and the object is left out.
         """
 
     def read_all(self, want: State, alias: str, foreign: Foreign) -> State:
-        """Return everything that is niso's, wanted or not.
+        """Return everything that carries niso's mark ``alias``, wanted or not.
 
-        ``want`` says which sysctls matter. Raises as `read`.
+        ``want`` selects the sysctls to read. Raises as `read`.
         """
 
     def write(self, steps: Iterable[AnyStep], ending: list[str] | None = None) -> None:
-        """Execute all steps in order; the first failure ends it.
+        """Execute all steps in order, stopping at the first failure.
 
-        With ``ending`` veth pairs whose namespace is deleted too are only detached, and their names
-        added to it: the caller has to `end_links` after releasing the lock. Raises KernelError with
-        the description of the step.
+        With ``ending``, veth pairs whose namespace is deleted too are only detached from their
+        bridge, and their names added to ``ending``: the caller must pass these to `end_links` after
+        releasing the lock, because deleting takes 20 ms. Raises KernelError with the description of
+        the failed step.
         """
 
     def write_what_can_be(
@@ -78,7 +79,7 @@ class Kernel(Protocol):
         """
 
     def end_links(self, names: list[str]) -> None:
-        """Delete links, as those that `write` detached; no-op for missing ones.
+        """Delete the links that `write` detached; no-op for missing ones.
 
         Raises KernelError.
         """
@@ -89,10 +90,10 @@ class Kernel(Protocol):
         Raises KernelError.
         """
 
-    # --- what is marked as niso's, whichever state folder made it ---
+    # --- objects with niso's mark, whichever state folder made them ---
 
     def marked_links(self) -> dict[str, str]:
-        """Return links of the host with niso's mark: name -> mark. Bridges come last.
+        """Return the host's links with niso's mark: name -> mark. Bridges come last.
 
         Raises KernelError.
         """
@@ -101,10 +102,10 @@ class Kernel(Protocol):
         """Return named network namespaces with niso's mark: name -> mark. Raises KernelError."""
 
     def marked_rules(self) -> list[RoutingRule]:
-        """Return routing rules of the host with niso's mark. Raises KernelError."""
+        """Return the host's routing rules with niso's mark. Raises KernelError."""
 
     def marked_names(self) -> list[str]:
-        """Return names of attached namespaces that lead nowhere or to an end of a marked pair.
+        """Return names of attached namespaces that lead nowhere, or to an end of a marked pair.
 
         Raises KernelError.
         """
@@ -115,14 +116,14 @@ class Kernel(Protocol):
     def host_names(self, mark: str) -> tuple[str, ...]:
         """Return the lines of niso's block with this mark in the host's own hosts file.
 
-        Raises KernelError if that is not a regular file.
+        Raises KernelError if that file is not a regular file.
         """
 
     def write_host_names(self, mark: str, lines: Iterable[str], always: bool = False) -> bool:
-        """Replace that block, or remove it without lines; return whether it changed.
+        """Replace the block of `host_names`, or remove it without lines; return whether it changed.
 
-        With ``always`` the file is replaced even if nothing changes. Raises KernelError; then it is
-        as it was.
+        With ``always`` the file is replaced even if nothing changes. Raises KernelError; then the
+        file is unchanged.
         """
 
     # --- sysctls of the host ---
@@ -145,7 +146,7 @@ class Kernel(Protocol):
         """
 
     def look_at(self, path: str) -> ForeignNetns | None:
-        """Return the network namespace at ``path``, whoever made it; None if there is none.
+        """Return the network namespace at ``path``, whoever created it; None if there is none.
 
         Raises KernelError.
         """
@@ -157,10 +158,10 @@ class Kernel(Protocol):
         """
 
     def alias_at(self, pid: int) -> str:
-        """Return the mark of a process's network namespace; "" if it has none or is unreadable."""
+        """Return the mark of a process's network namespace; "" without one, or if unreadable."""
 
     def name_netns(self, name: str, pid: int, alias: str) -> None:
-        """Name the network namespace of a process, which has the mark ``alias``.
+        """Name the network namespace of process ``pid``, which carries the mark ``alias``.
 
         Raises KernelError.
         """
@@ -168,7 +169,7 @@ class Kernel(Protocol):
     def addresses_in(self, name: str, link: str) -> list[str]:
         """Return the addresses, with prefix lengths, of a link in a namespace.
 
-        Empty if it does not exist.
+        Empty if the link does not exist.
         """
 
     def connections_in(self, name: str) -> list[Connection]:
@@ -178,44 +179,45 @@ class Kernel(Protocol):
         """
 
     def measured_in(self, name: str) -> list[Measured]:
-        """Return the TCP connections in a namespace with their figures; none if it does not exist.
+        """Return the TCP connections in a namespace with their measurements (round-trip time etc.).
 
-        Raises KernelError.
+        Empty if the namespace does not exist. Raises KernelError.
         """
 
     # --- flows ---
 
     def flows(self) -> list[Tracked]:
-        """Return the flows known to connection tracking. Raises KernelError."""
+        """Return all tracked flows. Raises KernelError."""
 
     def flows_of(self, addresses: Iterable[str]) -> list[Flow]:
         """Return the flows with one of these addresses at either end. Raises KernelError."""
 
     def end_flows(self, flows: Iterable[Flow | Tracked]) -> int:
-        """End these flows and return how many there were. Raises KernelError."""
+        """End these flows and return the number of flows that existed. Raises KernelError."""
 
     def add_flows(self, connections: Iterable[Connection]) -> None:
-        """Add open TCP connections to connection tracking; no-op for those it knows.
+        """Add open TCP connections to connection tracking; no-op for tracked ones.
 
         Raises KernelError.
         """
 
     def flush_addresses(self, addresses: Iterable[str]) -> None:
-        """End every flow with one of these addresses at either end, until there is none.
+        """End every flow with one of these addresses at either end, until none is left.
 
         Raises KernelError.
         """
 
     def forget_flows(self, addresses: Collection[str]) -> None:
-        """Forget recorded flows of addresses or prefixes that get another holder, or lose theirs.
+        """Delete the recorded flows of addresses or prefixes that lose or change their holder.
 
         Raises KernelError.
         """
 
     def flush_ports(self, claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
-        """End the flows to (protocol, first port, last port) of the host, until there is none.
+        """End the flows to these ports of the host, until none is left.
 
-        TCP that was answered ends only with ``answered``. Raises KernelError.
+        A port is (protocol, first, last). TCP flows with a reply end only with ``answered``. Raises
+        KernelError.
         """
 
     # --- the host ---
@@ -227,37 +229,40 @@ class Kernel(Protocol):
         """
 
     def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
-        """Return (prefix, link) of the host's routes and addresses, without links of this alias."""
+        """Return (prefix, link) for the host's routes and addresses, except links of this alias."""
 
     def default_mtu(self) -> int:
         """Return the MTU of the default route's link in bytes; 1500 without a default route."""
 
     def mtu_of(self, address: str) -> int | None:
-        """Return the MTU of the link with an address in bytes; None if the host has it nowhere."""
+        """Return the MTU in bytes of the link that has an address; None if no link has it."""
 
     def lacks_ipv6(self) -> str | None:
         """Return why the host cannot have a network with IPv6; None if it can."""
 
     def lacks_wireguard(self, form: str) -> str | None:
-        """Return why the host cannot have a link of a form of kinds/wireguard.py; None if it can.
+        """Return why the host cannot have a WireGuard link of a form; None if it can.
+
+        The forms are those of kinds/wireguard.py. Raises KernelError.
+        """
+
+    def wireguard_keys(self, private: str) -> tuple[str, str]:
+        """Return (private key, public key); for "" generate a new pair. Raises KernelError."""
+
+    def wireguard_answers(self, name: str, form: str) -> bool:
+        """Return whether a WireGuard link exists and a process or the kernel serves it."""
+
+    def receiving6(self) -> list[str]:
+        """Return the links on which IPv6 packets of other machines can arrive.
 
         Raises KernelError.
         """
 
-    def wireguard_keys(self, private: str) -> tuple[str, str]:
-        """Return a private key and its public one, of a new pair for "". Raises KernelError."""
-
-    def wireguard_answers(self, name: str, form: str) -> bool:
-        """Return whether a WireGuard link exists and something serves it."""
-
-    def receiving6(self) -> list[str]:
-        """Return the links on which IPv6 packets of others can arrive. Raises KernelError."""
-
     def not_forwarding(self) -> dict[str, set[str]]:
-        """Return others' links that forward no IPv4 while the host does: name -> addresses."""
+        """Return foreign links that do not forward IPv4 though the host does: name -> addresses."""
 
     def neighbour_tables(self) -> list[Table]:
-        """Return how full the neighbour tables of both families are. Raises KernelError."""
+        """Return the usage of the neighbour tables of both families. Raises KernelError."""
 
     def listeners(self, proto: str) -> list[Listener]:
         """Return the host's sockets that receive packets of "tcp", "udp" or "sctp".
@@ -269,10 +274,10 @@ class Kernel(Protocol):
         """Return (pid, program) of a process that has this socket open; None if none is visible."""
 
     def foreign_nat(self) -> dict[str, int]:
-        """Return the number of rules of each chain of others with NAT of IPv4 sources.
+        """Return the number of rules in each foreign chain that translates IPv4 sources.
 
-        The keys are FAMILY TABLE CHAIN. Raises KernelError.
+        The keys are "FAMILY TABLE CHAIN". Raises KernelError.
         """
 
     def foreign_chains(self) -> AbstractContextManager[ForeignChains]:
-        """Return a source of the nftables chains of others. Raises KernelError."""
+        """Return a context manager that reads foreign nftables chains. Raises KernelError."""

@@ -1,8 +1,8 @@
-"""Run nftables by libnftables.so.1 (libnftables(3), libnftables-json(5)), in this process.
+"""Run nftables through libnftables.so.1 (libnftables(3), libnftables-json(5)), in this process.
 
 A context, and so an `Nft`, belongs to the network namespace that opened it. Single elements are
-read by `niso.kernel.nft_elements`: libnftables reads all elements of the table to return one, and
-crashes on a request for 200.
+read by `niso.kernel.nft_elements`: to return one element, libnftables reads all elements of the
+table, and it crashes on a request for 200.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def _load() -> ctypes.CDLL:
 
 
 def release_memory() -> None:
-    """Return to the kernel what libnftables has freed: 3 MiB after both tables were compared.
+    """Return memory that libnftables has freed to the kernel: 3 MiB after comparing both tables.
 
-    No-op with a C library that has no malloc_trim(3).
+    No-op with a C library without malloc_trim(3).
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -68,7 +68,7 @@ def release_memory() -> None:
 class Nft:
     """A libnftables context in the caller's network namespace. A context manager.
 
-    Nothing is written to stdout or stderr. Errors are KernelError with nft's own errors.
+    Nothing is written to stdout or stderr. Errors are KernelError with nft's own error text.
     """
 
     def __init__(self) -> None:
@@ -141,19 +141,19 @@ class Nft:
         )
 
     def outline(self) -> str:
-        """Return all tables as text, with handles and without elements. Raises KernelError."""
+        """Return all tables as text, with handles but without elements. Raises KernelError."""
         return self.text("list ruleset", _HANDLES | _TERSE)
 
     def definition(self, family_table: str) -> str:
-        """Return a table as text, without elements and values of counters. Raises KernelError."""
+        """Return a table as text, without elements and counter values. Raises KernelError."""
         return self.text(f"list table {family_table}", _STATELESS | _TERSE)
 
     def elements(self, family_table: str, container: str) -> dict[str, tuple[str, str]] | None:
         """Map every element of a set or map to (value, comment), as nft writes them.
 
-        ``family_table`` is "inet niso". The value is "" in a set, the comment "" if there is none.
-        Returns None if there is no such set or map. Costs 10 µs per element: to read a few of many
-        see `get`.
+        ``family_table`` is like "inet niso". The value is "" in a set, the comment "" if there is
+        none. Returns None if the set or map does not exist. Costs 10 µs per element; to read a few
+        of many, use `get`.
         """
         with nft_elements.Nfnetlink() as kernel:
             header = kernel.header(family_table, container)
@@ -207,7 +207,7 @@ class Nft:
         return errors.decode("utf-8", "replace")
 
     def _error(self, errors: str, text: str) -> KernelError:
-        """Return the first error in ``errors``.
+        """Parse the first error in ``errors``.
 
         They are "[FILE:LINE:FROM-TO: ]Error: REASON", the line, and carets below it.
         """
@@ -258,7 +258,7 @@ def _limit(body: dict[str, Any]) -> str:
 
 
 def _types(declared: Any) -> list[str]:
-    """Return the names of a set's types, or of its expressions if it was declared by "typeof"."""
+    """Return the names of a set's types, or of its expressions if it was declared with "typeof"."""
     if isinstance(declared, dict):
         expression = declared["typeof"]
         parts = expression.get("concat", [expression])

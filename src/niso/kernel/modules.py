@@ -14,11 +14,11 @@ _MODPROBE = ("/usr/sbin/modprobe", "/sbin/modprobe")
 
 
 def load_bridge_netfilter() -> None:
-    """Load br_netfilter if it is missing, for bridges with nf_call_iptables.
+    """Load br_netfilter if it is missing; bridges with nf_call_iptables need it.
 
     Its global sysctls start at 1, which would pass the frames of all other bridges through the
-    rules of all tables. They are set to 0, which is the behaviour without the module. Raises
-    KernelError if there is no such module.
+    rules of all tables. They are set to 0, so these bridges behave as without the module. Raises
+    KernelError if the module does not exist.
     """
     if os.path.isdir(f"{_SYS}/{BRIDGE_NETFILTER}"):
         return

@@ -1,6 +1,6 @@
-"""Hand the inner end of a veth pair to an engine that moves it into a namespace of its own.
+"""Hand the inner end of a veth pair to an engine, which moves it into a namespace of its own.
 
-Docker wants a link of the host at a moment when its container has no namespace yet.
+Docker requests a link on the host at a time when its container has no namespace yet.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ _IFLA_NET_NS_FD = 28  # linux/if_link.h
 
 
 class Moved(NamedTuple):
-    """The inner end of a pair, where its engine has moved it."""
+    """The inner end of a veth pair, at the place to which its engine has moved it."""
 
-    cookie: int  # of the namespace
+    cookie: int  # index in the namespace
     interface: str
 
 
 def new_namespace() -> int:
-    """Return a descriptor of a new network namespace, which ends with it. Raises KernelError."""
+    """Create a network namespace that exists until the returned descriptor is closed.
+
+    Raises KernelError.
+    """
     with netns.unnamed():
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def hand_over(space: int, interface: str, name: str) -> None:
-    """Move a link from the namespace of a descriptor into the caller's, as ``name`` and down.
+    """Move a link from the namespace ``space`` (a descriptor) into the caller's, as ``name``.
 
-    Raises KernelError.
+    The link is down afterwards. Raises KernelError.
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -49,9 +52,9 @@ def hand_over(space: int, interface: str, name: str) -> None:
 
 
 def find(path: str, host_end: str, address: str) -> Moved | None:
-    """Return the other end of ``host_end`` in the namespace at ``path``, up and with its address.
+    """Return the other end of ``host_end`` in the namespace at ``path``.
 
-    None before that. Raises KernelError.
+    Returns None until the engine has set the link up with its address. Raises KernelError.
     """
     cookie = netns.cookie_at(path)
     if cookie is None:

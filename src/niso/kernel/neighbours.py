@@ -1,8 +1,8 @@
 """Read, add and delete static neighbour entries; read how full the tables are (linux/neighbour.h).
 
-An entry of an address sends its packets to that MAC without ARP. An entry of a MAC, in a bridge's
-forwarding table, sends its frames to a port; in that of a VXLAN device, to another host. niso adds
-the first two for each service, and all three for each service of another host.
+A neighbour entry maps an address to a MAC, so that packets need no ARP. An entry of a bridge's
+forwarding database (FDB) maps a MAC to a port; in the FDB of a VXLAN device, to another host. niso
+adds the first two for each service, and all three for each service of another host.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ _MOST, _STATS = 4, 7  # NDTA_THRESH3, NDTA_STATS
 _ABSENT = (errno.ENOENT, errno.ENODEV, errno.EINVAL)  # no entry; no link; not a bridge port
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 AT_ONCE = 32
-"""Entries in one message to the kernel: its answers must fit the socket's buffer."""
+"""The most entries in one message to the kernel: the answers must fit the socket's buffer."""
 
 _ndmsg = struct.Struct("=BxxxiHBB")
 _ndt_stats = struct.Struct("=80xQ")  # ten other counters, ndts_table_fulls
 
 
 class Table(NamedTuple):
-    """A family's table: one for the host and the namespaces of all services.
+    """The neighbour table of a family, shared by the host and the namespaces of all services.
 
-    ``most`` is net.ipv{4,6}.neigh.default.gc_thresh3: a new neighbour beyond it is refused with
-    ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent entries and those of routing daemons are
-    exempt. How many others the table has, the kernel does not say: ndtc_entries counts all.
+    ``most`` is net.ipv{4,6}.neigh.default.gc_thresh3: when the table is full, a new neighbour is
+    refused with ENOBUFS (neigh_alloc, net/core/neighbour.c). Permanent entries and those of routing
+    daemons are exempt. The kernel does not report the number of non-exempt entries in other
+    namespaces: ndtc_entries counts all.
     """
 
     family: int  # 4 or 6
     own: int
-    """Entries of this namespace that are not exempt."""
+    """Number of non-exempt entries of this namespace."""
     most: int
     refused: int = 0
     """New neighbours that were refused since boot, in all namespaces."""
 
 
 class Permanent(NamedTuple):
-    """A permanent entry of an address."""
+    """A permanent neighbour entry: an address and its MAC."""
 
     link_index: int
     address: str
@@ -60,12 +61,13 @@ class Permanent(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """A static entry of a bridge's table."""
+    """A static entry in a bridge's forwarding database."""
 
-    link_index: int  # of the port
+    link_index: int  # MAC of the port
     mac: str
     is_local: bool = False
-    """Whether frames to the MAC are for the host. The kernel adds those of the ports' own MACs."""
+    """Whether frames to the MAC are for the host. The kernel adds such entries for the ports' own
+    MACs."""
 
 
 def tables(rtnl: Rtnl) -> list[Table]:
@@ -92,7 +94,7 @@ def tables(rtnl: Rtnl) -> list[Table]:
 
 
 def permanent(rtnl: Rtnl) -> list[Permanent]:
-    """Return the permanent entries of addresses, of both families. Raises KernelError."""
+    """Return the permanent neighbour entries of both families. Raises KernelError."""
 
     def parse(body: bytes) -> Permanent | None:
         family, index, state, _, _ = _ndmsg.unpack_from(body)
@@ -108,9 +110,9 @@ def permanent(rtnl: Rtnl) -> list[Permanent]:
 
 
 def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[Fixed]]:
-    """Return the entries that were not learned, by bridge: of all bridges, or of one.
+    """Return the static FDB entries by bridge index: of all bridges (0), or of one.
 
-    All in one dump: for each dump the kernel walks all links. Raises KernelError.
+    Reads all in one dump, because the kernel walks all links for each dump. Raises KernelError.
     """
 
     def parse(body: bytes) -> tuple[int, Fixed] | None:
@@ -130,7 +132,7 @@ def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[Fixed]]:
 
 
 def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
-    """Return whether a bridge sends the frames to a MAC always to this port. Raises KernelError."""
+    """Return whether a bridge has a static entry of a MAC for this port. Raises KernelError."""
     body = _request(_AF_BRIDGE, port_index) + _mac(mac)
     answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
     if answer is None:
@@ -140,10 +142,10 @@ def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
 
 
 def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
-    """Have a bridge send the frames to a MAC always to this port. Raises KernelError.
+    """Add a static entry to a bridge: it sends frames to ``mac`` to this port. Raises KernelError.
 
-    The entry that the kernel adds for the port's ``own`` MAC is deleted: nobody sends to it, and
-    the kernel walks all entries for each port that comes or goes.
+    The entry that the kernel adds for the port's ``own`` MAC is deleted: no frame is sent to that
+    MAC, and the kernel walks all entries for each port that is added or removed.
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
     flags = netlink.CREATE | netlink.REPLACE
@@ -154,16 +156,16 @@ def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
 
 
 def unfix(port_index: int, mac: str) -> Message:
-    """Return the message that deletes a bridge's entry of a MAC; no-op if it is gone."""
+    """Return the message that deletes a bridge's static entry of a MAC; no-op if it is missing."""
     body = _request(_AF_BRIDGE, port_index, _MASTERS) + _mac(mac)
     what = f"delete the forwarding entry of {mac}"
     return Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV))
 
 
 def of_tunnel(rtnl: Rtnl, index: int) -> list[tuple[str, str]]:
-    """Return the (MAC, host) of a VXLAN device's entries, and (MAC, "") of those of its port.
+    """Return (MAC, host) for each FDB entry of a VXLAN device, and (MAC, "") for its bridge port.
 
-    Entries of the kernel's own are left out. Raises KernelError.
+    Entries that the kernel itself adds are left out. Raises KernelError.
     """
     body = _request(_AF_BRIDGE, index)
     parsed = rtnl.dump("list a VXLAN device's table", _GETNEIGH, body, _tunnel_entry)
@@ -184,9 +186,9 @@ def _tunnel_entry(body: bytes) -> tuple[int, str, str] | None:
 
 
 def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
-    """Return to which host a VXLAN device sends a MAC ("" for none), and if its bridge knows it.
+    """Return (host that a VXLAN device sends a MAC to, whether its bridge knows the MAC).
 
-    Raises KernelError.
+    The host is "" if there is none. Raises KernelError.
     """
     body = _request(_AF_BRIDGE, index, _SELF) + _mac(mac)
     answer = rtnl.get_one(f"find the host of {mac}", _GETNEIGH, body, _ABSENT)
@@ -195,7 +197,7 @@ def tunnel_entry(rtnl: Rtnl, index: int, mac: str) -> tuple[str, bool]:
 
 
 def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
-    """Return the messages that send a MAC through a VXLAN device to a host, not to ``was``."""
+    """Return the messages that send a MAC through a VXLAN device to ``host`` instead of ``was``."""
     what = f"add the forwarding entry of {mac} to {host}"
     flags = netlink.CREATE | netlink.REPLACE
     port = _ndmsg.pack(_AF_BRIDGE, index, _NOARP, _MASTERS, 0) + _mac(mac)
@@ -204,12 +206,16 @@ def lead(index: int, mac: str, host: str, was: str = "") -> list[Message]:
         Message(what, _NEWNEIGH, flags, device + _address(_DST, host)),
         Message(what, _NEWNEIGH, flags, port),
     ]
-    # of another family: the kernel would replace it, but an address of 4 bytes fills 16 only partly
+    # the entry has an address of another family: the kernel would replace it, but 4 bytes fill an
+    # IPv6 address only partly
     return [*unlead(index, mac, port=False), *messages] if was else messages
 
 
 def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
-    """Return the messages that delete both entries of a MAC; no-op for missing ones."""
+    """Return the messages that delete both entries of a MAC, of the device and the bridge.
+
+    No-op for missing entries.
+    """
     what = f"delete the forwarding entry of {mac}"
     gone = (errno.ENOENT, errno.ENODEV)
     device = Message(what, _DELNEIGH, 0, _request(_AF_BRIDGE, index, _SELF) + _mac(mac), gone)
@@ -217,7 +223,7 @@ def unlead(index: int, mac: str, port: bool = True) -> list[Message]:
 
 
 def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
-    """Return the MAC of a link's permanent entry of an address; "" if there is none.
+    """Return the MAC of a link's permanent neighbour entry for an address; "" if there is none.
 
     Raises KernelError.
     """
@@ -229,7 +235,7 @@ def mac_of(rtnl: Rtnl, index: int, address: str) -> str:
 
 
 def resolve(index: int, address: str, mac: str) -> Message:
-    """Return the message that adds or replaces a permanent entry of an address."""
+    """Return the message that adds or replaces a permanent neighbour entry."""
     body = _ndmsg.pack(_family(address), index, _PERMANENT, 0, 0)
     body += _address(_DST, address) + _mac(mac)
     what = f"add neighbour {address} of link {index}"
@@ -237,7 +243,7 @@ def resolve(index: int, address: str, mac: str) -> Message:
 
 
 def forget(index: int, address: str) -> Message:
-    """Return the message that deletes the entry of an address; no-op if it is gone."""
+    """Return the message that deletes the neighbour entry of an address; no-op if it is missing."""
     body = _request(_family(address), index) + _address(_DST, address)
     what = f"delete neighbour {address} of link {index}"
     return Message(what, _DELNEIGH, 0, body, (errno.ENOENT, errno.ENODEV))

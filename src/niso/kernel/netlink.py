@@ -1,9 +1,9 @@
 """Send netlink requests and dumps; report the kernel's own error texts.
 
-See netlink(7) and linux/netlink.h. This is the only place that turns an errno into a `KernelError`:
-see `refused`. Only messages from the kernel count, since a process with NET_ADMIN in a service's
-network namespace could send to our socket too. Truncated messages and impossible lengths raise an
-error; a partial answer is never returned.
+See netlink(7) and linux/netlink.h. This is the only module that turns an errno into a
+`KernelError`: see `refused`. Only messages from the kernel count, since a process with NET_ADMIN in
+a service's network namespace could send to niso's socket too. Truncated messages and impossible
+lengths raise an error; a partial answer is never returned.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _MOST_ERRNO = 4095  # MAX_ERRNO, linux/err.h
 _OWN = "/proc/thread-self/ns/net"
 
 OWN_THREAD = "niso"
-"""What the names of niso's programs begin with: niso, niso-cni, niso-netavark."""
+"""The prefix of the names of niso's programs: niso, niso-cni, niso-netavark."""
 
 _THREAD_NAME = "/proc/thread-self/comm"
 
@@ -66,7 +66,7 @@ _attribute = struct.Struct("=HH")  # struct nlattr
 
 
 class Message(NamedTuple):
-    """A request for a change.
+    """A request that changes something.
 
     ``what`` describes the step; errnos in ``fine`` count as success.
     """
@@ -86,7 +86,7 @@ class _Reply(NamedTuple):
 
 
 def refused(what: str, number: int, message: str = "") -> KernelError:
-    """Return the error for the step ``what``, which failed with errno ``number``.
+    """Build the error for the step ``what``, which failed with errno ``number``.
 
     ``message`` is the kernel's extended ACK text, if any.
     """
@@ -99,10 +99,11 @@ def refused(what: str, number: int, message: str = "") -> KernelError:
 
 
 class named:
-    """Let the calling thread be named niso inside the block.
+    """Context manager: rename the calling thread to niso inside the block.
 
-    The kernel says the name of the thread that commits a transaction of nftables
-    (NFTA_GEN_PROC_NAME). So `niso events` knows those of a Python program that uses niso.
+    The kernel reports the name of the thread that commits an nftables transaction
+    (NFTA_GEN_PROC_NAME). By this name, `niso events` recognises transactions of Python programs
+    that use niso as a library.
     """
 
     def __enter__(self) -> None:
@@ -116,10 +117,10 @@ class named:
 
 
 def _thread_name() -> bytes:
-    """Return the calling thread's name (proc_pid_comm(5)); niso's if that is unknown."""
+    """Return the calling thread's name (proc_pid_comm(5)); niso's name if /proc cannot be read."""
     try:
         fd = os.open(_THREAD_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # without /proc: then nothing is renamed
+    except OSError:  # without /proc the thread is not renamed
         return OWN_THREAD.encode()
     try:
         return os.read(fd, 64).rstrip(b"\n")
@@ -158,9 +159,10 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Return the attributes from ``offset`` to the end of ``data``: payload by kind.
+    """Parse the attributes from ``offset`` to the end of ``data``: payload by kind.
 
-    The last one of a kind wins. Raises ValueError (one of `MALFORMED`) for an impossible length.
+    Of attributes with the same kind, the last wins. Raises ValueError (one of `MALFORMED`) for an
+    impossible length.
     """
     payloads = {}
     end = len(data)
@@ -189,7 +191,7 @@ def several(data: bytes, kind: int) -> Iterator[bytes]:
 
 
 def understood[T](what: str, parse: Callable[[bytes], T], answer: bytes) -> T:
-    """Return what ``parse`` makes of the answer to the step ``what``.
+    """Parse the answer to the step ``what`` with ``parse``.
 
     Raises KernelError if the answer is malformed.
     """
@@ -234,10 +236,11 @@ class Netlink:
 
         The kernel handles all of them before the call returns, and does not stop at an error: later
         messages must be harmless if an earlier one failed. Raises KernelError for the first failure
-        that is not ``fine``.
+        that is not in ``fine``.
         """
         first, last = self._sequence + 1, self._sequence + len(messages)
-        # errors are always answered, and before the last message, the only one that asks for an ACK
+        # errors are always answered, and arrive before the ACK, which only the last message
+        # requests
         packet = b"".join(
             self._pack(message.kind, message.flags | (ACK if sequence == last else 0), message.body)
             for sequence, message in enumerate(messages, first)
@@ -265,14 +268,15 @@ class Netlink:
         end: Message,
         clashes: tuple[int, ...],
     ) -> None:
-        """Send a batch (nfnetlink_rcv_batch), which the kernel applies as a whole or not at all.
+        """Send a batch (nfnetlink_rcv_batch), which the kernel applies completely or not at all.
 
         An errno in ``clashes`` is reported as EEXIST. Raises KernelError.
         """
         start = self._sequence + 1
         packets = [self._pack(begin.kind, begin.flags, begin.body)]
         for i, message in enumerate(messages):
-            # the last one is acknowledged after the commit; errors of others come before that
+            # the last message is acknowledged after the commit; errors of earlier ones come before
+            # that
             flags = message.flags | (ACK if i == len(messages) - 1 else 0)
             packets.append(self._pack(message.kind, flags, message.body))
         last = self._sequence
@@ -303,13 +307,18 @@ class Netlink:
     def get_one(
         self, what: str, kind: int, body: bytes, absent: tuple[int, ...], flags: int = 0
     ) -> bytes | None:
-        """Return the body of the answer; None if the kernel answers with an errno in ``absent``."""
+        """Send a request and return the body of the answer; None for an errno in ``absent``.
+
+        Raises KernelError.
+        """
         return self.get_all(what, kind, [body], absent, flags)[0]
 
     def get_all(
         self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...], flags: int = 0
     ) -> list[bytes | None]:
-        """As `get_one` for each of ``bodies``, in one sendmsg.
+        """Send a request for each of ``bodies`` in one sendmsg.
+
+        Return a list of `get_one`'s results.
 
         All answers together must fit the socket's buffer. With ACK in ``flags``, a request that is
         acknowledged without an answer has None.
@@ -347,7 +356,7 @@ class Netlink:
         parse: Callable[[bytes], T | None],
         absent: tuple[int, ...] = (),
     ) -> list[T]:
-        """Return what ``parse`` makes of each body of a dump, without None.
+        """Dump objects; return the results of ``parse`` for each body, without None.
 
         Returns an empty list if the dump ends with an errno in ``absent``. A dump that concurrent
         changes interrupted, or that overran the socket, is requested again.
@@ -398,9 +407,11 @@ class Netlink:
         )
 
     def _receive(self) -> list[_Reply]:
-        """Return the messages of one datagram from the kernel, whose port is 0 (netlink(7)).
+        """Return the messages of one datagram.
 
-        Raises OSError.
+        Datagrams that do not come from the kernel are skipped.
+
+        The kernel's port is 0 (netlink(7)). Raises OSError.
         """
         data, _, truncated, (sender, _) = self._socket.recvmsg(_BUFFER)
         if failpoint.broken(failpoint.OVERRUN):
@@ -427,14 +438,16 @@ class Netlink:
 
 
 class Netfilter(Netlink):
-    """A socket to netfilter (nf_tables, conntrack), reused if its last use raised no error.
+    """A socket to netfilter (nf_tables, conntrack).
 
-    Closing any such socket waits some 11 ms, until the kernel has freed what the last nf_tables
-    transaction removed (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). An activation opens five.
+    It is reused unless its last use raised an error.
+
+    Closing such a socket waits some 11 ms, until the kernel has freed what the last nf_tables
+    transaction removed (nft_rcv_nl_event, net/netfilter/nf_tables_api.c). An activation uses five.
     """
 
     def __init__(self) -> None:
-        # not one of another process or namespace
+        # a message of another process or namespace is skipped
         self._home = (os.getpid(), os.stat(_OWN).st_ino)
         known = [spare for spare in _spare if spare[0] == self._home]
         if known:
@@ -445,7 +458,7 @@ class Netfilter(Netlink):
 
     def __exit__(self, kind: object = None, *_: object) -> None:
         if kind is not None or len(_spare) >= _MOST_SPARE:
-            self.close()  # it may hold unread answers
+            self.close()  # the socket may hold unread answers
         else:
             _spare.append((self._home, self._socket, self._sequence))
 
@@ -459,12 +472,12 @@ def _bad() -> OSError:
 
 
 def _result(reply: _Reply, offset: int) -> tuple[int, str]:
-    """Return (errno or 0, text of the extended acknowledgement) of a reply (struct nlmsgerr).
+    """Return (errno or 0, extended ACK text) of a reply (struct nlmsgerr).
 
-    The text's attributes start at ``offset``. Raises OSError.
+    The attributes start at ``offset``. Raises OSError.
     """
     try:
-        # the end of a dump may have no error number
+        # the message that ends a dump may lack an error number
         number = (
             -struct.unpack_from("=i", reply.body)[0]
             if reply.body or reply.kind == _NLMSG_ERROR

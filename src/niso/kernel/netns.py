@@ -1,9 +1,9 @@
 """Manage named network namespaces in /run/netns, as ``ip netns`` does.
 
 See ip-netns(8) and network_namespaces(7). `create` and `inside` move the calling thread to another
-namespace and back. They are for single-threaded programs: other threads would stay, and code that
-runs in between (a callback, a finaliser) would see the wrong namespace. If the way back fails, the
-process exits at once, since everything after that would change the wrong host.
+namespace and back. They are for single-threaded programs: other threads would stay behind, and code
+that runs in between (a callback, a finaliser) would see the wrong namespace. If returning fails,
+the process exits at once, since anything it does later would change the wrong host.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _OWN = "/proc/thread-self/ns/net"
 
 
 def create(name: str, *, alias: str = "") -> None:
-    """Create the namespace ``name``, as `make` does."""
+    """Create the namespace ``name``; see `make`."""
     make(name, alias=alias).close()
 
 
 def make(name: str, *, alias: str = "") -> Rtnl:
     """Create the namespace ``name`` with ``lo`` up and, if given, ``alias`` on it.
 
-    Returns a socket in it, which the caller closes. The namespace gets its name last, so that one
-    with this name always carries its mark. A kill leaves at most an empty file, which counts as
-    absent and is reused. Raises KernelError (EEXIST if the name is taken).
+    Returns an rtnetlink socket in the namespace, which the caller closes. The name is added last,
+    so that a namespace with this name always carries its mark. A kill leaves at most an empty file,
+    which counts as absent and is reused. Raises KernelError (EEXIST if the name is taken).
     """
-    from niso.kernel import netns_folder  # an attachment needs no mount
+    from niso.kernel import netns_folder  # an attachment needs no mount of /run/netns
 
     path = _path(name)
     what = f"create network namespace '{name}'"
@@ -83,18 +83,18 @@ def marked(pid: int) -> str:
 
 
 def attach(name: str, pid: int, alias: str) -> None:
-    """Name the network namespace of process ``pid`` again, after it lost its name.
+    """Restore the name of the network namespace of process ``pid``, which must carry ``alias``.
 
-    The namespace must carry ``alias``. Raises KernelError.
+    Raises KernelError.
     """
-    from niso.kernel import netns_folder  # an attachment needs no mount
+    from niso.kernel import netns_folder  # an attachment needs no mount of /run/netns
 
     path = _path(name)
     what = f"name the network namespace of process {pid} '{name}'"
     if exists(name):
         raise refused(what, errno.EEXIST)
     try:
-        # keeps referring to one namespace, whatever happens to the process
+        # the descriptor refers to one namespace, even if the process ends
         fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             source = f"/proc/self/fd/{fd}"
@@ -113,8 +113,11 @@ def attach(name: str, pid: int, alias: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Remove the name; the namespace itself ends with its last process. No-op if there is none."""
-    from niso.kernel import netns_folder  # an attachment needs no mount
+    """Remove the name; the namespace itself ends with its last process.
+
+    No-op if the name is missing.
+    """
+    from niso.kernel import netns_folder  # an attachment needs no mount of /run/netns
 
     path = _path(name)
     what = f"delete network namespace '{name}'"
@@ -133,7 +136,7 @@ def delete(name: str) -> None:
 
 
 def clear_unfinished(name: str) -> None:
-    """Remove the empty file left by an interrupted `create`; anything else stays."""
+    """Remove the empty file left by an interrupted `create`; any other file stays."""
     if exists(name):
         return
     try:
@@ -158,9 +161,9 @@ def exists(name: str) -> bool:
 
 
 def _open(path: str, name: str) -> int | None:
-    """Return a descriptor of the namespace at ``path``; None if there is none.
+    """Open the namespace at ``path`` and return a descriptor; None if there is none.
 
-    Raises KernelError, which calls it ``name``.
+    Raises KernelError, which calls the namespace ``name``.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -185,7 +188,7 @@ def _is_namespace(fd: int) -> bool:
 
 
 def identity(name: str) -> tuple[int, int]:
-    """Return an identity that differs from earlier namespaces of the same name (ioctl_ns(2)).
+    """Return a value that differs from that of earlier namespaces of the same name (ioctl_ns(2)).
 
     Raises KernelError.
     """
@@ -198,7 +201,7 @@ def identity(name: str) -> tuple[int, int]:
 
 
 def names() -> list[str]:
-    """Return all named network namespaces, sorted, including foreign ones and symlinks to some."""
+    """Return all named network namespaces, sorted, including foreign ones and symlinks."""
     return sorted(name for name in _listed() if exists(name))
 
 
@@ -212,7 +215,7 @@ def _listed() -> list[str]:
 
 
 def open_fd(name: str) -> int:
-    """Return a descriptor (close-on-exec) of the namespace.
+    """Open the namespace and return a descriptor (close-on-exec).
 
     The caller closes it. Raises KernelError.
     """
@@ -225,20 +228,19 @@ def open_fd(name: str) -> int:
     return fd
 
 
-# --- namespaces that others made -------------------------------------------------------------
+# --- namespaces that other programs made -----------------------------------------------------
 
 _pins: dict[str, int] = {}
-"""Name -> a descriptor of the namespace that it stands for while an operation lasts.
+"""Name -> a descriptor of the namespace that the name is bound to during an operation.
 
-A path like /proc/PID/ns/net may lead elsewhere a moment later, when the pid is used again.
+A path like /proc/PID/ns/net may lead to another namespace a moment later, when the pid is reused.
 """
 
 
 def cookie_at(path: str) -> int | None:
     """Return the cookie of the namespace at ``path``; None if there is none.
 
-    No two namespaces of one boot have the same (SO_NETNS_COOKIE, net/core/sock.c).
-    Raises KernelError.
+    The cookie is unique within a boot (SO_NETNS_COOKIE, net/core/sock.c). Raises KernelError.
     """
     fd = _open(path, path)
     if fd is None:
@@ -268,7 +270,7 @@ def own_cookie() -> int:
 
 
 def target(name: str) -> str | None:
-    """Return where the symlink ``name`` leads; "" if it is no symlink, None if there is nothing."""
+    """Return the target of the symlink ``name``; "" for another file, None if it does not exist."""
     try:
         return os.readlink(_path(name))
     except FileNotFoundError:
@@ -280,15 +282,15 @@ def target(name: str) -> str | None:
 
 
 def symlinks() -> list[str]:
-    """Return the names that are symlinks and begin as niso's do, whether they lead anywhere."""
+    """Return the symlinks whose names begin with niso's prefix, dangling ones included."""
     return sorted(name for name in _listed() if name.startswith("niso-") and target(name))
 
 
 def pin(name: str, path: str, cookies: Collection[int]) -> int:
-    """Let ``name`` stand for the namespace at ``path``, if its cookie is one of these.
+    """Bind ``name`` to the namespace now at ``path``, if its cookie is in ``cookies``.
 
-    It does so until `unpin`.
-    Return the cookie of the namespace at ``path``, 0 if there is none. Raises KernelError.
+    The binding lasts until `unpin`. Returns the cookie of that namespace, 0 if there is none.
+    Raises KernelError.
     """
     fd = _open(path, path)
     if fd is None:
@@ -305,7 +307,7 @@ def pin(name: str, path: str, cookies: Collection[int]) -> int:
 
 
 def unpin() -> None:
-    """Let every name stand for what it leads to: a descriptor would keep a namespace alive."""
+    """Release all bindings of `pin`, since a descriptor would keep a namespace alive."""
     for name in list(_pins):
         _let_go(name)
 
@@ -316,9 +318,10 @@ def _let_go(name: str) -> None:
 
 
 def link(name: str, path: str) -> None:
-    """Make ``name`` a symlink to ``path``, in one step where it is one already.
+    """Make ``name`` a symlink to ``path``; an existing symlink is replaced atomically.
 
-    It keeps nothing alive. Raises KernelError (EEXIST if the name is no symlink).
+    The symlink does not keep the namespace alive. Raises KernelError (EEXIST if ``name`` is not a
+    symlink).
     """
     there = _path(name)
     what = f"name the network namespace {path} '{name}'"
@@ -330,7 +333,7 @@ def link(name: str, path: str) -> None:
         os.makedirs(paths.NETNS_DIR, 0o755, exist_ok=True)
         failpoint.hit(what)
         try:
-            os.unlink(draft)  # of a command that was killed
+            os.unlink(draft)  # left by a command that was killed
         except FileNotFoundError:
             pass
         os.symlink(path, draft)
@@ -340,7 +343,7 @@ def link(name: str, path: str) -> None:
 
 
 def unlink(name: str) -> None:
-    """Remove the symlink ``name``; no-op if there is none. What it leads to stays.
+    """Remove the symlink ``name``, but not its target; no-op if it is missing.
 
     Raises KernelError.
     """
@@ -357,29 +360,32 @@ def unlink(name: str) -> None:
 
 
 def inside(name: str) -> Elsewhere:
-    """Run the ``with`` block in the namespace ``name``. Raises KernelError if it cannot enter."""
+    """Context manager: run the block in the namespace ``name``.
+
+    Raises KernelError if entering fails.
+    """
     return Elsewhere(name)
 
 
 def at(name: str) -> Elsewhere | Here:
-    """As `inside`; "" is the caller's own namespace."""
+    """Context manager: like `inside`; for "" the block runs in the caller's own namespace."""
     return Elsewhere(name) if name else Here()
 
 
 def unnamed() -> Elsewhere:
-    """Run the ``with`` block in a new namespace, which ends with the last reference to it."""
+    """Context manager: run the block in a new namespace. It ends with the last reference to it."""
     return Elsewhere(None)
 
 
 class Here:
-    """A context in the caller's own network namespace."""
+    """Context manager for the caller's own network namespace: does nothing."""
 
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...
 
 
 class Elsewhere:
-    """A context in another network namespace: of a name, of the file ``path``, or a new one."""
+    """Context manager: enter another network namespace, by name or file ``path``, or a new one."""
 
     def __init__(self, name: str | None, path: str | None = None) -> None:
         self._name = name
@@ -424,7 +430,7 @@ class Elsewhere:
         try:
             try:
                 os.setns(self._home, os.CLONE_NEWNET)
-            except KeyboardInterrupt:  # before or after the call
+            except KeyboardInterrupt:  # an interrupt arrived before or after the call
                 os.setns(self._home, os.CLONE_NEWNET)
                 raise
         except OSError:

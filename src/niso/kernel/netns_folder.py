@@ -17,14 +17,14 @@ def bind(source: str, path: str) -> None:
 
 
 def unmount(path: str) -> None:
-    """Take the mount at ``path`` away, at once for all who look. Raises OSError with the path."""
+    """Unmount ``path`` at once, even if it is in use. Raises OSError with the path."""
     _call("umount2", path.encode(), _MNT_DETACH, path=path)
 
 
 def share() -> None:
-    """Make /run/netns a shared mount, so that deletions here reach all mount namespaces.
+    """Make /run/netns a shared mount, so that deletions here propagate to all mount namespaces.
 
-    Only the folder itself is changed: including the namespaces mounted in it would take 0.3 ms for
+    Changes only the folder itself: including the namespaces mounted in it would take 0.3 ms for
     1,000 of them. Raises OSError.
     """
     try:
@@ -40,9 +40,9 @@ def share() -> None:
 
 
 def is_hidden() -> bool:
-    """Return whether namespaces that this process names have no name for the rest of the host.
+    """Return whether the rest of the host cannot see the namespace names that this process creates.
 
-    That is so in a mount namespace of its own, such as by PrivateTmp= of a systemd unit, whose
+    This is so in a private mount namespace, such as of a systemd unit with PrivateTmp=, whose
     /run/netns does not share its mounts with that of PID 1 (mount_namespaces(7)).
     """
     try:
@@ -50,14 +50,14 @@ def is_hidden() -> bool:
             return False
         own = _peer_group("self")
         return own is None or own != _peer_group("1")
-    except OSError:  # there is no PID 1 that this process may look at
+    except OSError:  # no PID 1 that this process may inspect
         return False
 
 
 def _peer_group(process: str) -> str | None:
-    """Return "shared:N" of the mount /run/netns that a process sees (proc_pid_mountinfo(5)).
+    """Return the peer group "shared:N" of /run/netns as a process sees it (proc_pid_mountinfo(5)).
 
-    None if it is not a mount, or shares nothing. Raises OSError.
+    None if /run/netns is not a mount point or not shared. Raises OSError.
     """
     group = None
     with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:

@@ -1,6 +1,6 @@
 """Read packets that nftables rules log to a group (linux/netfilter/nfnetlink_log.h).
 
-The kernel stores nothing: a group without a reader drops its packets. A group has one reader.
+The kernel stores nothing: packets of a group without a reader are lost. A group has one reader.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _FRAGMENT = 44
 
 
 class Logged(NamedTuple):
-    """A logged packet: its time (seconds since 1970), the rule's prefix, its ingress link and ends.
+    """A logged packet: time (seconds since 1970), prefix of the rule, ingress link and addresses.
 
-    On a bridge the link is the bridge's port. ``port`` is the destination's, None if there is none.
-    ``proto`` is a name, or a number if it has no name here.
+    On a bridge, the link is the bridge port. ``port`` is the destination port, None if there is
+    none. ``proto`` is a name, or a number if the name is unknown here.
     """
 
     time: float
@@ -49,7 +49,7 @@ class Logged(NamedTuple):
 
 
 class Nflog(netlink.Netlink):
-    """The packets logged to ``group`` in the caller's network namespace. A context manager.
+    """Read the packets logged to ``group`` in the caller's network namespace. A context manager.
 
     Raises Conflict if another process reads the group, KernelError if the kernel lacks the module.
     """
@@ -108,7 +108,7 @@ class Nflog(netlink.Netlink):
 def _holder(group: int) -> str:
     """Return a description of the process that has bound a group; "" if none has.
 
-    A socket's port number is usually its process's pid (netlink(7)).
+    The port number of a socket usually is the pid of its process (netlink(7)).
     """
     try:
         with open(_BOUND, encoding="ascii") as file:
@@ -147,7 +147,7 @@ def _link(index: bytes) -> str:
     number = int.from_bytes(index, "big")
     try:
         return socket.if_indextoname(number)
-    except OSError:  # gone meanwhile
+    except OSError:  # the process has ended
         return f"link {number}"
 
 

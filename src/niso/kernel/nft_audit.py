@@ -1,11 +1,11 @@
-"""Define the part of the ruleset for policies in audit, which deny nothing for some time.
+"""Define the part of the ruleset for policies in audit mode, which record instead of deny.
 
-A packet that such a policy denies is recorded and returns to ``forward``, where all other rules
-still apply to it. Sets hold the addresses of the services. The comment of an element has the
-service, and when its audit began and ends, in seconds since 1970. The kernel deletes the element
-after its timeout, with or without niso; then the policy drops. So the end of an element is not a
-difference: one that is about to end is neither wanted nor seen. An audit without an end has an
-element without a timeout. docs/design/policy.md explains audits.
+A packet that such a policy would deny is recorded and returns to ``forward``, where all other rules
+still apply to it. Sets contain the addresses of the audited services. The comment of an element has
+the service, and the begin and end of its audit in seconds since 1970. The element has a timeout:
+when the kernel deletes it, with or without niso running, the policy starts to drop. So an expired
+element is not reported as drift: an element that is about to expire is neither wanted nor seen. An
+audit without an end has an element without a timeout. docs/design/policy.md explains audits.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _WORDS = {4: "ip", 6: "ip6"}
 _OWN = {"in": "daddr", "out": "saddr"}
 
 PLACES = tuple(f"audit_{way}{family}" for way in _OWN for family in _WORDS)
-"""The sets of the inet table. A counter of an element has the packets that were not denied."""
+"""The sets of the inet table with audited addresses. Their counters count packets not denied."""
 
 
 def chain(ingress: bool, log: bool) -> str:
-    """Return the chain for what a policy in audit denies."""
+    """Return the name of the chain for packets that a policy in audit would deny."""
     return f"audit_{'log_' if log else ''}{'in' if ingress else 'out'}"
 
 
 VERDICTS = frozenset(f"goto {chain(way, log)}" for way in (True, False) for log in (True, False))
-"""The verdicts of the elements of policies in audit, also when it has ended."""
+"""The verdicts of the map elements of policies in audit; they stay after the audit has ended."""
 
 
 def _chain(way: str, log: bool) -> str:
@@ -33,7 +33,8 @@ def _chain(way: str, log: bool) -> str:
     lines = [
         f"{word} {_OWN[way]} @audit_{way}{family} goto {AUDITED}" for family, word in _WORDS.items()
     ]
-    # counted here, since the counters of the policy have the packets from before the end too
+    # counted here, because the counters of the policy include packets from before the end of the
+    # audit
     lines += [
         f"{word} {_OWN[way]} @no_start_{way}{family} goto {deny}" for family, word in _WORDS.items()
     ]
@@ -48,18 +49,18 @@ SETS = "\n".join(
 CHAINS = "\n".join(_chain(way, log) for way in _OWN for log in (False, True))
 
 MOST_S = 14 * 86_400
-"""The longest audit that has an end, and the default, in seconds."""
+"""The longest finite duration of an audit, and the default, in seconds."""
 
 NEVER = -1
 """The end of an audit that lasts until the manifest ends it. Its element has no timeout."""
 ENDLESS = float("inf")
-"""The seconds that such an audit still lasts."""
+"""The remaining seconds of an audit without an end."""
 
 SLACK_S = 60
 """How far the clock may have been set back since an audit began, in seconds.
 
-With an earlier clock, such as one that starts at 1970, the audit's end cannot be known, and the
-policy is enforced, unless the audit has no end.
+With an earlier clock, such as one that starts at 1970, the end of the audit cannot be determined,
+and the policy is enforced, unless the audit has no end.
 """
 
 _GRACE_S = 2  # an element with less time left is neither added nor deleted
@@ -70,14 +71,14 @@ _TOO_LONG = "with a timeout after its end"
 
 
 def comment(service: str, since: int, until: int) -> str:
-    """Return the comment of a service's elements."""
+    """Return the comment of the elements of a service."""
     return f"{service} {since} {until}"
 
 
 def left_s(since: int, until: int, now: float) -> float:
-    """Return how long an audit still lasts, in seconds, or `ENDLESS`.
+    """Return the remaining time of an audit in seconds, or `ENDLESS`.
 
-    It is 0 if it has ended, or by a wrong clock.
+    It is 0 if the audit has ended, or if the clock is implausible (see `SLACK_S`).
     """
     if until == NEVER and since:
         return ENDLESS
@@ -87,29 +88,29 @@ def left_s(since: int, until: int, now: float) -> float:
 
 
 def timeout_s(text: str, now: float) -> float:
-    """Return how long the element with this comment shall live, in seconds, or `ENDLESS`."""
+    """Return the remaining lifetime of the element with this comment in seconds, or `ENDLESS`."""
     try:
         _, since, until = text.split(" ")
         return left_s(int(since), int(until), now)
-    except ValueError:  # not niso's
+    except ValueError:  # not a comment of niso's
         return 0
 
 
 def is_wanted(text: str, now: float) -> bool:
-    """Return whether the element with this comment shall exist."""
+    """Return whether an element with this comment should exist now."""
     return timeout_s(text, now) > _GRACE_S
 
 
 def expires(milliseconds: int) -> str:
-    """Return the value with which an element is read that ends by itself."""
+    """Return the value that represents an element with a timeout, as read from the kernel."""
     return f"{_EXPIRES}{milliseconds / 1000}"
 
 
 def seen(value: str, text: str, now: float) -> str | None:
-    """Return the value of an element as a difference shows it: "" if it ends when it should.
+    """Return the value of an element for comparison: "" if its timeout is as desired.
 
     ``value`` is as `expires` returns it, and ``text`` the comment. Returns None if the element is
-    about to end.
+    about to expire.
     """
     right = timeout_s(text, now)
     if not value.startswith(_EXPIRES):

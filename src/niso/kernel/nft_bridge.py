@@ -1,7 +1,7 @@
-"""Define the bridge table of the ruleset: what services may send, and whom frames reach.
+"""Define the bridge table of the ruleset: what services may send, and which services frames reach.
 
-It judges frames at the ports of niso's bridges before the inet table (nft_tables.py) sees their
-packets, and records its verdict in the packet mark.
+It checks frames at the ports of niso's bridges before the inet table (nft_tables.py) sees their
+packets, and records the result in the packet mark.
 """
 
 from __future__ import annotations
@@ -10,38 +10,40 @@ from niso.kernel import nft_sensor, nft_wire
 from niso.kernel.nft_limits import ARP, FRAGMENTS, limit
 
 SWITCHED = "0x4e150000"
-"""The mark of a frame that a foreign bridge switches, from the bridge hook to the forward chain."""
+"""The mark of a frame that a foreign bridge switches, set in the bridge hook for the forward chain."""
 
 CHECKED = "0x40000000"
-"""The bit of the packet mark for frames of a service's port that have passed the source check.
+"""The bit of the packet mark for frames from a service's port that have passed the source check.
 
-`raw` accepts no packet from niso's bridges without it: it came from a port that niso has not made
-or that was renamed, whose name no rule of the bridge table matches. For packets from internal
-networks it is set again before routing, since mangle rules may overwrite it: without it their
-routing rule drops them (kernel/routing_rules.py).
+`raw` drops packets from niso's bridges without this bit: they came through a port that niso did not
+create or that was renamed, whose name no rule of the bridge table matches. For packets from
+internal networks the bit is set again before routing, since mangle rules may overwrite it: without
+the bit, the routing rule of the network drops them (kernel/routing_rules.py).
 """
 
 RESOLVED = "0x4000000"
 """The bit of the packet mark for frames into which the bridge table has written the receiver's MAC.
 
-Other firewalls may restore it from a connection's mark, on a frame to any MAC. But a frame that leaves by a
-port was to the bridge's own MAC (``pkttype host``) only if it was led, or translated by the host. And a port
-that niso has not made may learn a service's MAC.
+Other firewalls may restore the bit from a connection's mark, on a frame to any MAC. But a frame
+that leaves by a port was addressed to the bridge's own MAC (``pkttype host``) only if the bridge
+table rewrote it, or the host translated it. And a port that niso has not created may learn a
+service's MAC.
 """
 _RESOLVED = f"meta mark set meta mark | {RESOLVED}"
 ABSENT = "0x10000000"
-"""The bit of the packet mark for what a service sends to an address of its subnet that nobody has."""
-_ABSENT = f"meta mark set meta mark & 0xbfffffff | {ABSENT}"  # not `CHECKED`
+"""The bit of the packet mark for packets from a service to an unassigned address of its subnet."""
+_ABSENT = f"meta mark set meta mark & 0xbfffffff | {ABSENT}"  # without the bit `CHECKED`
 _CHECK = f"meta mark set meta mark | {CHECKED}"
 _BOTH = hex(int(CHECKED, 16) | int(RESOLVED, 16))
-_RESOLVED4 = f"meta mark set meta mark | {_BOTH}"  # IPv4 is checked and led by one rule
+# IPv4 is checked and sent to the receiver's MAC by one rule
+_RESOLVED4 = f"meta mark set meta mark | {_BOTH}"
 _UNTRACKED_COPY = hex(int(RESOLVED, 16) | int(nft_sensor.TRACKED, 16))
 
 DROPPED_FROM = "dropped_from"
 """A set of the bridge table that counts packets with a foreign source, by bridge port.
 
-The rules fill it, so it is not part of State. A rule of its own adds to it before the drop, since
-a full set ends its rule.
+The rules fill it, so it is not part of State. A separate rule adds to the set before the drop,
+because adding to a full set ends the rule.
 """
 
 TABLE = f"""\

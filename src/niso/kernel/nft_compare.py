@@ -1,4 +1,4 @@
-"""Compare the two tables in the kernel with the text in kernel/nft_tables.py.
+"""Compare niso's two tables in the kernel with the text in kernel/nft_tables.py.
 
 The text is loaded in a temporary network namespace, so that the kernel lists both in the same form.
 """
@@ -20,7 +20,8 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
 
     Returns None if both tables are missing. For one missing table, only the table is reported.
     """
-    with Nft() as kernel:  # it keeps what it has listed, so it is closed before the next one
+    # libnftables keeps what it has listed, so it is closed before the next one is opened
+    with Nft() as kernel:
         present = _objects(kernel)
     if not present:
         return None
@@ -49,10 +50,10 @@ def differences() -> tuple[tuple[Problem, str], ...] | None:
 
 
 def _objects(kernel: Nft) -> dict[str, list[str]]:
-    """Map ``chain inet niso forward`` to the lines of its definition and rules.
+    """Map names such as ``chain inet niso forward`` to the lines of the definition with its rules.
 
-    ``table inet niso`` has the table's own, such as its flags: a dormant table has no effect. They
-    are compared as text: as JSON they take 2.5 MiB more, and longer.
+    ``table inet niso`` has the table's own lines, such as its flags: a dormant table has no effect.
+    The definitions are compared as text: JSON would take 2.5 MiB more memory, and longer.
     """
     objects: dict[str, list[str]] = {}
     for table in nft_sets.CONTAINERS:
@@ -68,7 +69,7 @@ def _objects(kernel: Nft) -> dict[str, list[str]]:
                 kind, _, name = line[1:-2].rpartition(" ")
                 lines = objects.setdefault(f"{kind} {table} {name}", [])
             elif line:
-                # later versions of nft say after a set's size how many elements it has
+                # later versions of nft write the number of elements after the size of a set
                 lines.append(line.partition("\t# count ")[0])
     return objects
 

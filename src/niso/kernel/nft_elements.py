@@ -53,9 +53,9 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_*
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 # the key exists with another value; an interval overlaps
 _CLASHES = (errno.EEXIST, errno.EBUSY, errno.ENOTEMPTY)
-_MOST_BYTES = 32 << 10  # of elements in one message: an attribute holds 64 KiB
+_MOST_BYTES = 32 << 10  # bytes of elements in one message: an attribute can have 64 KiB
 
-_ABSENT = (errno.ENOENT, errno.EINVAL)  # no such table, set or element; a set of other types
+_ABSENT = (errno.ENOENT, errno.EINVAL)  # no such table, set or element; or the set has other types
 _CHUNK = 64  # requests in one sendmsg; their answers must fit the socket's buffer
 
 
@@ -74,7 +74,7 @@ class Header(NamedTuple):
 
     @property
     def readable(self) -> bool:
-        """Return whether `Nfnetlink.get` knows its types."""
+        """Return whether `Nfnetlink.get` supports the set's types."""
         return all(kind in WIDTHS for kind in (*self.key, *(self.value or ())))
 
 
@@ -82,10 +82,10 @@ class Nfnetlink(netlink.Netfilter):
     """A socket to nf_tables in the network namespace that opened it."""
 
     def change(self, what: str, changes: Iterable[Change]) -> None:
-        """Carry out all changes in one transaction, or none.
+        """Apply all changes in one transaction, or none.
 
-        The cost does not depend on existing elements: libnftables lists all sets first, and for
-        intervals their elements. Raises KernelError, with EEXIST if an element already exists.
+        The cost does not depend on existing elements: libnftables would first list all sets, and
+        for intervals their elements. Raises KernelError, with EEXIST if an element already exists.
         """
         messages = []
         for (adds, header), chunk in _chunks(changes):
@@ -101,18 +101,18 @@ class Nfnetlink(netlink.Netfilter):
         )
 
     def counts(self, header: Header) -> list[Counted]:
-        """Return all elements with a counter of a set or map. Raises KernelError."""
+        """Return all elements with a counter in a set or map. Raises KernelError."""
         return self._listed(header, partial(_counted, header))
 
     def every(self, header: Header) -> dict[str, tuple[str, str]]:
-        """Return all elements of a set or map, as `get` does. Raises KernelError."""
+        """Return all elements of a set or map, in the form of `get`. Raises KernelError."""
         if _is_lone(header):
             bounds = self._listed(header, partial(_bounds, header))
             return dict(_intervals(header.key[0], bounds))
         return dict(self._listed(header, partial(_parse_elements, header)))
 
     def _listed[T](self, header: Header, parse: Callable[[bytes], list[T]]) -> list[T]:
-        """Return what ``parse`` returns for the messages with all elements of a set or map."""
+        """Dump a set or map; return the results of ``parse`` for each message of elements."""
         body = _container(header)
         dumped = self.dump(f"read {header.name}", _GETSETELEM, body, parse, _ABSENT)
         return [element for part in dumped for element in part]
@@ -144,7 +144,7 @@ class Nfnetlink(netlink.Netfilter):
         return understood(what, lambda body: _header(number, table, container, body), answer)
 
     def get(self, header: Header, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-        """Return those of ``keys`` that exist, with (value, comment) as nft writes them.
+        """Return those of ``keys`` that exist, mapped to (value, comment) as nft writes them.
 
         Raises KernelError.
         """
@@ -154,7 +154,7 @@ class Nfnetlink(netlink.Netfilter):
     def get_many(
         self, wanted: Iterable[tuple[Header, str]]
     ) -> dict[tuple[Header, str], tuple[str, str]]:
-        """As `get`, for several sets and maps. Raises KernelError."""
+        """Like `get`, for several sets and maps. Raises KernelError."""
         pairs = list(wanted)
         result = {}
         for start in range(0, len(pairs), _CHUNK):
@@ -190,11 +190,11 @@ class Nfnetlink(netlink.Netfilter):
 class Counted(NamedTuple):
     """An element with a counter. ``key``, ``value`` and ``comment`` are as nft writes them.
 
-    ``ago`` is how long ago the last packet was, in seconds; None if none was, or if the element
-    does not know.
+    ``ago`` is the time since the last packet in seconds; None if there was none, or if the element
+    does not record it.
     """
 
-    key: str  # of an interval: its start
+    key: str  # for an interval: its start
     value: str
     comment: str
     packets: int
@@ -206,7 +206,7 @@ class Change(NamedTuple):
 
     adds: bool
     header: Header
-    key: str  # as nft writes it, like the following ones
+    key: str  # as nft writes it, like the next two
     value: str
     comment: str
 
@@ -214,10 +214,10 @@ class Change(NamedTuple):
 def _parse_element(
     header: Header, first: bytes, last: bytes, ends: list[bytes | None], answer: bytes
 ) -> tuple[str, str] | None:
-    """Return (value, comment) of the requested element; None if the answer is another one.
+    """Return (value, comment) of the requested element; None if the answer has another one.
 
-    The request was for the key ``first`` to ``last``. For an interval of one field, ``ends`` are
-    the answers for its last value and for the one after it.
+    The request was for the key ``first`` to ``last``. For an interval with one field, ``ends`` are
+    the answers for its last value and for the value after it.
     """
     element = attributes(attributes(attributes(answer, 4)[_LIST_ELEMENTS])[_LIST_ELEM])
     # an interval set answers with the element that contains the key, possibly a wider one
@@ -245,7 +245,7 @@ def _parse_elements(header: Header, answer: bytes) -> list[tuple[str, tuple[str,
 def _bounds(header: Header, answer: bytes) -> list[tuple[bytes, bool, tuple[str, str]]]:
     """Return (key, whether an interval starts there, (value, comment)) of the bounds in a message.
 
-    The other bounds end intervals of one field: each is the number after the last one.
+    A bound that starts no interval ends one: it is the number after the last value.
     """
     result = []
     for packed in several(attributes(answer, 4).get(_LIST_ELEMENTS, b""), _LIST_ELEM):
@@ -258,9 +258,9 @@ def _bounds(header: Header, answer: bytes) -> list[tuple[bytes, bool, tuple[str,
 def _intervals(
     kind: int, bounds: Iterable[tuple[bytes, bool, tuple[str, str]]]
 ) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Yield (key, (value, comment)) of intervals of one field.
+    """Join bounds to intervals of one field: yield (key, (value, comment)).
 
-    An end is left out where the next interval starts, and after the highest number.
+    The kernel omits an end where the next interval starts, and after the highest number.
     """
     opened: tuple[bytes, tuple[str, str]] | None = None
     for key, starts, content in sorted(bounds):
@@ -283,7 +283,10 @@ def _content(header: Header, element: dict[int, bytes]) -> tuple[str, str]:
 
 
 def _deletion(header: Header) -> int:
-    """Return the message that deletes elements: one that ends by itself may have ended."""
+    """Return the message type that deletes elements of a set.
+
+    An element with a timeout may have expired, so its deletion must not fail if it is missing.
+    """
     return _DESTROYSETELEM if header.name in nft_audit.PLACES else _DELSETELEM
 
 
@@ -342,9 +345,10 @@ def _answered(answer: bytes | None) -> bytes:
 
 
 def can_change(header: Header) -> bool:
-    """Return whether `Nfnetlink.change` can write to it.
+    """Return whether `Nfnetlink.change` can write to the set.
 
-    It cannot where adjacent intervals may lack the element that ends the first one.
+    It cannot write to interval sets of one field, where the end of an interval may be missing
+    because the next one is adjacent.
     """
     return header.readable and not _is_lone(header)
 
@@ -354,7 +358,7 @@ def _is_lone(header: Header) -> bool:
 
 
 def _next(last: bytes) -> bytes:
-    """Return the number after ``last``; after the highest, zero."""
+    """Return the number after ``last``, as bytes; zero after the highest one."""
     return ((int.from_bytes(last, "big") + 1) % (1 << 8 * len(last))).to_bytes(len(last), "big")
 
 
@@ -372,7 +376,7 @@ def _container(header: Header) -> bytes:
 
 
 def _chunks(changes: Iterable[Change]) -> Iterator[tuple[tuple[bool, Header], list[bytes]]]:
-    """Yield the elements of consecutive changes of one set, as attributes in bounded messages."""
+    """Group consecutive changes of one set; yield their elements as attributes of limited size."""
     place: tuple[bool, Header] | None = None
     chunk: list[bytes] = []
     size = 0
@@ -429,9 +433,9 @@ def _pack_value(header: Header, value: str) -> bytes:
 def declared(
     family_table: str, container: str, key: str, value: str | None, interval: bool
 ) -> Header:
-    """Return the header of a set or map that is declared with these types.
+    """Return the header of a set or map with these types, as written in nft.
 
-    The types are written as in nft: "inet_proto . inet_service".
+    For example ``key`` is "inet_proto . inet_service".
     """
     family, _, table = family_table.partition(" ")
     types = [
@@ -454,7 +458,7 @@ def _data(nest: bytes) -> bytes:
 
 
 def _pack_key(header: Header, key: str) -> tuple[bytes, bytes]:
-    """Return a key's bytes as in a register, and for an interval those of its end.
+    """Return a key's bytes as in a register, and for an interval also those of its end.
 
     Each field is padded to 32-bit words.
     """
@@ -476,7 +480,7 @@ def _value(header: Header, data: bytes) -> str:
 
 
 def _fields(kinds: tuple[int, ...], packed: bytes, last: bytes = b"") -> str:
-    """Return fields as nft writes them; with ``last`` from ``packed`` to that."""
+    """Return fields as nft writes them; with ``last``, the range from ``packed`` to ``last``."""
     fields = []
     offset = 0
     for kind in kinds:

@@ -1,7 +1,7 @@
-"""Count the bytes of each flow while a command runs, in tables that end with it.
+"""Count the bytes of each flow while a command runs, in temporary nftables tables.
 
-The tables have the flag ``owner`` (nft(8)): the kernel deletes them with the socket that made them,
-also if this process is killed. docs/design/seeing.md explains the places of the rules.
+The tables have the flag ``owner`` (nft(8)): the kernel deletes them with the socket that created
+them, also if this process is killed. docs/design/seeing.md explains where the rules are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PORTED = "{ tcp, udp, sctp }"
 _SIZE = 65_535
 _KEPT_S = 10
-"""How long an element lives after its last packet: a few looks."""
+"""The lifetime of an element after its last packet: a few readings."""
 _WORDS = {4: "ip", 6: "ip6"}
 _THERE, _BACK, _EITHER = "there", "back", "either"
 _numbers = itertools.count()
@@ -51,10 +51,10 @@ class Meter:
             self.close()
 
     def read(self) -> dict[Key, int]:
-        """Return the bytes of each flow since the last call, in both directions together.
+        """Return the bytes of each flow since the last call, both directions added up.
 
-        Some keys belong to no flow: within a bridge that is not tracked, nothing says who
-        began. Raises KernelError.
+        Some keys belong to no flow: on a bridge that is not tracked, the direction of a flow is
+        unknown, so both are returned. Raises KernelError.
         """
         now: dict[tuple[str, tuple[object, ...]], int] = {}
         switched: dict[Key, int] = {}
@@ -76,7 +76,7 @@ class Meter:
                     more = moved(way, row[:4], row.octets)
                     tracked[row[:4]] = tracked.get(row[:4], 0) + more
         self._before = now
-        # what another program's rule made both tables count is in the second one
+        # if another program's rule made both tables count a flow, the inet table's figure counts
         return switched | tracked
 
 
@@ -90,7 +90,7 @@ def _either(key: bytes, fields: dict[int, bytes]) -> tuple[tuple[str, str, str, 
 
 
 def tables(name: str) -> str:
-    """Return the tables, as nft(8) reads them. A full set counts no new flow, and drops none."""
+    """Return the tables in nft(8) syntax. A full set counts no new flow, and drops no packet."""
 
     def sets(way: str, ports: str) -> str:
         limits = f"size {_SIZE}; flags dynamic, timeout; timeout {_KEPT_S}s; counter;"

@@ -1,4 +1,4 @@
-"""Define the part of the ruleset for policies: their maps, in lookup order, and what they log."""
+"""Define the part of the ruleset for policies: their maps in lookup order, and their logging."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ POLICY_PARTS = {
 }
 """Maps each part of a policy to (fields of its key, whether they are intervals), in lookup order.
 
-``own`` is an address of the service with the policy. plan/policy_maps.py says what each part is
-for.
+``own`` is an address of the service with the policy. plan/policy_maps.py explains the parts.
 """
 
 

@@ -1,10 +1,10 @@
-"""Define the part of the ruleset that remembers flows: who connected to whom, and who was refused.
+"""Define the part of the ruleset that records flows: who connected to whom, and what was refused.
 
-The rules fill these sets, so they are not part of State; nothing has to run. A key is (source,
-destination, protocol, port), after DNAT and before masquerading. An element has counters, and lives
-a week after its last packet. A full set drops no packet: its rule ends, and the next one counts
-what was missed. Only protocols with ports are recorded.
-docs/design/seeing.md explains the places of the rules.
+The rules fill these sets, so they are not part of State, and no process has to run. A key is
+(source, destination, protocol, port), after DNAT and before masquerading. An element has counters,
+and expires a week after its last packet. A full set drops no packet: its rule ends, and the next
+rule counts the flow as missed. Only protocols with ports are recorded. docs/design/seeing.md
+explains where the rules are.
 """
 
 from __future__ import annotations
@@ -15,31 +15,33 @@ WATCHED = "watched"
 """A set of both tables with the bridges, and their ports, of networks that are observed."""
 
 KEPT_S = 7 * 86_400
-"""How long an element lives after its last packet, in seconds."""
+"""The lifetime of an element after its last packet, in seconds."""
 
 PROBES = "probes"
 """Sets of both tables with the sources of niso's own test packets, which are not recorded.
 
-A packet mark would not do: it is lost where a packet leaves its namespace.
+A packet mark would not work: it is lost when a packet leaves its namespace.
 """
 PROBES_KEPT_S = 10
 
 SEEN = "seen"  # passed, from services and from the host
-ENTERED = "entered"  # passed to published ports, from elsewhere: clients are beyond number
+ENTERED = "entered"  # passed to published ports, from other machines, whose number is unlimited
 REFUSED = "refused"
-AUDITED = "audited"  # passed, though a policy in audit denies it
-SWITCHED = "switched"  # passed within a bridge that is not tracked; UDP and SCTP by packet
+AUDITED = "audited"  # passed, although a policy in audit would deny it
+# passed within a bridge that is not tracked; UDP and SCTP are counted by packet
+SWITCHED = "switched"
 
 TRACKED = "0x8000000"
-"""The bit of the packet mark for frames of a bridge that have passed the inet table's prerouting hook.
+"""The bit of the packet mark for bridged frames that have passed the inet table's prerouting hook.
 
-What they start is recorded there. If another program takes the bit off, it is recorded twice.
+Flows that these frames start are recorded there. If another program clears the bit, a flow is
+recorded twice.
 """
 
 REFUSE = "refuse"
-"""The chain that records a new flow and drops it. Every drop of a policy goes to it.
+"""The chain that records a new flow and drops the packet. Every drop of a policy goes to it.
 
-The chain `AUDITED` records what a policy in audit does not drop, and returns.
+The chain `AUDITED` records a packet that a policy in audit does not drop, and returns.
 """
 
 SIZES = {SEEN: 65_535, ENTERED: 16_383, REFUSED: 16_383, AUDITED: 16_383, SWITCHED: 65_535}
@@ -52,7 +54,7 @@ _TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
 def sets_of(bridge: bool) -> tuple[str, ...]:
-    """Return the names of the sets that record flows in the bridge table, or in the inet table."""
+    """Return the names of the sets that record flows, in the bridge table or in the inet table."""
     return tuple(f"{name}{n}" for name in SIZES if (name in _OF_BRIDGE) == bridge for n in (4, 6))
 
 
@@ -74,7 +76,7 @@ def _sets(bridge: bool) -> str:
 
 
 def _own(verdict: str) -> str:
-    """Return the rules that leave out niso's own test packets."""
+    """Return the rules that keep niso's own test packets from being recorded."""
     return "\n".join(
         f"\t\t{word} saddr . meta l4proto . th sport @{PROBES}{family} {verdict}"
         for family, word in _WORDS.items()
@@ -91,7 +93,7 @@ def _record(name: str, verdict: str) -> str:
 
 
 def full(name: str) -> str:
-    """Return the comment of the rule that counts what a full set has missed."""
+    """Return the comment of the rule that counts the flows that a full set has missed."""
     return f"missed: {name} is full"
 
 

@@ -1,4 +1,4 @@
-"""Derive from the ruleset's text what each set and map holds, and group them."""
+"""Derive the types of each set and map from the ruleset's text, and group the sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from niso.kernel.nft_tables import BRIDGE, INET, TABLES
 def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]]:
     """Yield the entries of `DECLARED`.
 
-    Sets that rules fill are left out: their declarations are longer.
+    Sets that the rules themselves fill are left out; they are recognised by longer declarations.
     """
     table = ""
     for line in TABLES.splitlines():
@@ -29,15 +29,15 @@ def _declared() -> Iterator[tuple[tuple[str, str], tuple[str, str | None, bool]]
 
 
 DECLARED = dict(_declared())
-"""Maps (table, set or map) to the types of its key and value, and whether it has intervals.
+"""Maps (table, set or map) to (type of its keys, type of its values, whether it has intervals).
 
-The value of a set with limits is "limit".
+The value type of a set with limits is "limit".
 """
 
 CONTAINERS = {
     table: tuple(name for at, name in DECLARED if at == table) for table in (INET, BRIDGE)
 }
-"""Every set and map that niso fills, by table."""
+"""All sets and maps whose elements niso writes, by table."""
 
 POLICIES = frozenset(
     (
@@ -65,7 +65,7 @@ sources4 sources6 quoted4 quoted6 links broadcasts own4 own6 host_macs gateways4
 flows4 flows6 askers4 askers6 {FRAGMENTS} {ARP} vxlans wire sealed
 """
 LATE = frozenset(_GUARDS.split())
-"""Sets whose elements guard something, and are deleted after it.
+"""Sets whose elements protect another object, and are deleted after that object.
 
 See kinds/element.py for policies.
 """

@@ -1,8 +1,8 @@
-"""Define the nftables ruleset: two static tables with sets and maps for services and networks.
+"""Define the nftables ruleset: two static tables, with sets and maps for services and networks.
 
 Chains never change with services: a change adds and deletes elements in one transaction, so its
-cost does not depend on how many there are. Both tables handle both families. docs/design/packet.md
-describes the path of a packet.
+cost does not depend on the number of services. Both tables cover IPv4 and IPv6.
+docs/design/packet.md describes the path of a packet.
 """
 
 from __future__ import annotations
@@ -16,25 +16,30 @@ INET = "inet niso"
 BRIDGE = "bridge niso"
 
 PROGRAM = "0x20000000"
-"""The bit of the packet mark for what a program of the host would receive on one of `OWN_PORTS`.
+"""The bit of the packet mark for packets that a host program on one of `OWN_PORTS` would receive.
 
-It is set before connection tracking and removed after it.
+It is set before connection tracking and cleared after it.
 """
 REMAPPED, _NOT_REMAPPED = PROGRAM, "0xdfffffff"
-"""The same bit where packets leave, for the first packet of a flow of the host that gets another source port."""
+"""The same bit on egress, for the first packet of a host's flow whose source port is remapped."""
 _MARK_PROGRAM = f"meta mark set meta mark | {PROGRAM}"
 
 PROGRAMS = "programs"
-"""A set of the inet table that holds ports which masquerading could take, and programs of the host use.
+"""A set of the inet table with ports that masquerading could take, and host programs use.
 
-The rules fill it when somebody outside opens a flow to a program of the host, for a day. What is sent to
-such a program before that, and matches a flow of a service, is dropped (`answers`). Any user of the host
-may wait on many ports: with all of them in the set, no flow of a service could leave.
+A rule adds the port, for a day, when another machine opens a flow to a host program. A packet that
+is sent to such a program before that, and matches a flow of a service, is dropped (`answers`). Any
+user of the host may listen on many ports: with all of them in the set, no flow of a service could
+leave.
 """
 
 OWN_PORTS = range(32_768, 61_000)
-"""The host ports that masquerading may take, as Linux's own programs (ip_local_port_range): a flow whose source port is that of
-a published port, or of a program of the host, would take the packets of others that are meant for it (CVE-2021-3773)."""
+"""The host ports that masquerading may use: the range of Linux's ephemeral ports
+(ip_local_port_range).
+
+A flow whose source port is that of a published port, or of a host program, would receive packets
+that are meant for them (CVE-2021-3773).
+"""
 _OWN_SPAN = f"{OWN_PORTS[0]}-{OWN_PORTS[-1]}"
 _MASQUERADE = f"masquerade to :{_OWN_SPAN}"
 _WITH_PORTS = "meta l4proto { tcp, udp, sctp, dccp, udplite }"

@@ -1,7 +1,7 @@
-"""Follow packets through all hooks of nftables, those of other programs included (nft(8), nftrace).
+"""Trace packets through all nftables hooks, including those of other programs (nft(8), nftrace).
 
-Tables with the flag ``owner`` mark the packets. The kernel deletes them with the socket that made
-them, also if this process is killed.
+Tables with the flag ``owner`` mark the packets. The kernel deletes them with the socket that
+created them, also if this process is killed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 PREFIX = "niso_live_"
-"""Begins the names of the tables; the process id follows."""
+"""The prefix of the names of the tables; the process id follows."""
 
 _TRACE = 0x0A11  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE
 _GROUP, _SOL_NETLINK, _ADD_MEMBERSHIP = 9, 270, 1  # NFNLGRP_NFTRACE
@@ -35,15 +35,15 @@ _KINDS = {1: "policy", 2: "return", 3: "rule"}  # NFT_TRACETYPE_*
 _VERDICTS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _HANDLE_TEXT = re.compile(r"^\s+(.*) # handle (\d+)$")
-_QUIET_S = 0.3  # after which a packet has had its way
+_QUIET_S = 0.3  # after this silence, the path of a packet is complete
 
 
 class Step(NamedTuple):
-    """What happened to a packet in one chain: a rule matched, or the chain's policy decided.
+    """One event of a packet in one chain: a rule matched, or the chain's policy decided.
 
-    ``table`` is "inet niso", ``verdict`` "accept", "goto refuse" and the like, ``rule`` the rule's
-    text, "" for a policy. ``network`` and ``transport`` are the first bytes of the packet's headers
-    (40 and 20 at most), empty where the kernel did not repeat them.
+    ``table`` is like "inet niso", ``verdict`` like "accept" or "goto refuse", ``rule`` the text of
+    the rule, "" for a policy. ``network`` and ``transport`` are the first bytes of the packet's
+    headers (at most 40 and 20), empty where the kernel did not repeat them.
     """
 
     id: int
@@ -57,23 +57,23 @@ class Step(NamedTuple):
 
     @property
     def source_port(self) -> int | None:
-        """Return the sender's port, if the headers are there and have one."""
+        """Return the sender's port; None without the headers, or if they have no port."""
         return int.from_bytes(self.transport[:2], "big") if len(self.transport) >= 4 else None
 
     @property
     def version(self) -> int | None:
-        """Return the version of IP; None without the headers."""
+        """Return the IP version; None without the headers."""
         return self.network[0] >> 4 if self.network else None
 
     def is_of_packet(self, other: Step) -> bool:
-        """Return whether both have headers, of one packet before its source is translated."""
+        """Return whether both steps have headers, and of the same packet before source NAT."""
         return self._sent != b"" and self._sent == other._sent
 
     @property
     def _sent(self) -> bytes:
-        """Return what the sender alone writes: the source and what numbers its packets.
+        """Return the bytes that only the sender sets: the source, and what numbers its packets.
 
-        The destination, and with it checksums, may be translated on the way.
+        The destination, and so checksums, may be translated on the way.
         """
         of_packet = self.transport[:2] + self.transport[4:6]  # a port or type; length, sequence, id
         if self.version == 4 and len(self.network) >= 20:
@@ -84,7 +84,7 @@ class Step(NamedTuple):
 
 
 class Packet(NamedTuple):
-    """Which packets to mark. ``starts``: only those that begin a TCP connection."""
+    """Selects the packets to mark. ``starts``: only those that begin a TCP connection."""
 
     source: str
     destination: str
@@ -94,9 +94,9 @@ class Packet(NamedTuple):
 
 
 class Trace(netlink.Netlink):
-    """The ways of packets, from its creation on. A context manager. Raises KernelError.
+    """Trace packets from its creation on. A context manager. Raises KernelError.
 
-    ``tables`` are those that mark the packets, as nft(8) reads them. ``missed`` says whether the
+    ``tables`` is the text of the tables that mark the packets (nft(8)). ``missed`` says whether the
     kernel had to skip messages.
     """
 
@@ -124,10 +124,10 @@ class Trace(netlink.Netlink):
         super().close()
 
     def first(self, seconds: float) -> list[Step]:
-        """Wait for one packet and return its way; empty if none came in this time.
+        """Wait for one packet and return its path; empty if none came in ``seconds``.
 
-        The kernel makes another id where a bridge passes the packet on to the host: the link that
-        it came in by is part of it (trace_fill_id, net/netfilter/nf_tables_trace.c).
+        Where a bridge passes the packet up to the host, the kernel changes its trace id, because
+        the id depends on the ingress link (trace_fill_id, net/netfilter/nf_tables_trace.c).
         """
         steps: list[Step] = []
         ids: set[int] = set()
@@ -143,7 +143,7 @@ class Trace(netlink.Netlink):
         return steps
 
     def read(self) -> list[Step]:
-        """Wait for messages of the kernel, and return what happened."""
+        """Wait for trace messages of the kernel, and return their steps."""
         try:
             replies = self._receive()
         except OSError as error:
@@ -201,7 +201,7 @@ def _rule(packet: Packet) -> str:
 
 
 def marking(packets: Iterable[Packet]) -> str:
-    """Return the tables that mark these packets."""
+    """Return the tables that mark these packets, in nft(8) syntax."""
     rules = "; ".join(map(_rule, packets))
     name = f"{PREFIX}{os.getpid()}"
     chains = {

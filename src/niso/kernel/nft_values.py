@@ -1,4 +1,4 @@
-"""Write the values of nftables elements as the bytes of the kernel's registers, and read them."""
+"""Convert values of nftables elements to the bytes of the kernel's registers, and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LIMIT_INV = 1  # NFT_LIMIT_F_INV: matches what is over the rate
 
 # nftables, include/datatype.h: number and width in bytes of each type that niso uses
 _NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
-# bytes of a packet, without a type: a MAC, addresses of a quoted or wrapped packet, and a VNI
+# bytes of a packet without an nft type: a MAC, addresses of a quoted or wrapped packet, a VNI
 _MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI = -1, -2, -3, -4
 _NUMBERS = (_MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI)
 WIDTHS = {
@@ -65,7 +65,7 @@ NAMES = {
 
 
 def pack_limit(value: str) -> bytes:
-    """Return the expression of a limit, as `nft_limits.limit` writes it, a second its unit."""
+    """Return the expression of a limit written as by `nft_limits.limit`, with the unit second."""
     rate, burst = (int(word.partition("/")[0]) for word in value.split()[3:6:2])
     return nested(
         ELEM_EXPR,
@@ -82,7 +82,7 @@ def pack_limit(value: str) -> bytes:
 
 
 def limit(expression: dict[int, bytes]) -> str:
-    """Return the limit of an element as nft writes it, "" if it has another expression."""
+    """Return the limit of an element as nft writes it, "" if the element has another expression."""
     if string(expression[_EXPR_NAME]) != "limit":
         return ""
     data = attributes(expression[_EXPR_DATA])
@@ -123,7 +123,7 @@ def pack(kind: int, field: str) -> bytes:
 
 
 def unpack_range(kind: int, first: bytes, last: bytes) -> str:
-    """Return what `pack_range` packs, as nft lists it: addresses as a prefix where they are one."""
+    """Return a range packed by `pack_range` as nft lists it: as a prefix if possible."""
     if first == last:
         return unpack(kind, first)
     if kind in (_IPV4, _IPV6):
@@ -143,7 +143,7 @@ def unpack(kind: int, packed: bytes) -> str:
         return packed.hex(":")
     if kind in _NUMBERS:
         number = int.from_bytes(packed, "big")
-        return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer number
+        return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer integer type
     if kind == _SERVICE:
         return str(int.from_bytes(packed, "big"))
     if kind == _NFPROTO:

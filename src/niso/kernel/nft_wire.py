@@ -1,10 +1,11 @@
-"""Define the rules for networks that span hosts: who may say what through VXLAN (RFC 7348).
+"""Define the rules for networks that span hosts: which hosts may send what by VXLAN (RFC 7348).
 
-A packet of another host is judged where it arrives, by the inner headers, before connection
+A packet of another host is checked where it arrives, by the inner headers, before connection
 tracking. It passes only if its inner destination is a service here, and if its outer source, VNI,
-inner source MAC and inner source address are those of one claim. So no host speaks for a service of
-another, nobody is heard at an address that he has lost, and ARP, neighbour discovery to all, VLAN
-tags and broadcasts of other hosts end here. On a host without such a network all sets are empty.
+inner source MAC and inner source address all belong to one claim. So no host can send as a service
+of another host, or from an address that its service has lost. ARP, neighbour discovery to all, VLAN
+tags and broadcasts of other hosts are dropped here. On a host without such a network all sets are
+empty.
 
 Offsets are in bits from the UDP header: flags 64, VNI 96, then the inner frame: destination 128,
 source 176, EtherType 224, source address 336 (IPv4) or 304 (IPv6).
@@ -33,26 +34,26 @@ SETS = "\n".join(
         *(f"\tset vx{o}{i} {{ typeof {_key(o, i)}; }}" for o, i in _PAIRS),
     )
 )
-"""The sets: the UDP port, VXLAN devices, services here, and the claims of others.
+"""The sets: the UDP port, VXLAN devices, services here, and the claims of other hosts.
 
-The port is also in ``sealed`` if its packets must go through the tunnel. Its addresses are IPv6, so
-only IPv6 is looked up there; no claim has another host's IPv4 address then.
+The port is also in ``sealed`` if its packets must go through the tunnel. Tunnel addresses are IPv6,
+so only IPv6 is looked up there; no claim then has another host's IPv4 address.
 
 ``vx46`` has claims of IPv6 addresses by hosts with IPv4 underlay addresses.
 """
 
 ARRIVES = "udp dport @wire jump wire"
-"""The first rule of prerouting. A packet from lo is judged too: VXLAN sockets listen there."""
+"""The first rule of prerouting. It also checks packets from lo, where VXLAN sockets listen, too."""
 
 LEAVES = "udp dport @wire jump wire_away"
-"""The first rule after masquerading: a service or user could otherwise write such packets itself.
+"""The first rule after masquerading: otherwise a service or user could forge such packets.
 
-Their outer source would be this host's. Only packets that a VXLAN device has wrapped have it as
-their input device (ip_output, net/ipv4/ip_output.c).
+Their outer source would be this host's. Only packets that a VXLAN device has encapsulated have that
+device as their input device (ip_output, net/ipv4/ip_output.c).
 """
 
 UNMARKED = 'oifname "nx-*" meta mark set meta mark & 0xb3ffffff'
-"""The rule that takes niso's marks off what a VXLAN device is to wrap.
+"""The rule that clears niso's marks on packets that a VXLAN device is to encapsulate.
 
 Those are `CHECKED`, `TRACKED` and `RESOLVED`. For a packet with a mark the device looks up its
 route again (ip_tunnel_dst_cache_usable, include/net/ip_tunnels.h).
@@ -90,4 +91,4 @@ CHAINS = "\n".join(
 )
 
 CLAIMS = tuple(f"vx{o}{i}" for o, i in _PAIRS)
-"""The sets with claims of others."""
+"""The sets with claims of other hosts."""

@@ -1,6 +1,7 @@
-"""Send one packet from any network namespace and see whether it arrives (raw(7), packet(7)).
+"""Send one packet from any network namespace and observe whether it arrives (raw(7), packet(7)).
 
-A socket belongs to the namespace that created it, so the caller returns to its own at once.
+A socket belongs to the namespace that created it, so the caller returns to its own namespace at
+once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _ECHO = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _IP_HEADER = {4: 20, 6: 40}
 # linux/in.h, linux/in6.h: IP_MTU_DISCOVER and IPV6_MTU_DISCOVER to ..._PMTUDISC_PROBE: the packet
-# is not fragmented, whatever is known of the path
+# is not fragmented, whatever path MTU the kernel knows
 _PROBE = {4: (socket.IPPROTO_IP, 10, 3), 6: (socket.IPPROTO_IPV6, 23, 3)}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SYN, _ACK = 0x02, 0x10
@@ -42,14 +43,14 @@ _UNREACHABLE = (
     errno.EMSGSIZE,
 )
 _TCP = struct.Struct("!HHIIBBHHH")
-_AT_ONCE = 1000  # foreign packets to skip before checking the time
+_AT_ONCE = 1000  # foreign packets to skip before the time is checked
 
 
 class Seen(NamedTuple):
-    """The outcome of a packet.
+    """The outcome of a test packet.
 
     ``arrived`` says whether it reached the watched namespace, None if none is watched. ``unsent``
-    is why the sender's own kernel refused it, "" if it did not.
+    is why the sender's own kernel refused to send it, "" if it did not.
     """
 
     arrived: bool | None
@@ -58,12 +59,13 @@ class Seen(NamedTuple):
 
 
 class Probe:
-    """A packet to be sent from ``source`` to ``destination``. A context manager.
+    """A test packet from ``source`` to ``destination``. A context manager.
 
     ``namespace`` is the sender's, "" for the caller's. ``proto`` is tcp (a SYN), udp (an empty
     datagram) or sctp (an INIT) with ``port``, or icmp (an echo). ``watched`` is (namespace, port
-    after NAT) of the receiver. ``size`` is that of an echo's IP packet (bytes), which then nobody
-    may fragment. Raises KernelError if a namespace or the address does not exist.
+    after NAT) of the receiver. ``size`` is the length of an echo's IP packet in bytes; it is then
+    sent so that it may not be fragmented. Raises KernelError if a namespace or the address does not
+    exist.
     """
 
     def __init__(
@@ -112,9 +114,9 @@ class Probe:
         self._stack.close()
 
     def send(self) -> str:
-        """Send it once. Return why the sender's own kernel refused it, "" if it did not.
+        """Send the packet once. Return why the sender's own kernel refused it, "" if it did not.
 
-        The rules do not record it as a flow.
+        The rules do not record the packet as a flow.
         """
         if self._proto != "icmp":
             sensor.leave_out(self._source, self._proto, self._own_port)
@@ -131,9 +133,9 @@ class Probe:
         return ""
 
     def wait(self, seconds: float, for_answer: bool = False) -> Seen:
-        """Wait until it arrives, at most for the given time.
+        """Wait at most ``seconds`` until the packet arrives, and return the outcome.
 
-        With ``for_answer``, or if no namespace is watched, wait for its answer.
+        With ``for_answer``, or if no namespace is watched, wait for the answer instead.
         """
         deadline = time.monotonic() + seconds
         poll = select.poll()
@@ -152,7 +154,8 @@ class Probe:
     def _open(self) -> socket.socket:
         family = _FAMILY[self._version]
         if self._proto in ("tcp", "udp"):
-            # a port of our own, so that answers to others are not mistaken for ours
+            # a port of niso's own, so that answers to other programs are not mistaken for the
+            # probe's
             kind = socket.SOCK_STREAM if self._proto == "tcp" else socket.SOCK_DGRAM
             holder = self._stack.enter_context(socket.socket(family, kind | socket.SOCK_CLOEXEC))
             holder.bind((self._source, 0))
@@ -211,7 +214,7 @@ class Probe:
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno == errno.ECONNREFUSED:  # the answer of a closed UDP port
+            if error.errno == errno.ECONNREFUSED:  # an ICMP error: the answer of a closed UDP port
                 return True
             if error.errno not in _UNREACHABLE:
                 raise refused(f"receive from {self._to}", error.errno or 0) from error
@@ -269,9 +272,9 @@ class Probe:
 
 
 def echo(namespace: str, source: str, destination: str, seconds: float) -> float | None:
-    """Return the round-trip time (seconds) of an ICMP echo; None without an answer in that time.
+    """Return the round-trip time (seconds) of an ICMP echo; None without an answer in ``seconds``.
 
-    Raises KernelError, also if the sender's own kernel refuses it.
+    Raises KernelError, also if the sender's own kernel refuses to send.
     """
     with Probe(namespace, source, destination, None, "icmp") as probe:
         start = time.perf_counter()
@@ -286,14 +289,14 @@ def own_address(destination: str) -> str | None:
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         try:
             asker.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            asker.connect((destination, 9))  # sends nothing
+            asker.connect((destination, 9))  # a socket for the route lookup; it sends nothing
         except OSError:
             return None
         return str(asker.getsockname()[0])
 
 
 def _with_sum(packet: bytes, at: int, summed: bytes) -> bytes:
-    """Return ``packet`` with the Internet checksum (RFC 1071) of ``summed`` at an offset."""
+    """Return ``packet`` with the Internet checksum (RFC 1071) of ``summed`` at offset ``at``."""
     total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

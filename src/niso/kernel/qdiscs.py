@@ -1,4 +1,4 @@
-"""Limit the rate of what a link sends, by the queueing discipline tbf (tc-tbf(8)).
+"""Limit the egress rate of a link with the queueing discipline tbf (tc-tbf(8)).
 
 Messages and numbers: linux/rtnetlink.h, linux/pkt_sched.h, net/sched/sch_tbf.c.
 """
@@ -26,7 +26,7 @@ _ETHERNET = 1  # TC_LINKLAYER_ETHERNET: the kernel computes times itself, withou
 _NONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
 _MOST_32 = (1 << 32) - 1
 _LEAST_BURST = 32 << 10
-"""Half of the largest packet of the link (64 KiB, GSO); tbf cuts what is larger."""
+"""Half of the largest packet of the link (64 KiB, GSO); tbf splits larger packets."""
 
 _tcmsg = struct.Struct("=BxxxiIII")  # family, link, handle, parent, info
 _ratespec = struct.Struct("=BBHhHI")  # cell_log, linklayer, overhead, cell_align, mpu, rate
@@ -34,20 +34,20 @@ _parms = struct.Struct("=12s12sIII")  # tc_tbf_qopt: rate, peak rate, limit, buf
 
 
 class Qdisc(NamedTuple):
-    """The root queueing discipline of a link; ``rate`` and ``limit`` are of tbf."""
+    """The root queueing discipline of a link; ``rate`` and ``limit`` are those of tbf."""
 
     kind: str
     rate: int  # bytes per second
-    limit: int  # bytes that wait
+    limit: int  # bytes that queue
 
 
 def burst(rate: int) -> int:
-    """Return how many bytes may pass at once: those of 20 ms."""
+    """Return the bytes that may pass at once: those of 20 ms at this rate."""
     return max(rate // 50, _LEAST_BURST)
 
 
 def limit(rate: int) -> int:
-    """Return how many bytes may wait: those of 50 ms more; what comes then is dropped."""
+    """Return the bytes that may queue: those of 50 ms more. Further packets are dropped."""
     return rate // 20 + burst(rate)
 
 
@@ -57,8 +57,8 @@ def limit_of(rtnl: Rtnl, link: Link) -> Qdisc | None:
         return None
     what = f"read the qdisc of link {link.index}"
     body = _tcmsg.pack(0, link.index, 0, _ROOT, 0)
-    # The answer is a notification, which the kernel sends to who asks for an echo, and of none that
-    # is built in, as noop of a link that is down. The acknowledgement comes in any case.
+    # The kernel answers with a notification to a requester that sets the echo flag, but not for a
+    # built-in qdisc, such as noop of a link that is down. The acknowledgement comes in any case.
     answer = rtnl.get_one(what, _GETQDISC, body, _NONE, netlink.ECHO | netlink.ACK)
     return None if answer is None else netlink.understood(what, _parse, answer)
 
@@ -77,7 +77,7 @@ def _parse(body: bytes) -> Qdisc:
 
 
 def set_rate(rtnl: Rtnl, link_index: int, rate: int) -> None:
-    """Let a link send at most ``rate`` bytes per second. Raises KernelError."""
+    """Limit the egress of a link to ``rate`` bytes per second. Raises KernelError."""
     what = f"limit the rate of link {link_index}"
     spec = _ratespec.pack(0, _ETHERNET, 0, 0, 0, min(rate, _MOST_32))
     options = [attribute(_PARMS, _parms.pack(spec, bytes(12), limit(rate), 0, 0))]
@@ -98,6 +98,6 @@ def set_rate(rtnl: Rtnl, link_index: int, rate: int) -> None:
 
 
 def clear(rtnl: Rtnl, link_index: int) -> None:
-    """Restore the link's default; no-op if it has it. Raises KernelError."""
+    """Restore the link's default queueing discipline; no-op if it has it. Raises KernelError."""
     body = _tcmsg.pack(0, link_index, 0, _ROOT, 0)
     rtnl.transact(Message(f"clear the rate of link {link_index}", _DELQDISC, 0, body, _NONE))

@@ -1,8 +1,8 @@
 """Read a `State` from the kernel: requested objects only, or everything that belongs to niso.
 
-Ownership is visible in the kernel itself: the two tables, and the alias on links and on ``lo`` of
-namespaces. A foreign object with a needed name is a Conflict. Each kind knows how its things are
-read (kernel/kinds).
+Ownership is visible in the kernel itself: by the owner mark in the two tables, and by the alias of
+links and of ``lo`` in namespaces. A foreign object with a required name is a Conflict. Each kind
+has the code that reads its objects (kernel/kinds).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 
 class Space:
-    """One network namespace while it is read; ``""`` is the host's.
+    """One network namespace during a reading; ``""`` is the host's.
 
-    It caches what the kernel answers.
+    It caches the kernel's answers.
     """
 
     def __init__(self, reading: Reading, name: str, things: dict[type, Collection[Any]]) -> None:
         self.reading = reading
         self.name = name
         self.is_open = not name
-        """Whether it exists and is niso's; known once its kind of namespace has been read."""
+        """Whether the namespace exists and is niso's; set once its kind has been read."""
         self.is_foreign = False
-        """Whether its name belongs to something that is not niso's."""
+        """Whether a foreign object has the namespace's name."""
         self.is_of_others = False
-        """Whether others made it: then only the candidates in it are niso's."""
+        """Whether another program created the namespace; only the candidates in it are niso's."""
         self._things = things
-        # what the kernel has answered
+        # the kernel's answers
         self._links: dict[str, Link | None] = {}
         self._addresses: dict[int, list[LinkAddress]] | None = None
         self._routes: dict[int, list[LinkRoute]] = {}
@@ -53,7 +53,7 @@ class Space:
 
     @property
     def rtnl(self) -> Rtnl:
-        """Return a socket in it. Raises KernelError."""
+        """Return an rtnetlink socket in the namespace. Raises KernelError."""
         return self.reading.sockets.at(self.name)
 
     def things(self, kind: type[T]) -> Collection[T]:
@@ -61,9 +61,9 @@ class Space:
         return self._things.get(kind, ())
 
     def link(self, name: str) -> Link | None:
-        """Return a link; when everything is read, from the list of all that `all_links` asks for.
+        """Return a link; when everything is read, from the list of `all_links`.
 
-        A name that is not in it may be an alternative one, which the kernel knows.
+        A name that is missing in the list may be an alternative name, so the kernel is asked.
         """
         if self.reading.everything:
             self.all_links()
@@ -72,14 +72,14 @@ class Space:
         return self._links[name]
 
     def other_end(self, link: Link) -> Link | None:
-        """Return the other end of a veth link of another namespace, if it is in this one."""
+        """Return the other end of a veth link of another namespace, if that end is in this one."""
         if self._by_index is None:
             self._by_index = {link_.index: link_ for link_ in self.all_links()}
         end = self._by_index.get(link.peer_index)
         return end if end is not None and end.peer_index == link.index else None
 
     def own_link(self, name: str) -> Link | None:
-        """Return the link if it is niso's; record or raise a Conflict if it is not."""
+        """Return the link if it is niso's. A foreign one is recorded, or raises Conflict."""
         link = self.link(name)
         if link is None or link.alias == self.reading.alias:
             return link
@@ -100,7 +100,7 @@ class Space:
         return self._all
 
     def links_of_concern(self) -> list[Link]:
-        """Return the links of the candidates, or when everything is read, all of niso's."""
+        """Return the links of the candidates; when everything is read, all links of niso's."""
         if self._of_concern is not None:
             return self._of_concern
         names = {
@@ -123,7 +123,7 @@ class Space:
         return self._of_concern
 
     def addresses(self, link: Link) -> list[LinkAddress]:
-        """Return the addresses of a link; when everything is read, out of those of all links."""
+        """Return the addresses of a link; when everything is read, from one dump for all links."""
         everything = self.reading.everything
         if self._addresses is None:
             self._addresses = {}
@@ -134,7 +134,7 @@ class Space:
         return self._addresses[link.index]
 
     def routes(self, link: Link) -> list[LinkRoute]:
-        """Return the routes of a link; with strays in a service, out of `all_routes`."""
+        """Return the routes of a link; with strays in a service, from `all_routes`."""
         if self.name and self.reading.strays:
             return [route for route in self.all_routes() if route.index == link.index]
         if link.index not in self._routes:
@@ -148,21 +148,25 @@ class Space:
         return self._all_routes
 
     def bridge_table(self, bridge_index: int) -> set[Fixed]:
-        """Return the entries of a bridge's table that were not learned.
+        """Return the static entries of a bridge's forwarding database.
 
-        When everything is read, the kernel is asked once for those of all bridges.
+        When everything is read, one request covers all bridges.
         """
         if bridge_index not in self._tables:
             from niso.kernel import neighbours
 
             asked = 0 if self.reading.everything else bridge_index
-            self._tables[bridge_index] = set()  # no answer is about a bridge without entries
+            # the answer has nothing about a bridge without entries
+            self._tables[bridge_index] = set()
             self._tables.update(neighbours.of_bridges(self.rtnl, asked))
         return self._tables[bridge_index]
 
 
 class Reading:
-    """The shared state of one `read`. ``strays``: foreign changes to the candidates' links too."""
+    """The shared state of one `read`.
+
+    ``strays``: also read foreign changes to the candidates' links.
+    """
 
     def __init__(
         self, alias: str, sockets: Sockets, foreign: Foreign | None, strays: bool, everything: bool
@@ -184,11 +188,14 @@ class Reading:
         self._present: dict[type, set[Any] | frozenset[Any]] = {}
 
     def so_far(self, kind: type[T]) -> Collection[T]:
-        """Return the things of a kind that have been read up to now."""
+        """Return the objects of a kind that have been read up to now."""
         return self._present.get(kind, ())
 
     def note_foreign(self, name: str, error: Conflict) -> None:
-        """Record that a link or namespace is not niso's. Raises Conflict if nothing records it."""
+        """Record that a link or namespace is foreign.
+
+        Raises Conflict if the caller passed no record.
+        """
         if self.foreign is None:
             raise error
         self.foreign[name] = error
@@ -203,9 +210,10 @@ class Reading:
         )
 
     def run(self, candidates: State, taken: bool = False) -> State:
-        """Read the candidates.
+        """Read the candidates, one namespace after another.
 
-        With ``taken``, transactional things are not read; the candidates are returned unchanged.
+        With ``taken``, objects of transactional kinds (tables, elements) are not read: they are
+        assumed to be as in ``candidates``.
         """
         self.candidates = candidates
         spaces: dict[str, dict[type, Collection[Any]]] = {"": {}}
@@ -234,12 +242,15 @@ class Reading:
         return State.of_kinds(lambda kind: present.get(kind.thing, ()))
 
     def inner_spaces(self) -> Iterator[Space]:
-        """Yield the namespaces of services that have been read, to ask them again."""
+        """Yield the namespaces of services that have been read, for further queries."""
         for name in self._open:
             yield Space(self, name, {})
 
     def _note(self, kind: Kind[Any], present: frozenset[Any]) -> None:
-        """Record what has been read. What is in one namespace alone is kept as it is."""
+        """Record the objects read in one namespace.
+
+        The first set of a kind is stored without a copy.
+        """
         known = self._present.get(kind.thing)
         if not known:
             self._present[kind.thing] = present
@@ -251,15 +262,16 @@ class Reading:
         known.update(present)
 
     def _drop(self) -> None:
-        """Drop what was read: this and its spaces refer to each other, which keeps it in memory."""
+        """Drop what was read: a reference cycle with the spaces would keep it in memory."""
         self._present, self.elements, self.hosts_texts = {}, None, {}
         self.candidates, self.host, self._open = State(), Space(self, "", {}), []
 
 
 def _same[T: Thing](things: Collection[T], present: Iterable[T]) -> frozenset[T]:
-    """Return ``present``, with the candidates themselves for the things that equal them.
+    """Return ``present``, but with the candidate itself in place of each equal object.
 
-    A state is large, and most of it is as wanted: then this is ``things`` itself.
+    A state is large, and most of it is as desired: sharing objects saves memory. If all are equal,
+    the result equals ``things``.
     """
     missing = set(things)
     others = []
@@ -275,7 +287,7 @@ def _same[T: Thing](things: Collection[T], present: Iterable[T]) -> frozenset[T]
 
 
 def _asked(kind: Kind[Any], present: Iterable[Any], things: Collection[Any]) -> list[Any]:
-    """Return the things that are candidates, on the links where they are candidates."""
+    """Return the objects that are candidates, on the links where they are candidates."""
     keys = {(thing.key(), kind.links(thing)) for thing in things}
     by_name = {thing.key() for thing in things if not kind.is_read_by_link}
     return [

@@ -88,7 +88,7 @@ class Real:
         with Nft() as nft:
             return nft.elements(table, container)
 
-    # --- what is marked as niso's ---
+    # --- objects with niso's mark ---
 
     def marked_links(self) -> dict[str, str]:
         with self:
@@ -110,7 +110,7 @@ class Real:
     def marked_netns(self) -> dict[str, str]:
         marked = {}
         for name in netns.names():
-            if netns.target(name):  # a symlink to a namespace that has its name elsewhere
+            if netns.target(name):  # a symlink to a namespace that has its own name elsewhere
                 continue
             with netns.inside(name), Rtnl() as rtnl:
                 lo = rtnl.link("lo")

@@ -14,7 +14,7 @@ from niso.kernel.rtnetlink import Rtnl
 
 PROTOCOL = 78
 """The mark of niso's rules (FRA_PROTOCOL). No entry of iproute2's rt_protos has this number."""
-PRIORITY = 1  # after the rule of local addresses, before those of other programs
+PRIORITY = 1  # after the rule of the local table, before rules of other programs
 _MASK = int(CHECKED, 16)
 
 _NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
@@ -27,7 +27,10 @@ _header = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr
 
 
 class Rule(NamedTuple):
-    """A rule with niso's mark. ``body`` is what the kernel answered, ``drift`` what differs."""
+    """A rule with niso's mark.
+
+    ``body`` is the kernel's answer, ``drift`` the differences from niso's.
+    """
 
     link: str
     drift: str
@@ -35,7 +38,7 @@ class Rule(NamedTuple):
 
 
 def selector(link: str) -> str:
-    """Return a bridge's rule in the words of ip-rule(8)."""
+    """Return a bridge's rule in the syntax of ip-rule(8)."""
     return f"iif {link} fwmark 0/{CHECKED} priority {PRIORITY} protocol {PROTOCOL} prohibit"
 
 
@@ -48,7 +51,7 @@ def of_niso(rtnl: Rtnl, family: int) -> list[Rule]:
 
 
 def add(rtnl: Rtnl, link: str, family: int) -> None:
-    """Add the rule of a bridge, which need not exist. Raises KernelError."""
+    """Add the rule of a bridge, which need not exist yet. Raises KernelError."""
     body = _header.pack(_FAMILIES[family], 0, 0, 0, 0, 0, 0, _PROHIBIT, 0)
     body += text(_IIFNAME, link) + u32(_PRIORITY, PRIORITY) + u32(_FWMARK, 0)
     body += u32(_FWMASK, _MASK) + attribute(_PROTOCOL, bytes([PROTOCOL]))
@@ -56,7 +59,7 @@ def add(rtnl: Rtnl, link: str, family: int) -> None:
 
 
 def delete(rtnl: Rtnl, link: str, family: int, drift: str = "") -> None:
-    """Delete the rules of a bridge that differ from niso's by ``drift``. Raises KernelError."""
+    """Delete the rules of a bridge with this ``drift`` from niso's rule. Raises KernelError."""
     what = f"delete the routing rule of '{link}'"
     for rule in of_niso(rtnl, family):
         if (rule.link, rule.drift) == (link, drift):

@@ -1,9 +1,9 @@
 """Manage links, addresses and routes (rtnetlink(7), linux/rtnetlink.h, linux/if_link.h).
 
 A link created by niso always has its alias, even if niso is killed: creation and alias are two
-messages of one sendmsg. The second one must not hit a foreign link that already has the name, so
-both name the link by an index chosen here, from a range that the kernel's own counter does not
-reach. (A temporary name would work too, but a rename waits for RCU.)
+messages of one sendmsg. The second message must not hit a foreign link that already has the name,
+so both identify the link by an index chosen here, from a range that the kernel's own counter does
+not reach. (A temporary name would work too, but a rename waits for RCU.)
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ KERNEL = 2  # RTPROT_KERNEL: added by the kernel with an address
 BOOT = 3  # RTPROT_BOOT: routes added by hand, as by iproute2
 UNICAST = 1  # RTN_UNICAST
 NOWHERE = {"blackhole": 6, "unreachable": 7, "prohibit": 8, "throw": 9}
-"""The routes without a link: name in ip-route(8) to RTN_* number."""
+"""The types of routes without a link: name in ip-route(8) to RTN_* number."""
 
 NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
@@ -79,7 +79,7 @@ _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
 _SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933
 _LO = 1  # LOOPBACK_IFINDEX
-_OWN_INDEX = 1 << 20  # the first index of links made here; the kernel counts up from 1
+_OWN_INDEX = 1 << 20  # the first index of links made by niso; the kernel counts up from 1
 _INDEX_TRIES = 16
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -105,7 +105,7 @@ class Rtnl(netlink.Netlink):
     def index(self, name: str) -> int:
         """Return the index of a link (netdevice(7)) at a tenth of the cost of `link`.
 
-        Raises KernelError if it does not exist.
+        Raises KernelError if the link does not exist.
         """
         try:
             answer = ioctl(self._socket, _SIOCGIFINDEX, _ifreq.pack(name.encode(), 0))
@@ -114,7 +114,7 @@ class Rtnl(netlink.Netlink):
         return int(_ifreq.unpack(answer)[1])
 
     def name(self, index: int) -> str:
-        """Return the name of a link; "" if there is none with this index."""
+        """Return the name of the link with this index; "" if there is none."""
         try:
             answer = ioctl(self._socket, _SIOCGIFNAME, _ifreq.pack(b"", index))
         except OSError as error:
@@ -140,10 +140,10 @@ class Rtnl(netlink.Netlink):
     ) -> None:
         """Create a bridge, up, without STP, multicast snooping and link-local address.
 
-        Its MAC is ``mac`` or a random one, and fixed: otherwise the kernel uses the lowest MAC of
-        the ports, which would change under the neighbour tables of the services. ``call_iptables``
-        and ``call_ip6tables`` pass bridged frames to the IPv4 and IPv6 hooks, whatever the sysctls
-        bridge-nf-call-* say; without them the sysctls decide.
+        Its MAC is ``mac`` or random, and fixed: by default, a bridge takes the lowest MAC of its
+        ports, which would change while services have it in their neighbour tables.
+        ``call_iptables`` and ``call_ip6tables`` pass bridged frames to the IPv4 and IPv6 hooks,
+        even if the sysctls bridge-nf-call-* are off; without them the sysctls decide.
         """
         index = self.free_index()
         data = (
@@ -161,8 +161,8 @@ class Rtnl(netlink.Netlink):
             + attribute(IFLA_ADDRESS, own)
             + u32(IFLA_MTU, mtu ^ 1)
             + of_kind("bridge", *data),
-            # only a change counts as set by hand. The kernel does not adapt such an MTU to that of
-            # ports, and does not walk them all to find out (br_mtu_auto_adjust)
+            # only a change counts as set by hand. The kernel does not adapt an MTU set by hand to
+            # the ports' MTUs, and need not walk all ports (br_mtu_auto_adjust)
             alias_data(alias) + u32(IFLA_MTU, mtu),
             raise_up(name, index),
         )
@@ -179,17 +179,18 @@ class Rtnl(netlink.Netlink):
         port: bytes,
         alias: str,
     ) -> tuple[int, str]:
-        """Create a veth pair; return the index and the MAC of its end here.
+        """Create a veth pair; return the index and the MAC of its end in this namespace.
 
-        ``name`` is here, up, and a port of ``bridge`` with the settings ``port``
-        (`bridge_flags.new_port`). ``peer`` is down, in the namespace of ``peer_netns_fd``.
+        The end ``name`` is up and a port of ``bridge`` with the settings ``port``
+        (`bridge_flags.new_port`). The end ``peer`` is down, in the namespace of ``peer_netns_fd``.
 
-        It is set up last: the kernel walks all IPv6 routes for each change of a link that is up.
+        The link is set up last: the kernel walks all IPv6 routes for each change of a link that is
+        up.
         """
         master = self.index(bridge)
         index = self.free_index()
         what = f"create veth '{name}'"
-        own = _random_mac()  # udev replaces one that the kernel has chosen
+        own = _random_mac()  # udev replaces a MAC that the kernel has chosen
         far = (
             ifinfo()
             + text(IFLA_IFNAME, peer)
@@ -225,8 +226,9 @@ class Rtnl(netlink.Netlink):
     ) -> None:
         """Change the settings of the link ``name`` that are not None.
 
-        ``master`` "" takes it off its bridge, ``alias`` "" clears the alias, ``hairpin`` is for a
-        port. The settings that ``drift`` names are reset (`niso.kernel.bridge_flags`).
+        ``master`` "" detaches it from its bridge, ``alias`` "" clears the alias, ``hairpin``
+        applies to a bridge port. The settings named in ``drift`` are reset
+        (`niso.kernel.bridge_flags`).
         """
         flags, switched = IFF_UP if up else 0, 0 if up is None else IFF_UP
         if bridge_flags.ARP_OFF in drift.split(", "):
@@ -272,9 +274,9 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, NEWLINK, 0, ifinfo() + text(IFLA_IFNAME, name) + own))
 
     def detach(self, names: Sequence[str]) -> None:
-        """Set links down and take them off their bridge; no-op for missing ones.
+        """Set links down and detach them from their bridge; no-op for missing ones.
 
-        No packet passes them afterwards, whatever a veth's other end does.
+        Afterwards no packet passes through them, whatever happens at the other end of a veth.
         """
         for start in range(0, len(names), _AT_ONCE):
             bodies = [
@@ -289,7 +291,7 @@ class Rtnl(netlink.Netlink):
             )
 
     def delete_link(self, name: str) -> None:
-        """Delete the link ``name`` (and a veth's other end); no-op if it is gone."""
+        """Delete the link ``name`` (and a veth's other end); no-op if it does not exist."""
         body = ifinfo() + text(IFLA_IFNAME, name)
         self.transact(Message(f"delete link '{name}'", _DELLINK, 0, body, (errno.ENODEV,)))
 
@@ -313,9 +315,9 @@ class Rtnl(netlink.Netlink):
         )
 
     def addresses(self, link_index: int | None = None) -> list[LinkAddress]:
-        """Return the addresses of one link, or of all, of both families."""
+        """Return the addresses of both families, of one link or of all."""
         result = []
-        # a dump of both families would walk all links to find the one
+        # a dump of both families would walk all links to find this one
         for family in _FAMILIES if link_index else (socket.AF_UNSPEC,):
             body = ifaddrmsg.pack(family, 0, 0, 0, link_index or 0)
             for address in self.dump(
@@ -331,10 +333,10 @@ class Rtnl(netlink.Netlink):
     ) -> None:
         """Add an address with its prefix length; no-op if the link has it.
 
-        With ``replace`` an existing one becomes permanent. Unless ``routed``, the kernel adds no
-        route to its prefix. IPv6 skips duplicate address detection:
-        IPAM assigns no address twice, and the service would have to wait for it. The kernel derives
-        the scope of an IPv6 address: fe80::1/64 is link-local.
+        With ``replace`` an existing address becomes permanent. Unless ``routed``, the kernel adds
+        no route to its prefix. IPv6 skips duplicate address detection: IPAM assigns no address
+        twice, and the service would have to wait. The kernel derives the scope of an IPv6 address:
+        fe80::1/64 is link-local.
         """
         family, packed, length = parse_cidr(cidr)
         flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
@@ -345,7 +347,7 @@ class Rtnl(netlink.Netlink):
         how = netlink.REPLACE if replace else netlink.EXCL
         messages = [Message(what, _NEWADDR, netlink.CREATE | how, body, (errno.EEXIST,))]
         if not routed:
-            # another address of the prefix may have brought a route
+            # another address of the prefix may already have added the route
             route = _route(prefix(cidr), "", link_index, KERNEL)
             messages.append(Message(what, _DELROUTE, 0, route, (errno.ESRCH,)))
         self.transact(*messages)
@@ -364,14 +366,14 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _NEWROUTE, netlink.CREATE, body, (errno.EEXIST,)))
 
     def delete_connected_route(self, link_index: int, cidr: str) -> None:
-        """Delete the prefix route that the kernel added with an address; no-op if it is gone."""
+        """Delete the prefix route that the kernel added with an address; no-op if missing."""
         self._delete_routes(
             f"delete the route to {cidr} by link {link_index}",
             _route(prefix(cidr), "", link_index, KERNEL),
         )
 
     def delete_address(self, link_index: int, cidr: str) -> None:
-        """Delete an address of a link; no-op if it is gone."""
+        """Delete an address of a link; no-op if it does not exist."""
         family, packed, length = parse_cidr(cidr)
         body = ifaddrmsg.pack(family, length, 0, _SCOPE_UNIVERSE, link_index) + attribute(
             IFA_LOCAL, packed
@@ -380,7 +382,7 @@ class Rtnl(netlink.Netlink):
         self.transact(Message(what, _DELADDR, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV)))
 
     def routes(self, link_index: int | None = None, table: int = MAIN) -> list[LinkRoute]:
-        """Return the routes of a table, of both families, through one link or any."""
+        """Return the routes of a table, of both families, through one link or through any."""
         body = rtmsg.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
         body += u32(RTA_OIF, link_index) if link_index else b""
         absent = (errno.ENOENT, errno.ENODEV)  # no such table yet; no such link
@@ -390,8 +392,8 @@ class Rtnl(netlink.Netlink):
     def add_route(self, destination: str, gateway: str, index: int) -> None:
         """Add a unicast route to the main table, on-link if ``gateway`` is "".
 
-        No other route has to lead to the gateway. No-op if it exists. Another route to
-        ``destination`` is an error.
+        The gateway is taken as reachable through the link, without a route to it. No-op if the
+        route exists. Raises KernelError if another route to ``destination`` exists.
         """
         what = f"add route {destination} via {gateway or 'link'} {index}"
         body = _route(destination, gateway, index, BOOT)
@@ -405,14 +407,14 @@ class Rtnl(netlink.Netlink):
                 raise
 
     def delete_route(self, destination: str, gateway: str, index: int) -> None:
-        """Delete a route, of any metric; no-op if it is gone. Others to ``destination`` stay."""
+        """Delete a route with any metric; no-op if it does not exist. Other routes to it stay."""
         self._delete_routes(
             f"delete route {destination} via {gateway or 'link'} {index}",
             _route(destination, gateway, index, 0),
         )
 
     def delete_nowhere(self, destination: str, kind: str) -> None:
-        """Delete a route of a type in `NOWHERE`, of any metric; no-op if it is gone."""
+        """Delete a route of a type in `NOWHERE`, with any metric; no-op if it does not exist."""
         family, packed, length = parse_cidr(destination)
         body = rtmsg.pack(family, length, 0, 0, MAIN, 0, _SCOPE_NOWHERE, NOWHERE[kind], 0)
         body += attribute(RTA_DST, packed) if length else b""
@@ -421,7 +423,10 @@ class Rtnl(netlink.Netlink):
         self._delete_routes(f"delete {kind} route {destination}", body)
 
     def _delete_routes(self, what: str, body: bytes) -> None:
-        """Delete all routes that match: without a metric, the kernel deletes the first one only."""
+        """Delete all matching routes, one by one.
+
+        Without a metric in the request, the kernel deletes only the first match.
+        """
         for _ in range(_AT_ONCE):
             try:
                 self.transact(Message(what, _DELROUTE, 0, body))
@@ -431,7 +436,7 @@ class Rtnl(netlink.Netlink):
                 return
 
     def free_index(self) -> int:
-        """Return an index for a new link, which the kernel itself will not choose soon."""
+        """Return an index for a new link that the kernel itself will not choose soon."""
         for _ in range(_INDEX_TRIES):
             index = _OWN_INDEX + int.from_bytes(os.urandom(4), "big") % (1 << 29)
             if not self.name(index):
@@ -439,10 +444,10 @@ class Rtnl(netlink.Netlink):
         raise refused("find a free link index", errno.EBUSY)
 
     def create(self, index: int, what: str, made: bytes, marked: bytes, *more: Message) -> None:
-        """Create a link with the attributes ``made`` and set ``marked``, its alias.
+        """Create a link with the attributes ``made``, set its alias ``marked``, and send ``more``.
 
-        It has no automatic link-local address. ``more`` follow in the same sendmsg; if one
-        fails, the link is deleted. ``what`` names the creation in a KernelError.
+        All messages are in one sendmsg; if one of ``more`` fails, the link is deleted. The link has
+        no automatic link-local address. ``what`` names the creation in a KernelError.
         """
         new = Message(what, NEWLINK, netlink.CREATE | netlink.EXCL, ifinfo(index) + made)
         mark = Message(what, NEWLINK, 0, ifinfo(index) + marked)
@@ -464,7 +469,7 @@ def ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
 
 
 def join(name: str, index: int, bridge: str, master: int) -> Message:
-    """Return the message that makes a link a port of a bridge, whose index is ``master``."""
+    """Return the message that makes a link a port of the bridge with index ``master``."""
     what = f"attach '{name}' to bridge '{bridge}'"
     return Message(what, NEWLINK, 0, ifinfo(index) + u32(IFLA_MASTER, master))
 
@@ -486,8 +491,8 @@ def no_link_local(what: str, index: int) -> Message:
 
 def _route(destination: str, gateway: str, index: int, protocol: int) -> bytes:
     family, packed, length = parse_cidr(destination)
-    # IPv4 refuses a gateway in a route of link scope, and deletes routes of any scope by "nowhere";
-    # IPv6 has no scopes, and deletes routes without a gateway by "::"
+    # IPv4 refuses a gateway in a route of link scope, and deletes routes of any scope for scope
+    # "nowhere"; IPv6 has no scopes, and deletes routes without a gateway for the gateway "::"
     scope = _SCOPE_UNIVERSE if gateway or family == socket.AF_INET6 else _SCOPE_LINK
     scope = scope if protocol or not gateway else _SCOPE_NOWHERE
     gateway = gateway or ("::" if family == socket.AF_INET6 and not protocol else "")

@@ -75,15 +75,15 @@ class LinkAddress(NamedTuple):
 
     @property
     def lasts(self) -> bool:
-        """Return whether the address is permanent: neither lifetime, valid or preferred, ends."""
+        """Return whether the address is permanent: its valid and preferred lifetimes never end."""
         return self.flags & (_IFA_F_PERMANENT | _IFA_F_DEPRECATED) == _IFA_F_PERMANENT
 
 
 class LinkRoute(NamedTuple):
     """A route.
 
-    ``destination`` is a prefix ("0.0.0.0/0" for default), ``gateway`` "" for none, ``index`` that
-    of its link or 0.
+    ``destination`` is a prefix ("0.0.0.0/0" for the default route), ``gateway`` is "" for none,
+    ``index`` is that of its link, or 0.
     """
 
     destination: str
@@ -200,13 +200,13 @@ def packed_mac(mac: str) -> bytes:
 
 
 def call_flags(call_iptables: bool | None, call_ip6tables: bool | None) -> list[bytes]:
-    """Return the attributes of a bridge that set these flags; None keeps one."""
+    """Return the attributes of a bridge that set these flags; None leaves a flag unchanged."""
     wanted = ((BR_NF_CALL_IPTABLES, call_iptables), (BR_NF_CALL_IP6TABLES, call_ip6tables))
     return [attribute(kind, bytes([on])) for kind, on in wanted if on is not None]
 
 
 def of_kind(kind: str, *settings: bytes) -> bytes:
-    """Return the attribute of a link's kind, with its settings of that kind (IFLA_LINKINFO)."""
+    """Return the attribute for a link's kind and the settings of that kind (IFLA_LINKINFO)."""
     data = (nested(INFO_DATA, *settings),) if settings else ()
     return nested(IFLA_LINKINFO, text(INFO_KIND, kind), *data)
 

@@ -1,6 +1,6 @@
 """Keep rtnetlink sockets open for the duration of an operation.
 
-A socket acts in the namespace that opened it, wherever the caller is.
+A socket acts in the namespace that opened it, even after the caller has left it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from typing import Self
 
 _MOST = 64
-"""The most sockets open at once: a command may touch more services than it may have files open."""
+"""The most sockets open at once: a command may touch more services than its limit of open files."""
 
 
 class Sockets:
-    """The open sockets, by namespace. A context manager that closes them."""
+    """The open sockets by namespace. A context manager that closes them."""
 
     def __init__(self) -> None:
         self._here: Rtnl | None = None
@@ -33,15 +33,15 @@ class Sockets:
         netns.unpin()
 
     def here(self) -> Rtnl:
-        """Return a socket in the namespace of the first caller. Raises KernelError."""
+        """Return a socket in the namespace where `here` was first called. Raises KernelError."""
         if self._here is None:
             self._here = Rtnl()
         return self._here
 
     def at(self, name: str) -> Rtnl:
-        """Return a socket in the namespace now called ``name``; `here` for "".
+        """Return a socket in the namespace now named ``name``; for "", `here`.
 
-        Raises KernelError if there is none.
+        Raises KernelError if there is no such namespace.
         """
         if not name:
             return self.here()
@@ -52,7 +52,7 @@ class Sockets:
             return self.keep(name, Rtnl())
 
     def keep(self, name: str, rtnl: Rtnl) -> Rtnl:
-        """Keep a socket that was opened in the namespace ``name``, and return it."""
+        """Keep a socket that was opened in the namespace ``name`` open, and return it."""
         gone = self._inside.pop(name, None)
         if gone is None and len(self._inside) >= _MOST:
             gone = self._inside.pop(next(iter(self._inside)))

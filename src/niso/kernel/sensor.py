@@ -1,4 +1,4 @@
-"""Read and change what the ruleset remembers of flows; see `niso.kernel.nft_sensor`."""
+"""Read and change the flows that the ruleset records; see `niso.kernel.nft_sensor`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from niso.kernel.nft_tables import BRIDGE, INET
 from niso.kernel.nft_values import PROTOCOLS
 
 _GETRULE, _GETSETELEM = 0x0A07, 0x0A0D
-_DESTROYSETELEM = 0x0A1E  # as DELSETELEM, and no error without the element (Linux 6.3)
+_DESTROYSETELEM = 0x0A1E  # like DELSETELEM, but no error if the element is missing (Linux 6.3)
 _BATCH_BEGIN, _BATCH_END, _SUBSYSTEM = 0x10, 0x11, 10
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _ELEM_EXPIRATION, _ELEM_EXPR = 1, 5, 7
@@ -44,10 +44,10 @@ _MISSED = {
 
 
 class Recorded(NamedTuple):
-    """What a set remembers of flows from ``source`` to ``destination`` and ``port``, after DNAT.
+    """The recorded flows from ``source`` to ``destination`` and ``port``, after DNAT.
 
-    ``packets`` are first packets of flows; of refused ones, each attempt. ``ago`` is how long ago
-    the last one was, in seconds.
+    ``packets`` counts first packets of flows; for refused flows, each attempt. ``ago`` is the time
+    since the last one in seconds.
     """
 
     source: str
@@ -60,7 +60,7 @@ class Recorded(NamedTuple):
 
 
 def recorded(name: str) -> list[Recorded]:
-    """Return what the sets ``name`` of both families hold; empty without niso's tables.
+    """Return the content of the sets ``name`` of both families; empty without niso's tables.
 
     Raises KernelError.
     """
@@ -69,7 +69,7 @@ def recorded(name: str) -> list[Recorded]:
 
 
 def flows_in(table: str, name: str) -> list[Recorded]:
-    """Return what a set of a table holds; empty without it. Raises KernelError.
+    """Return the flows in a set of a table; empty if the set does not exist. Raises KernelError.
 
     ``ago`` is right for sets of niso's own tables alone.
     """
@@ -77,14 +77,17 @@ def flows_in(table: str, name: str) -> list[Recorded]:
 
 
 def missed() -> dict[str, int]:
-    """Return how many new flows each full set has missed, by its name. Raises KernelError."""
+    """Return the number of new flows that each full set has missed, by set name.
+
+    Raises KernelError.
+    """
     return {name: _count(*place) for name, place in _MISSED.items()}
 
 
 def forget(addresses: Collection[str]) -> None:
-    """Delete what is remembered of flows from and to these addresses and prefixes.
+    """Delete the recorded flows from and to these addresses and prefixes.
 
-    For those that get another holder, or have none any more. Raises KernelError.
+    For addresses that get another holder, or no longer have one. Raises KernelError.
     """
     for family in (4, 6):
         size = 16 if family == 6 else 4
@@ -113,9 +116,9 @@ def forget(addresses: Collection[str]) -> None:
 
 
 def leave_out(source: str, proto: str, port: int) -> None:
-    """Have the next packets from this source not recorded: a test packet. Raises KernelError.
+    """Exclude the next packets from this source from recording: a test packet. Raises KernelError.
 
-    It holds for `nft_sensor.PROBES_KEPT_S`.
+    The exclusion ends after `nft_sensor.PROBES_KEPT_S`.
     """
     family = family_of(source)
     kind = f"ipv{family}_addr . inet_proto . inet_service"
@@ -131,9 +134,9 @@ def leave_out(source: str, proto: str, port: int) -> None:
 
 
 def dump[T](table: str, name: str, parse: Callable[[bytes, dict[int, bytes]], T]) -> list[T]:
-    """Return what ``parse`` makes of each element of a set: of its key, and of its attributes.
+    """Return the results of ``parse`` for the key and the attributes of each element of a set.
 
-    Empty without the set. Raises KernelError.
+    Empty if the set does not exist. Raises KernelError.
     """
     body = _set(table, name)
 
@@ -167,19 +170,19 @@ def _flow(key: bytes, fields: dict[int, bytes]) -> Recorded:
 
 
 def counted(fields: dict[int, bytes]) -> tuple[int, int]:
-    """Return packets and bytes of an element's counter."""
+    """Return (packets, bytes) of an element's counter."""
     counter = attributes(attributes(fields[_ELEM_EXPR])[_EXPR_DATA])
     packets, octets = (counter[attribute] for attribute in (_COUNTER_PACKETS, _COUNTER_BYTES))
     return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
 
 
 def proto_name(number: int) -> str:
-    """Return the name of a protocol, its number if it has none here."""
+    """Return the name of a protocol; its number as text if the name is unknown here."""
     return _NAMES.get(number, str(number))
 
 
 def _delete(table: str, name: str, keys: list[bytes]) -> None:
-    """Delete elements by their keys; no-op for those that have expired meanwhile."""
+    """Delete elements by their keys; no-op for elements that have expired in the meantime."""
     what = f"forget flows in {table} {name}"
     begin = netlink.Message(what, _BATCH_BEGIN, 0, nfgenmsg(0, _SUBSYSTEM))
     end = netlink.Message(what, _BATCH_END, 0, nfgenmsg(0, _SUBSYSTEM))
@@ -200,7 +203,7 @@ def _set(table: str, name: str) -> bytes:
 
 
 def _count(table: str, chain: str) -> int:
-    """Return the packets of the one counter in a chain; 0 without it."""
+    """Return the packets of the only counter in a chain; 0 if the chain does not exist."""
     family, _, own = table.partition(" ")
     body = nfgenmsg(_FAMILIES[family]) + text(_RULE_TABLE, own) + text(_RULE_CHAIN, chain)
     with Nfnetlink() as kernel:

@@ -25,7 +25,7 @@ _SKV6ONLY = 11  # INET_DIAG_SKV6ONLY
 _INFO = 2  # INET_DIAG_INFO
 # TCP_ESTABLISHED, TCP_LISTEN; TCP_CLOSE is also a UDP socket that is bound but not connected
 _ESTABLISHED, _LISTEN, _CLOSE = 1, 10, 7
-# those of ss(8), but for listening sockets and TIME_WAIT, whose connection is over
+# the states of ss(8), except listening sockets and TIME_WAIT, whose connection is over
 _STATES = {
     1: "established",
     2: "syn-sent",
@@ -47,13 +47,13 @@ _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0.0.0.0/96
 _request = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, before its socket id
 _rtt_retransmitted = struct.Struct("=I28xI")  # of struct tcp_info: tcpi_rtt, tcpi_total_retrans
 _acked_received = struct.Struct("=QQ")  # tcpi_bytes_acked, tcpi_bytes_received
-_RTT, _ACKED = 68, 120  # where they begin
+_RTT, _ACKED = 68, 120  # offset at which they begin
 _id = struct.Struct(">HH16s16s")  # struct inet_diag_sockid, before interface and cookie
 _ID_SIZE = 48
 
 
 class Listener(NamedTuple):
-    """A socket for ``port`` of ``address``; "0.0.0.0" or "::" stands for all of its family."""
+    """A socket for ``port`` of ``address``; "0.0.0.0" or "::" means all addresses of the family."""
 
     family: int
     address: str
@@ -62,7 +62,7 @@ class Listener(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """A TCP connection: the client's and the server's end."""
+    """A TCP connection: the client's and the server's address and port."""
 
     client: str
     client_port: int
@@ -71,11 +71,11 @@ class Connection(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A TCP connection with what its socket in this namespace has measured (struct tcp_info).
+    """A TCP connection with the measurements of its socket in this namespace (struct tcp_info).
 
-    ``is_server``: this end is the server's. ``rtt`` is the smoothed round-trip time in seconds.
-    ``retransmitted`` are segments, ``received`` and ``acked`` (sent, and acknowledged) bytes. All
-    four are None if the kernel does not say, as of one whose handshake is not over.
+    ``is_server``: the socket is the server's. ``rtt`` is the smoothed round-trip time in seconds.
+    ``retransmitted`` counts segments; ``received`` and ``acked`` (sent and acknowledged) count
+    bytes. All four are None if the kernel does not report them, such as during the handshake.
     """
 
     connection: Connection
@@ -90,8 +90,8 @@ class Measured(NamedTuple):
 def listeners(proto: str, first: int | None = None, last: int | None = None) -> list[Listener]:
     """Return the listening ("tcp", "sctp") or bound and unconnected ("udp") sockets.
 
-    They are in this network namespace and use the port ``first``, one of ``first`` to ``last``, or
-    any port. An IPv6 socket that also accepts IPv4 is listed once for each family. A kernel
+    They are in this network namespace and use the port ``first``, a port of ``first`` to ``last``,
+    or any port. An IPv6 socket that also accepts IPv4 is listed once for each family. A kernel
     without SCTP has no such sockets. Raises KernelError.
     """
     number, state = _PROTOCOLS[proto]
@@ -118,9 +118,9 @@ def connections() -> list[Connection]:
 
 
 def measured() -> list[Measured]:
-    """Return the TCP connections of this network namespace with their figures, as `connections`.
+    """Return the TCP connections of this network namespace with their measurements.
 
-    Those that are being opened or closed are among them. Raises KernelError.
+    Like `connections`, but also those that are being opened or closed. Raises KernelError.
     """
     return [
         Measured(connection, is_server, *figures)
@@ -131,7 +131,7 @@ def measured() -> list[Measured]:
 def _connections[T](
     states: Iterable[int], extensions: int, parse: Callable[[bytes], tuple[_End, _End, T]]
 ) -> Iterator[tuple[Connection, bool, T]]:
-    """Yield TCP connections in these states, whether this end is the server's, and what else."""
+    """Yield (connection, whether this end is the server's, result of ``parse``) in these states."""
     served = {listener.port for listener in listeners("tcp")}
     mask = sum(1 << state for state in states)
     with netlink.Netlink(netlink.SOCK_DIAG) as kernel:
@@ -144,9 +144,9 @@ def _connections[T](
 
 
 def holder(inode: int) -> tuple[int, str] | None:
-    """Return (pid, program name) of the lowest pid that has this socket open.
+    """Return (pid, program name) of the process with the lowest pid that has this socket open.
 
-    Returns None if none is visible.
+    Returns None if no such process is visible.
     """
     wanted = f"socket:[{inode}]"
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
@@ -156,7 +156,7 @@ def holder(inode: int) -> tuple[int, str] | None:
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
                     # a program chooses its own name: a newline in it would break the output
                     return pid, file.read().rstrip("\n").replace("\n", " ")
-        except OSError:  # it has ended, or we may not see it
+        except OSError:  # the process has ended, or niso may not inspect it
             continue
     return None
 

@@ -1,7 +1,7 @@
-"""Represent the desired or actual state of the kernel as plain data: a set of things per kind.
+"""Represent the desired or actual state of the kernel as plain data: a set of objects per kind.
 
-Addresses are text in their canonical form (``10.99.1.2``, ``fd00::2``), with a length
-``10.99.1.1/24``. Both families use the same kinds. ``netns`` is a name in /run/netns, and ``""`` is
+Addresses are text in their canonical form (``10.99.1.2``, ``fd00::2``), or with a prefix length,
+``10.99.1.1/24``. IPv4 and IPv6 use the same kinds. ``netns`` is a name in /run/netns, and ``""`` is
 the host.
 """
 
@@ -23,7 +23,7 @@ _NONE: frozenset[Any] = frozenset()
 
 
 class State:
-    """Things by kind: ``state[Bridge]`` is a frozenset of bridges. Immutable and comparable."""
+    """Objects by kind: ``state[Bridge]`` is a frozenset of bridges. Immutable and comparable."""
 
     __slots__ = ("_by_type",)
 
@@ -37,26 +37,26 @@ class State:
 
     @classmethod
     def of_sets(cls, sets: Iterable[tuple[type[Any], frozenset[Any]]]) -> State:
-        """Return the state that consists of these sets, each with its type."""
+        """Build a state from sets of objects by type."""
         state = cls()
         state._by_type = {kind: things for kind, things in sets if things}
         return state
 
     @classmethod
     def of_kinds(cls, things: Callable[[Kind[Any]], Iterable[Any]]) -> State:
-        """Return the state with what the function returns for each kind."""
+        """Build a state from the objects that a function returns for each kind."""
         return cls.of_sets((kind.thing, frozenset(things(kind))) for kind in order.KINDS)
 
     def __getitem__(self, kind: type[T]) -> frozenset[T]:
         return self._by_type.get(kind, _NONE)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield all things, in the order of their kinds."""
+        """Yield all objects, in the order of their kinds."""
         for kind in order.KINDS:
             yield from self[kind.thing]
 
     def __or__(self, other: State) -> State:
-        """Return the union; a thing that differs between the two is in it twice."""
+        """Return the union. An object whose fields differ between the two is in it twice."""
         both = dict(self._by_type)
         for kind, things in other._by_type.items():
             both[kind] = both[kind] | things if kind in both else things
@@ -75,5 +75,5 @@ class State:
         return f"State({list(self)!r})"
 
     def replace(self, kind: type[T], things: Iterable[T]) -> State:
-        """Return a copy with other things of one kind."""
+        """Return a copy with other objects of one kind."""
         return State.of_sets({**self._by_type, kind: frozenset(things)}.items())

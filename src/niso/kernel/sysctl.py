@@ -1,6 +1,6 @@
 """Read and write sysctls of the caller's network namespace (proc_sys_net(5), ip-sysctl.rst).
 
-The parts of a name are separated by slashes, since an interface's name may contain dots:
+The parts of a name are separated by slashes, since an interface name may contain dots:
 "net/ipv4/conf/eth0.7/forwarding".
 """
 
@@ -19,13 +19,14 @@ _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # asm-generic/unistd.h
 _FSCONFIG_CMD_CREATE = 6  # linux/mount.h; its FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC are 1
 _MOST_FOLDERS = 8
 _MOST_WALKS = 64
-_FEW = 100  # namespaces; below that, the private mount and ctypes cost more than they save
+# number of namespaces; with fewer, the private mount and ctypes cost more than they save
+_FEW = 100
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 _folders: dict[tuple[int, str], int] = {}
 """Maps (network namespace, "ipv4") to a descriptor of that namespace's /proc/sys/net/ipv4."""
 _top, _walks = -1, 0
-"""A descriptor of the folder that these are opened from, and how many were opened."""
+"""The descriptor of the folder from which sysctl folders are opened, and how many were opened."""
 
 
 def read(name: str) -> str | None:
@@ -37,7 +38,7 @@ def read(name: str) -> str | None:
 
 
 def read_all(names: Iterable[str]) -> list[str | None]:
-    """As `read` for each name, in one namespace: the caller does not leave it meanwhile."""
+    """Like `read` for each name, in one namespace, which the caller does not leave in between."""
     try:
         inode = os.stat(_OWN).st_ino
     except OSError as error:
@@ -51,7 +52,7 @@ def write(name: str, value: str) -> None:
 
 
 def write_all(values: Iterable[tuple[str, str]]) -> None:
-    """As `write` for each (name, value), in order and in one namespace."""
+    """Like `write` for each (name, value), in order and in one namespace."""
     inode = 0
     for name, value in values:
         what = f"set sysctl {name} to '{value}'"
@@ -82,7 +83,7 @@ def _read(inode: int, name: str) -> str | None:
 
 
 def _open(inode: int, name: str, flags: int) -> int:
-    """Return a descriptor of a sysctl of this thread's namespace, whose inode is ``here``.
+    """Open a sysctl of this thread's namespace, whose inode is ``inode``, and return a descriptor.
 
     Raises OSError.
     """
@@ -94,10 +95,11 @@ def _open(inode: int, name: str, flags: int) -> int:
         try:
             return os.open(tail, flags | os.O_CLOEXEC, dir_fd=folder)
         except FileNotFoundError:
-            # gone, or the folder of an earlier namespace with the same inode number
+            # the sysctl no longer exists, or the folder is of an earlier namespace with the same
+            # inode number
             os.close(_folders.pop(key))
     while len(_folders) >= _MOST_FOLDERS:
-        os.close(_folders.pop(next(iter(_folders))))  # the oldest
+        os.close(_folders.pop(next(iter(_folders))))  # the oldest entry
     folder = _open_folder(family)
     _folders[key] = folder
     return os.open(tail, flags | os.O_CLOEXEC, dir_fd=folder)
@@ -115,7 +117,7 @@ def _open_folder(family: str) -> int:
 
 
 def _has_many() -> bool:
-    """Return whether the host has many network namespaces, as far as their names show."""
+    """Return whether the host has many network namespaces, judging by the number of names."""
     try:
         return len(os.listdir(paths.NETNS_DIR)) > _FEW
     except OSError:
@@ -127,7 +129,8 @@ def _own_sys() -> int:
 
     These folders have the same name in all namespaces, so they share one chain of the file system's
     dentry cache. With 1,000 namespaces, opening two of them in /proc takes 1 to 2 ms; in a private
-    mount 0.07 ms, including the mount. If /proc/sys/net is read-only, niso respects that.
+    mount 0.07 ms, including the mount. If /proc/sys/net is read-only, /proc/sys is used, so that
+    niso respects that.
     """
     if not _has_many():
         return os.open(_SYS, _FOLDER)

@@ -35,7 +35,10 @@ _TTL_HOPS = 64
 
 
 class Tunnel(NamedTuple):
-    """The settings of a device. ``drift`` names the others that are not as `add` makes them."""
+    """The settings of a VXLAN device.
+
+    ``drift`` names other settings that differ from those of `add`.
+    """
 
     vni: int
     local: str
@@ -44,7 +47,7 @@ class Tunnel(NamedTuple):
 
 
 def parse(data: bytes) -> Tunnel:
-    """Return the settings in a device's IFLA_INFO_DATA."""
+    """Parse a VXLAN device's IFLA_INFO_DATA."""
     have = attributes(data)
     local = ""
     if _LOCAL in have:
@@ -53,7 +56,7 @@ def parse(data: bytes) -> Tunnel:
         local = socket.inet_ntop(socket.AF_INET6, have[_LOCAL6])
     parts = [name for kind, name in _OFF.items() if any(have.get(kind, b""))]
     if any(have.get(_GROUP, b"")) or any(have.get(_GROUP6, b"")):
-        parts.append("remote")  # it would send there what no entry is about
+        parts.append("remote")  # the remote to which the device would send MACs without an entry
     if any(have.get(_LINK, b"")):
         parts.append("dev")
     if have.get(_TTL, bytes([_TTL_HOPS])) != bytes([_TTL_HOPS]):
@@ -64,7 +67,7 @@ def parse(data: bytes) -> Tunnel:
 
 
 def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str) -> None:
-    """Create a device that learns nothing, up, as a port of ``bridge`` that floods nothing.
+    """Create a VXLAN device, up, as a port of ``bridge``; neither learns or floods.
 
     Raises KernelError, and Conflict if another link has the VNI or the UDP port.
     """
@@ -109,7 +112,7 @@ def add(rtnl: Rtnl, name: str, tunnel: Tunnel, mtu: int, bridge: str, alias: str
 
 
 def attach(rtnl: Rtnl, name: str, mtu: int, bridge: str) -> None:
-    """Set an existing device's MTU, its bridge, and its port's settings; set it up.
+    """Set MTU, bridge and port settings of an existing VXLAN device, and set it up.
 
     Raises KernelError.
     """
@@ -125,5 +128,5 @@ def attach(rtnl: Rtnl, name: str, mtu: int, bridge: str) -> None:
 
 
 def _port_settings() -> list[bytes]:
-    """Return the attributes that make a port what a VXLAN device's is."""
+    """Return the attributes for the bridge port of a VXLAN device."""
     return bridge_flags.usual(", ".join(bridge_flags.TUNNEL_PORT), tunnel=True)

@@ -1,7 +1,7 @@
 """Wait for changes of niso's tables, links and files, without polling.
 
-Nothing here says what has changed, except for the tables: the kernel also sends which thread
-committed a transaction. A reader looks again at all that interests it.
+Events do not say what has changed, except for the tables, where the kernel also reports which
+thread committed a transaction. A reader must read again everything that it needs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NFNLGRP_NFTABLES, _RTNLGRP_LINK = 7, 1
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BYTES = 4 << 20
 _SUBSYSTEM, _NEWGEN = 10, 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
-_TABLE_NAME = 1  # NFTA_TABLE_NAME, and NFTA_*_TABLE of all that is in a table
+_TABLE_NAME = 1  # NFTA_TABLE_NAME, and the NFTA_*_TABLE of objects in a table
 _GEN_PID, _GEN_NAME = 2, 3  # NFTA_GEN_PROC_*
 _FAMILIES = {1: "inet", 7: "bridge"}
 _TABLE = "niso"
@@ -45,8 +45,8 @@ _NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC  # IN_NONBLOCK, IN_CLOEXEC
 class TableChange(NamedTuple):
     """One transaction that changed niso's tables: "inet niso", "bridge niso" or both.
 
-    ``process`` is the name of the thread that committed it, ``pid`` its process in the kernel's
-    first PID namespace.
+    ``process`` is the name of the thread that committed it, ``pid`` its process in the initial PID
+    namespace.
     """
 
     tables: tuple[str, ...]
@@ -55,12 +55,12 @@ class TableChange(NamedTuple):
 
     @property
     def is_own(self) -> bool:
-        """Return whether a program of niso committed it."""
+        """Return whether one of niso's programs committed it."""
         return self.process.startswith(OWN_THREAD)
 
 
 class _Group(netlink.Netlink):
-    """A netlink socket that listens to one group. Raises KernelError."""
+    """A netlink socket that listens to one multicast group. Raises KernelError."""
 
     def __init__(self, protocol: int, group: int) -> None:
         super().__init__(protocol)
@@ -94,7 +94,7 @@ class _Group(netlink.Netlink):
 
 
 class Tables(_Group):
-    """Transactions of nftables, from its creation on. Raises KernelError."""
+    """Watch nftables transactions, from its creation on. Raises KernelError."""
 
     def __init__(self) -> None:
         super().__init__(netlink.NETFILTER, _NFNLGRP_NFTABLES)
@@ -115,7 +115,7 @@ class Tables(_Group):
                 if string(fields.get(_TABLE_NAME, b"")) == _TABLE and body[0] in _FAMILIES:
                     self._touched.append(f"{_FAMILIES[body[0]]} {_TABLE}")
                 continue
-            # the kernel sends this one last
+            # the kernel sends this message last
             if self._touched:
                 pid = int.from_bytes(fields.get(_GEN_PID, b""), "big")
                 tables = tuple(dict.fromkeys(self._touched))
@@ -125,7 +125,7 @@ class Tables(_Group):
 
 
 class Links(_Group):
-    """Changes of links of this network namespace. Raises KernelError."""
+    """Watch the links of this network namespace. Raises KernelError."""
 
     def __init__(self) -> None:
         super().__init__(netlink.ROUTE, _RTNLGRP_LINK)
@@ -146,7 +146,7 @@ class Links(_Group):
 
 
 class Folders:
-    """Changes of files in folders, by inotify(7). Raises KernelError."""
+    """Watch files in folders, by inotify(7). Raises KernelError."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -165,14 +165,14 @@ class Folders:
         return self._fd
 
     def watch(self, folders: Iterable[str]) -> None:
-        """Watch folders too, or of those that are missing the nearest one above that is not."""
+        """Watch more folders. For a missing folder, watch its nearest existing parent."""
         for folder in folders:
             place = folder
             while self._add(place) in (errno.ENOENT, errno.ENOTDIR) and place != "/":
                 place = os.path.dirname(place)
 
     def _add(self, folder: str) -> int:
-        """Watch a folder; return 0 or an errno. Watching one again changes nothing."""
+        """Watch a folder; return 0 or an errno. No-op if the folder is already watched."""
         place = os.fsencode(folder)
         if self._libc.inotify_add_watch(self._fd, place, _MASK | _ONLYDIR) >= 0:
             return 0
@@ -200,7 +200,7 @@ class Folders:
 
 
 def _is_noise(events: bytes) -> bool:
-    """Return whether these events (struct inotify_event) are of SQLite's shared memory alone."""
+    """Return whether these events (struct inotify_event) only concern SQLite's shared memory."""
     offset = 0
     while offset + 16 <= len(events):
         mask, _, length = struct.unpack_from("=III", events, offset + 4)
@@ -212,7 +212,7 @@ def _is_noise(events: bytes) -> bool:
 
 
 class Watches:
-    """Everything that changes niso's state on this machine. A context manager.
+    """Watch everything that changes niso's state on this machine. A context manager.
 
     Raises KernelError.
     """
@@ -249,11 +249,11 @@ class Watches:
         return self._poll.fileno()
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for a change, at most so long if it is not None; return whether there is one."""
+        """Wait for a change, at most ``seconds`` if not None; return whether there is one."""
         return bool(self._poll.poll(seconds))
 
     def read(self) -> tuple[bool, list[TableChange] | None]:
-        """Return (something has changed, transactions of tables; None if some were skipped)."""
+        """Return (whether anything changed, table transactions; None if some were skipped)."""
         tables = self._tables.read()
         links, files = self._links.read(), self._folders.read()
         if files:
@@ -264,7 +264,7 @@ class Watches:
         services = os.path.join(paths.run_dir(), "services")
         health = os.path.dirname(paths.health_file(""))
         folders = [paths.state_dir(), paths.run_dir(), services, health]
-        # what is made while this runs makes an event in the folder above, and is watched then
+        # a folder created later causes an event in its parent, and is watched then
         for service in _listed(services):
             folders.append(service)
             for run in _listed(service):
@@ -277,5 +277,5 @@ def _listed(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:  # gone meanwhile, or not yet made
+    except OSError:  # the folder was removed, or does not exist yet
         return []

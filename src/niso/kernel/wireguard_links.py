@@ -1,4 +1,4 @@
-"""Make and read WireGuard links with wg(8), of the kernel or of wireguard-go."""
+"""Create and read WireGuard links with wg(8), served by the kernel or by wireguard-go."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB  # linux/if_tun.h
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 _SOCKETS = "/var/run/wireguard"
-"""Where wireguard-go listens for wg(8); it ends when its socket is deleted."""
+"""The folder where wireguard-go listens for wg(8); it exits when its socket is deleted."""
 _SYSTEMD = "/run/systemd/system"
 _UNIT = "niso-wireguard"
 _ALIVE_S = 180
-"""A session without a new handshake ends after this (WireGuard, 6.1)."""
+"""A session without a new handshake ends after this many seconds (WireGuard, 6.1)."""
 _HELLO_S = 60
 _TIMEOUT_S, _PAUSE_S = 10.0, 0.02
 
 
 class Shown(NamedTuple):
-    """What wg(8) shows of a link; nothing if it cannot be asked."""
+    """What wg(8) shows of a link; empty if wg(8) cannot query the link."""
 
     public: str = ""
     port: int = 0
@@ -46,7 +46,7 @@ class Shown(NamedTuple):
 
 
 def lacks(form: str) -> str | None:
-    """Return why this host cannot have a link of a form; None if it can."""
+    """Return why this host cannot have a WireGuard link of a form; None if it can."""
     if shutil.which("wg") is None:
         return "wg is missing: apt-get install wireguard-tools"
     if form == USERSPACE:
@@ -61,7 +61,7 @@ def lacks(form: str) -> str | None:
 
 
 def _probe(errors: list[KernelError]) -> None:
-    """Make a link in a network namespace that ends with this thread; add the error to a list."""
+    """Create a link in a network namespace that ends with this thread; add the error to a list."""
     what = "create a WireGuard link"
     body = ifinfo() + text(IFLA_IFNAME, "probe")
     body += of_kind(KERNEL)
@@ -76,17 +76,17 @@ def _probe(errors: list[KernelError]) -> None:
 
 
 def public_key(private: str) -> str:
-    """Return the public key of a private one. Raises KernelError."""
+    """Derive the public key of a private key. Raises KernelError."""
     return _run(["wg", "pubkey"], private).strip()
 
 
 def new_key() -> str:
-    """Return a new private key. Raises KernelError."""
+    """Generate a private key. Raises KernelError."""
     return _run(["wg", "genkey"]).strip()
 
 
 def answers(name: str, form: str) -> bool:
-    """Return whether a link exists, and something serves it."""
+    """Return whether a link exists and is served, by the kernel or by wireguard-go."""
     try:
         socket.if_nametoindex(name)
         if form == USERSPACE:
@@ -98,10 +98,10 @@ def answers(name: str, form: str) -> bool:
 
 
 def shown(name: str, known: Mapping[str, FarEnd]) -> Shown:
-    """Return what a link has. ``known`` are other hosts as they should be, by public key.
+    """Return the settings of a link. ``known`` are the other hosts as desired, by public key.
 
-    A host that answers may do so from another of its addresses, which WireGuard then sends to: its
-    endpoint is not a difference.
+    A live host may send from another of its addresses, to which WireGuard then replies. Its
+    endpoint is therefore not reported as a difference.
     """
     try:
         lines = _run(["wg", "show", name, "dump"]).splitlines()
@@ -118,7 +118,7 @@ def shown(name: str, known: Mapping[str, FarEnd]) -> Shown:
 
 
 def make(rtnl: Rtnl, link: WireGuard) -> None:
-    """Make a link as wanted, whether it exists or not. Raises KernelError."""
+    """Create a link, or change an existing one, as desired. Raises KernelError."""
     fresh = rtnl.link(link.name) is None
     if fresh:
         _create(rtnl, link)
@@ -137,13 +137,16 @@ def make(rtnl: Rtnl, link: WireGuard) -> None:
     rtnl.add_address(index, link.address)
     rtnl.set_link(link.name, up=True)
     rtnl.add_connected_route(index, link.address)
-    if fresh:  # others may have sessions with the link of before, for up to 15 s (6.5)
-        for seconds in (_HELLO_S, 0):  # the first one is sent at once
+    if fresh:  # other hosts may have sessions with the previous link, for up to 15 s (6.5)
+        for seconds in (_HELLO_S, 0):  # the first keepalive is sent at once
             _configure(link, seconds)
 
 
 def remove(rtnl: Rtnl, name: str) -> None:
-    """Delete a link, and end what serves it; no-op if it is gone. Raises KernelError."""
+    """Delete a link and stop the process that serves it; no-op if it is missing.
+
+    Raises KernelError.
+    """
     path = os.path.join(_SOCKETS, f"{name}.sock")
     if os.path.lexists(path):
         files.remove(path)
@@ -151,7 +154,7 @@ def remove(rtnl: Rtnl, name: str) -> None:
 
 
 def _create(rtnl: Rtnl, link: WireGuard) -> None:
-    """Create a link with its mark, down. Raises KernelError."""
+    """Create a link, down, with niso's mark. Raises KernelError."""
     what = f"create WireGuard link '{link.name}'"
     if link.form == KERNEL:
         index = rtnl.free_index()
@@ -168,16 +171,16 @@ def _create(rtnl: Rtnl, link: WireGuard) -> None:
             fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", link.name.encode(), flags))
             rtnl.set_link(link.name, alias=link.alias)
             rtnl.transact(no_link_local(what, rtnl.index(link.name)))
-            # only now: without its mark it goes with this process
+            # only now is the device persistent: without its mark it disappears with this process
             fcntl.ioctl(device, _TUNSETPERSIST, 1)
     except OSError as error:
         raise netlink.refused(what, error.errno or errno.EIO) from error
 
 
 def _serve(name: str) -> None:
-    """Start wireguard-go for a device. It goes on after this process. Raises KernelError."""
+    """Start wireguard-go for a device. It keeps running after this process. Raises KernelError."""
     words = ["wireguard-go", name]
-    if os.path.isdir(_SYSTEMD):  # not in the cgroup of the agent or of a session
+    if os.path.isdir(_SYSTEMD):  # not in the cgroup of the agent or of a login session
         subprocess.run(["systemctl", "reset-failed", _UNIT], capture_output=True, check=False)
         options = ("--quiet", "--collect", f"--unit={_UNIT}", "--service-type=forking")
         words = ["systemd-run", *options, shutil.which(words[0]) or words[0], name]
@@ -192,12 +195,15 @@ def _serve(name: str) -> None:
 
 
 def _configure(link: WireGuard, keepalive_s: int = 0) -> None:
-    """Set keys, port and other hosts. Raises KernelError."""
+    """Set keys, port and peers of a link. Raises KernelError."""
     _run(["wg", "syncconf", link.name, "/dev/stdin"], _configuration(link, keepalive_s))
 
 
 def _configuration(link: WireGuard, keepalive_s: int) -> str:
-    """Return what wg(8) reads. Raises KernelError if the private key cannot be read."""
+    """Return the configuration text for wg(8).
+
+    Raises KernelError if the private key cannot be read.
+    """
     path = paths.wireguard_key()
     try:
         with open(path, encoding="ascii") as file:
@@ -212,7 +218,7 @@ def _configuration(link: WireGuard, keepalive_s: int) -> str:
 
 
 def _run(words: list[str], text: str = "") -> str:
-    """Return what a program prints that reads a text. Raises KernelError."""
+    """Run a program with ``text`` as its input; return its output. Raises KernelError."""
     try:
         done = subprocess.run(
             words,

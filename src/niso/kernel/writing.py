@@ -1,4 +1,7 @@
-"""Execute steps: the only place that changes the kernel. Each kind knows how (kernel/kinds)."""
+"""Execute steps: the only module that changes the kernel.
+
+The code for each kind is in kernel/kinds.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
 class Writer:
     """Steps, and the sockets that their kinds need to execute them.
 
-    With ``ending`` veth pairs whose namespace is deleted too are only detached, and their names
-    added to it.
+    With ``ending``, veth pairs whose namespace is deleted too are only detached, and their names
+    added to ``ending``.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Writer:
         }
 
     def steps_in(self, netns: str) -> Sequence[Step[Any]]:
-        """Return the steps for things in a namespace, in their order."""
+        """Return the steps for objects in a namespace, in order."""
         if not self._by_space:
             for step in self.steps:
                 if isinstance(step, Step):
@@ -61,9 +64,9 @@ class Writer:
         return self.sockets.at(netns)
 
     def link(self, netns: str, name: str) -> tuple[Rtnl, int | None]:
-        """Return a socket of the namespace and the link's index; None if the link is gone.
+        """Return a socket of the namespace and the link's index; None if the link does not exist.
 
-        Everything on a link that is gone is gone too.
+        If the link does not exist, no object on it exists either.
         """
         rtnl = self.rtnl(netns)
         try:
@@ -75,7 +78,7 @@ class Writer:
 
     @staticmethod
     def existing(index: int | None, link: str) -> int:
-        """Return the index of a link that must exist. Raises KernelError."""
+        """Return ``index`` if it is not None. Raises KernelError if the link does not exist."""
         if index is None:
             raise KernelError(
                 f"link {link!r} does not exist", "niso net repair", errno=errno.ENODEV
@@ -83,9 +86,9 @@ class Writer:
         return index
 
     def run(self) -> None:
-        """Execute all steps in order; the first failure ends it.
+        """Execute all steps in order, stopping at the first failure.
 
-        Raises KernelError with the description of the step.
+        Raises KernelError with the description of the failed step.
         """
         for batch in self._batches():
             self._do(batch)
@@ -93,7 +96,8 @@ class Writer:
     def run_what_can_be(self) -> list[Error]:
         """Execute all steps, continuing after failures; return the errors.
 
-        After a failure no rule is deleted: it may guard something that could not be deleted.
+        After a failure no rule is deleted, since the rule may guard an object that could not be
+        deleted.
         """
         errors: list[Error] = []
         for batch in self._batches():
@@ -111,7 +115,7 @@ class Writer:
         return errors
 
     def _batches(self) -> list[list[AnyStep]]:
-        """Return the steps in order, those together that their kind writes at the cost of one."""
+        """Return the steps in order, grouped into batches that their kind writes together."""
         batches: list[list[AnyStep]] = []
         last: Hashable = None
         for step in self.steps:
@@ -127,7 +131,7 @@ class Writer:
     def _do(self, batch: list[AnyStep]) -> None:
         """Execute the steps of one batch.
 
-        Raises KernelError with the description of the one that failed.
+        Raises KernelError with the description of the step that failed.
         """
         description = ""
         try:
@@ -144,7 +148,7 @@ class Writer:
 def end_links(names: list[str]) -> None:
     """Delete the links that a `Writer` has detached.
 
-    They are gone on return. Raises KernelError.
+    On return, they no longer exist. Raises KernelError.
     """
     if names:
         what = f"delete links {', '.join(names)}"
