@@ -1,4 +1,4 @@
-"""Define the kind of link addresses."""
+"""Define the kind of addresses on links."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Address(NamedTuple):
-    """An address with its prefix length.
+    """An address with its prefix length, on a link.
 
-    ``routed``: the kernel's own route to its prefix exists on this link. It does on a bridge. A
-    service reaches its prefix by its gateway's MAC (plan/desired.py). ``lasting``: it has no
-    limited lifetime.
+    ``routed``: the kernel's own route to the prefix exists on this link. A bridge has this route; a
+    service does not, since it reaches its prefix by its gateway's MAC (plan/desired.py).
+    ``lasting``: the address has no limited lifetime.
     """
 
     netns: str
@@ -41,7 +41,10 @@ class _Addresses(Kind[Address]):
         return (thing.link,)
 
     def place(self, thing: Address) -> str:
-        """Return what contains the link's IPv4 neighbours: they go with its last IPv4 address."""
+        """Return the container of the link's IPv4 neighbours.
+
+        They are lost with the link's last IPv4 address.
+        """
         return "" if ":" in thing.address else f"{link_place(thing.netns, thing.link)} IPv4"
 
     def lies_in(self, thing: Address) -> tuple[str, ...]:
@@ -72,7 +75,10 @@ class _Addresses(Kind[Address]):
         return f"address {thing.address} on {thing.link}{in_netns(thing.netns)}"
 
     def follows_from(self, thing: Address, was: Address | None) -> tuple[str, ...]:
-        """Return the condition that a link is down: it loses its routes and IPv6 addresses."""
+        """Return the condition that the link is down.
+
+        A link that is down loses its routes and IPv6 addresses.
+        """
         link = link_place(thing.netns, thing.link)
         if ":" in thing.address:
             whole = link_place(thing.netns, "all")
@@ -89,7 +95,8 @@ class _Addresses(Kind[Address]):
     def read(self, space: Space, things: Collection[Address]) -> Iterable[Address]:
         """Read all addresses of the candidates' links.
 
-        The kernel's routes to their prefixes are compared in services, and on the host with strays.
+        The kernel's routes to their prefixes are compared in services; on the host, only with
+        strays.
         """
         for link in space.links_of_concern():
             by_link = space.routes(link) if space.name or space.reading.strays else None
@@ -106,7 +113,8 @@ class _Addresses(Kind[Address]):
             if index is not None:
                 rtnl.delete_address(index, address.address)
                 if address.netns:
-                    # the kernel keeps the route to a prefix of which the link has another address
+                    # the kernel keeps the route to a prefix while the link has another address in
+                    # it
                     rtnl.delete_connected_route(index, address.address)
             return
         index = writer.existing(index, address.link)
@@ -122,7 +130,10 @@ class _Addresses(Kind[Address]):
 
 
 def _is_routed(address: str, destinations: set[str]) -> bool:
-    """Return whether a route to the address's prefix exists; a single address needs none."""
+    """Return whether the kernel's route to the address's prefix exists.
+
+    An address with a full-length prefix needs no route.
+    """
     from niso.kernel.rtnl_records import prefix
 
     return address.endswith("/128" if ":" in address else "/32") or prefix(address) in destinations

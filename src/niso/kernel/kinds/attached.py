@@ -1,4 +1,4 @@
-"""Define the kind of foreign links on niso's bridges: never desired, as no rule checks them."""
+"""Define the kind of foreign links on niso's bridges. Never desired, since no rule checks them."""
 
 from __future__ import annotations
 

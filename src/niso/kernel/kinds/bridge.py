@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Bridge(NamedTuple):
     """A bridge.
 
-    ``tracked4`` and ``tracked6``: its frames pass the inet tables, whatever the global sysctls say.
-    ``drift`` names its non-default settings (kernel/bridge_flags.py).
+    ``tracked4`` and ``tracked6``: its IPv4 or IPv6 frames pass the inet tables, even if the global
+    sysctls (bridge-nf-call-*) are off. ``drift`` names settings that differ from niso's
+    (kernel/bridge_flags.py).
     """
 
     name: str
@@ -49,7 +50,7 @@ class _Bridges(Kind[Bridge]):
         )
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Stop tracking after deletions: a service that goes has its policy to the end."""
+        """Stop tracking after deletions, so that policies apply to a service until its removal."""
         steps = super().steps(want, have, going)
         made: list[AnyStep] = []
         stopped: list[AnyStep] = []
@@ -140,7 +141,8 @@ class _Bridges(Kind[Bridge]):
                 bridge.name,
                 mtu=bridge.mtu,
                 alias=bridge.alias,
-                # recreated with the same MAC: services use the one that they know for a minute
+                # recreate with the same MAC: services have it in their neighbour tables for up to a
+                # minute
                 mac=bridge.mac or None,
                 call_iptables=bridge.tracked4,
                 call_ip6tables=bridge.tracked6,
@@ -150,7 +152,8 @@ class _Bridges(Kind[Bridge]):
         rtnl.set_link(
             bridge.name,
             mtu=bridge.mtu,
-            # with the same MAC too the kernel would drop all neighbour entries (neigh_changeaddr)
+            # setting even the same MAC would make the kernel drop all neighbour entries
+            # (neigh_changeaddr)
             mac=bridge.mac if bridge.mac and bridge.mac != was.mac else None,
             up=True,
             drift=step.was.drift if step.was else "",

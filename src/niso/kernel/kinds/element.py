@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class Element(NamedTuple):
-    """One element of an nftables set (``value`` is "", or its limit) or map.
+    """One element of an nftables set or map. In a set, ``value`` is "", or the element's limit.
 
-    ``comment`` names the service or network that owns it, and for a policy the manifest line.
+    ``comment`` names the service or network that owns the element, and for a policy the manifest
+    line.
     """
 
     table: str  # "inet niso" or "bridge niso"
@@ -35,12 +36,12 @@ class Element(NamedTuple):
 
     @property
     def is_mapped(self) -> bool:
-        """Return whether it is an element of a map."""
+        """Return whether the element is in a map."""
         return bool(self.value) and not (self.value.startswith("limit ") or self.ends)
 
     @property
     def ends(self) -> bool:
-        """Return whether it is of an audit: the kernel may delete it after some time."""
+        """Return whether it belongs to an audit: the kernel may delete it after its timeout."""
         return self.container in nft_audit.PLACES
 
 
@@ -67,9 +68,9 @@ class Edit(NamedTuple):
 
 
 class NftTransaction(NamedTuple):
-    """An nftables transaction, which the kernel applies as a whole or not at all.
+    """An nftables transaction, which the kernel applies completely or not at all.
 
-    It has edits of elements, and nft's text if the tables are recreated.
+    It contains edits of elements, and nft text where the tables are recreated.
     """
 
     edits: tuple[Edit | str, ...]
@@ -116,14 +117,14 @@ class _Elements(Kind[Element]):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Element]:
-        """Leave out audits that have ended, or are about to."""
+        """Leave out elements of audits that have ended or are about to end."""
         now = time.time()
         return frozenset(
             e for e in want[Element] if not e.ends or nft_audit.is_wanted(e.comment, now)
         )
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[Element]:
-        """Leave out elements that belong to another scope now, such as a port that has moved."""
+        """Leave out elements that now belong to another scope, such as those of a moved port."""
         keys = {element.key() for element in want[Element]}
         owners = {(element.key(), element.comment) for element in before[Element]}
         return frozenset(
@@ -131,14 +132,14 @@ class _Elements(Kind[Element]):
         )
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Change elements in one transaction before everything else.
+        """Change elements in one transaction before all other steps.
 
-        Elements that guard something are deleted in a second transaction after everything else.
-        Without additions, the second one has all deletions.
+        Elements that guard an object are deleted in a second transaction after all other steps. If
+        there is nothing to add, the second transaction has all deletions.
         """
         from niso.kernel.kinds.ruleset import Ruleset
 
-        if want[Ruleset] != have[Ruleset]:  # the step of the ruleset has all elements
+        if want[Ruleset] != have[Ruleset]:  # the step of the ruleset writes all elements
             return Steps()
         before = {element.key(): element for element in have[Element]}
         early: list[Edit] = []
@@ -151,7 +152,7 @@ class _Elements(Kind[Element]):
                 early.append(Edit("delete", element))
             added.append(Edit("add", element))
         addresses = _addresses_that_go(want, have, before.values())
-        # one that somebody else has from now on must not meet what the policies said of it
+        # a new holder of an address must not meet elements of the previous holder's policies
         addresses -= {
             edit.element.element.rpartition(" . ")[2]
             for edit in added
@@ -162,7 +163,8 @@ class _Elements(Kind[Element]):
         for element in sorted(before.values()):
             guards_on = element.container in nft_sets.LATE
             if element.container in nft_sets.POLICIES:
-                # an address is denied until it is gone; new intervals need the place of old ones
+                # a policy applies to an address until it is removed, unless new intervals need the
+                # space of old ones
                 own = not addresses.isdisjoint(element.element.split(" . ")[:2])
                 guards_on = own and _room(element) not in renewed
             (late if guards_on else early).append(Edit("delete", element))
@@ -185,9 +187,10 @@ class _Elements(Kind[Element]):
         return present_now(Element(*key, *present[key]) for key in keys if key in present)
 
     def write(self, writer: Writer, steps: Sequence[NftTransaction]) -> None:
-        """Execute one transaction by netlink.
+        """Execute one transaction through netlink.
 
-        libnftables executes those of tables, and of elements that nft_elements.py cannot write.
+        libnftables executes transactions that create or destroy tables, and those with elements
+        that nft_elements.py cannot write.
         """
         from niso.kernel.nft_elements import HEADERS, Change, Nfnetlink, can_change
 
@@ -212,7 +215,7 @@ class _Elements(Kind[Element]):
 
 
 def present_now(elements: Iterable[Element]) -> Iterator[Element]:
-    """Yield elements as they were read, without those that are about to end."""
+    """Yield elements as they were read, without those that are about to expire."""
     now = time.time()
     for element in elements:
         if not element.ends:
@@ -222,7 +225,7 @@ def present_now(elements: Iterable[Element]) -> Iterator[Element]:
 
 
 def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set[str]:
-    """Return addresses of services that are not wanted any more, without prefix length."""
+    """Return the addresses, without prefix length, that services lose by this change."""
     from niso.kernel.kinds.address import Address
 
     return {
@@ -240,9 +243,9 @@ def _addresses_that_go(want: State, have: State, gone: Iterable[Element]) -> set
 
 
 def _room(element: Element) -> tuple[str, ...] | None:
-    """Return the part that overlapping intervals of a policy share; None if not an interval.
+    """Return the fields that intervals of a policy must share to overlap; None if not an interval.
 
-    A new interval may overlap one that is to be deleted.
+    A new interval may overlap an old one, which must then be deleted first.
     """
     part = element.container.partition("_")[2]
     intervals = nft_policies.POLICY_PARTS.get(part, ("", False))[1]
@@ -255,7 +258,7 @@ def _room(element: Element) -> tuple[str, ...] | None:
 def lookup(reading: Reading) -> dict[tuple[str, str, str], tuple[str, str]]:
     """Return (value, comment) of existing candidates and of the tables' marks, by key.
 
-    The kernel is asked once for each reading.
+    Queries the kernel once for each reading.
     """
     if reading.elements is None:
         from niso.kernel.kinds.ruleset import owner
@@ -273,9 +276,9 @@ def lookup(reading: Reading) -> dict[tuple[str, str, str], tuple[str, str]]:
 
 
 def _all(reading: Reading) -> Iterator[Element]:
-    """Yield all elements of the two tables, without having more than those of one set in memory.
+    """Yield all elements of both tables, with the elements of only one set in memory at a time.
 
-    Raises Conflict if the tables are not this niso's.
+    Raises Conflict if the tables belong to another state folder.
     """
     from niso.kernel.libnftables import Nft
     from niso.kernel.nft_compare import check_owner

@@ -1,7 +1,7 @@
-"""Define the kind of forwarding entries of services of other hosts.
+"""Define the kind of forwarding entries (FDB) for services of other hosts.
 
-Each is two entries of the kernel: the bridge sends frames to the MAC to its VXLAN port, and the
-VXLAN device sends them to the host.
+Each object is two entries of the kernel: the bridge sends frames to the MAC to its VXLAN port, and
+the VXLAN device sends them to the host.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Fdb(NamedTuple):
-    """The entries of a MAC. ``host`` is where the VXLAN device sends it, "" if it does not."""
+    """The entries of a MAC. The VXLAN device sends it to ``host``; "" if it has no entry."""
 
     link: str  # the VXLAN device
     mac: str
     host: str
-    fixed: bool = True  # the bridge sends it to the device
+    fixed: bool = True  # whether the bridge sends the MAC to the device
 
     def key(self) -> tuple[str, ...]:
         return (self.link, self.mac)
@@ -99,7 +99,7 @@ class _Entries(Kind[Fdb]):
 
 
 def _all(link: str, entries: Iterable[tuple[str, str]]) -> Iterable[Fdb]:
-    """Yield the entries of a device as one for each MAC and host."""
+    """Yield the entries of a device, combined to one object for each MAC and host."""
     pairs = list(entries)
     fixed = {mac for mac, host in pairs if not host}
     led = {mac for mac, host in pairs if host}

@@ -62,7 +62,7 @@ class _HostsFiles(Kind[HostsFile]):
         return f"hosts file {os.path.join(path_of(thing.folder), 'hosts')}"
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        """Edit each file once, with all its lines."""
+        """Write each changed file once, with all its lines."""
         wanted, present = _lines_by_folder(want), _lines_by_folder(have)
         edits: list[AnyStep] = []
         for file in sorted(want[HostsFile]):
@@ -85,7 +85,10 @@ class _HostsFiles(Kind[HostsFile]):
         return {"": frozenset(things)}
 
     def read(self, space: Space, things: Collection[HostsFile]) -> Iterable[HostsFile]:
-        """Read hosts files; when everything is read, only well-formed, world-readable ones."""
+        """Read hosts files.
+
+        When everything is read, only well-formed, world-readable files count.
+        """
         if space.name:
             return
         everything = space.reading.everything
@@ -123,7 +126,10 @@ def folders() -> list[str]:
 
 
 def _text(folder: str) -> str | None:
-    """Return a hosts file's text; None unless it starts as niso writes it and is world-readable."""
+    """Return a hosts file's text.
+
+    None unless it is world-readable and starts with niso's header.
+    """
     from niso.base import files
     from niso.kernel import hosts_text
 
@@ -163,7 +169,8 @@ def _edit(step: HostsEdit) -> None:
         {hosts_text.line(line.address, line.names) for line in step.remove},
         {hosts_text.line(line.address, line.names) for line in step.add},
     )
-    # readers see the old or the new file; services mount the folder, so that they see the rename
+    # readers see the old or the new file; services mount the folder, because a mounted file would
+    # not follow the rename
     temporary = f"{path}.new"
     try:
         fd = files.make(temporary, 0o644)
@@ -177,7 +184,7 @@ def _edit(step: HostsEdit) -> None:
     except BaseException as error:
         try:
             os.unlink(temporary)
-        except FileNotFoundError:  # it could not be created
+        except FileNotFoundError:  # the folder could not be created
             pass
         if step.create and not os.path.exists(path):
             os.rmdir(folder)
@@ -189,7 +196,7 @@ def _edit(step: HostsEdit) -> None:
 
 
 def _make_folder(folder: str) -> None:
-    """Create a world-readable folder, replacing whatever is in its place."""
+    """Create a world-readable folder, replacing any other file at its path."""
     try:
         os.makedirs(folder, mode=0o755)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""Define the kind of leftovers of interrupted changes to hosts files, which a create reuses."""
+"""Define the kind of leftovers of interrupted writes of hosts files, which later writes reuse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class HostsLeftover(NamedTuple):
-    """A folder that is empty or has only a draft; it counts as no file."""
+    """A folder that is empty or contains only a draft; it does not count as a hosts file."""
 
     folder: str
 
@@ -33,7 +33,7 @@ class _HostsLeftovers(Kind[HostsLeftover]):
         return kind_of(file).what(file)
 
     def wanted(self, want: State, have: State) -> frozenset[HostsLeftover]:
-        """Return the leftovers of wanted files: creating the files reuses them."""
+        """Return the leftovers of desired files, so that they are not deleted but reused."""
         files = want[HostsFile]
         return frozenset(r for r in have[HostsLeftover] if HostsFile(r.folder) in files)
 

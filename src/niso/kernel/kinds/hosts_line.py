@@ -1,4 +1,4 @@
-"""Define the kind of hosts file lines: one for each service in each file that lists it."""
+"""Define the kind of lines in hosts files: one for each service in each file that lists it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class HostsLine(NamedTuple):
-    """A line. ``names`` is its text after the address."""
+    """A line. ``names`` is the text after the address."""
 
     folder: str
     address: str
@@ -31,15 +31,15 @@ class _HostsLines(Kind[HostsLine]):
         return f"line {thing.address} {thing.names} in hosts file of {thing.folder}"
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
-        return Steps()  # the steps of its file change it
+        return Steps()  # the steps of the hosts file change its lines
 
     def by_space(self, things: Iterable[HostsLine]) -> dict[str, Collection[HostsLine]]:
         return {"": frozenset(things)}
 
     def read(self, space: Space, things: Collection[HostsLine]) -> Iterable[HostsLine]:
-        """Read lines.
+        """Read the candidates' lines.
 
-        Candidates are searched in the text, since parsing a file takes time per service.
+        Searches them in the text, since parsing a whole file takes time for each of its services.
         """
         from niso.kernel import hosts_text
 

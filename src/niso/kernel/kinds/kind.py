@@ -1,11 +1,11 @@
 """Define the interface of a kind of kernel object, with defaults that most kinds share.
 
-A thing is a NamedTuple. The fields that `key` returns identify it, the others are its desired or
-actual state. A `Kind` in the same file says how things are planned, read, written and described.
-That file imports modules with I/O only inside the methods that need them, so that State costs no
-netlink code.
+An object ("thing") is a NamedTuple. The fields that `key` returns identify it; the others are its
+desired or actual properties. The `Kind` in the same file defines how objects are planned, read,
+written and described. A file of a kind imports modules with I/O only inside the methods that need
+them, so that code that only uses State loads no netlink code.
 
-A place is the text that identifies a container of things: ``netns NAME``, ``link /NETNS/NAME``
+A container ("place") is a text that names what objects are in: ``netns NAME``, ``link /NETNS/NAME``
 (NETNS is empty for the host) or ``ruleset``.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Problem = Literal["missing", "foreign", "different", "gone", "dropped"]
 
     class Thing(Protocol):
-        """A thing of any kind: a NamedTuple with a key."""
+        """An object of any kind: a NamedTuple with a key."""
 
         def key(self) -> tuple[str, ...]: ...
         def __hash__(self) -> int: ...
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
         def __iter__(self) -> Iterator[Any]: ...
 
     class AnyStep(Protocol):
-        """A step of a plan: a `Step`, or several things that their kind writes at once."""
+        """A step of a plan: a `Step`, or a group of changes that their kind writes together."""
 
         def describe(self) -> str: ...
         @property
         def kind(self) -> Kind[Any]: ...
         def things(self) -> tuple[Any, ...]:
-            """Return the things to read back after the step."""
+            """Return the objects to read back after the step."""
 
     T = TypeVar("T", bound=Thing)
 else:
@@ -51,14 +51,14 @@ else:
 
 
 class Step(NamedTuple, Generic[T]):  # noqa: UP046  # type parameters import typing
-    """One change. ``action`` is add, delete or change; for change, ``was`` is the present thing."""
+    """One change. ``action`` is add, delete or change; for change, ``was`` is the actual object."""
 
     action: str
     thing: T
     was: T | None = None
 
     def describe(self) -> str:
-        """Return the description of the step, which also works when pasted into a shell."""
+        """Return the step as text that also works when pasted into a shell."""
         return self.kind.describe(self)
 
     @property
@@ -70,10 +70,10 @@ class Step(NamedTuple, Generic[T]):  # noqa: UP046  # type parameters import typ
 
 
 class Steps(NamedTuple):
-    """One kind's part of a plan.
+    """The steps of one kind in a plan.
 
-    ``first`` comes before the steps of all kinds and ``last`` after them. ``made`` are additions
-    and changes, ``gone`` deletions.
+    ``first`` is executed before the steps of all kinds, and ``last`` after them. ``made`` are
+    additions and changes, ``gone`` deletions.
     """
 
     first: Sequence[AnyStep] = ()
@@ -83,7 +83,7 @@ class Steps(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference. ``what`` names the thing and ``detail`` says how it differs."""
+    """A difference for a finding. ``what`` names the object and ``detail`` says how it differs."""
 
     problem: Problem
     what: str
@@ -94,27 +94,28 @@ _by_type: dict[type, Kind[Any]] = {}
 
 
 def kind_of(thing: T) -> Kind[T]:
-    """Return the kind of a thing."""
+    """Return the kind of an object."""
     return _by_type[type(thing)]
 
 
 class Kind(Generic[T]):  # noqa: UP046
-    """One kind of kernel object. Its methods are called with things of this kind only."""
+    """One kind of kernel object. Its methods are called with objects of this kind only."""
 
     is_transactional = False
-    """Whether steps are transactions: not read back, and deletions wait for what they guard."""
+    """Whether steps are transactions: not read back, and deletions wait until the guarded objects
+    are deleted."""
     holds_others = False
-    """Whether other things lie in things of this kind."""
+    """Whether objects of this kind contain other objects."""
     goes_along = True
-    """Whether a thing disappears at once with its place, so that no step deletes it."""
+    """Whether an object disappears at once with its container, so that no step deletes it."""
     is_only_set = False
-    """Whether things cannot be deleted: existing ones that are not wanted stay as they are."""
+    """Whether objects cannot be deleted: existing ones that are not desired stay as they are."""
     names_links = False
-    """Whether `links` returns any."""
+    """Whether `links` returns any links."""
     is_read_by_link = False
-    """Whether reading returns all things of a link, not only the candidates."""
+    """Whether reading returns all objects of a link, not only the candidates."""
     replaces = False
-    """Whether an addition replaces what has the same key."""
+    """Whether adding an object replaces an existing one with the same key."""
     reads_closed_spaces = False
     """Whether `read` is also called for namespaces that are missing or foreign."""
 
@@ -125,30 +126,30 @@ class Kind(Generic[T]):  # noqa: UP046
         _by_type[thing] = self
         order.register(self)
 
-    # --- what it is ---
+    # --- identity and relations ---
 
     def space(self, thing: T) -> str:
-        """Return the network namespace of the thing; "" is the host."""
+        """Return the network namespace of the object; "" is the host."""
         return ""
 
     def links(self, thing: T) -> tuple[str, ...]:
-        """Return the links of its namespace that the thing concerns."""
+        """Return the links, in the object's namespace, that the object belongs to."""
         return ()
 
     def place(self, thing: T) -> str:
-        """Return the name of this thing as a place; "" if it contains nothing."""
+        """Return the name of this object as a container; "" if it contains nothing."""
         return ""
 
     def lies_in(self, thing: T) -> tuple[str, ...]:
-        """Return the places that contain the thing."""
+        """Return the containers of the object."""
         return ()
 
     def hangs_on(self, thing: T) -> tuple[str, ...]:
-        """Return the places that must exist before the thing can be created."""
+        """Return the containers that must exist before the object can be created."""
         return self.lies_in(thing)
 
     def guards(self, thing: T) -> Iterable[Element]:
-        """Return the nftables elements that make the rules apply to the thing."""
+        """Return the nftables elements that make niso's rules apply to the object."""
         return ()
 
     # --- descriptions ---
@@ -158,36 +159,40 @@ class Kind(Generic[T]):  # noqa: UP046
         return f"{step.action} {type(step.thing).__name__.lower()} {' '.join(step.thing.key())}"
 
     def what(self, thing: T) -> str:
-        """Return the thing's name in a finding."""
+        """Return the object's name for a finding."""
         return f"{type(thing).__name__.lower()} {' '.join(thing.key())}"
 
     # --- planning ---
 
     def wanted(self, want: State, have: State) -> frozenset[T]:
-        """Return the wanted things of this kind, adjusted to what ``have`` shows."""
+        """Return the desired objects of this kind, adjusted to the actual state ``have``."""
         return want[self.thing]
 
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[T]:
-        """Return the wanted things that this kernel supports.
+        """Return the desired objects that this kernel supports.
 
-        ``before`` is the previous desired state, from the store.
+        ``before`` is the previous desired state, from the store. ``sysctl`` returns a sysctl's
+        value.
         """
         return want[self.thing]
 
     def in_scope(self, have: State, want: State, before: State) -> frozenset[T]:
-        """Return the things in ``have`` of this scope, which wants ``want`` and had ``before``."""
+        """Return the objects of ``have`` that belong to the scope of ``want`` and ``before``.
+
+        ``want`` is the desired state of the scope, ``before`` its previous one.
+        """
         return have[self.thing]
 
     def in_the_way(self, want: State, have: State) -> frozenset[T]:
-        """Return the things that must be deleted before others of this kind can be created."""
+        """Return the objects that must be deleted before others of this kind can be created."""
         return frozenset()
 
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
         """Return the steps from ``have`` to ``want``.
 
-        Things in a place in ``going`` disappear with it.
+        ``going`` are containers that this change deletes; the objects in them disappear too.
         """
         made: list[AnyStep] = []
         gone: list[AnyStep] = []
@@ -204,31 +209,32 @@ class Kind(Generic[T]):  # noqa: UP046
         return Steps(made=made, gone=gone)
 
     def is_read_back(self, thing: T) -> bool:
-        """Return whether a thing is read back after it was written."""
+        """Return whether an object is read back, for verification, after it was written."""
         return True
 
     def settled(self, have: State, want: State, candidates: State) -> frozenset[T]:
-        """Return the relevant things in ``have``, as changed from ``candidates`` to ``want``."""
+        """Return the objects of ``have`` to verify after changing ``candidates`` to ``want``."""
         return have[self.thing]
 
     # --- findings ---
 
     def missing(self, thing: T) -> Difference:
-        """Return the finding for a wanted thing that does not exist."""
+        """Return the finding for a desired object that does not exist."""
         return Difference("missing", self.what(thing))
 
     def follows_from(self, thing: T, was: T | None) -> tuple[str, ...]:
-        """Return the `conditions` that explain why the thing is missing or is as ``was``."""
+        """Return the `conditions` that explain why the object is missing, or is as in ``was``."""
         return ()
 
     def conditions(self, thing: T, was: T) -> Iterable[str]:
-        """Return the conditions that follow from ``was``, which is not as wanted."""
+        """Return the conditions that the drifted object ``was`` causes for other objects."""
         return ()
 
     def differences(self, thing: T, was: T, known: Collection[str]) -> list[Difference]:
-        """Return the finding for a thing that differs, with each field that differs.
+        """Return the findings for an object ``was`` that differs from ``thing``, with each field.
 
-        ``known`` has the places and conditions reported before.
+        Fields whose difference is explained by ``known``, the containers and conditions reported
+        before, are left out.
         """
         texts = [
             self.describe_field(field, wanted, present)
@@ -248,11 +254,11 @@ class Kind(Generic[T]):  # noqa: UP046
     # --- reading ---
 
     def claimed(self, reading: Reading) -> Iterable[T]:
-        """Return the things with niso's mark, as candidates when everything is read."""
+        """Return the objects with niso's mark, which become candidates when everything is read."""
         return ()
 
     def by_space(self, things: Iterable[T]) -> dict[str, Collection[T]]:
-        """Return the things by the namespace in which they are read."""
+        """Group objects by the namespace they are read from."""
         spaces: dict[str, list[T]] = {}
         for thing in things:
             spaces.setdefault(self.space(thing), []).append(thing)
@@ -261,19 +267,19 @@ class Kind(Generic[T]):  # noqa: UP046
     def read(self, space: Space, things: Collection[T]) -> Iterable[T]:
         """Return those of ``things`` that exist in a namespace, with their actual fields.
 
-        Kinds are called in their order, for one namespace after another. Raises KernelError and
-        Conflict.
+        Called for one namespace after another, and in each for the kinds in order. Raises
+        KernelError and Conflict.
         """
         raise NotImplementedError(f"{type(self).__name__}.read")
 
     def left_over(self, reading: Reading) -> Iterable[T]:
-        """Return the marked things that were read in no namespace, when everything is read."""
+        """Return marked objects that were not read from any namespace, when everything is read."""
         return ()
 
     # --- writing ---
 
     def batch(self, step: Step[T], writer: Writer) -> Hashable:
-        """Return the key shared by steps that are executed together; None for a separate step."""
+        """Return the key shared by steps to be executed together; None for a step of its own."""
         return None
 
     def write(self, writer: Writer, steps: Sequence[Any]) -> None:
@@ -284,9 +290,10 @@ class Kind(Generic[T]):  # noqa: UP046
 def by_key(
     wanted: Collection[T], present: Collection[T]
 ) -> tuple[dict[tuple[str, ...], T], list[T]]:
-    """Return things by key, and further things with the same key, wanted ones first.
+    """Index objects by key; return (index, further objects with the same key).
 
-    The kernel can have several routes to one destination, with different metrics.
+    The index prefers desired objects. The kernel can have several routes to one destination, with
+    different metrics.
     """
     things: dict[tuple[str, ...], T] = {}
     more = []
@@ -300,17 +307,17 @@ def by_key(
 
 
 def fields(thing: Thing) -> tuple[str, ...]:
-    """Return the names of a thing's fields."""
+    """Return the names of an object's fields."""
     return thing._fields  # type: ignore[attr-defined, no-any-return]
 
 
 def inside(netns: str) -> str:
-    """Return the start of an iproute2 command in a namespace."""
+    """Return the first words of an iproute2 command in a namespace."""
     return f"ip -n {netns} " if netns else "ip "
 
 
 def in_netns(netns: str) -> str:
-    """Return the suffix that names a namespace in a finding; "" for the host's."""
+    """Return the words that name a namespace in a finding; "" for the host's."""
     return f" in {netns}" if netns else ""
 
 

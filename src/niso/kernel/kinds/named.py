@@ -1,6 +1,6 @@
-"""Define the kind of names for namespaces that others made: one per attachment.
+"""Define the kind of names for foreign namespaces: one per attachment.
 
-Nothing but niso's own links is read or written in such a namespace; the rest is its engine's.
+In such a namespace, only niso's own links are read and written; the rest belongs to its engine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Named(NamedTuple):
     """A symlink ``name`` in /run/netns that leads to the file ``target`` of a namespace.
 
-    ``cookie`` identifies the namespace (SO_NETNS_COOKIE). It is 0 if there is none any longer.
+    ``cookie`` identifies the namespace (SO_NETNS_COOKIE). It is 0 if the namespace no longer
+    exists.
     """
 
     name: str
@@ -52,13 +53,13 @@ class _Names(Kind[Named]):
         return f"it leads to {present}"
 
     def claimed(self, reading: Reading) -> Iterable[Named]:
-        """Yield the symlinks to namespaces that hold the other end of one of niso's pairs."""
+        """Yield the symlinks to namespaces that contain the inner end of one of niso's pairs."""
         from niso.kernel import netns
         from niso.kernel.rtnetlink import Rtnl
 
         own: set[tuple[int, int]] | None = None
         for name in netns.symlinks():
-            if not netns.exists(name):  # of an attachment that is gone; nothing says whose
+            if not netns.exists(name):  # left by a removed attachment; no record says which one
                 continue
             if own is None:
                 links = reading.host.rtnl.links()

@@ -1,4 +1,4 @@
-"""Define the kind of network namespaces: one per service of mode bridge or none."""
+"""Define the kind of network namespaces: one per service with mode bridge or none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Netns(NamedTuple):
-    """A namespace. Its ``lo`` has the alias ``alias`` and is ``up``."""
+    """A namespace. Its ``lo`` has the alias ``alias``; ``up`` says whether lo is up."""
 
     name: str
     alias: str
@@ -47,7 +47,8 @@ class _Namespaces(Kind[Netns]):
 
         wanted = {thing.name for thing in reading.candidates[Netns]}
         for name in netns.names():
-            # what is wanted is read anyway; a symlink leads to what has its name elsewhere
+            # desired namespaces are read anyway; a symlink leads to a namespace that has its own
+            # name elsewhere
             if name in wanted or netns.target(name):
                 continue
             with netns.inside(name), Rtnl() as rtnl:

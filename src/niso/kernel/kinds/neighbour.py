@@ -1,4 +1,4 @@
-"""Define the kind of foreign forwarding entries of bridges, which are never desired."""
+"""Define the kind of foreign forwarding entries of bridges. Never desired."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Neighbour(NamedTuple):
-    """A static entry that sends the frames to a MAC to a bridge port."""
+    """A static entry that sends frames for a MAC to a bridge port."""
 
     link: str
     mac: str
@@ -33,7 +33,7 @@ class _Neighbours(Kind[Neighbour]):
         return f"forwarding entry {thing.mac} of bridge port {thing.link}"
 
     def read(self, space: Space, things: Collection[Neighbour]) -> Iterable[Neighbour]:
-        """Yield the entries of niso's bridges, except those of kinds/veth.py and kinds/fdb.py."""
+        """Yield the static entries of niso's bridges, without those of kinds/veth.py and fdb.py."""
         if space.name or not space.reading.strays:
             return
         from niso.kernel.kinds.bridge import Bridge
@@ -54,7 +54,7 @@ class _Neighbours(Kind[Neighbour]):
             own = macs.get(bridge.index, set()) | {bridge.mac}
             for entry in space.bridge_table(bridge.index):
                 port = by_index.get(entry.link_index)
-                # those of services that are not read may be right
+                # entries of services that are not read may be right
                 right = ports.get(entry.link_index, "") in (None, entry.mac)
                 right = right or (entry.is_local and entry.mac in own)
                 if port is not None and port not in tunnels and not right:

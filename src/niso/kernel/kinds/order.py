@@ -1,7 +1,7 @@
 """List the kinds of kernel objects in the order of their creation; deletion is in reverse.
 
 Rules are created before anything that could carry a packet, and deleted after it, so that a partial
-state is never wider than declared. A kind is the file of its name in this folder.
+state is never wider than declared. Each kind is defined in the file of its name in this folder.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ NAMES = (
 )
 
 SELDOM = frozenset(("routing_rule", "wireguard", "vxlan", "fdb", "shaper", "attached", "neighbour"))
-"""Kinds that most commands need not load, since `Kind.read` finds nothing that it is not asked for.
+"""Kinds that most commands need not load: `Kind.read` returns only requested objects of them.
 
-Their files are loaded by code that makes a thing, and by `load` before everything is read.
+Their files are loaded by code that creates an object of the kind, and by `load` before everything
+is read.
 """
 
 KINDS: list[Kind[Any]] = []
-"""The kinds that are loaded, in their order. No State has a thing of another kind."""
+"""The loaded kinds, in order. No State has an object of another kind."""
 
 
 def register(kind: Kind[Any]) -> None:
@@ -54,6 +55,6 @@ def register(kind: Kind[Any]) -> None:
 
 
 def load(names: Iterable[str] = NAMES) -> None:
-    """Load the files of kinds."""
+    """Load the files of these kinds, by default of all."""
     for name in names:
         __import__(f"niso.kernel.kinds.{name}")

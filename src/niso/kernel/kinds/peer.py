@@ -1,13 +1,14 @@
-"""Define the kind of permanent neighbour entries: addresses of services, and their gateways.
+"""Define the kind of permanent neighbour entries: for addresses of services, and for gateways.
 
 The host has one on the bridge for each address of a service, and a service has one for each of its
 gateways. So a packet between them needs no ARP and no place in the machine's neighbour table, which
-has room for 1,024 others (gc_thresh3, arp(7)). For services of other hosts the bridge also answers
-ARP requests and neighbour solicitations with them (neigh_suppress), so that none has to cross.
+has room for 1,024 other entries (gc_thresh3, arp(7)). For services of other hosts, the bridge also
+answers ARP requests and neighbour solicitations from these entries (neigh_suppress), so that no
+request has to cross.
 
-For up to 3 s the host holds packets to an address for which nobody answers, and sends them once the
-address has an entry. They may have been meant for an earlier owner of the address, and have passed
-rules that did not know the present one. So they are dropped before an entry is added.
+The host queues packets to an unresolved address for up to 3 s, and sends them once the address has
+an entry. They may have been meant for an earlier holder of the address, and have passed rules that
+did not know the present holder. So the queue is dropped before an entry is added.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ class _Peers(Kind[Peer]):
     def follows_from(self, thing: Peer, was: Peer | None) -> tuple[str, ...]:
         """Return the conditions under which the kernel drops all entries of the link.
 
-        IPv4 ones go with the link's last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
-        A link forgets all when its MAC changes or ARP is switched (neigh_changeaddr).
+        IPv4 entries are lost with the link's last IPv4 address (fib_disable_ip,
+        net/ipv4/fib_frontend.c). All entries are lost when its MAC changes or ARP is switched on or
+        off (neigh_changeaddr).
         """
         link = link_place(thing.netns, thing.link)
         lost = (f"{link} down", f"{link} forgets")
@@ -90,7 +92,7 @@ class _Peers(Kind[Peer]):
                     yield thing._replace(mac=mac)
 
     def is_read_back(self, thing: Peer) -> bool:
-        """Read back the host's only: the kernel took those of services with an acknowledgement."""
+        """Read back the host's entries only: the kernel has acknowledged those of services."""
         return not thing.netns
 
     def batch(self, step: Step[Peer], writer: Writer) -> Hashable:
@@ -116,7 +118,7 @@ class _Peers(Kind[Peer]):
 
 
 def _links(space: Space) -> list[Link]:
-    """Return the links in a namespace whose entries are of this kind."""
+    """Return the links in a namespace whose permanent entries are of this kind."""
     if space.name:
         return space.links_of_concern()
     bridges = {bridge.name for bridge in space.reading.so_far(Bridge)}

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Route(NamedTuple):
-    """A route. ``destination`` is a prefix; ``default`` is written ``0.0.0.0/0`` or ``::/0``.
+    """A route. ``destination`` is a prefix; a default route has ``0.0.0.0/0`` or ``::/0``.
 
-    ``type`` is "" for a unicast route, as all of niso's are, or blackhole, unreachable, prohibit or
-    throw; then there is no link.
+    ``type`` is "" for a unicast route, as all of niso's are. For blackhole, unreachable, prohibit
+    and throw there is no link.
     """
 
     netns: str
@@ -62,7 +62,8 @@ class _Routes(Kind[Route]):
     def follows_from(self, thing: Route, was: Route | None) -> tuple[str, ...]:
         """Return the conditions under which the kernel drops all routes of the link.
 
-        IPv4 ones go with the link's last IPv4 address (fib_disable_ip, net/ipv4/fib_frontend.c).
+        IPv4 routes are lost with the link's last IPv4 address (fib_disable_ip,
+        net/ipv4/fib_frontend.c).
         """
         link = link_place(thing.netns, thing.link)
         if ":" in thing.destination:
@@ -71,10 +72,11 @@ class _Routes(Kind[Route]):
         return (f"{link} down", f"{link} IPv4")
 
     def read(self, space: Space, things: Collection[Route]) -> Iterable[Route]:
-        """Read all routes of the candidates' links, except those that the kernel adds.
+        """Read all routes of the candidates' links, except the kernel's own.
 
-        Those lead to the prefix of an address, and `Address` compares them. Any program can say
-        that its route is the kernel's. The host's routes are not niso's.
+        Those lead to the prefix of an address, and `Address` compares them by their destination,
+        because any program can label its route as the kernel's. Routes of the host's own namespace
+        are not niso's.
         """
         if not space.name:
             return
@@ -96,7 +98,7 @@ class _Routes(Kind[Route]):
     def write(self, writer: Writer, steps: Sequence[Step[Route]]) -> None:
         (step,) = steps
         route = step.thing
-        if route.type:  # none of these is wanted
+        if route.type:  # none of these types is ever desired
             writer.rtnl(route.netns).delete_nowhere(route.destination, route.type)
             return
         gone = route if step.action == "delete" else step.was

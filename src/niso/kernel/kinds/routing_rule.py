@@ -1,9 +1,9 @@
 """Define the kind of routing rules of internal networks (ip-rule(8)).
 
-They hold if niso's nftables rules are flushed.
+They still isolate these networks if niso's nftables rules are flushed.
 
-The rule of a bridge prohibits whatever comes from it and is not for the host. It does not match
-packets with the mark that niso's rules set: while those exist, they decide.
+The rule of a bridge prohibits every packet from the bridge that is not for the host. It does not
+match packets with the mark that niso's nftables rules set: while those rules exist, they decide.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _RoutingRules(Kind[RoutingRule]):
         rtnl, rule = writer.rtnl(""), step.thing
         if step.action != "delete":
             routing_rules.add(rtnl, rule.link, rule.family)
-        # the wrong one goes once the right one is there
+        # the wrong rule is deleted once the right one exists
         if step.action == "delete":
             routing_rules.delete(rtnl, rule.link, rule.family, rule.drift)
         elif step.was is not None:

@@ -1,4 +1,4 @@
-"""Define the kind of niso's two nftables tables, with chains, sets and maps, without elements."""
+"""Define the kind of niso's two nftables tables: chains, sets and maps, without elements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Ruleset(NamedTuple):
-    """The tables.
+    """Both tables.
 
     ``digest`` is that of their text (nft_tables.py). ``wrong`` lists chains and sets that differ.
     """
@@ -42,10 +42,11 @@ class _Rulesets(Kind[Ruleset]):
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
         """Destroy and recreate both tables in one transaction, with all elements.
 
-        Links that are about to be deleted get guards in the new tables until they are gone:
-        otherwise their packets would pass. If services run and more than rules differs, the mark of
-        the version comes last. A plan that makes tables covers everything. Without the mark, the
-        next command makes them again, and so finishes what a killed one has left.
+        Links that are about to be deleted get guard elements in the new tables until they are
+        deleted: otherwise their packets would pass. If services run and more than the rules
+        differs, the version mark is added last: without the mark, the next command recreates the
+        tables, and so completes what a killed command left behind. A plan that creates tables
+        covers everything, whatever its scope.
         """
         from niso.kernel.kinds.veth import Veth
 
@@ -95,9 +96,9 @@ class _Rulesets(Kind[Ruleset]):
 
 
 def owner(state_id: str) -> list[Element]:
-    """Return the elements that mark the tables' owner and the version of their text.
+    """Return the elements that mark the tables' state folder and the version of their text.
 
-    A new process reads them first.
+    Every new process reads them first.
     """
     return [
         Element(table, "owner", f'"{text}"', "", "")
@@ -111,17 +112,17 @@ def _is_version(element: Element) -> bool:
 
 
 def _compared() -> Iterable[Ruleset]:
-    """Return the tables, with their differences from the text."""
+    """Return the tables with the differences from their text."""
     from niso.kernel import nft_compare
     from niso.kernel.libnftables import release_memory
 
     wrong = nft_compare.differences()
-    release_memory()  # what is read next is as much
+    release_memory()  # release the memory, since the objects read next need as much
     return () if wrong is None else (Ruleset(nft_tables.DIGEST, wrong),)
 
 
 def _other_tables(reading: Reading) -> Iterable[Ruleset]:
-    """Return the tables if their marks are not as expected."""
+    """Return the tables after their marks were found to differ. Raises Conflict if foreign."""
     from niso.kernel.libnftables import Nft
     from niso.kernel.nft_compare import check_owner
 
@@ -134,7 +135,7 @@ def _other_tables(reading: Reading) -> Iterable[Ruleset]:
                 gone.append(("missing", f"table {table}"))
                 continue
             texts = {mark.strip('"') for mark in marks}
-            # tables that have lost their mark are repaired when everything is read
+            # tables without their mark are repaired when everything is read
             if texts or reading.foreign is None:
                 check_owner(table, texts, reading.state_id)
             digests += [text[6:] for text in texts if text.startswith("rules-")]

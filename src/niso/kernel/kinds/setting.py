@@ -1,4 +1,4 @@
-"""Define the kind of sysctls of the host and of services' namespaces, which are only set."""
+"""Define the kind of sysctls of the host and of services' namespaces, which can only be set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORWARDING6 = "net/ipv6/conf/all/forwarding"
 ON = {"ip_forward": "1", "forwarding": "1", "force_forwarding": "1", "accept_ra": "2"}
 """The values of host sysctls while a service is active, by the last part of their name.
 
-The store has the values from before.
+The store has the previous values.
 """
 
 
@@ -58,8 +58,8 @@ class _Sysctls(Kind[Sysctl]):
     def wanted(self, want: State, have: State) -> frozenset[Sysctl]:
         """Add the right values of sysctls that niso normally leaves at their default.
 
-        They are wanted if ``have`` shows one that breaks a service: IPv6 disabled inside it, or
-        IPv4 forwarding of a bridge disabled.
+        They are added if ``have`` shows a value that breaks a service: IPv6 disabled inside the
+        service, or IPv4 forwarding of a bridge disabled.
         """
         from niso.kernel.kinds.bridge import Bridge
         from niso.kernel.kinds.namespace import Netns
@@ -85,7 +85,7 @@ class _Sysctls(Kind[Sysctl]):
     def possible(
         self, want: State, before: State | None, sysctl: Callable[[str], str | None]
     ) -> frozenset[Sysctl]:
-        """Leave out IPv6 sysctls on a kernel without IPv6, and those of links that disappear."""
+        """Leave out IPv6 sysctls on a kernel without IPv6, and sysctls of links to be deleted."""
         from niso.kernel.kinds.bridge import Bridge
 
         made = {bridge.name for bridge in want[Bridge]}
@@ -105,9 +105,9 @@ class _Sysctls(Kind[Sysctl]):
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
         """Return the steps that set differing sysctls.
 
-        Setting the forwarding of all links resets that of each link, so theirs is set again after
-        it. accept_ra comes before forwarding: a host that starts to forward forgets its routers
-        otherwise.
+        Setting the forwarding of all links resets that of each link, so the links' own sysctls are
+        set again afterwards. accept_ra comes before forwarding: otherwise a host that starts to
+        forward deletes the default routes from router advertisements.
         """
         made: list[AnyStep] = []
         last: list[AnyStep] = []
@@ -117,7 +117,7 @@ class _Sysctls(Kind[Sysctl]):
             was = before.get(thing.key())
             is_reset = thing.netns in reset and _is_forwarding6(thing)
             if was is None:
-                # a link of a service exists once its pair does
+                # the sysctl of a service's link exists once its veth pair does
                 (last if thing.netns and _is_of_link(thing) else made).append(Step("add", thing))
             elif was != thing or is_reset:
                 made.append(Step("change", thing, was))
@@ -126,16 +126,17 @@ class _Sysctls(Kind[Sysctl]):
         return Steps(made=made, last=last)
 
     def is_read_back(self, thing: Sysctl) -> bool:
-        """Read back the host's only.
+        """Read back the host's sysctls only.
 
-        Only niso sets those of services. Those of the host's links depend on other sysctls.
+        Only niso sets those of services. Sysctls of the host's links depend on other sysctls.
         """
         return not thing.netns
 
     # --- findings ---
 
     def follows_from(self, thing: Sysctl, was: Sysctl | None) -> tuple[str, ...]:
-        if thing.name.endswith("/default/disable_ipv6"):  # set with that of all
+        # it was reset by setting the sysctl of all links
+        if thing.name.endswith("/default/disable_ipv6"):
             return (f"{link_place(thing.netns, 'all')} without IPv6",)
         return ()
 
@@ -160,7 +161,7 @@ class _Sysctls(Kind[Sysctl]):
         return present
 
     def batch(self, step: Step[Sysctl], writer: Writer) -> Hashable:
-        """Batch the sysctls of one namespace, to enter it once."""
+        """Batch the sysctls of one namespace, which is then entered once."""
         return step.thing.netns
 
     def write(self, writer: Writer, steps: Sequence[Step[Sysctl]]) -> None:
@@ -172,9 +173,9 @@ class _Sysctls(Kind[Sysctl]):
 
 
 def _parts(thing: Sysctl) -> tuple[str, str, str]:
-    """Return the family, link and last part of ``net/FAMILY/conf/LINK/NAME``, or of ``neigh``.
+    """Return (family, link, last part) of ``net/FAMILY/conf/LINK/NAME``, or with ``neigh``.
 
-    For other names, the latter two are "".
+    For other names, link and last part are "".
     """
     _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
     return family, link, name
@@ -190,9 +191,9 @@ def _is_of_link(thing: Sysctl) -> bool:
 
 
 def write_first(writer: Writer, netns: str, link: str) -> None:
-    """Set the sysctls of a new link that is not up yet, of all steps that are to come.
+    """Set the sysctls of a new link before it is set up, taken from all steps of the plan.
 
-    Otherwise the kernel would assign it an IPv6 address and send from that.
+    Otherwise the kernel would assign the link an IPv6 address and send from it.
     """
     from niso.kernel import netns as spaces
     from niso.kernel import sysctl
@@ -216,7 +217,7 @@ def _is_forwarding6(thing: Sysctl) -> bool:
 
 
 def _present(things: Iterable[Sysctl]) -> set[Sysctl]:
-    """Return those that exist in the caller's namespace, with their values."""
+    """Return the sysctls that exist in the caller's namespace, with their values."""
     from niso.kernel import sysctl
 
     asked = list(things)
@@ -225,7 +226,7 @@ def _present(things: Iterable[Sysctl]) -> set[Sysctl]:
 
 
 def _links_without_ipv6(space: Space) -> list[str]:
-    """Return the links of a service that lack a candidate IPv6 address."""
+    """Return the links of a service that lack an IPv6 address that is a candidate."""
     from niso.kernel.kinds.address import Address
 
     if not space.name:
@@ -251,7 +252,10 @@ def _switched_off(netns: str, links: list[str]) -> set[Sysctl]:
 
 
 def _bridges_that_do_not_forward(space: Space, present: set[Sysctl]) -> set[Sysctl]:
-    """Return bridges that do not forward: they follow ip_forward until their own sysctl is set."""
+    """Return the forwarding sysctls of bridges that do not forward.
+
+    A bridge follows ip_forward until its own sysctl is set.
+    """
     from niso.kernel.kinds.bridge import Bridge
 
     if Sysctl("", FORWARDING, "1") not in present:

@@ -1,6 +1,7 @@
-"""Define the kind of limits of bandwidth: one for each veth pair that has any.
+"""Define the kind of bandwidth limits: one for each veth pair with a limit.
 
-What a service receives is what the host's end sends, and what it sends is what its own end sends.
+The traffic that a service receives is limited on the host end of the pair, and the traffic that it
+sends on the inner end.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
 
 
 class Shaper(NamedTuple):
-    """Limits in bytes per second; 0: none. ``drift`` names what else differs from niso's."""
+    """Limits in bytes per second; 0 means none.
 
-    name: str  # the pair's end on the host
+    ``drift`` names other settings that differ from niso's.
+    """
+
+    name: str  # the host end of the pair
     netns: str
-    peer: str  # its other end
+    peer: str  # the inner end of the pair
     inward: int  # what the service receives
     outward: int
     drift: str = ""

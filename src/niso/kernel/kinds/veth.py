@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class Veth(NamedTuple):
     """A veth pair.
 
-    ``name`` is on the host, a port of ``bridge``; ``peer`` is in ``netns``. ``up`` means both ends.
-    ``drift`` names other flags of the port than niso's, and the peer's ARP
-    (kernel/bridge_flags.py). ``fixed``: the bridge has a static forwarding entry of the peer's MAC.
-    Otherwise it would flood frames to a service that has been silent for a while.
+    ``name`` is the end on the host, a port of ``bridge``; ``peer`` is the end in ``netns``. ``up``
+    means both ends. ``drift`` names settings of the port that differ from niso's, and the peer's
+    ARP flag (kernel/bridge_flags.py). ``fixed``: the bridge has a static forwarding entry of the
+    peer's MAC; without one it would flood frames to a service that has been silent for a while.
     """
 
     name: str
@@ -48,7 +48,8 @@ class Veth(NamedTuple):
 class _Veths(Kind[Veth]):
     names_links = True
     holds_others = True
-    goes_along = False  # a process that holds its namespace would keep it on the bridge, unguarded
+    # a process could keep the namespace alive, and so the link on the bridge, without guards
+    goes_along = False
     reads_closed_spaces = True
 
     def space(self, thing: Veth) -> str:
@@ -99,7 +100,7 @@ class _Veths(Kind[Veth]):
     # --- planning ---
 
     def in_the_way(self, want: State, have: State) -> frozenset[Veth]:
-        """Return pairs whose other end is wrong, or has a name that another pair needs."""
+        """Return pairs with a wrong inner end, or with a name that another pair needs."""
         wanted = {veth.key(): veth for veth in want[Veth]}
         ends = {_end(veth) for veth in want[Veth]}
         return frozenset(
@@ -124,7 +125,7 @@ class _Veths(Kind[Veth]):
     def conditions(self, thing: Veth, was: Veth) -> Iterable[str]:
         from niso.kernel.bridge_flags import ARP_OFF_INSIDE
 
-        if not was.peer:  # things on the other end are not visible
+        if not was.peer:  # objects on the inner end cannot be seen
             yield self.place(thing)
         if was.mac != thing.mac or ARP_OFF_INSIDE in was.drift:
             yield f"{self.place(was)} forgets"
@@ -152,13 +153,13 @@ class _Veths(Kind[Veth]):
     # --- reading ---
 
     def read(self, space: Space, things: Collection[Veth]) -> Iterable[Veth]:
-        """Read both ends; of a missing or foreign namespace, the host end only."""
+        """Read both ends; if the namespace is missing or foreign, only the host end."""
         from niso.kernel.neighbours import Fixed, is_fixed
 
         if not things:
             return
         host = space.reading.host
-        if space.is_foreign:  # is a host end foreign too?
+        if space.is_foreign:  # whether the host end is foreign too
             for veth in things:
                 host.own_link(veth.name)
             return
@@ -168,7 +169,7 @@ class _Veths(Kind[Veth]):
             link = host.own_link(name)
             if link is not None:
                 if space.is_open and not space.reading.strays:
-                    # a new port takes a moment until it forwards
+                    # a new port needs a moment until it forwards
                     drift = link.drift.partition("state ")[0].rstrip(", ")
                     link = link._replace(drift=drift)
                 pair = _pair(link, space.name, inner, host.rtnl.name(link.master))
@@ -205,7 +206,7 @@ class _Veths(Kind[Veth]):
     # --- writing ---
 
     def batch(self, step: Step[Veth], writer: Writer) -> Hashable:
-        """Batch deletions: the kernel waits some 20 ms for RCU, for one or many."""
+        """Batch deletions: the kernel waits some 20 ms for RCU, for one pair or many."""
         if step.action != "delete":
             return None
         return "detach" if step.thing.netns in writer.detached else "delete"
@@ -229,7 +230,7 @@ def _far_end(veth: Veth) -> tuple[str, str, str]:
 
 
 def _drift_commands(veth: Veth, was: Veth) -> list[str]:
-    """Return the commands that reset the flags."""
+    """Return the commands that reset the drifted settings."""
     from niso.kernel.bridge_flags import ARP_OFF, ARP_OFF_INSIDE
 
     flags = [f"hairpin {'on' if veth.hairpin else 'off'}"] if was.hairpin != veth.hairpin else []
@@ -256,7 +257,7 @@ def _fix_command(veth: Veth) -> str:
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
-    """Return the actual pair; ``inner`` are the links of the namespace of its other end."""
+    """Return the actual pair; ``inner`` are the links in the namespace of the inner end."""
     from niso.kernel.bridge_flags import ARP_OFF_INSIDE
 
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
@@ -270,9 +271,9 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
 
 
 def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
-    """Delete all pairs, or only detach them if their namespace is deleted too.
+    """Delete all pairs, or only detach them from the bridge if their namespace is deleted too.
 
-    The kernel takes some 20 ms to delete one or many.
+    A deletion takes the kernel some 20 ms, for one pair or many.
     """
     names = [veth.name for veth in veths]
     if veths[0].netns in writer.detached:
@@ -283,7 +284,7 @@ def _end_pairs(writer: Writer, veths: list[Veth]) -> None:
 
 
 def delete_links(rtnl: Rtnl, names: list[str]) -> None:
-    """Delete links; a single one without a group, as deleting a group walks all links."""
+    """Delete links. Only several links use a group, since deleting a group walks all links."""
     if len(names) == 1:
         rtnl.delete_link(names[0])
     else:
@@ -321,10 +322,10 @@ def _no_ipv6(port: str) -> str:
 
 
 def _disable_ipv6(port: str) -> None:
-    """Disable IPv6 of a port itself, which has no address; the bridge forwards IPv6 all the same.
+    """Disable IPv6 of a port itself, which needs no address; its bridge still forwards IPv6.
 
-    Otherwise the kernel adds a route to ff00::/8 for each port that has a carrier, in a list of
-    those of all ports, and walks them all for each change of a link (fib6_add, fib6_clean_all).
+    Otherwise the kernel adds a route to ff00::/8 for each port that has a carrier, in one list for
+    all ports, and walks the list for each change of a link (fib6_add, fib6_clean_all).
     """
     from niso.kernel import sysctl
 
@@ -342,7 +343,7 @@ def _change(writer: Writer, veth: Veth, was: Veth) -> None:
     rtnl = writer.rtnl("")
     if was.bridge != veth.bridge:
         rtnl.set_link(veth.name, master=veth.bridge)
-    neighbours.fix(rtnl, rtnl.index(veth.name), veth.mac)  # before it stops to flood
+    neighbours.fix(rtnl, rtnl.index(veth.name), veth.mac)  # before flooding is switched off
     rtnl.set_link(
         veth.name,
         mtu=veth.mtu,

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class Vxlan(NamedTuple):
     """A VXLAN device.
 
-    It learns and floods nothing: where frames go is told by static entries (kinds/fdb.py).
-    ``device`` names other settings of the device that differ from niso's, ``drift`` those of the
-    bridge's port (kernel/bridge_flags.py).
+    It neither learns nor floods: static entries say where frames go (kinds/fdb.py). ``device``
+    names settings of the device that differ from niso's, ``drift`` those of the bridge port
+    (kernel/bridge_flags.py).
     """
 
     name: str
     vni: int
-    local: str  # this host's address between the hosts, of either family
+    local: str  # this host's underlay address, of either family
     port: int  # UDP, the same on all hosts
     mtu: int  # bytes
     bridge: str
@@ -39,7 +39,7 @@ class Vxlan(NamedTuple):
 
     @property
     def fixed(self) -> tuple[object, ...]:
-        """Return the fields that cannot change while the device exists."""
+        """Return the fields that cannot be changed while the device exists."""
         return (self.vni, self.local, self.port, self.device)
 
 

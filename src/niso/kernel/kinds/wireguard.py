@@ -1,7 +1,7 @@
-"""Define the kind of the encrypted link between the hosts of a cluster: one WireGuard on a host.
+"""Define the kind of the encrypted link between the hosts of a cluster: one WireGuard per host.
 
-VXLAN packets go through it, between addresses that only it has. WireGuard takes a packet of another
-host only with the address of that host as its source (cryptokey routing).
+VXLAN packets go through the link, between addresses that exist only on it. WireGuard accepts a
+packet of another host only with the address of that host as its source (cryptokey routing).
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from niso.kernel.writing import Writer
 
 KERNEL, USERSPACE = "wireguard", "tun"
-"""Kinds of links: WireGuard of the kernel, and a device that wireguard-go serves.
+"""The forms of links: WireGuard of the kernel, and a device that wireguard-go serves.
 
-That device stays if the process ends, and then loses all packets.
+If the process of wireguard-go ends, the device stays and drops all packets.
 """
 
 
 class FarEnd(NamedTuple):
-    """Another host."""
+    """Another host, as a WireGuard peer."""
 
-    public: str  # its key, as wg(8) writes it
+    public: str  # its public key, as wg(8) writes it
     endpoint: str  # "198.51.100.1:4800", "[2001:db8::1]:4800"
-    address: str  # inside, of IPv6: the source of all that it sends
+    address: str  # its address inside the tunnel, IPv6: the source of all packets that it sends
 
 
 class WireGuard(NamedTuple):
-    """The link. Its private key is in `niso.base.paths.wireguard_key`."""
+    """The link. Its private key is in the file `niso.base.paths.wireguard_key`."""
 
     name: str
     form: str  # KERNEL or USERSPACE
-    address: str  # inside, with the length of the prefix that all hosts are in
-    port: int  # UDP, to which other hosts send
+    address: str  # address inside the tunnel, with the length of the prefix that contains all hosts
+    port: int  # UDP port to which other hosts send
     mtu: int  # bytes
     public: str
     alias: str
@@ -86,7 +86,7 @@ class _WireGuards(Kind[WireGuard]):
         return f"WireGuard {thing.name}"
 
     def in_the_way(self, want: State, have: State) -> frozenset[WireGuard]:
-        """Return links of the other form: the kernel may have got WireGuard, or lost it."""
+        """Return links of the other form, after the kernel has gained or lost WireGuard support."""
         forms = {link.name: link.form for link in want[WireGuard]}
         return frozenset(
             link for link in have[WireGuard] if forms.get(link.name, link.form) != link.form
@@ -114,7 +114,10 @@ class _WireGuards(Kind[WireGuard]):
             yield WireGuard(TUNNEL, "", "", 0, 0, "", link.alias)
 
     def read(self, space: Space, things: Collection[WireGuard]) -> Iterable[WireGuard]:
-        """Read links. What only wg(8) can say is taken as wanted, unless it is about to change."""
+        """Read links.
+
+        Settings that only wg(8) can read are taken as desired, unless a change is planned.
+        """
         reading = space.reading
         for name in {thing.name for thing in things}:
             link = space.own_link(name)
