@@ -1,9 +1,11 @@
-"""Decide for which addresses an outside name stands, by the answers of DNS. Pure; no clock.
+"""Decide which addresses an outside name has, from the answers of DNS. Pure; no clock.
 
-An address is in one of three states. One that the last answer has is ``NOW``: the rules and the
-service's hosts file have it. One that the last answer no longer has is ``FORMER``: the rules still
-allow it, since a program may have looked it up just before. One that is ``PAST`` only tells which
-name an open connection was made to.
+An address is in one of three states:
+
+- ``NOW``: the latest answer has it. The rules and the service's hosts file contain it.
+- ``FORMER``: the latest answer no longer has it. The rules still allow it, since a program may have
+  looked it up just before.
+- ``PAST``: it only tells to which name an open connection was made.
 """
 
 from __future__ import annotations
@@ -19,24 +21,25 @@ NOW, FORMER, PAST = "now", "former", "past"
 LEAST_TTL_S, MOST_TTL_S = 60.0, 86_400.0
 """Bounds of a TTL. A shorter one would only make a name due before the timer's next run."""
 GRACE_S = 60.0
-"""How long the rules allow an address that an answer no longer has, at least."""
+"""How long the rules still allow an address that is missing in a later answer, at least."""
 RETRY_S = 30.0
-"""When a name without an address, or without an answer, is due again."""
+"""When a name without an address, or without an answer, is resolved again."""
 STALE_S = 86_400.0
-"""How long the last answer stands after its TTL if no name server answers (RFC 8767, 5)."""
+"""How long the last answer is used after its TTL if no name server answers (RFC 8767, 5)."""
 PAST_S = 7 * 86_400.0
-"""How long the name of a past address is known: as long as the rules remember flows."""
+"""How long the name of a PAST address is kept: as long as the rules record flows."""
 MOST = 32
-"""The number of addresses of a family that are used, and of former and past ones."""
+"""The most addresses of a family in use, and the most FORMER and PAST addresses."""
 
 _NOWHERE = tuple(map(ipaddress.ip_network, ("0.0.0.0/8", "255.255.255.255/32", "::/96")))
-"""The last are the IPv4-compatible addresses, which nobody has any more (RFC 4291, 2.5.5.1)."""
+"""The last are the IPv4-compatible addresses, which are deprecated (RFC 4291, 2.5.5.1)."""
 
 
 class Known(NamedTuple):
     """An address of an outside name.
 
-    ``until``: the end of its TTL (NOW), when it leaves the rules (FORMER), since when (PAST).
+    ``until`` is the end of its TTL (NOW), the time when it leaves the rules (FORMER), or the time
+    since when it is PAST.
     """
 
     address: str
@@ -45,32 +48,33 @@ class Known(NamedTuple):
 
 
 class Outside(NamedTuple):
-    """What is known of an outside name. Times are in seconds since 1970."""
+    """The recorded DNS answers for an outside name. Times are in seconds since 1970."""
 
     name: str
     asked_at: float = 0.0
-    due_at: float = 0.0  # when it should be asked for again
-    problem: str = ""  # of the last question; "" for none
+    due_at: float = 0.0  # when the name should be resolved again
+    problem: str = ""  # the problem of the last query; "" for none
     settled: bool = True  # the kernel has these addresses
     addresses: tuple[Known, ...] = ()  # sorted
 
     def in_state(self, *states: str) -> tuple[str, ...]:
-        """Return the addresses in these states, in the order of the states."""
+        """Return the addresses in these states, ordered by state."""
         return tuple(
             known.address for state in states for known in self.addresses if known.state == state
         )
 
     def is_due(self, bars: Bars, now: float) -> bool:
-        """Return whether it should be asked for.
+        """Return whether the name should be resolved again.
 
-        That is also so if the clock went back, or if an address has become one that is refused.
+        That is also the case if the clock went back, or if a recorded address is now refused by
+        ``bars``.
         """
         barred = any(bars.reason(address) for address in self.in_state(NOW, FORMER))
         return barred or not self.asked_at <= now < self.due_at
 
 
 class Heard(NamedTuple):
-    """The answer for one family. With ``silent``, there was none; ``problem`` says why."""
+    """The DNS answer for one family. ``silent``: no server answered; ``problem`` says why."""
 
     family: int
     addresses: tuple[str, ...] = ()
@@ -80,7 +84,7 @@ class Heard(NamedTuple):
 
 
 def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Outside:
-    """Return what is known of a name after its questions, at ``now``."""
+    """Return the new record of a name after its queries, at time ``now``."""
     result: list[Known] = []
     problems: list[str] = []
     due = []
@@ -117,7 +121,7 @@ def after(before: Outside, heard: Iterable[Heard], bars: Bars, now: float) -> Ou
 
 
 def barred(before: Outside, bars: Bars, now: float) -> Outside:
-    """Return what is known of a name, without addresses that are refused since it was asked."""
+    """Return the record of a name without addresses that are refused since it was resolved."""
     in_use = before.in_state(NOW, FORMER)
     gone = {address: reason for address in in_use if (reason := bars.reason(address))}
     if not gone:
@@ -134,18 +138,18 @@ def barred(before: Outside, bars: Bars, now: float) -> Outside:
 def _family(
     known: list[Known], answer: list[str] | None, until: float, bars: Bars, now: float
 ) -> list[Known]:
-    """Return the addresses of one family; ``answer`` is None if there was none."""
+    """Return the addresses of one family; ``answer`` is None if there was no answer."""
     used: dict[str, Known] = {}
     if answer is not None:
         had = {entry.address for entry in known if entry.state == NOW}
-        # those that are in use stay in use, so that an answer of many changes little
+        # addresses in use stay in use, so that a changing subset of many addresses changes little
         chosen = sorted(answer, key=lambda address: (address not in had, _order(address)))[:MOST]
         used = {address: Known(address, NOW, until) for address in chosen}
     former, past = [], []
     for entry in known:
         if entry.address in used:
             continue
-        # later ends are of a clock that was ahead
+        # a later end was computed while the clock was ahead
         state, end = entry.state, min(entry.until, now + MOST_TTL_S)
         if state == NOW and answer is not None:
             state, end = FORMER, max(end, now + GRACE_S)
@@ -170,10 +174,10 @@ def _order(address: str) -> tuple[int, int]:
 
 
 class Bars:
-    """The addresses that no outside name may stand for, whatever DNS answers (DNS rebinding)."""
+    """The addresses that an outside name may never have, whatever DNS answers (DNS rebinding)."""
 
     def __init__(self, host: Container[str], prefixes: Iterable[str]) -> None:
-        """Take the host's own addresses, and the prefixes of niso's networks."""
+        """Set the host's own addresses, and the prefixes of niso's networks."""
         self._host = host
         self._prefixes = [ipaddress.ip_network(prefix) for prefix in prefixes]
 

@@ -1,4 +1,4 @@
-"""Compute the desired state of the kernel from the content of the store. Pure: no I/O, no clock.
+"""Compute the desired state of the kernel from the store's content. Pure: no I/O, no clock.
 
 A `Snapshot` is the part of the store that one command needs (one service, one network, or
 everything). `desired` turns it into a `State` of the same scope.
@@ -30,7 +30,7 @@ from niso.kernel.state import State
 from niso.plan import nft, policy_maps
 from niso.plan.records import HOST_GATEWAY, Network, Port, Remote, Service, Snapshot, Span, Tunnel
 
-# the kinds of `niso.kernel.kinds.order.SELDOM` are imported where a record asks for one
+# the kinds of `niso.kernel.kinds.order.SELDOM` are imported only where a record needs one
 if TYPE_CHECKING:
     from niso.kernel.kinds.wireguard import WireGuard
 
@@ -51,7 +51,7 @@ def desired(snapshot: Snapshot) -> State:
     for service in snapshot.services:
         for port in service.ports if service.mode != "host" else ():
             things += _published(service, port, networks)
-        if service.mode not in ("host", "share"):  # a sharer has its provider's network
+        if service.mode not in ("host", "share"):  # a sharer uses its provider's network
             things += _service(snapshot, service, networks)
     alias = names.alias(snapshot.state_id)
     for remote in snapshot.remotes:
@@ -60,7 +60,7 @@ def desired(snapshot: Snapshot) -> State:
 
 
 def _shared(snapshot: Snapshot) -> Iterator[Thing]:
-    """Yield the tables, and those of their elements that belong to no single service or network."""
+    """Yield the tables, and the elements that belong to no single service or network."""
     if snapshot.any_network:
         yield Ruleset(nft_tables.DIGEST)
         yield from owner(snapshot.state_id)
@@ -92,8 +92,8 @@ def _network(snapshot: Snapshot, network: Network) -> Iterator[Thing]:
     alias = names.alias(snapshot.state_id)
     bridge = network.bridge
     families = {subnet.family for subnet in network.subnets}
-    # frames between two services of one bridge must be tracked where a policy applies, and where a
-    # reply may be one of a published port
+    # frames between two services of one bridge must be tracked where a policy applies, and where
+    # they may be replies of a published port
     tracked4, tracked6 = (
         (network.publishes or network.policed) and family in families for family in (4, 6)
     )
@@ -127,7 +127,10 @@ def _span(network: Network, span: Span, alias: str) -> Iterator[Thing]:
 
 
 def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterator[Thing]:
-    """Yield what lets services here reach a service of another host, and it alone answer."""
+    """Yield the objects by which services here reach a service of another host.
+
+    The same objects allow only that service to answer.
+    """
     from niso.kernel.kinds.fdb import Fdb
 
     for endpoint in remote.endpoints:
@@ -146,15 +149,17 @@ def _remote(remote: Remote, networks: dict[str, Network], alias: str) -> Iterato
 
 
 def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network]) -> Iterator[Thing]:
-    """Yield a namespace with a veth pair, addresses and routes for each network of the service.
+    """Yield a namespace, with a veth pair, addresses and routes for each network of the service.
 
-    A service sends all for a network to its gateway's MAC, which the bridge table replaces by the
-    receiver's. So a service has one neighbour on each network, however many services it talks to,
-    and the kernel's neighbour table, one for the machine, has no entry for a pair of services.
+    A service sends all packets for a network to its gateway's MAC, which the bridge table replaces
+    by the receiver's. So a service has one neighbour on each network, however many services it
+    talks to, and the kernel's neighbour table, one for the machine, has no entry for a pair of
+    services.
 
-    A socket that is bound to a link takes any IPv4 address for a neighbour if no route by that link
-    leads there. With mcast_solicit 0 the kernel does not ask for it: the entry fails at once, and
-    gives way when the table needs room (neigh_forced_gc, net/core/neighbour.c).
+    A socket that is bound to a link treats any IPv4 address as a neighbour if no route through the
+    link leads there. With mcast_solicit 0 the kernel sends no ARP request for the address: the
+    entry fails at once, and is evicted when the table needs room (neigh_forced_gc,
+    net/core/neighbour.c).
     """
     alias = names.alias(snapshot.state_id)
     netns = names.netns(service.name)
@@ -184,7 +189,8 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             own.append((address, subnet.gateway))
             length = subnet.cidr.rpartition("/")[2]
             yield Address(netns, inner, f"{address}/{length}", routed=False)
-            # without a route to the gateway, no program in the service could add routes by it
+            # a program in the service can add routes through the gateway only with a route to the
+            # gateway
             alone = f"{subnet.gateway}/{32 if subnet.family == 4 else 128}"
             yield Route(netns, alone, "", inner)
             yield Route(netns, subnet.cidr, subnet.gateway, inner)
@@ -205,7 +211,7 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
 
 
 def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
-    """Return one port's elements: on the first network, and for clients on the others."""
+    """Return the elements of one port: on the first network, and for clients on the others."""
     if not service.endpoints:
         return []
     first, *others = service.endpoints
@@ -218,9 +224,9 @@ def _published(service: Service, port: Port, networks: dict[str, Network]) -> li
 
 
 def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> frozenset[int]:
-    """Return the families that the host forwards for services only.
+    """Return the families that the host forwards only because services need it.
 
-    Those are the families that it did not forward before, by its sysctls of that time.
+    Those are the families whose forwarding sysctl was off before niso changed it.
     """
     four = any_active and before.get(FORWARDING) == "0"
     six = any_active6 and any(
@@ -231,7 +237,7 @@ def shut(before: Mapping[str, str], any_active: bool, any_active6: bool) -> froz
 
 
 def _host_sysctls(snapshot: Snapshot) -> list[Sysctl]:
-    """Return the host's forwarding sysctls: on while a service needs them, else as before niso."""
+    """Return the host's forwarding sysctls: on while a service needs them, else as before."""
     return [
         Sysctl("", name, ON[name.rpartition("/")[2]] if _needed(snapshot, name) else before)
         for name, before in snapshot.sysctls_before
@@ -254,7 +260,7 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
     if any(subnet.family == 6 for network in networks for subnet in network.subnets):
         # niso assigns all addresses: packets from a generated one would be dropped
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/addr_gen_mode", "1"))
-        # niso sets all routes: router advertisements must not add any
+        # niso sets all routes: router advertisements must not add routes
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/accept_ra", "0"))
         sysctls.append(Sysctl(netns, "net/ipv6/conf/default/disable_ipv6", "0"))
     else:
@@ -263,9 +269,9 @@ def _service_sysctls(netns: str, networks: list[Network]) -> list[Sysctl]:
 
 
 def _link_sysctls(netns: str, link: str, network: Network) -> Iterator[Sysctl]:
-    """Yield the sysctls of niso's link in a namespace that others made.
+    """Yield the sysctls of niso's link in a foreign namespace.
 
-    They do for the link what `_service_sysctls` does for all links of niso's own namespaces.
+    They set for this link what `_service_sysctls` sets for all links of niso's own namespaces.
     """
     yield Sysctl(netns, f"net/ipv4/conf/{link}/promote_secondaries", "1")
     if any(subnet.family == 6 for subnet in network.subnets):
@@ -286,11 +292,11 @@ def _hosts_files(snapshot: Snapshot) -> list[HostsFile]:
 
 
 class _Reader(NamedTuple):
-    """A hosts file of services on an ordered list of networks."""
+    """A hosts file for services with the same ordered list of networks."""
 
     folder: str
     networks: tuple[str, ...]
-    fresh: bool  # the whole file is in scope
+    fresh: bool  # services whose whole hosts file is in scope
     extra: tuple[tuple[str, str], ...] = ()  # as in Service
 
 
@@ -308,12 +314,13 @@ def _readers(snapshot: Snapshot) -> list[_Reader]:
 
 
 def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
-    """Return the line of each service in each file that lists it.
+    """Return the line of each service in each hosts file that lists it.
 
-    A line has the service's addresses on the reader's first network that the service is on, and the
-    names that no service on an earlier one has. Its addresses on later ones have a name with the
-    network. The host has a line with the gateways of the first one. A service without a network, or
-    with extra hosts, has a file of its own.
+    A line has the service's addresses on the first of the reader's networks that the service is on.
+    Its names are those that no service on an earlier network of the reader has. The addresses on
+    further networks are listed with a name that contains the network. The host is listed with the
+    gateways of the first network. A service without a network, or with extra hosts, has a file of
+    its own.
     """
     lines = [
         HostsLine(
@@ -336,7 +343,7 @@ def _hosts_lines(snapshot: Snapshot) -> list[HostsLine]:
 
 
 def _as_listed(remote: Remote) -> Service:
-    """Return a service of another host as hosts files have it."""
+    """Convert a service of another host to a Service, for hosts files."""
     return Service(remote.name, 0, remote.endpoints, (), remote.names)
 
 

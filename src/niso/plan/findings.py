@@ -1,4 +1,4 @@
-"""Report each difference between the desired and the actual state once."""
+"""Report each difference between the desired and the actual state, without its consequences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Finding(NamedTuple):
-    """One difference. ``what`` names the thing, ``detail`` says how it differs: texts for people.
+    """One difference. ``what`` names the object, ``detail`` says how it differs: texts for people.
 
     ``defect`` names a defect that repair handles specially (niso.runtime.defects).
     """
@@ -34,10 +34,10 @@ class Finding(NamedTuple):
 def findings(want: State, have: State) -> list[Finding]:
     """Return the differences between two states.
 
-    A consequence of another difference is not reported, such as an address of a missing link.
+    Consequences of a reported difference are left out, such as an address of a missing link.
     """
     result: list[Finding] = []
-    # missing or foreign places, and conditions that explain others
+    # missing or foreign containers, and conditions that explain other differences
     known = set(_unseen_links(want, have))
     want = in_view_of(want, have)
     for kind in order.KINDS:
@@ -63,9 +63,9 @@ def findings(want: State, have: State) -> list[Finding]:
 
 
 def _unseen_links(want: State, have: State) -> Iterator[str]:
-    """Yield services' links that do not exist, or not where they should: sysctls go with them.
+    """Yield services' links that are missing or in the wrong namespace; so are their sysctls.
 
-    Sysctls are compared before pairs, in the order of their creation.
+    Sysctls are compared before veth pairs, in the order of creation.
     """
     there = {veth.key() for veth in have[Veth] if veth.peer}
     for veth in want[Veth]:

@@ -1,4 +1,4 @@
-"""Describe who has which address: services, networks, the host. Pure."""
+"""Describe the holders of addresses: services, networks, the host. Pure."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Known(NamedTuple):
-    """A known service, active or not: a policy that names it means its leases."""
+    """A recorded service, active or not: in policies, an inactive one stands for its leases."""
 
     name: str
-    names: tuple[str, ...]  # its name and those of its sharers, which policies are resolved to
+    names: tuple[str, ...]  # its name and those of its sharers, to which policies resolve
     endpoints: tuple[Endpoint, ...]
     policy: Policy = Policy()
-    ports: tuple[Port, ...] = ()  # published: each with its host port
+    ports: tuple[Port, ...] = ()  # published ports, each with its host port
     active: bool = True
-    sharers: tuple[tuple[Port, str], ...] = ()  # owner of each port that is not its own
-    audits: bool = False  # its policy denies nothing at present
-    host: str = ""  # the other host that it is on
-    heard: bool = True  # its policy is known here
+    # holder of each port that the service does not have itself
+    sharers: tuple[tuple[Port, str], ...] = ()
+    audits: bool = False  # its policy denies nothing at present: audit
+    host: str = ""  # the host that it runs on, if another one
+    heard: bool = True  # whether its policy is known on this host
 
 
 class World(NamedTuple):
-    """Everything that a verdict depends on. Addresses are text in their canonical form."""
+    """All input of a verdict. Addresses are text in their canonical form."""
 
     services: Mapping[str, Known]
     networks: Mapping[str, Network]
     host: frozenset[str] = frozenset()  # the host's addresses, except 127.0.0.0/8, ::1 and gateways
     closed: frozenset[int] = frozenset()  # families that the host forwards for services only
     wires: frozenset[str] = frozenset()  # prefixes of the host's links
-    pools: tuple[str, ...] = ()  # prefixes that subnets are taken from, also of former networks
+    # prefixes from which subnets are taken, also those of former networks
+    pools: tuple[str, ...] = ()
     outside: Mapping[str, tuple[str, ...]] = {}  # outside name -> addresses that services may reach
-    outside_ever: Mapping[str, tuple[str, ...]] = {}  # the same with its past addresses
+    outside_ever: Mapping[str, tuple[str, ...]] = {}  # the same, including PAST addresses
 
 
 Holder = tuple[Known, str]
-"""The service that has an address, and the network that the address is on."""
+"""The service that holds an address, and the network of the address."""
 
 
 def holder_of(world: World, address: str) -> Holder | None:
@@ -61,7 +63,7 @@ def addresses_of(known: Known) -> tuple[str, ...]:
 def is_host(world: World, address: str) -> bool:
     """Return whether an address is the host's.
 
-    127.0.0.0/8 and ::1 are; callers first handle a service that sends to its own loopback.
+    127.0.0.0/8 and ::1 are. Callers must first handle a service that sends to its own loopback.
     """
     if address in world.host or any(
         address == subnet.gateway
@@ -78,14 +80,14 @@ def gateways(network: Network) -> tuple[str, ...]:
 
 
 def network_of(world: World, address: str) -> Network | None:
-    """Return the network whose subnets contain the address, in use or not."""
+    """Return the network whose subnets contain the address, even if it is not in use."""
     return next((network for network in world.networks.values() if holds(network, address)), None)
 
 
 def is_for_services(world: World, address: str) -> bool:
-    """Return whether only services get such an address: it is in a network, or was in one.
+    """Return whether only services get such an address: it is or was in a network.
 
-    Former networks are recognised by the prefixes that subnets are taken from.
+    Former networks are recognised by the prefixes from which subnets are taken.
     """
     number = parsed(address)
     in_pool = any(within(number, prefix) for prefix in world.pools)
@@ -99,17 +101,17 @@ def holds(network: Network, address: str) -> bool:
 
 
 parsed = functools.lru_cache(4096)(ipaddress.ip_address)
-"""Parse an address; a flow's are asked about several times in a row."""
+"""Parse an address, with a cache: the addresses of a flow are parsed several times in a row."""
 
 
 def within(address: Address, prefix: str) -> bool:
-    """Return whether a prefix contains an address; never across families (see ipaddress)."""
+    """Return whether a prefix contains an address; False across families (see ipaddress)."""
     return address in _network(prefix)
 
 
 @functools.lru_cache(1024)
 def _network(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """Return a prefix parsed, once for all flows that are judged by it."""
+    """Parse a prefix; cached, because many flows are matched against it."""
     return ipaddress.ip_network(prefix)
 
 
@@ -118,9 +120,9 @@ def is_link_local6(address: Address) -> bool:
 
 
 def is_broadcast(world: World, to: Address) -> bool:
-    """Return whether an address is multicast, or the broadcast of a niso network or of any link.
+    """Return whether an address is multicast, or a broadcast address of a network or link.
 
-    See RFC 919 and RFC 1112.
+    The networks are niso's. See RFC 919 and RFC 1112.
     """
     if to.is_multicast or str(to) == "255.255.255.255":
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 TAKEN = ("/proc", "/sys", "/dev", "/app", "/etc/niso-hosts")
-"""niso's own: neither these nor anything below them can be a mount point."""
+"""niso's own paths: neither these nor paths below them can be a mount point."""
 TAKEN_FILES = (
     "/etc/hosts",
     "/etc/hostname",
@@ -13,7 +13,7 @@ TAKEN_FILES = (
     "/etc/nsswitch.conf",
 )
 HIDING = ("/", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/var")
-"""These cannot be mount points themselves: that would hide the root, or what niso has put there."""
+"""These paths cannot be mount points: a mount would hide the root, or niso's own mounts."""
 
 
 def taken(path: str) -> str | None:

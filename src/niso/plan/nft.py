@@ -26,14 +26,14 @@ def closed(family: int) -> Element:
 
 
 _QUOTABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:@-")
-_SHORT = {"force_forwarding": "force"}  # an ifname has at most 15 characters
+_SHORT = {"force_forwarding": "force"}  # an interface name has at most 15 characters
 
 
 def before(sysctl: str, value: str) -> list[Element]:
-    """Return the element that records a host sysctl as it was before niso changed it.
+    """Return the element that records the value of a host sysctl before niso changed it.
 
-    No rule reads it: it allows a clean-up without a store. Returns an empty list if nft's syntax
-    cannot hold the link's name; then only the store has the value.
+    No rule reads the element: it allows a clean-up without a store. Returns an empty list if nft's
+    syntax cannot express the link's name; then only the store has the value.
     """
     match sysctl.split("/"):
         case ["net", "ipv4", "ip_forward" as what]:
@@ -92,17 +92,17 @@ def network(
 
 
 def wire(port: int) -> Element:
-    """Return the element that has packets for VXLAN devices judged: one for all networks."""
+    """Return the element by which packets for VXLAN devices are checked: one for all networks."""
     return Element(INET, "wire", str(port), "", "")
 
 
 def sealed(port: int) -> Element:
-    """Return the element that has packets for VXLAN devices pass through the tunnel alone."""
+    """Return the element that allows packets for VXLAN devices only through the tunnel."""
     return Element(INET, "sealed", str(port), "", "")
 
 
 def tunnel(link: str) -> Element:
-    """Return the element that has nothing but VXLAN arrive through the tunnel."""
+    """Return the element that allows only VXLAN packets to arrive through the tunnel."""
     return Element(INET, "ports", _quoted(link), "", "")
 
 
@@ -117,14 +117,14 @@ def spans(network: str, vxlan: str) -> list[Element]:
 
 
 def here(service: str, vni: int, mac: str) -> Element:
-    """Return the element that lets other hosts send to a service here."""
+    """Return the element that lets other hosts send to a service on this host."""
     return Element(INET, "here", f"{vni} . {_number(mac)}", "", service)
 
 
 def claim(
     service: str, host: str, vni: int, vxlan: str, mac: str, addresses: Iterable[str]
 ) -> list[Element]:
-    """Return the elements of a service of another host: only that host may speak for it."""
+    """Return the elements for a service of another host: only that host may send as the service."""
     elements: list[Element] = []
     outer = family_of(host)
     for address in addresses:
@@ -140,12 +140,12 @@ def _number(mac: str) -> int:
 
 
 def _address(address: str) -> str:
-    """Return an address as nft writes bytes of a packet that have no type."""
+    """Return an address in the form that nft uses for packet bytes without a type."""
     return str(number(address)) if family_of(address) == 4 else hex(number(address))
 
 
 def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
-    """Return the elements of what may come from a bridge port, or through a VXLAN device."""
+    """Return the elements with the source address allowed at a bridge port or VXLAN device."""
     port, family = _quoted(link), family_of(address)
     elements = [
         Element(BRIDGE, f"sources{family}", f"{port} . {mac} . {address}", "", service),
@@ -157,7 +157,7 @@ def _source(service: str, link: str, mac: str, address: str) -> list[Element]:
 
 
 def receivers(service: str, bridge_mac: str, mac: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements that replace the gateway's MAC by a service's in what is sent to it."""
+    """Return the elements that replace the gateway's MAC by the service's in packets to it."""
     return [
         Element(BRIDGE, f"receivers{family_of(address)}", f"{bridge_mac} . {address}", mac, service)
         for address in addresses
@@ -174,7 +174,7 @@ def endpoint(
 ) -> list[Element]:
     """Return the elements of a service's bridge port: its MAC, its source addresses, its limits.
 
-    ``observe`` is that of its network.
+    ``observe`` is the setting of its network.
     """
     port = _quoted(host_end)
     elements = [
@@ -232,7 +232,10 @@ def published(service: str, port: Port, addresses: Iterable[str]) -> list[Elemen
 
 
 def _kept(service: str, port: Port, where: str, start: str) -> list[Element]:
-    """Return the element of its host ports: no flow of a service, or of the host, gets one."""
+    """Return the element that reserves the host ports of a published port.
+
+    Masquerading gives none of them to a flow of a service or of the host.
+    """
     if port.count > 1:
         key = f"{start} . {port.host_port}-{port.last}"
         return [Element(INET, f"kept_range_{where}", key, "", service)]
@@ -240,10 +243,10 @@ def _kept(service: str, port: Port, where: str, start: str) -> list[Element]:
 
 
 def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
-    """Return the elements that lead clients on another network of the service to its address there.
+    """Return the elements that send clients on another network of the service to its address there.
 
-    At its address on the first network, its replies would not go back through the host: they would
-    leave by the link that the client is on.
+    If they were sent to its address on the first network, its replies would not pass the host: they
+    would leave by the link that the client is on.
     """
     if port.host_ip.startswith("127."):
         return []
@@ -268,10 +271,10 @@ def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]
 
 
 def hairpin(service: str, own: Iterable[tuple[str, str]]) -> list[Element]:
-    """Return the elements that rewrite the source when a service reaches its own published port.
+    """Return the elements that translate the source when a service reaches its own published port.
 
-    The service must not see its own address as source, so its gateway's is used. ``own`` has
-    (address, gateway) for each of its addresses.
+    The service must not receive packets with its own address as source, so the source becomes its
+    gateway's. ``own`` has (address, gateway) for each of its addresses.
     """
 
     pairs = list(own)

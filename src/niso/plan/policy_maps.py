@@ -1,8 +1,8 @@
-"""Translate policies to elements of static maps; the kernel gets nothing else for a policy.
+"""Translate policies to elements of static maps. The kernel needs nothing else for a policy.
 
 One direction of a service's policy is a function from (peer, protocol, port) to a verdict. It is
-split into parts, each of them one lookup. A part is looked up only if those before it have no
-answer:
+split into parts, each of which is one map lookup. A part is looked up only if no earlier part has
+an answer:
 
     port         own address, peer, protocol, port     a listed peer, by its address
     ports        own address, peer, protocol, ports
@@ -13,9 +13,9 @@ answer:
     any_ports    own address, protocol, ports
     rest         own address
 
-Deny over allow and overlapping entries are resolved here: no two elements of a part match the same
-packet. An element of a peer accounts for every entry that matches this peer, also for those of
-prefixes that contain it.
+The precedence of deny over allow, and overlapping entries, are resolved here: no two elements of a
+part match the same packet. The element of a peer covers all entries that match this peer, also
+those of prefixes that contain it.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Decision(NamedTuple):
-    """A policy's verdict. ``key`` is the manifest line that decides, "" if none does."""
+    """The verdict of a policy. ``key`` is the manifest line that decides, "" if none does."""
 
     passes: bool
     key: str
 
 
 class _Ports(NamedTuple):
-    """One protocol's ports from ``first`` to ``last``."""
+    """The ports of one protocol, from ``first`` to ``last``."""
 
     proto: str
     first: int
@@ -57,7 +57,7 @@ class _Ports(NamedTuple):
 
 
 class _Direction(NamedTuple):
-    """One direction of one policy, as one address of its service sees it."""
+    """One direction of one policy, for one address of its service."""
 
     service: str
     ingress: bool
@@ -74,7 +74,7 @@ class _Direction(NamedTuple):
 
     @property
     def free(self) -> Decision:
-        """Return the decision if no entry matches."""
+        """Return the decision for a peer that no entry matches."""
         if self.allow is None:
             return Decision(True, "")
         return Decision(
@@ -112,7 +112,7 @@ def _word(ingress: bool) -> str:
 def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
     """Return the elements of one service's policy.
 
-    With ``policed.only``, just those that depend on the peers with these addresses.
+    With ``policed.only``, return those that depend on the peers with these addresses.
     """
     meaning = _Meaning(members)
     result: list[Element] = []
@@ -140,7 +140,7 @@ def elements(policed: Policed, members: Iterable[Member]) -> list[Element]:
 
 
 def _audit(policed: Policed, own: str) -> list[Element]:
-    """Return the elements that let pass what a policy in audit denies; the clock is not asked."""
+    """Return the elements that let pass what a policy in audit denies. The time is not checked."""
     audit = policed.policy.audit
     if audit is None or not audit.since:
         return []
@@ -160,7 +160,7 @@ def decides(
 ) -> Element | None:
     """Return the element that decides on a packet between ``own`` and ``peer``; None if none does.
 
-    ``own`` is an address of the service. ``proto`` is as in an Entry, or any other name.
+    ``own`` is an address of the service. ``proto`` is a protocol as in an Entry, or any other name.
     """
     by_place = {
         (element.container, element.element): element
@@ -188,7 +188,8 @@ def _holds(part: str, key: str, own: str, peer: _Address, proto: str, port: int 
         if fields[0] != ("ipv6-icmp" if proto == "icmp" and peer.version == 6 else proto):
             return False
         low, _, high = fields[1].partition("-")
-        # without ports, the map is looked up by the bytes at their place: all lead to one verdict
+        # a protocol without ports has other bytes at the place of the port, so all must lead to one
+        # verdict
         return int(low) <= (port or 0) <= int(high or low)
     return True
 
@@ -225,11 +226,11 @@ def _directions(policed: Policed, own: str) -> list[_Direction]:
 
 
 class _Meaning:
-    """The current meaning of the names in policies."""
+    """The addresses that the names in policies stand for now."""
 
     def __init__(self, members: Iterable[Member]) -> None:
         self.addresses: dict[str, tuple[str, ...]] = {}
-        self.names: dict[str, set[str]] = {}  # address -> names of the services that have it
+        self.names: dict[str, set[str]] = {}  # address -> names of the services that hold it
         self.outside: dict[str, tuple[str, ...]] = {}  # name -> its addresses
         self.networks: dict[str, Member] = {}
         for member in members:
@@ -245,7 +246,7 @@ class _Meaning:
 
 
 def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[Element]:
-    """Return the elements of one direction, as one address of the service sees it."""
+    """Return the elements of one direction for one address of the service."""
     entries = (*direction.deny, *(direction.allow or ()))
     wide, everybody = [], []
     for entry in entries:
@@ -258,7 +259,7 @@ def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> lis
             elif not _is_one(entry):
                 wide.append(entry)
     result: list[Element] = []
-    # needs no element of its own: a peer with the same decision as all others
+    # no element of its own needed: the decision is the same as for all other peers
     otherwise = _decision(direction, everybody, "", None)
     for peer in _peers(direction, policed, meaning):
         matching = [entry for entry in entries if _matches(entry, peer, meaning)]
@@ -275,9 +276,9 @@ def _elements(direction: _Direction, policed: Policed, meaning: _Meaning) -> lis
 
 
 def _peers(direction: _Direction, policed: Policed, meaning: _Meaning) -> list[str]:
-    """Return the addresses that have elements of their own."""
+    """Return the peer addresses that need elements of their own."""
     entries = (*direction.deny, *(direction.allow or ()))
-    # addresses in the manifest do not depend on who has them
+    # addresses in the manifest apply to any holder
     named = {
         entry.peer.name.partition("/")[0]
         for entry in entries
@@ -301,7 +302,7 @@ def _is_one(entry: Entry) -> bool:
 
 
 def _matches(entry: Entry, address: str, meaning: _Meaning) -> bool:
-    """Return whether an entry includes this peer."""
+    """Return whether an entry includes the peer with this address."""
     peer = entry.peer
     if peer.kind == "service":
         return peer.name in meaning.names.get(address, ())
@@ -324,7 +325,7 @@ def _within(address: str, prefixes: Iterable[str]) -> bool:
 def _prefixes(
     direction: _Direction, wide: list[Entry], everybody: list[Entry], meaning: _Meaning
 ) -> list[Element]:
-    """Return the elements of peers in prefixes, cut where the set of matching entries changes."""
+    """Return the elements for peers in prefixes, split where the matching entries change."""
     spans = [(span, entry) for entry in wide for span in _spans(entry, direction.family, meaning)]
     cuts = sorted({first for (first, _), _ in spans} | {last + 1 for (_, last), _ in spans})
     runs: list[tuple[int, int, set[str]]] = []  # first, last, keys of the entries that match
@@ -354,7 +355,7 @@ def _prefixes(
 def _spans(entry: Entry, family: int, meaning: _Meaning) -> list[tuple[int, int]]:
     """Return the addresses of one family in a prefix or network, as (first, last) numbers.
 
-    The host is not a member of a network: its gateways are left out.
+    The host is not a member of a network, so its gateways are left out.
     """
     member = meaning.networks.get(entry.peer.name) if entry.peer.kind == "network" else None
     cidrs = (entry.peer.name,) if entry.peer.kind == "prefix" else member.values if member else ()
@@ -374,7 +375,7 @@ def _spans(entry: Entry, family: int, meaning: _Meaning) -> list[tuple[int, int]
 
 
 def _span(first: int, last: int, family: int) -> str:
-    """Return a range of addresses in nft's syntax: as a prefix where it is one."""
+    """Return a range of addresses in nft's syntax, as a prefix if possible."""
     kind = ipaddress.IPv6Address if family == 6 else ipaddress.IPv4Address
     size = last - first + 1
     if size & (size - 1) == 0 and first % size == 0:
@@ -393,10 +394,10 @@ def _parts(
     entries: list[Entry],
     otherwise: Decision | None,
 ) -> list[Element]:
-    """Return the decisions of these entries, all of which match the peer, per protocol and port.
+    """Return the decisions of ``entries``, all of which match the peer, per protocol and port.
 
     ``parts`` are the parts for one port, for several, and for everything else. The last is left out
-    if its decision is ``otherwise``, which holds without it. ``peer`` is the peer's field of the
+    if its decision is ``otherwise``, which applies without it. ``peer`` is the peer's field of the
     key, with its separator.
     """
     base = _decision(direction, entries, "", None)
@@ -414,7 +415,7 @@ def _parts(
 def _deviations(direction: _Direction, entries: list[Entry], base: Decision) -> list[_Ports]:
     """Return the ports of each protocol whose decision differs from ``base``.
 
-    The same verdict by another manifest line differs too, so that each line has its counter.
+    The same verdict by another manifest line also differs, so that each line has its counter.
     """
     result: list[_Ports] = []
     if all(entry.proto == "" and (entry.first, entry.last) == ALL_PORTS for entry in entries):
@@ -439,7 +440,7 @@ def _deviations(direction: _Direction, entries: list[Entry], base: Decision) -> 
 def _decision(
     direction: _Direction, entries: list[Entry], proto: str, port: int | None
 ) -> Decision:
-    """Return the decision on a peer that all ``entries`` match, deny entries first.
+    """Return the decision for a peer that all ``entries`` match; deny entries have precedence.
 
     ``proto`` "" stands for a protocol that no entry names.
     """

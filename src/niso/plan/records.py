@@ -6,10 +6,10 @@ from niso.base.addresses import bracketed, family_of, span
 from niso.base.lite_typing import NamedTuple
 
 ANY, ANY4, ANY6 = "", "0.0.0.0", "::"
-"""Host addresses that stand for all: of every family of the network, of IPv4, of IPv6."""
+"""Wildcard host addresses: every family of the network, IPv4, IPv6."""
 WIDE = (ANY, ANY4, ANY6)
 HOST_GATEWAY = "host-gateway"
-"""In extra hosts: the host's addresses on the service's first network."""
+"""In extra hosts: stands for the host's addresses on the service's first network."""
 
 
 class Subnet(NamedTuple):
@@ -19,23 +19,23 @@ class Subnet(NamedTuple):
 
 
 class Span(NamedTuple):
-    """How a network spans hosts (kernel/nft_wire.py)."""
+    """The settings of a network that spans hosts (kernel/nft_wire.py)."""
 
-    cluster: str  # the id of the cluster, from which MACs are derived: the same on all hosts
+    cluster: str  # the id of the cluster, from which MACs are derived: equal on all hosts
     vni: int
-    port: int  # UDP
-    local: str  # this host's address between the hosts
+    port: int  # UDP port
+    local: str  # this host's underlay address
 
 
 class Tunnel(NamedTuple):
     """The WireGuard link of a host of an encrypted cluster (kernel/kinds/wireguard.py)."""
 
     form: str
-    address: str  # with its prefix length
-    port: int  # UDP
+    address: str  # inside the tunnel, with its prefix length
+    port: int  # UDP port
     mtu: int  # bytes
-    public: str  # this host's key
-    others: tuple[tuple[str, str, str], ...] = ()  # of hosts: public key, endpoint, address
+    public: str  # this host's public key
+    others: tuple[tuple[str, str, str], ...] = ()  # the peers: public key, endpoint, address
 
 
 class Network(NamedTuple):
@@ -43,8 +43,8 @@ class Network(NamedTuple):
     bridge: str
     mtu: int
     subnets: tuple[Subnet, ...]
-    internal: bool = False  # nothing is forwarded out of it
-    observe: bool = True  # the rules remember its flows
+    internal: bool = False  # internal: nothing is forwarded out of the network
+    observe: bool = True  # the rules record its flows
     publishes: bool = False  # an active service publishes ports on it
     by_loopback: bool = False  # one of these ports is published on 127.0.0.1
     policed: bool = False  # an active service on it has a policy
@@ -52,7 +52,7 @@ class Network(NamedTuple):
 
 
 class Port(NamedTuple):
-    """A published port, or ``count`` consecutive ones that lead to as many ports of the service."""
+    """A published port, or ``count`` consecutive ones, mapped to as many ports of the service."""
 
     host_ip: str  # one address, or ANY, ANY4, ANY6
     host_port: int
@@ -92,7 +92,7 @@ class Port(NamedTuple):
         return "" if self.host_ip == ANY else f"{bracketed(self.host_ip)}:"
 
     def clashes(self, other: Port) -> bool:
-        """Return whether a packet could match both ports."""
+        """Return whether some packet would match both ports."""
         if self.proto != other.proto or self.host_port > other.last or other.host_port > self.last:
             return False
         if not set(self.families) & set(other.families):
@@ -110,8 +110,8 @@ class Peer(NamedTuple):
 class Entry(NamedTuple):
     """One entry of a policy: a peer, and ports of the service (ingress) or of the peer (egress)."""
 
-    key: str  # "network.policy.allow_from[0]"
-    text: str  # as written
+    key: str  # the manifest key: "network.policy.allow_from[0]"
+    text: str  # the entry as written
     peer: Peer
     first: int  # 0 to 65535: all ports, and protocols without ports
     last: int
@@ -119,10 +119,10 @@ class Entry(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """When a policy denies nothing. The end is fixed when the audit begins, and stays.
+    """The time during which a policy denies nothing. The end is fixed when the audit begins.
 
     ``since`` and ``until`` are in seconds since 1970. In a manifest ``since`` is 0, and ``until``
-    is 0 for the default, and `niso.kernel.nft_audit.NEVER` without an end.
+    is 0 for the default, or `niso.kernel.nft_audit.NEVER` for no end.
     """
 
     text: str  # the end as written; "" for the default
@@ -131,7 +131,7 @@ class Audit(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """Who may connect to a service, and where it may connect.
+    """The peers that may connect to a service, and the peers that the service may connect to.
 
     An allow list of None allows everything, an empty one nothing.
     """
@@ -145,11 +145,11 @@ class Policy(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Return whether it denies nothing, whoever asks."""
+        """Return whether the policy denies nothing to any peer."""
         return self._replace(log=False, audit=None) == Policy()
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return all entries."""
+        """Return the entries of all lists."""
         return (
             *(self.allow_from or ()),
             *self.deny_from,
@@ -158,31 +158,35 @@ class Policy(NamedTuple):
         )
 
     def outside_names(self) -> tuple[str, ...]:
-        """Return the domain names that entries name, each once. Only ``egress.allow`` has them."""
+        """Return the domain names in entries, without duplicates.
+
+        Only ``egress.allow`` can have them.
+        """
         peers = (entry.peer for entry in self.egress_allow or ())
         return tuple(dict.fromkeys(peer.name for peer in peers if peer.kind == "outside"))
 
 
 class Member(NamedTuple):
-    """The meaning of a name in policies: a service's addresses, a network's subnets.
+    """The addresses that a name in policies stands for: of a service, or a network's subnets.
 
-    Of an outside name these are the addresses by which the service may reach it.
+    For an outside name, they are the addresses by which the service may reach it.
     """
 
-    kind: str  # as in Peer
+    kind: str  # kind of the name, as in Peer
     name: str
     values: tuple[str, ...]
-    gateways: tuple[str, ...] = ()  # of a network: they are the host's, which is not a member
+    # gateways of a network: they are the host's, which is not a member
+    gateways: tuple[str, ...] = ()
 
 
 class Policed(NamedTuple):
     """An active service with a policy.
 
-    With ``only``, just the part of the policy that depends on peers with these addresses.
+    With ``only``, only the part of the policy that depends on peers with these addresses.
     """
 
     service: str
-    addresses: tuple[str, ...]  # its own
+    addresses: tuple[str, ...]  # the service's own addresses
     policy: Policy
     only: frozenset[str] | None = None
 
@@ -190,15 +194,15 @@ class Policed(NamedTuple):
 class Healthcheck(NamedTuple):
     """How to check a service's health, from inside its network namespace, or all of them."""
 
-    address: str  # to connect to; "": loopback, else an address of its own
+    address: str  # address to connect to; "": loopback, else an address of the service
     port: int
     host: str  # the request's Host header
-    path: str | None  # of a GET request; None: an accepted connection is enough
+    path: str | None  # path of a GET request; None: an accepted connection is enough
     interval_s: float
     timeout_s: float
     retries: int
     start_period_s: float
-    command: tuple[str, ...] = ()  # to run inside the service, instead of a connection
+    command: tuple[str, ...] = ()  # command to run inside the service, instead of a connection
 
     @property
     def target(self) -> str:
@@ -211,24 +215,25 @@ class Healthcheck(NamedTuple):
 class Endpoint(NamedTuple):
     network: str
     addresses: tuple[str, ...]  # one per subnet of the network
-    interface: str = ""  # inside; "": eth<position>
-    mac: str = ""  # inside; "": derived from the names
+    interface: str = ""  # interface name inside the service; "": eth<position>
+    mac: str = ""  # MAC inside the service; "": derived from the names
     routes: bool | None = None  # whether the default route leads here; None: on the first network
 
 
 class Limits(NamedTuple):
-    """What a service may take of tables that the kernel has once for all, a second; 0: no limit."""
+    """Per-second limits on a service's use of tables that the kernel has only once; 0: no limit."""
 
     new_flows: int
     fragments: int
-    arp: int  # and neighbour discovery
-    neighbours: int = 20  # that the host asks for on its own links; older records have none
+    arp: int  # ARP requests and neighbour solicitations
+    # neighbours that the host resolves on its own links; older records have none
+    neighbours: int = 20
 
 
 LIMITS = Limits(1000, 0, 100)
-"""The limits of a service that an older niso activated."""
+"""The limits of services that an older niso activated."""
 ATTACHED_LIMITS = LIMITS._replace(fragments=40)
-"""Those of an attachment: it may have any capability."""
+"""The limits of attachments, which may have any capability."""
 
 
 class Service(NamedTuple):
@@ -239,24 +244,26 @@ class Service(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     ports: tuple[Port, ...]
     names: tuple[str, ...]  # hostname first
-    publishes: bool = False  # it has ports, in scope or not, or a sharer of its namespace has
-    mode: str = "bridge"  # or host, none, share, attached: share has its provider's endpoints
+    # it, or a sharer of its namespace, has published ports, in scope or not
+    publishes: bool = False
+    # or host, none, share, attached: with share, its provider has the endpoints
+    mode: str = "bridge"
     limits: Limits = LIMITS
     bandwidth: tuple[int, int] = (0, 0)  # bytes per second in and out, on each network; 0: no limit
     extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
-    outside: tuple[str, int] | None = None  # path and cookie of a namespace that others made
+    outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
 
 
 class Remote(NamedTuple):
-    """A service of another host, as its claims say."""
+    """A service of another host, as claimed in the cluster."""
 
     name: str
-    host: str  # the address of its host between the hosts
-    endpoints: tuple[Endpoint, ...]  # on networks of this host
-    names: tuple[str, ...]  # hostname first; () if nobody shall find it
+    host: str  # the underlay address of its host
+    endpoints: tuple[Endpoint, ...]  # on networks that this host has too
+    names: tuple[str, ...]  # hostname first; () if no service may resolve it
 
     def is_on(self, network: str) -> bool:
-        """Return whether it is on a network."""
+        """Return whether the service is on a network."""
         return any(endpoint.network == network for endpoint in self.endpoints)
 
 
@@ -264,8 +271,8 @@ class Snapshot(NamedTuple):
     """The part of the store that is in scope.
 
     Every network of a service in scope is in ``networks``. ``readers`` are the ordered network
-    lists of all active services that see one of ``services``. For those in ``fresh`` the whole
-    hosts file is in scope, so ``neighbours`` holds all services listed in it.
+    lists of all active services whose hosts files list one of ``services``. For lists in ``fresh``
+    the whole hosts file is in scope, so ``neighbours`` has all services listed in it.
     """
 
     state_id: str
@@ -275,19 +282,19 @@ class Snapshot(NamedTuple):
     fresh: frozenset[tuple[str, ...]] = frozenset()
     neighbours: tuple[Service, ...] = ()
     apart: tuple[Service, ...] = ()
-    """Those with extra hosts that see one of ``services``: each has a hosts file of its own.
+    """Services with extra hosts whose hosts files list one of ``services``: each has a file of its
+    own.
 
     The whole file is in scope if the service is in ``services``.
     """
-    policed: tuple[
-        Policed, ...
-    ] = ()  # in scope, or with policies whose names changed their meaning
-    members: tuple[Member, ...] = ()  # what the names in these policies mean
+    # in scope, or with a policy in which a name now stands for other addresses
+    policed: tuple[Policed, ...] = ()
+    members: tuple[Member, ...] = ()  # the addresses of the names in these policies
     any_network: bool = False
     any_active: bool = False
     any_active6: bool = False  # an active service is on a network with IPv6
     sysctls_before: tuple[tuple[str, str], ...] = ()
     wire: tuple[int, ...] = ()  # UDP ports of all networks that span hosts
-    tunnel: Tunnel | None = None  # through which they have to pass; None if there are none
+    tunnel: Tunnel | None = None  # the tunnel that packets to them must use; None without one
     remotes: tuple[Remote, ...] = ()  # in scope
-    listed: tuple[Remote, ...] = ()  # those in the hosts files of ``fresh``
+    listed: tuple[Remote, ...] = ()  # services in the hosts files of ``fresh``

@@ -20,40 +20,40 @@ class User(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return ``web``, ``1000`` or ``1000:1000``, as in a manifest."""
+        """Return ``web``, ``1000`` or ``1000:1000``, as written in a manifest."""
         if self.name is not None:
             return self.name
         return str(self.uid) if self.gid is None else f"{self.uid}:{self.gid}"
 
 
 class Published(NamedTuple):
-    """A published port of a manifest. Its host port is 0 if niso chooses it."""
+    """A published port of a manifest. A host port of 0 means that niso chooses it."""
 
     port: Port
-    key: str  # network.ports[1]
+    key: str  # manifest key: network.ports[1]
 
 
 class Volume(NamedTuple):
-    """A volume of a manifest. With neither ``host`` nor ``tmpfs``, niso creates and keeps it."""
+    """A volume of a manifest. With neither ``host`` nor ``tmpfs``, it is a named volume."""
 
     name: str
-    mount: str  # a path inside the service
-    host: str | None  # a path of the host
+    mount: str  # path inside the service
+    host: str | None  # path on the host
     tmpfs: bool
     read_only: bool
-    size: int | None  # bytes of a tmpfs; None: the kernel's default
+    size: int | None  # size of a tmpfs in bytes; None: the kernel's default
 
 
 class ServiceSpec(NamedTuple):
-    """One manifest, with the defaults of the keys that it leaves out."""
+    """One manifest, including the defaults of missing keys."""
 
     name: str
-    rootfs: str | None  # relative to the package
+    rootfs: str | None  # path relative to the package
     entrypoint: str
     args: tuple[str, ...]
     working_dir: str
     environment: Mapping[str, str]
-    user: User | None  # None: a uid of its own
+    user: User | None  # None: a uid reserved for the service
     restart: Literal["on-failure", "no", "always"]
     restart_delay_s: float
     stop_timeout_s: float
@@ -64,7 +64,8 @@ class ServiceSpec(NamedTuple):
     pids_limit: int | None
     healthcheck: Healthcheck | None
     volumes: tuple[Volume, ...]
-    mode: Literal["bridge", "host", "none", "share", "attached"]  # attached: no process of niso's
+    # attached: an attachment, without a process run by niso
+    mode: Literal["bridge", "host", "none", "share", "attached"]
     share: str | None  # with mode share: the service whose namespace it joins
     networks: tuple[str, ...]  # the n-th is eth<n>, the first has the default route; mode bridge
     addresses: Mapping[str, str]  # network to static address
@@ -73,26 +74,26 @@ class ServiceSpec(NamedTuple):
     ports: tuple[Published, ...]
     policy: Policy
     manifest: Mapping[str, object]
-    """The manifest's keys as written, with defaults for missing ones, for people to read."""
+    """The manifest's keys as written, with defaults for missing ones, for display."""
     restrict_suid_sgid: bool | None = None  # here and below: None if an older niso activated it
     shm_size: int | None = None  # bytes of /dev/shm
     tmp_size: int | None = None  # bytes of each of /tmp, /run and /var/tmp
-    kind: Literal["service", "job"] = "service"  # a job runs to its end
+    kind: Literal["service", "job"] = "service"  # a job runs until it exits
     folder: str | None = None
-    """The package of a service that is written in a stack.toml, absolute; "" for an empty one.
+    """The absolute package folder of a service written in a stack.toml; "" for an empty package.
 
     None: the folder of the manifest.
     """
-    timeout_s: float | None = None  # of a job; None: it may take as long as it needs
+    timeout_s: float | None = None  # timeout of a job; None: no timeout
     limits: Limits | None = None
-    addresses6: Mapping[str, str] = {}  # as `addresses`, of IPv6
+    addresses6: Mapping[str, str] = {}  # like `addresses`, for IPv6
     extra_hosts: Mapping[str, str] = {}  # name to address, or HOST_GATEWAY
     dns: tuple[str, ...] | None = None  # None: the host's name servers
     dns_search: tuple[str, ...] | None = None  # None: the host's
     secrets: Mapping[str, str] = {}  # name to an absolute path of the host
     bandwidth: Mapping[str, int] = {}  # "in" and "out", bytes per second; missing: no limit
     apart: tuple[str, ...] = ()
-    """Files that are not part of the package: of variables, and secrets of its stack; absolute."""
+    """Files excluded from the package: of variables, and of the stack's secrets. Absolute paths."""
 
     def statics(self, network: str) -> tuple[str, ...]:
         """Return the static addresses on a network, at most one of each family."""

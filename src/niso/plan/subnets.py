@@ -1,4 +1,4 @@
-"""Choose addresses for endpoints and prefixes for networks. Pure; the store holds the leases.
+"""Choose addresses for endpoints and prefixes for networks. Pure; the store has the leases.
 
 An address is handled as its number within its subnet (0 is the network address), so that IPv4 and
 IPv6 work alike.
@@ -22,7 +22,7 @@ DEFAULT_POOL = "10.99.0.0/16"
 
 
 def unique_local(state_id: str) -> ipaddress.IPv6Network:
-    """Return the /48 for IPv6 subnets: fd and 40 bits derived from the state id (RFC 4193, 3.2.2).
+    """Return the /48 prefix for IPv6 subnets: fd and 40 bits of the state id (RFC 4193, 3.2.2).
 
     All subnets of one host share this prefix; prefixes of different hosts rarely clash.
     """
@@ -33,7 +33,7 @@ def unique_local(state_id: str) -> ipaddress.IPv6Network:
 
 
 def last(subnet: Network | Prefix) -> int:
-    """Return the highest number of an endpoint (IPv4: not the broadcast address, RFC 919)."""
+    """Return the highest number that an endpoint can have (IPv4: below the broadcast, RFC 919)."""
     return subnet.num_addresses - (2 if subnet.version == 4 else 1)
 
 
@@ -70,9 +70,9 @@ def refusal(subnet: Network | Prefix, gateway: int, number: int) -> str | None:
 def free_prefix(
     pool: Network, length: int, taken: Iterable[Network], kept: Network | None = None
 ) -> Network | None:
-    """Return the lowest prefix of ``length`` in ``pool`` that overlaps none of ``taken``.
+    """Return the lowest prefix of ``length`` in ``pool`` that is free; None if there is none.
 
-    It does not overlap ``kept`` either. Returns None if there is none.
+    It overlaps neither ``taken`` nor ``kept``.
     """
     import ipaddress
 

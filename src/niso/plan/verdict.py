@@ -42,8 +42,8 @@ class Party(NamedTuple):
 class Reason(NamedTuple):
     """The result of one check.
 
-    ``service``, ``key``, ``text``: the manifest line, if one decides. ``audits``: that line denies,
-    and passes only because its policy is in audit.
+    ``service``, ``key``, ``text``: the manifest line, if one decides. ``audits``: the line would
+    deny, but its policy is in audit.
     """
 
     passes: bool
@@ -70,24 +70,27 @@ class Verdict(NamedTuple):
 
     @property
     def dropped_by(self) -> Reason | None:
-        """Return the first check that drops it, in the kernel's order: path, egress, ingress."""
+        """Return the first check that drops the packet, in the order path, egress, ingress.
+
+        This is the kernel's order.
+        """
         checks = (self.path, self.egress, self.ingress)
         return next((reason for reason in checks if not reason.passes), None)
 
 
 class _Path(NamedTuple):
     reason: Reason
-    address: str  # of the destination, after DNAT
+    address: str  # address of the destination, after DNAT
     port: int | None
-    itself: bool = False  # from a service to itself, which no policy can forbid
+    itself: bool = False  # a packet of a service to itself, which no policy can forbid
 
 
 def decide(world: World, source: str, destination: str, port: int | None, proto: str) -> Verdict:
-    """Return the verdict on a packet as sent: ``destination`` and ``port`` may be published.
+    """Return the verdict on a packet as sent; ``destination`` and ``port`` may be a published port.
 
-    ``proto`` is tcp, udp or sctp with a port; or icmp (both families) or any other without one.
-    A broadcast or multicast packet is evaluated for the services that could receive it; the
-    host receives whatever egress allows. Raises ValueError for an invalid address, and for a
+    ``proto`` is tcp, udp or sctp with a port; or icmp (both families) or any other without one. A
+    broadcast or multicast packet is evaluated for the services that could receive it; the host
+    receives every packet that egress allows. Raises ValueError for an invalid address, and for a
     port that does not fit the protocol.
     """
     if (port is not None) != (proto in PORTED):
@@ -117,7 +120,7 @@ def decide(world: World, source: str, destination: str, port: int | None, proto:
 def judge(
     world: World, source: str, destination: str, port: int | None, proto: str
 ) -> tuple[Reason, Reason]:
-    """Return (egress, ingress) of an open flow, given its ends after NAT.
+    """Evaluate both policies for an open flow, given its ends after NAT: return (egress, ingress).
 
     The path is not evaluated. A service may always reach itself, even if NAT changes its source
     address to that of its gateway.
@@ -178,9 +181,10 @@ def _ingress(world: World, receiver: Holder | None, source: str, path: _Path, pr
 
 
 def _said(known: Known, reason: Reason) -> Reason:
-    """Return the result of a service's policy, which denies nothing if it is in audit.
+    """Return the result of a service's policy; a policy in audit denies nothing.
 
-    Another host enforces its services' policies. They are known here as it has published them.
+    Another host enforces the policies of its services. They are known here as that host published
+    them.
     """
     if known.host and not known.heard:
         return Reason(True, f"{known.host} decides: the policy of {known.name} is not known here")
@@ -202,13 +206,13 @@ class _Side(NamedTuple):
     allow: tuple[Entry, ...] | None
 
     def key(self, verb: str) -> str:
-        """Return the manifest key of the list of a verb, ``allow`` or ``deny``."""
+        """Return the manifest key of the list ``verb``, which is ``allow`` or ``deny``."""
         name = f"{verb}_from" if self.direction == "ingress" else f"egress.{verb}"
         return f"network.policy.{name}"
 
 
 def _judge(world: World, side: _Side, peer: str, port: int | None, proto: str) -> Reason:
-    """Return the verdict of one direction of a policy on a peer.
+    """Evaluate one direction of a policy for a peer.
 
     Deny wins over allow. With an allow list, peers that it does not list are denied.
     """
@@ -254,7 +258,7 @@ class _Packet(NamedTuple):
 
 
 def _path(world: World, source: str, destination: str, port: int | None, proto: str) -> _Path:
-    """Return where a packet goes if no policy forbids it, and the reason why it passes or not."""
+    """Return the path of a packet, ignoring policies, and why it passes or not."""
     to = ipaddress.ip_address(destination)
     holder, from_host = holder_of(world, source), is_host(world, source)
     sender, entered = holder or (None, "")
@@ -296,7 +300,7 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
 
 
 def _at_sender(world: World, packet: _Packet, known: Known, to: Address) -> _Path | None:
-    """Return where a service's packet ends before it reaches the bridge; None if it gets there."""
+    """Return the path of a service's packet that does not reach the bridge; None if it does."""
     source, destination, entered = packet.source, packet.destination, packet.entered
     if not known.active:
         return packet.drop(f"{known.name} is not active")
@@ -350,7 +354,7 @@ def _on_host(known: Known) -> str:
 
 
 def _outwards(world: World, packet: _Packet, to: Address) -> _Path:
-    """Return the path of a packet to an address outside the host and all niso networks."""
+    """Return the path of a packet to an address outside the host and all of niso's networks."""
     if not packet.sender:
         both = (ipaddress.ip_address(packet.source), to)
         on_a_wire = any(all(within(end, prefix) for end in both) for prefix in world.wires)
@@ -377,7 +381,7 @@ def _outwards(world: World, packet: _Packet, to: Address) -> _Path:
 class _Published(NamedTuple):
     """The target of a published port."""
 
-    known: Known  # the service whose network it leads to
+    known: Known  # the service whose network the route leads to
     network: str
     address: str
     port: int
@@ -407,10 +411,10 @@ def _at(address: str, port: int | None) -> str:
 def _published(
     world: World, to: Address, port: int | None, proto: str, entered: str
 ) -> _Published | None:
-    """Return the target of a published port of a host's address.
+    """Return the service port to which a published port of a host address leads; None without one.
 
-    A client on a network of the service is led to the service's address there, any other to its
-    address on its first network. A port of one host address wins over one of all addresses.
+    A client on a network of the service is sent to the service's address there, any other client to
+    the address on its first network. A port of one host address wins over a wildcard port.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
@@ -439,7 +443,7 @@ def _publishes(known: Known, family: int) -> bool:
 
 
 def _target(known: Known, family: int, entered: str) -> tuple[str, str] | None:
-    """Return (network, address) to which a published port leads clients on network ``entered``."""
+    """Return (network, address) to which a published port sends clients on network ``entered``."""
     shared = [endpoint for endpoint in known.endpoints if endpoint.network == entered]
     for endpoint in (*shared, *known.endpoints[:1]):
         for address in endpoint.addresses:
@@ -451,7 +455,7 @@ def _target(known: Known, family: int, entered: str) -> tuple[str, str] | None:
 def _leaves_by(world: World, known: Known, to: Address) -> str | None:
     """Return the network through which a service reaches an address; None if it has no route.
 
-    It is the network that contains the address, else its first, which has the default route.
+    It is the network that contains the address, else the first one, which has the default route.
     """
     for endpoint in known.endpoints:
         if holds(world.networks[endpoint.network], str(to)):
