@@ -1,4 +1,4 @@
-"""Convert a compose file to a stack.toml, and list what cannot be taken over."""
+"""Convert a compose file to a stack.toml, and list what cannot be converted."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ _NOT_HERE = {
 
 
 class Imported(NamedTuple):
-    """A converted file."""
+    """The result of a conversion."""
 
     stack: str
     services: tuple[str, ...]
-    text: str  # of the stack.toml
+    text: str  # name of the stack.toml
     gaps: tuple[Gap, ...]
-    images: tuple[tuple[str, str], ...]  # service, image; "" if it is built
+    images: tuple[tuple[str, str], ...]  # service -> image; "" if it is built
 
 
 def convert(path: str, target: str | None = None) -> Imported:
     """Convert the compose file at ``path`` to a stack.toml in the folder ``target``.
 
-    Without it, all paths of the host are absolute.
-    Raises the errors of `yaml_file.load`, and InvalidInput if it has no services.
+    Without ``target``, all host paths are absolute. Raises the errors of `yaml_file.load`, and
+    InvalidInput if the file has no services.
     """
     folder = os.path.dirname(os.path.abspath(path))
     place = Place(folder, None if target is None else os.path.abspath(target))
@@ -104,7 +104,7 @@ def convert(path: str, target: str | None = None) -> Imported:
 
 
 def _refuse_cycles(services: list[Service], path: str) -> None:
-    """Raise InvalidInput if services wait for each other, which compose refuses too."""
+    """Raise InvalidInput if services depend on each other in a cycle, which compose refuses too."""
     import graphlib
 
     needs = {one.name: one.tables.get("depends_on", {}) for one in services}
@@ -118,7 +118,7 @@ def _refuse_cycles(services: list[Service], path: str) -> None:
 
 
 def _with_variables(data: dict[str, Any], gaps: list[Gap]) -> dict[str, Any]:
-    """Return the data with its variables as a stack.toml has them."""
+    """Convert the variables in the data to the syntax of a stack.toml."""
     variables = parse.Variables()
     kept: dict[str, Any] = variables.kept(data)
     for name in sorted(variables.without_default):
@@ -141,7 +141,7 @@ def _started(given: Mapping[str, Any], gaps: list[Gap]) -> Iterator[tuple[str, d
 
 
 def _names(services: Mapping[str, Any]) -> dict[str, str]:
-    """Return a name of niso for each service, all different."""
+    """Choose a valid and unique name for each service."""
     names: dict[str, str] = {}
     for name in services:
         plain = label(name)
@@ -152,7 +152,7 @@ def _names(services: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _free(wanted: str, taken: Collection[str]) -> str:
-    """Return a name that is not among ``taken``: ``wanted``, or that with a number."""
+    """Return ``wanted``, with a number appended if it is among ``taken``."""
     name, number = wanted, 2
     while name in taken:
         name, number = f"{wanted}-{number}", number + 1
@@ -168,7 +168,7 @@ def _jobs(services: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _items(given: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name and the keys of each network."""
+    """Yield the name and keys of each network."""
     for name, item in given.items() if isinstance(given, dict) else ():
         yield name, item if isinstance(item, dict) else {}
 
@@ -178,8 +178,9 @@ def _networks(
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Return ({network of the file: its name in the stack}, its settings by that name).
 
-    The stack has a prefix, so they are its own; niso-default is what compose calls default. No two
-    have one name: services that share no network of the file share none of the stack.
+    The stack has a prefix, so its networks are its own; compose's network default becomes
+    niso-default. No two have one name: services that share no network in the file share none in the
+    stack.
     """
     names: dict[str, str] = {DEFAULT: DEFAULT_NETWORK}
     external: dict[str, str] = {}
@@ -256,7 +257,7 @@ def _network_lines(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _lines(service: Service) -> Iterator[str]:
-    """Yield the lines of a [services.NAME], after comments with its gaps."""
+    """Yield the lines of a [services.NAME], after comments that list its gaps."""
     for gap in service.gaps:
         place = f"{gap.key}: " if gap.key else ""
         yield values.escaped(f"# {place}{gap.text}")

@@ -1,4 +1,4 @@
-"""List the keys of a compose file's service: those that are taken over, and their forms."""
+"""List the keys of a compose file's service that are converted, and the types of their values."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ SHAPES: dict[str, tuple[type, ...]] = {
     "security_opt": (str, list),
     "deploy": (dict,),
 }
-"""The types that the values of keys have; anything else is reported."""
+"""The accepted types of the values of keys; any other type is reported."""
 ELSEWHERE = {
     "logging": "niso keeps the output itself: niso logs",
     "ulimits": "[isolation.resources] limits the service as a whole, and no single process",

@@ -1,6 +1,6 @@
 """Convert one service of a compose file to the tables of a manifest.
 
-What niso has no key for, or would do otherwise, is reported as a gap.
+Keys that niso does not support, or would treat differently, are reported as gaps.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ DEFAULT = "default"
 """The network of services that name none."""
 _CONDITIONS = {"none": "no", "any": "always"}
 UNKNOWN = "SET-ME"
-"""The entrypoint of a service whose image alone knows its command."""
+"""The entrypoint of a service whose command is known only to its image."""
 
 
 class Gap(NamedTuple):
-    """Something that was not taken over. ``key`` is that of the compose file."""
+    """A key of the compose file that was not converted, and why."""
 
     service: str
     key: str
@@ -36,21 +36,24 @@ class Gap(NamedTuple):
 
 
 class World(NamedTuple):
-    """What the conversion of one service needs to know of the file."""
+    """The properties of the whole file that the conversion of one service needs."""
 
     stack: str
     names: Mapping[str, str]  # service in the compose file -> in the stack
-    networks: Mapping[str, str]  # the same of networks
-    internal: frozenset[str]  # networks without a way out
+    networks: Mapping[str, str]  # the same for networks
+    internal: frozenset[str]  # internal networks
     checked: frozenset[str]  # services with a health check
-    jobs: frozenset[str]  # services whose completion another one waits for
+    jobs: frozenset[str]  # services whose completion another service waits for
     storage: Storage
-    place: Place  # of the two files
+    place: Place  # folders of the two files
     secrets: Mapping[str, str]  # secret -> its file
 
 
 class Service:
-    """The conversion of one service; `tables` has the result, `gaps` what is missing in it."""
+    """The conversion of one service.
+
+    `tables` has the result, `gaps` the keys that are missing in it.
+    """
 
     def __init__(self, name: str, keys: Mapping[str, Any], world: World) -> None:
         self.gaps: list[Gap] = []
@@ -85,7 +88,7 @@ class Service:
 
     def _valid(self, key: str, value: str, rule: Callable[[str, str], object]) -> bool:
         """Return whether niso accepts a value, and report a gap if it does not."""
-        if "${" in value:  # niso looks at it when it has a value
+        if "${" in value:  # niso reads the variable when it has a value
             return True
         try:
             rule(value, key)
@@ -151,7 +154,7 @@ class Service:
             self._gap("working_dir", "/app is the service's package, and hides that of the image")
 
     def _words(self, key: str) -> list[str] | None:
-        """Return the words of a command; None without one, or after a gap."""
+        """Return the words of a command; None without a command, or after a gap."""
         given = self._keys.get(key)
         words = parse.words(given)
         if given is not None and words is None:
@@ -159,7 +162,10 @@ class Service:
         return words
 
     def _shaped(self, key: str, *kinds: type) -> None:
-        """Report a key whose value has none of these types; bool is not an int here."""
+        """Report a key whose value has none of the accepted types.
+
+        A bool is not accepted as an int.
+        """
         given = self._keys.get(key)
         is_one = isinstance(given, kinds) and not isinstance(given, bool)
         if given is not None and not is_one:
@@ -184,7 +190,7 @@ class Service:
             self._put("service", "env_file", files)
 
     def _restart(self) -> str:
-        """Return the restart policy as in ``restart``; that of ``deploy`` comes before it."""
+        """Return the restart policy in the form of ``restart``; ``deploy`` has precedence."""
         given = self._keys.get("restart")
         swarm = _mapping(_mapping(self._keys.get("deploy")).get("restart_policy"))
         if not swarm:
@@ -409,7 +415,7 @@ class Service:
         self._resolver()
 
     def _resolver(self) -> None:
-        """Take over extra_hosts, dns and dns_search."""
+        """Convert extra_hosts, dns and dns_search."""
         given = self._keys.get("extra_hosts")
         if isinstance(given, list):
             parts = (re.split("[:=]", parse.text(item), maxsplit=1) for item in given)
@@ -453,7 +459,7 @@ def label(text: str) -> str:
 
 
 def has_check(keys: Mapping[str, Any]) -> bool:
-    """Return whether a service has a health check of its own in the file."""
+    """Return whether the file has a health check for a service."""
     check = keys.get("healthcheck")
     if not isinstance(check, dict) or check.get("disable") is True:
         return False

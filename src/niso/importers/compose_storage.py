@@ -30,16 +30,16 @@ class Mount(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the compose file is, and where the stack.toml will be."""
+    """The folders of the compose file and of the future stack.toml."""
 
-    folder: str  # of the compose file, absolute
-    target: str | None  # of the stack.toml, absolute; None if that is not known
+    folder: str  # absolute folder of the compose file
+    target: str | None  # absolute folder of the stack.toml; None if unknown
 
     def path(self, text: str) -> str:
-        """Return a path of the compose file as the stack.toml has it.
+        """Convert a path of the compose file to one for the stack.toml.
 
-        One below the folder of the stack.toml is relative, so that a copy of the folder has its
-        own, unless a link leads out of it, which niso refuses.
+        A path below the folder of the stack.toml becomes relative, so that a copy of the folder
+        uses its own files; but not if a link leads out of the folder, which niso refuses.
         """
         whole = os.path.normpath(os.path.join(self.folder, text))
         if self.target is None:
@@ -127,7 +127,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _name(mount: Mount, taken: Mapping[str, Any]) -> str:
-    """Return a name for a volume: its own, else one made of the mount point."""
+    """Return a name for a volume: its own, or one derived from the mount point."""
     given = mount.source if mount.kind == "volume" and mount.source else mount.target
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", given).strip("-_")
     plain = (plain if plain[:1].isalpha() else f"v-{plain}")[:55].rstrip("-")
@@ -138,7 +138,7 @@ def _name(mount: Mount, taken: Mapping[str, Any]) -> str:
 
 
 def _mounts(keys: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Iterator[Mount]:
-    """Yield the mounts of a service; what cannot be understood is added to ``gaps``."""
+    """Yield the mounts of a service; entries that cannot be parsed are added to ``gaps``."""
     given = keys.get("volumes")
     for item in given if isinstance(given, list) else ():
         mount = _long(item, gaps) if isinstance(item, dict) else _short(parse.text(item), gaps)
@@ -170,7 +170,7 @@ def _long(item: Mapping[str, Any], gaps: list[tuple[str, str]]) -> Mount | None:
 
 
 def _short(text: str, gaps: list[tuple[str, str]]) -> Mount | None:
-    """Return the mount of ``[SOURCE:]TARGET[:MODE]``."""
+    """Parse the short form ``[SOURCE:]TARGET[:MODE]``."""
     parts = parse.fields(text)
     if len(parts) == 1:
         return Mount("volume", "", text)

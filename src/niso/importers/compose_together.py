@@ -1,7 +1,7 @@
-"""Leave out what services of a compose file cannot have beside each other in a stack.
+"""Leave out names and ports that several services of a compose file have, but a stack refuses.
 
-Compose lets several services have one alias, and finds out at their start that two have one host
-port. niso refuses both.
+Compose lets several services have the same alias, and detects at their start that two have the same
+host port. niso refuses both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def settle(services: Iterable[Service]) -> None:
-    """Leave out hostnames, aliases and host ports of services that another one has."""
+    """Remove hostnames, aliases and host ports that an earlier service already has."""
     taken = _Taken(services)
     for service in taken.services.values():
         table = service.tables.get("network", {})
@@ -42,11 +42,11 @@ def _keep(table: dict[str, Any], key: str, kept: list[str]) -> None:
 
 
 class _Taken:
-    """The names on each network, and the host ports, of the services so far."""
+    """The names on each network, and the host ports, of the services processed so far."""
 
     def __init__(self, services: Iterable[Service]) -> None:
         self.services = {service.name: service for service in services}
-        # the name of a service is its own, whatever aliases earlier ones have
+        # a service keeps its own name, whatever aliases earlier services have
         self._names = {
             (network, name): name
             for name, service in self.services.items()
@@ -55,7 +55,7 @@ class _Taken:
         self._ports: list[tuple[Port, str]] = []
 
     def _on(self, service: Service) -> tuple[str, ...]:
-        """Return the networks of a service, or of the one whose namespace it shares."""
+        """Return the networks of a service, or of the service whose namespace it shares."""
         table = service.tables.get("network", {})
         if table.get("mode") == "share":
             table = self.services[table["share"]].tables.get("network", {})
@@ -64,7 +64,7 @@ class _Taken:
         return tuple(table.get("networks", (DEFAULT_NETWORK,)))
 
     def may_have(self, service: Service, key: str, name: str) -> bool:
-        """Claim a name on the networks of a service; return False if another one has it."""
+        """Reserve a name on the networks of a service; return False if another service has it."""
         on = self._on(service)
         for network in on:
             holder = self._names.get((network, name), service.name)
@@ -76,10 +76,10 @@ class _Taken:
         return True
 
     def may_publish(self, service: Service, text: str) -> bool:
-        """Claim the host ports of an entry for a service; return False if another one has them."""
+        """Reserve the host ports of an entry for a service; return False if another has them."""
         try:
             port = parse_port(text, "ports")
-        except InvalidInput:  # it has a variable
+        except InvalidInput:  # the entry has a variable
             return True
         for other, holder in self._ports:
             if port.host_port and port.clashes(other):

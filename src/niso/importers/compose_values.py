@@ -24,7 +24,7 @@ _BYTES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def words(value: object) -> list[str] | None:
-    """Return the words of a command: a list, or a text that a shell would split; None if wrong."""
+    """Split a command: a list, or a text that a shell would split; None if invalid."""
     if isinstance(value, str):
         import shlex
 
@@ -38,26 +38,26 @@ def words(value: object) -> list[str] | None:
 
 
 def text(value: object) -> str:
-    """Return a scalar as the text that it is in YAML, roughly: ``true``, ``1``, ``""`` for null."""
+    """Return a scalar approximately as written in YAML: ``true``, ``1``, ``""`` for null."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def items(value: object) -> list[Any]:
-    """Return a list, or one of the value if that is a text or number; empty for anything else."""
+    """Return a list; a single text or number becomes a list, anything else an empty one."""
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value if isinstance(value, list) else []
 
 
 def beyond(given: Iterable[str], known: Container[str]) -> list[str]:
-    """Return the keys that are not among those known, in the order of the file."""
+    """Return the keys that are not in ``known``, in the order of the file."""
     return [key for key in given if key not in known]
 
 
 def pairs(value: object) -> dict[str, str | None]:
-    """Return a mapping, or a list of ``NAME=value``; None where there is no value."""
+    """Return a mapping, or a list of ``NAME=value``, as a dict; None where there is no value."""
     if isinstance(value, dict):
         return {name: None if item is None else text(item) for name, item in value.items()}
     values: dict[str, str | None] = {}
@@ -68,7 +68,7 @@ def pairs(value: object) -> dict[str, str | None]:
 
 
 def seconds(value: object) -> float | None:
-    """Return the seconds of ``1m30s``; None if it is not a duration."""
+    """Parse ``1m30s`` to seconds; None if it is not a duration."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, str):
@@ -80,12 +80,12 @@ def seconds(value: object) -> float | None:
 
 
 def duration(value_s: float) -> str:
-    """Return seconds as niso writes them: ``90s``, ``500ms``."""
+    """Format seconds in niso's syntax: ``90s``, ``500ms``."""
     return f"{value_s:.0f}s" if value_s == int(value_s) else f"{max(1, round(value_s * 1000))}ms"
 
 
 def size(value: object) -> str | None:
-    """Return ``512m``, ``1gb`` or bytes as niso writes sizes, rounded up to 1K; None if wrong."""
+    """Convert ``512m``, ``1gb`` or bytes to niso's syntax, rounded up to 1K; None if invalid."""
     parsed = _SIZE.fullmatch(text(value).strip())
     if parsed is None:
         return None
@@ -97,9 +97,9 @@ def size(value: object) -> str | None:
 
 
 def port(value: object) -> str | None:
-    """Return an entry of ``ports``, short or long, as niso writes it; None if wrong.
+    """Convert an entry of ``ports``, short or long, to niso's syntax; None if invalid.
 
-    Compose chooses the host port of an entry that names none, and so does ``:80``.
+    For an entry without a host port, compose chooses one, and niso does so for ``:80``.
     """
     if isinstance(value, dict):
         target, published = text(value.get("target")), text(value.get("published"))
@@ -117,14 +117,14 @@ def port(value: object) -> str | None:
 
 
 def fields(entry: str) -> list[str]:
-    """Return what is between the colons of an entry, but for those in ``${NAME:-default}``."""
+    """Split an entry at its colons, except those inside ``${NAME:-default}``."""
     return re.split(r":(?![^{}]*\})", entry)
 
 
 class Variables:
-    """Write variables as a stack.toml has them, and collect their names.
+    """Convert variables to the syntax of a stack.toml, and collect their names.
 
-    The forms with braces are the same there. ``$NAME`` is ``${NAME}``, and ``$$`` is ``$``.
+    Forms with braces are the same there. ``$NAME`` becomes ``${NAME}``, and ``$$`` becomes ``$``.
     """
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class Variables:
         self.without_default: set[str] = set()
 
     def kept(self, data: Any) -> Any:
-        """Return plain data with the variables in all of its texts, but not those in keys."""
+        """Convert the variables in all texts of plain data, but not in keys."""
         if isinstance(data, dict):
             return {name: self.kept(item) for name, item in data.items()}
         if isinstance(data, list):

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def value(data: object) -> str:
-    """Return a value in one line; a mapping as an inline table."""
+    """Return a value on one line; a mapping becomes an inline table."""
     if isinstance(data, bool):
         return str(data).lower()
     if isinstance(data, int | float):
         return str(data)
     if isinstance(data, str):
-        # a JSON string is a TOML string, but for DEL and pairs of surrogates
+        # a JSON string is a TOML string, except for DEL and surrogate pairs
         return json.dumps(data, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(data, Mapping):
         inside = ", ".join(f"{key(name)} = {value(item)}" for name, item in data.items())
@@ -28,15 +28,15 @@ def value(data: object) -> str:
 
 
 def key(name: str) -> str:
-    """Return a bare key where that is possible, else a quoted one."""
+    """Return a key, bare if possible, else quoted."""
     bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
     return name if bare else value(name)
 
 
 def table(header: str, data: Mapping[str, Any], inline: int) -> Iterator[str]:
-    """Yield the lines of a table: its values, then its tables, each under a header of its own.
+    """Yield the lines of a table: its values, then its tables, each under its own header.
 
-    Tables ``inline`` levels below it are written in one line.
+    Tables ``inline`` levels deeper are written on one line.
     """
     below = {}
     lines = []

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000
-"""The most values; each alias counts (YAML 1.2, 3.2.2.2), since nested ones can mean billions."""
+"""The most values in a file. Each use of an alias counts (YAML 1.2, 3.2.2.2), since nested aliases
+can expand to billions."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 _SCALARS = (
@@ -24,15 +25,15 @@ _SCALARS = (
 """(tag, form, first characters) of scalars that are not texts.
 
 The forms are those of YAML 1.2 (10.3.2) that Python writes in the same way, so that every scalar
-keeps its text: ``22:22`` is not a number of base 60, nor ``yes`` a boolean, as in YAML 1.1.
+keeps its text. As opposed to YAML 1.1, ``22:22`` is not a number of base 60, nor ``yes`` a boolean.
 """
 
 
 def load(path: str, wanted: str = "a compose.yaml") -> dict[str, Any]:
-    """Return the mapping in a YAML file, which is to be ``wanted``, with texts as keys.
+    """Read a YAML file that must be a mapping, ``wanted`` in messages; keys become texts.
 
     Raises Error without PyYAML, NotFound, Error if it cannot be read, InvalidInput if it is not
-    YAML, too large, or no mapping.
+    YAML, too large, or not a mapping.
     """
     yaml = _library()
     try:
@@ -75,11 +76,11 @@ def _library() -> Any:
 
 
 def _loader(yaml: Any) -> Any:
-    """Return PyYAML's SafeLoader, which is one of YAML 1.1, with the scalars of `_SCALARS`."""
+    """Return PyYAML's SafeLoader, which implements YAML 1.1, with the scalars of `_SCALARS`."""
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         def compose_mapping_node(self, anchor: str | None) -> Any:
-            """Refuse a key that is there twice (YAML 1.2, 3.2.1.3): PyYAML takes the last one."""
+            """Refuse a duplicate key (YAML 1.2, 3.2.1.3): PyYAML would take the last value."""
             node = super().compose_mapping_node(anchor)
             seen: set[str] = set()
             for key, _ in node.value:
@@ -101,7 +102,7 @@ def _loader(yaml: Any) -> Any:
 
 
 def _plain(value: object, count: list[int]) -> Any:
-    """Return a copy of a value with texts as keys, and dates and bytes as texts."""
+    """Copy a value, with keys, dates and bytes converted to texts."""
     count[0] += 1
     if count[0] > MAX_VALUES:
         raise OverflowError
@@ -113,7 +114,7 @@ def _plain(value: object, count: list[int]) -> Any:
 
 
 def _text(value: object) -> str:
-    r"""Return a value as text in which pairs of surrogates (``\ud83d\ude00``) are one character."""
+    r"""Return a value as text, with surrogate pairs (``\ud83d\ude00``) joined to one character."""
     text = str(value)
     return (
         text

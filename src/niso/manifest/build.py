@@ -1,6 +1,6 @@
 """Build a `niso.plan.service_spec.ServiceSpec` from the tables of a manifest.
 
-Older stores keep manifests as they were written; those are built here too.
+Manifests in older stores, which are in the form in which they were written, are built here too.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
-    """Return the ServiceSpec of a manifest.
+    """Build the ServiceSpec of a manifest.
 
     ``parsed`` has the values that `niso.manifest.validate.rules` has parsed, by key
-    (``network.ports[0]``). Other texts are parsed here. Raises InvalidInput.
+    (``network.ports[0]``). Values that are missing there are parsed here. Raises InvalidInput.
     """
 
     def read[T](rule: Callable[[str, str], T], text: str, key: str) -> T:
@@ -54,7 +54,7 @@ def spec(manifest: Manifest, parsed: Mapping[str, Any]) -> ServiceSpec:
     for on, texts in (ip if isinstance(ip, dict) else {networks[0]: ip}).items():
         for text in (texts,) if isinstance(texts, str) else texts:
             addresses[family_of(text)][on] = str(ipaddress.ip_address(text))
-    ports: dict[Port, str] = {}  # each port once, with its first key
+    ports: dict[Port, str] = {}  # each port once, under its first key
     for index, text in enumerate(network.ports):
         key = f"network.ports[{index}]"
         ports.setdefault(read(parse_port, text, key), key)
@@ -162,7 +162,7 @@ def _healthcheck(manifest: Manifest, parsed: Mapping[str, Any]) -> Healthcheck |
 
 
 def of_written(text: str) -> ServiceSpec:
-    """Return the ServiceSpec of a manifest from a store of version 3 or older.
+    """Build the ServiceSpec of a manifest from a store of version 3 or older.
 
     ``text`` is the JSON of its tables as they were written. Raises ValueError for malformed JSON,
     InvalidInput if this version of niso cannot parse one of its values.

@@ -1,10 +1,10 @@
-"""Read files of environment variables: ``env_file`` of a service, and ``.env`` beside a manifest.
+"""Read files of environment variables: ``env_file`` of a service, and ``.env`` next to a manifest.
 
-A line is ``NAME=value``; blank lines and those that start with ``#`` are skipped, and ``export``
-may stand before the name. Blanks around name and value are removed, and a ``#`` after a blank
-starts a comment. A value in single quotes is literal. In double quotes, a backslash escapes a
-backslash, a quote and a dollar, and n, r and t after one are control characters. A name alone has
-the value of the variable of this name, if it is set.
+A line is ``NAME=value``, optionally after ``export``. Blank lines and lines that start with ``#``
+are skipped. Blanks around name and value are removed, and a ``#`` after a blank starts a comment. A
+value in single quotes is literal. In double quotes, a backslash escapes a backslash, a quote and a
+dollar, and before n, r and t it stands for a control character. A line with only a name takes the
+value from the environment, if the variable is set there.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
 def variables(
     folder: str, owners: Container[int] | None = None, outer: Mapping[str, str] | None = None
 ) -> Variables:
-    """Return the variables for a file in ``folder``: of the environment, else ``outer``, else .env.
+    """Return the variables for a file in ``folder``.
 
-    Raises Error and InvalidInput if there is an .env that cannot be used.
+    The environment has precedence over ``outer``, and that over .env in ``folder``. Raises Error
+    and InvalidInput if a .env exists that cannot be used.
     """
     path = os.path.join(folder, NAME)
     own: dict[str, str] = {}
@@ -41,7 +42,7 @@ def variables(
 
 
 def _is_text(value: str) -> bool:
-    """Return whether a variable is UTF-8; os.environ has other bytes as surrogates."""
+    """Return whether a variable's value is UTF-8; in os.environ, other bytes are surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -55,11 +56,12 @@ def read(
     owners: Container[int] | None = None,
     shown: str | None = None,
 ) -> dict[str, str]:
-    """Return the variables of a file. ``environment`` has the values of names without one.
+    """Read a file of variables. ``environment`` has the values of names without one.
 
-    ``path`` is absolute, with its links resolved: none is followed that came since. Errors name the
-    file ``shown``, by default ``path``, and the line. Raises NotFound, Error and InvalidInput; with
-    ``owners`` also if others can change it (`niso.manifest.toml.load`).
+    ``path`` must be absolute, with its links resolved: a link that was added since is not followed.
+    Errors name the line and the file ``shown``, by default ``path``. Raises NotFound, Error and
+    InvalidInput; with ``owners`` also if other users can modify the file
+    (`niso.manifest.toml.load`).
     """
     variables: dict[str, str] = {}
     try:
@@ -81,14 +83,17 @@ def read(
 
 
 def _line(line: str, where: str) -> tuple[str, str | None]:
-    """Return (name, value) of a line; no name for one without a variable. Raises InvalidInput."""
+    """Parse a line: return (name, value); the name is "" without a variable.
+
+    Raises InvalidInput.
+    """
     line = line.strip()
     if not line or line.startswith("#"):
         return "", None
     name, equals, value = line.removeprefix("export ").partition("=")
     name = name.strip()
     if not _is_name(name):
-        # nothing else of the line is in the message: it may be a password
+        # the message quotes nothing else of the line, which may contain a password
         before = name.partition(":")[0].strip()
         what = f"no = follows {before}" if _is_name(before) else "the name is not valid"
         raise InvalidInput(f"{where}: {what}", "NAME=value")
@@ -109,7 +114,7 @@ def _is_name(text: str) -> bool:
 
 
 def _value(text: str) -> str:
-    """Return the value of a text after the ``=``. Raises InvalidInput."""
+    """Parse the text after the ``=``. Raises InvalidInput."""
     quote = text[:1]
     if quote not in ("'", '"'):
         for index, character in enumerate(text):

@@ -1,9 +1,9 @@
-"""Substitute variables in the values of a TOML file: ``${NAME}``, as Compose does.
+"""Substitute variables ``${NAME}`` in the values of a TOML file, as Compose does.
 
-``${NAME:-text}`` has a default for a variable that is not set or empty, ``${NAME:?text}`` a
-message. Without the colon, an empty variable counts as set. ``${NAME:+text}`` is the text if the
-variable is set. ``$${`` is a literal ``${``. Any other ``$`` is literal, so that ``$NAME`` and
-``$$`` of a shell stay.
+``${NAME:-text}`` has a default for a variable that is unset or empty, ``${NAME:?text}`` an error
+message for that case. Without the colon, an empty variable counts as set. ``${NAME:+text}`` is the
+text if the variable is set. ``$${`` is a literal ``${``. Any other ``$`` is literal, so that
+``$NAME`` and ``$$`` remain for a shell.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ LITERAL = "write $${ for a literal ${"
 
 
 class Variables(NamedTuple):
-    """The variables that a file may name."""
+    """The variables that a file may use."""
 
     values: Mapping[str, str]
-    file: str  # the path of the .env file that users can set them in
+    file: str  # the path of the .env file in which users can set the variables
 
 
 def has_variables(value: object) -> bool:
-    """Return whether a string of TOML data has a ``${``."""
+    """Return whether any string in TOML data contains ``${``."""
     todo = [value]
     while todo:
         one = todo.pop()
@@ -46,31 +46,32 @@ def has_variables(value: object) -> bool:
 
 
 class _Wrong(Exception):
-    """A value cannot be resolved: ``reason``, and what would be ``right``."""
+    """A value cannot be resolved: ``reason`` says why, ``right`` what would be valid."""
 
     def __init__(self, reason: str, right: str) -> None:
         self.reason, self.right = reason, right
 
 
 class Resolved(NamedTuple):
-    """The data of a file with its variables substituted, and an error for each that cannot be.
+    """The data of a file with its variables substituted, and an error for each failed substitution.
 
-    A value with an error is as it was written.
+    A value with an error stays as written.
     """
 
     data: dict[str, Any]
     errors: list[InvalidInput]
 
     def fresh(self, others: list[InvalidInput]) -> list[InvalidInput]:
-        """Return all errors, without those in ``found`` about a value that is not resolved."""
+        """Return all errors, with those of ``others`` that are not about an unresolved value."""
         unresolved = {error.key for error in self.errors}
         return [*self.errors, *(error for error in others if error.key not in unresolved)]
 
 
 def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = "") -> Resolved:
-    """Return ``data`` with the variables in all of its strings, but not in keys.
+    """Substitute the variables in all strings of ``data``, but not in keys.
 
-    ``kinds`` says where a number or a boolean belongs: a text with a variable is converted there.
+    ``kinds`` has the types of the keys: where a number or boolean is expected, the text is
+    converted.
     """
     errors: list[InvalidInput] = []
 
@@ -88,7 +89,8 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
                 return value
         if isinstance(value, list):
             return [walk(item, inside or {}, f"{path}[{i}]") for i, item in enumerate(value)]
-        if isinstance(value, dict) and may_be:  # no key is deeper than those that are known
+        # keys nested deeper than the known ones have no type
+        if isinstance(value, dict) and may_be:
             known = convert.fields(inside) if convert.is_table(inside) else {}
             other = inside if isinstance(inside, dict) else {}
             return {
@@ -101,7 +103,7 @@ def resolve(data: dict[str, Any], variables: Variables, kinds: Kind, key: str = 
 
 
 def _typed(text: str, may_be: Kind) -> object:
-    """Return a text as the number or boolean that belongs in its place, if it is one."""
+    """Convert a text to the number or boolean that ``may_be`` allows; else return it unchanged."""
     if str not in may_be and bool in may_be and text in ("true", "false"):
         return text == "true"
     plain = text.removeprefix("-")
@@ -117,7 +119,7 @@ def _typed(text: str, may_be: Kind) -> object:
 
 
 def text(written: str, variables: Variables, depth: int = 0) -> str:
-    """Return a text with its variables substituted. Raises _Wrong."""
+    """Substitute the variables of a text. Raises _Wrong."""
     if depth > MAX_DEPTH:
         raise _Wrong("is nested too deeply", f"at most {MAX_DEPTH} defaults in each other")
     parts: list[str] = []
@@ -134,7 +136,7 @@ def text(written: str, variables: Variables, depth: int = 0) -> str:
 
 
 def _closed(after: str) -> tuple[str, str]:
-    """Split the text after a ``${`` at the brace that closes it. Raises _Wrong."""
+    """Split the text after a ``${`` at the matching closing brace. Raises _Wrong."""
     open_, at = 1, 0
     while at < len(after):
         if after.startswith("${", at):
@@ -149,7 +151,7 @@ def _closed(after: str) -> tuple[str, str]:
 
 
 def _substituted(inside: str, variables: Variables, depth: int) -> str:
-    """Return what stands for ``${inside}``. Raises _Wrong."""
+    """Return the value of ``${inside}``. Raises _Wrong."""
     end = next(
         (i for i, c in enumerate(inside) if not (c.isascii() and (c.isalnum() or c == "_"))),
         len(inside),

@@ -1,8 +1,8 @@
 """Build the JSON Schema (draft 2020-12) of manifest.toml, for editors and for `niso schema`.
 
 Keys, types and defaults come from the tables of the manifest; patterns and descriptions are here.
-`niso.manifest.validate` is never less strict. It also checks what a schema cannot express: that
-folders exist, that names differ, that no host port is used twice.
+`niso.manifest.validate` accepts nothing that the schema rejects. It also checks what a schema
+cannot express: that folders exist, that names differ, that no host port is used twice.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MOUNT = (
     r"(?:/(?!\.{1,2}(?:/|$))[^/\u0000-\u001f\u007f]+)+$"
 )
 _NETWORK = r"^(?!(?:default|none|host)$)[a-z][a-z0-9-]{0,62}$"
-# Unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above; of IPv6 the characters.
+# Unicast only: not 0/8, 127/8, 169.254/16, nor 224/4 and above; for IPv6 only the characters.
 _IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 _STATIC = (
     rf"^(?:(?!0\.|127\.|169\.254\.|22[4-9]\.|2[3-5][0-9]\.){_OCTET}(?:\.{_OCTET}){{3}}|{_IPV6})$"
@@ -335,9 +335,9 @@ def schema() -> dict[str, Any]:
 
 
 def _mode(mode: str, without: tuple[str, ...]) -> dict[str, Any]:
-    """Return the keys that [network] must and must not have in a mode, as a condition.
+    """Return a condition with the keys that [network] must and must not have in a mode.
 
-    Without the key, the mode is bridge.
+    Without the key ``mode``, the mode is bridge.
     """
     needs: dict[str, Any] = {"properties": {"mode": {"const": mode}}}
     if mode != "bridge":
@@ -351,7 +351,7 @@ def _mode(mode: str, without: tuple[str, ...]) -> dict[str, Any]:
 def definitions(table: Any) -> dict[str, Any]:
     """Return the definitions of a table and of all tables in it, by name.
 
-    A definition has keys, types, and defaults that are not empty.
+    A definition has keys, types, and non-empty defaults.
     """
     known = convert.fields(table)
     properties = {name: _kind(may_be) for name, may_be in known.items()}
@@ -383,7 +383,7 @@ def _tables(may_be: Kind) -> Iterator[Any]:
 
 
 def _kind(may_be: Kind) -> dict[str, Any]:
-    """Return the schema of a value. None is skipped: TOML does not have it."""
+    """Return the schema of a value. None is skipped, since TOML has no such value."""
     choices = [_choice(form, inside) for form, inside in may_be.items() if form is not NoneType]
     return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
@@ -412,10 +412,10 @@ def _describe(key: str, field: dict[str, Any]) -> None:
 
 
 def _set_pattern(field: dict[str, Any], pattern: str) -> None:
-    """Add a pattern to all strings that a value can be or contain."""
+    """Add a pattern to all strings in a value."""
     for choice in field.get("anyOf", [field]):
         texts = {"array": "items", "object": "additionalProperties"}.get(choice["type"])
         if texts:
             _set_pattern(choice[texts], pattern)
         else:
-            choice["pattern"] = rf"\$\{{|{pattern}"  # a text with a variable is any text
+            choice["pattern"] = rf"\$\{{|{pattern}"  # a text with a variable matches any pattern

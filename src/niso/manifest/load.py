@@ -26,18 +26,18 @@ class Loaded(NamedTuple):
     """A manifest with the file that it came from."""
 
     spec: ServiceSpec
-    path: str  # of the file, absolute
-    folder: str  # of the package; "" for an empty one
+    path: str  # absolute path of the file
+    folder: str  # folder of the package; "" for an empty package
 
 
 def load(path: str, owners: Container[int] | None = None) -> Loaded:
-    """Read and check the manifest at ``path``: a file, or the folder of a manifest.toml.
+    """Read and check the manifest at ``path``: a file, or a folder with a manifest.toml.
 
     With ``owners``, it must belong to one of these uids (`niso.manifest.toml.load`).
 
-    Raises NotFound if there is none, Error if it cannot be read, InvalidInput if it is not
-    valid TOML, and an ErrorGroup with one InvalidInput for each invalid value.
-    Every message starts with the file's path.
+    Raises NotFound if there is none, Error if it cannot be read, InvalidInput if it is not valid
+    TOML, and an ErrorGroup with one InvalidInput for each invalid value. Every message starts with
+    the file's path.
     """
     path = place(path)
     data = prepared(toml.load(path, FILE_NAME, owners), path, owners)
@@ -45,10 +45,10 @@ def load(path: str, owners: Container[int] | None = None) -> Loaded:
 
 
 def of_data(data: object, folder: str) -> Loaded:
-    """Check a manifest given as data, as tomllib returns it; ``folder`` has its files.
+    """Check a manifest given as data, in the form of tomllib; ``folder`` contains its files.
 
-    Messages refer to it as the manifest.toml of that folder.
-    Raises NotFound if the folder does not exist, and ErrorGroup as `load` does.
+    Messages refer to it as the manifest.toml of that folder. Raises NotFound if the folder does not
+    exist, and ErrorGroup as `load` does.
     """
     path = os.path.join(folder, FILE_NAME)
     if not os.path.isdir(folder):
@@ -68,7 +68,7 @@ def of_data(data: object, folder: str) -> Loaded:
 
 
 def _tables(value: object) -> object:
-    """Return ``value`` with plain dicts and lists, as tomllib returns them.
+    """Convert ``value`` to plain dicts and lists, the form of tomllib.
 
     Raises RecursionError, and UnicodeEncodeError for a text that cannot be in a file.
     """
@@ -96,10 +96,10 @@ def prepared(
     owners: Container[int] | None = None,
     outer: Outer | None = None,
 ) -> Resolved:
-    """Return the data of the manifest at ``path`` with its variables, and its paths absolute.
+    """Substitute the variables of the manifest at ``path``, and make its paths absolute.
 
-    ``outer`` has variables of a stack, which come before those of .env beside the manifest. Raises
-    Error and InvalidInput if there is an .env that cannot be used.
+    ``outer`` are variables of a stack, which have precedence over those of .env next to the
+    manifest. Raises Error and InvalidInput if a .env exists that cannot be used.
     """
     folder = os.path.dirname(path)
     resolved = Resolved(data, [])
@@ -112,10 +112,11 @@ def prepared(
 
 
 def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
-    """Return the tables of a manifest with env_file and relative host paths below ``folder``.
+    """Make env_file and relative host paths in the tables of a manifest absolute, below ``folder``.
 
-    ``base`` is the key of these tables. A volume's path of the host is relative if it starts with
-    ``./``. Neither it nor a relative path of a secret or of env_file may lead out of ``folder``.
+    ``base`` is the key of these tables. The host path of a volume is relative if it starts with
+    ``./``. Neither such a path nor a relative path of a secret or of env_file may lead out of
+    ``folder``.
     """
     from niso.manifest.validate import join
 
@@ -144,7 +145,7 @@ def with_paths(resolved: Resolved, folder: str, base: str = "") -> Resolved:
 
 
 def _env_files(written: Any, key: str, folder: str) -> tuple[Any, list[InvalidInput]]:
-    """Return the value of env_file with absolute paths, their links resolved, and its errors."""
+    """Return the value of env_file with absolute paths, links resolved, and its errors."""
     errors: list[InvalidInput] = []
 
     def placed(file: Any, at: str) -> Any:
@@ -166,7 +167,10 @@ def _env_files(written: Any, key: str, folder: str) -> tuple[Any, list[InvalidIn
 
 
 def _is_relative(text: str, always: bool) -> bool:
-    """Return whether a path is relative; unless ``always``, it must say so by ``./``."""
+    """Return whether a path is relative.
+
+    Unless ``always``, a relative path must start with ``./``.
+    """
     return not text.startswith("/") if always else text == "." or text.startswith("./")
 
 
@@ -180,7 +184,7 @@ def checked(resolved: Resolved, path: str, owners: Container[int] | None = None)
     manifest: Manifest | None = None
     parsed: dict[str, Any] = {}
     errors: list[InvalidInput] = []
-    others: list[Error] = []  # errors of other files
+    others: list[Error] = []  # errors about other files, such as env_file
     data = resolved.data
     try:
         manifest = convert.convert(data, Manifest)
@@ -195,7 +199,7 @@ def checked(resolved: Resolved, path: str, owners: Container[int] | None = None)
         from niso.manifest import env_files
 
         if not file.startswith("/") or values.path_reason(file):
-            continue  # an error of `with_paths`
+            continue  # an error that `with_paths` has found
         try:
             environment |= env_files.read(file, os.environ, owners)
         except Error as error:
@@ -214,9 +218,10 @@ def checked(resolved: Resolved, path: str, owners: Container[int] | None = None)
 
 
 def _secrets(manifest: Manifest, owners: Container[int] | None) -> Iterator[InvalidInput]:
-    """Yield an error for each secret that is not a file, or that others than ``owners`` can change.
+    """Yield an error for each secret that is not a file, or that other users can modify.
 
-    One that does not exist may be made before the activation, which reads it.
+    Other users are those not in ``owners``. A missing secret is no error: it may be created before
+    the activation, which reads it.
     """
     for name, secret in manifest.secrets.items():
         try:

@@ -35,7 +35,7 @@ class Service(NamedTuple):
 class Resources(NamedTuple):
     memory_max: str | None = None
     cpu_max: str | None = None
-    pids_limit: int | None = parse_resources.PIDS  # None: no limit, in a store of an older niso
+    pids_limit: int | None = parse_resources.PIDS  # None: no limit, in the store of an older niso
     shm_size: str = parse_resources.SHM
     tmp_size: str | None = None
     new_flows_limit: int = parse_resources.NEW_FLOWS

@@ -22,7 +22,7 @@ _HOST_CHARACTERS = values.NAME_CHARACTERS | {"_"}
 def static_address(text: str, key: str) -> str:
     """Return ``text`` if it is a unicast address that a service can have.
 
-    IPAM checks whether the network contains it. Raises InvalidInput.
+    Whether the network contains the address is checked later, by IPAM. Raises InvalidInput.
     """
     example = '"10.99.1.10"'
     if values.is_ipv6(text):
@@ -37,7 +37,7 @@ def static_address(text: str, key: str) -> str:
 
 
 def _not_unicast6(text: str) -> str | None:
-    """Return why no host of a network can have this IPv6 address, or None."""
+    """Return why a host of a network cannot have this IPv6 address; None if it can."""
     import ipaddress
 
     address = ipaddress.IPv6Address(text)
@@ -49,7 +49,7 @@ def _not_unicast6(text: str) -> str | None:
 
 
 def server_address(text: str, key: str) -> str:
-    """Return ``text`` if it is an address of a name server. Raises InvalidInput."""
+    """Return ``text`` if it is a valid address for a name server. Raises InvalidInput."""
     if not (values.is_ipv4(text) or values.is_ipv6(text)):
         raise values.wrong(
             key, text, "is not a valid address", "an IPv4 or IPv6 address", '"192.0.2.53"'
@@ -77,7 +77,7 @@ def domain(text: str, key: str) -> str:
 
 
 def extra_host(text: str, key: str) -> str:
-    """Return ``text`` if it can be a name of extra_hosts: a lower-case domain name.
+    """Return ``text`` if it is a valid name for extra_hosts: a lower-case domain name.
 
     ``localhost`` and names of the host are reserved. Raises InvalidInput.
     """
@@ -98,7 +98,7 @@ def extra_address(text: str, key: str) -> str:
 
 
 def problems(network: dict[str, Any], parsed: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each wrong address or name, given [network] as tomllib returned it.
+    """Yield an error for each invalid address or name in ``network``, the [network] of tomllib.
 
     Single addresses and arrays are checked by `niso.manifest.validate`. Values of a wrong type are
     skipped. Valid values are added to ``parsed`` under their keys.

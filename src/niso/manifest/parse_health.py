@@ -1,7 +1,7 @@
 """Parse [healthcheck]: how niso checks that a service is healthy.
 
-A probe connects inside the service's network namespace, only to the service itself:
-its loopback or its own addresses. Or it is a command that runs inside the service.
+A probe is a connection from inside the service's network namespace, only to the service itself: its
+loopback or its own addresses. Or it is a command that runs inside the service.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _URL_CHARACTERS = frozenset(
 
 
 def interval(text: str, key: str) -> float:
-    """Return the seconds between two probes. Raises InvalidInput."""
+    """Parse the time between two probes to seconds. Raises InvalidInput."""
     return values.duration(text, key, 0.1, 86_400.0)
 
 
 def timeout(text: str, key: str) -> float:
-    """Return the seconds that a probe may take; ``ps`` may wait for it. Raises InvalidInput."""
+    """Parse the time limit of a probe to seconds; ``ps`` may wait for it. Raises InvalidInput."""
     return values.duration(text, key, 0.01, 60.0)
 
 
 def start_period(text: str, key: str) -> float:
-    """Return the seconds after the start in which failed probes do not count.
+    """Parse the time after the start in which failed probes do not count to seconds.
 
     Raises InvalidInput.
     """
@@ -49,7 +49,7 @@ def start_period(text: str, key: str) -> float:
 
 
 def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, str]:
-    """Return (address to connect to, port, Host header, path) of ``http://...``.
+    """Parse ``http://...`` to (address to connect to, port, Host header, path).
 
     The address is "" for ``localhost`` and for ``names``, the service's own. Raises InvalidInput.
     """
@@ -92,7 +92,7 @@ def url(text: str, key: str, names: Iterable[str] = ()) -> tuple[str, int, str, 
 
 
 def _after(text: str) -> tuple[str, str]:
-    """Return (colon, port) of the text after ``[address]``; ("", "") if there is no port."""
+    """Split the text after ``[address]`` to (colon, port); ("", "") without a port."""
     return (":", text[1:]) if text.startswith(":") else ("", "") if not text else (":", "?")
 
 
@@ -114,7 +114,7 @@ def _address(text: str, key: str, name: str, names: set[str]) -> str:
 def parse(
     section: Mapping[str, Any], names: Iterable[str], parsed: Mapping[str, Any]
 ) -> Healthcheck:
-    """Return the Healthcheck of a section that has all its keys.
+    """Build the Healthcheck of a section that has all its keys.
 
     ``names`` are the service's own. ``parsed`` has the values that `problems` has parsed, by key.
     Raises InvalidInput.
@@ -138,7 +138,7 @@ def parse(
 
 
 def own_names(name: object, hostname: object, aliases: object) -> set[str]:
-    """Return the host names of a URL that mean the service; values of a wrong type are skipped."""
+    """Return the host names that mean the service itself in a URL; wrong types are skipped."""
     more = aliases if isinstance(aliases, list | tuple) else ()
     return {own for own in (name, hostname, *more) if isinstance(own, str)}
 

@@ -19,23 +19,23 @@ from niso.plan.records import Entry, Peer, Policy
 
 PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 ALL_PORTS = (0, 65535)
-"""The ports of an entry without any: it also matches protocols that have no ports."""
+"""The ports of an entry without ports: it also matches protocols that have none."""
 RIGHT = "PEER[:PORT[-PORT]][/tcp|udp|sctp|icmp], PEER a service, network:NAME, address or prefix"
 EXAMPLE = '"frontend:8080/tcp"'
 EGRESS_ALLOW = "network.policy.egress.allow"
 MOST_NAMES = 32
-"""The number of outside names that a policy may have."""
+"""The most outside names that a policy may have."""
 
 DATE = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
     r"(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:Z|[+-][0-9]{2}:[0-9]{2})?)?"
 )
-"""The form of a date, or of a date and time, as a regular expression."""
+"""A regular expression for a date, or a date and time."""
 
 NO_END = "never"
 """The value of ``audit_until`` for an audit without an end."""
 AUDIT_ENDS = f'a date, a date and time, or "{NO_END}"'
-"""What ``audit_until`` may be, for messages."""
+"""The valid values of ``audit_until``, for messages."""
 
 _NETWORK = "network:"
 _NOT_HERE = "names outside niso.local can only be in network.policy.egress.allow of a manifest"
@@ -54,10 +54,10 @@ def parse(
     parsed: Mapping[str, Entry] | None = None,
     outside: bool = True,
 ) -> Policy:
-    """Return the Policy of the four lists of a manifest; an allow list may be None.
+    """Build a Policy from the four lists of a manifest; an allow list may be None.
 
     ``parsed`` has the entries that are already parsed, by key. ``outside`` says whether
-    ``egress_allow`` may have outside names. Raises InvalidInput for the first wrong entry.
+    ``egress_allow`` may have outside names. Raises InvalidInput for the first invalid entry.
     """
     known = parsed or {}
 
@@ -80,10 +80,10 @@ def parse(
 
 
 def audit_end(text: str, key: str) -> int:
-    """Return when an audit ends, in seconds since 1970. Raises InvalidInput.
+    """Parse the end of an audit to seconds since 1970. Raises InvalidInput.
 
-    ``text`` is a date or date-time of TOML (RFC 3339). A date is its first moment. Without an
-    offset, it is in the host's time zone. "never" is `nft_audit.NEVER`.
+    ``text`` is a date or date-time of TOML (RFC 3339). A date means its first moment. Without an
+    offset, the time zone is the host's. "never" is returned as `nft_audit.NEVER`.
     """
     import re
     from datetime import datetime
@@ -121,12 +121,12 @@ def problems(network: Mapping[str, object], parsed: Mapping[str, object]) -> Ite
 
 
 def parse_ingress(text: str, key: str) -> Entry:
-    """Return the Entry of ``allow_from`` or ``deny_from``. Raises InvalidInput."""
+    """Parse an entry of ``allow_from`` or ``deny_from``. Raises InvalidInput."""
     return parse_entry(text, key, False)
 
 
 def parse_egress(text: str, key: str) -> Entry:
-    """Return the Entry of ``egress.deny``, or of a list without outside names.
+    """Parse an entry of ``egress.deny``, or of a list without outside names.
 
     Raises InvalidInput.
     """
@@ -134,12 +134,12 @@ def parse_egress(text: str, key: str) -> Entry:
 
 
 def parse_egress_allow(text: str, key: str) -> Entry:
-    """Return the Entry of ``egress.allow``, which may be an outside name. Raises InvalidInput."""
+    """Parse an entry of ``egress.allow``, which may be an outside name. Raises InvalidInput."""
     return parse_entry(text, key, True, True)
 
 
 def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Entry:
-    """Return the Entry of ``text``; ``egress`` is its direction. Raises InvalidInput.
+    """Parse an entry; ``egress`` is its direction. Raises InvalidInput.
 
     ``outside`` says whether it may be an outside name.
     """
@@ -164,7 +164,7 @@ def parse_entry(text: str, key: str, egress: bool, outside: bool = False) -> Ent
 
 
 def _split(text: str, key: str) -> tuple[str, str]:
-    """Return the peer without brackets, and its suffix: "", ``:...`` or ``/...``."""
+    """Split an entry to the peer without brackets, and the rest: "", ``:...`` or ``/...``."""
     if text.startswith("["):
         peer, bracket, suffix = text[1:].partition("]")
         if not bracket or ":" not in peer or (suffix and suffix[0] not in ":/"):
@@ -187,7 +187,7 @@ def _split(text: str, key: str) -> tuple[str, str]:
 
 
 def _range(ports: str, text: str, key: str) -> tuple[int, int]:
-    """Return the first and last port of ``80`` or ``80-90``. Raises InvalidInput."""
+    """Parse ``80`` or ``80-90`` to the first and last port. Raises InvalidInput."""
     low, dash, high = ports.partition("-")
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
@@ -201,7 +201,7 @@ def _range(ports: str, text: str, key: str) -> tuple[int, int]:
 
 
 def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
-    """Return the Peer of an entry's text, which has ``suffix`` after it. Raises InvalidInput."""
+    """Parse the peer of an entry, which is followed by ``suffix``. Raises InvalidInput."""
     if not peer:
         everybody = f'"0.0.0.0/0{suffix}" for all of IPv4, "[::/0]{suffix}" for all of IPv6'
         raise _wrong(text, key, "the peer is missing", everybody if suffix else RIGHT)
@@ -213,17 +213,17 @@ def _peer(peer: str, suffix: str, text: str, key: str, egress: bool) -> Peer:
 
 
 def _is_domain(peer: str) -> bool:
-    """Return whether a peer has the form of a domain name: neither one label nor an address."""
+    """Return whether a peer looks like a domain name: neither a single label nor an address."""
     if "." not in peer or ":" in peer or "/" in peer:
         return False
-    if peer[0] in values.DIGITS:  # 10.1.2.x is a mistyped address, 1.example.com is none
+    if peer[0] in values.DIGITS:  # 10.1.2.x is a mistyped address, 1.example.com is a name
         return peer.rpartition(".")[2][:2].isalpha() and len(peer.rpartition(".")[2]) > 1
     service = peer.removesuffix(f".{DOMAIN}")
     return service == peer or "." in service
 
 
 def _outside(peer: str, text: str, key: str, allowed: bool) -> Peer:
-    """Return the Peer of a domain name (RFC 1123, 2.1; RFC 1035, 2.3.4). Raises InvalidInput."""
+    """Parse a domain name to a Peer (RFC 1123, 2.1; RFC 1035, 2.3.4). Raises InvalidInput."""
     example = '"api.example.com:443"'
     if peer == DOMAIN or peer.endswith(f".{DOMAIN}"):
         reason = f"only NAME.{DOMAIN} is a name of a service"
@@ -284,7 +284,7 @@ def _service(peer: str, text: str, key: str, egress: bool) -> str:
 
 
 def _prefix(peer: str, suffix: str, text: str, key: str) -> _Prefix:
-    """Return the prefix of an address or prefix. Raises InvalidInput."""
+    """Parse an address or prefix. Raises InvalidInput."""
     address, slash, length = peer.partition("/")
     if not (values.is_ipv4(address) or values.is_ipv6(address)):
         raise _wrong(text, key, _not_an_address(address, bool(slash)))
@@ -327,7 +327,7 @@ def _length(text: str, most: int) -> int | None:
 
 
 def _written(peer: str, suffix: str) -> str:
-    """Return the text of an entry, in quotes, with brackets if an IPv6 peer has ports."""
+    """Return an entry as text in quotes, with brackets if an IPv6 peer has ports."""
     if ":" in peer and suffix.startswith(":"):
         return f'"[{peer}]{suffix}"'
     return f'"{peer}{suffix}"'

@@ -1,8 +1,8 @@
 """Parse published ports: ``network.ports`` and arguments of the command line.
 
-The forms are Docker's (docs.docker.com/engine/network/port-publishing), with an optional protocol.
-They are ``HOST:CONTAINER``, with or without a host address before it, and with equally long ranges
-on both sides. ``PORT`` is the same port on both sides, ``:PORT`` takes a free host port.
+The forms are Docker's (docs.docker.com/engine/network/port-publishing), with an optional protocol:
+``HOST:CONTAINER``, optionally after a host address, and with equally long ranges on both sides.
+``PORT`` is the same port on both sides; ``:PORT`` takes a free host port.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NO_LOOPBACK6 = (
 
 
 def parse_port(text: str, key: str) -> Port:
-    """Return the Port of ``text``; ``host_port`` 0 asks for a free one. Raises InvalidInput."""
+    """Parse a published port; a ``host_port`` of 0 requests a free one. Raises InvalidInput."""
     address, ports = _split_address(text, key)
     ports, slash, proto = ports.partition("/")
     if slash and proto not in PROTOCOLS:
@@ -40,7 +40,7 @@ def parse_port(text: str, key: str) -> Port:
 
 
 def _split_address(text: str, key: str) -> tuple[str, str]:
-    """Return (canonical host address, ports); the address is `ANY` if there is none."""
+    """Split off the host address: return (canonical address, ports); `ANY` if there is none."""
     if text.startswith("["):
         address, bracket, ports = text[1:].partition("]:")
         if not (bracket and values.is_ipv6(address)):
@@ -60,8 +60,8 @@ def _split_address(text: str, key: str) -> tuple[str, str]:
 
 
 def _not_a_host(text: str) -> str | None:
-    """Return why no host can be reached by this address, or None if one can."""
-    import ipaddress  # few ports name an address
+    """Return why no host can be reached at this address; None if one can."""
+    import ipaddress  # most ports name no address
 
     address = ipaddress.ip_address(text)
     if address.version == 6 and address.ipv4_mapped:
@@ -79,7 +79,7 @@ def _not_a_host(text: str) -> str | None:
 
 
 def _range(part: str, text: str, key: str) -> tuple[int, int]:
-    """Return the first and last port of ``8000-8010``; both are 8080 for ``8080``."""
+    """Parse ``8000-8010`` to the first and last port; ``8080`` means both."""
     low, dash, high = part.partition("-")
     first = values.port_number(low)
     last = values.port_number(high) if dash else first
@@ -95,7 +95,7 @@ def _wrong(text: str, key: str, reason: str) -> InvalidInput:
 
 
 def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
-    """Return each port once, in order.
+    """Remove duplicates from ports, keeping their order.
 
     A port on all addresses of one family is dropped if it is also published on all addresses.
     """
@@ -106,10 +106,10 @@ def distinct(ports: tuple[Port, ...]) -> tuple[Port, ...]:
 
 
 def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
-    """Return (index, earlier index) of ports that contradict an earlier port.
+    """Return (index, earlier index) for each port that contradicts an earlier port.
 
     Two different ports contradict each other if they take the same host port at the same address.
-    Each index occurs once. A port on one address does not contradict one on all: it takes
+    Each index occurs once. A port on one address does not contradict one on all addresses: it has
     precedence.
     """
     groups: dict[tuple[str, str], list[tuple[int, int, int, Port]]] = {}
@@ -123,7 +123,7 @@ def contradictions(ports: Iterable[Port]) -> list[tuple[int, int]]:
     pairs: dict[int, int] = {}
     for group in groups.values():
         group.sort()
-        reach = group[0]  # of the preceding ports, the one that ends last
+        reach = group[0]  # of the earlier ports, the one with the highest last port
         for item in group[1:]:
             if item[0] <= reach[1] and item[3]._replace(host_ip="") != reach[3]._replace(
                 host_ip=""

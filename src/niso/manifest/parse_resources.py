@@ -24,12 +24,12 @@ TMP = 256 << 20
 """The size of /tmp, /run and /var/tmp without a memory limit."""
 MIN_TMPFS = 64 << 10
 NEW_FLOWS, ARP, NEW_NEIGHBOURS = 1000, 100, 20
-"""A second, as for all limits of the network; 0: no limit."""
+"""Per second, like all limits of the network; 0: no limit."""
 FRAGMENTS = 40
-"""IP fragments a second of a service that can send parts of packets which never become whole: the
-host keeps them for 30 s, in 4 MiB (net.ipv4.ipfrag_time, ipfrag_high_thresh): 1,600 large ones."""
+"""IP fragments per second for a service that can send incomplete packets: the host keeps their
+parts for 30 s, in 4 MiB (net.ipv4.ipfrag_time, ipfrag_high_thresh): 1,600 large ones."""
 SENDS_PARTS = frozenset(("NET_RAW", "NET_ADMIN", "SYS_ADMIN"))
-"""The capabilities for that."""
+"""The capabilities that allow incomplete packets."""
 MAX_RATE = 1_000_000
 WAYS = ("in", "out")
 _RATE_UNITS = {"K": 1000, "M": 10**6, "G": 10**9}
@@ -38,7 +38,7 @@ RATES = ("new_flows_limit", "arp_limit", "fragments_limit", "new_neighbours_limi
 
 
 def memory_max(text: str, key: str) -> int:
-    """Return the bytes of ``512M``. Raises InvalidInput, also below 1M: PID 1 could not start."""
+    """Parse ``512M`` to bytes. Raises InvalidInput, also below 1M: PID 1 could not start."""
     size = values.size(text, key)
     if not MIN_MEMORY <= size <= MAX_MEMORY:
         raise values.wrong(key, text, "is out of range", "1M to 1000000000G", '"512M"')
@@ -46,7 +46,7 @@ def memory_max(text: str, key: str) -> int:
 
 
 def rate(text: str, key: str) -> int:
-    """Return the bytes per second of ``100M``, in bits per second (powers of 1000).
+    """Parse ``100M``, in bits per second (powers of 1000), to bytes per second.
 
     Raises InvalidInput.
     """
@@ -60,14 +60,17 @@ def rate(text: str, key: str) -> int:
 
 
 def rate_of_bits(bits: int, key: str, written: object) -> int:
-    """Return the bytes per second of a number of bits. Raises InvalidInput if out of range."""
+    """Convert bits per second to bytes per second. Raises InvalidInput if out of range."""
     if not MIN_RATE <= bits <= MAX_BANDWIDTH:
         raise values.wrong(key, written, "is out of range", "64K to 100G bits per second", '"100M"')
     return bits // 8
 
 
 def ways(network: Mapping[str, object], parsed: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield an error for each wrong rate of network.bandwidth; valid ones go to ``parsed``."""
+    """Yield an error for each invalid rate of network.bandwidth.
+
+    Valid ones are added to ``parsed``.
+    """
     from niso.manifest.validate import join
 
     table = network.get("bandwidth")
@@ -83,7 +86,7 @@ def ways(network: Mapping[str, object], parsed: dict[str, Any]) -> Iterator[Inva
 
 
 def cpu_max(text: str, key: str) -> int:
-    """Return the percentage of one CPU: ``200%`` is two CPUs. Raises InvalidInput."""
+    """Parse a percentage of one CPU: ``200%`` is two CPUs. Raises InvalidInput."""
     digits = text.removesuffix("%")
     number = (
         int(digits)
@@ -97,7 +100,7 @@ def cpu_max(text: str, key: str) -> int:
 
 
 def tmpfs(text: str, key: str) -> int:
-    """Return the bytes of a tmpfs of niso's own. Raises InvalidInput."""
+    """Parse the size of a tmpfs that niso creates itself to bytes. Raises InvalidInput."""
     size = values.size(text, key)
     if not MIN_TMPFS <= size <= MAX_MEMORY:
         raise values.wrong(key, text, "is out of range", "64K to 1000000000G", '"256M"')
@@ -105,15 +108,23 @@ def tmpfs(text: str, key: str) -> int:
 
 
 def tmp_default(memory_max: int | None) -> str:
-    """Return the size of /tmp, /run and /var/tmp: 256M, or a quarter of the memory limit."""
+    """Return the default size of /tmp, /run and /var/tmp.
+
+    It is 256M, or a quarter of the memory limit.
+    """
     size = TMP if memory_max is None else memory_max // 4
-    if size >= 1 << 39:  # a text of a size has at most nine digits
+    if size >= 1 << 39:  # the text of a size has at most nine digits
         return f"{size >> 30}G"
     return f"{size >> 10}K" if size & (1 << 20) - 1 else f"{size >> 20}M"
 
 
 def fragments_default(capabilities: Collection[str]) -> int:
-    """Return the limit of IP fragments: of other services the kernel sends whole packets only."""
+    """Return the default limit of IP fragments.
+
+    0 (none) unless a capability allows partial packets.
+
+    For other services the kernel sends complete packets only.
+    """
     return 0 if SENDS_PARTS.isdisjoint(capabilities) else FRAGMENTS
 
 
@@ -123,7 +134,7 @@ RULES: dict[str, Callable[[str, str], int]] = {
     "shm_size": tmpfs,
     "tmp_size": tmpfs,
 }
-"""The rule of each key with a text."""
+"""The rule for each key with a text value."""
 
 
 def problems(section: Mapping[str, Any], parsed: dict[str, Any]) -> list[InvalidInput]:

@@ -26,7 +26,7 @@ def name(text: str, key: str) -> str:
 def file(text: str, key: str) -> str:
     """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
 
-    Relative ones are absolute by now. Activation reads the file.
+    Relative paths have been made absolute before. Activation reads the file.
     """
     reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
     if reason:

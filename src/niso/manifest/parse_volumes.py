@@ -1,4 +1,4 @@
-"""Parse [volumes]: what a service can access besides its root file system.
+"""Parse [volumes]: what a service can access in addition to its root file system.
 
 `niso.runtime.volumes` resolves a mount point through the symlinks of the rootfs.
 """
@@ -32,7 +32,7 @@ def name(text: str, key: str) -> str:
 def mount(text: str, key: str) -> str:
     """Return ``text`` if it can be a mount point inside the service. Raises InvalidInput.
 
-    It is an absolute path without ``.``, ``..`` and ``//``.
+    It must be an absolute path without ``.``, ``..`` and ``//``.
     """
     reason = values.path_reason(text)
     parts = text.split("/")[1:]
@@ -51,7 +51,7 @@ def mount(text: str, key: str) -> str:
 def host(text: str, key: str) -> str:
     """Return ``text`` if it is an absolute path of the host. Raises InvalidInput.
 
-    Relative ones are absolute by now. Activation checks that the path exists.
+    Relative paths have been made absolute before. Activation checks that the path exists.
     """
     reason = values.path_reason(text) or (None if text.startswith("/") else "is not absolute")
     if reason:
@@ -61,7 +61,7 @@ def host(text: str, key: str) -> str:
 
 
 def size(text: str, key: str) -> int:
-    """Return the bytes of a tmpfs. Raises InvalidInput."""
+    """Parse the size of a tmpfs to bytes. Raises InvalidInput."""
     number = values.size(text, key)
     if number > MAX_SIZE:
         raise values.wrong(key, text, "is out of range", "at most 1000000000G", '"64M"')

@@ -1,8 +1,9 @@
 """Read the administrator's policies for attachments, ``/etc/niso/policies/*.toml``.
 
-An engine's user writes the policy of an attachment. What the administrator writes there must allow
-a packet too. A file has tables ``[[policy]]``: which attachments it is about (name, network, owner,
-pod_namespace, as patterns of fnmatch(3)), and the keys of ``[network.policy]``.
+The policy of an attachment is written by the user of the engine. A packet must also be allowed by
+the administrator's policies. A file has tables ``[[policy]]`` with matchers that select attachments
+(name, network, owner, pod_namespace, as patterns of fnmatch(3)), and the keys of
+``[network.policy]``.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _LISTS = ("allow_from", "deny_from")
 _EGRESS = ("allow", "deny")
 _FURTHER = ("log", "egress")
 _LONGEST_NAME = 30
-"""Of a file in characters: it is part of the comments of nftables elements."""
+"""The longest file name in characters: it is part of the comments of nftables elements."""
 
 
 class Subject(NamedTuple):
-    """What the tables of a file are matched with."""
+    """The attachment that the matchers of a file are compared with."""
 
     name: str
     networks: tuple[str, ...]
@@ -37,7 +38,7 @@ class Subject(NamedTuple):
     labels: Mapping[str, str]
 
     def values(self, matcher: str) -> tuple[str, ...]:
-        """Return the values of a matcher; none if the attachment has none."""
+        """Return the attachment's values for a matcher; none if it has none."""
         if matcher == "name":
             return (self.name,)
         if matcher == "network":
@@ -48,9 +49,9 @@ class Subject(NamedTuple):
 
 
 def about(subject: Subject) -> Iterator[Policy]:
-    """Yield the policies of all files about an attachment.
+    """Yield the policies of all files that apply to an attachment.
 
-    Raises Error if a file cannot be read or is not valid: it could be about this attachment.
+    Raises Error if a file cannot be read or is invalid, since it could apply to this attachment.
     """
     for file in _files():
         for number, table in enumerate(_tables(file)):
@@ -70,7 +71,7 @@ def _files() -> list[str]:
 
 
 def _tables(file: str) -> list[dict[str, Any]]:
-    """Return the tables of a file, checked for unknown keys. Raises Error."""
+    """Read the tables of a file and check them for unknown keys. Raises Error."""
     if len(os.path.basename(file)) > _LONGEST_NAME:
         raise InvalidInput(f"{file}: its name is too long", f"at most {_LONGEST_NAME} characters")
     data = toml.load(file, "file of policies", {0})
@@ -108,7 +109,7 @@ def _wrong(file: str, reason: str) -> InvalidInput:
 
 
 def _is_about(table: Mapping[str, Any], subject: Subject) -> bool:
-    """Return whether each matcher of a table matches one of the attachment's values."""
+    """Return whether every matcher of a table matches one of the attachment's values."""
     from fnmatch import fnmatchcase
 
     for matcher in MATCHERS:
@@ -122,7 +123,7 @@ def _is_about(table: Mapping[str, Any], subject: Subject) -> bool:
 
 
 def _policy(table: Mapping[str, Any], where: str) -> Policy:
-    """Return the policy of a table, whose entries have keys that begin with ``where``."""
+    """Return the policy of a table; the keys of its entries begin with ``where``."""
 
     def entries(texts: Iterable[str], key: str, egress: bool) -> tuple[Entry, ...]:
         return tuple(

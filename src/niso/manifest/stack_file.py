@@ -1,7 +1,7 @@
-"""Load stack.toml, several services and their networks as a unit, and check it with its manifests.
+"""Load stack.toml, which declares services and their networks, and check it with its manifests.
 
 A [[service]] overrides keys of its package's manifest.toml. It has the keys of [network] directly,
-and the other tables by their names. A [services.NAME] is a whole manifest (`stack_inline`).
+and the other tables under their names. A [services.NAME] is a complete manifest (`stack_inline`).
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class Own(NamedTuple):
 class Member(NamedTuple):
     """A service of a stack."""
 
-    key: str  # service[1], or services.api of one that is written in the stack
-    loaded: Loaded  # its package's manifest with the stack's keys over it
-    overrides: Mapping[str, Any] | None  # None: its whole manifest is in the stack
+    key: str  # service[1], or services.api for a service written in the stack
+    loaded: Loaded  # its package's manifest with the stack's overrides
+    overrides: Mapping[str, Any] | None  # None: the complete manifest is in the stack
     after: Mapping[str, Condition]  # service -> its required state before this one starts
 
     @property
@@ -94,15 +94,15 @@ class Stack(NamedTuple):
     """A checked stack.toml."""
 
     name: str
-    path: str  # of the file, absolute
+    path: str  # absolute path of the file
     networks: Mapping[str, Network]
-    members: tuple[Member, ...]  # each after those that it depends on
-    asks: bool | None = None  # whether the file asks for the prefix (`niso.manifest.stack_prefix`)
-    prefix: str = ""  # of the services' and networks' names: shop-
+    members: tuple[Member, ...]  # each after its dependencies
+    asks: bool | None = None  # whether the file requests the prefix (`niso.manifest.stack_prefix`)
+    prefix: str = ""  # prefix of the names of services and networks: shop-
 
     @property
     def file(self) -> str:
-        """Return the path, printable."""
+        """Return the path of the stack.toml, printable."""
         return values.escaped(self.path)
 
 
@@ -116,9 +116,9 @@ class Outline(NamedTuple):
 
 
 Also = Callable[[str, Network], Iterable[InvalidInput]]
-"""Returns further errors of a network, given its name and keys of right types.
+"""A function that returns further errors of a network, given its name and its correctly typed keys.
 
-The errors have whole keys (``networks.backend.subnet``).
+The errors have complete keys (``networks.backend.subnet``).
 """
 
 
@@ -133,10 +133,10 @@ def place(path: str) -> str:
 
 
 def outline(path: str) -> Outline:
-    """Return the name, services and dependencies of a stack.toml.
+    """Read the name, services and dependencies of a stack.toml.
 
     Raises NotFound, Error if it cannot be read, InvalidInput if it is not valid TOML, and an
-    ErrorGroup or InvalidInput if [stack] is wrong.
+    ErrorGroup or InvalidInput if [stack] is invalid.
     """
     path = place(path)
     data = toml.load(path, FILE_NAME)
@@ -168,7 +168,7 @@ def outline(path: str) -> Outline:
 
 
 def _names(needs: object) -> tuple[str, ...]:
-    """Return the services that a depends_on names; values of a wrong type are skipped."""
+    """Return the services named in a depends_on; values of a wrong type are skipped."""
     names = needs if isinstance(needs, dict | list) else ()
     return tuple(name for name in names if isinstance(name, str))
 
@@ -178,7 +178,8 @@ def load(
 ) -> Stack:
     """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
 
-    With ``owners``, all of them must belong to one of these uids (`niso.manifest.toml.load`).
+    With ``owners``, all these files must belong to one of these uids (`niso.manifest.toml.load`).
+    ``also`` returns further errors of a network.
 
     Raises NotFound, Error if it cannot be read, InvalidInput if it is not valid TOML, else an
     ErrorGroup of all errors in the file and in the manifests. Each names its file, key and value.
@@ -190,7 +191,7 @@ def load(
     )
     data = resolved.data
     head, networks, errors = _top(data, also)
-    others: list[Error] = []  # errors of other files
+    others: list[Error] = []  # errors about other files, such as manifests
     items: dict[str, Item] = {}
     members: list[Member] = []
     for key, keys in _tables(data.get("service")):
@@ -233,7 +234,7 @@ def load(
 
 
 def _with_apart(members: list[Member], folder: str) -> list[Member]:
-    """Return the members; secrets and variables of one are not part of the packages of others.
+    """Exclude the secrets and variables of each member from the packages of all members.
 
     ``folder`` is that of the stack.toml.
     """
@@ -248,9 +249,9 @@ def _with_apart(members: list[Member], folder: str) -> list[Member]:
 
 
 def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Error:
-    """Return an error of a manifest as an error of stack.toml, if that file has the key.
+    """Convert an error of a manifest to an error of stack.toml, if the key is in that file.
 
-    ``of`` is the service that it is about, if only that is known and not the error's service.
+    ``of`` is the service, for an error that does not name its service itself.
     """
     for member in stack.members if of is None else (of,):
         path = member.loaded.path
@@ -277,7 +278,7 @@ def as_stack_error(stack: Stack, error: Error, of: Member | None = None) -> Erro
 
 
 class _Blank(NamedTuple):
-    """A [[service]] without its keys, which are checked separately."""
+    """A [[service]] whose keys are ignored here, since they are checked separately."""
 
 
 class _Whole(NamedTuple):
@@ -300,7 +301,7 @@ def _tables(items: object) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _refused(rule: Callable[[str, str], object], value: str, key: str) -> InvalidInput | None:
-    """Return the error that a rule raises for a value, or None."""
+    """Apply a rule to a value: return the error that it raises, or None."""
     try:
         rule(value, key)
     except InvalidInput as error:
@@ -349,7 +350,7 @@ def _top(
 
 
 def _form(key: str, data: Mapping[str, object]) -> str | None:
-    """Return the hint for a table that has the form of another one: [service.api]."""
+    """Return a hint for a table written in the form of another one, such as [service.api]."""
     if key in ("service", "services") and isinstance(data.get(key), dict | list):
         return "[[service]] with name and package, or [services.NAME] with the tables of a manifest"
     if key.startswith("service[") and key.endswith("].network"):
@@ -358,7 +359,7 @@ def _form(key: str, data: Mapping[str, object]) -> str | None:
 
 
 def _unknown(keys: Mapping[str, object], key: str) -> Iterable[InvalidInput]:
-    """Yield an error for each key of a [[service]] that neither it nor a manifest has."""
+    """Yield an error for each key of a [[service]] that is neither its own nor a manifest's."""
     known = (*Own._fields, *NETWORK_KEYS, *TABLES)
     for name, value in keys.items():
         if name in known:
@@ -424,9 +425,9 @@ def _package(
 
 
 def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest's data with the stack's overrides, key by key.
+    """Return a manifest's data with the stack's overrides applied key by key.
 
-    An array or a volume is replaced as a whole.
+    An array or a volume is replaced completely.
     """
     network = {key: value for key, value in overrides.items() if key in NETWORK_KEYS}
     more = {key: value for key, value in overrides.items() if key in TABLES}
@@ -439,7 +440,7 @@ def _laid_over(data: dict[str, Any], name: str, overrides: Mapping[str, Any]) ->
 
 
 def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> InvalidInput:
-    """Return an error of a manifest that the stack's overrides cause, with the stack's keys."""
+    """Convert a manifest's error that the stack's overrides cause to the stack's keys."""
     mine = _key_here(key, overrides, error.key or "")
     if mine is None:
         return InvalidInput(f"with {values.escaped(at)}: {error.detail}", error.hint, key)
@@ -456,7 +457,7 @@ def _here(at: str, key: str, overrides: Mapping[str, Any], error: Error) -> Inva
 
 
 def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str | None:
-    """Return the path of a manifest's key in stack.toml; None if that does not have it."""
+    """Return the path of a manifest's key in stack.toml; None if the key is not there."""
     if manifest_key == "package.name":
         return f"{key}.name"
     table, _, path = manifest_key.partition(".")
@@ -464,6 +465,6 @@ def _key_here(key: str, overrides: Mapping[str, Any], manifest_key: str) -> str 
     if table == "network":
         return f"{key}.{path}" if first in overrides else None
     override = overrides.get(table)
-    # a name in quotes is a wrong one, and the manifest by itself has none
+    # a quoted name is an unknown one, and the manifest alone has no such name
     here = not isinstance(override, dict) or first in override or not path or path.startswith('"')
     return f"{key}.{manifest_key}" if table in overrides and here else None

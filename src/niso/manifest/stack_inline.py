@@ -1,7 +1,7 @@
 """Check a service that is written in a stack.toml: ``[services.api]`` with a manifest's tables.
 
-Its name is that of its table. Its paths are relative to the stack's folder. It has no package, so
-that /app is empty, unless ``package.folder`` names one.
+The service has the name of its table. Its paths are relative to the stack's folder. It has no
+package, so that /app is empty, unless ``package.folder`` names one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = "0"
-"""The version of a service that has none in the stack."""
+"""The version of a service in a stack that specifies none."""
 _TABLES = "|".join(Manifest._fields)
 
 
@@ -52,10 +52,11 @@ def tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def checked(
     path: str, key: str, name: str, table: Mapping[str, Any], owners: Container[int] | None
 ) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
-    """Return (manifest of a service in the stack.toml at ``path``, its errors, those of others).
+    """Check a service in the stack.toml at ``path``.
 
-    It is None if there is an error. Others are its files of variables. ``key`` is that of the
-    service; ``owners`` as for `stack_file.load`.
+    Returns (its manifest, errors of the stack.toml, errors of its files of variables). The manifest
+    is None if there is an error. ``key`` is that of the service; ``owners`` as for
+    `stack_file.load`.
     """
     errors: list[InvalidInput] = []
     others: list[Error] = []
@@ -90,7 +91,7 @@ def _own_name(package: Mapping[str, Any], name: str, key: str) -> Iterable[Inval
 def _folder(
     path: str, key: str, folder: object, owners: Container[int] | None
 ) -> tuple[str | None, list[InvalidInput]]:
-    """Return the absolute path of a package's folder, "" for none, and its errors."""
+    """Return the absolute path of a package's folder ("" for none), and its errors."""
     right, example = "a folder beside the stack.toml", '"./api"'
     if folder is None:
         return "", []
@@ -111,10 +112,10 @@ def _folder(
 
 
 def moved(error: Error, key: str, file: str = "") -> InvalidInput:
-    """Return an error of a manifest with the keys that it has in the stack, and with ``file``."""
+    """Convert a manifest's error to the key that it has in the stack, and to ``file``."""
     new = InvalidInput.of(error)
     new.file = file
-    # it has no package.name: its name is its table's
+    # it has no package.name, since its name is that of its table
     new.key = f"{key}.{error.key}" if error.key not in (None, "", "package.name") else key
     new.reason, new.right, hint = (
         re.sub(rf"(?<![\w.])(?=(?:{_TABLES})(?:\.[a-z_]|\]))", f"{key}.", text)

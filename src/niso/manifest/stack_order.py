@@ -1,4 +1,4 @@
-"""Order the services of a stack by their dependencies, and check these."""
+"""Order the services of a stack by their dependencies, and validate the dependencies."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Condition = Literal["started", "healthy", "completed"]
 
 
 class Item(NamedTuple):
-    """The part of a service of a stack that checks of other services need."""
+    """The properties of a stack's service that the checks of other services need."""
 
     key: str
     name: str
     after: dict[str, Condition]
-    listed: bool  # depends_on is an array
+    listed: bool  # whether depends_on is an array
 
     def path(self, dependency: str) -> str:
-        """Return the key of a dependency."""
+        """Return the manifest key of a dependency."""
         base = f"{self.key}.depends_on"
         return (
             f"{base}[{list(self.after).index(dependency)}]"
@@ -36,7 +36,7 @@ class Item(NamedTuple):
 
 
 def item(own: Mapping[str, Any], key: str) -> Item:
-    """Return the item of a service; values of a wrong type are skipped."""
+    """Build the item of a service; values of a wrong type are skipped."""
     needs = own.get("depends_on")
     after: dict[str, Condition] = {}
     if isinstance(needs, list):
@@ -48,7 +48,7 @@ def item(own: Mapping[str, Any], key: str) -> Item:
 
 
 def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return the names, each after those that it depends on; unchanged if there is a cycle."""
+    """Sort names so that each follows its dependencies; unchanged if there is a cycle."""
     try:
         return [name for name in graphlib.TopologicalSorter(after).static_order() if name in after]
     except graphlib.CycleError:
@@ -58,10 +58,10 @@ def ordered(after: Mapping[str, Iterable[str]]) -> list[str]:
 def dependencies(
     items: Mapping[str, Item], known: Mapping[str, ServiceSpec]
 ) -> Iterable[InvalidInput]:
-    """Yield an error for each wrong dependency.
+    """Yield an error for each invalid dependency.
 
-    Wrong are dependencies on an unknown service, on the health of a service without a
-    healthcheck, on the completion of one that is not a job, and cycles.
+    Invalid are dependencies on an unknown service, on the health of a service without a
+    healthcheck, on the completion of a service that is not a job, and cycles.
     """
     for item in items.values():
         for name, condition in item.after.items():
@@ -90,9 +90,9 @@ def dependencies(
 
 
 def _cycle(after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return the services of one cycle, or nothing if there is none.
+    """Return the services of one cycle; empty if there is none.
 
-    Each is followed by the one that it depends on. The first is repeated at the end.
+    Each is followed by its dependency. The first is repeated at the end.
     """
     try:
         graphlib.TopologicalSorter(after).prepare()

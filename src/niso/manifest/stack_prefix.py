@@ -1,7 +1,7 @@
-"""Name the services and networks of a stack after it: ``db`` of the stack ``shop`` is ``shop-db``.
+"""Prefix the names of a stack's services and networks: ``db`` of the stack ``shop`` is ``shop-db``.
 
-Their short names stay their hostnames, and what the stack's own file and manifests say means its
-own services and networks. So two stacks of the same form can be on one host.
+The short names remain as hostnames, and names in the stack's own file and manifests refer to its
+own services and networks first. So two stacks with the same names can run on one host.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def long_name(stack: str, name: str) -> str:
-    """Return the name of a service or network of a stack that has the prefix."""
+    """Return the name of a service or network in a stack with a prefix."""
     short = name.removeprefix("niso-") if name == DEFAULT_NETWORK else name
     return f"{stack}-{short}"
 
@@ -31,9 +31,9 @@ def applies(
 ) -> bool:
     """Return whether the services of a stack have its prefix.
 
-    ``prefix`` is what its file says. Without it, a known stack keeps the names that it has; its
-    known services are ``members``, also if its file has none of them any more. A new one has the
-    prefix if another stack has one of its ``names``, that is, if they are ``taken``.
+    ``prefix`` is the setting in its file, None without one. Then an existing stack keeps its names;
+    ``members`` are its recorded services, even if its file no longer has them. A new stack has the
+    prefix if ``taken``: another stack has one of its ``names``.
     """
     if prefix is not None:
         return prefix
@@ -47,7 +47,7 @@ def applies(
 
 
 def outline(plain: Outline) -> Outline:
-    """Return the outline of a stack with its prefix."""
+    """Return the outline of a stack with the prefix applied."""
     after = {
         long_name(plain.name, name): tuple(long_name(plain.name, other) for other in others)
         for name, others in plain.after.items()
@@ -56,9 +56,9 @@ def outline(plain: Outline) -> Outline:
 
 
 def stack(plain: Stack) -> Stack:
-    """Return a stack with its prefix.
+    """Return a stack with the prefix applied.
 
-    Raises an ErrorGroup if a name is too long with it, with the keys of the stack's file.
+    Raises an ErrorGroup if a name becomes too long, with the keys of the stack's file.
     """
     names = {member.name: long_name(plain.name, member.name) for member in plain.members}
     called = _called(plain, names)
@@ -66,7 +66,7 @@ def stack(plain: Stack) -> Stack:
     specs = [member.loaded.spec for member in plain.members]
     if any(DEFAULT_NETWORK in spec.networks for spec in specs) and not any(
         spec.statics(DEFAULT_NETWORK)
-        for spec in specs  # its subnet is then around these
+        for spec in specs  # the network's subnet then contains these addresses
     ):
         declared.setdefault(DEFAULT_NETWORK, Network())
     networks = {name: long_name(plain.name, name) for name in (*declared, DEFAULT_NETWORK)}
@@ -100,9 +100,9 @@ def _too_long(plain: Stack, key: str, short: str, full: str) -> InvalidInput:
 
 
 def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
-    """Return {name: service} of what policies of the stack can call its services.
+    """Return {name: service} for names by which policies of the stack can refer to its services.
 
-    A hostname or alias that two of them have, on different networks, is left out.
+    A hostname or alias that two services have, on different networks, is left out.
     """
     holders: dict[str, set[str]] = {}
     for member in plain.members:
@@ -112,7 +112,7 @@ def _called(plain: Stack, names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _names(plain: Stack) -> Iterator[str]:
-    """Yield the names that each service has without the prefix."""
+    """Yield the names that each service has before the prefix is applied."""
     for member in plain.members:
         yield from member.loaded.spec.names
 
@@ -124,10 +124,11 @@ def _member(
     networks: Mapping[str, str],
     lone: Container[str],
 ) -> Member:
-    """Return a member with the names of the stack.
+    """Return a member with its prefixed names.
 
-    Its short name is its hostname; beside another hostname it is an alias, if it is ``lone``, but
-    not on a network of others, where a second stack of the same form could not have it.
+    Its short name becomes its hostname. If it already has another hostname, the short name becomes
+    an alias if ``lone``, but not on a network outside the stack, where a second stack with the same
+    names would clash.
     """
     spec = member.loaded.spec
     own = bool(spec.networks) and all(name in networks for name in spec.networks)
@@ -146,7 +147,7 @@ def _member(
 
 
 def _policy(policy: Policy, meant: Mapping[str, Mapping[str, str]]) -> Policy:
-    """Return a policy whose entries mean the services and networks of the stack first."""
+    """Return a policy whose names refer to services and networks of the stack first."""
 
     def moved(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
         return tuple(entry._replace(peer=peer(entry.peer)) for entry in entries)

@@ -107,9 +107,9 @@ def schema() -> dict[str, Any]:
 
 
 def _inline(tables: dict[str, Any]) -> dict[str, Any]:
-    """Return the definitions of a [services.NAME]: a whole manifest, whose name is its table's.
+    """Return the definitions of [services.NAME]: a complete manifest, named by its table.
 
-    Those that a [[service]] relaxes are repeated.
+    Definitions that a [[service]] relaxes are repeated.
     """
     text = json.dumps({f"Inline{name}": tables[name] for name in _OWN})
     for name in _OWN:

@@ -1,4 +1,4 @@
-"""Resolve the variables and relative paths of a stack.toml, and lay its keys over a manifest."""
+"""Resolve the variables and relative paths of a stack.toml, and merge its keys into a manifest."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ def resolve(
     tables: Mapping[type, tuple[str, ...]],
     top: type,
 ) -> tuple[Resolved, Outer]:
-    """Return the data of the stack.toml at ``path`` with its variables, and what has these.
+    """Substitute the variables of the stack.toml at ``path``.
 
-    Paths are absolute. ``tables`` are those that define the keys of a [[service]], with these keys;
-    ``top`` defines the others of the file. .env beside the file is read if a variable is used.
-    Raises Error and InvalidInput if it cannot be.
+    Return (data, function for variables).
+
+    Paths become absolute. ``tables`` maps the tables that define the keys of a [[service]] to those
+    keys; ``top`` defines the other keys of the file. .env next to the file is read if a variable is
+    used. Raises Error and InvalidInput if .env cannot be used.
     """
     from niso.manifest import env_files
     from niso.manifest.validate import join
@@ -69,7 +71,7 @@ def _service(
     tables: Mapping[type, tuple[str, ...]],
     key: str,
 ) -> Resolved:
-    """Return a [[service]] with its variables."""
+    """Substitute the variables of a [[service]]."""
     data, errors = dict(item), []
     for table, names in tables.items():
         part = {name: item[name] for name in names if name in item}
@@ -80,11 +82,15 @@ def _service(
 
 
 _INSTEAD = {"network": ("network", "networks"), "healthcheck": parse_health.KINDS}
-"""Alternative keys of tables: the one in the stack replaces the others in the manifest."""
+"""Alternative keys of tables: a key in the stack replaces the other keys of its group in the
+manifest."""
 
 
 def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
-    """Return the ``table`` ``base`` with the keys of ``laid``; tables in it are merged."""
+    """Merge the keys of ``laid`` into ``base``, which has the form of ``table``.
+
+    Tables are merged.
+    """
     choice = set(_INSTEAD.get(table, ()))
     gone = choice - laid.keys() if choice & laid.keys() else set()
     merged = {key: value for key, value in base.items() if key not in gone}

@@ -1,4 +1,4 @@
-"""Read a TOML file of the user; errors name the file, and for syntax errors line and column."""
+"""Read a user's TOML file; errors name the file, and for syntax errors line and column."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _COMMANDS = {
     "manifest.toml": "niso activate {folder}",
     **{name: f"niso import {{folder}}/{name} --output {{folder}}" for name in _COMPOSE},
 }
-"""What is run on each file, which may be in the place of another one."""
+"""The command for each kind of file, for the hint when the other kind exists."""
 
 
 def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str, object]:
-    """Return the data of the TOML file at ``path``; ``name`` is the usual name of such a file.
+    """Read the TOML file at ``path``; ``name`` is the usual name of such a file.
 
     With ``owners``, the file and its folder must belong to one of these uids. Raises NotFound if it
-    does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML or not theirs.
+    does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML or has another
+    owner.
     """
     try:
         return parse(content(path, name, owners))
@@ -36,7 +37,8 @@ def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str
 def _meant(path: str, is_missing: bool) -> str | None:
     """Return the hint for a file that is not TOML, or is missing beside another one."""
     folder, name = os.path.split(path)
-    file = folder if is_missing else path  # the argument may have been taken for a folder
+    # the command line may have taken the argument for a folder
+    file = folder if is_missing else path
     if file.endswith((".yaml", ".yml")) and os.path.isfile(file):
         return f"niso import {values.escaped(file)} converts a compose file"
     if name not in _COMMANDS or not is_missing:
@@ -54,12 +56,11 @@ def content(
     hint: str | None = None,
     links: bool = True,
 ) -> bytes:
-    """Return the content of a file of the user; ``name`` is what it is called.
+    """Return the content of a user's file; ``name`` is its name in messages.
 
-    ``hint`` is that of a file which is missing or none; by default, to pass its path. Without
-    ``links``, an absolute path with one is refused.
-    With ``owners``, the file and its folder must belong to one of these uids. Raises NotFound,
-    Error and InvalidInput.
+    ``hint`` is the hint if the file is missing or not a file; by default, to pass its path. Without
+    ``links``, an absolute path that contains a symbolic link is refused. With ``owners``, the file
+    and its folder must belong to one of these uids. Raises NotFound, Error and InvalidInput.
     """
     hint = hint or f"pass the path of a {name} or of its folder"
     try:
@@ -87,10 +88,10 @@ def content(
 
 
 def require_owner(what: str, info: os.stat_result, owners: Container[int]) -> None:
-    """Raise InvalidInput if others than ``owners`` can change a file or folder.
+    """Raise InvalidInput if users other than ``owners`` can modify a file or folder.
 
-    ``what`` is the subject of the reason; empty if the error has the value of a key.
-    In a folder with the sticky bit, others cannot replace a file (inode(7)).
+    ``what`` is the subject of the reason; empty if the error has the value of a key. In a folder
+    with the sticky bit, other users cannot replace a file (inode(7)).
     """
     hint = "read it and its folder; then pass --trust-owner"
     if info.st_uid not in owners:
@@ -108,12 +109,15 @@ def require_owner(what: str, info: os.stat_result, owners: Container[int]) -> No
 
 
 def _open(path: str, flags: int) -> int:
-    """Open without blocking: a FIFO would wait for a writer without O_NONBLOCK."""
+    """Open without blocking: opening a FIFO would wait for a writer without O_NONBLOCK."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _open_plain(path: str, flags: int) -> int:
-    """Open an absolute path name by name, no link. Raises OSError, ELOOP or ENOTDIR for one."""
+    """Open an absolute path component by component, without links.
+
+    Raises OSError; ELOOP or ENOTDIR for a link.
+    """
     *above, name = path.split("/")[1:]
     folder = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
@@ -129,7 +133,7 @@ def _open_plain(path: str, flags: int) -> int:
 
 
 def parse(content: bytes) -> dict[str, object]:
-    """Return the data of a TOML text. Raises InvalidInput with the position of what is wrong."""
+    """Parse a TOML text. Raises InvalidInput with the position of the error."""
     import tomllib
 
     try:
@@ -156,7 +160,7 @@ def parse(content: bytes) -> dict[str, object]:
 
 
 def write_dates(table: dict[str, object]) -> None:
-    """Turn the dates of keys called audit_until into text, the form of all other values."""
+    """Convert the dates of keys named audit_until to text, the form of all other values."""
     for key, value in table.items():
         if isinstance(value, dict):
             write_dates(value)
@@ -164,12 +168,13 @@ def write_dates(table: dict[str, object]) -> None:
             for item in value:
                 if isinstance(item, dict):
                     write_dates(item)
-        elif key == "audit_until" and hasattr(value, "year"):  # no time of day alone
+        # a time without a date is not accepted
+        elif key == "audit_until" and hasattr(value, "year"):
             table[key] = value.isoformat()  # type: ignore[attr-defined]
 
 
 def _syntax(message: str, text: str) -> str:
-    """Return a syntax error of tomllib, ``Invalid value (at line 3, column 5)``, position first.
+    """Move the position in a tomllib error, ``Invalid value (at line 3, column 5)``, to the front.
 
     The result is ``line 3, column 5: invalid value``.
     """
@@ -181,7 +186,7 @@ def _syntax(message: str, text: str) -> str:
 
 
 def _duplicate(reason: str, place: str, text: str) -> str:
-    """Return a plain reason if tomllib's is that a table or key is there twice, else ""."""
+    """Return a plain reason if tomllib reports a duplicate table or key, else ""."""
     import re
 
     match = re.match(r"line ([0-9]+),", place)

@@ -1,6 +1,6 @@
-"""Change a list in a TOML text and keep everything else as it is, with comments and order.
+"""Change a list in a TOML text, keeping everything else, with comments and order.
 
-It needs tomlkit, which `niso net learn --write` alone loads.
+It needs tomlkit, which only `niso net learn --write` loads.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 Path = Sequence[str | int]
-"""The tables that lead to a value: names, and positions in an array of tables."""
+"""The path to a value: names of tables, and positions in arrays of tables."""
 
 _TOKEN = re.compile(r"""("(?:\\.|[^"\\\n])*"|'[^'\n]*')|\#([^\n]*)|(\n)""")
-"""What an array of texts consists of: a text, a comment, the end of a line."""
+"""The tokens of an array of texts: a text, a comment, the end of a line."""
 
 
 class Item(NamedTuple):
-    """A line of a list: a text with a comment, or one that is only a comment."""
+    """A line of a list: a text with its comment, or only a comment."""
 
     text: str
     used: bool
@@ -32,11 +32,11 @@ class Item(NamedTuple):
 
 
 def with_list(text: str, path: Path, key: str, items: Iterable[Item]) -> str:
-    """Return a TOML text with another list of texts under ``key`` of the table at ``path``.
+    """Return a TOML text in which ``key`` of the table at ``path`` is replaced by a list of texts.
 
-    Tables that do not exist are added. Comments of the old list stay: beside a text that stays, and
-    those on their own lines. Raises Error without tomlkit, InvalidInput if the result would differ
-    in anything else.
+    Missing tables are added. Comments of the old list stay, if they are on their own lines or next
+    to a text that stays. Raises Error without tomlkit, InvalidInput if the result would differ in
+    anything else.
     """
     wanted = list(items)
     expected = tomllib.loads(text)
@@ -47,7 +47,8 @@ def with_list(text: str, path: Path, key: str, items: Iterable[Item]) -> str:
         at[key] = [item.text for item in wanted if item.used]
         result = _edited(_library(), text, path, key, wanted)
         same = tomllib.loads(result) == expected
-    except (TypeError, ValueError, AttributeError, LookupError):  # tomlkit's are some of these
+    # tomlkit's types are subclasses of these
+    except (TypeError, ValueError, AttributeError, LookupError):
         same, result = False, ""
     if not same:
         where = ".".join(map(str, (*path, key)))
@@ -59,7 +60,10 @@ def with_list(text: str, path: Path, key: str, items: Iterable[Item]) -> str:
 
 
 def list_at(text: str, path: Path, key: str) -> object:
-    """Return the value of ``key`` in the table at ``path`` of a valid TOML text; None without."""
+    """Return the value of ``key`` in the table at ``path`` of a valid TOML text.
+
+    None if missing.
+    """
     value: Any = tomllib.loads(text)
     try:
         for name in (*path, key):
@@ -93,7 +97,7 @@ def _edited(tomlkit: Any, text: str, path: Path, key: str, items: Sequence[Item]
 
 
 def listed(items: Iterable[Item]) -> Iterator[str]:
-    """Yield the lines of a list, without brackets."""
+    """Yield the lines of a list, without the brackets."""
     for item in items:
         quoted = json.dumps(item.text)
         note = f"  # {item.note}" if item.note else ""
@@ -101,7 +105,7 @@ def listed(items: Iterable[Item]) -> Iterator[str]:
 
 
 def _lines(items: Sequence[Item], old: str) -> Iterator[str]:
-    """Yield the lines of a list that replaces another one, with the comments of the old one."""
+    """Yield the lines of a new list, with the comments of the list that it replaces."""
     beside, alone = _comments(old)
     for comment in alone:
         if not any(comment.startswith(json.dumps(item.text)) for item in items):
@@ -113,7 +117,7 @@ def _lines(items: Sequence[Item], old: str) -> Iterator[str]:
 
 
 def _comments(array: str) -> tuple[dict[str, str], list[str]]:
-    """Return the comments of an array of texts: those beside a text, and the others."""
+    """Return the comments of an array of texts: (those next to a text, the others)."""
     beside: dict[str, str] = {}
     alone: list[str] = []
     last = ""

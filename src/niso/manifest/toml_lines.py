@@ -1,4 +1,4 @@
-"""Find the line of a key in the text of a TOML file, which tomllib does not say.
+"""Find the line of a key in the text of a TOML file, because tomllib does not report it.
 
 Only valid files are scanned, and only after an error was found in one.
 """
@@ -25,7 +25,7 @@ _PIECE = re.compile(
 
 
 def locate(text: str, errors: list[Error]) -> None:
-    """Set the line of each error whose key, or a table of it, is in the file's ``text``."""
+    """Set the line of each error whose key, or a table that contains it, is in ``text``."""
     lines = dict(_lines(text))
     for error in errors:
         path = _path(error.key or "")
@@ -35,7 +35,7 @@ def locate(text: str, errors: list[Error]) -> None:
 
 
 def _path(key: str) -> Path:
-    """Return the parts of ``service[1].environment."A B"``."""
+    """Split a key such as ``service[1].environment."A B"`` into its parts."""
     parts: list[str | int] = []
     at = 0
     while at < len(key):
@@ -62,7 +62,7 @@ def _name(part: re.Match[str]) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[Path, int]]:
-    """Yield the path and line of each key and table, the first mention of each last."""
+    """Yield the path and line of each key and table. The first mention of a path comes last."""
     lines: list[tuple[Path, int]] = []
     table: Path = ()
     counts: dict[Path, int] = {}
@@ -84,7 +84,7 @@ def _path_of_header(statement: str) -> Path:
 
 
 def _resolved(names: Path, counts: dict[Path, int]) -> Path:
-    """Return the path of a table, with the index of the last item of each array on its way."""
+    """Return the path of a table, with the index of the latest item of each array in the path."""
     path: Path = ()
     for position, name in enumerate(names):
         path = (*path, name)
@@ -94,7 +94,7 @@ def _resolved(names: Path, counts: dict[Path, int]) -> Path:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the line of each statement, and its header or what is before its ``=``."""
+    """Yield the line number of each statement, and its header or the text before its ``=``."""
     number, depth, start, head, is_value = 1, 0, 1, "", False
     for piece in _PIECE.findall(text + "\n"):
         if piece == "\n" and not depth:

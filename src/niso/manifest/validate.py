@@ -1,6 +1,6 @@
 """Find all errors of a manifest: `walk` finds wrong keys and types, `rules` invalid values.
 
-Both take the data that tomllib returned. `walk` only runs if `niso.base.convert.convert` failed.
+Both take the data that tomllib returned. `walk` runs only if `niso.base.convert.convert` failed.
 `rules` skips values of a wrong type.
 """
 
@@ -75,7 +75,7 @@ MORE_RULES: dict[str, Callable[[str, str], object]] = {
     "healthcheck.http": lambda text, key: parse_health.url(text, key, ()),
     "network.ports": parse_port,
 }
-"""The rules of other keys, or of their items, which `rules` applies in other modules."""
+"""Rules of other keys, or of their items, which `rules` applies through other modules."""
 _OF_A_BRIDGE = (
     "network",
     "networks",
@@ -93,7 +93,7 @@ WITHOUT = {
     "share": (*_OF_A_BRIDGE, "hostname"),
     "bridge": ("share",),
 }
-"""The keys of [network] that are errors in a mode, since they mean nothing there."""
+"""The keys of [network] that are errors in a mode, because they have no effect there."""
 _WHY = {
     "host": 'with mode = "host" the service uses the host\'s network',
     "none": 'with mode = "none" the service has no network',
@@ -109,11 +109,11 @@ _FORMS = {
     dict: "a table",
     NoneType: "null",
 }
-_MAX_GUESSES = 20  # unknown keys of one table that get a suggestion: difflib is slow
+_MAX_GUESSES = 20  # the most unknown keys of one table that get a suggestion: difflib is slow
 
 
 def join(base: str, name: str) -> str:
-    """Return the path of a key as TOML writes it, escaped: ``environment."A B"``."""
+    """Join a key to a path, quoted as in TOML: ``environment."A B"``."""
     bare = name and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
     part = name if bare else values.shown(name)
     return f"{base}.{part}" if base else part
@@ -122,7 +122,7 @@ def join(base: str, name: str) -> str:
 def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
     """Return an error for each unknown key, missing key and wrong type in ``data``.
 
-    ``data`` should be a ``table``; ``key`` is its path.
+    ``table`` is the expected type of ``data``; ``key`` is its path.
     """
     return list(_walk(data, {dict: table}, key, (table, key)))
 
@@ -130,10 +130,10 @@ def walk(data: object, table: type, key: str = "") -> list[InvalidInput]:
 def unknown_key(
     key: str, value: object, known: str, near: str | None, elsewhere: str = ""
 ) -> InvalidInput:
-    """Return the error for an unknown key.
+    """Build the error for an unknown key.
 
-    ``key`` and ``near`` are paths; ``known`` lists the known keys, shown if ``near`` is empty, with
-    the path of the key of this name in another table.
+    ``key`` and ``near`` are paths. ``known`` lists the known keys; it is shown if ``near`` is
+    empty, with the path of a key of this name in another table.
     """
     right = f"did you mean {near}?" if near else f"known keys: {known}"
     hint = None if near else f"remove {key}"
@@ -152,7 +152,7 @@ def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator
         yield values.wrong(key, value, "is not a valid value", _allowed(may_be))
     elif form not in may_be:
         reason = f"is {_FORMS.get(form) or _other(value)}"
-        date = key.endswith(".audit_until")  # in quotes or not
+        date = key.endswith(".audit_until")  # whether the value is quoted
         right = f"must be {AUDIT_ENDS if date else _allowed(may_be)}"
         yield values.wrong(key, value, reason, right, _example(value, may_be, key))
     elif form is list:
@@ -166,7 +166,7 @@ def _walk(value: Any, may_be: Kind, key: str, root: tuple[Any, str]) -> Iterator
 
 
 def _other(value: object) -> str:
-    """Return what a value is that TOML writes as a date or time, or that only Python has."""
+    """Describe a value that TOML writes as a date or time, or that only exists in Python."""
     is_time = type(value).__module__ == "datetime"
     return "a date or time" if is_time else f"an object of type {type(value).__name__}"
 
@@ -194,10 +194,10 @@ def _walk_table(
 
 
 def elsewhere(name: str, value: object, table: Any, key: str = "") -> str:
-    """Return the path of the only key ``name`` of a table that may have a value of this type.
+    """Return the path of a key ``name`` of a table that accepts the type of this value.
 
     The tables in it count too: ``policy`` is network.policy. ``key`` is the path of ``table``.
-    Empty if there is none, or several.
+    Empty if there is no such key, or several.
     """
     places = [
         path
@@ -217,7 +217,7 @@ def _keys(table: Any, key: str) -> Iterator[tuple[str, Kind]]:
 
 
 def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
-    """Return the error for a missing key or table ``path``, which is ``name`` of ``table``."""
+    """Build the error for a missing key or table ``path``, which is ``name`` of ``table``."""
     if dict in may_be or not table:
         header = f"[{path}]" if dict in may_be else f"[[{path}]]"
         return InvalidInput(f"missing table {header}", f"add {header}", path, names_key=False)
@@ -231,7 +231,7 @@ def _missing(path: str, name: str, table: str, may_be: Kind) -> InvalidInput:
 
 
 def _allowed(may_be: Kind) -> str:
-    """Return the allowed types or values in TOML's terms; None is left out."""
+    """Return the allowed types or values in TOML's terms, without None."""
     choices: list[str] = []
     for form, inside in may_be.items():
         if form is str and inside:
@@ -244,7 +244,7 @@ def _allowed(may_be: Kind) -> str:
 def _example(value: object, may_be: Kind, key: str) -> str:
     """Return the value that was probably meant, in a form that the key accepts; "" if unknown.
 
-    That is a number in quotes, with a unit if the key needs one, or a string in brackets.
+    For example, a number in quotes, with a unit if the key needs one, or a string in brackets.
     """
     if (
         str in may_be
@@ -261,7 +261,7 @@ def _example(value: object, may_be: Kind, key: str) -> str:
 
 
 def _rule(key: str) -> Callable[[str, str], object] | None:
-    """Return the rule for the text of a key, or None."""
+    """Return the rule for the text value of a key, or None."""
     array, bracket, _ = key.rpartition("[")
     if bracket:
         return ARRAY_RULES.get(array) or MORE_RULES.get(array)
@@ -279,7 +279,10 @@ def _rule(key: str) -> Callable[[str, str], object] | None:
 
 
 def _accepted(rule: Callable[[str, str], object] | None, key: str, *texts: str) -> str:
-    """Return the first of ``texts`` that the rule accepts, else its own example; in quotes."""
+    """Return the first of ``texts`` that the rule accepts, else the rule's own example.
+
+    In quotes.
+    """
     example = ""
     for text in texts:
         try:
@@ -292,7 +295,7 @@ def _accepted(rule: Callable[[str, str], object] | None, key: str, *texts: str) 
 
 
 def nearest(name: str, known: list[str]) -> str | None:
-    """Return the one of ``known`` that was probably meant, or None."""
+    """Return the name in ``known`` that was probably meant, or None."""
     if len(name) > values.MAX_NAME:
         return None
     import difflib
@@ -324,8 +327,8 @@ def texts(items: object, key: str) -> Iterator[tuple[str, str]]:
 def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[InvalidInput]:
     """Return an error for each invalid value of ``data``.
 
-    ``folder`` is the package's: package.rootfs must be a folder in it.
-    Valid values are added to ``parsed`` under their keys: ``network.ports[0]``.
+    ``folder`` is the package's: package.rootfs must be a folder in it. Valid values are added to
+    ``parsed`` under their keys: ``network.ports[0]``.
     """
     errors: list[InvalidInput] = []
 
@@ -383,7 +386,7 @@ def rules(data: dict[str, object], folder: str, parsed: dict[str, Any]) -> list[
 
 
 def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput]:
-    """Yield an error for each entry with a host port that an earlier one publishes otherwise."""
+    """Yield an error for each entry whose host port an earlier entry publishes differently."""
     for index, before in contradictions(port for _, _, port in known):
         path, text, _ = known[index]
         first, earlier, _ = known[before]
@@ -392,7 +395,7 @@ def _contradictions(known: list[tuple[str, str, Port]]) -> Iterator[InvalidInput
 
 
 def _kind(service: dict[str, Any], data: Mapping[str, object]) -> Iterator[InvalidInput]:
-    """Yield an error for each key that the kind of the service does not allow."""
+    """Yield an error for each key that is not allowed for this kind of service, such as a job."""
     if service.get("kind", "service") == "service":
         if "timeout" in service:
             reason = "is not allowed: only a job has a time limit"
@@ -422,7 +425,7 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
     for name, value in network.items():
         if name in WITHOUT[mode]:
             key = f"network.{name}"
-            fitting = "share" if name == "share" else "bridge"  # a mode that allows the key
+            fitting = "share" if name == "share" else "bridge"  # a mode in which the key is allowed
             right = 'set mode = "share", or remove it' if name == "share" else "remove it"
             error = values.wrong(key, value, f"is not allowed: {_WHY[mode]}", right)
             error.hint = f"remove {key}"
@@ -444,7 +447,7 @@ def _modes(network: dict[str, Any], service: object) -> Iterator[InvalidInput]:
 
 
 def _networks(network: dict[str, Any]) -> Iterator[InvalidInput]:
-    """Yield the errors of the keys networks and ip together with others."""
+    """Yield errors for combinations of the keys networks and ip with other keys."""
     several, ip = network.get("networks"), network.get("ip")
     if "network" in network and "networks" in network:
         reason, right = "conflicts with network.network", "set only one of the two"
@@ -472,7 +475,7 @@ def _audit(policy: dict[str, Any]) -> Iterator[InvalidInput]:
 
 
 def _repeated(items: object, key: str) -> Iterator[InvalidInput]:
-    """Yield an error for each text of an array that an earlier item has."""
+    """Yield an error for each text of an array that repeats an earlier item."""
     first: dict[str, int] = {}
     for path, text in texts(items if isinstance(items, list) else None, key):
         index = int(path[len(key) + 1 : -1])

@@ -1,9 +1,9 @@
-"""Parse single values: text in, a checked value out.
+"""Parse single values: convert text to a checked value.
 
-An invalid text raises InvalidInput with the key, the value and the valid form.
-Nothing here reads a file or knows the tables of a manifest.
-Commands therefore apply the same rules to arguments of the command line.
-``key`` names the value in messages: the path of a manifest key, or an argument's name.
+An invalid text raises InvalidInput with the key, the value and the valid form. This module reads no
+file and does not know the tables of a manifest, so commands apply the same rules to arguments of
+the command line. ``key`` names the value in messages: the path of a manifest key, or an argument's
+name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 def escaped(text: str) -> str:
-    """Return ``text`` with unprintable characters as TOML escapes: safe to write to a terminal."""
+    """Escape unprintable characters in ``text`` as TOML does: safe to write to a terminal."""
     if text.isprintable():
         return text
     short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -53,7 +53,7 @@ def _code(number: int) -> str:
 
 
 def shown(value: object, limit: int = 80, depth: int = 2) -> str:
-    """Return a value as TOML, escaped, and shortened.
+    """Return a value as TOML, escaped and shortened.
 
     A string keeps ``limit`` characters, an array or table 5 items and ``depth`` levels.
     """
@@ -76,7 +76,7 @@ def shown(value: object, limit: int = 80, depth: int = 2) -> str:
 
 
 def wrong(key: str, value: object, reason: str, right: str, example: str = "") -> InvalidInput:
-    """Return the error for an invalid value of a key.
+    """Build the error for an invalid value of a key.
 
     ``reason`` is a predicate whose subject is the value: ``is out of range``.
     """
@@ -87,7 +87,10 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 
 
 def _require_name(text: str, key: str, right: str, example: str, *, label: bool) -> None:
-    """Raise InvalidInput if ``text`` is not a valid name; with ``label``, not one in /etc/hosts."""
+    """Raise InvalidInput if ``text`` is not a valid name.
+
+    With ``label``, not one for /etc/hosts.
+    """
     reason = ""
     invalid = next((character for character in text if character not in NAME_CHARACTERS), None)
     if not text:
@@ -109,7 +112,7 @@ def _require_name(text: str, key: str, right: str, example: str, *, label: bool)
 def service_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a service. Raises InvalidInput.
 
-    The name is also one in /etc/hosts, so the rules are those of `host_label`.
+    The name is also used in /etc/hosts, so the rules are those of `host_label`.
     """
     _require_name(text, key, NAME_RIGHT, '"api"', label=True)
     return text
@@ -127,9 +130,9 @@ def host_label(text: str, key: str) -> str:
 def network_name(text: str, key: str) -> str:
     """Return ``text`` if it is a valid name of a network. Raises InvalidInput.
 
-    ``default`` is refused: its bridge would have the name of the bridge of ``niso-default``.
-    ``none`` and ``host`` are refused: they are modes, and a network of that name would be the
-    opposite of what docker's ``--network none`` means.
+    ``default`` is refused: its bridge would have the same name as that of ``niso-default``.
+    ``none`` and ``host`` are refused: they are modes, and a network named so would be the opposite
+    of docker's ``--network none``.
     """
     _require_name(text, key, NETWORK_RIGHT, '"backend"', label=False)
     if text == "default":
@@ -142,7 +145,7 @@ def network_name(text: str, key: str) -> str:
 
 
 def _number(text: str, digits: int) -> int | None:
-    """Return the decimal number ``text`` of at most ``digits`` digits, else None.
+    """Parse a decimal number of at most ``digits`` digits; None if invalid.
 
     A sign or a leading zero is not accepted.
     """
@@ -157,13 +160,13 @@ def _number(text: str, digits: int) -> int | None:
 
 
 def port_number(text: str) -> int | None:
-    """Return the port ``text``, 1 to 65535, or None if it is not one."""
+    """Parse a port, 1 to 65535; None if invalid."""
     number = _number(text, 5)
     return number if number and number <= 65535 else None
 
 
 def duration(text: str, key: str, low: float = 0.0, high: float = 86_400.0) -> float:
-    """Return the seconds of ``200ms``, ``5s``, ``2m`` or ``1h``.
+    """Parse ``200ms``, ``5s``, ``2m`` or ``1h`` to seconds.
 
     ``low`` and ``high`` are the limits in seconds, inclusive. Raises InvalidInput.
     """
@@ -180,7 +183,7 @@ def duration(text: str, key: str, low: float = 0.0, high: float = 86_400.0) -> f
 
 
 def _short(seconds: float) -> str:
-    """Return a duration with the largest unit that divides it: ``1m``."""
+    """Format a duration with the largest unit that divides it: ``1m``."""
     for unit in ("h", "m", "s"):
         count = seconds / _DURATION_UNITS[unit]
         if count >= 1 and count.is_integer():
@@ -189,12 +192,12 @@ def _short(seconds: float) -> str:
 
 
 def job_timeout(text: str, key: str) -> float:
-    """Return the seconds that a job may take. Raises InvalidInput."""
+    """Parse the time limit of a job to seconds. Raises InvalidInput."""
     return duration(text, key, 0.1, 86_400.0)
 
 
 def restart_delay(text: str, key: str) -> float:
-    """Return the seconds before the first restart. Raises InvalidInput.
+    """Parse the delay of the first restart to seconds. Raises InvalidInput.
 
     The delay doubles up to a minute, so 0 and more than a minute make no sense.
     """
@@ -202,12 +205,15 @@ def restart_delay(text: str, key: str) -> float:
 
 
 def stop_timeout(text: str, key: str) -> float:
-    """Return the seconds from TERM to KILL; ``0s`` sends KILL at once. Raises InvalidInput."""
+    """Parse the time from TERM to KILL to seconds; ``0s`` sends KILL at once.
+
+    Raises InvalidInput.
+    """
     return duration(text, key, 0.0, 3600.0)
 
 
 def size(text: str, key: str) -> int:
-    """Return the bytes of ``64K``, ``512M`` or ``2G`` (powers of 1024). Raises InvalidInput."""
+    """Parse ``64K``, ``512M`` or ``2G`` (powers of 1024) to bytes. Raises InvalidInput."""
     unit, number = _SIZE_UNITS.get(text[-1:]), _number(text[:-1], 9)
     if unit is None or not number:
         right = "a whole number above 0 with unit K, M or G"
@@ -216,7 +222,7 @@ def size(text: str, key: str) -> int:
 
 
 def ipv4_octets(text: str) -> tuple[int, ...] | None:
-    """Return the four numbers of an IPv4 address in text form, else None."""
+    """Parse an IPv4 address to its four numbers; None if invalid."""
     parts = text.split(".", 4)
     numbers = [_number(part, 3) for part in parts]
     octets = tuple(number for number in numbers if number is not None and number <= 255)
@@ -224,7 +230,7 @@ def ipv4_octets(text: str) -> tuple[int, ...] | None:
 
 
 def is_ipv4(text: str) -> bool:
-    """Return whether ``text`` is four decimal numbers without leading zeros.
+    """Return whether ``text`` consists of four decimal numbers without leading zeros.
 
     That is the strict form of RFC 6943, 3.1.1.
     """
@@ -245,7 +251,7 @@ def is_ipv6(text: str) -> bool:
 
 
 def not_unicast(octets: tuple[int, ...]) -> str | None:
-    """Return why no host of a network can have this address (RFC 6890, table 1 ff.), or None."""
+    """Return why a host of a network cannot have this address (RFC 6890, table 1 ff.), or None."""
     if octets[0] == 0:
         return "is in 0.0.0.0/8, which no host can have"
     if octets[0] == 127:
@@ -256,7 +262,7 @@ def not_unicast(octets: tuple[int, ...]) -> str | None:
 
 
 def user(text: str, key: str) -> User:
-    """Return the User of ``uid``, ``uid:gid``, or a name in the rootfs' /etc/passwd.
+    """Parse ``uid``, ``uid:gid``, or a name in the rootfs' /etc/passwd.
 
     A name has the characters that useradd(8) accepts, or a dot. Raises InvalidInput.
     """
@@ -349,7 +355,7 @@ def rootfs(text: str, key: str) -> str:
 
 
 def path_below(text: str, key: str, folder: str) -> str:
-    """Return the path ``text`` below ``folder``, with its links resolved.
+    """Resolve the path ``text`` below ``folder``, including links.
 
     Raises InvalidInput if it leads out of the folder.
     """

@@ -192,7 +192,7 @@ class Policed(NamedTuple):
 
 
 class Healthcheck(NamedTuple):
-    """How to check a service's health, from inside its network namespace, or all of them."""
+    """How to check a service's health: by a connection in its namespace, or by a command in it."""
 
     address: str  # address to connect to; "": loopback, else an address of the service
     port: int

@@ -437,7 +437,10 @@ def _published(
 
 
 def _publishes(known: Known, family: int) -> bool:
-    """Return whether a service publishes a family: if it is active and its first network has it."""
+    """Return whether a service publishes a family.
+
+    It does so if it is active and its first network has the family.
+    """
     addresses = (address for e in known.endpoints[:1] for address in e.addresses)
     return known.active and any(family_of(address) == family for address in addresses)
 
