@@ -107,7 +107,7 @@ class Stack(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """The part of a stack that needs no packages and tolerates errors elsewhere in the file."""
+    """The part of a stack that needs no packages, readable despite errors elsewhere in the file."""
 
     name: str
     path: str

@@ -35,7 +35,7 @@ def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str
 
 
 def _meant(path: str, is_missing: bool) -> str | None:
-    """Return the hint for a file that is not TOML, or is missing beside another one."""
+    """Return a hint for a file that is not TOML, or that is missing next to one of another kind."""
     folder, name = os.path.split(path)
     # the command line may have taken the argument for a folder
     file = folder if is_missing else path

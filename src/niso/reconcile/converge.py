@@ -1,7 +1,7 @@
-"""Read, diff, write, verify: the one place that compares wanted and actual kernel state.
+"""Read, diff, write, verify: the only module that compares desired and actual kernel state.
 
 Everything that changes the kernel goes through `converge`. A command, a repair and the recovery
-after a crash run the same code with another scope.
+after a crash run the same code with different scopes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """Hold the steps to take and the states they were computed from."""
+    """The steps to take and the states from which they were computed."""
 
     scope: Scope
     before: State
@@ -44,11 +44,11 @@ class Plan(NamedTuple):
 
 
 def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bool = False) -> Plan:
-    """Return the steps that bring the kernel to the store's state for ``scope``. Changes nothing.
+    """Compute the steps that bring the kernel to the store's state for ``scope``. Changes nothing.
 
-    ``before`` as for `converge`. With ``trusting``, elements of maps that are new in the store are
-    assumed absent and not read: the kernel refuses those that clash.
-    Raises KernelError, and Conflict if a foreign object has a needed name.
+    ``before`` as for `converge`. With ``trusting``, map elements that are new in the store are
+    assumed to be absent and not read: the kernel refuses those that clash. Raises KernelError, and
+    Conflict if a foreign object has a required name.
     """
     snapshot = store.snapshot(scope)
     every = _possible(kernel, _desired(snapshot), before)
@@ -66,7 +66,7 @@ def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bo
     whole = {hosts_folder(reader) for reader in snapshot.fresh}
     whole |= {own_hosts_folder(service.name) for service in snapshot.services}
     if scope != ALL and _rebuilds(want, have, steps, whole):
-        # the tables or a shared hosts file are gone, with content outside this scope
+        # the tables or a shared hosts file no longer exist, including content outside this scope
         return plan(kernel, store, ALL, before)
     return Plan(scope, before, steps, want, candidates, unread)
 
@@ -80,12 +80,12 @@ def converge(
     teardown: bool = False,
     ending: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Bring the kernel to the store's state for ``scope``; return the steps taken.
+    """Bring the kernel to the store's state for ``scope``; return the executed steps.
 
-    The caller holds the lock. ``before`` is the wanted state before the change; objects that are
-    in it and no longer wanted are removed. With ``teardown``, a failed step does not stop the
-    others. With ``ending``, veth pairs of removed namespaces are only detached and added to that
-    list; the caller must pass it to `end_links` after it has released the lock. Raises KernelError
+    The caller holds the lock. ``before`` is the desired state before the change: objects in it that
+    are no longer desired are deleted. With ``teardown``, a failed step does not stop the others.
+    With ``ending``, veth pairs of deleted namespaces are only detached, and their names added to
+    ``ending``; the caller must pass it to `end_links` after releasing the lock. Raises KernelError
     or, from a teardown, an ErrorGroup.
     """
     planned = plan(kernel, store, scope, before, trusting=True)
@@ -100,7 +100,7 @@ def carry_out(
     teardown: bool = False,
     ending: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Carry out a plan that was made under the same lock; otherwise as `converge`."""
+    """Execute a plan that was made under the same lock; otherwise like `converge`."""
     steps = _carried_out(kernel, store, planned, report, teardown, ending)
     if store.host_knows():
         from niso.reconcile import host_names
@@ -135,13 +135,15 @@ def _carried_out(
             except KernelError as error:
                 if error.errno != errno.EEXIST or not planned.unread:
                     raise
-                # an element exists with another value; rules are written first, so nothing changed
+                # an element exists with another value; rules are written first, so nothing has
+                # changed
                 again = plan(kernel, store, planned.scope, planned.before)
                 return _carried_out(kernel, store, again, report, False, None)
         touched = touched.replace(Ruleset, want[Ruleset])
         taken = any(step.kind.is_transactional for step in steps)
-        # In a namespace of others, only the addresses that are asked for are read. What has moved,
-        # such as an end that a container renamed, is read where it is to be, not also where it was.
+        # In a foreign namespace, only requested addresses are read. An object that has moved, such
+        # as a link that a container renamed, is read at its desired location, not also at its old
+        # one.
         keys = {(type(thing), thing.key()) for thing in want}
         former = State(thing for thing in touched if (type(thing), thing.key()) not in keys)
         have = kernel.read(former | want, alias(store.state_id()), taken=taken)
@@ -154,13 +156,13 @@ def _carried_out(
     if any(isinstance(step, NftTransaction) and step.makes_tables() for step in steps):
         from niso.reconcile import nat_flows
 
-        nat_flows.clear(kernel, planned.want)  # a plan that makes tables covers everything
+        nat_flows.clear(kernel, planned.want)  # a plan that creates the tables covers everything
     failpoint.hit("verified")
     return steps
 
 
 def _touched(steps: list[AnyStep], candidates: State) -> State:
-    """Return the objects to read back after the steps, with the namespaces that they are in.
+    """Return the objects to read back after the steps, with their namespaces.
 
     Links of other namespaces need not be read again. Elements are left out: the kernel applies a
     transaction completely or not at all, so its acknowledgement is enough.
@@ -199,17 +201,17 @@ def _of(want: State, touched: State) -> State:
 
 
 def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
-    """Return the steps still missing in ``have``, read after a change from ``candidates``."""
+    """Return the steps still missing in ``have``, as read after a change of ``candidates``."""
     return diff(want, State.of_kinds(lambda kind: kind.settled(have, want, candidates)))
 
 
 def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
-    """Return the wanted kernel state of ``scope`` by the current store."""
+    """Return the desired kernel state of ``scope`` according to the current store."""
     return _possible(kernel, _desired(store.snapshot(scope)))
 
 
 def _desired(snapshot: Snapshot) -> State:
-    """Return `niso.plan.desired` of a snapshot. Raises Error if rows that it needs are gone."""
+    """Compute `niso.plan.desired` of a snapshot. Raises Error if required rows are missing."""
     try:
         return desired(snapshot)
     except (ValueError, LookupError) as error:
@@ -223,10 +225,10 @@ def _possible(kernel: Kernel, want: State, before: State | None = None) -> State
 
 
 def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
-    """Return ``want`` without the namespaces of others that have ended, and their names.
+    """Return (``want`` without foreign namespaces that have ended, the names of these namespaces).
 
-    What is in them is left out too. What the rules say about their addresses stays, since an
-    address belongs to its attachment until that is forgotten.
+    Objects in these namespaces are left out too. Elements for their addresses stay, since an
+    address belongs to its attachment until the attachment is forgotten.
     """
     ended = frozenset(
         named.name for named in want[Named] if kernel.cookie_at(named.target) != named.cookie
@@ -237,9 +239,10 @@ def _living(kernel: Kernel, want: State) -> tuple[State, frozenset[str]]:
 
 
 def _without(state: State, every: State, ended: frozenset[str]) -> State:
-    """Return ``state`` without what belongs in namespaces that have ended, by all that is wanted.
+    """Return ``state`` without objects of ended namespaces.
 
-    It goes when their attachment is forgotten.
+    ``every`` has all desired objects, which say what is in these namespaces. The objects are
+    deleted when their attachment is forgotten.
     """
     if not ended:
         return state
@@ -248,7 +251,7 @@ def _without(state: State, every: State, ended: frozenset[str]) -> State:
 
 
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:
-    """Return whether objects outside this scope are lost too.
+    """Return whether objects outside this scope are missing too.
 
     The hosts files in ``whole`` have no reader outside the scope.
     """
@@ -260,10 +263,10 @@ def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -
 
 
 def compare(kernel: Kernel, store: Store) -> tuple[list[AnyStep], State, State, Foreign]:
-    """Return (steps, want, have, foreign) for all of niso in this network namespace.
+    """Compare everything of niso's in this network namespace: (steps, want, have, foreign).
 
-    Changes nothing. A foreign object with a needed name is in ``foreign``; it and its dependents
-    are in neither state.
+    Changes nothing. A foreign object with a required name is in ``foreign``; neither state has it
+    or its dependents.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)
@@ -277,9 +280,9 @@ def compare(kernel: Kernel, store: Store) -> tuple[list[AnyStep], State, State, 
 def _read_again(
     kernel: Kernel, store: Store, steps: list[AnyStep], want: State, have: State
 ) -> State:
-    """Return what the kernel has after a repair of ``have``.
+    """Return the kernel's state after a repair of ``have``.
 
-    After one of rules and elements alone, these are read again, and not every namespace.
+    If the repair changed only rules and elements, only these are read again, not every namespace.
     """
     if not all(step.kind.is_transactional for step in steps):
         return compare(kernel, store)[2]
@@ -299,7 +302,7 @@ def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnySte
     """Repair all differences that `compare` finds; return the steps. A second call takes no step.
 
     The caller holds the lock. Raises KernelError. After all other repairs, raises an ErrorGroup
-    with one Conflict for each foreign object that has a needed name.
+    with one Conflict for each foreign object that has a required name.
     """
     steps, want, have, foreign = compare(kernel, store)
     for step in steps:

@@ -1,15 +1,16 @@
 """Record the host's forwarding sysctls before niso changes them, and restore them afterwards.
 
 IPv4 has one switch. The IPv6 switch (conf/all/forwarding) also makes every link a router: the host
-drops routes learned from router advertisements, and accepts no more unless accept_ra is 2.
-Linux 6.17 has force_forwarding, which only enables forwarding on the ingress link. niso sets it on
-each link and as the default for new links. In conf/all it is a command, not a state: it does
-nothing if it already reads 1, and does not apply to later links.
+drops routes learned from router advertisements, and accepts no more unless accept_ra is 2. Linux
+6.17 has force_forwarding, which only enables forwarding on the ingress link. niso sets it on each
+link and as the default for new links. In conf/all it is a command, not a state: writing it has no
+effect if it already reads 1, and does not apply to later links.
 (Documentation/networking/ip-sysctl.rst, net/ipv6/addrconf.c.)
 
-A program that sets ip_forward to 1 while it is 1 leaves no trace. NAT rules that others have added
-since niso's first service are the sign of one: what such a program forwards is dropped while niso
-forwards for services only, and forwarding stays on when no service is active any longer.
+A program that sets ip_forward to 1 while it is already 1 leaves no trace. Such a program is
+inferred from foreign NAT rules that were added since niso's first service: packets that it would
+forward are dropped while the host forwards for services only, and forwarding stays on after the
+last service is deactivated.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FORCE, ACCEPT_RA = "force_forwarding", "accept_ra"
 
 
 def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
-    """Record the sysctls that an active service on these networks changes, unless recorded before.
+    """Record the sysctls that an active service on these networks changes, unless already recorded.
 
     The caller is in a transaction. Raises KernelError.
     """
@@ -43,7 +44,7 @@ def record(kernel: Kernel, store: Store, networks: Iterable[str]) -> None:
 def unrecorded(
     kernel: Kernel, store: Store, before: Mapping[str, str], networks: Iterable[str]
 ) -> dict[str, str]:
-    """Return the sysctls that `record` adds to those of ``before``, with their present values.
+    """Return the sysctls that `record` would add to ``before``, with their present values.
 
     Raises KernelError.
     """
@@ -65,7 +66,7 @@ def unrecorded(
 
 
 def others(kernel: Kernel, store: Store) -> list[str]:
-    """Return the chains (FAMILY TABLE CHAIN) with more NAT rules of others than before niso.
+    """Return the chains (FAMILY TABLE CHAIN) with more foreign NAT rules than before niso.
 
     Empty if the host forwarded IPv4 before. Raises KernelError.
     """
@@ -78,11 +79,11 @@ def others(kernel: Kernel, store: Store) -> list[str]:
 
 
 def note_late(kernel: Kernel, store: Store) -> None:
-    """Record what else needs forwarding now, once no active service does.
+    """Record sysctls that others need when no active service needs them any longer.
 
-    That is IPv4 if others added NAT rules meanwhile. Links that appeared while niso forwarded IPv6
-    started with niso's defaults. The caller is in a transaction, and restores the kernel
-    afterwards. Raises KernelError.
+    For IPv4 forwarding, that is so if foreign NAT rules were added since. For IPv6, links that
+    appeared while niso forwarded started with niso's defaults. The caller is in a transaction, and
+    restores the kernel afterwards. Raises KernelError.
     """
     if not store.any_active() and others(kernel, store):
         store.clear_sysctls_before(FORWARDING)
@@ -94,7 +95,7 @@ def note_late(kernel: Kernel, store: Store) -> None:
 
 
 def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
-    """Return {sysctl: value without niso} of links not in ``before`` that have niso's defaults."""
+    """Return {sysctl: value without niso} for links not in ``before`` that have niso's defaults."""
     late = {}
     for what in (FORCE, ACCEPT_RA):
         general = before.get(f"{CONF6}/default/{what}", ON[what])
@@ -107,7 +108,7 @@ def _late(kernel: Kernel, before: dict[str, str]) -> dict[str, str]:
 
 
 def forget(store: Store) -> None:
-    """Forget recorded values that no active service needs; the kernel is already restored."""
+    """Delete recorded values that no active service needs; the kernel is already restored."""
     if not store.any_active():
         store.clear_sysctls_before("*")
         store.forget_nat_before()
@@ -116,7 +117,7 @@ def forget(store: Store) -> None:
 
 
 def put_back(kernel: Kernel, store: Store) -> None:
-    """Restore and forget all recorded values, whatever the kernel has now.
+    """Restore all recorded values, whatever the present ones, and delete the records.
 
     No service is active. Raises KernelError.
     """
@@ -126,8 +127,8 @@ def put_back(kernel: Kernel, store: Store) -> None:
 
 
 def to_put_back(kernel: Kernel, before: dict[str, str]) -> list[tuple[str, str]]:
-    """Return (sysctl, value) of all changed sysctls in restore order, those of later links too."""
-    # the global switch first: it resets others, which are then written again
+    """Return (sysctl, value) of all changed sysctls, including later links', in restore order."""
+    # the global switch first: it resets the others, which are then written again
     wanted = sorted(
         {**before, **_late(kernel, before)}.items(),
         key=lambda item: (item[0] != FORWARDING6, item),

@@ -1,4 +1,4 @@
-"""Have the host's own hosts file name the active services, if the administrator wants that."""
+"""Write the names of active services to the host's own hosts file, if this is enabled."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def wanted(store: Store) -> list[str]:
-    """Return the lines: each address on a service's first network, and ``NAME.niso.local``.
+    """Return the desired lines: each address on a service's first network, and ``NAME.niso.local``.
 
-    Names without the domain, hostnames and aliases are left out: the host may have others of them.
+    Names without the domain, hostnames and aliases are left out: the host may use them for others.
     """
     names: dict[str, list[str]] = {}
     for service in store.active_services():
@@ -40,7 +40,7 @@ def settle(kernel: Kernel, store: Store, report: Report = silent) -> bool:
 
 
 def differs(kernel: Kernel, store: Store) -> str:
-    """Return how the host's hosts file differs from the store; "" if it does not."""
+    """Describe how the host's hosts file differs from the store; "" if it does not."""
     try:
         have = kernel.host_names(store.state_id())
     except KernelError as error:

@@ -1,8 +1,8 @@
 """End flows whose NAT does not match the current rules.
 
 Connection tracking consults NAT rules only for the first packet of a flow. A datagram that arrived
-while niso's rules were missing, or before a published port changed, leaves an entry. That entry
-misroutes its client for as long as the client sends.
+while niso's rules were missing, or before a published port changed, leaves an entry without the
+right NAT. The entry misroutes its client for as long as the client sends.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _PASSES = 8
 def clear(kernel: Kernel, want: State) -> int:
     """End the flows whose NAT differs from ``want``, the complete desired state.
 
-    Return the number of ended flows. Answered TCP flows stay: they belong to the host that answers.
-    Repeats until no such flow is left, since packets in flight may create new ones. Raises
+    Returns the number of ended flows. Answered TCP flows stay: they belong to the host that
+    answers. Repeats until no such flow is left, since packets under way may create new ones. Raises
     KernelError.
     """
     is_stray = _judge(want, {address.partition("/")[0] for address in kernel.host_addresses()})
@@ -45,8 +45,8 @@ def clear(kernel: Kernel, want: State) -> int:
 
 
 def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
-    """Return a predicate that tells whether a flow lacks its NAT, or takes a published port."""
-    import ipaddress  # only after the tables were lost
+    """Return a predicate for flows that lack their NAT, or that occupy a published port."""
+    import ipaddress  # imported late: needed only after the tables were lost
 
     targets = _Targets(want)
     subnets = [
@@ -65,7 +65,8 @@ def _judge(want: State, own: set[str]) -> Callable[[Tracked], bool]:
             led_to = targets.of(flow.proto, flow.destination, flow.port)
             if not led_to:
                 return False
-            # the host via 127.0.0.1, and a service that reaches itself, get another source address
+            # for the host via 127.0.0.1, and a service that reaches itself, the source is also
+            # translated
             unseen = flow.answers_to == flow.source
             hidden = ipaddress.ip_address(flow.source).is_loopback or flow.source in led_to
             return flow.answers_from not in led_to or (hidden and unseen)
@@ -83,7 +84,7 @@ def _within(address: str, subnets: Iterable[Net]) -> bool:
 
 
 class _Targets:
-    """Map published ports to the addresses that they lead to."""
+    """Map published ports to their target addresses."""
 
     def __init__(self, want: State) -> None:
         self._at: dict[tuple[str, str, int], set[str]] = {}  # host's address or "", protocol, port
@@ -102,7 +103,7 @@ class _Targets:
                 self._at.setdefault((host, proto, int(first)), set()).add(target)
 
     def of(self, proto: str, address: str, port: int | None) -> set[str]:
-        """Return the addresses of its family that a port of the host may lead to.
+        """Return the target addresses, of the same family, of a published port of the host.
 
         Empty if the port is not published.
         """
@@ -137,15 +138,15 @@ def flush_changed_ports(kernel: Kernel, before: State, after: State) -> None:
 def flush_ports(
     kernel: Kernel, claims: Iterable[tuple[str, int, int]], answered: bool = False
 ) -> None:
-    """End the flows to (protocol, first port, last port) of this host's own addresses.
+    """End the flows to ports of this host's own addresses. A port is (protocol, first, last).
 
-    Answered TCP ends only if ``answered``.
+    Answered TCP flows end only if ``answered``.
     """
     kernel.flush_ports(claims, answered)
 
 
 def end_flows(kernel: Kernel, ports: Iterable[Port]) -> None:
-    """End all flows to published ports whose service is gone while their target address stays."""
+    """End all flows to published ports whose service ends while their target address stays."""
     claims = [(port.proto, port.host_port, port.last) for port in ports]
     if claims:
         flush_ports(kernel, claims, answered=True)
@@ -159,7 +160,7 @@ def _claim(element: str) -> tuple[str, int, int]:
 
 
 def flush_gone_addresses(kernel: Kernel, before: State, after: State) -> None:
-    """End the flows of removed addresses, so that the next owner of the address inherits none."""
+    """End the flows of removed addresses, so that the next holder of an address inherits none."""
     gone = {a.address.partition("/")[0] for a in before[Address] if a.netns}
     gone -= {a.address.partition("/")[0] for a in after[Address] if a.netns}
     if gone:

@@ -27,7 +27,7 @@ _PASSES = 8
 
 
 def narrows(before: State, after: State) -> bool:
-    """Return whether a change may deny allowed traffic.
+    """Return whether a change of policies may deny traffic that was allowed.
 
     It may if an allowing element is removed or a denying one is added, or an audit ends.
     """
@@ -48,7 +48,7 @@ def _audits(state: State) -> set[tuple[str, ...]]:
 
 
 def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
-    """Return the (key, value) of policy elements, regardless of their manifest line."""
+    """Return (key, value) of the policy elements, ignoring their manifest lines."""
     return {
         (element.key(), element.value)
         for element in state[Element]
@@ -59,7 +59,7 @@ def _said(state: State) -> set[tuple[tuple[str, ...], str]]:
 def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
     """End open flows of these services that policies now deny; return their number.
 
-    Repeats until no such flow is left, since packets in flight during the change may have created
+    Repeats until no such flow is left, since packets under way during the change may have created
     new ones. Raises KernelError.
     """
     addresses = [address for name in services for _, address in store.addresses(name)]
@@ -71,7 +71,7 @@ def cut(kernel: Kernel, store: Store, services: Iterable[str]) -> int:
             from niso.reconcile.world import read_world
 
             known = read_world(kernel, store)
-            # what DNS no longer answers is not denied to connections that are open
+            # an address that DNS no longer returns is still allowed for open connections
             known = known._replace(outside=known.outside_ever)
         denied = [flow for flow in flows if known is not None and not _allowed(known, flow)]
         if not denied:
@@ -92,7 +92,7 @@ def _allowed(known: World, flow: Flow) -> bool:
 
 
 def introduce(kernel: Kernel, store: Store, before: State, after: State) -> None:
-    """Add the open connections on bridges that become tracked to connection tracking.
+    """Add the open connections of bridges that become tracked to connection tracking.
 
     Otherwise their next packet would count as a new connection. Raises KernelError.
     """
@@ -136,9 +136,9 @@ def _reversed(connection: Connection) -> Connection:
 
 
 def _by_ports(connection: Connection) -> bool:
-    """Guess by port numbers whether the client end opened the connection.
+    """Guess from the port numbers whether the client end opened the connection.
 
-    Needed if neither end listens any more. Clients usually have the higher port.
+    Needed if neither end has a listener any longer. Clients usually have the higher port.
     """
     return connection.client_port > connection.server_port
 

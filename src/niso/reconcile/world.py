@@ -1,4 +1,4 @@
-"""Collect the services and networks that policies are evaluated against."""
+"""Collect the services and networks against which policies are evaluated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_world(kernel: Kernel, store: Store) -> World:
-    """Return all known services and networks, and this host's addresses.
+    """Read all recorded services and networks, and this host's addresses.
 
     Raises KernelError.
     """
@@ -27,7 +27,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
     services = {}
     now = time.time()
     for row in store.services():
-        if row.mode == "share":  # on the network, its provider stands for it
+        if row.mode == "share":  # on the network, a sharer is represented by its provider
             continue
         endpoints: dict[str, tuple[str, ...]] = {}
         for network, address in store.addresses(row.name):
@@ -52,8 +52,9 @@ def read_world(kernel: Kernel, store: Store) -> World:
     others = store.others()
     hosts = store.across.peers() if others else {}
     by_address = {address: host for host, (_, address, _) in hosts.items()}
-    for remote in others:  # of other hosts, which enforce their policies themselves
-        if remote.name in services:  # this host's own one hides it
+    # services of other hosts, which enforce the policies of these services themselves
+    for remote in others:
+        if remote.name in services:  # a service of this host hides it
             continue
         services[remote.name] = Known(
             name=remote.name,
@@ -73,7 +74,7 @@ def read_world(kernel: Kernel, store: Store) -> World:
     networks = {network.name: network for network in store.networks()}
     named = store.outside.named() if store.names_outside() else []
     outside = {name: store.outside.meant(name) for name in named}
-    # a past address that the host or a network has taken since is not that of the name
+    # a PAST address that the host or a network has taken since no longer belongs to the name
     ever = {
         name: tuple(
             address
@@ -95,7 +96,7 @@ def audits(policy: Policy, now: float) -> bool:
 
 
 def _lives(kernel: Kernel, store: Store, name: str) -> bool:
-    """Return whether the namespace of an attachment has not ended."""
+    """Return whether the namespace of an attachment still exists."""
     attached = store.attachments.get(name)
     return attached is not None and (
         not attached.netns or kernel.cookie_at(attached.netns) == attached.cookie

@@ -1,8 +1,8 @@
-"""Hold the rows of attachments: services in namespaces of others, or made for others.
+"""Read and write the rows of attachments: services in namespaces made by or for other programs.
 
-Their process is started by somebody else, the *owner*: podman, cni, systemd, or cli for a person.
-``id`` and ``given`` are what the owner calls it. An address that an attachment had stays with the
-owner and this name (table ``released``) until somebody else needs it.
+Another program, the *owner*, starts the process: podman, cni, systemd, or cli for a person. ``id``
+and ``given`` are the owner's names for the attachment. After an attachment ends, its address stays
+reserved for the owner and this name (table ``released``) until no other address is free.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ class Attached(NamedTuple):
     owner: str
     id: str
     given: str
-    netns: str  # the path of the namespace; "" if niso made it
-    cookie: int  # of the namespace (SO_NETNS_COOKIE); 0 if niso made it
-    asked: str = "{}"  # JSON, as the owner wants it
+    netns: str  # path of the namespace; "" if niso made it
+    cookie: int  # cookie of the namespace (SO_NETNS_COOKIE); 0 if niso made it
+    asked: str = "{}"  # JSON of the owner's request
 
     def lives(self, kernel: Kernel) -> bool:
-        """Return whether the namespace has not ended. Raises KernelError.
+        """Return whether the namespace still exists. Raises KernelError.
 
-        One that niso made counts as alive: it is checked and repaired as that of a service.
+        Returns True for a namespace that niso made, which is checked and repaired like a service's.
         """
         return not self.netns or kernel.cookie_at(self.netns) == self.cookie
 
 
 _LOST = Attached("", "", "", "", "/proc/0/ns/net", 0)
-"""In place of a deleted row: a namespace that never was."""
+"""Stands for a deleted row: a namespace that never existed."""
 
 
 class Link(NamedTuple):
-    """The end of an attachment's veth pair on a network."""
+    """The inner end of an attachment's veth pair on one network."""
 
     network: str
     interface: str
@@ -58,7 +58,7 @@ class Attachments:
         self._db = db
 
     def get(self, service: str) -> Attached | None:
-        """Return an attachment, or None."""
+        """Return the attachment of a service, or None."""
         row = self._db.execute("SELECT * FROM attached WHERE service=?", (service,)).fetchone()
         return Attached(*row) if row else None
 
@@ -76,7 +76,7 @@ class Attachments:
         return [Attached(*row) for row in rows]
 
     def rows(self) -> list[ServiceRow]:
-        """Return the services' rows of all attachments, sorted by name."""
+        """Return the service rows of all attachments, sorted by name."""
         query = "SELECT * FROM service WHERE mode='attached' ORDER BY name"
         return [service_row(row) for row in self._db.execute(query)]
 
@@ -93,7 +93,7 @@ class Attachments:
     def planned(
         self, service: str
     ) -> tuple[tuple[str, int] | None, dict[str, tuple[str, str, bool]]]:
-        """Return what a plan needs: (path and cookie of a namespace of others, links by network).
+        """Return the input of a plan: (path and cookie of a foreign namespace, links by network).
 
         A link is (interface, MAC, whether the default route leads there).
         """
@@ -115,7 +115,7 @@ class Attachments:
         )
 
     def move(self, service: str, cookie: int, interface: str) -> None:
-        """Change the namespace of an attachment, and the interface that its only link has there."""
+        """Record a new namespace of an attachment, and the interface of its only link there."""
         self._db.execute("UPDATE attached SET cookie=? WHERE service=?", (cookie, service))
         self._db.execute(
             "UPDATE attached_link SET interface=? WHERE service=?", (interface, service)
@@ -133,7 +133,7 @@ class Attachments:
         )
 
     def drop_released(self) -> None:
-        """Delete the record of released addresses that are leased again."""
+        """Delete records of released addresses that are leased again."""
         self._db.execute(
             "DELETE FROM released WHERE EXISTS (SELECT 1 FROM lease l"
             " WHERE l.network=released.network AND l.family=released.family"
@@ -142,5 +142,5 @@ class Attachments:
 
 
 def wishes(attached: Attached) -> dict[str, Any]:
-    """Return what the owner wants: ``policy``, ``policies`` by network, and ``labels``."""
+    """Return what the owner requested: ``policy``, ``policies`` by network, and ``labels``."""
     return dict(decoded(attached.asked))

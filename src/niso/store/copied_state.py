@@ -1,8 +1,8 @@
 """Detect a copy of a state folder, which must not act on the original's services.
 
-A copy has the state id of the original, so it would take the original's links, processes and rules
-for its own. The store has the device, inode and path of its folder. A folder that was moved has the
-same ones, or there is no such store at the old path any longer.
+A copy has the state id of the original, so it would treat the original's links, processes and rules
+as its own. The store records device, inode and path of its folder. A moved folder keeps device and
+inode, or there no longer is a store with this id at the recorded path.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from niso.store import reboot
 
 
 def changed(db: sqlite3.Connection) -> str | None:
-    """Return the state folder's place to `record`; None if the one on record leads to it too.
+    """Return the location of the state folder to `record`; None if the recorded one is still right.
 
     Raises Error if the folder is a copy of one that still exists, and OSError.
     """
@@ -31,7 +31,7 @@ def changed(db: sqlite3.Connection) -> str | None:
     except (OSError, ValueError):
         return now
     if there == here:
-        # the same folder by another path, or after a reboot that has renumbered the devices
+        # the same folder under another path, or after a reboot that has renumbered the devices
         return None if here == was else now
     state_id = db.execute("SELECT value FROM meta WHERE key='state_id'").fetchone()
     if here != was and _state_id(before) == state_id:
@@ -43,12 +43,12 @@ def changed(db: sqlite3.Connection) -> str | None:
 
 
 def record(db: sqlite3.Connection, place: str) -> None:
-    """Record the place of the state folder. The caller holds a transaction."""
+    """Record the location of the state folder. The caller holds a transaction."""
     db.execute("INSERT OR REPLACE INTO meta VALUES ('folder', ?)", (place,))
 
 
 def _parts(place: str) -> tuple[str, str]:
-    """Return (device and inode, path) of a place on record."""
+    """Split a recorded location into (device and inode, path)."""
     device, inode, path = place.split(" ", 2)
     return f"{device} {inode}", path.encode().decode("unicode_escape")
 
@@ -59,7 +59,7 @@ def _identity(folder: str) -> str:
 
 
 def _state_id(folder: str) -> tuple[str] | None:
-    """Return the row with the state id of a store in this folder; None if there is none."""
+    """Return the row with the state id of the store in this folder; None if there is none."""
     path = os.path.join(folder, os.path.basename(paths.database()))
     if not os.path.isfile(path):
         return None

@@ -22,14 +22,15 @@ def lease(
     beside: frozenset[str] = frozenset(),
     kept: tuple[str, str] | None = None,
 ) -> None:
-    """Lease an address of each subnet: the static one, the current one, or the lowest free one.
+    """Lease an address in each subnet: the static one, the current one, or the lowest free one.
 
-    On a network that spans hosts they are those of the service's claim.
-    ``statics`` are at most one address of each family. ``beside`` are the services that the same
-    command activates. ``kept`` is the owner and name of an attachment, which gets the address that
-    it had before. Of those that attachments had, others get the one longest free, and only if no
-    other is left. Raises InvalidInput if a static one is not usable, Conflict if it is taken or
-    the network is full.
+    On a network that spans hosts, the addresses are those of the service's claim.
+
+    ``statics`` has at most one address of each family. ``beside`` are the services that the same
+    command activates. ``kept`` is (owner, name) of an attachment, which gets its earlier address
+    again. Other services get a released address only if no other is free, and then the one released
+    first. Raises InvalidInput if a static address is unusable, Conflict if it is taken or the
+    network is full.
     """
     network = store.require_network(network_name)
     wanted = {family_of(address): address for address in statics}
@@ -69,7 +70,7 @@ def lease(
 
 
 def is_leased(store: Store, service: str, network: Network, statics: Sequence[str]) -> bool:
-    """Return whether a service has all leases that `lease` would give it.
+    """Return whether a service already has all leases that `lease` would create.
 
     A service that another host has taken over needs none.
     """
@@ -91,7 +92,7 @@ def is_leased(store: Store, service: str, network: Network, statics: Sequence[st
 def _lease_claimed(
     store: Store, service: str, network: str, subnet: Subnet, claimed: Sequence[str]
 ) -> None:
-    """Lease the address of a claim in one subnet. Raises Conflict if it has none."""
+    """Lease the claimed address in one subnet. Raises Conflict if the claim has none."""
     net = prefix(subnet.cidr)
     address = next((text for text in claimed if net.holds(text)), None)
     if address is None:

@@ -1,4 +1,4 @@
-"""Migrate a store of an earlier version, and keep a copy of it."""
+"""Migrate a store from an earlier version, and keep a copy of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from niso.store.sqlite import VERSION
 
 
 def migrate(db: sqlite3.Connection) -> int:
-    """Bring a store to this version, and return the one that it had.
+    """Bring a store to this version, and return its previous version.
 
-    No-op if another process was first. The caller holds a transaction. Raises sqlite3.Error.
+    No-op if another process has done so. The caller holds a transaction. Raises sqlite3.Error.
     """
     before = version = int(db.execute("PRAGMA user_version").fetchone()[0])
     while version < VERSION:
@@ -29,14 +29,15 @@ def migrate(db: sqlite3.Connection) -> int:
 
 
 def copy_path(version: int) -> str:
-    """Return the path of the copy of a store of this earlier version."""
+    """Return the path for the copy of a store of an earlier version."""
     return f"{paths.database()}.v{version}"
 
 
 def keep(version: int) -> None:
-    """Copy the store of this earlier version to `copy_path`; no-op for the present version.
+    """Copy the store of an earlier version to `copy_path`; no-op for the present version.
 
-    The caller has changed it in a transaction that is not committed. Raises sqlite3.Error, OSError.
+    The caller has changed the store in a transaction that is not committed yet. Raises
+    sqlite3.Error, OSError.
     """
     if version == VERSION:
         return
@@ -44,7 +45,7 @@ def keep(version: int) -> None:
     draft = f"{path}.new"
     if os.path.lexists(draft):
         files.remove(draft)
-    # another connection than the caller's: it sees the store as it was
+    # another connection than the caller's: it reads the store before the change
     source, target = sqlite3.connect(paths.database()), sqlite3.connect(draft)
     try:
         source.backup(target)

@@ -1,7 +1,7 @@
-"""Resolve names: the services that have a name, and which of them is meant.
+"""Resolve names to services.
 
 A service's name is unique on the machine. Hostnames and aliases are unique on each network, so two
-networks may each have a ``db``. A service that asks for a name means the one on its own networks.
+networks may each have a ``db``. A service that looks up a name gets the one on its own networks.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class NameRows(ModeRows):
         return tuple(row[0] for row in rows)
 
     def names_there(self, service: str) -> tuple[str, ...]:
-        """Return the names of a service's address: its own, then those of its active sharers."""
+        """Return the names for a service's address: its own, then those of its active sharers."""
         sharers = self.sharers(service)
         return (*self.names(service), *(name for sharer in sharers for name in self.names(sharer)))
 
     def extra_hosts(self, service: str) -> tuple[tuple[str, str], ...]:
-        """Return (name, address) of the hosts that a service's manifest adds to its hosts file."""
+        """Return (name, address) for the extra hosts of a service's manifest."""
         return tuple(
             self._db.execute(
                 "SELECT name, address FROM extra_host WHERE service=? ORDER BY name", (service,)
@@ -56,19 +56,19 @@ class NameRows(ModeRows):
         return tuple(row[0] for row in rows)
 
     def networks_in_use(self) -> list[str]:
-        """Return the networks of the active services, sorted; their endpoints can be lost."""
+        """Return the networks of the active services, sorted, even if endpoint rows are missing."""
         rows = self._db.execute("SELECT DISTINCT networks FROM service WHERE active=1")
         return sorted({network for (networks,) in rows for network in decoded(networks)})
 
     def holders(self, name: str) -> list[str]:
-        """Return the known services that have this name, hostname or alias, sorted."""
+        """Return the recorded services that have this name, hostname or alias, sorted."""
         rows = self._db.execute(
             "SELECT service FROM host_name WHERE name=? ORDER BY service", (name,)
         )
         return [row[0] for row in rows]
 
     def holders_beside(self, service: str, name: str) -> list[str]:
-        """Return the known services with this name on the networks of ``service``, sorted."""
+        """Return the recorded services with this name on the networks of ``service``, sorted."""
         rows = self._db.execute(
             f"{_ON} WHERE h.name=? AND e.network IN (SELECT network FROM endpoint WHERE service=?)"
             " GROUP BY h.service ORDER BY h.service",
@@ -79,7 +79,7 @@ class NameRows(ModeRows):
     def holders_elsewhere(self, name: str, beside: str | None = None) -> list[str]:
         """Return the services of other hosts with this name, sorted.
 
-        With ``beside``, only those on networks of this service.
+        With ``beside``, return only those on networks of the service ``beside``.
         """
         query = "SELECT DISTINCT n.service FROM remote_name n"
         values: tuple[str, ...] = (name,)
@@ -105,11 +105,12 @@ class NameRows(ModeRows):
         return self._db.execute(query, (service,)).fetchone() is not None
 
     def meant(self, service: str, name: str) -> tuple[list[str], list[str]]:
-        """Return the services that a name in the policy of ``service`` stands for.
+        """Return the services that a name in the policy of ``service`` refers to.
 
-        The first list is for what the policy allows: the one with this name on its networks, else
-        the service that is called so, on any network. Nobody, if it is ambiguous: admission refuses
-        that. The second is for what the policy denies, and has all of these.
+        The first list is for allow entries: the service with this hostname or alias on its
+        networks, else the service of this name on any network. It is empty if the name is
+        ambiguous, which admission refuses. The second list is for deny entries, and has all of
+        these services.
         """
         beside = self.holders_beside(service, name)
         elsewhere = self.holders_elsewhere(name, service)
@@ -123,11 +124,11 @@ class NameRows(ModeRows):
     def shadows(
         self, services: Iterable[str], networks: Iterable[str] = (), fresh: Iterable[str] = ()
     ) -> set[str]:
-        """Return the services that have a name of one of ``services`` on another network.
+        """Return other services that have a name of one of ``services`` on another network.
 
-        Only those count that an active service on both networks could see, whose hosts file has the
-        name of its first network. ``networks`` are added to those where ``services`` are,
-        and the names ``fresh`` to theirs.
+        Only those count that an active service can see together with ``services``: its hosts file
+        has the name of the first of its networks. ``networks`` are added to the networks of
+        ``services``, and the names ``fresh`` to their names.
         """
         own = set(services)
         names = {*fresh, *(name for service in own for name in self.names(service))}
@@ -141,11 +142,11 @@ class NameRows(ModeRows):
         return {other for other in others if beside & set(self.networks_of(other))}
 
     def resolve(self, name: str, asker: str | None = None) -> str:
-        """Return the service that a name means, with or without .niso.local.
+        """Return the service with a name, with or without the suffix .niso.local.
 
-        That is the one that ``asker`` reaches by it, else the service that is called so, else the
-        only one with this hostname or alias. Raises NotFound, with a similar name as hint, and
-        Conflict if it is ambiguous.
+        Preferred is the service that ``asker`` reaches by the name, then the one whose own name it
+        is, then the only one with this hostname or alias. Raises NotFound, with a similar name as
+        hint, and Conflict if the name is ambiguous.
         """
         bare = bare_name(name)
         if (service := self._found(bare, asker)) is not None:
@@ -157,13 +158,13 @@ class NameRows(ModeRows):
         known = [known for (known,) in names]  # a damaged key may be NULL
         raise NotFound(f"no service {name!r}", suggest(bare, known, "niso ps lists the services"))
 
-    # Whatever a change in progress has given up stays reserved: an undo may have to restore it.
+    # Names given up by a change in progress stay reserved: an undo may have to restore them.
 
     def name_holder(self, name: str) -> str | None:
-        """Return the service that a name means, or None.
+        """Return the service that has a name, or None.
 
-        A service also holds the names that undoing its change in progress would restore. Raises
-        Conflict if it is ambiguous.
+        Names that undoing a change in progress would restore count too. Raises Conflict if the name
+        is ambiguous.
         """
         if (service := self._found(name, None)) is not None:
             return service
@@ -172,7 +173,7 @@ class NameRows(ModeRows):
     def holders_on(
         self, name: str, networks: Container[str], but: str, beside: frozenset[str]
     ) -> list[tuple[str, str]]:
-        """Return (service, network) of those that hold a name on one of these networks.
+        """Return (service, network) for services that have a name on one of these networks.
 
         They include services whose names undoing a change in progress would restore, unless they
         are in ``beside``: those are undone together with the caller's change. ``but`` is left out.
@@ -190,7 +191,7 @@ class NameRows(ModeRows):
         ]
 
     def shown(self, services: Iterable[str]) -> str:
-        """Return services with their networks, for messages: ``'db' (network backend)``."""
+        """Format services with their networks for messages: ``'db' (network backend)``."""
         parts = []
         for service in services:
             on = self.networks_of(service)
@@ -199,7 +200,7 @@ class NameRows(ModeRows):
         return ", ".join(parts)
 
     def _found(self, bare: str, asker: str | None) -> str | None:
-        """Return the service that a name means, or None. Raises Conflict if it is ambiguous."""
+        """Return the service that has a name, or None. Raises Conflict if it is ambiguous."""
         candidates = self._reached(asker, bare) if asker else []
         if not candidates:
             everywhere = self.holders(bare)
@@ -212,9 +213,9 @@ class NameRows(ModeRows):
         return candidates[0] if candidates else None
 
     def _reached(self, service: str, name: str) -> list[str]:
-        """Return the service with this name that ``service`` reaches by it; empty without one.
+        """Return the service that ``service`` reaches by a name, in a list; empty if there is none.
 
-        Its hosts file has the name of the first of its networks on which an active one has it.
+        Its hosts file has the name of the first of its networks on which an active service has it.
         """
         rows = self._db.execute(
             f"{_ON} JOIN endpoint own ON own.network=e.network AND own.service=?"
@@ -224,7 +225,7 @@ class NameRows(ModeRows):
         return [row[0] for row in rows]
 
     def _restored(self, name: str) -> dict[str, set[str]]:
-        """Return {service: networks} of what undoing changes in progress would name so."""
+        """Return {service: networks} that get this name back by undoing changes in progress."""
         restored: dict[str, set[str]] = {}
         rows = self._db.execute(
             "SELECT service, COALESCE(json_extract(undo, '$.service[0].provider'), service)"
@@ -243,19 +244,19 @@ class NameRows(ModeRows):
         return restored
 
     def mode(self, service: str) -> str | None:
-        """Return the mode of a service, or None if it is not known."""
+        """Return the mode of a service, or None if the service is not recorded."""
         row = self._db.execute("SELECT mode FROM service WHERE name=?", (service,)).fetchone()
         return str(row[0]) if row else None
 
 
 def bare_name(name: str) -> str:
-    """Return the name of a service without the suffix .niso.local."""
-    # names.DOMAIN would be another module for every command to load
+    """Remove the suffix .niso.local from a name."""
+    # importing names.DOMAIN would load another module in every command
     return name.removesuffix(".niso.local")
 
 
 def suggest(name: str, known: list[str], otherwise: str) -> str:
-    """Return the hint for an unknown name: a similar known one, else ``otherwise``."""
+    """Return the hint for an unknown name: a similar recorded one, else ``otherwise``."""
     import difflib
 
     near = difflib.get_close_matches(name, known, 1)

@@ -1,7 +1,7 @@
-"""Hold the rows of outside names: which policies name them, and what DNS answered.
+"""Read and write the rows of outside names: which policies name them, and the answers of DNS.
 
-An answer is kept for all services at once, so that the same name is the same addresses everywhere.
-It is not part of a service, and an undo leaves it.
+An answer is recorded for all services at once, so that a name has the same addresses everywhere. It
+does not belong to a service, so an undo leaves it unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class OutsideRows:
         return tuple(row[0] for row in self._db.execute(query, (service,)))
 
     def named(self, active: bool = False) -> list[str]:
-        """Return the outside names of all policies, or of active services; sorted."""
+        """Return the outside names of all policies, or only of active services; sorted."""
         rows = self._db.execute(
             "SELECT DISTINCT p.name FROM outside_peer p JOIN service s ON s.name=p.service"
             " WHERE s.active>=? ORDER BY p.name",
@@ -35,7 +35,7 @@ class OutsideRows:
         return [row[0] for row in rows]
 
     def naming(self, names: Iterable[str]) -> list[str]:
-        """Return the active services whose policies have one of these names, sorted."""
+        """Return the active services whose policies contain one of these names, sorted."""
         query = (
             "SELECT p.service FROM outside_peer p JOIN service s ON s.name=p.service AND s.active=1"
             " WHERE p.name=?"
@@ -43,12 +43,12 @@ class OutsideRows:
         return sorted({row[0] for name in names for row in self._db.execute(query, (name,))})
 
     def answer(self, name: str) -> Outside:
-        """Return what is known of a name; without addresses if that is nothing, or damaged."""
+        """Return the record of a name; without addresses if there is none, or if it is damaged."""
         row = self._db.execute("SELECT answer FROM outside_name WHERE name=?", (name,)).fetchone()
         return (row and _answer(name, row[0])) or Outside(name)
 
     def answers(self) -> list[Outside]:
-        """Return what is known of all names in policies, sorted by name."""
+        """Return the records of all names in policies, sorted by name."""
         return [self.answer(name) for name in self.named()]
 
     def meant(self, name: str) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class OutsideRows:
         return self.answer(name).in_state(NOW, FORMER)
 
     def ever(self, name: str) -> tuple[str, ...]:
-        """Return all known addresses of a name, also past ones."""
+        """Return all recorded addresses of a name, including past ones."""
         return self.answer(name).in_state(NOW, FORMER, PAST)
 
     def hosts(self, service: str) -> list[tuple[str, str]]:
@@ -70,14 +70,14 @@ class OutsideRows:
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def put(self, answers: Iterable[Outside]) -> None:
-        """Replace what is known of names."""
+        """Replace the records of names."""
         self._db.executemany(
             "INSERT OR REPLACE INTO outside_name VALUES (?, ?)",
             [(answer.name, encoded(answer[1:])) for answer in answers],
         )
 
     def forget_others(self, before: float) -> None:
-        """Delete what is known of names in no policy, unless they were asked for since then."""
+        """Delete the records of names in no policy, unless they were resolved after ``before``."""
         rows = self._db.execute(
             "SELECT name FROM outside_name WHERE name NOT IN (SELECT name FROM outside_peer)"
         ).fetchall()
@@ -87,7 +87,7 @@ class OutsideRows:
 
 
 def _answer(name: str, text: str) -> Outside | None:
-    """Return the answer of a row; None if it is damaged: it is asked for again."""
+    """Decode a row; None if it is damaged, so that the name is resolved again."""
     try:
         asked_at, due_at, problem, settled, addresses = decoded(text)
         known = tuple(

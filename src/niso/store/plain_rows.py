@@ -1,7 +1,8 @@
-"""Find the services whose rows need a closer look, by one query of SQLite.
+"""Find the services whose rows must be checked in detail, with a single SQL query.
 
-Decoding the manifest and the spec of a service takes 50 µs, and comparing its rows with them 25 in
-queries of their own. A host may know ten thousand inactive services, whose rows hardly ever differ.
+Decoding the manifest and spec of a service takes 50 µs, and comparing its rows with them another 25
+µs in queries of their own. A host may have ten thousand inactive services, whose rows are hardly
+ever wrong.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ SELECT name FROM service s WHERE CASE
 
 
 def doubtful(db: sqlite3.Connection) -> list[str]:
-    """Return the names of the services that need a closer look, sorted.
+    """Return the names of the services that must be checked in detail, sorted.
 
-    All active ones do. An inactive one does not if its record is as it was written, by its mark
-    (`niso.store.specs.mark`), and its names, networks and leases are there.
+    These are all active services. An inactive one is left out if its record is unchanged, according
+    to its checksum (`niso.store.specs.mark`), and its names, networks and leases exist.
     """
     db.create_function("checksum", 4, specs.checksum, deterministic=True)
     return [row[0] for row in db.execute(_DOUBTFUL)]

@@ -28,13 +28,13 @@ class PolicyRows(NameRows):
         return policy_of(decoded(row[0])) if row else None
 
     def policied(self) -> list[str]:
-        """Return the known services with a policy."""
+        """Return the recorded services with a policy."""
         return [row[0] for row in self._db.execute("SELECT service FROM policy ORDER BY service")]
 
     def audits(self) -> dict[str, tuple[int, int]]:
         """Return (since, until) of the audits of all policies in seconds since 1970, by service.
 
-        Those that have ended are among them. Damaged rows are left out.
+        Ended audits are included. Damaged rows are left out.
         """
         rows = self._db.execute(
             "SELECT service, json_extract(audit, '$[1]'), json_extract(audit, '$[2]') FROM ("
@@ -48,11 +48,11 @@ class PolicyRows(NameRows):
         }
 
     def policy_now(self, service: str) -> Policy | None:
-        """Return a service's policy with the services that its names stand for at present.
+        """Return a service's policy with its names resolved to services at present.
 
-        An entry whose name stands for nobody stays and matches nobody: a deny list without entries
-        would be no policy. One that stands for several services is there for each of them
-        (`NameRows.meant`).
+        An entry whose name resolves to no service stays and matches nothing: without it, a deny
+        list could become empty, which is no policy. For a name that resolves to several services
+        there is an entry for each (`NameRows.meant`).
         """
         policy = self.policy(service)
         if policy is None:
@@ -80,12 +80,15 @@ class PolicyRows(NameRows):
     @property
     def outside(self) -> OutsideRows:
         """Return the queries for outside names."""
-        from niso.store.outside_rows import OutsideRows  # few stores have any
+        from niso.store.outside_rows import OutsideRows  # few stores have outside names
 
         return OutsideRows(self._db)
 
     def names_outside(self, service: str | None = None) -> bool:
-        """Return whether the policy of a service, or any, has outside names."""
+        """Return whether the policy of a service has outside names.
+
+        Without ``service``, return whether any policy has.
+        """
         query = "SELECT 1 FROM outside_peer WHERE ?1 IS NULL OR service=?1 LIMIT 1"
         return self._db.execute(query, (service,)).fetchone() is not None
 
@@ -111,7 +114,7 @@ class PolicyRows(NameRows):
                 yield Policed(service.name, addresses, policy)
         only: dict[str, set[str] | None] = {}
         for kind, name in sorted(names):
-            # of all that have the name: each naming service may mean another one, or did before
+            # all services with the name count: each policy may refer to another one, or did before
             holders = (
                 {name, *self.holders(name), *self.holders_elsewhere(name)}
                 if kind == "service"
@@ -119,7 +122,7 @@ class PolicyRows(NameRows):
             )
             meant = {address for own in holders for address in self._meant(kind, own)[0]}
             for service_name in self._naming(kind, name):
-                # a changed network affects more than single peers
+                # changing a network affects more than single peers
                 before = only.get(service_name, set())
                 only[service_name] = None if kind == "network" or before is None else before | meant
         for service_name, values in sorted(only.items()):
@@ -134,7 +137,7 @@ class PolicyRows(NameRows):
                 )
 
     def naming(self, kind: str, name: str) -> list[str]:
-        """Return the known services whose policies have this peer."""
+        """Return the recorded services whose policies have this peer."""
         rows = self._db.execute(
             "SELECT service FROM policy_peer WHERE kind=? AND name=? ORDER BY service", (kind, name)
         )
@@ -150,9 +153,9 @@ class PolicyRows(NameRows):
         return [row[0] for row in rows]
 
     def _members(self, policed: Iterable[Policed]) -> tuple[Member, ...]:
-        """Return what the peers of these policies resolve to.
+        """Return the addresses that the peers of these policies resolve to.
 
-        For a policy of which only some addresses are included, only their names are.
+        For a policy with ``only`` some addresses, only the names of these addresses are resolved.
         """
         wanted: set[Name] = set()
         for policy in policed:
@@ -172,7 +175,7 @@ class PolicyRows(NameRows):
         return tuple(Member(kind, name, *self._meant(kind, name)) for kind, name in sorted(wanted))
 
     def _names_of(self, address: str) -> list[str]:
-        """Return the services of an address: its holder, on any host, and its sharers."""
+        """Return the services that use an address: its holder, on any host, and its sharers."""
         rows = self._db.execute(
             "SELECT s.name FROM lease l"
             " JOIN service s ON s.name=l.service OR (s.provider=l.service AND s.active=1)"
@@ -185,7 +188,7 @@ class PolicyRows(NameRows):
     def _meant(self, kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return (addresses or subnets, gateways of a network) that a peer resolves to.
 
-        Both are empty if nothing is called so.
+        Both are empty if nothing has this name.
         """
         if kind == "outside":
             return self.outside.meant(name), ()
@@ -206,14 +209,14 @@ class PolicyRows(NameRows):
         rows = self._db.execute(
             "SELECT address FROM lease WHERE service=? ORDER BY network, family", (home,)
         ).fetchall()
-        if not rows and not active:  # it may have been moved to another host
+        if not rows and not active:  # the service may have been moved to another host
             rows = self._db.execute(_ELSEWHERE, (name,)).fetchall()
         return tuple(row[0] for row in rows), ()
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_policy(self, service: str, policy: Policy | None) -> None:
-        """Replace a service's policy. Its endpoints must be up to date."""
+        """Replace a service's policy. The rows of its endpoints must be up to date."""
         for table in ("policy", "policy_peer", "policed", "outside_peer"):
             self._db.execute(f"DELETE FROM {table} WHERE service=?", (service,))
         if policy is None:
@@ -244,7 +247,7 @@ def rows_of_policy(
 
 
 def policy_of(value: list[object]) -> Policy:
-    """Return the policy that `PolicyRows.set_policy` encoded as JSON."""
+    """Decode a policy that `PolicyRows.set_policy` encoded as JSON."""
 
     def entries(items: object) -> tuple[Entry, ...] | None:
         if items is None:

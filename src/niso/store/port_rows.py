@@ -1,4 +1,4 @@
-"""Hold the rows of published ports: owners, origins and holders of host ports.
+"""Read and write the rows of published ports: their services, origins, and holders of host ports.
 
 The ``origin`` of a row is ``manifest``, ``chosen`` (from the manifest, but niso chose the host
 port) or ``forward`` (niso port-forward).
@@ -29,7 +29,7 @@ _TO_PUBLISH = (
     " JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND e.position=0"
     " WHERE p.service=? GROUP BY p.service"
 )
-"""The row of a service in the table published."""
+"""Selects the row of a service for the table published."""
 
 
 class PortRows:
@@ -38,7 +38,7 @@ class PortRows:
     _db: sqlite3.Connection
 
     def ports(self, service: str | None = None) -> list[tuple[str, Port]]:
-        """Return (service, port) of one or all services, in manifest order, then forwards."""
+        """Return (service, port) of one service or of all, in manifest order, then forwards."""
         where, values = ("WHERE service=?", (service,)) if service else ("", ())
         rows = self._db.execute(
             f"SELECT service, {_PORT} FROM port {where} ORDER BY service, position", values
@@ -67,7 +67,7 @@ class PortRows:
     def published_on(self, services: Iterable[str]) -> set[str]:
         """Return the networks whose bridges are configured for ports of these services.
 
-        A network that a service has left since is included.
+        A network that a service has left in the meantime is included.
         """
         networks = {
             network
@@ -96,7 +96,7 @@ class PortRows:
         return [Port(*row) for row in rows]
 
     def all_forwards(self) -> list[tuple[str, Port]]:
-        """Return (service, port) of all forwards to known services, active or not."""
+        """Return (service, port) of all forwards to recorded services, active or not."""
         rows = self._db.execute(
             f"SELECT service, {_PORT} FROM port WHERE origin=? ORDER BY service, position",
             (FORWARD,),
@@ -104,7 +104,7 @@ class PortRows:
         return [(row[0], Port(*row[1:])) for row in rows]
 
     def manifest_ports(self, service: str) -> list[Port]:
-        """Return the ports of a service whose host ports are in its manifest."""
+        """Return the ports of a service whose host ports are set in its manifest."""
         rows = self._db.execute(
             f"SELECT {_PORT} FROM port WHERE service=? AND origin=? ORDER BY position",
             (service, MANIFEST),
@@ -143,9 +143,9 @@ class PortRows:
         ]
 
     def chosen_port(self, service: str, wanted: Port) -> int | None:
-        """Return the host port that niso chose for a port of this service, or None.
+        """Return the host port that niso has chosen for a port of this service, or None.
 
-        ``wanted`` asks for a free host port.
+        ``wanted`` is a port without a fixed host port.
         """
         row = self._db.execute(
             "SELECT host_port FROM port WHERE service=? AND origin=?"
@@ -155,7 +155,7 @@ class PortRows:
         return int(row[0]) if row else None
 
     def spans(self, proto: str, first: int, last: int) -> list[tuple[int, int]]:
-        """Return (first, last) host port of all ports of known services that overlap a range.
+        """Return (first, last) host port of all ports of recorded services that overlap a range.
 
         That includes inactive services, and ports that undoing a change in progress would restore.
         """
@@ -170,7 +170,7 @@ class PortRows:
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_ports(self, service: str, ports: Iterable[Port], chosen: Iterable[Port] = ()) -> None:
-        """Replace the ports from the manifest; forwards stay.
+        """Replace the ports from the manifest; forwards are left unchanged.
 
         ``chosen`` are those of ``ports`` whose host port niso chose.
         """
@@ -201,7 +201,10 @@ class PortRows:
         self.note_published(service)
 
     def add_back(self, service: str, port: Port, manifest: Sequence[Port]) -> None:
-        """Add a port that a forward took from a service; ``manifest`` are all of its manifest."""
+        """Restore a port that a forward took from a service.
+
+        ``manifest`` are all ports of its manifest.
+        """
         chosen = [
             Port(*row)
             for row in self._db.execute(
@@ -217,9 +220,9 @@ class PortRows:
         self.set_ports(service, sorted(mine, key=place), chosen)
 
     def note_published(self, service: str) -> None:
-        """Record on which network a service publishes ports, and whether on 127.0.0.1.
+        """Record the network on which a service publishes ports, and whether on 127.0.0.1.
 
-        The record stays until deactivation. Open connections still need the bridge's settings after
+        The record stays until deactivation: open connections still need the bridge's settings after
         the last port is removed. A sharer publishes on its provider's network: its record must be
         renewed when the provider moves.
         """
@@ -243,13 +246,13 @@ class PortRows:
         return row
 
     def put_published_row(self, service: str, row: tuple[object, ...] | None) -> None:
-        """Undo `note_published`: nothing was published after all."""
+        """Restore the row from before `note_published`, if nothing was published in the end."""
         self._db.execute("DELETE FROM published WHERE service=?", (service,))
         if row is not None:
             self._db.execute("INSERT INTO published VALUES (?, ?, ?)", row)
 
     def take_port(self, service: str, port: Port) -> None:
-        """Delete a port of a service; no-op if it does not have it."""
+        """Delete a port of a service; no-op if the service does not have it."""
         self._db.execute(f"DELETE FROM port WHERE {_IS}", (service, *port))
 
     def port_rows(self, service: str) -> list[tuple[object, ...]]:
@@ -264,7 +267,7 @@ class PortRows:
     def begin_moving(
         self, ports: Iterable[tuple[str, Port]], networks: Iterable[str], now: float
     ) -> None:
-        """Record (service, port) of all ports that a change adds or removes.
+        """Record (service, port) for all ports that a change adds or removes.
 
         The record stays until the kernel is up to date. ``networks`` are those that the ports
         concern so far. ``now`` is in seconds since 1970.
@@ -277,7 +280,7 @@ class PortRows:
             )
 
     def moved_ports(self) -> list[tuple[str, Port]]:
-        """Return (service, port) of all changes of ports in progress."""
+        """Return (service, port) for all changes of ports in progress."""
         rows = self._db.execute(
             "SELECT service, undo FROM intent WHERE action='ports' ORDER BY service"
         )
@@ -288,11 +291,11 @@ class PortRows:
     def moved_on(self) -> set[str]:
         """Return the networks that changes of ports in progress concerned before."""
         rows = self._db.execute("SELECT undo FROM intent WHERE action='ports'")
-        # an intent of an earlier version has none
+        # an intent of an earlier version has no networks
         return {network for (undo,) in rows for network in decoded(undo).get("networks", ())}
 
     def end_publishing(self, service: str, keep_forwards: bool = False) -> None:
-        """Record that an inactive service publishes nothing. Its manifest's ports stay.
+        """Record that an inactive service publishes nothing. The ports of its manifest stay.
 
         Its forwards are deleted, unless ``keep_forwards``.
         """

@@ -1,10 +1,10 @@
-"""Detect a reboot, after which the store must not record lost kernel state any longer.
+"""Detect a reboot, after which the store must no longer record kernel state that was lost.
 
-A running host is identified by its boot id, its network namespace and its PID 1. A container that
-is restarted keeps only the boot id. The store has this identity. If it is a different one now,
-nothing that was active can still exist. The first process to open the store then records that no
-service is active, and forgets sysctls and changes of ports, which were those of the old kernel.
-Leases, networks, forwards and the enabled services stay.
+A running host is identified by its boot id, its network namespace and its PID 1. A restarted
+container keeps only the boot id. The store records this identity. If the present one differs, none
+of the recorded active services can still exist. The first process to open the store then records
+that no service is active, and deletes records of sysctls and of changes of ports, which concern the
+old kernel. Leases, networks, forwards and the enabled services are kept.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def here() -> str:
 
 
 def folder() -> str:
-    """Return the device, inode and path of the state folder: its place. Raises OSError."""
+    """Return the location of the state folder: device, inode and path. Raises OSError."""
     path = os.path.abspath(paths.state_dir())
     status = os.stat(path)
-    # escaped: a path may be no UTF-8
+    # escaped, because a path need not be UTF-8
     return f"{status.st_dev} {status.st_ino} {ascii(path)[1:-1]}"
 
 
 def recorded(db: sqlite3.Connection) -> str | None:
-    """Return the host identity recorded in the store; None in a store of an older niso."""
+    """Return the host identity recorded in the store; None in the store of an older niso."""
     row = db.execute("SELECT value FROM meta WHERE key='world'").fetchone()
     return str(row[0]) if row else None
 
@@ -59,16 +59,16 @@ def record(db: sqlite3.Connection, world: str) -> None:
 
 
 def go_home(db: sqlite3.Connection, world: str) -> bool:
-    """Enter the network namespace that the store is of, if PID 1 is in it and this process is not.
+    """Enter the store's network namespace, if PID 1 is in it and this process is not.
 
-    Return whether it did. ``world`` is where this process is. A command can be started inside a
-    service's namespace, such as by a unit with PrivateNetwork=. Raises Conflict if the process may
-    not move, OSError.
+    Returns whether it did. ``world`` is the identity that this process sees. A command can be
+    started in another namespace, such as by a unit with PrivateNetwork=. Raises Conflict if the
+    process may not move, OSError.
     """
     before = recorded(db)
     was, now = (before or "").split(), world.split()
     if was == now or len(was) != len(now) or (was[0], was[2]) != (now[0], now[2]):
-        return False  # of a store of an older niso, or of another boot
+        return False  # the store of an older niso, or of another boot
     fd = os.open("/proc/1/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if str(os.fstat(fd).st_ino) != was[1]:
@@ -85,10 +85,10 @@ def go_home(db: sqlite3.Connection, world: str) -> bool:
 
 
 def forget_if_gone(db: sqlite3.Connection, world: str) -> None:
-    """Record that nothing is active if ``world`` differs from the store's host.
+    """Record that nothing is active if ``world`` differs from the recorded host identity.
 
-    Raises Conflict if services still run in another namespace of the same boot: what niso would set
-    up here is not theirs. The caller holds a transaction.
+    Raises Conflict if services still run in another namespace of the same boot, because anything
+    that niso set up here would not be for them. The caller holds a transaction.
     """
     before = recorded(db)
     if before == world:

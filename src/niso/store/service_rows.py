@@ -1,8 +1,8 @@
-"""Hold the rows of services: the service, its changes in progress, its leases, its stack.
+"""Read and write the rows of services: service, changes in progress, leases, stack.
 
-A service belongs to at most one stack, until it is removed or leaves the stack's file.
-A service of mode share (a sharer) has no endpoint. It has the addresses, networks and port families
-of its provider. While it is active, its names and ports belong to the provider's namespace.
+A service belongs to at most one stack, until it is removed or leaves the stack's file. A service of
+mode share (a sharer) has no endpoint. It uses the addresses, networks and port families of its
+provider. While it is active, its names and ports belong to the provider's namespace.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PORT = "host_ip, host_port, container_port, proto, count"
 
 
 class ServiceRow(NamedTuple):
-    """A known service; the fields are the columns of its table, but for its mark at the end."""
+    """A recorded service; the fields are the columns of its table except the last, its checksum."""
 
     name: str
     manifest_path: str
@@ -68,13 +68,16 @@ class ServiceRow(NamedTuple):
 
     @property
     def has_process(self) -> bool:
-        """Return whether niso starts a process for it; of an attachment the engine does."""
+        """Return whether niso starts a process for the service.
+
+        For an attachment the engine does.
+        """
         return self.mode != "attached"
 
     @property
     def service(self) -> ServiceSpec | None:
         """Return the ServiceSpec of the last activation; None if the row is damaged."""
-        from niso.store import specs  # not loaded by commands that only list
+        from niso.store import specs  # imported late, since commands that only list do not need it
 
         return specs.service(self.manifest)
 
@@ -87,7 +90,10 @@ class ServiceRow(NamedTuple):
 
     @property
     def is_job(self) -> bool:
-        """Return whether its process runs to its end; False if the row is damaged."""
+        """Return whether its process is a job, which runs until it exits.
+
+        False if the row is damaged.
+        """
         spec = self.service
         return spec is not None and spec.kind == "job"
 
@@ -100,7 +106,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def again(self) -> str:
-        """Return the command that activates the service from its file."""
+        """Return the command that activates the service from its file again."""
         spec = self.service
         is_inline = spec is not None and spec.folder is not None
         return f"niso {'stack up' if is_inline else 'activate'} {self.manifest_path}"
@@ -118,7 +124,7 @@ class ServiceRow(NamedTuple):
         return spec
 
     def require_own(self) -> None:
-        """Raise Conflict if niso does not start its process."""
+        """Raise Conflict if niso does not start the service's process."""
         if not self.has_process:
             raise Conflict(
                 f"{self.name!r} is an attachment: niso does not run its process",
@@ -132,7 +138,7 @@ class ServiceRow(NamedTuple):
 
 
 def service_row(row: tuple[object, ...]) -> ServiceRow:
-    """Return a row of the table as a ServiceRow."""
+    """Convert a row of the table to a ServiceRow."""
     fields = ServiceRow(*row[: len(ServiceRow._fields)])  # type: ignore[arg-type]
     package, copy = fields.package, f"/packages/{fields.name}/{fields.fingerprint}"
     if package.endswith(copy):
@@ -146,13 +152,13 @@ def service_row(row: tuple[object, ...]) -> ServiceRow:
 
 
 class Intent(NamedTuple):
-    """A change in progress: what to undo or finish if its process dies."""
+    """A change in progress: the data to undo or finish it if its process dies."""
 
     service: str
     action: str
     """activate, deactivate, stop (deactivate and keep the forwards), remove, restart or ports."""
     undo: str
-    """JSON: {table: [{column: value}, ...]}, a blob as {"hex": ...}.
+    """JSON: {table: [{column: value}, ...]}; a blob is {"hex": ...}.
 
     For the action ports it is {"moved": [{field of Port: value}, ...]}.
     """
@@ -187,7 +193,7 @@ class IntentRows:
         return Intent(*row) if row else None
 
     def begin_intent(self, service: str, action: str, now: float) -> None:
-        """Record a service's rows before a change, so that an interrupted one can be undone.
+        """Record a service's rows before a change, so that an interrupted change can be undone.
 
         ``now`` is in seconds since 1970.
         """
@@ -201,7 +207,7 @@ class IntentRows:
         self._db.execute("DELETE FROM intent WHERE service=?", (service,))
 
     def is_as_before(self, intent: Intent) -> bool:
-        """Return whether the service's rows are those that the intent recorded."""
+        """Return whether the service's rows equal those that the intent recorded."""
         now = self.rows(intent.service)
         # an intent of an older version lacks newer tables
         before: dict[str, object] = {table: [] for table in now}
@@ -210,7 +216,8 @@ class IntentRows:
     def rows(self, service: str) -> dict[str, list[dict[str, object]]]:
         """Return all rows of a service by table, as {column: value} for JSON.
 
-        The mark of its own row (`niso.store.specs.mark`) is left out: it follows from the columns.
+        The checksum of its own row (`niso.store.specs.mark`) is left out, since the columns
+        determine it.
         """
         rows = {}
         for table in ROW_TABLES:
@@ -249,16 +256,16 @@ class StackRows:
         return str(row[0]) if row else None
 
     def stack_members(self, stack: str) -> list[str]:
-        """Return the known services of a stack, sorted."""
+        """Return the recorded services of a stack, sorted."""
         rows = self._db.execute(
             "SELECT service FROM stack_member WHERE stack=? ORDER BY service", (stack,)
         )
         return [row[0] for row in rows]
 
     def stack_files(self, stack: str) -> list[str]:
-        """Return the paths of the stack.toml files that a stack's services came from.
+        """Return the paths of the stack.toml files from which a stack's services came.
 
-        Services of stores before version 5 have none.
+        Services from stores before version 5 have none.
         """
         rows = self._db.execute(
             "SELECT DISTINCT file FROM stack_member WHERE stack=? AND file!='' ORDER BY file",
@@ -267,7 +274,7 @@ class StackRows:
         return [row[0] for row in rows]
 
     def stacks(self) -> list[str]:
-        """Return the names of all stacks with a known service, sorted."""
+        """Return the names of all stacks with a recorded service, sorted."""
         return [
             row[0]
             for row in self._db.execute("SELECT DISTINCT stack FROM stack_member ORDER BY stack")
@@ -276,7 +283,7 @@ class StackRows:
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def join_stack(self, service: str, stack: str, file: str) -> None:
-        """Record that a service belongs to the stack of this stack.toml, and to no other one."""
+        """Record that a service belongs to the stack of this stack.toml, and to no other stack."""
         self._db.execute(
             "INSERT OR REPLACE INTO stack_member VALUES (?, ?, ?)", (service, stack, file)
         )
@@ -303,14 +310,14 @@ class ModeRows:
         ).fetchall()
 
     def sharers(self, provider: str) -> list[str]:
-        """Return the active services in the namespace of this one."""
+        """Return the active services that share the namespace of ``provider``."""
         rows = self._db.execute(
             "SELECT name FROM service WHERE provider=? AND active=1 ORDER BY name", (provider,)
         )
         return [row[0] for row in rows]
 
     def held_sharers(self, provider: str, but: frozenset[str] = frozenset()) -> list[str]:
-        """Return the sharers, and those that undoing their changes in progress would restore.
+        """Return the sharers, including those that undoing their changes in progress would restore.
 
         Of the latter, services in ``but`` are skipped.
         """
@@ -353,7 +360,7 @@ class ModeRows:
         ).fetchall()
 
     def port_families(self, service: str) -> tuple[int, ...]:
-        """Return the families of the network that a service publishes its ports on."""
+        """Return the families of the network on which a service publishes its ports."""
         rows = self._db.execute(
             "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network"
             f" WHERE e.service={_PROVIDER} AND e.position=0 ORDER BY family",
@@ -368,7 +375,7 @@ class LeaseRows:
     _db: sqlite3.Connection
 
     def leases(self, network: str, family: int = 4) -> list[tuple[str, str, bool]]:
-        """Return (address, service, service is active) of a network's leases, ascending."""
+        """Return (address, service, whether that is active) for a network's leases, ascending."""
         rows = self._db.execute(
             "SELECT address, service, active FROM lease JOIN service s ON s.name=lease.service"
             " WHERE network=? AND family=? ORDER BY number",
@@ -377,7 +384,7 @@ class LeaseRows:
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
-        """Return (address, is static) of a service's lease, or None."""
+        """Return (address, whether it is static) of a service's lease, or None."""
         row = self._db.execute(
             "SELECT address, static FROM lease WHERE service=? AND network=? AND family=?",
             (service, network, family),
@@ -385,9 +392,9 @@ class LeaseRows:
         return (row[0], bool(row[1])) if row else None
 
     def lease_holder(self, address: str) -> str | None:
-        """Return the service with this address, or None.
+        """Return the service that holds an address, or None.
 
-        A service also holds the addresses that undoing its change in progress would restore.
+        Addresses that undoing a change in progress would restore count too.
         """
         row = self._db.execute(
             "SELECT service FROM lease WHERE address=?"
@@ -398,10 +405,10 @@ class LeaseRows:
         return str(row[0]) if row else None
 
     def endpoints_like(self, prefix: str) -> list[tuple[str, str, int]]:
-        """Return (service, network, generation) of the endpoints of services with this prefix.
+        """Return (service, network, generation) for endpoints of services with a name prefix.
 
-        They include those of inactive services, whose links may be in deletion, and those that
-        undoing a change in progress would restore.
+        They include those of inactive services, whose links may still be in deletion, and those
+        that undoing a change in progress would restore.
         """
         return self._db.execute(
             "SELECT e.service, e.network, s.generation FROM endpoint e"
@@ -415,7 +422,7 @@ class LeaseRows:
     def used_numbers(
         self, network: str, family: int, released: Iterable[int] = ()
     ) -> Iterator[int]:
-        """Return the host numbers of all leases of a subnet and ``released``, ascending.
+        """Return the host numbers of all leases of a subnet, merged with ``released``, ascending.
 
         They include those that undoing a change in progress would restore.
         """
@@ -438,7 +445,7 @@ class LeaseRows:
         return merge(leased, others)
 
     def released(self, network: str, family: int) -> list[int]:
-        """Return the free host numbers that attachments had, the one longest free first."""
+        """Return the free host numbers that attachments have released, the earliest first."""
         rows = self._db.execute(
             "SELECT number FROM released r WHERE network=? AND family=? AND NOT EXISTS"
             " (SELECT 1 FROM lease l WHERE l.network=r.network AND l.family=r.family"
@@ -448,7 +455,7 @@ class LeaseRows:
         return [int.from_bytes(row[0]) for row in rows]
 
     def released_by(self, owner: str, given: str, network: str, family: int) -> int | None:
-        """Return the free host number that an attachment of this owner and name had, or None."""
+        """Return the free host number that this owner's attachment ``given`` had, or None."""
         row = self._db.execute(
             "SELECT number FROM released r WHERE owner=? AND given=? AND network=? AND family=?"
             " AND NOT EXISTS (SELECT 1 FROM lease l WHERE l.network=r.network"
@@ -458,7 +465,7 @@ class LeaseRows:
         return int.from_bytes(row[0]) if row else None
 
     def attachment_key(self, service: str) -> tuple[str, str] | None:
-        """Return (owner, name that its engine knows it by) of an attachment; else None."""
+        """Return (owner, the owner's name for it) of an attachment; None for another service."""
         row = self._db.execute(
             "SELECT owner, given FROM attached WHERE service=?", (service,)
         ).fetchone()

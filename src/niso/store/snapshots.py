@@ -36,25 +36,25 @@ _PUBLISHED_BESIDE = (
     " JOIN published p ON p.service=e.service WHERE e.network=n.name AND e.position>0"
 )
 _PUBLISHED_BESIDE_BY_SHARER = (
-    # CROSS fixes the order: else SQLite scans all active services
+    # CROSS fixes the join order: otherwise SQLite scans all active services
     "SELECT 1 FROM endpoint e CROSS JOIN service v ON v.provider=e.service AND v.active=1"
     " JOIN published p ON p.service=v.name WHERE e.network=n.name AND e.position>0"
 )
 
 
 class Scope(NamedTuple):
-    """The objects that one command touches. None means all."""
+    """The services, networks and ports that one command touches. None means all."""
 
     services: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
     ports: tuple[Port, ...] | None = None  # only these ports of the services
     names: tuple[Name, ...] = ()
-    """Names of services and networks in policies that may have other addresses now."""
+    """Names of services and networks that may resolve to other addresses now, in policies."""
     remotes: tuple[str, ...] = ()
     """Services of other hosts."""
 
     def joined(self, other: Scope) -> Scope:
-        """Return the scope of both, neither of which is of everything, with the ports of this."""
+        """Return the union of two scopes with this one's ports; neither may cover everything."""
         return Scope(
             tuple(sorted({*(self.services or ()), *(other.services or ())})),
             tuple(sorted({*(self.networks or ()), *(other.networks or ())})),
@@ -85,12 +85,12 @@ class SnapshotRows(PortRows, PolicyRows):
         ]
 
     def any_active(self, family: int | None = None) -> bool:
-        """Return whether a service is active on a network, of this ``family`` if not None."""
+        """Return whether a service is active on a network, with this ``family`` if not None."""
         if family is None:
             query = "SELECT 1 FROM service WHERE active=1 AND networks!='[]' LIMIT 1"
             return self._db.execute(query).fetchone() is not None
         query = (
-            # CROSS fixes the order: few networks have a second family
+            # CROSS fixes the join order: few networks have a second family
             "SELECT 1 FROM subnet s CROSS JOIN endpoint e ON e.network=s.network"
             " CROSS JOIN service v ON v.name=e.service AND v.active=1 WHERE s.family=? LIMIT 1"
         )
@@ -101,31 +101,31 @@ class SnapshotRows(PortRows, PolicyRows):
         return dict(self._db.execute("SELECT name, before FROM sysctl"))
 
     def nat_before(self) -> dict[str, int]:
-        """Return the NAT rules that others had at niso's first service: chain -> number."""
+        """Return the number of foreign NAT rules, by chain, from before niso's first service."""
         row = self._db.execute("SELECT value FROM meta WHERE key='nat_before'").fetchone()
         return dict(decoded(row[0])) if row else {}
 
     def set_nat_before(self, rules: dict[str, int]) -> None:
-        """Record the NAT rules that others have; the caller holds a transaction."""
+        """Record the foreign NAT rules; the caller holds a transaction."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('nat_before', ?)", (encoded(rules),))
 
     def forget_nat_before(self) -> None:
-        """Delete the record of NAT rules; the caller holds a transaction."""
+        """Delete the record of foreign NAT rules; the caller holds a transaction."""
         self._db.execute("DELETE FROM meta WHERE key='nat_before'")
 
     def host_knows(self) -> bool:
-        """Return whether the host's own hosts file shall have the names of services."""
+        """Return whether the names of services are written to the host's own hosts file."""
         query = "SELECT 1 FROM meta WHERE key='host_knows'"
         return self._db.execute(query).fetchone() is not None
 
     def set_host_knows(self, knows: bool) -> None:
-        """Record whether it shall; the caller holds a transaction."""
+        """Record whether they are; the caller holds a transaction."""
         self._db.execute("DELETE FROM meta WHERE key='host_knows'")
         if knows:
             self._db.execute("INSERT INTO meta VALUES ('host_knows', '1')")
 
     def network(self, name: str) -> Network | None:
-        """Return a network, or None."""
+        """Return the network with this name, or None."""
         networks = self._networks((name,))
         return networks[0] if networks else None
 
@@ -176,7 +176,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return Spans(self._db)
 
     def is_broken_off(self) -> bool:
-        """Return whether a change of what other hosts have is on record that has not ended."""
+        """Return whether a change of other hosts' services was interrupted and not completed."""
         query = "SELECT 1 FROM meta WHERE key='attempt'"
         return self._db.execute(query).fetchone() is not None
 
@@ -186,14 +186,14 @@ class SnapshotRows(PortRows, PolicyRows):
         return self.across.remotes() if spans else []
 
     def claimed(self, service: str, network: str) -> tuple[str, ...]:
-        """Return the addresses that the cluster's claim of a service has on a network."""
+        """Return the addresses in the cluster's claim of a service on a network."""
         claim = self.across.claim(service)
         return claim.addresses.get(network, ()) if claim else ()
 
     def _remotes(
         self, scope: Scope, seen: set[str]
     ) -> tuple[tuple[Remote, ...], tuple[Remote, ...]]:
-        """Return the services of other hosts in scope, and those on the networks ``seen``."""
+        """Return (services of other hosts in scope, those on the networks ``seen``)."""
         spans = self.across
         if scope.services is None:
             every = tuple(spans.remotes())
@@ -206,7 +206,7 @@ class SnapshotRows(PortRows, PolicyRows):
     ) -> Iterator[Service]:
         """Yield the active services in ``names`` for a plan.
 
-        They have all of their ports, or only those in ``ports``.
+        They have all their ports, or only those in ``ports``.
         """
         any_named = self.names_outside()
         for name in names:
@@ -219,7 +219,7 @@ class SnapshotRows(PortRows, PolicyRows):
             ).fetchone()
             if row is None:
                 continue
-            own = row[1] != "share"  # a sharer has the namespace of its provider
+            own = row[1] != "share"  # a sharer uses the namespace of its provider
             if row[1] == "attached":
                 from niso.store.attached_rows import Attachments
 
@@ -253,10 +253,11 @@ class SnapshotRows(PortRows, PolicyRows):
     def _hosts(
         self, service: str, endpoints: dict[str, tuple[str, ...]]
     ) -> tuple[tuple[str, str], ...]:
-        """Return (name, address) of what the hosts file of this service alone has.
+        """Return (name, address) for the lines that only this service's hosts file has.
 
-        That is what its manifest adds, and the outside names of its policy, with the addresses of
-        families for which the service has a default route: those of its first network.
+        These are the extra hosts of its manifest, and the outside names of its policy, with
+        addresses of the families for which the service has a default route: those of its first
+        network.
         """
         extra = self.extra_hosts(service)
         if not self.names_outside(service):
@@ -266,7 +267,7 @@ class SnapshotRows(PortRows, PolicyRows):
         return (*extra, *(host for host in outside if family_of(host[1]) in families))
 
     def snapshot(self, scope: Scope) -> Snapshot:
-        """Return the part of the store that ``scope`` needs, for `niso.plan.desired`."""
+        """Return the part of the store that is in ``scope``, as input of `niso.plan.desired`."""
         with Reading(self._db):
             return self._snapshot(scope)
 
@@ -289,7 +290,7 @@ class SnapshotRows(PortRows, PolicyRows):
         }
         lists.pop((), None)
         apart = tuple(self._active(self._apart()))
-        for service in apart:  # it reads a file of its own
+        for service in apart:  # the service has a hosts file of its own
             on = tuple(endpoint.network for endpoint in service.endpoints)
             lists[on] -= 1
             if not lists[on]:
@@ -309,7 +310,7 @@ class SnapshotRows(PortRows, PolicyRows):
         fresh = frozenset(
             reader for reader, count in lists.items() if everything or inside.count(reader) == count
         )
-        # a change of only ports does not touch policies
+        # a change of ports alone does not affect policies
         policed = tuple(self._policed(services, scope.names)) if scope.ports is None else ()
         seen = {network for reader in fresh for network in reader}
         seen |= {e.network for service in apart if service in services for e in service.endpoints}
@@ -354,7 +355,7 @@ class SnapshotRows(PortRows, PolicyRows):
 
 
 def _limits(text: object) -> Limits:
-    """Return the limits of a record, or the defaults if an older niso wrote it or it is damaged."""
+    """Decode the limits of a record; defaults if an older niso wrote it or it is damaged."""
     try:
         limits = Limits(**decoded(text))  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -363,7 +364,7 @@ def _limits(text: object) -> Limits:
 
 
 def _bandwidth(text: object) -> tuple[int, int]:
-    """Return the bandwidth of a record; no limits if an older niso wrote it or it is damaged."""
+    """Decode the bandwidth of a record; no limits if an older niso wrote it or it is damaged."""
     try:
         rates = decoded(text)  # type: ignore[arg-type]
         both = (rates.get("in", 0), rates.get("out", 0))

@@ -1,6 +1,6 @@
-"""Hold the rows of networks that span hosts: what others have there, what this host claimed.
+"""Read and write the rows of networks that span hosts: other hosts' services, this host's claims.
 
-The rows of others are a mirror of the cluster's claims (docs/design/cluster.md). Only stores with
+The rows of other hosts mirror the claims in the cluster (docs/design/cluster.md). Only stores with
 such a network load this module.
 """
 
@@ -25,17 +25,17 @@ class Address(NamedTuple):
     family: int
     address: str
     service: str
-    host: str  # its name
+    host: str  # network name
     gen: int
     up: bool
 
 
 class Claim(NamedTuple):
-    """What this host holds in the cluster for a service of its own.
+    """The cluster's claim of one of this host's services.
 
-    ``mark`` is a random text in the claim: who got no answer to a request finds by it whether it
-    was carried out. It is "" while the cluster may not know all of the service. ``gen`` grows with
-    each change and each new claim.
+    ``mark`` is a random text in the claim: after a request without an answer, a host reads it back
+    to learn whether the request was carried out. It is "" while the cluster may lack part of the
+    service. ``gen`` grows with each change and each new claim.
     """
 
     service: str
@@ -45,10 +45,10 @@ class Claim(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """A change of the mirror while the kernel is being changed: what is to be.
+    """A change of the mirrored rows whose kernel changes are in progress: the new rows.
 
     ``services`` are addresses and names by service of other hosts, ``peers`` are (state id,
-    address, lives) by host, None for one that goes.
+    address, whether it lives) by host; None for one to be removed.
     """
 
     services: Mapping[str, tuple[tuple[Address, ...], tuple[str, ...]]]
@@ -69,7 +69,10 @@ class Spans:
         return self._remotes(f"WHERE r.service IN ({marks})", tuple(services))
 
     def remotes_on(self, networks: Collection[str]) -> list[Remote]:
-        """Return the services of other hosts on these networks, with only these, by name."""
+        """Return the services of other hosts on these networks, by name.
+
+        Their other networks are left out.
+        """
         marks = ", ".join("?" for _ in networks)
         return self._remotes(f"WHERE r.network IN ({marks})", tuple(networks))
 
@@ -99,7 +102,7 @@ class Spans:
         return {service: tuple(sorted(rows)) for service, rows in by_service.items()}
 
     def called(self, services: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
-        """Return the names of these services of other hosts, or of all, hostname first."""
+        """Return the names of these services of other hosts, or of all; hostname first."""
         by_service: dict[str, list[tuple[int, str]]] = {}
         query = "SELECT service, position, name FROM remote_name"
         for service, position, name in self._of(query, services):
@@ -116,7 +119,7 @@ class Spans:
         return self._db.execute(f"{query} WHERE service IN ({marks})", tuple(services))
 
     def holders(self, addresses: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Return the services of other hosts that have these (network, address)."""
+        """Map these (network, address) to the services of other hosts that have them."""
         services = {}
         query = "SELECT service FROM remote WHERE network=? AND address=?"
         for place in addresses:
@@ -130,7 +133,7 @@ class Spans:
         return tuple(row[0] for row in self._db.execute(query, (service,)))
 
     def peers(self) -> dict[str, tuple[str, str, bool]]:
-        """Return (state id, address, lives) of the other hosts, by name."""
+        """Return (state id, address, whether it lives) of the other hosts, by name."""
         rows = self._db.execute("SELECT host, id, address, live FROM peer")
         return {host: (state_id, address, bool(live)) for host, state_id, address, live in rows}
 
@@ -144,7 +147,7 @@ class Spans:
         return sorted(_claim(row) for row in self._of("SELECT * FROM claim", services))
 
     def leased(self) -> set[tuple[str, str]]:
-        """Return the (network, address) of this host's active services on networks that span."""
+        """Return (network, address) of this host's active services on networks that span hosts."""
         rows = self._db.execute(
             "SELECT l.network, l.address FROM span s CROSS JOIN lease l ON l.network=s.network"
             " JOIN service v ON v.name=l.service AND v.active=1"
@@ -152,9 +155,9 @@ class Spans:
         return {(network, address) for network, address in rows}
 
     def spanning(self, networks: Collection[str], implicit: bool = False) -> list[str]:
-        """Return those of ``networks`` that span hosts, in their order.
+        """Return those of ``networks`` that span hosts, in the same order.
 
-        With ``implicit``, only those that go with their last service here.
+        With ``implicit``, return only those that are deleted with their last service on this host.
         """
         which = "WHERE network IN (SELECT name FROM network WHERE implicit=1)" if implicit else ""
         rows = self._db.execute(f"SELECT network FROM span {which}")
@@ -162,7 +165,7 @@ class Spans:
         return [network for network in networks if network in spans]
 
     def attempt(self) -> Attempt | None:
-        """Return the change of the mirror that was broken off, or None."""
+        """Return the change of the mirrored rows that was interrupted, or None."""
         row = self._db.execute("SELECT value FROM meta WHERE key='attempt'").fetchone()
         if row is None:
             return None
@@ -182,12 +185,12 @@ class Spans:
         return [row[0] for row in self._db.execute(query, tuple(networks))]
 
     def vni_holder(self, vni: int) -> str | None:
-        """Return the network with this number, or None."""
+        """Return the network with this VNI, or None."""
         row = self._db.execute("SELECT network FROM span WHERE vni=?", (vni,)).fetchone()
         return str(row[0]) if row else None
 
     def tunnel(self) -> Tunnel | None:
-        """Return the link that packets between the hosts pass through; None without encryption."""
+        """Return the tunnel for packets between the hosts; None without encryption."""
         row = self._db.execute("SELECT value FROM meta WHERE key='tunnel'").fetchone()
         if row is None:
             return None
@@ -197,7 +200,7 @@ class Spans:
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def set_cluster(self, identity: str) -> None:
-        """Record the cluster that this host is in; "" for none, and nothing of one is kept."""
+        """Record the cluster that this host is in. With "", delete all rows of the cluster."""
         if identity:
             row = (encoded({"id": identity}),)
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('cluster', ?)", row)
@@ -207,13 +210,13 @@ class Spans:
             self._db.execute(f"DELETE FROM {table}")
 
     def set_tunnel(self, tunnel: Tunnel) -> None:
-        """Record the link that packets between the hosts pass through."""
+        """Record the tunnel for packets between the hosts."""
         self._db.execute(
             "INSERT OR REPLACE INTO meta VALUES ('tunnel', ?)", (encoded(list(tunnel)),)
         )
 
     def set_attempt(self, attempt: Attempt | None) -> None:
-        """Record the change of the mirror that begins, or with None that it is done."""
+        """Record the change of the mirrored rows that begins; None when it is complete."""
         if attempt is None:
             self._db.execute("DELETE FROM meta WHERE key='attempt'")
             return
@@ -226,16 +229,19 @@ class Spans:
         self._db.execute("INSERT OR REPLACE INTO span VALUES (?, ?, ?, ?)", row)
 
     def set_peer(self, host: str, state_id: str, address: str, live: bool) -> None:
-        """Record another host."""
+        """Insert or replace another host."""
         row = (host, state_id, address, live)
         self._db.execute("INSERT OR REPLACE INTO peer VALUES (?, ?, ?, ?)", row)
 
     def drop_peer(self, host: str) -> None:
-        """Forget another host; no-op if it is not known."""
+        """Delete another host; no-op if it is not recorded."""
         self._db.execute("DELETE FROM peer WHERE host=?", (host,))
 
     def set_service(self, service: str, addresses: Iterable[Address], names: Iterable[str]) -> None:
-        """Replace what is known of a service of another host; without addresses, forget it."""
+        """Replace the addresses and names of another host's service.
+
+        Without addresses, delete it.
+        """
         self._db.execute("DELETE FROM remote WHERE service=?", (service,))
         self._db.execute("DELETE FROM remote_name WHERE service=?", (service,))
         rows = list(addresses)
@@ -247,15 +253,15 @@ class Spans:
             )
 
     def forget_nameless(self) -> None:
-        """Delete the names of services of other hosts that have no address here any more."""
+        """Delete the names of other hosts' services that no longer have an address here."""
         self._db.execute(
             "DELETE FROM remote_name WHERE service NOT IN (SELECT service FROM remote)"
         )
 
     def drop_stale_lease(self, service: str, address: str) -> None:
-        """End the lease of an address that ``service`` has claimed, if an inactive one has it.
+        """Delete the lease that an inactive service has of an address claimed by ``service``.
 
-        Another host has taken the inactive one over, or its claim was given up.
+        Another host has taken over the inactive service, or its claim was given up.
         """
         self._db.execute(
             "DELETE FROM lease WHERE address=? AND service!=? AND service IN"
@@ -264,14 +270,14 @@ class Spans:
         )
 
     def set_claim(self, claim: Claim) -> None:
-        """Record what this host holds for a service."""
+        """Record the claim of a service of this host."""
         row = (claim.service, claim.mark, claim.gen, encoded(claim.addresses))
         self._db.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", row)
 
     def drop_claim(self, service: str) -> None:
         """Delete the record of a claim; no-op if there is none.
 
-        The service loses its addresses with it: they may be another one's from now on.
+        The service also loses its addresses, since other services may claim them from now on.
         """
         self._db.execute("DELETE FROM claim WHERE service=?", (service,))
         self._db.execute(

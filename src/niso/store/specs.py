@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 _decoded: dict[tuple[type, str], Any] = {}
 """Cache of decoded texts, since a command reads the same row many times. None if damaged."""
 _MOST_DECODED = 64
-"""A command that reads the rows of all services does not keep them all."""
+"""The most cached texts: a command that reads the rows of all services must not keep them all."""
 
 
 def encode_service(spec: ServiceSpec) -> str:
-    """Return the JSON of a ServiceSpec with every key.
+    """Encode a ServiceSpec as JSON with every key.
 
-    A changed default in a later version of niso therefore does not change a known service.
+    So a recorded service does not change if a later version of niso has another default.
     """
     text = json.dumps(convert.plain(spec), ensure_ascii=False, separators=(",", ":"))
     _remember((ServiceSpec, text), spec)
@@ -32,7 +32,7 @@ def encode_service(spec: ServiceSpec) -> str:
 
 
 def encode_process(spec: ProcessSpec) -> str:
-    """Return the JSON of a ProcessSpec, in ASCII.
+    """Encode a ProcessSpec as ASCII JSON.
 
     Bytes of resolv.conf that are not UTF-8 are surrogates.
     """
@@ -42,23 +42,23 @@ def encode_process(spec: ProcessSpec) -> str:
 
 
 def service(text: str) -> ServiceSpec | None:
-    """Return the ServiceSpec that `encode_service` wrote; None if the text is damaged."""
+    """Decode a ServiceSpec that `encode_service` wrote; None if the text is damaged."""
     return _decode(text, ServiceSpec)
 
 
 def process(text: str) -> ProcessSpec | None:
-    """Return the ProcessSpec that `encode_process` wrote; None if the text is damaged."""
+    """Decode a ProcessSpec that `encode_process` wrote; None if the text is damaged."""
     from niso.plan.process_spec import ProcessSpec
 
     return _decode(text, ProcessSpec)
 
 
 def mark(name: str, mode: str, manifest: str, spec: str, networks: str) -> int:
-    """Return the checksum of the record of a plain service, and 0 of another one.
+    """Return the checksum of the record of a plain service; 0 for any other service.
 
-    A plain service has no rows but those that follow from its names and networks: no policy, alias,
-    static address or extra host. A record that has its checksum needs no decoding to be compared
-    with its rows. The arguments are columns of the table service.
+    All rows of a plain service follow from its names and networks: it has no policy, alias, static
+    address or extra host. A record that matches its checksum can be compared with its rows without
+    decoding it. The arguments are columns of the table service.
     """
     own = service(manifest) if mode != "attached" else None
     if own is None or process(spec) is None:
@@ -70,7 +70,7 @@ def mark(name: str, mode: str, manifest: str, spec: str, networks: str) -> int:
 
 
 def checksum(*columns: bytes) -> int:
-    """Return the checksum of a record's columns, never 0."""
+    """Return the CRC-32 of a record's columns, never 0."""
     return crc32(b"\0".join(columns)) or 1
 
 
@@ -90,5 +90,5 @@ def _decode[T](text: str, table: type[T]) -> T | None:
 
 def _remember(known: tuple[type, str], spec: object) -> None:
     if len(_decoded) >= _MOST_DECODED:
-        del _decoded[next(iter(_decoded))]  # the oldest
+        del _decoded[next(iter(_decoded))]  # the oldest entry
     _decoded[known] = spec

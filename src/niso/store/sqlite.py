@@ -26,12 +26,12 @@ COLUMNS = 116
 
 
 def encoded(value: object) -> str:
-    """Return the JSON of a value."""
+    """Encode a value as JSON."""
     return json.dumps(value)
 
 
 def decoded(text: str) -> Any:
-    """Return the value of a JSON text. Raises ValueError."""
+    """Decode a JSON text. Raises ValueError."""
     return json.loads(text)
 
 
@@ -47,7 +47,8 @@ class Transaction:
             raise sqlite3.OperationalError("database is locked")
         try:
             self._db.execute("BEGIN IMMEDIATE")
-        except KeyboardInterrupt:  # before or after BEGIN: an undo needs a transaction of its own
+        # an error before or after BEGIN: an undo needs a transaction of its own
+        except KeyboardInterrupt:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
@@ -73,10 +74,10 @@ class Transaction:
 
 
 class Reading:
-    """Run a block in ``BEGIN`` … ``COMMIT``; within a transaction, as part of that.
+    """Run a block in ``BEGIN`` … ``COMMIT``; inside a transaction, as part of it.
 
-    Its queries see one state of the store. A query outside a transaction takes five system calls
-    for locks, which takes as long as most queries themselves.
+    All queries in the block read the same state of the store. A query outside a transaction needs
+    five system calls for locks, which take as long as most queries themselves.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -93,10 +94,10 @@ class Reading:
 
 
 def use_wal(connection: sqlite3.Connection) -> None:
-    """Set the WAL mode of the database, which is permanent.
+    """Set the database to WAL mode, which is permanent.
 
     SQLite does not wait for the lock of this change, which a second process may hold on a new
-    database. It is therefore retried for at most 10 s.
+    database. The change is therefore retried for at most 10 s.
     """
     for attempt in range(1000):
         try:
@@ -109,10 +110,10 @@ def use_wal(connection: sqlite3.Connection) -> None:
 
 
 def others_intend(connection: sqlite3.Connection, but: frozenset[str]) -> bool:
-    """Return whether a change of any service but these is in progress.
+    """Return whether a change of any service except ``but`` is in progress.
 
-    The content of intents is slow to read, and mostly not needed. A command of many services asks
-    several times for each of them, so their names are one row.
+    The content of intents is slow to read, and mostly not needed. A command for many services asks
+    several times for each of them, so one row has the names of all intents.
     """
     names = connection.execute("SELECT group_concat(service, ' ') FROM intent").fetchone()[0]
     return names is not None and not _split(names) <= but
@@ -138,7 +139,7 @@ def damaged(reason: str) -> Error:
 
 
 def require_store() -> None:
-    """Raise Error if state.db, which exists, is not a regular file or is empty."""
+    """Raise Error if the existing state.db is not a regular file or is empty."""
     try:
         status = os.stat(paths.database())
     except FileNotFoundError:
@@ -152,15 +153,15 @@ def require_store() -> None:
 
 
 def unusable(error: Exception) -> Error:
-    """Return the error for an error of SQLite.
+    """Convert an error of SQLite to an Error.
 
-    The hint depends on whether the file is damaged, locked, or cannot be written.
+    The hint depends on whether the file is damaged, locked, or not writable.
     """
     message = f"{paths.database()}: {error}"
     # the low byte is the primary code (sqlite.org/rescode.html)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     # niso's statements are correct, so SQLITE_ERROR means unknown tables or columns; a ValueError
-    # is of text that is no UTF-8, in a message of SQLite too, or no JSON
+    # means text that is not UTF-8 (also in SQLite's message), or not JSON
     is_text = isinstance(error, ValueError)
     if is_text or type(error) is sqlite3.DatabaseError or code == sqlite3.SQLITE_ERROR:
         return damaged(str(error))
@@ -182,17 +183,18 @@ def unusable(error: Exception) -> Error:
 
 
 ROOM = 1 << 20
-"""Size in bytes. SQLite's log and its index of one command take a tenth of it."""
+"""Size of the reserve in bytes. SQLite's log and the log's index for one command take a tenth of
+it."""
 
 
 class room:
-    """Make ``ROOM`` bytes available on the store's disk, as far as the reserve can.
+    """Context manager: make up to ``ROOM`` bytes available on the store's disk, from a reserve.
 
-    The reserve is a file beside the store that is emptied during a write, so that services can be
+    The reserve is a file next to the store that is emptied during a write, so that services can be
     stopped and removed on a full disk. Afterwards it is filled again as far as there is space.
-    Other processes can take the space only in the milliseconds between.
+    Other processes can take the space only during the milliseconds in between.
 
-    With ``make``, create the reserve if there is none and the disk has twice its size free.
+    With ``make``, create a missing reserve if twice its size is free on the disk.
     """
 
     def __init__(self, make: bool = False) -> None:
@@ -203,7 +205,7 @@ class room:
             if _free() < ROOM and os.path.getsize(_reserve()):
                 os.truncate(_reserve(), 0)
         except OSError:
-            pass  # there is no reserve; the write itself reports what is wrong
+            pass  # the reserve is missing; the write itself reports any problem
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -232,7 +234,7 @@ def _reserve() -> str:
 
 
 def _free() -> int:
-    """Return the free bytes of the store's disk."""
+    """Return the free space of the store's disk in bytes."""
     status = os.statvfs(paths.state_dir())
     return status.f_bavail * status.f_frsize
 

@@ -1,7 +1,8 @@
 """Store niso's configuration in SQLite.
 
-It holds no kernel state: `niso.plan` derives the desired state from it. Writers hold niso's lock
-and one transaction; readers need neither. WAL isolates them from each other, and survives kill -9.
+The store has no kernel state: `niso.plan` derives the desired state from it. A writer holds niso's
+lock and one transaction; readers need neither. WAL isolates them from each other, and survives kill
+-9.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ __all__ = ["ALL", "Intent", "Scope", "ServiceRow", "Store", "bare_name", "sugges
 
 
 class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
-    """A connection to state.db. Every change needs ``with store.transaction():``."""
+    """A connection to state.db. Every change must be inside ``with store.transaction():``."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
@@ -87,7 +88,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
 
     @classmethod
     def empty(cls) -> Store:
-        """Return a store without a file."""
+        """Return an empty store without a file."""
         store = cls(connected(":memory:"))
         store._fill()
         return store
@@ -96,7 +97,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     def _create(cls, path: str) -> None:
         """Create the database under a temporary name, and rename it when it is complete.
 
-        No-op if another process was first.
+        No-op if another process has created it.
         """
         from niso.base import files
 
@@ -152,7 +153,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             migrate.keep(before)
 
     def _require_form(self) -> None:
-        """Raise Error if tables or columns are not those of this version."""
+        """Raise Error if the tables or columns are not those of this version."""
         query = (
             "SELECT COUNT(*) FROM sqlite_schema m, pragma_table_info(m.name) WHERE m.type='table'"
         )
@@ -161,7 +162,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self.state_id()
 
     def _notice_move(self) -> None:
-        """Record where the state folder is. Raises Error if it is a copy of another one."""
+        """Record the location of the state folder. Raises Error if it is a copy of another one."""
         row = self._db.execute("SELECT value FROM meta WHERE key='folder'").fetchone()
         if row is not None and row[0] == reboot.folder():
             return
@@ -198,9 +199,9 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     # --- integrity ------------------------------------------------------------
 
     def require_sound(self) -> None:
-        """Have SQLite check all pages, and keep few of them from then on (2 MiB by default).
+        """Have SQLite check all pages; afterwards cache few of them (2 MiB by default).
 
-        Raises Error if one is damaged.
+        Raises Error if a page is damaged.
         """
         self._db.execute("PRAGMA cache_size=-256")  # KiB
         problems = [str(row[0]) for row in self._db.execute("PRAGMA quick_check(1)")]
@@ -208,7 +209,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             raise damaged("; ".join(problems))
 
     def orphans(self) -> list[tuple[str, str]]:
-        """Return (table, service) of rows of unknown services."""
+        """Return (table, service) for rows whose service is not recorded."""
         orphans = []
         for table in ROW_TABLES[1:-1]:
             rows = self._db.execute(
@@ -219,12 +220,12 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return orphans
 
     def drop_orphans(self) -> None:
-        """Delete the rows of unknown services."""
+        """Delete rows whose service is not recorded."""
         for table in ROW_TABLES[1:-1]:
             self._db.execute(f"DELETE FROM {table} WHERE service NOT IN (SELECT name FROM service)")
 
     def in_memory(self) -> Store:
-        """Return a copy in memory; changes to it are not saved."""
+        """Return a copy of the store in memory; changes to the copy are not saved."""
         copy = connected(":memory:")
         self._db.backup(copy)
         return Store(copy)
@@ -237,7 +238,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return service_row(row) if row else None
 
     def services(self) -> list[ServiceRow]:
-        """Return the rows of all known services, sorted by name."""
+        """Return the rows of all recorded services, sorted by name."""
         rows = self._db.execute("SELECT * FROM service ORDER BY name")
         return [service_row(row) for row in rows]
 
@@ -247,11 +248,11 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [service_row(row) for row in rows]
 
     def doubtful(self) -> Iterator[ServiceRow]:
-        """Yield the rows of the services that need a closer look, sorted by name.
+        """Yield the rows of the services that must be checked in detail, sorted by name.
 
-        See `niso.store.plain_rows.doubtful`. A service that is removed meanwhile is left out.
+        See `niso.store.plain_rows.doubtful`. A service that is removed concurrently is left out.
         """
-        from niso.store import plain_rows  # only check and repair need it
+        from niso.store import plain_rows  # imported late: only check and repair need it
 
         yield from filter(None, map(self.service, plain_rows.doubtful(self._db)))
 
@@ -288,9 +289,9 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return str(row[0]) if row else None
 
     def members(self, network: str) -> list[tuple[str, bool]]:
-        """Return (service, active) of the known services on a network, ordered by address.
+        """Return (service, whether it is active) for the services on a network, ordered by address.
 
-        One that another host has taken over has none.
+        A service that another host has taken over has no address.
         """
         rows = self._db.execute(
             "SELECT s.name, s.active FROM endpoint e JOIN service s ON s.name=e.service"
@@ -301,7 +302,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [(row[0], bool(row[1])) for row in rows]
 
     def held_by(self, network: str) -> list[str]:
-        """Return the services that undoing changes in progress would put on a network again."""
+        """Return the services that undoing changes in progress would put back on a network."""
         rows = self._db.execute(
             "SELECT service FROM intent, json_each(undo, '$.endpoint')"
             " WHERE json_extract(value, '$.network')=?",
@@ -310,13 +311,13 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return [row[0] for row in rows]
 
     def member_counts(self) -> dict[str, int]:
-        """Return the number of known services on each network that has any."""
+        """Return the number of recorded services on each network that has any."""
         return dict(self._db.execute("SELECT network, COUNT(*) FROM endpoint GROUP BY network"))
 
     # --- writing; inside a transaction ------------------------------------------------------------
 
     def add_network(self, network: Network, implicit: bool, now: float) -> None:
-        """Add a network. One that is ``implicit`` is deleted with its last known service.
+        """Add a network. An ``implicit`` network is deleted with its last recorded service.
 
         ``now`` is in seconds since 1970.
         """
@@ -332,17 +333,17 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
 
     def keep_network(self, name: str) -> None:
-        """Let a network outlive its services."""
+        """Record that a network is not deleted with its last service."""
         self._db.execute("UPDATE network SET implicit=0 WHERE name=? AND implicit=1", (name,))
 
     def drop_network(self, name: str) -> None:
-        """Delete a network and its subnets; of one that spans hosts, what others have there too."""
+        """Delete a network with its subnets, and the rows of other hosts' services on it."""
         self._db.execute("DELETE FROM network WHERE name=?", (name,))
         if self.cluster_id():
             self.across.forget_nameless()
 
     def drop_implicit_networks(self, names: Iterable[str]) -> list[str]:
-        """Delete those of ``names`` that are implicit and unused. Return their names."""
+        """Delete the networks in ``names`` that are implicit and unused. Return their names."""
         gone = [
             name
             for name in sorted(set(names))
@@ -373,7 +374,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         self._mark(row.name)
 
     def _mark(self, name: str) -> None:
-        """Record the mark of a service whose row has been written."""
+        """Record the checksum of a service whose row has been written."""
         from niso.store import specs
 
         query = "SELECT name, mode, manifest, spec, networks FROM service WHERE name=?"
@@ -408,7 +409,7 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
 
     def free_uid(self, first: int, skip: Container[int] = ()) -> int:
-        """Return the lowest uid from ``first`` on that no service has and ``skip`` does not."""
+        """Return the lowest uid from ``first`` on that neither a service nor ``skip`` has."""
         row = self._db.execute(
             "SELECT COALESCE(MIN(uid + 1), ?) FROM service s"
             " WHERE NOT EXISTS (SELECT 1 FROM service WHERE uid=s.uid+1) AND s.uid>=?"
@@ -423,22 +424,22 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         return uid
 
     def uid_of_nobody(self) -> int:
-        """Return a negative number for an attachment, whose process niso does not start."""
+        """Return a negative placeholder uid for an attachment: niso starts no process for it."""
         row = self._db.execute("SELECT MIN(uid) FROM service").fetchone()
         return min(row[0] or 0, 0) - 1
 
     @property
     def attachments(self) -> Attachments:
         """Return the queries for attachments."""
-        from niso.store.attached_rows import Attachments  # few commands need them
+        from niso.store.attached_rows import Attachments  # imported late: few commands need it
 
         return Attachments(self._db)
 
     def forget(self, service: str, undoes: bool = False) -> None:
         """Delete all rows of a service except its intent.
 
-        The addresses of an attachment stay with its owner and its name there, unless this undoes
-        it.
+        The addresses of an attachment stay reserved for its owner and the owner's name for it,
+        unless ``undoes``: the attachment itself is undone.
         """
         if not undoes and self.attachment_key(service) is not None:
             self.attachments.release(service, time.time())
@@ -456,7 +457,8 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
     def undo(self, intents: Iterable[Intent]) -> None:
         """Restore the rows that the intents recorded; delete networks that the change created.
 
-        All rows are deleted before the first is restored: services may have swapped names or ports.
+        All rows are deleted before the first is restored, since services may have swapped names or
+        ports.
         """
         changed = [(intent, self.service(intent.service)) for intent in intents]
         for intent, _ in changed:
@@ -477,9 +479,9 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
             if restored is not None:
                 self._mark(intent.service)
             if restored is not None and now is not None:
-                self.set_enabled(intent.service, now.enabled)  # not part of a change
+                self.set_enabled(intent.service, now.enabled)  # column that is not part of a change
             if restored is not None and restored.active:
-                self.note_published(intent.service)  # rows of the first version lack it
+                self.note_published(intent.service)  # rows of the first version lack the column
             for sharer in self.sharers(intent.service):
                 self.note_published(sharer)
             self.drop_implicit_networks(now.networks if now else ())

@@ -1,6 +1,6 @@
 """Migrate the rows of a store of version 3 or older to version 4.
 
-Older stores keep a manifest as it was written, and the rows of an intent as lists. Version 4 keeps
+Older stores have a manifest as it was written, and the rows of an intent as lists. Version 4 has
 the parsed manifest, and rows by column names.
 """
 
@@ -35,9 +35,9 @@ def add_functions(connection: sqlite3.Connection) -> None:
 
 
 def parsed_manifest(text: str) -> str:
-    """Return a manifest in the form of version 4.
+    """Convert a manifest to the form of version 4.
 
-    A damaged one is returned unchanged: `niso net check` reports it.
+    A damaged manifest is returned unchanged: `niso net check` reports it.
     """
     try:
         new = specs.encode_service(build.of_written(text))
@@ -48,7 +48,7 @@ def parsed_manifest(text: str) -> str:
 
 
 def _named_undo(columns: dict[str, list[tuple[str, object]]], action: str, text: str) -> str:
-    """Return the undo data of an intent with rows by column names.
+    """Convert the undo data of an intent to rows by column names.
 
     Columns that the row's version did not have get their defaults.
     """
