@@ -25,7 +25,7 @@ _V1, _V2 = "cgroup", "cgroup2"
 
 
 KEEPERS = ".keepers"
-"""The cgroup of conmons, beside those of the services; no service has a dot in its name."""
+"""The cgroup of conmons, next to those of the services; no service has a dot in its name."""
 
 
 def roots() -> list[str]:
@@ -36,8 +36,8 @@ def roots() -> list[str]:
 def _own_cgroups() -> dict[str, str]:
     """Map the mount point of each hierarchy to this process's cgroup in it (proc_pid_cgroup(5)).
 
-    The mounts are only read if one is not at its usual place: with 1,000 services, reading
-    mountinfo costs 2 ms. The cgroups are unknown then: "".
+    The mounts are only read if a hierarchy is not at its usual mount point, since reading mountinfo
+    costs 2 ms with 1,000 services. In that case the cgroups are unknown: "".
     """
     own = {_usual_root(controllers): path for controllers, path in _own_lines()}
     if own and all(os.path.exists(f"{root}/cgroup.procs") for root in own):
@@ -49,7 +49,7 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
     """Return the service's limits by controller, as in config-linux.md, Control groups."""
     resources: dict[str, dict[str, int]] = {}
     if spec.memory_max is not None:
-        # "swap" limits memory and swap together: no swap, which would only delay the OOM kill.
+        # "swap" limits memory plus swap: no swap is allowed, which would only delay the OOM kill.
         resources["memory"] = {"limit": spec.memory_max, "swap": spec.memory_max}
     if spec.cpu_max is not None:
         resources["cpu"] = {"quota": spec.cpu_max * _CPU_PERIOD_US // 100, "period": _CPU_PERIOD_US}
@@ -61,13 +61,13 @@ def limits(spec: ProcessSpec) -> dict[str, dict[str, int]]:
 def usable(wanted: Iterable[str]) -> list[str]:
     """List the controllers among ``wanted`` (memory, cpu, pids) that can limit a service here.
 
-    v1: a hierarchy of the controller is mounted where crun looks for it. crun does not use a v2
-    hierarchy beside v1.
-    v2 alone: the controller is enabled for the children of the root. This enables it if possible.
-    Recognises hierarchies by their files: with 1,000 services, reading mountinfo costs 2 ms.
+    With v1, a hierarchy of the controller must be mounted where crun looks for it. crun does not
+    use a v2 hierarchy next to v1. With v2 alone, the controller must be enabled for the children of
+    the root; this function enables it if possible. Hierarchies are recognised by their files: with
+    1,000 services, reading mountinfo costs 2 ms.
     """
     wanted = list(wanted)
-    available = _words(f"{_TOP}/cgroup.controllers")  # only v2 has it
+    available = _words(f"{_TOP}/cgroup.controllers")  # only v2 has this file
     if available:
         return [name for name in wanted if name in available and _enable(name)]
     # only v1 has this file
@@ -77,11 +77,11 @@ def usable(wanted: Iterable[str]) -> list[str]:
 class _Mount(NamedTuple):
     point: str
     root: str
-    """The cgroup that is mounted."""
+    """The cgroup that the mount shows as its root."""
     kind: str
     """``cgroup`` or ``cgroup2``."""
     options: str
-    """Of the superblock; in v1 they name the controllers of the hierarchy."""
+    """Options of the superblock; in v1 they name the controllers of the hierarchy."""
 
 
 def _mounts() -> Iterator[_Mount]:
@@ -113,12 +113,12 @@ def unescaped(path: str) -> str:
 
 
 def move_nowhere() -> None:
-    """Move this process into its present cgroup, so that the next move need not wait.
+    """Move this process into its own cgroup (no change), so that the next move is fast.
 
     The kernel moves processes under a lock that is cheap for readers: the first writer waits for an
     RCU grace period, about 19 ms, and writers soon after it do not (cgroup_threadgroup_rwsem,
-    kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst).
-    No-op if no cgroup is found, or it is not writable. Raises OSError, ValueError.
+    kernel/cgroup/cgroup.c; Documentation/locking/percpu-rw-semaphore.rst). No-op if no cgroup is
+    found, or it is not writable. Raises OSError, ValueError.
     """
     paths = dict(_own_lines())
     # The usual mount points; with 1,000 services, reading mountinfo costs 2 ms.
@@ -128,14 +128,14 @@ def move_nowhere() -> None:
 
 
 def _own_lines() -> list[tuple[str, str]]:
-    """Read (controllers, path) of the cgroups of this process (proc_pid_cgroup(5))."""
+    """Read (controllers, path) of each of this process's cgroups (proc_pid_cgroup(5))."""
     with open(_OWN, encoding="utf-8", errors="surrogateescape") as lines:
         parts = [line.rstrip("\n").split(":", 2) for line in lines]
     return [(controllers, path) for _, controllers, path in parts]
 
 
 def _usual_root(controllers: str) -> str:
-    """Return where a hierarchy is usually mounted; ``controllers`` are "" for v2."""
+    """Return the usual mount point of a hierarchy; ``controllers`` are "" for v2."""
     if controllers:
         return f"{_TOP}/{controllers.removeprefix('name=')}"
     return f"{_TOP}/unified" if os.path.exists(f"{_TOP}/unified/cgroup.procs") else _TOP
@@ -159,7 +159,7 @@ def _own_folders(paths: dict[str, str]) -> Iterator[str]:
 
 
 def _move_here(cgroup: str) -> bool:
-    """Move this process into the cgroup of this folder; return whether that succeeded."""
+    """Move this process into the cgroup ``cgroup`` (a folder); return whether that succeeded."""
     try:
         fd = os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -172,7 +172,10 @@ def _move_here(cgroup: str) -> bool:
 
 
 def _enable(controller: str) -> bool:
-    """Enable a controller for the children of v2's root; return whether it is (cgroups(7))."""
+    """Enable a controller for the children of v2's root.
+
+    Return whether it is enabled (cgroups(7)).
+    """
     path = f"{_TOP}/cgroup.subtree_control"
     if controller in _words(path):
         return True
@@ -196,7 +199,8 @@ def _words(path: str) -> list[str]:
 def holds(path: str, pid: int) -> bool:
     """Return whether process ``pid`` is in or below the cgroup ``path``; False if it has ended.
 
-    ``path`` is relative to the hierarchy (``/niso-<id>/<service>``), and may lie below others.
+    ``path`` is relative to the hierarchy (``/niso-<id>/<service>``). The hierarchy's root may
+    itself be below other cgroups.
     """
     lines = os.fsdecode(files.of_process(pid, "cgroup")).split("\n")
     return any(f"{path}/" in f"{line}/" for line in lines)
@@ -231,7 +235,7 @@ def pids_in(folder: str) -> list[int]:
 
 
 def remove(path: str) -> None:
-    """Remove the cgroup ``path`` and those below it in each hierarchy; skip those in use."""
+    """Remove the cgroup ``path`` and its descendants in each hierarchy; skip those in use."""
     for root in roots():
         for folder, _, _ in os.walk(f"{root}{path}", topdown=False):
             remove_empty(folder)
@@ -251,7 +255,7 @@ def remove_with_parent(path: str) -> None:
 
 
 def remove_parent(path: str) -> None:
-    """Remove the parent of the cgroup ``path`` in each hierarchy if nothing else is in it."""
+    """Remove the parent of the cgroup ``path`` in each hierarchy if it contains nothing else."""
     for root in roots():
         parent = os.path.dirname(f"{root}{path}")
         remove_empty(f"{parent}/{KEEPERS}")
@@ -267,11 +271,12 @@ def remove_empty(folder: str) -> None:
 
 
 def keep(pid: int, path: str) -> None:
-    """Move a conmon, with what it will start, out of the caller's cgroup in each hierarchy.
+    """Move a conmon, with future children, out of the caller's cgroup in each hierarchy.
 
-    ``path`` is the cgroup of its service. A systemd unit, session or CI job ends all processes in
-    its cgroup when it ends, and its limits would hold conmon. Where the caller is in the root of a
-    hierarchy, which nothing ends or limits, conmon stays there too.
+    ``path`` is the cgroup of its service. When a systemd unit, session or CI job ends, all
+    processes in its cgroup are killed, and while it runs, its limits would apply to conmon. Where
+    the caller is in the root of a hierarchy, which has no limits and is never killed, conmon stays
+    there too.
     """
     for root, own in _own_cgroups().items():
         if own != "/":
@@ -279,10 +284,10 @@ def keep(pid: int, path: str) -> None:
 
 
 def keep_in(root: str, pid: int, path: str) -> None:
-    """Do as `keep` in the hierarchy that is mounted at ``root``.
+    """Like `keep`, for the hierarchy that is mounted at ``root``.
 
-    Where niso's own cgroup cannot take the process, it moves to the root (a new cgroup of v1's
-    cpuset has no CPUs). Where that fails too, it stays.
+    If niso's own cgroup cannot take the process, it moves to the root (a new cgroup of v1's cpuset
+    has no CPUs). If that fails too, the process stays where it is.
     """
     folder = f"{root}{os.path.dirname(path)}/{KEEPERS}"
     if move(pid, folder):
@@ -297,7 +302,7 @@ def keep_in(root: str, pid: int, path: str) -> None:
 
 
 def release(pids: Iterable[int], path: str) -> None:
-    """Move those of ``pids`` that `keep` has moved to the root, before they end."""
+    """Move those of ``pids`` that `keep` has moved back to the root, before they end."""
     for root in roots():
         kept = pids_in(f"{root}{os.path.dirname(path)}/{KEEPERS}")
         for pid in set(pids) & set(kept):

@@ -1,8 +1,8 @@
-"""Digest the files of packages, and remember the digests of files that do not change.
+"""Compute digests of files in packages, and cache the digests of unchanged files.
 
-A file counts as unchanged while its device, inode, size, mtime and ctime are the same. Nobody can
-set the ctime of a file back (utimensat(2)). But two changes within one tick of its clock have the
-same, so the digest of a file that changed in the last seconds is not remembered.
+A file counts as unchanged while its device, inode, size, mtime and ctime are the same. No process
+can set the ctime of a file (utimensat(2)). But two changes within one tick of the clock have the
+same ctime, so the digest of a file that changed in the last seconds is not cached.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hashlib import sha256
 from niso.base import files, paths
 
 _TICK_S = 2
-"""The coarsest times of a file system that niso's packages can be on (FAT)."""
+"""The coarsest timestamps of a file system that can hold niso's packages (FAT), in seconds."""
 _CHUNK = 1 << 17
 _MANY_BYTES = 1 << 23
 _ZEROS = bytes(_CHUNK)
@@ -23,16 +23,16 @@ _DIGEST = 64
 
 
 class Contents:
-    """The digests of a service's package, from `paths.contents_file`.
+    """The cached digests of a service's package, from `paths.contents_file`.
 
-    Who saves them holds the service's lock.
+    To save them, the caller must hold the service's lock.
     """
 
     def __init__(self, service: str) -> None:
         self._path = paths.contents_file(service)
         try:
             kept = (files.read(self._path) or b"").decode("utf-8", "surrogateescape").split("\0")
-        except OSError:  # they are only a cache
+        except OSError:  # the digests are only a cache
             kept = []
         self._kept = {line[_DIGEST:]: line[:_DIGEST] for line in kept if line}
         self._seen: dict[str, str] = {}
@@ -41,7 +41,7 @@ class Contents:
     def digest(self, path: str, info: os.stat_result, fd: int) -> str:
         """Return the digest of a regular file, 64 hex digits; ``fd`` is open with O_PATH.
 
-        Reads it unless it is known. Raises OSError.
+        Reads the file unless its digest is cached. Raises OSError.
         """
         times = f"{info.st_mtime_ns} {info.st_ctime_ns}"
         stamp = f"{info.st_dev} {info.st_ino} {info.st_size} {times} {path}"
@@ -54,7 +54,7 @@ class Contents:
         return known
 
     def save(self) -> None:
-        """Remember the digests that were asked for; ignore errors."""
+        """Save the digests that were requested; ignore errors."""
         now = {stamp: value for stamp, value in self._seen.items() if stamp not in self._recent}
         if now == self._kept:
             return
@@ -73,7 +73,7 @@ class Contents:
 
 
 def forget(service: str) -> None:
-    """Remove the digests of a service; ignore errors."""
+    """Delete the cached digests of a service; ignore errors."""
     path = paths.contents_file(service)
     _remove(path)
     _remove(_draft(path))
@@ -93,10 +93,11 @@ def _remove(path: str) -> None:
 def _read(fd: int, size: int) -> str:
     """Return the digest of an open file: of its size, and of each chunk that is not all zeros.
 
-    So a hole is the same as zeros, and is not read (lseek(2)). Raises OSError.
+    A hole therefore equals zeros, and is not read (lseek(2)). Raises OSError.
     """
     if size > _MANY_BYTES:
-        from hashlib import sha256 as make  # OpenSSL's is faster, and takes 3 ms to load
+        # OpenSSL's implementation is faster, but takes 3 ms to load
+        from hashlib import sha256 as make
     else:
         make = sha256
     digest = make(f"{size}".encode())
@@ -109,10 +110,10 @@ def _read(fd: int, size: int) -> str:
             except OSError as error:
                 if error.errno != errno.ENXIO:
                     raise
-                break  # a hole up to the end
+                break  # a hole up to the end of the file
             chunk = os.pread(reader, _CHUNK, at)
             if not chunk:
-                break  # it has become shorter
+                break  # the file has become shorter
             if chunk != _ZEROS[: len(chunk)]:
                 digest.update(b"%d:" % at)
                 digest.update(chunk)

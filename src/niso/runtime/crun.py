@@ -42,7 +42,7 @@ def container_id(service: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of conmon, crun and the exit command: niso's folders only.
+    """Return the environment of conmon, crun and the exit command: only niso's folders.
 
     With LANG, conmon and nsenter would each read the twelve files of a locale.
     """
@@ -57,7 +57,7 @@ def environment() -> dict[str, str]:
 def run(*args: str) -> tuple[int, str]:
     """Run crun; return its exit status and its error message (stderr, on one line).
 
-    Waits for crun to end even if a signal interrupts: an undo must not run beside it.
+    Waits for crun to end even if a signal interrupts: an undo must not run concurrently.
     """
     from niso.base.signals import signals_delivered, signals_held
 
@@ -87,12 +87,13 @@ def run(*args: str) -> tuple[int, str]:
 
 
 def start(service: str) -> None:
-    """Start the process of a container that has been created. Raises `ProcessError`, OSError.
+    """Start the process of a created container. Raises `ProcessError`, OSError.
 
-    It waits for a byte on a FIFO, which ``crun start`` writes (libcrun_status_write_exec_fifo,
-    src/libcrun/status.c). A process for that takes a tenth of the processor time of a start.
-    A newer crun must be able to start what an older one has created, so this is unlikely to change.
-    Without the FIFO or a reader, crun does it or says what is wrong.
+    The container waits for a byte on a FIFO, which ``crun start`` would write
+    (libcrun_status_write_exec_fifo, src/libcrun/status.c). Running crun for that takes a tenth of
+    the processor time of a start. A newer crun must be able to start containers that an older one
+    has created, so this protocol is unlikely to change. If the FIFO or its reader is missing, crun
+    is run: it starts the container or reports the problem.
     """
     fifo = os.path.join(state_dir(), container_id(service), "exec.fifo")
     try:

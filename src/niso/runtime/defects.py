@@ -1,4 +1,4 @@
-"""Find defects of the process and the package copy of an active service."""
+"""Find defects in the process and the package copy of an active service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def of_process(name: str) -> Finding | None:
     """Return the defect of an active service's process, None if it has none.
 
-    A process that has ended is not a defect if its policy accepts that end.
+    A process that has ended is not a defect if its restart policy does not restart it.
     """
     what = f"process of service {name!r}"
     keeper = status.conmon(name)
@@ -63,9 +63,9 @@ def of_process(name: str) -> Finding | None:
 
 
 def of_service(processes: Processes, row: ServiceRow) -> Finding | None:
-    """Return the defect of an active service's process, None if it has none.
+    """Like `of_process`, but a job that does not run is never defective, however it ended.
 
-    A job that does not run is not defective, however it ended: only an activation runs it again.
+    Only an activation runs a job again.
     """
     finding = processes.defect(row.name)
     if finding is not None and row.is_job and finding.defect not in (UNKNOWN, BLIND):
@@ -109,7 +109,7 @@ UNKNOWN, BLIND = "spec gone", "hosts file unseen"
 
 
 def _lost_sight(copy: str, pid: int | None) -> bool:
-    """Return whether /app is a removed package copy although the copy exists again."""
+    """Return whether /app is a deleted package copy although the copy exists again."""
     try:
         return os.stat(f"/proc/{pid}/root{APP}").st_nlink == 0 and os.path.isdir(copy)
     except OSError:
@@ -117,7 +117,7 @@ def _lost_sight(copy: str, pid: int | None) -> bool:
 
 
 def _sees_hosts(spec: ProcessSpec, pid: int | None) -> bool:
-    """Return whether a service sees the hosts folder that niso writes; True if that is unknown."""
+    """Return whether a service sees the hosts folder that niso writes; True if unknown."""
     try:
         return os.path.samestat(
             os.stat(f"/proc/{pid}/root/etc/{HOSTS}"), os.stat(spec.hosts_folder)

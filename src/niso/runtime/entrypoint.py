@@ -20,16 +20,16 @@ _ALWAYS_THERE = ("/", "/tmp", "/run", "/var/tmp", "/dev/shm")  # noqa: S108 - in
 
 
 class Problem(NamedTuple):
-    """Why a file cannot be executed in a service."""
+    """The reason why a file cannot be executed in a service."""
 
     text: str
     """A predicate: "is not executable"."""
     hint: str = ""
     """What to do, if that is known; ``{}`` stands for the path as the user wrote it."""
     missing: bool = False
-    """Whether there is no file of that name."""
+    """Whether the file does not exist."""
     elsewhere: bool = False
-    """Whether the text is about another file that it needs."""
+    """Whether the text is about another file, which this one needs."""
 
 
 _MISSING = Problem("does not exist", missing=True)
@@ -39,17 +39,18 @@ _NOT_EXECUTABLE = Problem("is not executable", "chmod +x {} (beside manifest.tom
 def mounts_of(package: str, rootfs: str | None) -> dict[str, str]:
     """Return the folders of the host that a service will see, by mount point, before it runs.
 
-    An empty ``package`` hides nothing here; admission looks again, with the copy of the package.
+    With an empty ``package``, nothing is mounted at /app here; admission checks again, with the
+    copy of the package.
     """
     return {"": rootfs or "/", APP: package}
 
 
 def resolve_entrypoint(package: str, rootfs: str | None, entrypoint: str, path_env: str) -> str:
-    """Return the path inside the service of the entrypoint of a manifest.
+    """Return the path inside the service of a manifest's entrypoint.
 
     ``entrypoint`` is a file of the package, else an absolute path, else looked up on ``path_env``.
-    It must be a regular, executable file, and so must the interpreter of a script.
-    Raises `InvalidInput` with the key binary.entrypoint.
+    It must be a regular, executable file, and so must the interpreter of a script. Raises
+    `InvalidInput` with the key binary.entrypoint.
     """
     mounts = mounts_of(package, rootfs)
     path = entrypoint
@@ -102,7 +103,7 @@ def search(mounts: dict[str, str], command: str, path_env: str) -> str | None:
 def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem | None:
     """Return why ``path`` cannot be executed in the service; None if it can.
 
-    ``depth`` counts the interpreters that led to ``path``.
+    ``depth`` counts the script interpreters that led to ``path``.
     """
     try:
         fd, real = open_inside(mounts, path)
@@ -124,9 +125,9 @@ def problem_with(mounts: dict[str, str], path: str, depth: int = 0) -> Problem |
         os.close(fd)
     if not head.startswith(b"#!"):
         return None
-    import re  # most entrypoints are no scripts
+    import re  # most entrypoints are not scripts
 
-    # As the kernel (fs/binfmt_script.c): only space, tab, newline and NUL end the name.
+    # As in the kernel (fs/binfmt_script.c): only space, tab, newline and NUL end the name.
     interpreter = os.fsdecode(re.split(rb"[ \t\n\0]", head[2:].lstrip(b" \t"), maxsplit=1)[0])
     if not interpreter:
         return Problem("names no interpreter after #!")
@@ -166,7 +167,7 @@ def _broken(mounts: dict[str, str], path: str) -> Problem:
 
 
 def _end_of_links(mounts: dict[str, str], path: str, links: int = 0) -> str:
-    """Return the path in the service where the links of ``path`` end."""
+    """Return the path in the service to which the links of ``path`` lead."""
     folder, name = os.path.split(path)
     try:
         fd, real = open_inside(mounts, folder)
@@ -200,7 +201,8 @@ def check_working_dir(
 ) -> None:
     """Raise `InvalidInput` (key binary.working_dir) if the service will not have that folder.
 
-    Folders below one of the mount points ``volumes`` are accepted: they are known only at run time.
+    Folders below one of the mount points ``volumes`` are accepted, since they are known only at run
+    time.
     """
     if any(working_dir == point or working_dir.startswith(f"{point}/") for point in volumes):
         return

@@ -1,7 +1,8 @@
 """Run a command inside a running service, as the service's user (``niso exec``, crun exec).
 
 crun changes the owner of its stdin and stdout to the service's user (fchown(2)), so it never gets
-the caller's. Bytes are relayed through pipes, or a new terminal if the caller has one.
+the caller's descriptors. Bytes are relayed through pipes, or through a new terminal if the caller
+has one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FORWARDED = (
 _BLOCK = 1 << 16
 _RETRY_MS = 20
 _END_S = 2.0
-"""How long a command may take to end after SIGTERM, once its output cannot be written."""
+"""How long a command may take to end after SIGTERM, if its output cannot be written (seconds)."""
 
 
 def execute(service: str, command: list[str], user: User | None = None) -> int:
@@ -44,9 +45,9 @@ def execute(service: str, command: list[str], user: User | None = None) -> int:
 
     It runs as ``user``, by default as the service's, with the service's capabilities and limits.
 
-    Stdin, stdout, stderr and signals pass through. The command gets a terminal if stdin and stdout
-    both are one.
-    Raises `ProcessError` with exit_status 127 (not found), 126 (not executable) or 125 (other).
+    Stdin, stdout, stderr and signals pass through. The command gets a terminal if both stdin and
+    stdout are terminals. Raises `ProcessError` with exit_status 127 (not found), 126 (not
+    executable) or 125 (other).
     """
     return _execute(service, command, (0, 1, 2), FORWARDED, user)
 
@@ -54,9 +55,9 @@ def execute(service: str, command: list[str], user: User | None = None) -> int:
 def capture(
     service: str, command: list[str], stdin: bytes = b"", user: User | None = None
 ) -> tuple[int, bytes, bytes]:
-    """Run ``command`` in a service; (exit status, stdout, stderr). Raises as `execute` does.
+    """Run ``command`` in a service; return (exit status, stdout, stderr).
 
-    No signal is passed on, so that any thread can call it.
+    Raises as `execute`. No signal is passed on, so that any thread can call it.
     """
     files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
     try:
@@ -77,9 +78,10 @@ def _execute(
     forwarded: tuple[int, ...],
     user: User | None,
 ) -> int:
-    """As `execute`, with these for stdin, stdout and stderr, passing on these signals."""
+    """Like `execute`, with ``files`` as stdin, stdout and stderr, passing on these signals."""
     for fd in (0, 1, 2):
-        # Keep one of ours from taking a closed number. Read-only: a write still fails with EBADF.
+        # Occupy the number of a closed standard descriptor, so that no other file gets it.
+        # Read-only: a write still fails with EBADF.
         try:
             os.fstat(fd)
         except OSError:
@@ -101,7 +103,7 @@ def prepare(
     The command runs as ``user``, by default as the service's. Raises `ProcessError` as `execute`.
     """
     now = status.read(service)
-    if now.pid is None and now.state == "running":  # it is starting or ending
+    if now.pid is None and now.state == "running":  # the service is starting or stopping
         time.sleep(0.05)
         now = status.read(service)
     if now.pid is None:
@@ -150,7 +152,7 @@ def _become(service: str, user: User, oci_process: dict[str, Any]) -> None:
 def _check_command(service: str, pid: int, command: str, oci_process: dict[str, Any]) -> None:
     """Raise `ProcessError` if the running service's root has no such executable command.
 
-    So a missing command is not mistaken for one that exits with status 127.
+    Without this check, a missing command could not be told from one that exits with status 127.
     """
     mounts = {"": f"/proc/{pid}/root"}
     environment = dict(entry.split("=", 1) for entry in oci_process["env"])
@@ -189,23 +191,26 @@ class _Session:
         self._process = oci_process
         self._terminal = bool(oci_process["terminal"])
         self._signals: list[int] = []
-        """Received and not yet forwarded."""
+        """Signals received and not yet forwarded."""
         self._saved_tty: list[Any] | None = None
         self._handlers: dict[int, Any] = {}
         """The caller's signal handlers, to be restored."""
         self._pid, self._pidfd = 0, -1
-        """crun; the pid is 0 once it is reaped."""
+        """The crun process; the pid is 0 once it is reaped."""
         self._master = -1
         self._to_write = b""
-        """Read from stdin and not yet written to the sink."""
+        """Data read from stdin and not yet written to the command."""
         self._sink = -1
-        """The command's stdin; -1 once that is closed."""
+        """The command's stdin; -1 once it is closed."""
         self._sources: dict[int, int] = {}
-        """The command's outputs, and our descriptor for each."""
+        """The command's outputs, each with the caller's descriptor for it."""
         self._started = False
 
     def run(self, forwarded: tuple[int, ...]) -> int:
-        """Run the command, pass on these signals, return its exit status. Raises `ProcessError`."""
+        """Run the command, pass on the signals ``forwarded``, and return the exit status.
+
+        Raises `ProcessError`.
+        """
         for number in forwarded:
             self._handlers[number] = signal.signal(number, self._note)
         if self._terminal:
@@ -248,11 +253,11 @@ class _Session:
                 os.unlink(f"{self._stem}.{suffix}")
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        """Remember a signal until it can be forwarded."""
+        """Record a signal until it can be forwarded."""
         self._signals.append(number)
 
     def _resize(self, *_: object) -> None:
-        """Give the service's terminal the size of the caller's."""
+        """Set the service's terminal to the size of the caller's."""
         import fcntl
         import termios
 
@@ -271,7 +276,8 @@ class _Session:
         actions = [
             (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, stdout, stderr))
         ]
-        # A process group of its own: niso forwards what the terminal sends to its own group.
+        # A separate process group: niso forwards the signals that the terminal sends to its own
+        # group.
         self._pid = os.posix_spawn(
             crun.tool("crun"), argv, crun.environment(), file_actions=actions, setpgroup=0
         )
@@ -343,7 +349,7 @@ class _Session:
         return descriptors[0] if descriptors else -1
 
     def _relay(self) -> None:
-        """Relay stdin, output and signals until crun ends, then what is left in the pipes."""
+        """Relay stdin, output and signals until crun ends, then the rest of the output."""
         stdin_open = self._sink >= 0
         while True:
             self._started = self._started or os.path.exists(f"{self._stem}.pid")
@@ -361,11 +367,12 @@ class _Session:
                 return
 
     def _poll(self, stdin_open: bool) -> select.poll:
-        """Register what the relay waits for now."""
+        """Register the descriptors for which the relay waits now."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         for fd, target in self._sources.items():
-            # Before the command starts, only crun writes to stderr; its log has the same.
+            # Before the command starts, only crun writes to stderr, and its log has the same
+            # messages.
             if self._started or target != 2:
                 poll.register(fd, select.POLLIN)
         if self._sink >= 0 and self._to_write:
@@ -376,7 +383,7 @@ class _Session:
         return poll
 
     def _drain(self) -> None:
-        """Pass on what is left in the pipes; not the stderr of a crun that has failed."""
+        """Pass on the rest of the output; not the stderr of a crun that has failed."""
         failed = not self._started and os.path.getsize(f"{self._stem}.log") > 0
         for fd in [fd for fd, target in self._sources.items() if target != 2 or not failed]:
             os.set_blocking(fd, False)
@@ -384,7 +391,7 @@ class _Session:
                 pass
 
     def _take(self) -> bool:
-        """Read stdin once and feed it to the command; return whether there may be more."""
+        """Read stdin once and queue the data for the command; return whether there may be more."""
         try:
             self._to_write = os.read(self._files[0], _BLOCK)
         except BlockingIOError:
@@ -400,7 +407,7 @@ class _Session:
         return True
 
     def _feed(self) -> None:
-        """Write to the command's stdin what it accepts; close it if the command has closed it."""
+        """Write queued data to the command's stdin; close it if the command has closed its end."""
         try:
             self._to_write = self._to_write[os.write(self._sink, self._to_write) :]
         except BlockingIOError:
@@ -421,7 +428,7 @@ class _Session:
             block = b""  # EIO: no process has the terminal open any more (pty(7))
         if block and _write_all(self._files[self._sources[fd]], block):
             return True
-        # At the end, or our own reader has gone: closing makes the command get SIGPIPE.
+        # At the end, or niso's own reader has closed: closing makes the command get SIGPIPE.
         del self._sources[fd]
         if fd != self._master:
             os.close(fd)
@@ -447,7 +454,7 @@ class _Session:
             os.close(target)
 
     def _end_command(self) -> None:
-        """End a command whose output cannot be written: SIGTERM, then SIGKILL."""
+        """Kill a command whose output cannot be written: SIGTERM, then SIGKILL."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signals = [number]
             deadline = time.monotonic() + _END_S
@@ -457,7 +464,7 @@ class _Session:
                     return
 
     def _refused(self, reply: str) -> ProcessError:
-        """Return the error for a message of crun, with the exit status that fits it."""
+        """Convert a message of crun to an error with the matching exit status."""
         state = os.path.join(crun.state_dir(), crun.container_id(self._service), "status")
         if not os.path.exists(state):
             message = f"{self._service}: crun has lost its state: {reply}"
@@ -470,7 +477,7 @@ class _Session:
 
 
 def _write_all(fd: int, data: bytes) -> bool:
-    """Write all of ``data``, also to a non-blocking ``fd``; return False if its reader has gone.
+    """Write all of ``data``, also to a non-blocking ``fd``; return False if its reader has closed.
 
     Raises OSError.
     """

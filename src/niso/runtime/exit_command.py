@@ -1,8 +1,9 @@
 """Write the script with which conmon starts niso when a service ends: ``<run>/on-exit``.
 
 A conmon keeps its command line as long as its service runs, while niso may be reinstalled in
-another folder or for another Python. Therefore that line names this script, and the script names
-the niso that wrote it last. If that one is gone too, the script looks for the command ``niso``.
+another folder or for another Python. Therefore the command line names this script, and the script
+names the niso that last wrote it. If that niso no longer exists, the script looks for the command
+``niso``.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ def text() -> str:
     """Return the script that starts this niso.
 
     After an upgrade of Python, the interpreter of a virtual environment still exists, but does not
-    find the modules of the old version. The file that it linked to must therefore exist too.
+    find the modules of the old version. The script therefore also checks that the target of the
+    interpreter's link still exists.
     """
     own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_exit.py")
     python = _quoted(sys.executable)
     needs = (sys.executable, os.path.realpath(sys.executable), own)
     return (
         "# conmon runs this when a service of niso ends\n"
-        # so that a thousand that are stopped at once do not each start Python for nothing
+        # so that stopping a thousand services at once does not start Python a thousand times for
+        # nothing
         f'test -e "$2/{status.STOPPING}" && exit\n'
         f"if {' && '.join(f'test -e {_quoted(name)}' for name in needs)}; then\n"
         f'    exec {python} -I -m {MODULE} "$@"\n'
@@ -49,7 +52,8 @@ def text() -> str:
 def write() -> None:
     """Write the script unless it is up to date. Raises OSError.
 
-    The caller holds the lock ``.cgroup`` shared, so that `remove_unused` waits for its service.
+    The caller holds the lock ``.cgroup`` shared, so that a concurrent `remove_unused` waits until
+    its service is started.
     """
     wanted = os.fsencode(text())
     if files.read(path()) == wanted:
@@ -64,7 +68,7 @@ def write() -> None:
 
 
 def renew() -> None:
-    """Write the script again if another niso wrote it; no-op if there is none, or on an error."""
+    """Rewrite the script if another niso wrote it; no-op if it is missing, or on an error."""
     try:
         if files.read(path()) is not None:
             write()
@@ -73,7 +77,10 @@ def renew() -> None:
 
 
 def remove_unused() -> None:
-    """Remove the script if no service has runtime files, and unused skeletons. Raises OSError."""
+    """Remove the script if no service has runtime files, and remove unused skeletons.
+
+    Raises OSError.
+    """
     from niso.runtime import skeleton
 
     guard = open_lock(".cgroup")
@@ -82,7 +89,8 @@ def remove_unused() -> None:
         skeleton.remove_unused()
         if not status.services():
             os.unlink(path())
-    except (BlockingIOError, FileNotFoundError):  # a service is starting; it is gone
+    # a service is starting, or the folder no longer exists
+    except (BlockingIOError, FileNotFoundError):
         return
     finally:
         os.close(guard)

@@ -1,9 +1,10 @@
 """Model processes in memory, in the namespaces of an in-memory kernel.
 
-They fail where real processes fail. A process needs its network namespace, its hosts folder and
-its package to start, and stays in the namespace that it started in. A second start of a running
-process is refused. A process ends at SIGTERM unless it is in `deaf`. One that its policy restarts
-waits for `FakeProcesses.restart`. One test runs the same cases on these and on real processes.
+They fail where real processes fail. A process needs its network namespace, its hosts folder and its
+package to start, and stays in the namespace in which it started. A second start of a running
+process is refused. A process ends on SIGTERM unless it is in `deaf`. A process that its restart
+policy restarts waits for `FakeProcesses.restart`. One test runs the same cases on these and on real
+processes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class _Life:
 
 
 class _Run:
-    """One process: the spec that it was started from, and its state."""
+    """One run of a process: the spec from which it was started, and its state."""
 
     def __init__(self, spec: ProcessSpec, pid: int) -> None:
         self.spec: ProcessSpec | None = spec
@@ -69,7 +70,7 @@ class _Run:
 
 
 class _Begun:
-    """`niso.runtime.processes.Start` of a run; it is created at once."""
+    """Implement `niso.runtime.processes.Start`: the run is created at once."""
 
     def __init__(self, processes: FakeProcesses, run: _Run, service: str) -> None:
         self._processes, self._run, self._service = processes, run, service
@@ -94,7 +95,7 @@ class _Begun:
 
 
 class _Answered(Probe):
-    """A probe that has its answer: "" for healthy, else the reason."""
+    """A probe that already has its answer: "" for healthy, else the reason."""
 
     def __init__(self, check: Healthcheck, answer: str) -> None:
         self.began = time.monotonic()
@@ -107,7 +108,7 @@ class _Answered(Probe):
 
 
 class FakeProcesses:
-    """Implement `niso.runtime.processes.Processes` without processes.
+    """Implement `niso.runtime.processes.Processes` in memory.
 
     ``fail`` is called before each action, named as in "stop api". If it returns true, the action
     raises ProcessError.
@@ -119,8 +120,8 @@ class FakeProcesses:
         self.done: list[str] = []
         self.dies: dict[str, int] = {}  # service -> exit status of a process that ends at once
         self.deaf: set[str] = set()  # services that ignore SIGTERM
-        self.ill: dict[str, str] = {}  # service -> what its probe says
-        self.is_full = False  # whether nothing can be started
+        self.ill: dict[str, str] = {}  # service -> answer of its probe
+        self.is_full = False  # whether every start fails
         self.current: dict[str, _Run] = {}
         self.homeless: dict[str, Lost] = {}  # by service
         self.units = FakeUnits(self)
@@ -132,7 +133,7 @@ class FakeProcesses:
             raise ProcessError(f"cannot {what}", service=what.rpartition(" ")[2])
         self.done.append(what)
 
-    # --- what there is ---
+    # --- status ---
 
     def services(self) -> list[str]:
         return sorted(self.current)
@@ -274,7 +275,7 @@ class FakeProcesses:
         pass
 
     def lose(self, service: str, state_id: str, stranger: bool = False) -> None:
-        """Lose the runtime files of a service, or hand it to another run folder (``stranger``)."""
+        """Delete a service's runtime files, or hand it to another run folder (``stranger``)."""
         run = self.current.pop(service)
         self.homeless[service] = Lost(service, state_id, run.pid if stranger else None)
 
@@ -299,7 +300,7 @@ class FakeProcesses:
         run.shown = self._hosts(spec)
 
     def end(self, service: str, code: int | None) -> None:
-        """Let a process exit by itself; with None its conmon dies too and records nothing."""
+        """Let a process exit with ``code``; with None its conmon dies too and records nothing."""
         run = self.current[service]
         restarts = code is not None and run.spec and restarts_after(run.spec.restart, code)
         if restarts and not run.stopping:
@@ -308,7 +309,7 @@ class FakeProcesses:
             run.end("exited" if code is not None else "failed", code)
 
     def restart(self, service: str) -> None:
-        """Let the time until a restart by the policy pass."""
+        """Let the delay before a restart by the policy elapse."""
         run = self.current[service]
         self._pids += 1
         run.pid, run.state, run.life = self._pids, "running", _Life()

@@ -1,7 +1,7 @@
-"""Model systemd's units of services in memory, for processes in memory.
+"""Model systemd's units of services in memory, for in-memory processes.
 
 They refuse what systemd refuses: an unknown unit cannot be enabled or started, and only a process
-of a unit says that it is ready. The unit file of an active unit cannot be removed.
+of a unit can report that it is ready. The unit file of an active unit cannot be removed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 class FakeUnits:
-    """Implement `niso.runtime.units.Units` without systemd."""
+    """Implement `niso.runtime.units.Units` in memory."""
 
     def __init__(self, processes: FakeProcesses) -> None:
         self._processes = processes
         self.is_init = False
-        self.caller: str | None = None  # the service in whose unit the command runs
-        self.files: dict[str, str] = {}  # path: text
-        self.known: dict[str, str] = {}  # what systemd has read of them
-        self.others: dict[str, bool] = {}  # units of others: whether they are active
+        self.caller: str | None = None  # the service in whose unit this command runs
+        self.files: dict[str, str] = {}  # path -> text
+        self.known: dict[str, str] = {}  # the unit files that systemd has loaded
+        self.others: dict[str, bool] = {}  # foreign units -> whether they are active
         self.enabled: set[str] = set()
-        self.active: set[str] = set()  # services whose process is in its unit
+        self.active: set[str] = set()  # services whose process is in their unit
 
     def booted(self) -> bool:
         return self.is_init
 
-    # --- files of units ---
+    # --- unit files ---
 
     def read(self, path: str) -> str | None:
         return self.files.get(path)
@@ -68,7 +68,7 @@ class FakeUnits:
             self.enabled.discard(service)
             del self.files[unit_file(service)], self.known[unit_file(service)]
 
-    # --- units of others ---
+    # --- foreign units ---
 
     def is_known(self, unit: str) -> bool:
         return unit in self.others or os.path.join(UNITS, unit) in self.known

@@ -1,6 +1,6 @@
-"""Record the last answer of each service's probes, and judge its health by them.
+"""Record the latest results of each service's probes, and derive its health from them.
 
-What a probe does is in `niso.runtime.health_probe`, which is loaded only for services with a
+The probes themselves are in `niso.runtime.health_probe`, which is loaded only for services with a
 health check.
 """
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> None:
-    """Wait until a probe can go on or one of the descriptors ``others`` is readable; go on.
+    """Wait until a probe can continue or one of the descriptors ``others`` is readable.
+
+    Continue it.
 
     Returns at ``until`` (monotonic seconds) at the latest.
     """
@@ -36,7 +38,8 @@ def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> Non
         until = min(until, probe.deadline)
     for fd in others:
         poll.register(fd, select.POLLIN)
-    # poll(2) counts whole milliseconds: round down and sleep for the rest, so as not to be late.
+    # poll(2) counts whole milliseconds: round down and sleep for the rest, so that the wait does
+    # not end late.
     ready = {fd for fd, _ in poll.poll(max(0, int((until - time.monotonic()) * 1000)))}
     if not ready and (left_s := until - time.monotonic()) > 0:
         time.sleep(min(left_s, 0.001))
@@ -50,13 +53,13 @@ class Probed(NamedTuple):
     """The probe results of one run of a service."""
 
     run: tuple[int, float]
-    """PID 1 on the host, and when it started (seconds since 1970)."""
+    """(PID 1 as a host pid, its start time in seconds since 1970)."""
     asked_at: float
-    """Of the last probe, in seconds since 1970; 0 for never."""
+    """Time of the last probe, in seconds since 1970; 0 for never."""
     well_at: float
-    """Of the last successful probe; 0 for never."""
+    """Time of the last successful probe; 0 for never."""
     failures: int
-    """Consecutive failures up to now."""
+    """Number of consecutive failures."""
     failure: str
     """Why the last probe failed; "" if it succeeded."""
 
@@ -81,7 +84,7 @@ class Health(NamedTuple):
 def write_record(service: str, run: tuple[int, float], failure: str) -> None:
     """Record the result of a probe: ``failure`` is `Probe.answer`. Raises OSError.
 
-    If the service is removed meanwhile, the record is deleted.
+    If the service is removed concurrently, the record is deleted.
     """
     before = read_record(service)
     now = time.time()
@@ -93,7 +96,7 @@ def write_record(service: str, run: tuple[int, float], failure: str) -> None:
         after = Probed(run, now, now, 0, "")
     path = paths.health_file(service)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    draft = f"{path}.{os.getpid()}"  # two processes may write at once
+    draft = f"{path}.{os.getpid()}"  # two processes may write concurrently
     with open(draft, "w", encoding="utf-8") as file:
         file.write(json.dumps(after._asdict()))
     os.rename(draft, path)
@@ -115,9 +118,9 @@ def read_record(service: str) -> Probed | None:
 
 
 def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
-    """Return the health of services; probe at once all that were not probed for an interval.
+    """Return the health of services, after probing those not probed within their interval.
 
-    ``report`` receives their names.
+    The probes run concurrently. ``report`` receives the names of the services.
     """
     import fcntl
 
@@ -128,7 +131,7 @@ def check_all(targets: Sequence[Target], report: Report) -> dict[str, Health]:
         lock = open_lock(".health")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Another process may have probed some of them meanwhile.
+            # Another process may have probed some of them in the meantime.
             due = [target for target in due if _is_due(target)]
             failures = health_probe.probe_all(
                 [(target.check, target.service, target.namespace) for target in due]
@@ -154,10 +157,10 @@ def _is_due(target: Target) -> bool:
 
 
 def judge(check: Healthcheck, started_at: float, record: Probed | None) -> Health:
-    """Return the health that follows from the recorded results.
+    """Derive the health from the recorded results.
 
-    Services are probed only when someone asks. So a failure also counts for the probes that would
-    have run since the last success.
+    Services are probed only on request. So a failure also counts for the probes that would have run
+    since the last success.
     """
     if record is None:
         return Health("starting", "")

@@ -1,7 +1,7 @@
 """Probe a service's health with a command that runs inside it, as its user and within its limits.
 
-crun exec runs it. Of its output, only the end is kept, in memory: it may contain secrets, and
-nobody else may read it. crun changes the owner of what it gets as stdin and stdout, so these are
+crun exec runs the command. Only the end of its output is kept, in memory: the output may contain
+secrets, and no other user may read it. crun changes the owner of its stdin and stdout, so these are
 pipes.
 """
 
@@ -27,10 +27,13 @@ _KEPT, _LINE = 4096, 200
 
 
 class CommandProbe(Probe):
-    """A command in progress. ``fd`` is ready when it has ended, or has written something."""
+    """A running command. ``fd`` becomes ready when the command has ended or has written output."""
 
     def __init__(self, check: Healthcheck, service: str) -> None:
-        """Start the command. A service without a process is an answer, not an error."""
+        """Start the command.
+
+        A service without a process counts as a failed probe, not as an error.
+        """
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd, self.events = -1, select.POLLIN
@@ -48,7 +51,7 @@ class CommandProbe(Probe):
 
     def _start(self) -> None:
         stem, process = execute.prepare(self._service, list(self._check.command))
-        # several probes of one service may overlap: of this command and of another one
+        # several probes of one service may run at once: of this niso and of another one
         self._stem = f"{stem}-{time.monotonic_ns()}"
         write_json(f"{self._stem}.json", process)
         os.close(os.open(f"{self._stem}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -63,7 +66,7 @@ class CommandProbe(Probe):
             (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, output, output))
         ]
         try:
-            with signals_held():  # a signal in between would leave a child without an owner
+            with signals_held():  # a signal in between would leave a child that no code reaps
                 self._pid = os.posix_spawn(
                     crun.tool("crun"),
                     argv,
@@ -83,9 +86,9 @@ class CommandProbe(Probe):
         ready.close()
 
     def go_on(self) -> None:
-        """Read what the command has written, and take its exit status if it has ended.
+        """Read the command's output, and its exit status if it has ended.
 
-        What it has started ends with it.
+        Processes that the command has started are killed when it ends.
         """
         if self.answer is not None:
             return
@@ -94,7 +97,7 @@ class CommandProbe(Probe):
             with suppress(BlockingIOError):
                 block = os.read(self._output, _BLOCK)
                 self._tail = (self._tail + block)[-_KEPT:]
-                if not block:  # it has closed its output, and may live on
+                if not block:  # the command has closed its output, and may still run
                     self._forget_output()
         if not is_over:
             return
@@ -112,7 +115,7 @@ class CommandProbe(Probe):
 
     @property
     def said(self) -> str:
-        """The last line that the command has written, printable."""
+        """The last line of the command's output, printable."""
         lines = self._tail.decode("utf-8", "replace").split("\n")
         last = next((line for line in map(str.strip, reversed(lines)) if line), "")
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in last[-_LINE:])
@@ -132,7 +135,7 @@ class CommandProbe(Probe):
         self._output = -1
 
     def close(self) -> None:
-        """Kill the command if it still runs, with its process group, and free what it took."""
+        """Kill the command and its process group if it still runs, and release all resources."""
         if self._pid:
             self._kill()
         self._free()
@@ -143,7 +146,7 @@ class CommandProbe(Probe):
         if not os.WIFSTOPPED(state):
             self._pid = 0
             return
-        # crun is stopped and reaps nothing, so the pid below cannot become another process's
+        # crun is stopped and reaps no child, so the pid below cannot be reused
         with suppress(OSError, ValueError):
             with open(f"{self._stem}.pid", encoding="ascii") as file:
                 pid = int(file.read())
@@ -156,9 +159,10 @@ class CommandProbe(Probe):
         self._pid = 0
 
     def _end_group(self) -> None:
-        """Kill what is left of the process group of a command that has ended.
+        """Kill the rest of the process group of a command that has ended.
 
-        While a process is in the group, no other one gets its number (free_pid, kernel/pid.c).
+        While a process is in the group, no other process group gets its number (free_pid,
+        kernel/pid.c).
         """
         leader = pids.read_pid(f"{self._stem}.pid")
         for pid in pids.in_group(self._service, leader) if leader is not None else ():

@@ -1,7 +1,7 @@
 """Probe the health of services by connections, without blocking.
 
-A probe is a socket made inside the service's network namespace: no process runs there, and no
-shell parses anything. One of a command is in `niso.runtime.health_command`. Any number of probes
+A probe is a socket made inside the service's network namespace: no process runs there, and no shell
+parses anything. Probes by a command are in `niso.runtime.health_command`. Any number of probes
 share one poll(2), and each ends at its deadline, whatever its peer does.
 """
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MAX_RESPONSE = 16 << 10
-"""Bytes, interim responses included: more is not an HTTP server, and must not keep a probe busy."""
+"""Bytes, including interim responses. A longer response is not HTTP, and must not keep a probe
+busy."""
 _MAX_ADDRESSES = 16
 _BLOCK = 4096
 
@@ -40,7 +41,10 @@ class Probe:
     """
 
     def __init__(self, check: Healthcheck, namespace: str | None) -> None:
-        """Start. ``namespace`` is a name below /run/netns; None means the caller's own."""
+        """Start the probe.
+
+        ``namespace`` is a name below /run/netns; None means the caller's own.
+        """
         self.began = time.monotonic()
         self.deadline = self.began + check.timeout_s
         self.fd = -1
@@ -59,11 +63,11 @@ class Probe:
             self.fd = sock.fileno()
         except StopIteration as end:
             self.answer = end.value
-        except (Error, OSError) as error:  # the namespace is gone
+        except (Error, OSError) as error:  # the namespace no longer exists
             self.answer = f"{self._check.target}: {error}"
 
     def give_up_if_late(self) -> None:
-        """End the probe if its deadline has passed; the answer names the step that was too slow."""
+        """End the probe if its deadline has passed; the answer names the step that timed out."""
         if self.answer is None and time.monotonic() >= self.deadline:
             self.close()
             late = f"{self._doing[0]}: no answer within {self._check.timeout_s:g}s"
@@ -71,16 +75,16 @@ class Probe:
 
     @property
     def said(self) -> str:
-        """The last line that a command has written, printable; "" for other probes."""
+        """The last line of a command's output, printable; "" for other probes."""
         return ""
 
     def close(self) -> None:
-        """Close the socket of a probe; no-op if it has ended."""
+        """Close the socket of a probe; no-op if the probe has ended."""
         self._steps.close()
 
 
 def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Steps:
-    """Run a probe: yield the socket and events to wait for, return "" or the reason."""
+    """Run a probe as a generator: yield (socket, events) to wait for; return "" or the reason."""
     refusals = ""
     for address in _candidates(check, namespace):
         sock = _socket(address, namespace)
@@ -109,7 +113,7 @@ def _steps(check: Healthcheck, namespace: str | None, doing: list[str]) -> _Step
 
 
 def _candidates(check: Healthcheck, namespace: str | None) -> Generator[str, None, None]:
-    """Yield the addresses to try: loopback, then those of the links, read only if needed."""
+    """Yield the addresses to try: loopback, then those of the links (read only if needed)."""
     if check.address:
         yield check.address
         return
@@ -180,10 +184,7 @@ def _http(sock: socket.socket, check: Healthcheck) -> _Steps:
 
 
 def _status(received: bytes) -> tuple[int | None, bytes]:
-    """Parse the final status code, None if there is none yet, and skip interim responses.
-
-    Returns it with the bytes that are still to be parsed.
-    """
+    """Parse the final status code, skipping interim responses: (code or None, rest to parse)."""
     while True:
         line, end, _ = received.partition(b"\n")
         words = line.split(b" ", 2)
@@ -206,7 +207,7 @@ def _status(received: bytes) -> tuple[int | None, bytes]:
 
 
 def begin(check: Healthcheck, service: str, namespace: str | None) -> Probe:
-    """Begin a probe of a service, whose ``namespace`` is as for `Probe`."""
+    """Begin a probe of a service; ``namespace`` is as for `Probe`."""
     if check.command:
         from niso.runtime.health_command import CommandProbe
 
@@ -215,11 +216,9 @@ def begin(check: Healthcheck, service: str, namespace: str | None) -> Probe:
 
 
 def probe_all(targets: Sequence[tuple[Healthcheck, str, str | None]]) -> list[str]:
-    """Run probes at the same time; return "" or the reason for each.
+    """Run probes concurrently; return "" or the reason for each.
 
-    Each target is a check, the service and its namespace.
-
-    Takes at most the longest timeout.
+    A target is (check, service, namespace). Takes at most the longest timeout.
     """
     probes: list[Probe] = []
     try:

@@ -1,12 +1,12 @@
 """Replace the hosts file of a running service when its networks, and so its hosts folder, change.
 
 The new folder is mounted beneath the old one, which is then unmounted (move_mount(2),
-MOVE_MOUNT_BENEATH, Linux 6.5): the service sees one of them at every moment.
-On an older kernel it sees neither for a moment.
+MOVE_MOUNT_BENEATH, Linux 6.5): the service sees one of the two at every moment. On an older kernel
+it briefly sees neither.
 
 niso acts with full privileges in an /etc that the service may have changed. So it follows no
-symlink, and replaces only a mount of the file system that holds niso's hosts files.
-Otherwise it changes nothing, and the service must be restarted.
+symlink, and replaces only a mount of the file system that contains niso's hosts files. Otherwise it
+changes nothing, and the service must be restarted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RESOLVE = calls.BENEATH | calls.NO_SYMLINKS | calls.NO_MAGICLINKS
 
 
 def swap(spec: ProcessSpec) -> None:
-    """Make a running service see ``spec.hosts_folder``, now and after a restart; idempotent.
+    """Mount ``spec.hosts_folder`` in a running service, also for later restarts; idempotent.
 
     Raises ProcessError.
     """
@@ -102,7 +102,7 @@ def _swap(tree: int, device: int) -> None:
     try:
         calls.attach_beneath(tree, target)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # else a kernel without MOVE_MOUNT_BENEATH
+        if error.errno != errno.EINVAL:  # otherwise the kernel lacks MOVE_MOUNT_BENEATH
             raise
         _unmount_hosts()
         calls.attach(tree, HOSTS, etc)
@@ -116,8 +116,8 @@ def _open_folder(folder: int, name: str) -> int:
 
 
 def _unmount_hosts() -> None:
-    """Unmount the hosts folder of the working folder. Raises OSError.
+    """Unmount the hosts folder of the current directory. Raises OSError.
 
-    Only CAP_SYS_ADMIN could have replaced what is mounted there since it was checked.
+    The mount was checked before; only a process with CAP_SYS_ADMIN could have replaced it since.
     """
     calls.unmount(HOSTS.encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)

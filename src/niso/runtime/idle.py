@@ -1,7 +1,8 @@
-"""Detect that a newly started service is idle, as a program is once it is up.
+"""Detect that a newly started service is idle, as a program is once it has started up.
 
-A program that cannot run, or exits at once, never sleeps before it ends: it computes or reads
-its files. This distinguishes a successful start from one about to fail without a fixed wait.
+A program that cannot run, or exits at once, never sleeps before it ends: it computes or reads its
+files. So idleness distinguishes a successful start from one that is about to fail, without a fixed
+wait.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Mark = tuple[tuple[int, bytes], ...]
 def mark(init: int) -> Mark | None:
     """Return the context switches of all threads of a service if it is idle, else None.
 
-    It is idle if all its threads sleep, one of them runs the entrypoint, and no process below
-    PID 1 has children, since a shell may continue, or end, when its child ends.
-    Two equal marks mean that no thread ran in between. ``init`` is the service's PID 1.
-    Always None on a kernel without CONFIG_PROC_CHILDREN.
+    It is idle if all its threads sleep, one of them runs the entrypoint, and no process below PID 1
+    has children, since a shell may continue, or end, when its child ends. Two equal marks mean that
+    no thread ran in between. ``init`` is the service's PID 1. Always None on a kernel without
+    CONFIG_PROC_CHILDREN.
     """
     threads: list[tuple[int, bytes]] = []
     entered = False
@@ -50,9 +51,9 @@ def mark(init: int) -> Mark | None:
 
 
 def is_starved(init: int) -> bool:
-    """Return whether PID 1 or a child of it can run but has had less than 0.1 s of CPU time.
+    """Return whether PID 1 or a child of it is runnable but has had less than 0.1 s of CPU time.
 
-    The machine is then too busy to tell from the elapsed time whether the start succeeded.
+    The machine is then too busy to conclude from the elapsed time that the start succeeded.
     """
     try:
         for pid in (init, *_children(init, str(init))):
@@ -67,7 +68,10 @@ def is_starved(init: int) -> bool:
 
 
 def _children(pid: int, tid: str) -> list[int]:
-    """List the children of a thread (proc_pid_task_tid_children(5)); raise if it is gone."""
+    """List the children of a thread (proc_pid_task_tid_children(5)).
+
+    Raise if it no longer exists.
+    """
     with open(f"/proc/{pid}/task/{tid}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
 

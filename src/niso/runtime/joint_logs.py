@@ -1,4 +1,4 @@
-"""Read the logs of several services as one."""
+"""Merge the logs of several services."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _past(
 def _followed(
     services: list[str], last: int | None, since: float | None
 ) -> Iterator[tuple[str, Record]]:
-    """Yield what the services wrote before, sorted, then new lines from one thread for each."""
+    """Yield past lines of the services, sorted, then new lines, read by one thread per service."""
     queue: SimpleQueue[tuple[str, Record | None] | None] = SimpleQueue()
 
     def collect(service: str) -> None:

@@ -9,13 +9,13 @@ from niso.base.errors import ProcessError, UsageError
 from niso.runtime import pids, status
 
 _ENDS_S = 1.0
-"""How long SIGKILL may take."""
+"""How long a process may take to end after SIGKILL (seconds)."""
 _LOOK_S = 0.05
-"""How long another signal may take to end a process for that to be reported (s)."""
+"""How long to wait for a process to end after another signal, to report it (seconds)."""
 
 
 def number(text: str) -> int:
-    """Return the number of ``HUP``, ``SIGHUP`` or ``1``. Raises UsageError."""
+    """Parse a signal, ``HUP``, ``SIGHUP`` or ``1``, to its number. Raises UsageError."""
     plain = text.upper().removeprefix("SIG")
     known = {sig.name.removeprefix("SIG"): sig.value for sig in signal.Signals}
     if plain in known:
@@ -27,7 +27,7 @@ def number(text: str) -> int:
 
 
 def name(number: int) -> str:
-    """Return ``SIGHUP``, or ``signal 35`` for one without a name."""
+    """Return the name of a signal, ``SIGHUP``, or ``signal 35`` if it has none."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -35,11 +35,11 @@ def name(number: int) -> str:
 
 
 def send(service: str, number: int) -> bool:
-    """Send a signal to a service's process; return whether it is known to have ended.
+    """Send a signal to a service's process; return whether the process has verifiably ended.
 
     SIGKILL goes to PID 1, with which the kernel kills all others (pid_namespaces(7)). Any other
-    goes to the process of the entrypoint, PID 1's first child: PID 1 is an init, which could not
-    pass on SIGSTOP. Raises ProcessError if the service has no process.
+    signal goes to the process of the entrypoint, PID 1's first child: PID 1 is an init, which
+    cannot pass on SIGSTOP. Raises ProcessError if the service has no process.
     """
     pid = status.read(service).pid
     first = next(iter(pids.children(pid)), pid) if number != signal.SIGKILL else pid

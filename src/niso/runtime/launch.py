@@ -5,9 +5,9 @@
     conmon: nsenter -- crun create             enters that namespace; the host's never has a mount
     a byte to crun's FIFO                      starts the process, as crun start does
 
-The caller writes the bundle while conmon loads, and may prepare other services from then on.
-No shell and no format string is involved. conmon runs in the log folder, because its log option
-cannot take a path with a ``:``.
+The caller writes the bundle while conmon loads, and may prepare other services from then on. No
+shell and no format string is involved. conmon runs in the log folder, because its log option cannot
+take a path with a ``:``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LOG_SIZE_MAX = 64 << 20
 """Bytes after which conmon itself starts a new log file; see `niso.runtime.logs`."""
 
 _FORK_TIMEOUT_S = 60.0
-"""How long conmon may take to fork once it may create; it takes a millisecond."""
+"""How long conmon may take to fork after it is told to create; normally a millisecond."""
 _CAP_SYS_RESOURCE = 24
 """linux/capability.h"""
 
@@ -83,7 +83,7 @@ _FOLDERS = (
     "exits",
     "persist",
 )
-"""The folders of a bundle."""
+"""The folders in a bundle."""
 _PROFILE = os.path.join(os.path.dirname(__file__), "seccomp.json")
 
 
@@ -103,7 +103,7 @@ def nofile_max() -> int:
 
 
 def expect() -> None:
-    """Prepare the kernel for a process that will be created in about 10 ms; saves 6 ms then.
+    """Prepare the kernel for a process that will be created in about 10 ms; this saves 6 ms.
 
     See `cgroup.move_nowhere`.
     """
@@ -113,16 +113,16 @@ def expect() -> None:
 
 
 def _move_nowhere() -> None:
-    with suppress(OSError, ValueError):  # only an optimization
+    with suppress(OSError, ValueError):  # only an optimization, so errors are ignored
         cgroup.move_nowhere()
 
 
 class Launch:
     """The creation of a service's container from the new folder ``bundle``; `finish` starts it.
 
-    The caller holds the service's lock, and must call `finish` or `close`.
-    Raises `ProcessError` with the message of crun or conmon, or OSError. After an error, the caller
-    removes what exists by then (`niso.runtime.process.clear`).
+    The caller holds the service's lock, and must call `finish` or `close`. Raises `ProcessError`
+    with the message of crun or conmon, or OSError. After an error, the caller must remove what was
+    created (`niso.runtime.process.clear`).
     """
 
     def __init__(self, spec: ProcessSpec, bundle: str) -> None:
@@ -136,12 +136,13 @@ class Launch:
             under_way.begin()
             self._held.callback(under_way.end)
             os.mkdir(bundle, 0o700)
-            # Keeps others from removing niso's cgroups before conmon and crun's container are in.
+            # Keeps other processes from removing niso's cgroups before conmon and crun's container
+            # are in them.
             guard = open_lock(".cgroup")
             self._held.callback(os.close, guard)
             fcntl.flock(guard, fcntl.LOCK_SH)
             exit_command.write()
-            # A signal between the two would leave a thread and a conmon without an owner.
+            # A signal between the two would leave a thread and a conmon that no code ends.
             with signals_held():
                 self._creator = _Creator(spec, bundle, held)
                 self._held.callback(self._creator.close)
@@ -224,10 +225,10 @@ def _profile() -> dict[str, Any]:
 class _Creator:
     """A thread that starts conmon and then mounts the service's root in a private mount namespace.
 
-    unshare(2) gives the thread alone a working folder, in which conmon starts, and then the mounts.
-    A forked process would cost 2 ms more, for its page tables and each page that is written to.
-    Construct it with signals held (`signals_held`): the thread keeps them blocked for its whole
-    life, because the main thread handles them.
+    unshare(2) gives only this thread its own working directory, in which conmon starts, and then
+    its own mounts. A forked process would cost 2 ms more, for its page tables and each page that is
+    written to. Construct it inside `signals_held`: the thread keeps the signals blocked for its
+    whole life, because the main thread handles them.
     """
 
     def __init__(self, spec: ProcessSpec, bundle: str, held: sources.Held) -> None:
@@ -237,12 +238,12 @@ class _Creator:
         self._folders: Sequence[str] = ()
         self._error: Exception | None = None
         self._conmon = 0
-        """Its pid until it has forked; then 0."""
+        """The pid of conmon until it has forked; then 0."""
         self._tid = 0
         self.fd, answer = os.pipe()
-        """Readable once conmon has the result of the create, or has ended."""
+        """Readable once conmon has the result of the creation, or has ended."""
         asked, self._ask = os.pipe()
-        """The pipe on which conmon waits until it may create."""
+        """The pipe on which conmon waits until it is told to create."""
         self._ends = [answer, asked]
         """Conmon's ends of the pipes."""
         self._closed = False
@@ -260,7 +261,7 @@ class _Creator:
     def create(self, folders: Sequence[str]) -> None:
         """Mount the root, which shows ``folders`` of the host, and create the container.
 
-        The bundle is complete. Does not wait.
+        The bundle must be complete. Does not wait for the container.
         """
         self._folders = folders
         self._may_create.release()
@@ -276,7 +277,7 @@ class _Creator:
         return _created_pid(self._spec, self._bundle, line)
 
     def close(self) -> None:
-        """End the thread with its mounts, and a conmon that was not yet told to create."""
+        """End the thread with its mounts, and a conmon that has not been told to create."""
         with signals_held():
             self._closed = True
             self._may_end.release()
@@ -300,7 +301,7 @@ class _Creator:
             self._may_end.acquire()
         except Exception as error:
             self._error = error
-            # then `pid` reads the end of the pipe
+            # then `pid` reads the end of the pipe and reports the error
             self._end_conmon()
             self._close_ends()
         finally:
@@ -336,7 +337,8 @@ class _Creator:
                 setsigdef=ENDING,
             )
         self._close_ends()
-        if unit.path(self._spec.service) is None:  # else it is the main process of this unit
+        # otherwise conmon is the main process of this unit
+        if unit.path(self._spec.service) is None:
             cgroup.keep(self._conmon, cgroup_of(self._spec))
 
     def _mount(self) -> None:
@@ -352,14 +354,14 @@ class _Creator:
             ) from error
 
     def _let_conmon_create(self) -> None:
-        """Have conmon fork and create the container; wait until it has forked."""
+        """Signal conmon to fork and create the container; wait until it has forked."""
         failpoint.hit(f"create the process of {self._spec.service}")
         _set_limits(self._conmon)
         pidfd = os.pidfd_open(self._conmon)
         try:
-            with suppress(BrokenPipeError):  # it has died; the other pipe has its message
+            with suppress(BrokenPipeError):  # conmon has died; the other pipe has its message
                 os.write(self._ask, b"\0")
-            _move_nowhere()  # while conmon and crun start
+            _move_nowhere()  # in parallel, while conmon and crun start
             if not wait_readable(pidfd, _FORK_TIMEOUT_S):
                 late = f"conmon did not start within {_FORK_TIMEOUT_S:g}s"
                 raise ProcessError(f"{self._spec.service}: {late}")
@@ -374,7 +376,7 @@ class _Creator:
         self._ends.clear()
 
     def _end_conmon(self) -> None:
-        """Kill a conmon that has not forked; one that has is recorded in its pid file."""
+        """Kill a conmon that has not forked yet; after the fork, its pid file records it."""
         if self._conmon:
             os.kill(self._conmon, signal.SIGKILL)
             os.waitpid(self._conmon, 0)
@@ -386,7 +388,7 @@ _spawning = _thread.allocate_lock()
 
 @contextmanager
 def _nothing_inherited() -> Iterator[None]:
-    """Keep conmon from what the caller's shell left open for its children.
+    """Keep conmon from inheriting descriptors that the caller's shell left open.
 
     POSIX_SPAWN_CLOSE fails for numbers above the present limit of open files.
     """
@@ -400,12 +402,12 @@ def _nothing_inherited() -> Iterator[None]:
 
 
 def _inherited() -> list[int]:
-    """List the descriptors that a child inherits, except 0 to 2."""
+    """List the descriptors that a child would inherit, except 0 to 2."""
     return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
 
 
 _inherited_once = cache(_inherited)
-"""For a command, which has two descriptors for each service, and opens none to be inherited."""
+"""Cached, since a command has two descriptors for each service and opens none to be inherited."""
 
 
 def _set_inherited(fds: list[int], inherited: bool) -> None:
@@ -426,7 +428,8 @@ def _conmon_argv(spec: ProcessSpec, bundle: str, tid: int) -> list[str]:
     exit_arguments = [exit_command.path(), spec.service, bundle]
     runtime = [
         f"--mount=/proc/{tid}/ns/mnt",
-        f"--root=/proc/{tid}/root",  # differs from the namespace's root if niso runs in a chroot
+        # the host's root differs from the namespace's root if niso runs in a chroot
+        f"--root=/proc/{tid}/root",
         "--",
         crun.tool("crun"),
         "--cgroup-manager=cgroupfs",
@@ -463,7 +466,7 @@ def _set_limits(pid: int) -> None:
         limit = getattr(resource, f"RLIMIT_{name}")
         try:
             resource.prlimit(pid, limit, resource.prlimit(1, limit))
-        except (OSError, ValueError):  # without CAP_SYS_RESOURCE: up to our own hard limit
+        except (OSError, ValueError):  # without CAP_SYS_RESOURCE: up to niso's own hard limit
             most = resource.getrlimit(limit)[1]
             resource.prlimit(pid, limit, (most, most))
     with suppress(OSError):
@@ -471,7 +474,7 @@ def _set_limits(pid: int) -> None:
 
 
 def _first_line(fd: int) -> bytes:
-    """Read a line of a pipe, or to its end."""
+    """Read a line from a pipe, or up to its end."""
     line = b""
     while b"\n" not in line:
         chunk = os.read(fd, 4096)

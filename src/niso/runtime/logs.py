@@ -4,9 +4,9 @@ conmon writes ``service.log``. When niso reads the status of a service whose log
 renames the log to ``service.log.1`` (and that to ``.2``) and makes conmon open a new file.
 
 conmon's own limit (`niso.runtime.launch.LOG_SIZE_MAX`) bounds the disk space of a service that
-writes more between two reads: conmon then replaces the file. The old one survives as
-``service.log.kept``, a hard link that niso made.
-So the last 10 MB are kept for every service that writes less than twice that limit between reads.
+writes more between two reads of its status: conmon then replaces the file. The old file survives as
+``service.log.kept``, a hard link that niso made. So the last 10 MB are kept for every service that
+writes less than twice that limit between two reads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REOPEN_S = 1.0
 
 
 class Record(NamedTuple):
-    """One line of the log file: all or part of a line that the service wrote."""
+    """One line of the log file: a complete line that the service wrote, or a part of one."""
 
     stamp: bytes
     """RFC 3339."""
@@ -45,9 +45,9 @@ class Record(NamedTuple):
 
 
 def rotate_if_large(service: str) -> None:
-    """Start a new log file if the present one exceeds 16 MiB; costs two stat(2) otherwise.
+    """Start a new log file if the present one exceeds 16 MiB; otherwise this costs two stat(2).
 
-    No-op if another process is rotating it. Raises OSError.
+    No-op if another process is rotating the log. Raises OSError.
     """
     path = f"{paths.log_dir(service)}/{LOG_NAME}"
     try:
@@ -79,11 +79,10 @@ def read(
 ) -> Iterator[bytes]:
     """Yield the lines that a service wrote, with their newlines, both streams in order of arrival.
 
-    ``last`` limits the output to the last lines.
-    With ``follow``, continue with new lines until the log folder is removed.
-    With ``timestamps``, each line starts with its time (RFC 3339) and a space.
-    With ``since`` (seconds of the epoch), begin with the first line from then on.
-    A line that the service has not ended yet comes last, without a newline.
+    ``last`` limits the output to the last lines. With ``follow``, continue with new lines until the
+    log folder is removed. With ``timestamps``, each line starts with its time (RFC 3339) and a
+    space. With ``since`` (seconds since 1970), begin with the first line from then on. A line that
+    the service has not ended yet comes last, without a newline.
     """
     for record in records(service, last, follow, since):
         if record is not None:
@@ -93,11 +92,14 @@ def read(
 def records(
     service: str, last: int | None, follow: bool, since: float | None
 ) -> Iterator[Record | None]:
-    """Yield the lines as `read` does; None, once, after the past ones if it follows."""
+    """Yield records as `read` yields lines.
+
+    With ``follow``, yield None once, after the past records.
+    """
     files = _open_files(f"{paths.log_dir(service)}/{LOG_NAME}")
     try:
         start, offset = (0, 0) if last is None else _tail(files, last)
-        # Where following takes over: a line written meanwhile is shown once.
+        # Switch to following at this offset, so that a concurrently written line is shown once.
         end = _end_of_last_line(files[-1]) if files and follow else None
         past = _joined(
             line
@@ -143,15 +145,15 @@ def _from(records: Iterator[Record], since: float) -> Iterator[Record]:
 
 
 def shown(record: Record, timestamps: bool) -> bytes:
-    """Return a line as `read` yields it."""
+    """Format a record as a line that `read` yields."""
     end = b"" if record.partial else b"\n"
     return record.stamp + b" " + record.text + end if timestamps else record.text + end
 
 
 def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterator[Record]:
-    """Join the records of each line, also around records of the other stream.
+    """Join the partial records of each line, even with records of the other stream in between.
 
-    ``begun`` are partial records that the lines continue.
+    ``begun`` are earlier partial records that the lines continue.
     """
     open_lines = {record.stream: record for record in begun or ()}
     for line in lines:
@@ -172,7 +174,7 @@ def _joined(lines: Iterator[bytes], begun: list[Record] | None = None) -> Iterat
 def _lines(fd: int, offset: int, end: int | None) -> Iterator[bytes]:
     """Yield the complete lines of a file, without newlines, from ``offset`` up to ``end``.
 
-    A line starts at both, unless ``end`` is None, the end of the file.
+    Both must be at the start of a line; ``end`` None is the end of the file.
     """
     partial = b""
     while block := os.pread(fd, _BLOCK if end is None else min(_BLOCK, end - offset), offset):
@@ -190,7 +192,8 @@ def _follow(service: str, fd: int, offset: int) -> Iterator[bytes]:
     partial = b""
     try:
         while True:
-            # Stat before the read: once another file has the name, a read to the end is complete.
+            # Stat before the read: if another file has the name, this one is complete when read to
+            # its end.
             present = _identity(path)
             while fd >= 0 and (block := os.pread(fd, _BLOCK, offset)):
                 offset += len(block)
@@ -226,9 +229,9 @@ def _end_of_last_line(fd: int) -> int:
 
 
 def _tail(files: list[int], last: int) -> tuple[int, int]:
-    """Find where to start for the ``last`` lines: (index of the file, offset of a record).
+    """Find where the ``last`` lines start: (index of the file, offset of a record).
 
-    Reads from the end. At least these lines, with all their parts, follow that record.
+    Reads from the end. At least ``last`` lines, with all their parts, follow that record.
     """
     ended = 0
     for i in reversed(range(len(files))):
@@ -240,7 +243,8 @@ def _tail(files: list[int], last: int) -> tuple[int, int]:
             if begin == 0:
                 whole.insert(0, head)
                 head = b""
-            # A line's first record can precede the end of the line before it: read one line more.
+            # The first record of a line can precede the end of the previous line: read one line
+            # more.
             ended += sum(1 for line in whole if line.split(b" ", 3)[2:3] == [b"F"])
             if ended > last:
                 return i, begin + len(head) + (1 if begin else 0)
@@ -250,7 +254,7 @@ def _tail(files: list[int], last: int) -> tuple[int, int]:
 
 
 def _open_files(path: str) -> list[int]:
-    """Open the files of a log, oldest first, each once."""
+    """Open the files of a log, oldest first, each only once."""
     files: list[int] = []
     seen: set[tuple[int, int]] = set()
     # Newest first: a rotation in between then shows a file twice, but never hides one.
@@ -269,7 +273,7 @@ def _open_files(path: str) -> list[int]:
 
 
 def _rotate(service: str, path: str) -> None:
-    """Rename the log and make conmon open a new one; wait for that up to `_REOPEN_S`."""
+    """Rename the log and make conmon open a new one; wait for conmon at most `_REOPEN_S`."""
     record = read_state(service) or {"run": 0}
     ctl = -1
     try:
@@ -278,7 +282,7 @@ def _rotate(service: str, path: str) -> None:
             os.O_WRONLY | os.O_NONBLOCK,
         )
     except OSError as error:
-        # Without a conmon: the next one makes the file.
+        # Without a conmon: the next conmon creates the file.
         if error.errno not in (errno.ENXIO, errno.ENOENT):
             raise
     _shift(path, path)
@@ -286,7 +290,7 @@ def _rotate(service: str, path: str) -> None:
         return
     try:
         os.write(ctl, b"2 0 0\n")  # REOPEN_LOGS_EVENT (conmon, src/ctrl.c)
-    except BrokenPipeError:  # conmon has ended since
+    except BrokenPipeError:  # conmon has ended in the meantime
         return
     finally:
         os.close(ctl)
@@ -298,7 +302,7 @@ def _rotate(service: str, path: str) -> None:
 def _keep(path: str) -> None:
     """Link the present file as ``.kept``, so that it survives conmon's own rotation.
 
-    A file that has survived one is shifted to ``.1``.
+    A ``.kept`` file that has survived a rotation is renamed to ``.1``.
     """
     kept = f"{path}.kept"
     if _identity(kept) is not None and not _same(path, kept):

@@ -1,4 +1,4 @@
-"""Find services whose runtime files are gone, by the cgroups that niso gave them."""
+"""Find services whose runtime files were deleted, by the cgroups that niso created for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Lost(NamedTuple):
     service: str
     state_id: str
     stranger: int | None
-    """A pid of it, if it has processes that no conmon of this run folder supervises."""
+    """The pid of one of its processes, if no conmon of this run folder supervises them."""
 
     @property
     def cgroup(self) -> str:
@@ -24,7 +24,7 @@ class Lost(NamedTuple):
 
 
 def find(state_ids: Iterable[str]) -> list[Lost]:
-    """Return the lost services of these state folders, sorted."""
+    """Return the services of these state folders that lost their runtime files, sorted."""
     known = set(status.services())
     places = [
         (state_id, name)

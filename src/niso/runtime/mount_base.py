@@ -1,9 +1,9 @@
-"""Keep the mount namespace that those of starts are copied from: the host's without /run/netns.
+"""Keep a mount namespace from which starts are copied: the host's without /run/netns.
 
 Each start copies a mount namespace twice: niso for the root, and crun for the container. The kernel
 copies mount by mount under one lock of the machine, and each service has a mount in /run/netns. So
-one of the starts that are under way copies the host's mounts and takes /run/netns out of its copy,
-and the others copy that one.
+the first of several concurrent starts copies the host's mounts and unmounts /run/netns in its copy;
+the other starts copy that namespace.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _MNT_DETACH = 2
 
 _lock = _thread.allocate_lock()
 _base: list[int] = []
-"""Descriptors of the namespace that starts copy, and of this process's root in it."""
+"""Descriptors of the namespace from which starts are copied, and of this process's root in it."""
 
 
 def enter() -> None:
     """Move the calling thread into a mount namespace of its own, whose mounts the host never sees.
 
-    What is mounted on the host later appears in it (mount_namespaces(7), MS_SLAVE). The thread has
-    unshared CLONE_FS, and is in a start (`under_way.begin`). Raises OSError.
+    Later mounts of the host appear in it (mount_namespaces(7), MS_SLAVE). The thread must have
+    unshared CLONE_FS, and be in a start (`under_way.begin`). Raises OSError.
     """
     with _lock:
         if _base:
             namespace, root = _base
-            os.setns(namespace, os.CLONE_NEWNS)  # moves the thread to the namespace's root
+            os.setns(namespace, os.CLONE_NEWNS)  # also moves the thread to the namespace's root
             os.fchdir(root)
             os.chroot(".")
         else:
@@ -51,16 +51,16 @@ def enter() -> None:
 
 
 def _close() -> None:
-    """Close the namespace that starts copy: it would keep what the host unmounts."""
+    """Close the base namespace, since it would keep mounts in use that the host unmounts."""
     while _base:
         os.close(_base.pop())
 
 
 def _prepare() -> None:
-    """Take out of this thread's mounts what no start needs."""
+    """Unmount in this thread's namespace what no start needs."""
     mount(None, "/", None, _MS_REC | _MS_SLAVE)
-    with suppress(OSError):  # not a mount: no service has a network namespace
+    with suppress(OSError):  # /run/netns is not a mount: no service has a network namespace
         unmount(os.fsencode(paths.NETNS_DIR), _MNT_DETACH)
     if os.path.isdir("/sys/fs/cgroup/unified") and os.path.isdir("/sys/fs/cgroup/systemd"):
-        # crun does not accept the unified hierarchy beside those of v1: hide it.
+        # crun does not accept the unified hierarchy next to those of v1: hide it.
         mount("none", "/sys/fs/cgroup/unified", "tmpfs", _MS_NOSUID | _MS_NODEV)

@@ -38,7 +38,7 @@ def unmount(target: bytes, flags: int) -> None:
 
 
 def syncfs(fd: int) -> None:
-    """Write everything of the file system of ``fd`` to its disk (syncfs(2))."""
+    """Flush the file system of ``fd`` to its disk (syncfs(2))."""
     _call("syncfs", fd)
 
 
@@ -49,7 +49,7 @@ def open_place(path: str, resolve: int, folder: int = AT_FDCWD, flags: int = 0) 
 
 
 def clone_mount(fd: int, path: str = "", recursive: bool = False) -> int:
-    """Open a detached bind mount of ``path`` below ``fd``, or of ``fd`` (open_tree(2))."""
+    """Create a detached bind mount of ``path`` below ``fd``, or of ``fd`` (open_tree(2))."""
     flags = _CLONE | _CLOEXEC | (_RECURSIVE if recursive else 0)
     flags |= 0 if path else _AT_EMPTY_PATH
     return _call("syscall", _OPEN_TREE, fd, os.fsencode(path), flags, name=path)
@@ -69,14 +69,14 @@ def attach(tree: int, target: str, folder: int = AT_FDCWD) -> None:
 
 
 def attach_beneath(tree: int, target: int) -> None:
-    """Mount a detached mount beneath the mount that ``target`` is the root of (Linux 6.5)."""
+    """Mount a detached mount beneath the mount whose root is ``target`` (Linux 6.5)."""
     flags = _FROM_EMPTY_PATH | _TO_EMPTY_PATH | _BENEATH
     _call("syscall", _MOVE_MOUNT, tree, b"", target, b"", flags)
 
 
 @cache
 def _libc() -> CDLL:
-    """Return the C library: most commands that load this module make no call."""
+    """Load the C library on first use, since most commands that load this module make no call."""
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
@@ -85,7 +85,7 @@ def _libc() -> CDLL:
 def _call(function: str, *arguments: int | bytes | None, name: str = "") -> int:
     """Call a function of the C library; return its result.
 
-    Raises OSError with ``name`` as its file name if that is negative.
+    Raises OSError with ``name`` as its file name if the result is negative.
     """
     import ctypes
 

@@ -34,12 +34,12 @@ HOST_NETWORK = {
     "NET_ADMIN": "it can change the machine's network",
     "NET_RAW": "it can read and forge the machine's packets",
 }
-"""More of them for a service in the host's network namespace."""
+"""Further ones for a service in the host's network namespace."""
 LINKED = {
     "NET_ADMIN": "it can make and delete links of the host and of other services, "
     "and so reach any network past all rules",
 }
-"""More of them for a service with a link to the host (IFLA_TARGET_NETNSID, linux/if_link.h)."""
+"""Further ones for a service with a link to the host (IFLA_TARGET_NETNSID, linux/if_link.h)."""
 
 SHELL_TERM = "xterm"
 """TERM of a command on a terminal if the caller's is unset."""
@@ -47,7 +47,8 @@ SHELL_TERM = "xterm"
 NOFILE_SOFT, NOFILE_HARD = 65_536, 1_048_576
 """Limits of open files: enough for any service, few enough for a program that closes them all."""
 
-# As Podman (pkg/specgen/generate/config_linux.go): files that reveal the machine, or change it.
+# As in Podman (pkg/specgen/generate/config_linux.go): files that reveal properties of the machine,
+# or change it.
 _MASKED = (
     "/proc/acpi",
     "/proc/interrupts",
@@ -79,19 +80,19 @@ class Machine(NamedTuple):
     """The properties of the machine that config.json depends on."""
 
     init: str
-    """The path of catatonit, as the mount namespace of the creation shows it."""
+    """The path of catatonit, as seen in the mount namespace of the container's creation."""
     nofile_max: int
     """The largest limit of open files that the caller may set."""
     seccomp: dict[str, Any]
-    """The profile (seccomp.json)."""
+    """The seccomp profile of all services (seccomp.json)."""
     folders: Sequence[str] = ()
     """Folders of the host that the service sees read-only at the same path."""
     controllers: Container[str] = cgroup.CONTROLLERS
     """Cgroup controllers that can limit the service."""
     host: str = ""
-    """The folder that shows ``folders`` to the creation, each below its own path."""
+    """The folder that shows ``folders`` while the container is created, each below its own path."""
     secrets: str = ""
-    """The folder that shows the secrets to the creation; "" without any."""
+    """The folder that shows the secrets during the container's creation; "" without secrets."""
 
 
 def process(spec: ProcessSpec, args: list[str], nofile_max: int) -> dict[str, Any]:
@@ -138,9 +139,8 @@ def config(
 ) -> dict[str, Any]:
     """Return the content of config.json.
 
-    ``root`` is the folder of the assembled root on the host.
-    ``hosts_at`` is the mount point of the hosts folder in the service.
-    ``volumes`` are mount objects that come last.
+    ``root`` is the folder of the assembled root on the host. ``hosts_at`` is the mount point of the
+    hosts folder in the service. ``volumes`` are mount objects that come last.
     """
     return {
         "ociVersion": "1.0.2",
@@ -183,9 +183,9 @@ def config(
 
 
 def select_seccomp(profile: dict[str, Any], have: Collection[str]) -> dict[str, Any]:
-    """Return the profile for a service with these capabilities and switches of [isolation].
+    """Return the seccomp profile for a service with these capabilities and [isolation] switches.
 
-    A rule marked ``with`` or ``without`` applies only with or without that one.
+    A rule marked ``with`` or ``without`` applies only with or without the named one.
     """
     rules = []
     for rule in profile["syscalls"]:
@@ -228,7 +228,7 @@ def _mounts(spec: ProcessSpec, hosts_at: str, machine: Machine) -> list[dict[str
         _mount("tmpfs", "/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", *shm),  # noqa: S108
         _mount("mqueue", "/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount(machine.init, INIT, "bind", "bind", "ro", "nosuid", "nodev"),
-        # Before mounts that can lie below it; the service's user owns /run.
+        # Before mounts that can be below it; the service's user owns /run.
         _mount("tmpfs", TMPFS[1], "tmpfs", "nosuid", "nodev", "mode=755", *owner, *tmp),
         _mount("tmpfs", TMPFS[0], "tmpfs", "nosuid", "nodev", "mode=1777", *tmp),
         _mount("tmpfs", TMPFS[2], "tmpfs", "nosuid", "nodev", "mode=1777", *tmp),

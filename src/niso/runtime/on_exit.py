@@ -1,9 +1,9 @@
 """``python -m niso.runtime.on_exit SERVICE BUNDLE``: conmon's exit command (`exit_command`).
 
-conmon runs it when a service has ended. It records the end and applies the restart policy.
-A stop marks the run (`status.STOPPING`) and then kills this process, which may be waiting for the
-lock that the stop holds, or for the delay before a restart.
-Its name must not change: conmons that an earlier niso started name it.
+conmon runs it when a service has ended. It records the exit and applies the restart policy. A stop
+marks the run (`status.STOPPING`) and then kills this process, which may be waiting for the lock
+that the stop has taken, or for the delay before a restart. The module's name must not change:
+conmons that an earlier niso started use it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_DELAY_S = 60.0
 LONG_LIFE_S = 60.0
-"""A run that lasted this long resets the delay to the first one."""
+"""A run that lasted this long resets the delay to its first value."""
 
 
 def delay_s(first_s: float, failures: int) -> float:
@@ -37,7 +37,7 @@ def delay_s(first_s: float, failures: int) -> float:
 
 
 def main(service: str, bundle: str) -> None:
-    """Record the end of the run in ``bundle``, then restart the service as its policy says."""
+    """Record the end of the run in ``bundle``, then restart the service if its policy says so."""
     try:
         with open(
             files.make(f"{bundle}/{status.EXITED_PID}", 0o600), "w", encoding="ascii"
@@ -45,7 +45,7 @@ def main(service: str, bundle: str) -> None:
             file.write(str(os.getpid()))
     except FileNotFoundError:
         return
-    # Checked after the pid is written: a stop marks the run first and reads the pid after.
+    # Checked after the pid is written: a stop first marks the run and then reads the pid.
     if os.path.exists(f"{bundle}/{status.STOPPING}"):
         return
     code = status.exit_code(service, bundle)
@@ -71,7 +71,8 @@ def _current(service: str, bundle: str) -> ProcessSpec | None:
     """
     record = read_state(service)
     if files.read(f"{bundle}/{status.EXITED_PID}") != str(os.getpid()).encode():
-        return None  # our folder was removed, and another one made in its place
+        # this run's folder was removed, and another run has created one of the same name
+        return None
     if record is None or f"run-{record['run']}" != os.path.basename(bundle):
         return None
     return None if os.path.exists(f"{bundle}/{status.STOPPING}") else load(service)
@@ -82,7 +83,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
     record = read_state(spec.service) or {"run": 0, "restarts": 0, "failures": 0}
     for older in status.bundles(os.path.dirname(bundle)):
         if older != bundle:
-            # Kept until now: a stop must wait for the conmon of that run too.
+            # The pid file is kept until now: a stop must also wait for the conmon of that run.
             process.end_conmon(older)
             trees.remove(older)
     process.clear(spec.service)
@@ -101,7 +102,7 @@ def _record_end(spec: ProcessSpec, bundle: str, code: int) -> dict[str, Any]:
         ended_at=status.ended_at(spec.service, bundle) or time.time(),
     )
     status.write_state(spec.service, record)
-    if not restarts:  # nothing else will remove niso's own cgroup
+    if not restarts:  # no other code removes niso's own cgroup
         cgroup.release(status.supervisors(spec.service), path)
         cgroup.remove_with_parent(path)
     return record
@@ -132,7 +133,7 @@ def _restart(spec: ProcessSpec, record: dict[str, Any]) -> dict[str, Any]:
 def _notify_unit(service: str) -> None:
     """Make the new conmon the main process of the service's systemd unit, if it has one.
 
-    If that fails, systemd takes the end of this run's conmon for the end of the service.
+    If that fails, systemd treats the end of this run's conmon as the end of the service.
     """
     conmon = status.conmon(service)
     if conmon is not None and unit.path(service) is not None:

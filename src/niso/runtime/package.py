@@ -1,10 +1,10 @@
-"""Copy packages: /app in a service is a copy made at activation, so later edits do not reach it.
+"""Copy packages: /app in a service is a copy made at activation, so later edits do not affect it.
 
-The folder of a copy is named after the fingerprint of its source: names, contents and the right to
-execute of all files but the manifest. So files that are written again with the same content, as by
-git and by a CI job, are the same package. It is made under a temporary name and renamed when it is
-complete and on the disk: the record of an activation that refers to it survives a power failure, so
-it must too.
+The folder of a copy is named after the fingerprint of its source: names, contents and execute
+permission of all files except the manifest. So files that are written again with the same content,
+as by git or a CI job, are the same package. A copy is made under a temporary name and renamed when
+it is complete and on the disk. It must survive a power failure, because the record of an activation
+that refers to it does.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ from niso.runtime.contents import Contents, forget
 
 MAX_DEPTH = 64
 Apart = str | tuple[str, ...] | None
-"""Paths that are not part of a package: its rootfs, and what the service writes."""
+"""Paths excluded from a package: its rootfs, and files that the service writes."""
 HISTORY = frozenset((".git", ".hg", ".svn"))
-"""Names of version control at any depth, which are no part of a package.
+"""Names of version control data at any depth, which are not part of a package.
 
 Every clone and fetch changes them, and their settings can contain passwords.
 """
 _FEW = 32
-"""Up to this many files and folders are written to the disk one by one, more all at once."""
+"""Up to this many files and folders are flushed to the disk one by one, more with one syncfs(2)."""
 
 
 def fingerprint(folder: str, apart: Apart, contents: Contents, manifest: str | None = None) -> str:
-    """Return the fingerprint of a package folder (64 hex digits), without what is ``apart``.
+    """Return the fingerprint of a package folder (64 hex digits), without the paths in ``apart``.
 
-    Also without the file ``manifest``: its changes are applied key by key, and most keys need no
-    restart. ``contents`` knows the files that need not be read.
-    Raises InvalidInput if an entry cannot be copied (device, socket, FIFO), Error if it cannot
-    be read.
+    The file ``manifest`` is also left out: its changes are applied key by key, and most keys need
+    no restart. ``contents`` has the digests of files that need not be read. Raises InvalidInput if
+    an entry cannot be copied (device, socket, FIFO), Error if it cannot be read.
     """
     digest = sha256()
     for entry in _walk(folder, apart):
@@ -68,15 +67,15 @@ def copy(
 ) -> str:
     """Copy a package folder to the state folder unless `is_copied`; return the copy's path.
 
-    A damaged copy is replaced. Root owns the copy; others may read everything and write nothing.
-    Raises InvalidInput if the package changes meanwhile, or Error.
+    A damaged copy is replaced. Root owns the copy; other users may read everything and write
+    nothing. Raises InvalidInput if the package changes concurrently, or Error.
     """
     target = os.path.join(paths.package_dir(service), digest)
     if is_copied(service, digest, folder, apart, manifest):
         return target
     temporary = f"{target}.{os.getpid()}.new"
     failpoint.hit(f"copy package to {target}")
-    delete_tree(temporary)  # of an interrupted process that had our pid
+    delete_tree(temporary)  # of an interrupted process with the same pid
     try:
         os.makedirs(temporary, mode=0o755)
         _require_room(folder, apart, temporary)
@@ -107,12 +106,12 @@ def copy(
 
 
 def _require_room(folder: str, apart: Apart, target: str) -> None:
-    """Raise Error if the disk of ``target`` has less free space than the package takes."""
+    """Raise Error if the disk of ``target`` has less free space than the package needs."""
     disk = os.statvfs(target)
     free = disk.f_bavail * disk.f_frsize
     # st_blocks counts 512 bytes, and no holes (stat(2))
     needs = sum(entry.info.st_blocks * 512 for entry in _walk(folder, apart))
-    if needs > free and disk.f_blocks:  # a tmpfs without a limit has none
+    if needs > free and disk.f_blocks:  # a tmpfs without a limit reports 0
         raise Error(
             f"cannot copy {folder}: it takes {max(needs >> 20, 1)} MB, and {paths.state_dir()} has"
             f" {free >> 20} MB free",
@@ -121,7 +120,7 @@ def _require_room(folder: str, apart: Apart, target: str) -> None:
 
 
 def _write_to_disk(copy: str) -> None:
-    """Write a copy to the disk, with its folders. Raises OSError."""
+    """Flush a copy to the disk, with its folders. Raises OSError."""
     paths = [
         os.path.join(folder, name)
         for folder, _, names in os.walk(copy)
@@ -144,7 +143,7 @@ def _write_to_disk(copy: str) -> None:
 def is_copied(
     service: str, digest: str, folder: str, apart: Apart, manifest: str | None = None
 ) -> bool:
-    """Return whether the copy with this fingerprint has the files of its package, by their sizes.
+    """Return whether a copy with this fingerprint exists and has all files in the right sizes.
 
     The file ``manifest`` may have changed. Raises InvalidInput or Error as `fingerprint`.
     """
@@ -168,7 +167,7 @@ def _is_folder(copy: str) -> bool:
 
 
 def _is_same(entry: _Entry, path: str) -> bool:
-    """Return whether ``path`` is of the kind and size of a package's entry."""
+    """Return whether ``path`` has the type and size of a package's entry."""
     try:
         info = os.lstat(path)
     except OSError:
@@ -180,7 +179,7 @@ def _is_same(entry: _Entry, path: str) -> bool:
 def is_emptied(copy: str) -> bool:
     """Return whether a copy has files and all are empty, as after a power failure.
 
-    Copies of an earlier niso were not written to the disk. Stops at the first file with content.
+    Copies of an earlier niso were not flushed to the disk. Stops at the first file with content.
     """
     sizes = (
         os.lstat(os.path.join(folder, name)).st_size
@@ -190,7 +189,7 @@ def is_emptied(copy: str) -> bool:
     try:
         first = next(sizes, None)
         return first == 0 and not any(sizes)
-    except FileNotFoundError:  # it is being removed
+    except FileNotFoundError:  # the folder is being removed
         return False
 
 
@@ -224,7 +223,10 @@ def _delete_copy(path: str) -> None:
 
 
 def delete_tree(folder: str) -> OSError | None:
-    """Delete one of niso's folders with its content, following no symlink; return an error."""
+    """Delete one of niso's folders with its content, following no symlink.
+
+    Return an error or None.
+    """
     try:
         trees.remove(folder)
     except OSError as error:
@@ -235,26 +237,26 @@ def delete_tree(folder: str) -> OSError | None:
 class _Entry(NamedTuple):
     """A file, folder or symlink of a package.
 
-    It is held open, so that a later replacement is not mistaken for it.
+    A descriptor keeps it open, so that a later replacement is not mistaken for it.
     """
 
     path: str
-    """Relative to the package's folder."""
+    """Path relative to the package's folder."""
     info: os.stat_result
     target: str
-    """Of a symlink, else empty."""
+    """Target of a symlink, else empty."""
     fd: int
-    """O_PATH; valid until the next entry is yielded."""
+    """Descriptor with O_PATH; valid until the next entry is yielded."""
 
 
 def _walk(folder: str, apart: Apart) -> Iterator[_Entry]:
-    """Yield everything in a package that is not ``apart``, parents before children.
+    """Yield everything in a package except the paths in ``apart``, parents before children.
 
-    A ``folder`` of "" is an empty package, of a service without files of its own.
+    A ``folder`` of "" is the empty package of a service without files of its own.
 
-    Each folder is opened name by name from the top, never through a symlink. So someone who can
-    write to the package cannot make niso, which can read everything, leave it by replacing a
-    folder with a link.
+    Each folder is opened component by component from the top, never through a symlink. So a user
+    who can write to the package cannot make niso, which can read everything, leave the package by
+    replacing a folder with a link.
     """
     skipped = _identities(apart)
     pending = [("", 0)] if folder else []
@@ -320,7 +322,7 @@ def _open_folder(folder: str, base: str) -> int:
 
 
 def _hold(inside: int, name: str, path: str) -> int:
-    """Open (O_PATH) a name in an open folder, a symlink itself; ``path`` is for the error.
+    """Open a name in an open folder with O_PATH, also a symlink itself; ``path`` is for the error.
 
     Raises Error.
     """
@@ -331,7 +333,7 @@ def _hold(inside: int, name: str, path: str) -> int:
 
 
 def _identities(apart: Apart) -> set[tuple[int, int] | None]:
-    """Return (device, inode) of these paths, without those that do not exist."""
+    """Return (device, inode) of these paths; missing ones are left out."""
     identities: set[tuple[int, int] | None] = set()
     for path in (apart,) if isinstance(apart, str) else apart or ():
         with suppress(OSError):
@@ -370,7 +372,7 @@ def _copy_one(entry: _Entry, source: str, target: str) -> None:
         os.chmod(target, 0o755)
         return
     try:
-        # Through the descriptor: the name can be another file by now.
+        # Through the descriptor, because the name may now be another file.
         reader = os.open(f"/proc/self/fd/{entry.fd}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise OSError(error.errno, error.strerror, source) from error
@@ -390,16 +392,19 @@ def _copy_one(entry: _Entry, source: str, target: str) -> None:
 
 
 def _send(writer: int, reader: int, start: int, end: int) -> None:
-    """Copy a part of an open file to the same place of another; a file that shrank ends earlier."""
+    """Copy a range of an open file to the same range of another.
+
+    A file that shrank ends earlier.
+    """
     os.lseek(writer, start, os.SEEK_SET)
     while start < end and (sent := os.sendfile(writer, reader, start, min(end - start, 1 << 30))):
         start += sent
 
 
 def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the parts of an open file that are no holes (lseek(2)).
+    """Yield (start, end) of the ranges of an open file that are not holes (lseek(2)).
 
-    At most the size in ``info``: a file that keeps growing is not followed.
+    Stops at the size in ``info``, so that a file that keeps growing does not keep it busy.
     """
     size = info.st_size
     if info.st_blocks * 512 >= size:
@@ -410,7 +415,7 @@ def _data(reader: int, info: os.stat_result) -> Iterator[tuple[int, int]]:
         try:
             start = os.lseek(reader, end, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
+            if error.errno == errno.ENXIO:  # a hole up to the end of the file
                 return
             raise
         end = min(os.lseek(reader, start, os.SEEK_HOLE), size)

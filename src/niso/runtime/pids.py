@@ -20,7 +20,7 @@ _PID_MAX = 1 << 22
 
 
 def in_service(service: str, pid: int) -> bool:
-    """Return whether ``pid`` is now a process of the service, by its cgroup."""
+    """Return whether ``pid`` is now a process of the service, according to its cgroup."""
     path = group(service)
     return path is not None and cgroup.holds(path, pid)
 
@@ -41,25 +41,25 @@ def in_group(service: str, group: int) -> list[int]:
 def children(pid: int | None) -> list[int]:
     """List the children of a single-threaded process (proc_pid_task_tid_children(5)).
 
-    Empty if the process is gone, or the kernel lacks CONFIG_PROC_CHILDREN.
+    Empty if the process has ended, or the kernel lacks CONFIG_PROC_CHILDREN.
     """
     return [int(word) for word in files.of_process(pid, f"task/{pid}/children").split()]
 
 
 def open_in_service(service: str, pid: int | None) -> int:
-    """Open a pidfd of the service's process ``pid``; -1 if that is gone or not the service's."""
+    """Open a pidfd of the service's process ``pid``; -1 if it has ended or is not the service's."""
     return _open_if(pid, lambda pid: in_service(service, pid))
 
 
 def open_supervisor(pid: int | None, bundle: str) -> int:
-    """Open a pidfd of ``pid``, the conmon or exit command of ``bundle``; -1 if that is gone."""
+    """Open a pidfd of ``pid``, the conmon or exit command of ``bundle``; -1 if it has ended."""
     return _open_if(pid, lambda pid: is_supervisor(pid, bundle))
 
 
 def _open_if(pid: int | None, is_it: Callable[[int], bool]) -> int:
-    """Open a pidfd of ``pid``; -1 if it is gone or ``is_it`` is false.
+    """Open a pidfd of ``pid``; -1 if it has ended or ``is_it`` returns false.
 
-    ``is_it`` is called after the open: before, the number could pass to another process.
+    ``is_it`` is called after the open: before, the pid could be reused for another process.
     """
     if pid is None:
         return -1
@@ -81,13 +81,13 @@ def is_supervisor(pid: int | None, bundle: str) -> bool:
 
 
 def command_line(pid: int) -> list[bytes]:
-    """Read the command line of a process (proc_pid_cmdline(5)); empty if it is gone."""
+    """Read the command line of a process (proc_pid_cmdline(5)); empty if it has ended."""
     content = files.of_process(pid, "cmdline")
     return content.split(b"\0") if content else []
 
 
 def state_letter(pid: int | None) -> str:
-    """Read the state of a process (proc_pid_stat(5)): Z zombie, T or t stopped, X gone."""
+    """Read the state of a process (proc_pid_stat(5)): Z zombie, T or t stopped, X ended."""
     return files.of_process(pid, "stat").rpartition(b") ")[2][:1].decode() or "X"
 
 

@@ -1,9 +1,9 @@
 """Start and stop the process of a service.
 
 A caller that changes anything holds the service's lock (`niso.base.locks`).
-``<run>/services/<service>/`` holds spec.json, state.json and one folder ``run-N`` per start (OCI
-bundle, pid files, exit status).
-A recorded pid counts only while the kernel lists that process in the service's cgroup.
+``<run>/services/<service>/`` has spec.json, state.json and one folder ``run-N`` per start (OCI
+bundle, pid files, exit status). A recorded pid counts only while the kernel lists that process in
+the service's cgroup.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _AT_ONCE = 500
 
 
 _FILES, _BYTES, _INODES = 64, 1 << 18, 64
-"""What a start needs: open files, and bytes and files in the run folder."""
+"""The needs of a start: open files, and bytes and files in the run folder."""
 
 
 def require_room() -> None:
     """Raise ProcessError if a start would fail for lack of descriptors, space or files.
 
-    A process that is to be restarted is not stopped then.
+    Callers check this before they stop a process to restart it.
     """
     held: list[int] = []
     try:
@@ -73,14 +73,14 @@ def require_room() -> None:
 class Start:
     """A start in progress: crun creates the container, and `finish` starts it.
 
-    The caller must call `finish` or `close`.
-    The constructor first removes what an earlier activation left.
-    Raises `ProcessError` with the message of crun or conmon; no process, cgroup, mount or file
-    except the log is left then.
+    The caller must call `finish` or `close`. The constructor first removes leftovers of an earlier
+    activation. Raises `ProcessError` with the message of crun; then no process, cgroup, mount or
+    file except the log is left.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
-        # "starting" does not block: with the lock held, only a niso that died can have left it.
+        # "starting" does not block: this niso has the lock, so only a niso that died can have left
+        # it.
         if status.read(spec.service).state in ("running", "restarting"):
             raise ProcessError(f"{spec.service} is already running", "niso ps shows it")
         stop(spec.service)
@@ -116,7 +116,7 @@ class Start:
 
 @contextmanager
 def _whole(service: str) -> Iterator[None]:
-    """Remove everything of the service if the block fails."""
+    """Context manager: remove everything of the service if the block fails."""
     try:
         yield
     except Error:
@@ -128,16 +128,15 @@ def _whole(service: str) -> Iterator[None]:
 
 
 def start(spec: ProcessSpec) -> int:
-    """Start a service and wait for it (`Start`); return the pid of its PID 1 on the host."""
+    """Start a service and wait for its `Start`; return the pid of its PID 1 on the host."""
     return Start(spec).finish()
 
 
 class Run:
     """One run of a service in progress, recorded in state.json.
 
-    ``number`` counts the runs of this activation from 0.
-    ``counts`` holds the number of restarts and failures.
-    Raises the errors of `niso.runtime.launch.Launch`.
+    ``number`` counts the runs of this activation from 0. ``counts`` has the numbers of restarts and
+    failures. Raises the errors of `niso.runtime.launch.Launch`.
     """
 
     def __init__(self, spec: ProcessSpec, number: int, counts: dict[str, Any]) -> None:
@@ -179,9 +178,9 @@ def open_init(service: str) -> int:
 
 
 def terminate(service: str) -> int:
-    """Send SIGTERM to a service and disable its restart policy; `stop` does the rest.
+    """Send SIGTERM to a service and disable its restart policy; call `stop` to complete the stop.
 
-    Returns a pidfd of its PID 1, which the caller closes; -1 if none runs that handles SIGTERM.
+    Returns a pidfd of its PID 1, which the caller closes; -1 if no PID 1 runs that handles SIGTERM.
     """
     folder = paths.service_dir(service)
     if not os.path.isdir(folder):
@@ -216,7 +215,7 @@ def stop(service: str, timeout_s: float | None = None) -> None:
 
 
 def stop_all(services: Iterable[str]) -> dict[str, Error]:
-    """As `stop` with a timeout of 0 s for each service, with one process of crun for all.
+    """Like `stop` with a timeout of 0 s for each service, but with one crun process for all.
 
     Returns the errors by service.
     """
@@ -242,7 +241,7 @@ def stop_all(services: Iterable[str]) -> dict[str, Error]:
 
 
 def _end_runs(service: str, timeout_s: float | None) -> bool:
-    """End the process of a service and its conmon; False if it has no runtime state."""
+    """Kill the process of a service and its conmon; return False if it has no runtime state."""
     folder = paths.service_dir(service)
     _end_orphans(service, None)
     if not os.path.isdir(folder):
@@ -256,7 +255,7 @@ def _end_runs(service: str, timeout_s: float | None) -> bool:
 
 
 def _remove(service: str) -> bool:
-    """Remove the runtime state of a service that crun does not know any more."""
+    """Remove the runtime state of a service that crun no longer knows."""
     trees.remove(_crun_state(service))  # crun cannot read what an interrupted create left
     _end_cgroup(service, load(service))
     failpoint.hit(f"remove the runtime files of {service}")
@@ -267,13 +266,13 @@ def _remove(service: str) -> bool:
 
 
 def forget_health(service: str) -> None:
-    """Remove the last answer of the healthcheck; no-op if there is none. Raises OSError."""
+    """Delete the last health check result; no-op if there is none. Raises OSError."""
     with suppress(FileNotFoundError):
         os.unlink(paths.health_file(service))
 
 
 def abandon(spec: ProcessSpec, bundle: str) -> None:
-    """Clean up a run that failed to start; keep other files. Raises `ProcessError`."""
+    """Clean up after a run that failed to start; keep other files. Raises `ProcessError`."""
     if os.path.isdir(bundle):
         _end_all(spec.service, spec, [bundle], 0)
         clear(spec.service)
@@ -287,9 +286,10 @@ def _failed(service: str, what: str, error: OSError) -> ProcessError:
 
 
 def _end_all(service: str, spec: ProcessSpec | None, runs: list[str], timeout_s: float) -> None:
-    """End the processes of runs and their conmons.
+    """Kill the processes of runs and their conmons.
 
-    crun deletes the container afterwards: a conmon in the middle of a create could complete it.
+    The container is deleted from crun afterwards: a conmon in the middle of a creation could still
+    complete it.
     """
     failpoint.hit(f"stop the process of {service}")
     for bundle in runs:
@@ -308,7 +308,9 @@ def _end_cgroup(service: str, spec: ProcessSpec | None) -> None:
 
 
 def end_orphans(service: str, path: str) -> None:
-    """Kill what survives in the cgroup ``path`` of a service whose folder is gone, and remove it.
+    """Kill the processes left in the cgroup ``path`` of a service without a folder.
+
+    Remove the cgroup.
 
     Raises `ProcessError`.
     """
@@ -327,8 +329,8 @@ def has_conmon(service: str) -> bool:
 def _end_orphans(service: str, path: str | None) -> None:
     """Kill the processes of a service whose folder was removed; no-op if there are none.
 
-    crun's state still names the bundle and the cgroup.
-    If crun's state is gone too, the cgroup ``path`` decides: no process may be in it by now.
+    crun's state still names the bundle and the cgroup. Without crun's state, the cgroup ``path``
+    decides: no process may be in it by now.
     """
     # The state of an interrupted create lacks these keys and counts as none.
     known = read_json(os.path.join(crun.state_dir(), crun.container_id(service), "status")) or {}
@@ -346,10 +348,10 @@ def _end_orphans(service: str, path: str | None) -> None:
 
 
 def end_unrecorded_conmons(services: Collection[str]) -> None:
-    """End every conmon that an interrupted start left before its pid file was written.
+    """Kill every conmon that an interrupted start left before its pid file was written.
 
-    Such a conmon would mistake a later run in a folder of the same name for its own.
-    The caller holds the locks of the services. Scans all processes.
+    Such a conmon would mistake a later run in a folder of the same name for its own. The caller
+    holds the locks of the services. Scans all processes.
     """
     for pid, bundle in _conmons(services):
         if pid != read_pid(f"{bundle}/conmon.pid"):
@@ -418,9 +420,10 @@ def _end(spec: ProcessSpec | None, bundle: str, timeout_s: float) -> None:
 
 
 def end_conmon(bundle: str) -> None:
-    """End the exit command of a run, then its conmon, which may first write the last log lines.
+    """Kill the exit command of a run, then its conmon, which may first write the last log lines.
 
-    Once the service has ended, conmon has no other child than that or an interrupted create.
+    Once the service has ended, conmon has no other child than the exit command or an interrupted
+    crun create.
     """
     pid = read_pid(f"{bundle}/conmon.pid")
     if pid is not None:
@@ -439,7 +442,8 @@ def _end_conmon(pid: int, bundle: str) -> None:
                 send_signal(conmon, signal.SIGKILL)
                 wait_readable(conmon, _KILL_S)
                 return
-            # The exit command writes its pid before it checks STOPPING: one of us sees the other.
+            # The exit command writes its pid before it checks STOPPING, so one of the two sees the
+            # other.
             for child in (*children(pid), read_pid(f"{bundle}/{status.EXITED_PID}")):
                 command = open_supervisor(child, bundle)
                 if command >= 0:
@@ -451,7 +455,7 @@ def _end_conmon(pid: int, bundle: str) -> None:
 
 
 def _kill_cgroup(service: str, path: str) -> None:
-    """Kill what is left in the cgroup ``path``, as the first process of an interrupted create."""
+    """Kill the processes left in the cgroup ``path``, such as those of an interrupted create."""
     for pid in cgroup.pids(path):
         try:
             pidfd = os.pidfd_open(pid)
@@ -473,5 +477,6 @@ def _touch(path: str) -> None:
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        if error.errno not in (errno.ENXIO, errno.EISDIR):  # a FIFO, a folder
+        # another file type, such as a FIFO or folder
+        if error.errno not in (errno.ENXIO, errno.EISDIR):
             raise

@@ -1,4 +1,4 @@
-"""Declare the interface to processes of services; `niso.runtime.fake_processes` needs no root."""
+"""Declare the interface to processes of services. `niso.runtime.fake_processes` needs no root."""
 
 from __future__ import annotations
 
@@ -41,13 +41,16 @@ class Start(Protocol):
 
 
 class Processes(Protocol):
-    """A caller that changes anything holds the service's lock (`niso.base.locks`)."""
+    """The processes of services.
+
+    A caller that changes anything holds the service's lock (`niso.base.locks`).
+    """
 
     @property
     def units(self) -> Units:
-        """The init's units of the services."""
+        """The units of the services in the init system."""
 
-    # --- what there is ---
+    # --- status ---
 
     def services(self) -> list[str]:
         """List every service that has a process, or runtime files of one."""
@@ -62,13 +65,13 @@ class Processes(Protocol):
         """Return whether a stop of the process has begun and not completed."""
 
     def in_own_netns(self, service: str) -> bool:
-        """Return whether the process is in the namespace that has the service's name now."""
+        """Return whether the process is in the namespace that now has the service's name."""
 
     def spec(self, service: str) -> ProcessSpec | None:
-        """Return the spec that the process was started from; None if there is none."""
+        """Return the spec from which the process was started; None if there is none."""
 
     def save(self, spec: ProcessSpec) -> None:
-        """Record the spec that the process was started from. Raises OSError."""
+        """Record the spec from which the process was started. Raises OSError."""
 
     def defect(self, service: str) -> Finding | None:
         """Return the defect of the process of an active service, or None."""
@@ -76,46 +79,53 @@ class Processes(Protocol):
     # --- start and stop ---
 
     def renew(self) -> None:
-        """Let services that already run start this niso when they end."""
+        """Make already running services use this niso when they end."""
 
     def require_room(self) -> None:
-        """Raise ProcessError without the descriptors, space and files that a start needs."""
+        """Raise ProcessError if descriptors, space or files that a start needs are lacking."""
 
     def expect(self) -> None:
         """Prepare for a start that follows in about 10 ms."""
 
     def begin(self, spec: ProcessSpec) -> Start:
-        """Begin to start a process; nothing is left of one that fails. Raises ProcessError."""
+        """Begin to start a process; a failed start leaves nothing behind. Raises ProcessError."""
 
     def start(self, spec: ProcessSpec) -> int:
         """Start a process and wait for it; return the pid of its PID 1. Raises ProcessError."""
 
     def terminate(self, service: str) -> int:
-        """Send SIGTERM and disable the restart policy; `stop` does the rest.
+        """Send SIGTERM and disable the restart policy; call `stop` to complete the stop.
 
-        Return a pidfd, which the caller closes; -1 if no process handles SIGTERM.
+        Returns a pidfd, which the caller closes; -1 if no process handles SIGTERM.
         """
 
     def stop(self, service: str, timeout_s: float | None = None) -> None:
         """Stop a process and remove its runtime state; no-op if there is none.
 
-        ``timeout_s`` is between SIGTERM and SIGKILL; default: the spec's. Raises ProcessError.
+        ``timeout_s`` is the time between SIGTERM and SIGKILL; default: the spec's. Raises
+        ProcessError.
         """
 
     def stop_all(self, services: Iterable[str]) -> dict[str, Error]:
-        """As `stop` with a timeout of 0 s for each service, at less cost; return the errors."""
+        """Like `stop` with a timeout of 0 s for each service, at less cost; return the errors."""
 
     def end_unrecorded(self, services: Collection[str]) -> None:
-        """End the leftovers of interrupted starts that were not recorded."""
+        """Kill the leftovers of interrupted starts that were not recorded."""
 
     def lost(self, state_ids: Iterable[str]) -> list[Lost]:
         """Return services of these state folders with a cgroup but no runtime files, sorted."""
 
     def end_lost(self, lost: Lost) -> None:
-        """Kill the processes of a lost service and remove its cgroup. Raises ProcessError."""
+        """Kill the processes of a service without runtime files, and remove its cgroup.
+
+        Raises ProcessError.
+        """
 
     def swap_hosts(self, spec: ProcessSpec) -> None:
-        """Make a running process see ``spec.hosts_folder``; idempotent. Raises ProcessError."""
+        """Mount ``spec.hosts_folder`` in a running process's root; idempotent.
+
+        Raises ProcessError.
+        """
 
     # --- waiting ---
 
@@ -126,7 +136,7 @@ class Processes(Protocol):
         """Return a value that changes when PID 1 or a child runs; None unless all of them sleep."""
 
     def is_starved(self, pid: int) -> bool:
-        """Return whether PID 1 or its child can run but has had almost no CPU time."""
+        """Return whether PID 1 or its child is runnable but has had almost no CPU time."""
 
     def probe(self, check: Healthcheck, service: str, service_netns: str | None) -> Probe:
         """Begin a probe of a service's healthcheck, in a network namespace or on the host."""
@@ -140,4 +150,4 @@ class Processes(Protocol):
         """Return whether the memory limit killed a process of the present run."""
 
     def last_lines(self, service: str, count: int) -> list[str]:
-        """Return at most ``count`` last lines of the log that the present run wrote."""
+        """Return at most the last ``count`` lines that the present run wrote to the log."""

@@ -24,7 +24,7 @@ _EXIT_CODE_S = 1.0
 
 
 class RealProcesses:
-    """`niso.runtime.processes.Processes` of this machine."""
+    """The processes of services on this machine."""
 
     @property
     def units(self) -> Systemd:
@@ -32,7 +32,7 @@ class RealProcesses:
 
         return Systemd()
 
-    # --- what there is ---
+    # --- status ---
 
     def services(self) -> list[str]:
         return status.services()
@@ -151,7 +151,7 @@ class RealProcesses:
             stamp, _, text = line.decode("utf-8", "replace").rstrip("\n").partition(" ")
             try:
                 written_at = datetime.fromisoformat(stamp).timestamp()
-            except ValueError:  # of a line that was cut off
+            except ValueError:  # part of a line that was cut off
                 continue
             if written_at >= launched_at:
                 lines.append(text)

@@ -1,16 +1,16 @@
 """Assemble the root file system of a service.
 
-niso's layer is a small folder with mount points, /etc/passwd, /etc/hosts and the like.
-It is the upper of the two lower layers of an overlay, above the service's rootfs, which is never
-written to. Without a rootfs it is above a skeleton (`niso.runtime.skeleton`), and the root shows
-the host's /usr read-only.
+niso's layer is a small folder with mount points, /etc/passwd, /etc/hosts and the like. It is the
+upper of the two lower layers of an overlay, above the service's rootfs, which is never written to.
+Without a rootfs it is above a skeleton (`niso.runtime.skeleton`), and the root shows the host's
+/usr read-only.
 
-Whatever of the host a service sees is an overlay of its own too. A service that held the host's
+All folders of the host that a service sees are overlays too. A service with access to the host's
 inodes could watch them (inotify(7)), lock them (flock(2)) or take leases on them (fcntl(2)), and so
 observe or delay every program of the host and of other services that opens them.
 
 `write_layer` writes the folder. `assemble` mounts, and must run in a private mount namespace: the
-host's never has a mount of niso's.
+host's namespace never has a mount of niso's.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ HOST, INIT, SECRETS = "host", "init", "secrets"
 
 
 def write_layer(spec: ProcessSpec, layer: str, below: str) -> str:
-    """Fill the empty folder ``layer`` with what niso adds to the root of this service alone.
+    """Fill the empty folder ``layer`` with the files that only this service's root has.
 
-    ``below`` is the rootfs or, without one, the skeleton, which has the mount points.
-    Returns the mount point of the hosts folder inside the service. Raises OSError.
+    ``below`` is the rootfs or, without one, the skeleton, which has the mount points. Returns the
+    mount point of the hosts folder inside the service. Raises OSError.
     """
     _copy_owner(below, layer)
     etc = place(below, "/etc")
@@ -61,9 +61,9 @@ def assemble(
 ) -> None:
     """Mount the root at ``bundle``/root, in a mount namespace of `mount_base.enter`.
 
-    ``init`` is the path of catatonit; its folder is shown at ``bundle``/init. ``folders`` are those
-    of the host that it shows. ``sources`` are detached mounts, by their mount point in ``bundle``;
-    ``secrets`` is the content of each by name.
+    ``init`` is the path of catatonit; its folder is shown at ``bundle``/init. ``folders`` are the
+    folders of the host that the root shows. ``sources`` are detached mounts, by their mount point
+    in ``bundle``; ``secrets`` is the content of each secret by name.
 
     Makes ``bundle`` the working directory: relative names of the layers keep ``:`` and ``,`` out of
     overlay's options. Raises OSError.
@@ -112,8 +112,8 @@ def _write_secrets(spec: ProcessSpec, secrets: Mapping[str, bytes]) -> None:
 def _show_host(folders: Sequence[str]) -> None:
     """Mount an overlay of each top-level folder of the host that an assembled root shows.
 
-    An overlay does not contain what is mounted below its folder. So a shown folder on a file system
-    of its own gets an overlay of its own, and so does one directly below /usr.
+    An overlay does not include mounts below its folder. So a shown folder on a file system of its
+    own gets a separate overlay, and so does such a folder directly below /usr.
     """
     devices = {}
     for top in dict.fromkeys(folder.split("/")[1] for folder in folders):
@@ -157,7 +157,7 @@ def _write_etc(spec: ProcessSpec, etc: str) -> None:
     if spec.hosts_folder:
         os.symlink(f"{HOSTS}/hosts", f"{etc}/hosts")
     else:
-        # its network is the host's, so the host is at loopback
+        # its network is the host's, so the host's address is loopback
         text = f"{of_host('hosts').rstrip()}\n127.0.0.1  host.niso.local\n"
         _write(f"{etc}/hosts", text.encode(errors="surrogateescape"))
     if spec.rootfs is not None and not _exists(spec.rootfs, "/etc/nsswitch.conf"):
@@ -192,7 +192,7 @@ def _write(path: str, content: bytes) -> None:
 def check_points(rootfs: str) -> None:
     """Raise InvalidInput (key package.rootfs) if a link would make niso's mounts hide each other.
 
-    Such a link leads from a mount point to /, or into the place of another mount.
+    Such a link leads from a mount point to /, or into another mount.
     """
     at = {point: place(rootfs, point) or "/" for point in (*MOUNT_POINTS, "/etc")}
     for point in MOUNT_POINTS:
@@ -250,7 +250,8 @@ def mount_point(below: str, layer: str, path: str) -> None:
         try:
             os.mkdir(layer + built, 0o755)
         except FileExistsError:
-            if os.path.islink(layer + built):  # niso's own; it leads to a place on the host
+            # a link of niso's own, which leads to a path on the host
+            if os.path.islink(layer + built):
                 raise OSError(errno.ELOOP, "it is below a symlink", built) from None
             continue
         os.chmod(layer + built, 0o755)

@@ -15,7 +15,7 @@ _MAX_LINKS = 40
 """As the kernel's limit (MAXSYMLINKS, path_resolution(7))."""
 TOP_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _OF_THE_HOST = frozenset(("usr", "etc", *TOP_LINKS))
-"""What a service without a rootfs has of the host's root (`niso.runtime.skeleton`)."""
+"""The parts of the host's root that a service without a rootfs has (`niso.runtime.skeleton`)."""
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -24,10 +24,10 @@ def open_inside(mounts: dict[str, str], path: str) -> tuple[int, str]:
     """Open ``path`` as a service sees it, without side effects (O_PATH).
 
     ``mounts`` maps mount points to folders of the host: ``{"": rootfs, "/app": package}``; "" is
-    the root. If that is the host's own, only what such a service has of it is there: /home and /opt
-    are not, even if a path through them leads back into /usr.
-    Returns the descriptor, which the caller closes, and the path inside the service with all links
-    resolved. Raises OSError (ENOENT, ENOTDIR, ELOOP ...).
+    the root. If the root is the host's own, only the parts that such a service has are visible:
+    /home and /opt are not, even if a path through them leads back into /usr. Returns the
+    descriptor, which the caller closes, and the path inside the service with all links resolved.
+    Raises OSError (ENOENT, ENOTDIR, ELOOP ...).
     """
     todo = _parts(path)
     done: list[str] = []
@@ -75,7 +75,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _open_real(mounts: dict[str, str], parts: list[str]) -> int:
-    """Open a folder by a path inside the service that has no links left."""
+    """Open a folder by a path inside the service that contains no links."""
     fd = os.open(mounts[""], _FOLDER)
     for i, part in enumerate(parts):
         target = mounts.get("/" + "/".join(parts[: i + 1]))

@@ -1,9 +1,9 @@
 """Make the part of an assembled root that all services without a rootfs share: the skeleton.
 
-It has the mount points, links like /bin, and copies of what programs need of the host's /etc. It is
-the lowest layer of each such root, below the service's own (`niso.runtime.root`), and no service
-can write to it. ``<run>/skeletons`` has one for each state of the host that a service has started
-with; a changed file of the host's /etc makes a new one.
+It has the mount points, links like /bin, and copies of the files in the host's /etc that programs
+need. It is the lowest layer of each such root, below the service's own (`niso.runtime.root`), and
+no service can write to it. ``<run>/skeletons`` has one for each state of the host with which a
+service has started; a changed file of the host's /etc leads to a new one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOSTS = "niso-hosts"
-"""The folder below the service's /etc that contains hosts.
+"""The name, below the service's /etc, of the folder that contains the file hosts.
 
 A folder is mounted, because a mounted file does not follow a rename over it.
 """
 
 LOWER = "lower"
-"""The folder of the bundle that shows the rootfs, or the link there to the skeleton."""
+"""The path in the bundle of the rootfs mount, or of a link to the skeleton."""
 TMPFS = ("/tmp", "/run", "/var/tmp")  # noqa: S108 - inside the service
 MOUNT_POINTS = ("/proc", "/sys", "/dev", APP, *TMPFS)
 NSSWITCH = """\
@@ -44,7 +44,7 @@ services: files
 """
 """Without /etc/nsswitch.conf, glibc queries DNS before /etc/hosts (nss/nss_database.c)."""
 
-# What an assembled root has of the host's /etc: no key, password or machine id.
+# The files of the host's /etc that an assembled root has: no key, password or machine id.
 ETC_FILES = (
     "bindresvport.blacklist",
     "debian_version",
@@ -91,7 +91,7 @@ class _Entry(NamedTuple):
     link: str
     """The target of a link; "" for a copy of the host's file."""
     state: tuple[int, int, int]
-    """Of the host's file: mtime in ns, size, inode."""
+    """State of the host's file: mtime in ns, size, inode."""
 
 
 def etc_folders() -> list[str]:
@@ -101,7 +101,7 @@ def etc_folders() -> list[str]:
 
 
 def current() -> Skeleton:
-    """Return the skeleton for the host as it is now; make it if there is none. Raises OSError.
+    """Return the skeleton for the present state of the host; create it if missing. Raises OSError.
 
     The caller holds the lock ``.cgroup`` shared until its bundle links to the skeleton, so that
     `remove_unused` waits.
@@ -157,7 +157,7 @@ def _files() -> Iterator[_Entry]:
 
 
 def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
-    """Make the skeleton ``path`` whole, or not at all. Raises OSError."""
+    """Create the skeleton ``path`` completely or not at all. Raises OSError."""
     draft = f"{path}.{os.getpid()}.new"
     trees.remove(draft)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -178,12 +178,12 @@ def _make(path: str, entries: list[_Entry], folders: list[str]) -> None:
         os.rename(draft, path)
     except OSError as error:
         trees.remove(draft)
-        if error.errno not in _TAKEN:  # else another start has made it
+        if error.errno not in _TAKEN:  # otherwise another start has created it
             raise
 
 
 def _folders(top: str, path: str) -> None:
-    """Make a folder below ``top`` and those above it."""
+    """Create a folder below ``top`` with its parents."""
     for part in path.split("/")[1:]:
         top += f"/{part}"
         if not os.path.isdir(top):
@@ -191,7 +191,7 @@ def _folders(top: str, path: str) -> None:
 
 
 def _folder(path: str) -> None:
-    """Make a folder for everybody, whatever the umask is."""
+    """Create a folder that all users can read, whatever the umask is."""
     os.mkdir(path, 0o755)
     os.chmod(path, 0o755)
 
@@ -203,7 +203,7 @@ def _write(path: str, content: bytes) -> None:
 
 
 def remove_unused() -> None:
-    """Remove the skeletons that no service has, but for the latest. Raises OSError.
+    """Remove the skeletons that no service uses, except the latest. Raises OSError.
 
     The caller holds the lock ``.cgroup`` exclusively: no service is starting.
     """
@@ -219,7 +219,7 @@ def remove_unused() -> None:
 
 
 def _age(path: str) -> tuple[bool, int]:
-    """Return a key that sorts skeletons by their age, those before that were never completed."""
+    """Return a key that sorts skeletons by age; incomplete ones come first."""
     return not path.endswith(".new"), os.stat(path).st_mtime_ns
 
 

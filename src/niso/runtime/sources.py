@@ -1,15 +1,14 @@
-"""Identify what a service sees of the host: its rootfs, host volumes, secrets and package copy.
+"""Identify the files of the host that a service sees: rootfs, host volumes, secrets, package copy.
 
-A path can be replaced after it was checked. Whoever can write to one of its folders could replace
-the rootfs with a link to / after the activation, and the service would read the host's files at its
-next start. An activation therefore records which file each path led to. Every start opens the paths
-without following links, compares the files, and mounts exactly those that it opened.
+A path can be replaced after it was checked. A user who can write to one of its folders could
+replace the rootfs with a link to / after the activation, and the service would read the host's
+files at its next start. An activation therefore records which file each path led to. Every start
+opens the paths without following links, compares the files, and mounts exactly the opened ones.
 
-A rootfs must stay the same folder. A host volume may be replaced where only root can do
-so, for example when a program recreates its folder below /run, or an editor replaces a file. A
-secret is a file, which may be another one with other content, but not behind a link.
-
-A package copy must be a folder that root alone can change.
+A rootfs must stay the same folder. A host volume may be replaced where only root can do so, for
+example when a program recreates its folder below /run, or an editor replaces a file. A secret is a
+file, which may be replaced by another file with other content, but not by a link. A package copy
+must be a folder that only root can change.
 """
 
 from __future__ import annotations
@@ -28,17 +27,18 @@ from niso.runtime import mount_calls
 from niso.runtime.skeleton import LOWER
 
 VOLUMES, PACKAGE, NETNS = "volumes", "package", "netns"
-"""Where in the bundle these are mounted for the creation of the container; the last is a file."""
+"""Paths in the bundle where the sources are mounted for the creation of the container; the last is
+a file."""
 _NO_LINKS = mount_calls.NO_SYMLINKS | mount_calls.NO_MAGICLINKS
 MAX_SECRET_BYTES = 512 << 10
 _REPLACED = (errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
 
 
 class _Source(NamedTuple):
-    key: str  # of the manifest
+    key: str  # key in the manifest
     path: str
     identity: Identity | None
-    point: str  # its mount point in a bundle
+    point: str  # mount point in a bundle
     volume: Volume | None
 
 
@@ -52,14 +52,14 @@ def _sources(spec: ProcessSpec) -> Iterator[_Source]:
 
 
 def is_shared(volume: Volume) -> bool:
-    """Return whether a volume is a path of the host that the manifest names."""
+    """Return whether a volume is a path of the host named in the manifest."""
     return volume.source is not None and not volume.named
 
 
 def recorded(spec: ProcessSpec) -> ProcessSpec:
-    """Return the spec with the identities that it lacks.
+    """Return the spec with missing identities added.
 
-    The links of a host volume's path are followed now, and never again. Raises OSError.
+    Links in a host volume's path are followed now, and never again. Raises OSError.
     """
     boot = paths.boot_id()
     if spec.rootfs is not None and spec.rootfs_identity is None:
@@ -77,7 +77,7 @@ def recorded(spec: ProcessSpec) -> ProcessSpec:
 def _recorded_secret(secret: Secret) -> Secret:
     """Return a secret with the digest of its content. Raises OSError.
 
-    The links of its path are followed now, and never again.
+    Links in its path are followed now, and never again.
     """
     fd = mount_calls.open_place(os.path.realpath(secret.source), _NO_LINKS)
     try:
@@ -120,7 +120,7 @@ def _recorded(volume: Volume, boot: str) -> Volume:
 
 
 def problems(spec: ProcessSpec) -> Iterator[Error]:
-    """Yield an error for each path that no longer leads to what was activated."""
+    """Yield an error for each path that no longer leads to the file it led to at activation."""
     for secret in spec.secrets:
         try:
             read_secret(secret)
@@ -134,7 +134,7 @@ def problems(spec: ProcessSpec) -> Iterator[Error]:
 
 
 def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
-    """Return the error for a secret that cannot be read, without its content."""
+    """Build the error for a secret that cannot be read, without its content."""
     what = {errno.ELOOP: "leads through a symlink", errno.ENOENT: "is gone"}
     reason = what.get(error.errno or 0) or f"cannot be read: {error.strerror}"
     return ProcessError(
@@ -148,8 +148,8 @@ def _no_secret(secret: Secret, error: OSError, service: str) -> ProcessError:
 class Held:
     """The verified sources of a service as detached mounts; the caller must call `close`.
 
-    The constructor raises ProcessError if a path does not lead to what was activated, OSError if
-    there is no network namespace of its name.
+    The constructor raises ProcessError if a path no longer leads to the file of the activation,
+    OSError if the network namespace named in the spec does not exist.
     """
 
     def __init__(self, spec: ProcessSpec) -> None:
@@ -179,7 +179,7 @@ class Held:
                 finally:
                     os.close(fd)
                 self.trees[source.point] = tree
-                # "/." since lstat(2) would see the link of /proc
+                # "/." because lstat(2) would return the link of /proc
                 seen = f"/proc/self/fd/{tree}"
                 if source.volume is None:
                     rootfs = f"{seen}/."
@@ -189,10 +189,10 @@ class Held:
             self.close()
             raise
         self.spec = spec._replace(rootfs=rootfs, volumes=tuple(volumes.values()))
-        """The spec with paths that lead to the descriptors, for this process alone."""
+        """The spec with paths through the descriptors, valid in this process only."""
 
     def close(self) -> None:
-        """Close the descriptors; what has been mounted of them stays."""
+        """Close the descriptors; mounts made from them stay."""
         for fd in self.trees.values():
             os.close(fd)
         self.trees.clear()
@@ -205,7 +205,7 @@ def open_copy(path: str, service: str = "", manifest: str = "FOLDER") -> int:
     try:
         folder = mount_calls.open_place(above, 0)
         copy = mount_calls.open_place(name, _NO_LINKS | mount_calls.BENEATH, folder)
-        # what the modes of the folders above allow, that of the state folder does not
+        # allowed by the modes of the folders above, but not by that of the state folder
         owned = os.fstat(folder).st_uid in (0, os.geteuid())
         if not owned or not files.is_own_folder(os.fstat(copy)):
             raise _not_copy(path, "is not niso's: other users can change it", service, manifest)
@@ -270,11 +270,11 @@ def _not_it(source: _Source, what: str, service: str) -> ProcessError:
 
 
 def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str | None:
-    """Return a folder above ``path`` in which others than ``trusted`` (uids) can replace it.
+    """Return a folder above ``path`` in which users other than ``trusted`` (uids) can replace it.
 
-    None if there is none. ``path`` has no links. The sticky bit protects what is in a folder from
-    others than its owner (inode(7)), but with ``by_new_names`` also count who can make the name
-    once it is gone, as in /tmp after a reboot. Raises OSError.
+    None if there is none. ``path`` has no links. In a folder with the sticky bit, entries can be
+    replaced only by their owner (inode(7)). With ``by_new_names``, users who could create the name
+    after it is removed count too, as in /tmp after a reboot. Raises OSError.
     """
     folder = path
     while folder != "/":
@@ -288,7 +288,10 @@ def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str 
 
 
 def _identity(fd: int, boot: str) -> Identity:
-    """Return the identity of an open file. Editors replace files, so only folders have an inode."""
+    """Return the identity of an open file.
+
+    Only folders have an inode, since editors replace files.
+    """
     info = os.fstat(fd)
     if not stat.S_ISDIR(info.st_mode):
         return Identity(0, 0, boot)

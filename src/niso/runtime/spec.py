@@ -47,9 +47,9 @@ def load(service: str) -> ProcessSpec | None:
 
 
 def group(service: str) -> str | None:
-    """Return the cgroup of a service's present activation; None if it has no spec, as `cgroup_of`.
+    """Return the cgroup of a service's present activation, as `cgroup_of`; None if it has no spec.
 
-    To list many services, the rest of their specs is not read.
+    Decodes only this part of the spec, for lists of many services.
     """
     fields = read_json(f"{paths.service_dir(service)}/spec.json") or {}
     state_id = fields.get("state_id")
@@ -58,7 +58,7 @@ def group(service: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _parsed(text: bytes) -> ProcessSpec | None:
-    """Return the spec in a spec.json. A look at a process reads it several times in a row."""
+    """Decode a spec.json. Cached, since reading a status decodes it several times in a row."""
     fields = _parse_json(text)
     try:
         return None if fields is None else convert.convert(fields, ProcessSpec)
@@ -91,7 +91,7 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 
 def _parse_json(text: bytes) -> dict[str, Any] | None:
-    """Return a JSON object; None if the text is not one."""
+    """Parse a JSON object; None if the text is not one."""
     try:
         value = json.loads(text.decode())
     except (ValueError, RecursionError):

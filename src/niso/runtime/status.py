@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from niso.plan.process_spec import ProcessSpec
 
 STOPPING = "stopping"
-"""A file of a run: someone stops this run, so the restart policy does not apply."""
+"""A file of a run: a stop of this run has begun, so the restart policy does not apply."""
 EXITED_PID = "exited.pid"
 """A file of a run: the pid of conmon's exit command."""
 
 CONMON_S = 5.0
-"""How long conmon may take to write the last log lines and end after the service has ended."""
+"""How long conmon may take to write the last log lines and end after the service has ended
+(seconds)."""
 
 
 class Status(NamedTuple):
@@ -39,7 +40,7 @@ class Status(NamedTuple):
     state: str
     """running, starting, restarting, exited, failed or none."""
     exit_code: int | None
-    """Exit status of the last run; 128 + N for signal N."""
+    """Exit status of the last run; 128 + N if killed by signal N."""
     pid: int | None
     """PID 1 of the service, as a host pid."""
     started_at: float | None
@@ -48,7 +49,7 @@ class Status(NamedTuple):
     error: str | None
     """Why the last restart failed."""
     lives_s: float | None = None
-    """Seconds since the start, whatever the clock was set to; None if that is unknown."""
+    """Seconds since the start, independent of clock changes; None if unknown."""
     ended_at: float | None = None
     """When the last run ended, in seconds since 1970."""
 
@@ -59,8 +60,8 @@ NONE = Status("none", None, None, None, 0, None)
 def read(service: str, closely: bool = False) -> Status:
     """Return the status of a service's process.
 
-    With ``closely``, also detect a PID 1 that has ended while its conmon does not react.
-    That takes up to `CONMON_S`, and only if PID 1 has ended.
+    With ``closely``, also detect a PID 1 that has ended while its conmon does not react. Only in
+    that case this takes time, up to `CONMON_S`.
     """
     shown = _read(service)
     if not closely or shown.state != "running":
@@ -107,13 +108,16 @@ def _read(service: str) -> Status:
 
 
 def _read_running(service: str, record: dict[str, Any], bundle: str, shown: Status) -> Status:
-    """Return the status of a run that state.json calls running; it may have ended since."""
+    """Return the status of a run that is running according to state.json.
+
+    It may have ended since.
+    """
     pid = int_or_none(record.get("pid"))
     if pid is not None and in_service(service, pid):
         return shown._replace(pid=pid)
     code = exit_code(service, bundle)
     if code is None:
-        # conmon writes the exit status in a moment; without a conmon it is lost.
+        # conmon is about to write the exit status; without a conmon it is lost.
         return shown._replace(state="running" if conmon_alive(service) else "failed")
     shown = shown._replace(state="exited", exit_code=code, ended_at=ended_at(service, bundle))
     spec = load(service)
@@ -153,7 +157,7 @@ def in_own_netns(service: str) -> bool:
 
 
 def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
-    """As `in_own_netns`, of a service whose spec and PID 1 are known."""
+    """Like `in_own_netns`, for a service whose spec and PID 1 are already read."""
     try:
         expected = os.stat((spec.netns if spec else "") or "/proc/self/ns/net")
         actual = os.stat(f"/proc/{pid}/ns/net")
@@ -165,7 +169,7 @@ def is_in_own_netns(spec: ProcessSpec | None, pid: int | None) -> bool:
 
 
 def known_to_crun(service: str, pid: int) -> bool:
-    """Return whether crun's state has ``pid`` as the service's PID 1.
+    """Return whether crun's state records ``pid`` as the service's PID 1.
 
     Otherwise crun can neither exec in the service nor kill it.
     """
@@ -179,8 +183,8 @@ def known_to_crun(service: str, pid: int) -> bool:
 def outside_cgroup(service: str, keeper: int | None) -> bool:
     """Return whether PID 1 runs as conmon's child but was moved out of the service's cgroup.
 
-    ``keeper`` is its `conmon`. With several hierarchies, PID 1 must be in the cgroup in each one
-    that crun uses.
+    ``keeper`` is the pid of its `conmon`. With several hierarchies, PID 1 must be in the cgroup in
+    each one that crun uses.
     """
     record = read_json(f"{paths.service_dir(service)}/state.json")
     spec = load(service)
@@ -211,12 +215,12 @@ def conmon(service: str) -> int | None:
 
 
 def supervisors(service: str) -> list[int]:
-    """List the conmon of the present run and its descendants: its exit command and what that runs.
+    """List the conmon of the present run and its descendants, such as the exit command.
 
     The service's own processes are not listed.
     """
     pids = [pid] if (pid := conmon(service)) is not None else []
-    for parent in pids:  # grows while it is walked
+    for parent in pids:  # the list grows while it is walked
         pids += children(parent)
     return [pid for pid in pids if not in_service(service, pid)]
 
@@ -262,7 +266,7 @@ def exit_code(service: str, bundle: str) -> int | None:
 
 
 def ended_at(service: str, bundle: str) -> float | None:
-    """Return when conmon wrote the exit status, in seconds since 1970; None if it has not."""
+    """Return when conmon wrote the exit status, in seconds since 1970; None if it has not yet."""
     try:
         return os.stat(f"{bundle}/exits/{crun.container_id(service)}").st_mtime
     except OSError:

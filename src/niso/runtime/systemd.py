@@ -1,4 +1,4 @@
-"""Manage the units of services, by systemctl and systemd's unit files."""
+"""Manage the units of services through systemctl and systemd's unit files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SYSTEMCTL_S = 300.0
 
 
 class Systemd:
-    """`niso.runtime.units.Units` of this machine."""
+    """The units of services of this machine's systemd."""
 
     def booted(self) -> bool:
         return unit.booted()
 
-    # --- files of units ---
+    # --- unit files ---
 
     def read(self, path: str) -> str | None:
         try:
@@ -43,7 +43,7 @@ class Systemd:
     def delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        with contextlib.suppress(OSError):  # others have files in it
+        with contextlib.suppress(OSError):  # other programs have files in the folder
             os.rmdir(os.path.dirname(path))
 
     def reload(self) -> None:
@@ -68,7 +68,7 @@ class Systemd:
         _systemctl("daemon-reload")
         _systemctl("reset-failed", *units, may_fail=True)
 
-    # --- units of others ---
+    # --- foreign units ---
 
     def is_known(self, unit: str) -> bool:
         shown = _systemctl("show", "--property=LoadState", "--value", "--", unit)
@@ -120,7 +120,7 @@ class Systemd:
 def _wait_ended(units: list[str]) -> None:
     """Wait at most 10 s until none of these units is active.
 
-    Deleting the file of an active unit would lose its ExecStop.
+    Deleting the file of an active unit would discard its ExecStop.
     """
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:

@@ -1,6 +1,6 @@
-"""Share what several starts of one process need of the host, while any of them is under way.
+"""Share what concurrent starts of one process read from the host, while any start is in progress.
 
-The starts of a command follow each other within milliseconds, so the next one need not look again.
+The starts of a command follow each other within milliseconds, so the results stay valid.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 _lock = _thread.allocate_lock()
 _starts = 0
 _read: dict[object, Any] = {}
-"""What `once` has read, by the function and its arguments."""
+"""The results of `once`, by the function and its arguments."""
 _at_end: list[Callable[[], object]] = []
-"""What to call when no start is under way any more."""
+"""Functions to call when no start is in progress any more."""
 
 
 def begin() -> None:
-    """Announce a start; the caller must call `end`."""
+    """Count a start that begins; the caller must call `end`."""
     global _starts
     with _lock:
         _starts += 1
 
 
 def end() -> None:
-    """Drop what starts share if this was the last one under way."""
+    """Count a start that ends; after the last one in progress, drop the shared results."""
     global _starts
     with _lock:
         _starts -= 1
@@ -41,15 +41,16 @@ def end() -> None:
 
 
 def at_end(drop: Callable[[], object]) -> None:
-    """Have ``drop`` called at the end of the last start under way; call this in a start."""
+    """Call ``drop`` when the last start in progress ends; use this inside a start."""
     with _lock:
         _at_end.append(drop)
 
 
 def once[T](read: Callable[..., T], *args: object) -> T:
-    """Return what ``read(*args)`` returns; the caller must not change it.
+    """Return ``read(*args)``, cached while a start is in progress; the caller must not modify it.
 
-    Outside of a start it is read each time. Raises what ``read`` raises, and then keeps nothing.
+    Outside of a start, calls ``read`` each time. Raises what ``read`` raises, and then caches
+    nothing.
     """
     key = (read, *args)
     with _lock:

@@ -4,10 +4,10 @@ Only niso restarts a service. It notifies systemd of the unit's new main process
 MAINPID). systemd therefore sees a restarted service as running, and a final exit as the end of the
 unit, with its exit status.
 
-Only a process in the unit's cgroup may send that. The exit command is in it, as a child of conmon.
-A niso command is not: before it ends conmon, it moves a process of its own into the unit. This
-stand-in stays until the next conmon runs. Its end without one ends the unit, as for a service that
-was deactivated.
+Only a process in the unit's cgroup may send the notification. The exit command is in the cgroup, as
+a child of conmon. A niso command is not: before it kills conmon, it moves a process of its own into
+the unit. This stand-in stays until the next conmon runs. If it ends without a next conmon, the unit
+ends, as for a service that was deactivated.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def has_ended() -> bool:
 def path(service: str, pid: int | None = None) -> str | None:
     """Return the cgroup of a service's unit if process ``pid`` (default: this one) is in it.
 
-    None if it is not, or has ended (proc_pid_cgroup(5)).
+    None if the process is not in it, or has ended (proc_pid_cgroup(5)).
     """
     try:
         with open(
@@ -62,19 +62,19 @@ def path(service: str, pid: int | None = None) -> str | None:
 
 
 def logs_to_journal(service: str) -> bool:
-    """Return whether a conmon started now will be in the service's unit and journald runs."""
+    """Return whether journald runs and a conmon started now will be in the service's unit."""
     return (service in _stand_ins or path(service) is not None) and os.path.exists(_JOURNAL)
 
 
 def adopt(pids: list[int], to: str) -> None:
-    """Move processes into the cgroup ``to`` in each hierarchy that has it and accepts them."""
+    """Move processes into the cgroup ``to``, in each hierarchy that has it and accepts them."""
     for root in cgroup.roots():
         for pid in pids:
             cgroup.move(pid, f"{root}{to}")
 
 
 def tell(*lines: str) -> None:
-    """Send assignments (``MAINPID=12``, ``READY=1``) to systemd and wait until it has handled them.
+    """Send assignments (``MAINPID=12``, ``READY=1``) to systemd and wait until they are handled.
 
     Waits up to `_NOTIFY_S`. Raises OSError.
     """
@@ -104,9 +104,9 @@ _stand_ins: dict[str, tuple[int, int, str, int]] = {}
 
 
 def stand_in(service: str, conmon: int | None) -> None:
-    """Move a stand-in into the unit of ``conmon``, which the caller is about to end.
+    """Move a stand-in process into the unit of ``conmon``, which the caller is about to kill.
 
-    No-op if conmon is not in a unit, or this process is in it too.
+    No-op if conmon is not in a unit, or this process is in the same unit.
     """
     if conmon is None or service in _stand_ins or path(service) is not None:
         return
@@ -127,7 +127,7 @@ def stand_in(service: str, conmon: int | None) -> None:
 
 
 def hand_over(service: str, conmon: int | None) -> None:
-    """Make the next conmon the unit's main process in place of the stand-in, which ends."""
+    """Make the next conmon the unit's main process in place of the stand-in, which then ends."""
     if service not in _stand_ins or conmon is None:
         return
     hold, done, unit, _ = _stand_ins.pop(service)
@@ -137,15 +137,16 @@ def hand_over(service: str, conmon: int | None) -> None:
         os.close(hold)
         os.read(done, 1)
     except OSError:
-        return  # the unit was stopped meanwhile
+        return  # the unit was stopped in the meantime
     finally:
         os.close(done)
 
 
 def give_back(service: str, conmon: int | None, path: str | None) -> None:
-    """End a service's unit, but not its processes.
+    """Stop a service's unit, but not its processes.
 
-    ``path`` is the service's cgroup; None if it has been removed, and only the stand-in is left.
+    ``path`` is the service's cgroup; None if the cgroup has been removed, and only the stand-in is
+    left.
     """
     stand_in(service, conmon)
     if service not in _stand_ins:

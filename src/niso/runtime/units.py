@@ -1,4 +1,4 @@
-"""Declare the interface to systemd's units of services; `niso.runtime.fake_units` needs no root."""
+"""Declare the interface to systemd's units of services. `niso.runtime.fake_units` needs no root."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def unit_file(service: str) -> str:
 
 
 class Units(Protocol):
-    """The units of services of systemd. Methods other than `booted` need it as the init.
+    """The systemd units of services. Methods other than `booted` require systemd as the init.
 
     All raise Error if systemd refuses.
     """
@@ -31,33 +31,33 @@ class Units(Protocol):
     def booted(self) -> bool:
         """Return whether systemd is the init."""
 
-    # --- files of units ---
+    # --- unit files ---
 
     def read(self, path: str) -> str | None:
         """Return the text of a unit file or drop-in; None if there is none."""
 
     def write(self, path: str, text: str) -> None:
-        """Replace a unit file or drop-in; `enable` and `reload` let systemd read it.
+        """Replace a unit file or drop-in; call `enable` or `reload` to make systemd read it.
 
         Raises OSError.
         """
 
     def delete(self, path: str) -> None:
-        """Delete a unit file or drop-in, and its folder if that is empty; no-op without one."""
+        """Delete a unit file or drop-in, and its folder if empty; no-op if it is missing."""
 
     def reload(self) -> None:
-        """Let systemd read all files of units again."""
+        """Reload systemd's unit files (daemon-reload)."""
 
     def is_enabled(self, service: str) -> bool:
         """Return whether systemd starts the unit at boot."""
 
     def enable(self, services: Iterable[str]) -> None:
-        """Let systemd read the units of services, and start them at boot."""
+        """Reload the units of services, and enable them to start at boot."""
 
     def remove(self, services: Iterable[str]) -> None:
         """Disable units and remove their files, once none is active; no-op without services."""
 
-    # --- units of others ---
+    # --- foreign units ---
 
     def is_known(self, unit: str) -> bool:
         """Return whether systemd has a file for a unit."""
@@ -77,13 +77,13 @@ class Units(Protocol):
         """Start the units of services and wait for them."""
 
     def stop(self, services: Iterable[str]) -> None:
-        """Stop units and wait for them, whose processes are not those of services."""
+        """Stop the units of services, whose processes do not belong to them, and wait."""
 
     def is_ours(self, service: str) -> bool:
-        """Return whether this command runs in the service's unit."""
+        """Return whether this command runs inside the service's unit."""
 
     def is_supervised(self, service: str) -> bool:
-        """Return whether the service's process has a conmon."""
+        """Return whether the service's process has a living conmon."""
 
     def is_outside(self, service: str) -> bool:
         """Return whether the service has a conmon that is not in its unit."""
@@ -95,4 +95,4 @@ class Units(Protocol):
         """
 
     def give_back(self, service: str) -> None:
-        """End a service's unit, but not its processes. The caller holds the service's lock."""
+        """Stop a service's unit, but not its processes. The caller holds the service's lock."""

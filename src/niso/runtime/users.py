@@ -14,11 +14,11 @@ _HOME = "/tmp"  # noqa: S108 - a tmpfs of the service's own
 def resolve_user(
     rootfs: str | None, user: User | None, own_uid: int, service: str
 ) -> tuple[int, int, tuple[int, ...], str, str]:
-    """Look up who a service runs as: (uid, gid, supplementary gids, name, home).
+    """Look up the user of a service: (uid, gid, supplementary gids, name, home).
 
-    A None ``user`` means ``own_uid``, named like the service.
-    Names are looked up in /etc/passwd and /etc/group of the rootfs, or of the host without one.
-    Raises `InvalidInput` with the key service.user.
+    If ``user`` is None, the uid is ``own_uid``, and the name that of the service. Names are looked
+    up in /etc/passwd and /etc/group of the rootfs, or of the host without one. Raises
+    `InvalidInput` with the key service.user.
     """
     if user is None:
         return own_uid, own_uid, (), service, _HOME

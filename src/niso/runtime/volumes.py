@@ -1,8 +1,8 @@
-"""Place, create and remove the volumes of a service.
+"""Resolve mount points of volumes; create and remove named volumes.
 
-The links of a mount point are resolved inside the rootfs (`niso.runtime.service_paths`).
-A missing mount point is made in niso's own layer, and crun mounts there without leaving the root.
-Nothing is written to the rootfs or to a path of the host.
+The links of a mount point are resolved inside the rootfs (`niso.runtime.service_paths`). A missing
+mount point is created in niso's own layer, and crun mounts there without leaving the root. Nothing
+is written to the rootfs or to a path of the host.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _place(rootfs: str | None, volume: Volume) -> str:
     """Resolve the mount point of one volume. Raises InvalidInput."""
     path = volume.mount
     if any(_is_within(path, point) for point in TMPFS):
-        return path  # in a tmpfs of niso's own, whatever the rootfs has there
+        return path  # a tmpfs of niso's own is mounted there, whatever the rootfs has
     at = _place_assembled(volume) if rootfs is None else place(rootfs, path)
     if reason := taken(at):
         raise _bad_mount(volume, reason if at == path else f"it is {at} in the rootfs; {reason}")
@@ -82,7 +82,7 @@ def _is_within(path: str, folder: str) -> bool:
 
 
 _LINKS = (("/var/run", "/run"), ("/var/lock", "/run/lock"))
-"""The links of an assembled root that a mount point can be below."""
+"""The links of an assembled root below which a mount point can be."""
 
 
 def _is_folder(volume: Volume) -> bool:
@@ -134,7 +134,7 @@ def is_writable(volume: Volume, spec: ProcessSpec) -> bool:
 
 
 def unwritable(spec: ProcessSpec) -> list[Volume]:
-    """Return the volumes of the host that the service's user is to write to, and cannot."""
+    """Return the host volumes that are writable by the manifest, but not for the service's user."""
     return [
         volume
         for volume in spec.volumes
@@ -180,7 +180,7 @@ def mounts(spec: ProcessSpec, where: list[Placed], shared: str) -> list[dict[str
 
 
 def make_sources(shared: str, where: list[Placed]) -> None:
-    """Make the mount points of the host volumes in the folder ``shared``. Raises OSError."""
+    """Create the mount points of the host volumes in the folder ``shared``. Raises OSError."""
     for volume, _, folder in where:
         if volume.source is not None and not volume.named:
             point = os.path.join(shared, volume.name)
@@ -191,7 +191,7 @@ def make_sources(shared: str, where: list[Placed]) -> None:
 
 
 def make_points(below: str, layer: str, where: list[Placed]) -> None:
-    """Make the mount points in niso's layer, above the rootfs or skeleton. Raises OSError."""
+    """Create the mount points in niso's layer, above the rootfs or skeleton. Raises OSError."""
     for _, at, folder in where:
         (mount_point if folder else mount_file)(below, layer, at)
 
@@ -200,7 +200,7 @@ def make_points(below: str, layer: str, where: list[Placed]) -> None:
 
 
 def kept(service: str) -> list[str]:
-    """List the names of the named volumes that exist of a service, even of a removed one."""
+    """List the existing named volumes of a service, even if the service was removed."""
     try:
         return sorted(
             name for name in os.listdir(paths.volume_dir(service)) if not name.startswith(".")
@@ -221,7 +221,7 @@ def owners() -> dict[str, set[int]]:
         for name in kept(service):
             try:
                 uids.add(os.lstat(os.path.join(paths.volume_dir(service), name)).st_uid)
-            except FileNotFoundError:  # removed meanwhile
+            except FileNotFoundError:  # the file was removed in the meantime
                 continue
     return owners
 
@@ -241,7 +241,7 @@ def remove_empty(service: str) -> None:
 
 
 def check_removable(service: str) -> None:
-    """Raise Conflict if something is mounted in a volume: it would be removed too."""
+    """Raise Conflict if a file system is mounted in a volume, since it would be emptied too."""
     for point in _mounted_below(os.path.realpath(paths.volume_dir(service))):
         raise Conflict(
             f"cannot remove its volumes: something is mounted at {point}",
