@@ -134,7 +134,7 @@ def is_held(service: str) -> bool:
 
 
 def locked_services() -> set[str]:
-    """Return the names of all services with a lock file: recorded ones, and those being added."""
+    """Return the names of all services with a lock file, recorded or being added."""
     try:
         names = os.listdir(paths.lock_dir())
     except FileNotFoundError:

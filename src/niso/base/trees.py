@@ -117,8 +117,8 @@ def _unprotect(name: str, folder: int | None) -> None:
         if now & _PROTECTED:
             wanted = struct.pack("l", now & ~_PROTECTED)
             fcntl.ioctl(fd, _IOC_SETFLAGS | size << 16, wanted)
-    # a file system without attributes (ENOTTY): the removal failed for another reason
     except OSError:
+        # a file system without attributes (ENOTTY): the removal failed for another reason
         return
     finally:
         os.close(fd)

@@ -87,9 +87,9 @@ def _read() -> tuple[bytes, os.stat_result]:
 
 
 def _replace(text: bytes, status: os.stat_result) -> bool:
-    """Rename a new file over the old one unless that has changed since.
+    """Rename a new file over the old one, unless that has changed since.
 
-    Return whether it was renamed.
+    Returns whether the file was replaced.
     """
     draft = f"{PATH}.niso-new"
     try:

@@ -174,7 +174,10 @@ class Nft:
     def get(
         self, family_table: str, container: str, keys: Iterable[str]
     ) -> dict[str, tuple[str, str]]:
-        """Return those of ``keys`` that exist, as `elements` does; other elements cost nothing."""
+        """Return the elements with these keys that exist, as `elements` does.
+
+        Others cost nothing.
+        """
         wanted = list(keys)
         if not wanted:
             return {}

@@ -316,12 +316,10 @@ class Netlink:
     def get_all(
         self, what: str, kind: int, bodies: list[bytes], absent: tuple[int, ...], flags: int = 0
     ) -> list[bytes | None]:
-        """Send a request for each of ``bodies`` in one sendmsg.
+        """Send a request for each of ``bodies`` in one sendmsg; return the answers in a list.
 
-        Return a list of `get_one`'s results.
-
-        All answers together must fit the socket's buffer. With ACK in ``flags``, a request that is
-        acknowledged without an answer has None.
+        Each answer is as in `get_one`. All answers together must fit the socket's buffer. With ACK
+        in ``flags``, a request that is acknowledged without an answer has None.
         """
         first = self._sequence + 1
         packet = b"".join(self._pack(kind, flags, body) for body in bodies)

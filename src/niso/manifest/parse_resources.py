@@ -69,7 +69,7 @@ def rate_of_bits(bits: int, key: str, written: object) -> int:
 def ways(network: Mapping[str, object], parsed: dict[str, Any]) -> Iterator[InvalidInput]:
     """Yield an error for each invalid rate of network.bandwidth.
 
-    Valid ones are added to ``parsed``.
+    Valid rates are added to ``parsed``.
     """
     from niso.manifest.validate import join
 

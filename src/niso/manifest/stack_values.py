@@ -26,11 +26,10 @@ def resolve(
 ) -> tuple[Resolved, Outer]:
     """Substitute the variables of the stack.toml at ``path``.
 
-    Return (data, function for variables).
-
-    Paths become absolute. ``tables`` maps the tables that define the keys of a [[service]] to those
-    keys; ``top`` defines the other keys of the file. .env next to the file is read if a variable is
-    used. Raises Error and InvalidInput if .env cannot be used.
+    Returns (data with absolute paths, function that returns the variables). ``tables`` maps the
+    tables that define the keys of a [[service]] to those keys; ``top`` defines the other keys of
+    the file. .env next to the file is read if a variable is used. Raises Error and InvalidInput if
+    .env cannot be used.
     """
     from niso.manifest import env_files
     from niso.manifest.validate import join
@@ -89,7 +88,7 @@ manifest."""
 def laid_over(base: dict[str, Any], laid: Mapping[str, Any], table: str = "") -> dict[str, Any]:
     """Merge the keys of ``laid`` into ``base``, which has the form of ``table``.
 
-    Tables are merged.
+    Tables in it are merged key by key.
     """
     choice = set(_INSTEAD.get(table, ()))
     gone = choice - laid.keys() if choice & laid.keys() else set()

@@ -168,8 +168,7 @@ def write_dates(table: dict[str, object]) -> None:
             for item in value:
                 if isinstance(item, dict):
                     write_dates(item)
-        # a time without a date is not accepted
-        elif key == "audit_until" and hasattr(value, "year"):
+        elif key == "audit_until" and hasattr(value, "year"):  # not a time without a date
             table[key] = value.isoformat()  # type: ignore[attr-defined]
 
 

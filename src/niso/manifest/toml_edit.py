@@ -47,8 +47,7 @@ def with_list(text: str, path: Path, key: str, items: Iterable[Item]) -> str:
         at[key] = [item.text for item in wanted if item.used]
         result = _edited(_library(), text, path, key, wanted)
         same = tomllib.loads(result) == expected
-    # tomlkit's types are subclasses of these
-    except (TypeError, ValueError, AttributeError, LookupError):
+    except (TypeError, ValueError, AttributeError, LookupError):  # includes tomlkit's
         same, result = False, ""
     if not same:
         where = ".".join(map(str, (*path, key)))

@@ -89,7 +89,7 @@ def wrong(key: str, value: object, reason: str, right: str, example: str = "") -
 def _require_name(text: str, key: str, right: str, example: str, *, label: bool) -> None:
     """Raise InvalidInput if ``text`` is not a valid name.
 
-    With ``label``, not one for /etc/hosts.
+    With ``label``, it must also be valid in /etc/hosts.
     """
     reason = ""
     invalid = next((character for character in text if character not in NAME_CHARACTERS), None)

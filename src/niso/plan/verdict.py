@@ -70,9 +70,9 @@ class Verdict(NamedTuple):
 
     @property
     def dropped_by(self) -> Reason | None:
-        """Return the first check that drops the packet, in the order path, egress, ingress.
+        """Return the first check that drops the packet, in the kernel's order.
 
-        This is the kernel's order.
+        The order is path, egress, ingress.
         """
         checks = (self.path, self.egress, self.ingress)
         return next((reason for reason in checks if not reason.passes), None)

@@ -220,7 +220,7 @@ def _desired(snapshot: Snapshot) -> State:
 
 
 def _possible(kernel: Kernel, want: State, before: State | None = None) -> State:
-    """Return ``want`` without objects this kernel cannot have, such as sysctls of missing links."""
+    """Return ``want`` without objects that this kernel cannot have, such as sysctls of no link."""
     return State.of_kinds(lambda kind: kind.possible(want, before, kernel.sysctl))
 
 

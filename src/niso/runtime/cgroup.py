@@ -174,7 +174,7 @@ def _move_here(cgroup: str) -> bool:
 def _enable(controller: str) -> bool:
     """Enable a controller for the children of v2's root.
 
-    Return whether it is enabled (cgroups(7)).
+    Returns whether the controller is enabled (cgroups(7)).
     """
     path = f"{_TOP}/cgroup.subtree_control"
     if controller in _words(path):

@@ -89,8 +89,7 @@ def remove_unused() -> None:
         skeleton.remove_unused()
         if not status.services():
             os.unlink(path())
-    # a service is starting, or the folder no longer exists
-    except (BlockingIOError, FileNotFoundError):
+    except (BlockingIOError, FileNotFoundError):  # a service is starting; no script
         return
     finally:
         os.close(guard)

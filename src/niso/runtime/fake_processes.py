@@ -226,7 +226,7 @@ class FakeProcesses:
         return self.kernel.identities[f"hosts {folder}"] if folder in self.kernel.hosts else missing
 
     def _require(self, spec: ProcessSpec) -> None:
-        """Raise ProcessError if something that a process needs does not exist."""
+        """Raise ProcessError if the namespace, hosts folder or package of a process is missing."""
         name, folder = namespace(spec), os.path.basename(spec.hosts_folder)
         lost = [
             f"network namespace {name}" if name and name not in self.kernel.netns else "",

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 def advance(probes: Sequence[Probe], others: Sequence[int], until: float) -> None:
     """Wait until a probe can continue or one of the descriptors ``others`` is readable.
 
-    Continue it.
-
-    Returns at ``until`` (monotonic seconds) at the latest.
+    Then advances the probes that can continue. Returns at ``until`` (monotonic seconds) at the
+    latest.
     """
     poll = select.poll()
     for probe in probes:

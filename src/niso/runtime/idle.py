@@ -70,7 +70,7 @@ def is_starved(init: int) -> bool:
 def _children(pid: int, tid: str) -> list[int]:
     """List the children of a thread (proc_pid_task_tid_children(5)).
 
-    Raise if it no longer exists.
+    Raises OSError if the thread has ended.
     """
     with open(f"/proc/{pid}/task/{tid}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]

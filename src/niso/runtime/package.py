@@ -225,7 +225,7 @@ def _delete_copy(path: str) -> None:
 def delete_tree(folder: str) -> OSError | None:
     """Delete one of niso's folders with its content, following no symlink.
 
-    Return an error or None.
+    Returns the error if that fails, else None.
     """
     try:
         trees.remove(folder)
@@ -394,7 +394,7 @@ def _copy_one(entry: _Entry, source: str, target: str) -> None:
 def _send(writer: int, reader: int, start: int, end: int) -> None:
     """Copy a range of an open file to the same range of another.
 
-    A file that shrank ends earlier.
+    Copies less if the file has become shorter.
     """
     os.lseek(writer, start, os.SEEK_SET)
     while start < end and (sent := os.sendfile(writer, reader, start, min(end - start, 1 << 30))):

@@ -310,9 +310,7 @@ def _end_cgroup(service: str, spec: ProcessSpec | None) -> None:
 def end_orphans(service: str, path: str) -> None:
     """Kill the processes left in the cgroup ``path`` of a service without a folder.
 
-    Remove the cgroup.
-
-    Raises `ProcessError`.
+    Then removes the cgroup. Raises `ProcessError`.
     """
     try:
         _end_orphans(service, path)

@@ -24,13 +24,13 @@ def lease(
 ) -> None:
     """Lease an address in each subnet: the static one, the current one, or the lowest free one.
 
-    On a network that spans hosts, the addresses are those of the service's claim.
+    On a network that spans hosts, the addresses come from the service's claim.
 
     ``statics`` has at most one address of each family. ``beside`` are the services that the same
     command activates. ``kept`` is (owner, name) of an attachment, which gets its earlier address
-    again. Other services get a released address only if no other is free, and then the one released
-    first. Raises InvalidInput if a static address is unusable, Conflict if it is taken or the
-    network is full.
+    again. A released address is leased to another service only if no other address is free; the one
+    released first is taken. Raises InvalidInput if a static address is unusable, Conflict if it is
+    taken or the network is full.
     """
     network = store.require_network(network_name)
     wanted = {family_of(address): address for address in statics}

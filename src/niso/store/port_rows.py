@@ -289,7 +289,7 @@ class PortRows:
         ]
 
     def moved_on(self) -> set[str]:
-        """Return the networks that changes of ports in progress concerned before."""
+        """Return the networks that the ports of changes in progress concerned before the change."""
         rows = self._db.execute("SELECT undo FROM intent WHERE action='ports'")
         # an intent of an earlier version has no networks
         return {network for (undo,) in rows for network in decoded(undo).get("networks", ())}

@@ -68,10 +68,7 @@ class ServiceRow(NamedTuple):
 
     @property
     def has_process(self) -> bool:
-        """Return whether niso starts a process for the service.
-
-        For an attachment the engine does.
-        """
+        """Return whether niso starts the service's process; for an attachment, the engine does."""
         return self.mode != "attached"
 
     @property
@@ -350,7 +347,7 @@ class ModeRows:
     def addresses(self, service: str) -> list[tuple[str, str]]:
         """Return (network, address) of a service in the order of its endpoints.
 
-        A sharer has those of its provider.
+        A sharer has the addresses of its provider.
         """
         return self._db.execute(
             "SELECT e.network, l.address FROM endpoint e"

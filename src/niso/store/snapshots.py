@@ -119,7 +119,10 @@ class SnapshotRows(PortRows, PolicyRows):
         return self._db.execute(query).fetchone() is not None
 
     def set_host_knows(self, knows: bool) -> None:
-        """Record whether they are; the caller holds a transaction."""
+        """Record whether the host's own hosts file has the names of services.
+
+        The caller holds a transaction.
+        """
         self._db.execute("DELETE FROM meta WHERE key='host_knows'")
         if knows:
             self._db.execute("INSERT INTO meta VALUES ('host_knows', '1')")

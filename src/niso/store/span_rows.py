@@ -240,7 +240,7 @@ class Spans:
     def set_service(self, service: str, addresses: Iterable[Address], names: Iterable[str]) -> None:
         """Replace the addresses and names of another host's service.
 
-        Without addresses, delete it.
+        Without addresses, the service is deleted.
         """
         self._db.execute("DELETE FROM remote WHERE service=?", (service,))
         self._db.execute("DELETE FROM remote_name WHERE service=?", (service,))

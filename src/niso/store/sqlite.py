@@ -47,8 +47,8 @@ class Transaction:
             raise sqlite3.OperationalError("database is locked")
         try:
             self._db.execute("BEGIN IMMEDIATE")
-        # an error before or after BEGIN: an undo needs a transaction of its own
         except KeyboardInterrupt:
+            # before or after BEGIN: an undo needs a transaction of its own
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise

@@ -173,9 +173,11 @@ class _Sysctls(Kind[Sysctl]):
 
 
 def _parts(thing: Sysctl) -> tuple[str, str, str]:
-    """Return (family, link, last part) of ``net/FAMILY/conf/LINK/NAME``, or with ``neigh``.
+    """Split ``net/FAMILY/conf/LINK/NAME`` into (family, link, NAME).
 
-    For other names, link and last part are "".
+    ``neigh`` may replace ``conf``.
+
+    For other names, link and NAME are "".
     """
     _, family, _, link, name = (*thing.name.split("/"), "", "", "")[:5]
     return family, link, name
