@@ -47,7 +47,7 @@ def wanted(want: State, have: State) -> State:
 
 
 def _places_that_go(want: State, have: State) -> set[str]:
-    """Return the containers in ``have`` (namespaces, links, tables) that will be deleted.
+    """Return the parents in ``have`` (namespaces, links, tables) that will be deleted.
 
     The objects in them disappear with them.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FakeWire:
-    """The devices by name, and objects of kinds that are only checked for their container."""
+    """The devices by name, and objects of kinds for which only the parents are checked."""
 
     def __init__(self) -> None:
         self.bridges: dict[str, Bridge] = {}
@@ -56,7 +56,7 @@ class FakeWire:
             self.vxlans[vxlan.name] = vxlan._replace(bridge="")
 
     def _other(self, step: Step[Any], thing: Any) -> None:
-        """Execute a step of a kind that is only checked for its container."""
+        """Execute a step of a kind for which only the parents are checked."""
         things = self.others.setdefault(type(thing), {})
         if step.action == "delete":
             if things.pop(thing.key(), None) is None:

@@ -279,10 +279,7 @@ def _rule(key: str) -> Callable[[str, str], object] | None:
 
 
 def _accepted(rule: Callable[[str, str], object] | None, key: str, *texts: str) -> str:
-    """Return the first of ``texts`` that the rule accepts, else the rule's own example.
-
-    In quotes.
-    """
+    """Return an example for a rule, in quotes: the first valid one of ``texts``, else its own."""
     example = ""
     for text in texts:
         try:

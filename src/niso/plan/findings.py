@@ -37,7 +37,7 @@ def findings(want: State, have: State) -> list[Finding]:
     Consequences of a reported difference are left out, such as an address of a missing link.
     """
     result: list[Finding] = []
-    # missing or foreign containers, and conditions that explain other differences
+    # missing or foreign parents, and conditions that explain other differences
     known = set(_unseen_links(want, have))
     want = in_view_of(want, have)
     for kind in order.KINDS:

@@ -41,7 +41,7 @@ class _Addresses(Kind[Address]):
         return (thing.link,)
 
     def place(self, thing: Address) -> str:
-        """Return the container of the link's IPv4 neighbours.
+        """Return the parent of the link's IPv4 neighbours.
 
         They are lost with the link's last IPv4 address.
         """

@@ -5,8 +5,8 @@ desired or actual properties. The `Kind` in the same file defines how objects ar
 written and described. A file of a kind imports modules with I/O only inside the methods that need
 them, so that code that only uses State loads no netlink code.
 
-A container ("place") is a text that names what objects are in: ``netns NAME``, ``link /NETNS/NAME``
-(NETNS is empty for the host) or ``ruleset``.
+The parents ("places") of an object are the namespace, link or tables that it is in. A parent is
+named by a text: ``netns NAME``, ``link /NETNS/NAME`` (NETNS is empty for the host) or ``ruleset``.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ class Kind(Generic[T]):  # noqa: UP046
     """Whether steps are transactions: not read back, and deletions wait until the guarded objects
     are deleted."""
     holds_others = False
-    """Whether objects of this kind contain other objects."""
+    """Whether objects of this kind are parents of other objects."""
     goes_along = True
-    """Whether an object disappears at once with its container, so that no step deletes it."""
+    """Whether an object disappears at once with its parent, so that no step deletes it."""
     is_only_set = False
     """Whether objects cannot be deleted: existing ones that are not desired stay as they are."""
     names_links = False
@@ -137,15 +137,15 @@ class Kind(Generic[T]):  # noqa: UP046
         return ()
 
     def place(self, thing: T) -> str:
-        """Return the name of this object as a container; "" if it contains nothing."""
+        """Return the name of this object as a parent; "" if no object can be in it."""
         return ""
 
     def lies_in(self, thing: T) -> tuple[str, ...]:
-        """Return the containers of the object."""
+        """Return the parents of the object."""
         return ()
 
     def hangs_on(self, thing: T) -> tuple[str, ...]:
-        """Return the containers that must exist before the object can be created."""
+        """Return the parents that must exist before the object can be created."""
         return self.lies_in(thing)
 
     def guards(self, thing: T) -> Iterable[Element]:
@@ -192,7 +192,7 @@ class Kind(Generic[T]):  # noqa: UP046
     def steps(self, want: State, have: State, going: Collection[str]) -> Steps:
         """Return the steps from ``have`` to ``want``.
 
-        ``going`` are containers that this change deletes; the objects in them disappear too.
+        ``going`` are parents that this change deletes; the objects in them disappear too.
         """
         made: list[AnyStep] = []
         gone: list[AnyStep] = []
@@ -233,7 +233,7 @@ class Kind(Generic[T]):  # noqa: UP046
     def differences(self, thing: T, was: T, known: Collection[str]) -> list[Difference]:
         """Return the findings for an object ``was`` that differs from ``thing``, with each field.
 
-        Fields whose difference is explained by ``known``, the containers and conditions reported
+        Fields whose difference is explained by ``known``, the parents and conditions reported
         before, are left out.
         """
         texts = [
@@ -258,7 +258,7 @@ class Kind(Generic[T]):  # noqa: UP046
         return ()
 
     def by_space(self, things: Iterable[T]) -> dict[str, Collection[T]]:
-        """Group objects by the namespace they are read from."""
+        """Group objects by the namespace from which they are read."""
         spaces: dict[str, list[T]] = {}
         for thing in things:
             spaces.setdefault(self.space(thing), []).append(thing)
