@@ -260,11 +260,11 @@ CREATE INDEX host_name_service ON host_name (service, position);
     7: "ALTER TABLE network ADD COLUMN observe INTEGER NOT NULL DEFAULT 1",
     # attachments: services without a process of niso's
     8: _ATTACHED,
-    # networks that span hosts, and what others have there; meta has the cluster
+    # networks that span hosts, with the services of other hosts; meta has the cluster
     9: _SPANS,
-    # outside names in policies, and what DNS answered
+    # outside names in policies, with the answers of DNS
     10: _OUTSIDE,
-    # the mark of plain services (`niso.store.specs.mark`), and what a list has of inactive ones
+    # the checksum of plain services (`niso.store.specs.mark`), and columns to list inactive ones
     11: "ALTER TABLE service ADD COLUMN plain INTEGER NOT NULL DEFAULT 0;"
     " UPDATE service SET plain=mark(name, mode, manifest, spec, networks);" + _INACTIVE,
 }
