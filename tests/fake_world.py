@@ -17,6 +17,7 @@ from stored import TemporaryStore, dump
 
 from niso.base import failpoint, paths
 from niso.base.errors import Error
+from niso.cluster import config
 from niso.commands import activate, check, stack
 from niso.commands import network as networks
 from niso.commands.activate import Outcome
@@ -50,7 +51,7 @@ def unguarded(kernel: Fake) -> list[str]:
 def fake_machine(store: Store) -> Machine:
     """Return a machine in memory with this store; it refuses what the real one refuses."""
     kernel = Fake()
-    return Machine(store, kernel, FakeProcesses(kernel))
+    return Machine(store, kernel, FakeProcesses(kernel), config.load)
 
 
 class World:

@@ -18,11 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from niso.base.report import Event, Report
+    from niso.cluster.engine import Joined
     from niso.kernel.interface import Kernel
     from niso.runtime.processes import Processes
     from niso.services.machine import Machine
 
     Progress = Callable[[Event], object]
+
+
+def joined() -> Joined | None:
+    """Return this host's access to its cluster; None if it is in none. Raises Error."""
+    from niso.cluster import config  # only hosts of a cluster need it
+
+    return config.load()
 
 
 class Session:
@@ -74,9 +82,9 @@ class Session:
 
     def machine(self, create: bool = False) -> Machine:
         """Return the machine that commands act on, with the store as returned by `store`."""
-        from niso.services import machine
+        from niso.services.machine import Machine
 
-        return machine.real(self.store(create))
+        return Machine(self.store(create), self.kernel(), self.processes(), joined)
 
     def machine_for_change(self, create: bool = False) -> Machine:
         """Return the machine for a call that takes locks; waiting for a lock is reported."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from niso.cluster.engine import Joined
     from niso.services.attach_request import Request
     from niso.store.attached_rows import Attached, Link
 
@@ -53,7 +54,13 @@ def machine() -> Machine:
         from niso.commands import lost_store
 
         lost_store.refuse(kernel, processes)
-    return Machine(Store.open(), kernel, processes)
+    return Machine(Store.open(), kernel, processes, _joined)
+
+
+def _joined() -> Joined | None:
+    from niso.cluster import config  # only hosts of a cluster need it
+
+    return config.load()
 
 
 def label(text: str) -> str:

@@ -6,17 +6,15 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
-    from niso.cluster.engine import Joined
     from niso.kernel.interface import Kernel
     from niso.runtime.processes import Processes
     from niso.store.store import Store
 
 
-def _joined() -> Joined | None:
-    from niso.cluster import config  # only hosts of a cluster need it
-
-    return config.load()
+def _alone() -> None:
+    """Return that this host is in no cluster."""
 
 
 class Machine(NamedTuple):
@@ -28,12 +26,5 @@ class Machine(NamedTuple):
     store: Store
     kernel: Kernel
     processes: Processes
-    joined: Callable[[], Joined | None] = _joined
-
-
-def real(store: Store) -> Machine:
-    """Return the machine of this host, with this store."""
-    from niso.kernel.real import Real
-    from niso.runtime.real_processes import RealProcesses
-
-    return Machine(store, Real(), RealProcesses())
+    joined: Callable[[], Any] = _alone
+    """Return this host's access to its cluster, a `niso.cluster.engine.Joined`; None if in none."""

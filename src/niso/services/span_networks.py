@@ -90,7 +90,7 @@ class Arriving(NamedTuple):
 
 def require_joined(machine: Machine) -> Joined:
     """Return this host's access to its cluster. Raises Error if it is in none."""
-    joined = machine.joined()
+    joined: Joined | None = machine.joined()
     if joined is None:
         raise Error(
             "this host is in no cluster",
