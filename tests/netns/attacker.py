@@ -301,8 +301,26 @@ for name, arguments in {
     "audit of the machine": (socket.AF_NETLINK, socket.SOCK_RAW, 9),
     "crypto of the kernel": (38, socket.SOCK_SEQPACKET, 0),
     "vsock to the hypervisor": (40, socket.SOCK_STREAM, 0),
+    "XDP socket": (44, socket.SOCK_RAW, 0),
 }.items():
     attack(name)(lambda arguments=arguments: socket.socket(*arguments).close())
+
+
+def packet_option(level: int, option: int) -> None:
+    """Switch on an option of a packet socket (linux/if_packet.h)."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as made:
+        call(54, made.fileno(), level, option, struct.pack("=I", 12), 4)
+
+
+HIGH = 1 << 32  # the kernel ignores it, a filter must too
+for name, arguments in {
+    "option of a packet socket": (263, 8),  # SOL_PACKET, PACKET_AUXDATA
+    "checksum at a chosen place": (263, 15),  # PACKET_VNET_HDR
+    "checksum at a chosen place, by a longer header": (263, 24),  # PACKET_VNET_HDR_SZ
+    "checksum at a chosen place, by a level with more bits": (HIGH + 263, 15),
+    "checksum at a chosen place, by an option with more bits": (263, HIGH + 15),
+}.items():
+    attack(name)(lambda arguments=arguments: packet_option(*arguments))
 
 
 def netlink(protocol: int, kind: int, flags: int, body: bytes) -> bytes:

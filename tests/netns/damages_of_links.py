@@ -115,6 +115,9 @@ LINKS: dict[str, Damage] = {
     "ARP off inside": damage(
         "Veth.drift", lambda w: w.ip("-n niso-api link set eth0 arp off"), different=API
     ),
+    "checksums left to other links": damage(
+        "Veth.sums", lambda w: w.offload("niso-api", "eth0"), different=API
+    ),
     "ARP off of the port": damage(
         "Veth.drift", lambda w: w.ip(f"link set {w.port} arp off"), different=API
     ),

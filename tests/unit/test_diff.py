@@ -445,3 +445,14 @@ def test_fake_kernel_refuses_what_the_kernel_refuses() -> None:
         else:
             raise AssertionError(f"taken: {step}")
         assert kernel.everything(state(API)) == before
+
+
+def test_checksums_stay_made_while_the_pair_lives() -> None:
+    """A service that loses NET_RAW keeps it until its process has been restarted."""
+    before, after = state(API._replace(raw=True)), state(API)
+    assert {veth.sums for veth in before[Veth]} == {True}
+    assert diff(after, before) == []
+    assert [step.describe() for step in diff(before, after)] == [
+        "ip netns exec niso-api ethtool -K eth0 tx off"
+        f" && ethtool -K {next(iter(after[Veth])).name} gro on"
+    ]

@@ -107,6 +107,30 @@ def test_filter_opens_with_the_capability(capability: str, name: str) -> None:
     assert actions([capability], name) == {("SCMP_ACT_ALLOW", False)}
 
 
+def test_filter_lets_no_packet_socket_choose_where_a_checksum_is_written() -> None:
+    """All other options of levels that Linux has stay allowed, whatever the upper bits of a word."""
+    assert actions([], "setsockopt") == {("SCMP_ACT_ALLOW", False)}
+    rules = [
+        [(arg["index"], arg["value"], arg["valueTwo"]) for arg in rule["args"]]
+        for rule in oci.select_seccomp(PROFILE, ["NET_RAW"])["syscalls"]
+        if "setsockopt" in rule["names"] and rule["action"] == "SCMP_ACT_ALLOW"
+    ]
+
+    def is_allowed(*words: int) -> bool:
+        return any(all(words[at] & mask == value for at, mask, value in rule) for rule in rules)
+
+    high = 1 << 32
+    options = (*range(264), high + 8, high + 15, high + 24)
+    denied = {
+        (level, option)
+        for level in (*range(320), high + 1, high + 263)
+        for option in options
+        if not is_allowed(0, level, option) and (level % high != 263 or option % high < 32)
+    }
+    packet, no = (263, high + 263), (15, 24, high + 15, high + 24)
+    assert denied == {(level, option) for level in packet for option in no}
+
+
 def test_filter_passed_to_the_runtime_has_only_keys_of_the_specification() -> None:
     for rule in oci.select_seccomp(PROFILE, [])["syscalls"]:
         assert set(rule) <= {"names", "action", "args", "errnoRet"}

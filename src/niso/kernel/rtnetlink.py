@@ -77,13 +77,15 @@ _RTA_PRIORITY, _RTA_PREFSRC = 6, 7
 _METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
-_SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933
+_SIOCGIFNAME, _SIOCGIFINDEX, _SIOCETHTOOL = 0x8910, 0x8933, 0x8946
+_GTXCSUM, _STXCSUM, _SGRO = 0x16, 0x17, 0x2C
 _LO = 1  # LOOPBACK_IFINDEX
 _OWN_INDEX = 1 << 20  # the first index of links made by niso; the kernel counts up from 1
 _INDEX_TRIES = 16
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _ifreq = struct.Struct("=16si20x")
+_ifr_data = struct.Struct("@16sP16x")
 
 
 class Rtnl(netlink.Netlink):
@@ -127,6 +129,33 @@ class Rtnl(netlink.Netlink):
         """Return all links, in the kernel's order."""
         body = ifinfo() + u32(_IFLA_EXT_MASK, _SKIP_STATS)
         return self.dump("list links", _GETLINK, body, parse_link)
+
+    def makes_sums(self, name: str) -> bool:
+        """Return whether checksums are complete in what a link sends (ETHTOOL_GTXCSUM)."""
+        return not self._ethtool(f"read offloads of link '{name}'", name, _GTXCSUM, 0)
+
+    def make_sums(self, name: str) -> None:
+        """Complete checksums, and cut large packets, before a link sends them (ETHTOOL_STXCSUM)."""
+        self._ethtool(f"switch off checksum offload of link '{name}'", name, _STXCSUM, 0)
+
+    def join_segments(self, name: str) -> None:
+        """Join small TCP segments that a link receives, as far as it can (ETHTOOL_SGRO)."""
+        try:
+            self._ethtool(f"switch on GRO of link '{name}'", name, _SGRO, 1)
+        except KernelError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+
+    def _ethtool(self, what: str, name: str, command: int, value: int) -> int:
+        """Execute a command of struct ethtool_value; return its value (linux/ethtool.h)."""
+        from array import array
+
+        data = array("I", (command, value))
+        try:
+            ioctl(self._socket, _SIOCETHTOOL, _ifr_data.pack(name.encode(), data.buffer_info()[0]))
+        except OSError as error:
+            raise refused(what, error.errno or 0) from error
+        return data[1]
 
     def add_bridge(
         self,

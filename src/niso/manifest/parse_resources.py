@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from niso.base.errors import InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.manifest import values
+from niso.plan.records import SENDS_RAW
 
 if TYPE_CHECKING:
     from typing import Any
@@ -28,8 +29,6 @@ NEW_FLOWS, ARP, NEW_NEIGHBOURS = 1000, 100, 20
 FRAGMENTS = 40
 """IP fragments per second for a service that can send incomplete packets: the host keeps their
 parts for 30 s, in 4 MiB (net.ipv4.ipfrag_time, ipfrag_high_thresh): 1,600 large ones."""
-SENDS_PARTS = frozenset(("NET_RAW", "NET_ADMIN", "SYS_ADMIN"))
-"""The capabilities that allow incomplete packets."""
 MAX_RATE = 1_000_000
 WAYS = ("in", "out")
 _RATE_UNITS = {"K": 1000, "M": 10**6, "G": 10**9}
@@ -125,7 +124,7 @@ def fragments_default(capabilities: Collection[str]) -> int:
 
     For other services the kernel sends complete packets only.
     """
-    return 0 if SENDS_PARTS.isdisjoint(capabilities) else FRAGMENTS
+    return 0 if SENDS_RAW.isdisjoint(capabilities) else FRAGMENTS
 
 
 RULES: dict[str, Callable[[str, str], int]] = {

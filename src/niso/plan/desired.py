@@ -180,7 +180,7 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             yield from _link_sysctls(netns, inner, network)
         yield Sysctl(netns, f"net/ipv4/neigh/{inner}/mcast_solicit", "0")
         link = (network.mtu, network.bridge, service.publishes, alias)
-        yield Veth(host_end, netns, inner, mac, *link)
+        yield Veth(host_end, netns, inner, mac, *link, sums=service.raw)
         if any(service.bandwidth):
             from niso.kernel.kinds.shaper import Shaper
 

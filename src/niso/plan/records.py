@@ -236,6 +236,10 @@ ATTACHED_LIMITS = LIMITS._replace(fragments=40)
 """The limits of attachments, which may have any capability."""
 
 
+SENDS_RAW = frozenset(("NET_RAW", "NET_ADMIN", "SYS_ADMIN"))
+"""The capabilities of a service that can send whole frames, and parts of packets."""
+
+
 class Service(NamedTuple):
     """An active service."""
 
@@ -252,6 +256,7 @@ class Service(NamedTuple):
     bandwidth: tuple[int, int] = (0, 0)  # bytes per second in and out, on each network; 0: no limit
     extra_hosts: tuple[tuple[str, str], ...] = ()  # name and address, or HOST_GATEWAY
     outside: tuple[str, int] | None = None  # path and cookie of a foreign namespace
+    raw: bool = False  # it, or a sharer of its namespace, has one of `SENDS_RAW`, or may have it
 
 
 class Remote(NamedTuple):

@@ -9,6 +9,7 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.records import (
     ATTACHED_LIMITS,
     LIMITS,
+    SENDS_RAW,
     Endpoint,
     Limits,
     Network,
@@ -216,13 +217,15 @@ class SnapshotRows(PortRows, PolicyRows):
             row = self._db.execute(
                 "SELECT generation, mode, CASE WHEN json_valid(manifest)"
                 " THEN json_extract(manifest, '$.limits') END, CASE WHEN json_valid(manifest)"
-                " THEN json_extract(manifest, '$.bandwidth') END"
+                " THEN json_extract(manifest, '$.bandwidth') END, CASE WHEN json_valid(manifest)"
+                " THEN json_extract(manifest, '$.capabilities') END"
                 " FROM service WHERE name=? AND active=1",
                 (name,),
             ).fetchone()
             if row is None:
                 continue
             own = row[1] != "share"  # a sharer uses the namespace of its provider
+            sharers = self.sharers(name) if own else []
             if row[1] == "attached":
                 from niso.store.attached_rows import Attachments
 
@@ -244,14 +247,24 @@ class SnapshotRows(PortRows, PolicyRows):
                     if ports is not None
                     else (port for _, port in self.ports(name))
                 ),
-                publishes=own and any(map(self.publishes, (name, *self.sharers(name)))),
+                publishes=own and any(map(self.publishes, (name, *sharers))),
                 names=self.names_there(name) if own else (),
                 mode=row[1],
                 limits=ATTACHED_LIMITS if row[1] == "attached" else _limits(row[2]),
                 bandwidth=_bandwidth(row[3]),
                 extra_hosts=self._hosts(name, endpoints) if any_named else self.extra_hosts(name),
                 outside=outside,
+                raw=row[1] == "attached"
+                or (own and (_is_raw(row[4]) or any(map(self._sharer_is_raw, sharers)))),
             )
+
+    def _sharer_is_raw(self, name: str) -> bool:
+        row = self._db.execute(
+            "SELECT CASE WHEN json_valid(manifest) THEN json_extract(manifest, '$.capabilities')"
+            " END FROM service WHERE name=?",
+            (name,),
+        ).fetchone()
+        return row is not None and _is_raw(row[0])
 
     def _hosts(
         self, service: str, endpoints: dict[str, tuple[str, ...]]
@@ -364,6 +377,17 @@ def _limits(text: object) -> Limits:
     except (TypeError, ValueError):
         return LIMITS
     return limits if all(type(rate) is int and rate >= 0 for rate in limits) else LIMITS
+
+
+def _is_raw(text: object) -> bool:
+    """Return whether the capabilities of a record have one of `SENDS_RAW`.
+
+    Return False if the record is damaged: `check` reports that, and no link is made wider for it.
+    """
+    try:
+        return not SENDS_RAW.isdisjoint(decoded(text))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
 
 
 def _bandwidth(text: object) -> tuple[int, int]:

@@ -27,6 +27,10 @@ class Veth(NamedTuple):
     means both ends. ``drift`` names settings of the port that differ from niso's, and the peer's
     ARP flag (kernel/bridge_flags.py). ``fixed``: the bridge has a static forwarding entry of the
     peer's MAC; without one it would flood frames to a service that has been silent for a while.
+
+    ``sums``: the peer completes checksums before it sends, and does not leave them to the link by
+    which a packet leaves the host. A packet socket chooses where such a checksum is written
+    (PACKET_VNET_HDR), so it could change a packet that all rules have let pass.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Veth(NamedTuple):
     up: bool = True
     drift: str = ""
     fixed: bool = True
+    sums: bool = False
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)
@@ -86,10 +91,12 @@ class _Veths(Kind[Veth]):
                 f" && bridge link set dev {veth.name} learning off flood off"
                 f" && {_fix_command(veth)}"
                 f" && sysctl -w '{_no_ipv6(veth.name)}=1'"
+                f"{f' && {_sums_command(veth)}' if veth.sums else ''}"
             )
         was = step.was or veth
         also = _drift_commands(veth, was)
-        if also and was._replace(hairpin=veth.hairpin, drift="", fixed=True) == veth:
+        same = was._replace(hairpin=veth.hairpin, drift="", fixed=True, sums=veth.sums)
+        if also and same == veth:
             return " && ".join(also)
         command = f"ip link set {veth.name} mtu {veth.mtu} master {veth.bridge} up"
         return " && ".join([command, *also])
@@ -98,6 +105,18 @@ class _Veths(Kind[Veth]):
         return f"veth {thing.name}{f' to {thing.netns} {thing.peer}' if thing.netns else ''}"
 
     # --- planning ---
+
+    def wanted(self, want: State, have: State) -> frozenset[Veth]:
+        """Leave ``sums`` on as long as the pair exists.
+
+        A service that loses its capabilities keeps them until its process has been restarted.
+        """
+        kept = {veth.key() for veth in have[Veth] if veth.sums}
+        if not kept:
+            return want[Veth]
+        return frozenset(
+            veth._replace(sums=True) if veth.key() in kept else veth for veth in want[Veth]
+        )
 
     def in_the_way(self, want: State, have: State) -> frozenset[Veth]:
         """Return pairs with a wrong inner end, or with a name that another pair needs."""
@@ -147,6 +166,8 @@ class _Veths(Kind[Veth]):
             return f"non-default settings: {present}"
         if field == "fixed":
             return "the bridge has no static forwarding entry for it"
+        if field == "sums":
+            return "its other end leaves checksums to later links, so packets can change there"
         shown = "not in the pair" if present in ("", -1) else present
         return f"{field} is {shown!r}, should be {wanted!r}"
 
@@ -164,6 +185,7 @@ class _Veths(Kind[Veth]):
                 host.own_link(veth.name)
             return
         peers = {veth.peer for veth in things} if space.is_open else set()
+        asked = {veth.name for veth in things if veth.sums}
         inner = [link for name in peers if (link := space.link(name)) is not None]
         for name in {veth.name for veth in things}:
             link = host.own_link(name)
@@ -180,6 +202,8 @@ class _Veths(Kind[Veth]):
                         else is_fixed(host.rtnl, link.index, pair.mac)
                     )
                     pair = pair._replace(fixed=fixed)
+                if pair.peer and name in asked:
+                    pair = pair._replace(sums=space.rtnl.makes_sums(pair.peer))
                 yield pair
 
     def left_over(self, reading: Reading) -> Iterable[Veth]:
@@ -249,11 +273,18 @@ def _drift_commands(veth: Veth, was: Veth) -> list[str]:
         commands.append(f"bridge link set dev {veth.name} {' '.join(flags)}")
     if not was.fixed:
         commands.append(_fix_command(veth))
+    if veth.sums and not was.sums:
+        commands.append(_sums_command(veth))
     return commands
 
 
 def _fix_command(veth: Veth) -> str:
     return f"bridge fdb replace {veth.mac} dev {veth.name} master static"
+
+
+def _sums_command(veth: Veth) -> str:
+    inside = f"ip netns exec {veth.netns} ethtool -K {veth.peer} tx off"
+    return f"{inside} && ethtool -K {veth.name} gro on"
 
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
@@ -314,7 +345,20 @@ def _add(writer: Writer, veth: Veth) -> None:
     neighbours.fix(rtnl, index, veth.mac, own)
     _disable_ipv6(veth.name)
     write_first(writer, veth.netns, veth.peer)
-    writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True)
+    inside = writer.rtnl(veth.netns)
+    if veth.sums:
+        _make_sums(writer, veth)
+    inside.set_link(veth.peer, mtu=veth.mtu, up=True)
+
+
+def _make_sums(writer: Writer, veth: Veth) -> None:
+    """Let the peer complete checksums, and the port join the small segments that this makes.
+
+    The kernel has checked the checksums of what it joins. Joining gives back most of the
+    throughput that the peer loses with its offloads.
+    """
+    writer.rtnl(veth.netns).make_sums(veth.peer)
+    writer.rtnl("").join_segments(veth.name)
 
 
 def _no_ipv6(port: str) -> str:
@@ -353,8 +397,11 @@ def _change(writer: Writer, veth: Veth, was: Veth) -> None:
         # on another bridge it is a new port
         drift=was.drift if was.bridge == veth.bridge else NEW_PORT,
     )
-    inside = ARP_OFF if ARP_OFF_INSIDE in was.drift else ""
-    writer.rtnl(veth.netns).set_link(veth.peer, mtu=veth.mtu, up=True, drift=inside)
+    drift = ARP_OFF if ARP_OFF_INSIDE in was.drift else ""
+    inside = writer.rtnl(veth.netns)
+    if veth.sums and not was.sums:
+        _make_sums(writer, veth)
+    inside.set_link(veth.peer, mtu=veth.mtu, up=True, drift=drift)
 
 
 KIND = _Veths(Veth)
