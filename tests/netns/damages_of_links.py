@@ -192,6 +192,16 @@ LINKS: dict[str, Damage] = {
         lambda w: w.ip("link add niso-stray type bridge", f"link set niso-stray alias {w.id}"),
         foreign=r"^bridge niso-stray$",
     ),
+    "foreign link with a service's MAC on its bridge": damage(
+        ("Attached foreign", "Veth.fixed"),
+        lambda w: w.sh(
+            f"{OWN_MAC} ip link add tap0 type veth peer name tap1;"
+            ' ip link set tap0 address "$mac" master niso-backend'
+        ),
+        different=API,
+        foreign=r"^link tap0 on bridge niso-backend$",
+        anew=True,
+    ),
     "foreign link on a bridge": damage(
         "Attached foreign",
         lambda w: w.ip(

@@ -336,6 +336,19 @@ def test_no_chosen_mac_takes_what_is_meant_for_others(blue: Lab) -> None:
         assert link["address"] == chosen
         assert not reads(blue, db, "for db alone") and answer(blue, db, 80, "niso-web")
         blue.niso("net", "detach", "evil")
+    # the host's end of a link that others put onto the bridge keeps its entry
+    for line in (
+        "link add tap0 type veth peer name tap1",
+        f"link set tap0 address {OWN[:-1]}7 master niso-backend up",
+    ):
+        blue.run("ip", *line.split())
+    said = refused(blue, *EVIL, f"backend,interface=net7,mac={OWN[:-1]}7")
+    assert "it is the MAC address of the bridge or of the host's end of a port" in said
+    assert (
+        "permanent" in blue.run("bridge", "fdb", "get", f"{OWN[:-1]}7", "br", "niso-backend").stdout
+    )
+    blue.run("ip", "link", "delete", "tap0")
+    assert blue.niso("net", "check").stdout.startswith("OK")
     # another one has it once it is free
     blue.niso("net", "detach", "green")
     blue.niso(*EVIL, f"backend,interface=net7,mac={OWN}")
