@@ -247,6 +247,48 @@ def test_container_that_renames_its_interface_keeps_no_policy(blue: Lab) -> None
     blue.niso("net", "check")
 
 
+@pytest.mark.parametrize("first", ["link set x name y", "link delete x"])
+def test_link_in_the_place_of_an_attached_interface_stops_nothing(blue: Lab, first: str) -> None:
+    """With NET_ADMIN a container can. Its policy is narrowed, it can be detached, others go on."""
+    blue.niso("activate", echo(blue, "api", network=on("backend")))
+    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network")
+    blue.niso(*attach, "backend,interface=x", "--port", "8080:80")
+    blue.niso("net", "create", "front", "--subnet", "10.99.2.0/24")
+    made = ("link add x type bridge", "link set x addrgenmode none", "link set x up")
+    for line in ("link set x down", first, *made):
+        blue.run("ip", "-n", "blue", *line.split())
+    blue.run("ip", "-n", "blue", "address", "add", "10.99.1.3/24", "dev", "x")
+    before = picture(blue, "blue", "y")
+    blue.niso(*attach, "backend,interface=x", "--egress-allow", "", "--allow-from", "")
+    for direction in ("ingress4", "egress4"):
+        rules = blue.run("nft", "list", "set", "inet", "niso", direction).stdout
+        assert '10.99.1.3 comment "box"' in rules
+    named = "foreign: interface 'x' in niso-box is another link than niso's:"
+    assert blue.niso("net", "check", check=False).stdout.startswith(named)
+    # neither repair nor another command fails for it, and its own link is left alone
+    blue.run("ip", "-n", "niso-api", "link", "set", "eth0", "down")
+    assert "is another link than niso's" in refused(blue, "net", "repair")
+    assert answer(blue, "10.99.1.2", 80)
+    blue.niso("activate", echo(blue, "web", network=on("backend", ports=["8081:80"])))
+    assert picture(blue, "blue", "y") == before
+    assert blue.niso("net", "check", check=False).stdout.count("\n") == 1
+    # in its place again, or on another network
+    blue.run("ip", "-n", "blue", "link", "set", "x", "down")
+    blue.run("ip", "-n", "blue", "link", "set", "x", "name", "mine")
+    blue.niso("net", "repair")
+    blue.niso("net", "check")
+    assert blue.ip_json("link", "show", "dev", "x", netns="blue")[0]["operstate"] == "UP"
+    for line in ("link delete x", "link set mine name x"):
+        blue.run("ip", "-n", "blue", *line.split())
+    blue.niso(*attach, "front,interface=z")
+    blue.niso("net", "check")
+    for line in ("link delete z", "link set x name z"):
+        blue.run("ip", "-n", "blue", *line.split())
+    assert blue.niso("net", "detach", "box").stdout == "box: detached\n"
+    blue.niso("net", "check")
+    assert "z" in {link["ifname"] for link in blue.ip_json("link", netns="blue")}
+
+
 def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
     """No packet leaves with an address that is not niso's: the link is up only when its sysctls are set."""
     subnets = ("--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")

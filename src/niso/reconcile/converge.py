@@ -10,7 +10,7 @@ import errno
 from collections.abc import Container
 
 from niso.base import failpoint, paths
-from niso.base.errors import Error, ErrorGroup, KernelError
+from niso.base.errors import Conflict, Error, ErrorGroup, KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import alias, hosts_folder, own_hosts_folder
 from niso.base.report import Report, silent
@@ -22,6 +22,7 @@ from niso.kernel.kinds.kind import kind_of
 from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
 from niso.kernel.kinds.ruleset import Ruleset
+from niso.kernel.kinds.veth import Veth
 from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Snapshot
@@ -61,6 +62,10 @@ def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bo
     )
     asked = candidates.replace(Element, candidates[Element] - unread)
     present = kernel.read(asked, alias(store.state_id()))
+    if occupied := _occupied(kernel, want, present, before):
+        want = _outside(want, occupied)
+        before, present = (_outside(one, occupied, but=Veth) for one in (before, present))
+        candidates = want | before
     have = State.of_kinds(lambda kind: kind.in_scope(present, want, before))
     steps = diff(want, have)
     whole = {hosts_folder(reader) for reader in snapshot.fresh}
@@ -250,6 +255,39 @@ def _without(state: State, every: State, ended: frozenset[str]) -> State:
     return State(thing for thing in state if (type(thing), thing.key()) not in going)
 
 
+def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
+    """Return {namespace: interface} where a container has another link in the place of niso's.
+
+    With NET_ADMIN it can. To create the pair again would fail, with each change of its policy and
+    with its detachment. So the pair is deleted, and what the rules say of its address stays, as for
+    a namespace that has ended.
+    """
+    others = {named.name: named for named in want[Named]}
+    if not others:
+        return {}
+    present = {veth.name: (veth.netns, veth.peer) for veth in have[Veth]}
+    known = {veth.name for veth in before[Veth]}
+    occupied = {}
+    for veth in want[Veth]:
+        end = present.get(veth.name)
+        if veth.netns not in others or end == (veth.netns, veth.peer):
+            continue
+        if end is None and veth.name not in known:
+            continue  # a new one, whose place was free when it was chosen
+        named = others[veth.netns]
+        found = kernel.look_at(named.target)
+        if found is not None and found.cookie == named.cookie and veth.peer in found.links:
+            occupied[veth.netns] = veth.peer
+    return occupied
+
+
+def _outside(state: State, spaces: Container[str], but: type | None = None) -> State:
+    """Return ``state`` without what is in these namespaces, except things of the type ``but``."""
+    return State(
+        thing for thing in state if not _in(thing, spaces) or (but and isinstance(thing, but))
+    )
+
+
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:
     """Return whether objects outside this scope are missing too.
 
@@ -274,7 +312,19 @@ def compare(kernel: Kernel, store: Store) -> tuple[list[AnyStep], State, State, 
     have = kernel.read_all(want, alias(store.state_id()), foreign)
     have = _without(have, every, ended)
     want, have = without_foreign((want, have), set(foreign))
+    if occupied := _occupied(kernel, want, have, want):
+        want, have = _outside(want, occupied), _outside(have, occupied, but=Veth)
+        foreign |= {name: _taken(name, interface) for name, interface in occupied.items()}
     return diff(want, have), want, have, foreign
+
+
+def _taken(netns: str, interface: str) -> Conflict:
+    """Return the error for an attachment that has another link in the place of niso's."""
+    return Conflict(
+        f"interface {interface!r} in {netns} is another link than niso's: the attachment has no"
+        " network",
+        "rename that link, then niso net repair",
+    )
 
 
 def _read_again(

@@ -272,7 +272,7 @@ def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
     One that is not active counts too: its MAC is the same at its next activation. A frame to such a
     MAC would reach whichever of the two was attached last.
     """
-    chosen = store.attachments.chosen_macs(networks)
+    chosen = store.chosen_macs(networks)
     for network in dict.fromkeys(network for network, _, _ in chosen):
         taken = {service: mac for on, service, mac in chosen if on == network}
         others = {service for service, _ in store.members(network)} - {name}

@@ -90,12 +90,6 @@ class Attachments:
         )
         return [Link(row[0], row[1], row[2], bool(row[3])) for row in rows]
 
-    def chosen_macs(self, networks: Iterable[str]) -> list[tuple[str, str, str]]:
-        """Return (network, service, MAC) of the MACs that were chosen on these networks."""
-        rows = self._db.execute("SELECT network, service, mac FROM attached_link WHERE mac!=''")
-        on = frozenset(networks)
-        return sorted((row[0], row[1], row[2]) for row in rows if row[0] in on)
-
     def planned(
         self, service: str
     ) -> tuple[tuple[str, int] | None, dict[str, tuple[str, str, bool]]]:

@@ -309,6 +309,12 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         span = known.span if known is not None else None
         return names.mac(service, network, span.cluster if span is not None else self.state_id())
 
+    def chosen_macs(self, networks: Iterable[str]) -> list[tuple[str, str, str]]:
+        """Return (network, service, MAC) of the MACs that attachments chose on these networks."""
+        rows = self._db.execute("SELECT network, service, mac FROM attached_link WHERE mac!=''")
+        on = frozenset(networks)
+        return sorted((row[0], row[1], row[2]) for row in rows if row[0] in on)
+
     def held_by(self, network: str) -> list[str]:
         """Return the services that undoing changes in progress would put back on a network."""
         rows = self._db.execute(
