@@ -289,6 +289,53 @@ def test_link_in_the_place_of_an_attached_interface_stops_nothing(blue: Lab, fir
     assert "z" in {link["ifname"] for link in blue.ip_json("link", netns="blue")}
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("route del default", "route add default via 172.31.0.9 dev eth0"), "a route of its own"),
+        (("route del default", "route add blackhole default"), "a route of its own"),
+        (("route del 10.99.1.0/24", "route add 10.99.1.0/24 dev eth0"), "a route of its own"),
+        (
+            ("address del 10.99.1.3/24 dev x", "address add 10.99.1.3/24 dev eth0"),
+            "a route of its own",
+        ),
+        (
+            ("link set x down", "link set x name y", "link property add dev eth0 altname x"),
+            "no network now",
+        ),
+        (("link add v type bridge", "link set x master v"), ""),
+    ],
+)
+def test_what_a_container_does_to_its_links_and_routes_stops_nothing(
+    blue: Lab, changes: tuple[str, ...], said: str
+) -> None:
+    """Its policy is narrowed, others are repaired, it can be detached, and its routes are its own."""
+    blue.niso("activate", echo(blue, "api", network=on("backend")))
+    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
+    blue.niso(*attach[:-1], "backend,interface=x")
+    for line in changes:
+        blue.run("ip", "-n", "blue", *line.split())
+    routes = blue.run("ip", "route", netns="blue").stdout
+    narrowed = blue.niso(*attach, "--allow-from", "")
+    assert said in narrowed.stderr and bool(said) == bool(narrowed.stderr)
+    assert (
+        '10.99.1.3 comment "box"'
+        in blue.run(*("nft", "list", "set", "inet", "niso", "ingress4")).stdout
+    )
+    assert "interrupted" not in blue.niso("ps").stdout
+    blue.run("ip", "-n", "niso-api", "link", "set", "eth0", "down")
+    done = blue.niso("net", "repair", check=False)
+    assert said in done.stderr and done.returncode == bool(said)
+    assert answer(blue, "10.99.1.2", 80)
+    if said == "a route of its own":
+        assert set(blue.run("ip", "route", netns="blue").stdout.splitlines()) >= {
+            route for route in routes.splitlines() if "dev x" not in route
+        }
+        assert pings(blue, "10.99.1.3")
+    assert blue.niso("net", "detach", "box").stdout == "box: detached\n"
+    blue.niso("net", "check")
+
+
 def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
     """No packet leaves with an address that is not niso's: the link is up only when its sysctls are set."""
     subnets = ("--subnet", "10.99.1.0/24", "--subnet", "fd00:99:1::/64")
