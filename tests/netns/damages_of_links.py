@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from damage import API, API1, OWN_MAC, SHAPED, Damage, damage
 
+BRIDGE_MAC = "mac=$(cat /sys/class/net/niso-backend/address);"
+
 LINKS: dict[str, Damage] = {
     # --- veth pairs and ports
     "veth gone": damage(
@@ -161,6 +163,17 @@ LINKS: dict[str, Damage] = {
         lambda w: w.ip("link set niso-extra address 02:12:34:56:78:9a"),
         different=r"^bridge niso-extra$",
     ),
+    "bridge's own forwarding entry gone": damage(
+        "Bridge.takes_own",
+        lambda w: w.sh(f'{BRIDGE_MAC} bridge fdb delete "$mac" dev niso-backend self'),
+        different=r"^bridge niso-backend$",
+    ),
+    "bridge's own forwarding entry leads to a port": damage(
+        "Bridge.takes_own",
+        lambda w: w.sh(f'{BRIDGE_MAC} bridge fdb replace "$mac" dev "$1" master static', w.port),
+        different=r"^bridge niso-backend$",
+        foreign=r"^forwarding entry \S+ of bridge port niapi-\S+$",
+    ),
     "bridge not tracked": damage(
         "Bridge.tracked4",
         lambda w: w.ip("link set niso-extra type bridge nf_call_iptables 0"),
@@ -181,6 +194,16 @@ LINKS: dict[str, Damage] = {
         "Bridge foreign",
         lambda w: w.ip("link add niso-stray type bridge", f"link set niso-stray alias {w.id}"),
         foreign=r"^bridge niso-stray$",
+    ),
+    "foreign link with a service's MAC on its bridge": damage(
+        ("Attached foreign", "Veth.fixed"),
+        lambda w: w.sh(
+            f"{OWN_MAC} ip link add tap0 type veth peer name tap1;"
+            ' ip link set tap0 address "$mac" master niso-backend'
+        ),
+        different=API,
+        foreign=r"^link tap0 on bridge niso-backend$",
+        anew=True,
     ),
     "foreign link on a bridge": damage(
         "Attached foreign",

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 from conftest import Lab, Process
-from services import BUSYBOX, CLIENT, HOST, answer, ask, echo, idle, inspect, on, ps, refused
+from services import (
+    BUSYBOX,
+    CLIENT,
+    HOST,
+    address,
+    answer,
+    ask,
+    echo,
+    idle,
+    inspect,
+    on,
+    pings,
+    ps,
+    refused,
+    send,
+)
+from wire import Wire
+
+from niso.base.names import mac
 
 BACKEND = ("net", "create", "backend", "--subnet", "10.99.1.0/24")
 SERVE = ("/usr/bin/python3", "-ISu", "-c")
@@ -218,13 +237,102 @@ def test_container_that_renames_its_interface_keeps_no_policy(blue: Lab) -> None
     where = ("--netns", "/run/netns/blue", "--network", "backend,interface=x")
     attach = ("net", "attach", "box", *where)
     blue.niso(*attach)
-    address = "10.99.1.2"
-    assert answer(blue, address, 80).startswith("box")
+    box = "10.99.1.2"
+    assert answer(blue, box, 80).startswith("box")
     for line in ("set x down", "set x name y", "set y up"):
         blue.run("ip", "-n", "blue", "link", *line.split())
     blue.niso(*attach, "--egress-allow", "")
     rules = blue.run("nft", "list", "set", "inet", "niso", "egress4").stdout
-    assert f'{address} comment "box"' in rules
+    assert f'{box} comment "box"' in rules
+    blue.niso("net", "check")
+
+
+@pytest.mark.parametrize("first", ["link set x name y", "link delete x"])
+def test_link_in_the_place_of_an_attached_interface_stops_nothing(blue: Lab, first: str) -> None:
+    """With NET_ADMIN a container can. Its policy is narrowed, it can be detached, others go on."""
+    blue.niso("activate", echo(blue, "api", network=on("backend")))
+    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network")
+    blue.niso(*attach, "backend,interface=x", "--port", "8080:80")
+    blue.niso("net", "create", "front", "--subnet", "10.99.2.0/24")
+    made = ("link add x type bridge", "link set x addrgenmode none", "link set x up")
+    for line in ("link set x down", first, *made):
+        blue.run("ip", "-n", "blue", *line.split())
+    blue.run("ip", "-n", "blue", "address", "add", "10.99.1.3/24", "dev", "x")
+    before = picture(blue, "blue", "y")
+    blue.niso(*attach, "backend,interface=x", "--egress-allow", "", "--allow-from", "")
+    for direction in ("ingress4", "egress4"):
+        rules = blue.run("nft", "list", "set", "inet", "niso", direction).stdout
+        assert '10.99.1.3 comment "box"' in rules
+    named = "foreign: interface 'x' in niso-box is another link than niso's:"
+    assert blue.niso("net", "check", check=False).stdout.startswith(named)
+    # neither repair nor another command fails for it, and its own link is left alone
+    blue.run("ip", "-n", "niso-api", "link", "set", "eth0", "down")
+    assert "is another link than niso's" in refused(blue, "net", "repair")
+    assert answer(blue, "10.99.1.2", 80)
+    blue.niso("activate", echo(blue, "web", network=on("backend", ports=["8081:80"])))
+    assert picture(blue, "blue", "y") == before
+    assert blue.niso("net", "check", check=False).stdout.count("\n") == 1
+    # in its place again, or on another network
+    blue.run("ip", "-n", "blue", "link", "set", "x", "down")
+    blue.run("ip", "-n", "blue", "link", "set", "x", "name", "mine")
+    blue.niso("net", "repair")
+    blue.niso("net", "check")
+    assert blue.ip_json("link", "show", "dev", "x", netns="blue")[0]["operstate"] == "UP"
+    for line in ("link delete x", "link set mine name x"):
+        blue.run("ip", "-n", "blue", *line.split())
+    blue.niso(*attach, "front,interface=z")
+    blue.niso("net", "check")
+    for line in ("link delete z", "link set x name z"):
+        blue.run("ip", "-n", "blue", *line.split())
+    assert blue.niso("net", "detach", "box").stdout == "box: detached\n"
+    blue.niso("net", "check")
+    assert "z" in {link["ifname"] for link in blue.ip_json("link", netns="blue")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("route del default", "route add default via 172.31.0.9 dev eth0"), "a route of its own"),
+        (("route del default", "route add blackhole default"), "a route of its own"),
+        (("route del 10.99.1.0/24", "route add 10.99.1.0/24 dev eth0"), "a route of its own"),
+        (
+            ("address del 10.99.1.3/24 dev x", "address add 10.99.1.3/24 dev eth0"),
+            "a route of its own",
+        ),
+        (
+            ("link set x down", "link set x name y", "link property add dev eth0 altname x"),
+            "no network now",
+        ),
+        (("link add v type bridge", "link set x master v"), ""),
+    ],
+)
+def test_what_a_container_does_to_its_links_and_routes_stops_nothing(
+    blue: Lab, changes: tuple[str, ...], said: str
+) -> None:
+    """Its policy is narrowed, others are repaired, it can be detached, and its routes are its own."""
+    blue.niso("activate", echo(blue, "api", network=on("backend")))
+    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
+    blue.niso(*attach[:-1], "backend,interface=x")
+    for line in changes:
+        blue.run("ip", "-n", "blue", *line.split())
+    routes = blue.run("ip", "route", netns="blue").stdout
+    narrowed = blue.niso(*attach, "--allow-from", "")
+    assert said in narrowed.stderr and bool(said) == bool(narrowed.stderr)
+    assert (
+        '10.99.1.3 comment "box"'
+        in blue.run(*("nft", "list", "set", "inet", "niso", "ingress4")).stdout
+    )
+    assert "interrupted" not in blue.niso("ps").stdout
+    blue.run("ip", "-n", "niso-api", "link", "set", "eth0", "down")
+    done = blue.niso("net", "repair", check=False)
+    assert said in done.stderr and done.returncode == bool(said)
+    assert answer(blue, "10.99.1.2", 80)
+    if said == "a route of its own":
+        assert set(blue.run("ip", "route", netns="blue").stdout.splitlines()) >= {
+            route for route in routes.splitlines() if "dev x" not in route
+        }
+        assert pings(blue, "10.99.1.3")
+    assert blue.niso("net", "detach", "box").stdout == "box: detached\n"
     blue.niso("net", "check")
 
 
@@ -242,14 +350,14 @@ def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
     assert own == {"10.99.1.77", "fd00:99:1::77"}  # and no fe80::
     routes = lab.ip_json("-6", "route", "show", "default", netns="blue")
     assert [route["gateway"] for route in routes] == ["fd00:99:1::1"]
-    for name, address in (
+    for name, end in (
         ("blue", "fd00:99:1::1"),
         ("blue", "fd00:99:1::2"),
         ("niso-api", "fd00:99:1::77"),
     ):
-        lab.run("ping", "-6", "-c1", "-W2", address, netns=name)
+        lab.run("ping", "-6", "-c1", "-W2", end, netns=name)
     hosts = lab.run("cat", "/run/niso/hosts/backend/hosts").stdout
-    assert all(f"{address}  box.niso.local box\n" in hosts for address in own)
+    assert all(f"{end}  box.niso.local box\n" in hosts for end in own)
     dropped = lab.niso("net", "stats", "--json").stdout
     assert next(row for row in json.loads(dropped) if row["service"] == "box")["foreign"] == 0
     # an engine that switches IPv6 off inside is seen on niso's link, and its own setting stays
@@ -263,3 +371,162 @@ def test_both_families_and_nothing_that_the_kernel_would_add(lab: Lab) -> None:
     assert [link["ifname"] for link in lab.ip_json("link", "show", netns="blue")] == ["lo"]
     lab.niso("deactivate", "--all")
     lab.niso("net", "check")
+
+
+EVIL = ("net", "attach", "evil", "--netns", "/run/netns/blue", "--network")
+OWN = "02:00:00:00:00:66"
+
+
+def reads(lab: Lab, address: str, text: str) -> bool:
+    """Whether the namespace blue gets a datagram that the host sends to an address."""
+    with Wire(lab) as wire:
+        link = wire.link("blue", "net7")
+        send(lab, None, address, 9, text)
+        send(lab, "niso-web", address, 9, text)
+        time.sleep(0.3)
+        return link.saw(text.encode())
+
+
+def test_no_chosen_mac_takes_what_is_meant_for_others(blue: Lab) -> None:
+    """With the MAC of db, evil reads what is sent to db. With the bridge's, nobody reaches the host."""
+    names = ("old", "db", "web")
+    blue.niso("activate", *(echo(blue, name, network=on("backend")) for name in names))
+    blue.niso("deactivate", "old")
+    blue.run("ip", "netns", "add", "green")
+    green = ("net", "attach", "green", "--netns", "/run/netns/green", "--network")
+    blue.niso(*green, f"backend,mac={OWN}")
+    db = address(blue, "db")
+    state = blue.run("ip", "-j", "link", "show", "niso-backend").stdout
+    (bridge,) = json.loads(state)
+    state_id = bridge["ifalias"].partition(":")[2]
+    (port,) = (link for link in blue.ip_json("link") if link["ifname"].startswith("nidb-"))
+    derived, another = "are those of niso's bridges and services", f"has the MAC address {OWN}"
+    taken = {
+        inspect(blue, "db")["endpoints"][0]["mac"]: derived,
+        inspect(blue, "old")["endpoints"][0]["mac"]: derived,
+        mac("later", "backend", state_id): derived,
+        bridge["address"]: derived,
+        port["address"].upper(): derived,
+        OWN: f"'green' already {another} on network 'backend'",
+        OWN.replace(":", "-"): f"'green' already {another}",
+    }
+    for first in ("01:00:5e:00", "33:33:00:00", "03:00:00:00", "ff:ff:ff:ff", "00:00:00:00"):
+        taken[f"{first}:{'ff:ff' if first[0] == 'f' else '00:00'}"] = "MAC address of one station"
+    for chosen, why in taken.items():
+        status = 2 if "station" in why else 1
+        said = refused(blue, *EVIL, f"backend,interface=net7,mac={chosen}", status=status)
+        assert why in said, chosen
+        assert "net7" not in blue.run("ip", "-br", "link", netns="blue").stdout
+    assert blue.niso("net", "check").stdout.startswith("OK")
+    # what nobody has is accepted, also as manufacturers have it, and its own derived one
+    for chosen in ("00:16:3e:00:00:07", mac("evil", "backend", state_id)):
+        blue.niso(*EVIL, f"backend,interface=net7,mac={chosen}")
+        (link,) = blue.ip_json("link", "show", "dev", "net7", netns="blue")
+        assert link["address"] == chosen
+        assert not reads(blue, db, "for db alone") and answer(blue, db, 80, "niso-web")
+        blue.niso("net", "detach", "evil")
+    # the host's end of a link that others put onto the bridge keeps its entry
+    for line in (
+        "link add tap0 type veth peer name tap1",
+        f"link set tap0 address {OWN[:-1]}7 master niso-backend up",
+    ):
+        blue.run("ip", *line.split())
+    said = refused(blue, *EVIL, f"backend,interface=net7,mac={OWN[:-1]}7")
+    assert "it is the MAC address of the bridge or of the host's end of a port" in said
+    assert (
+        "permanent" in blue.run("bridge", "fdb", "get", f"{OWN[:-1]}7", "br", "niso-backend").stdout
+    )
+    blue.run("ip", "link", "delete", "tap0")
+    assert blue.niso("net", "check").stdout.startswith("OK")
+    # another one has it once it is free
+    blue.niso("net", "detach", "green")
+    blue.niso(*EVIL, f"backend,interface=net7,mac={OWN}")
+    blue.niso("net", "check")
+
+
+def test_mac_that_an_earlier_version_took_is_seen_and_taken_back(blue: Lab) -> None:
+    """Such rows of attachments stay in the store. The service with the MAC by right has it again."""
+    blue.niso(*EVIL, f"backend,interface=net7,mac={OWN}")
+    blue.niso("activate", *(echo(blue, name, network=on("backend")) for name in ("db", "web")))
+    bridge = blue.run("cat", "/sys/class/net/niso-backend/address").stdout.strip()
+    (port,) = (
+        link["ifname"] for link in blue.ip_json("link") if link["ifname"].startswith("nievil-")
+    )
+    # what niso did for an attachment with the bridge's MAC
+    blue.run("bridge", "fdb", "replace", bridge, "dev", port, "master", "static")
+    gateway = "10.99.1.1"
+    assert not pings(blue, gateway, "niso-web")
+    named = blue.niso("net", "check", check=False).stdout
+    assert "different: bridge niso-backend" in named and "its own MAC" in named
+    assert blue.niso("net", "check", "backend", check=False).returncode == 1
+    blue.niso("net", "repair")
+    assert pings(blue, gateway, "niso-web") and blue.niso("net", "check").stdout.startswith("OK")
+    # the entry is lost with the port that had it
+    blue.run("bridge", "fdb", "replace", bridge, "dev", port, "master", "static")
+    blue.niso("net", "detach", "evil")
+    assert not pings(blue, gateway, "niso-web")
+    assert "different: bridge niso-backend" in blue.niso("net", "check", check=False).stdout
+    blue.niso("net", "repair")
+    assert pings(blue, gateway, "niso-web")
+    # a service whose MAC an attachment has on record
+    blue.niso("deactivate", "db")
+    blue.niso(*EVIL, f"backend,interface=net7,mac={OWN}")
+    db = inspect(blue, "db")["endpoints"][0]["mac"]
+    statement = f"UPDATE attached_link SET mac='{db}' WHERE service='evil'"
+    blue.run("python3", "-c", SQL, statement)
+    assert f"'evil' already has the MAC address {db}" in refused(blue, "activate", "db")
+    assert ps(blue, "db")["status"] == "inactive"
+    # the bridge's, which no attachment gets: the host stays reachable
+    blue.run("python3", "-c", SQL, statement.replace(db, bridge))
+    said = refused(blue, "net", "repair")
+    assert "it is the MAC address of the bridge or of the host's end of a port" in said
+    assert pings(blue, gateway, "niso-web")
+    named = blue.niso("net", "check", check=False).stdout
+    assert "veth nievil-" in named and "bridge niso-backend" not in named
+    # attached again without a MAC address it is as others are; the row was changed behind niso's back
+    blue.niso("net", "attach", "evil", "--netns", "/run/netns/blue", "--network", "backend")
+    blue.niso("activate", "db")
+    assert answer(blue, address(blue, "db"), 80, "niso-web")
+    blue.niso("net", "repair")
+    blue.niso("net", "check")
+
+
+SQL = """\
+import sqlite3, sys
+with sqlite3.connect("/var/lib/niso/state.db") as store:
+    store.execute(sys.argv[1])
+"""
+
+
+def test_mark_that_a_container_gives_itself_deletes_nothing(blue: Lab) -> None:
+    """With NET_ADMIN a container gives its lo any alias. Its namespace and its record stay."""
+    blue.niso("activate", idle(blue, "api", network=on("backend")))
+    state = json.loads(blue.run("ip", "-j", "link", "show", "niso-backend").stdout)
+    mark = state[0]["ifalias"]
+    # one on record, one that begins as niso's, and two that niso has never seen
+    for name in ("niso-vm", "cni-1", "niso-stale"):
+        blue.run("ip", "netns", "add", name)
+    blue.niso("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
+    blue.niso("net", "attach", "pod", "--netns", "/run/netns/cni-1", "--network", "backend")
+    blue.niso("net", "attach", "two", "--netns", "/run/netns/niso-vm", "--network", "backend")
+    for name in ("blue", "cni-1", "niso-vm", "client"):
+        blue.run("ip", "link", "set", "lo", "alias", mark, netns=name)
+    assert blue.niso("net", "check").stdout.startswith("OK")
+    blue.run("rm", "/run/netns/niso-two")  # even without the name by which niso knows it
+    assert blue.niso("net", "check", check=False).stdout.count("\n") == 1
+    blue.niso("net", "repair")
+    spaces = {"blue", "cni-1", "niso-vm", "client", "niso-box", "niso-two"}
+    assert spaces <= {path.name for path in blue.path("/run/netns").iterdir()}
+    for name in ("box", "pod", "two"):
+        assert ps(blue, name)["status"] == "attached"
+        assert pings(blue, ps(blue, name)["address"][0], "niso-api")
+    # what niso made and has no record of is still found
+    blue.run("ip", "link", "set", "lo", "alias", mark, netns="niso-stale")
+    named = blue.niso("net", "check", check=False).stdout
+    assert named == "foreign: network namespace niso-stale\n"
+    blue.run("rm", "/run/netns/niso-two")
+    blue.niso("net", "repair", "--sweep")
+    left = {path.name for path in blue.path("/run/netns").iterdir()}
+    assert left & {*spaces, "niso-stale", "niso-api"} == {"blue", "cni-1", "niso-vm", "client"}
+    for name in ("blue", "cni-1", "niso-vm", "client"):
+        blue.run("ip", "-br", "link", netns=name)

@@ -155,6 +155,58 @@ def test_living_attachment_is_replaced_by_its_own_owner_alone(world: World) -> N
     world.assert_whole()
 
 
+def test_chosen_mac_is_nobody_elses(world: World) -> None:
+    backend = {"network": "backend"}
+    world.activate(world.package("db", network=backend), world.package("api", network=backend))
+    chosen = BACKEND._replace(mac="02:00:00:00:00:AA")
+    attach(world, "one", "/n/1", chosen)
+    assert not attach(world, "one", "/n/1", chosen).changed
+    world.kernel.begin_engine("/n/2")
+    before = world.picture()
+    with pytest.raises(Conflict, match="'one' already has the MAC address 02:00:00:00:00:aa"):
+        attach(world, "two", "/n/2", chosen)
+    derived = world.store.derived_mac
+    theirs = [derived(name, "backend") for name in ("db", "one", "a-later-one")]
+    theirs += [bridge.mac for bridge in world.kernel.bridges.values()]
+    for mac in theirs:
+        with pytest.raises(InvalidInput, match="are those of niso's bridges and services"):
+            attach(world, "two", "/n/2", BACKEND._replace(mac=mac.upper()))
+    for mac in ("ff:ff:ff:ff:ff:ff", "01:00:00:00:00:01", "00:00:00:00:00:00"):
+        with pytest.raises(InvalidInput, match="not a MAC address of one station"):
+            attach(world, "two", "/n/2", BACKEND._replace(mac=mac))
+    assert world.picture() == before
+    # its own one, as engines give it back, and one that is chosen on another network
+    attach(world, "two", "/n/2", BACKEND._replace(mac=derived("two", "backend")))
+    assert world.store.attachments.links("two")[0].mac == ""
+    attach(world, "two", "/n/2", FRONT._replace(mac=chosen.mac))
+    with pytest.raises(Conflict, match="already has the MAC address"):
+        attach(world, "two", "/n/2", chosen)
+    attachments.detach(world.machine, "one")
+    attach(world, "two", "/n/2", chosen)
+    world.assert_whole()
+
+
+def test_mac_that_an_earlier_version_took_is_kept_but_not_beside_whose_it_is(world: World) -> None:
+    path = world.package("db", network={"network": "backend"})
+    attach(world, "box", PATH, BACKEND._replace(mac="02:00:00:00:00:01"))
+    for name in ("other", "db"):
+        mac = world.store.derived_mac(name, "backend")
+        with world.store.transaction():
+            world.store._db.execute("UPDATE attached_link SET mac=?", (mac,))
+        repair_all(world.machine)
+        assert attachments.apply_policies(world.machine)  # as for any attachment
+        with pytest.raises(InvalidInput, match="are those of niso's"):
+            attach(world, "box", PATH, BACKEND._replace(mac="0a:00:00:00:00:00"))
+    before = world.picture()
+    with pytest.raises(Conflict, match=f"'box' already has the MAC address {mac}") as refused:
+        world.activate(path)
+    assert "attach box without a MAC address" in str(refused.value.hint)
+    assert world.picture() == before
+    attach(world)
+    world.activate(path)
+    world.assert_whole()
+
+
 def test_what_cannot_be_attached_is_refused_and_changes_nothing(world: World) -> None:
     world.activate(world.package("api"))
     world.kernel.begin_engine(PATH)

@@ -17,6 +17,7 @@ from fake_world import World
 from niso.base.errors import Error, InvalidInput
 from niso.commands import network as networks
 from niso.engines import docker_calls, plugin
+from niso.services import attachments
 
 ID = "49619180c636582d0dcf0c64a6aab759d2739efcebb4755f6ebea40be1285c56"
 
@@ -103,6 +104,45 @@ def test_network_that_a_killed_driver_made_goes_with_docker_s(
         assert docker_calls._known(docker_calls._file(os.environ["NISO_STATE_DIR"], "ab")) is None
         docker_calls.answer("DeleteNetwork", {"NetworkID": ID})
         assert world.store.network(f"docker-{ID[:12]}") is None
+
+
+def test_mac_address_of_docker_is_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with World(tmp_path) as world:
+        monkeypatch.setattr(plugin, "machine", lambda: world.machine)
+        docker_calls._create_network(
+            {
+                "NetworkID": ID,
+                "IPv4Data": [{"Pool": "10.99.7.0/24", "Gateway": "10.99.7.1/24"}],
+                "Options": {"com.docker.network.generic": {"network": "shop"}},
+            }
+        )
+        network = {"network": "shop", "options": {}}
+
+        def join(id: str, mac: str) -> None:
+            endpoint = {"NetworkID": ID, "EndpointID": id, "Interface": {"MacAddress": mac}}
+            request = docker_calls._request(world.machine, network, endpoint, id)
+            world.kernel.begin_engine(request.netns)
+            attachments.attach(world.machine, request)
+
+        join("ab", "02:42:00:00:00:01")
+        bridge = world.kernel.bridges["niso-shop"].mac
+        for mac, why in (
+            ("02:42:00:00:00:01", "already has the MAC address"),
+            (world.store.derived_mac("db", "shop"), "are those of niso's"),
+            (bridge, "are those of niso's"),
+            ("01:00:5e:00:00:01", "not a MAC address of one station"),
+        ):
+            with pytest.raises(Error, match=why):
+                join("cd", mac)
+        # Docker sends what it has seen at the container's last start
+        join("ef", world.store.derived_mac("c-ef", "shop"))
+        wrong = {"Interface": {"MacAddress": "01:00:5e:00:00:01"}}
+        with pytest.raises(InvalidInput, match="not a MAC address of one station"):
+            call = {"NetworkID": ID, "EndpointID": "ee", **wrong}
+            docker_calls.answer("CreateEndpoint", call)
+        world.assert_whole()
 
 
 def die() -> None:

@@ -171,6 +171,37 @@ def test_podman_creates_sets_up_and_tears_down(world: World, run: Run) -> None:
     world.assert_whole()
 
 
+def test_engines_choose_no_mac_of_others(world: World, run: Run) -> None:
+    """By ``--mac-address`` of Podman, and by CNI_ARGS and runtimeConfig of container runtimes."""
+    made = run(netavark.main, NETWORK, "create")[1]
+    setup = SETUP | {"network": made}
+    assert run(netavark.main, setup, "setup", NETNS)[0] == 0
+    world.kernel.begin_engine("/n/2")
+    theirs = {
+        "aa:00:00:00:00:01": "already has the MAC address",
+        world.store.derived_mac("db", "backend"): "are those of niso's",
+        world.kernel.bridges["niso-backend"].mac: "are those of niso's",
+        "ff:ff:ff:ff:ff:ff": "not a MAC address of one station",
+    }
+    before = world.picture()
+    for mac, why in theirs.items():
+        chosen = {"static_mac": mac, "aliases": [], "interface_name": "eth0"}
+        second = setup | {"container_id": "b2", "network_options": chosen, "port_mappings": None}
+        status, answer = run(netavark.main, second, "setup", "/n/2")
+        assert status == 1 and why in answer["error"], answer
+        ways: list[tuple[dict[str, Any], str]] = [
+            ({"runtimeConfig": {"mac": mac}}, ""),
+            ({}, f"IgnoreUnknown=1;MAC={mac}"),
+        ]
+        for extra, arguments in ways:
+            config = {"cniVersion": "1.0.0", "network": "backend", "type": "niso-cni", "name": "b"}
+            pod = POD | {"NETNS": "/n/2", "CONTAINERID": "c2", "ARGS": arguments}
+            status, answer = run(cni.main, config | extra, COMMAND="ADD", **pod)
+            assert status == 1 and why in answer["msg"], answer
+        assert world.picture() == before
+    world.assert_whole()
+
+
 def test_cni_adds_and_deletes(world: World, run: Run) -> None:
     status, answer = run(cni.main, CONFIG, COMMAND="ADD", **POD)
     assert status == 0, answer

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from niso.base.errors import Error, InvalidInput, NotFound
-from niso.kubernetes import kubeconfig
-from niso.kubernetes.api_server import ApiServer
+from niso.kubernetes import api_server, kubeconfig
+from niso.kubernetes.api_server import ApiServer, NoAnswer
 from niso.kubernetes.kubeconfig import Access
 
 
@@ -56,6 +57,13 @@ def test_kubeconfig_is_yaml_or_json(tmp_path: Path) -> None:
         ({"server": "https://x:port"}, {}, "no URL of a server"),
         ({"server": "https://x:99999"}, {}, "no URL of a server"),
         ({"server": "https://x/a b"}, {}, "no URL of a server"),
+        ({"server": "http://192.0.2.1:8080"}, {}, "on another machine, without TLS"),
+        ({"server": "http://api.example:8080"}, {}, "on another machine, without TLS"),
+        ({"server": "http://127.0.0.1@192.0.2.1"}, {}, "on another machine, without TLS"),
+        ({"server": "http://127.0.0.1.example"}, {}, "on another machine, without TLS"),
+        ({"server": "http://localhost.example"}, {}, "on another machine, without TLS"),
+        ({"server": "http://[2001:db8::1]:80"}, {}, "on another machine, without TLS"),
+        ({"server": "http://0.0.0.0:80"}, {}, "on another machine, without TLS"),
         ({"server": "https://x", "insecure-skip-tls-verify": True}, {}, "is not supported"),
         ({"server": "https://x"}, {"exec": {"command": "aws"}}, "user.exec is not supported"),
         ({"server": "https://x"}, {"username": "root"}, "user.username is not supported"),
@@ -70,6 +78,23 @@ def test_kubeconfig_that_niso_cannot_use_is_refused(
     path.write_text(json.dumps(config(cluster, user)))
     with pytest.raises(InvalidInput, match=reason):
         kubeconfig.read(str(path))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "127.9.8.7"])
+def test_server_of_this_machine_needs_no_tls(tmp_path: Path, host: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(json.dumps(config({"server": f"http://{host}:7443"}, {"token": "t"})))
+    assert kubeconfig.read(str(path)).server == f"http://{host}:7443"
+
+
+def test_name_that_leads_to_another_machine_gets_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/etc/hosts or a resolver may say that localhost is elsewhere."""
+    server = socket.create_server(("127.0.0.1", 0))
+    access = Access(f"http://localhost:{server.getsockname()[1]}", token="secret")
+    monkeypatch.setattr(api_server, "is_loopback", lambda address: address != "127.0.0.1")
+    with server, pytest.raises(NoAnswer, match="not on this machine, and without TLS"):
+        ApiServer(access, 2.0).get("/api/v1/pods")
+    # the connection was closed before a request
 
 
 def test_kubeconfig_without_its_parts_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from niso.api.outside_views import OutsideName
     from niso.api.session import Session
-    from niso.plan import records
     from niso.runtime.health import Health, Target
     from niso.runtime.status import Status
     from niso.store.store import ServiceRow, Store
@@ -442,19 +441,10 @@ def _endpoints(store: Store, row: ServiceRow) -> tuple[Endpoint, ...]:
             networks[name].bridge,
             tuple(addresses),
             tuple(subnet.gateway for subnet in networks[name].subnets),
-            (links[name].mac if name in links else "")
-            or names.mac(owner.name, name, _owner_of_macs(store, networks[name])),
+            (links[name].mac if name in links else "") or store.derived_mac(owner.name, name),
             links[name].interface if name in links else f"eth{position}",
             names.veth(owner.name, name, owner.generation) if row.active else None,
             networks[name].mtu,
         )
         for position, (name, addresses) in enumerate(by_network.items())
     )
-
-
-def _owner_of_macs(store: Store, network: records.Network) -> str:
-    """Return the id that a network's MAC addresses are derived from.
-
-    That is the cluster's id if the network spans hosts, else the state id.
-    """
-    return network.span.cluster if network.span is not None else store.state_id()

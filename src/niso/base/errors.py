@@ -112,11 +112,17 @@ class NotFound(Error):
 
 
 class KernelError(Error):
-    """The kernel refused a step. ``errno`` is the error number (errno.h), or 0 if there is none."""
+    """The kernel refused a step. ``errno`` is the error number (errno.h), or 0 if there is none.
+
+    ``space`` is the namespace that the step was about; "" for the host's, or if that is not known.
+    ``thing`` is the object that the step was to make or change there, if it was one alone.
+    """
 
     def __init__(self, reason: str, hint: str | None = None, errno: int = 0) -> None:
         super().__init__(reason, hint)
         self.errno = errno
+        self.space = ""
+        self.thing: object = None
 
 
 class ProcessError(Error):

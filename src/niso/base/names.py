@@ -12,6 +12,8 @@ DEFAULT_NETWORK = "niso-default"
 BRIDGES = '"niso-*"'
 """The pattern for all bridges in nftables rules; matching costs less than half of a set lookup."""
 DOMAIN = "niso.local"
+MAC_PREFIX = "0a:"
+"""What every MAC of niso's begins with: of bridges, services, and the host's ends of pairs."""
 
 
 def _digest(text: str, length: int) -> str:
@@ -84,7 +86,7 @@ def mac(service: str, network: str, owner: str) -> str:
     MAC stays the same across activations, and when the service moves to another host.
     """
     digest = sha256(f"{owner}/{service}/{network}".encode()).digest()
-    return ":".join(f"{byte:02x}" for byte in (0x0A, *digest[:5]))
+    return MAC_PREFIX + ":".join(f"{byte:02x}" for byte in digest[:5])
 
 
 def own_hosts_folder(service: str) -> str:

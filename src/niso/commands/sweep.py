@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from niso.base import failpoint
+from niso.base import failpoint, paths
 from niso.base.errors import Conflict, Error, ErrorGroup
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock, locked_services, service_lock
@@ -22,7 +23,7 @@ from niso.kernel.kinds.namespace import Netns
 from niso.plan import nft
 from niso.reconcile import forwarding
 from niso.runtime.lost_services import Lost
-from niso.store.sqlite import unusable
+from niso.store.sqlite import connected, unusable
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -141,9 +142,13 @@ def _running(processes: Processes, lost: list[Lost]) -> Iterator[_Thing]:
 def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
     """Yield all namespaces, links and routing rules with niso's mark, in removal order.
 
-    For a namespace of another program, only the name in /run/netns is niso's.
+    For a namespace of another program, only the name in /run/netns is niso's, whatever
+    mark a program has made in it.
     """
+    attached = _attached()
     for name, mark in kernel.marked_netns().items():
+        if attached and kernel.cookie_at(os.path.join(paths.NETNS_DIR, name)) in attached:
+            continue
         step = Step("delete", Netns(name, mark))
         yield _Thing(Command(step.describe()), partial(kernel.write, [step]))
     for name in kernel.marked_names():
@@ -154,6 +159,28 @@ def _marked(kernel: Kernel, links: dict[str, str]) -> Iterator[_Thing]:
     for rule in kernel.marked_rules():
         delete = Step("delete", rule)
         yield _Thing(Command(delete.describe()), partial(kernel.write, [delete]))
+
+
+def _attached() -> frozenset[int]:
+    """Return the cookies of the namespaces that others made, of active attachments on record.
+
+    The store is only read, and may be missing or damaged. To open it as commands do would record a
+    move or a reboot.
+    """
+    query = (
+        "SELECT cookie FROM attached a JOIN service s ON s.name=a.service"
+        " WHERE a.netns!='' AND s.active=1"
+    )
+    try:
+        if not os.path.lexists(paths.database()):
+            return frozenset()
+        db = connected(paths.database())
+        try:
+            return frozenset(row[0] for row in db.execute(query))
+        finally:
+            db.close()
+    except (Error, OSError, sqlite3.DatabaseError):
+        return frozenset()
 
 
 def _all_rules(kernel: Kernel, going: dict[str, str]) -> Iterator[_Thing]:

@@ -322,7 +322,7 @@ def _result(store: Store, call: Call, name: str) -> dict[str, Any]:
     own = [address for on, address in store.addresses(name) if on == call.network]
     inner = {
         "name": link.interface,
-        "mac": link.mac or names.mac(name, call.network, store.state_id()),
+        "mac": link.mac or store.derived_mac(name, call.network),
         "sandbox": call.netns,
     }
     assert row is not None

@@ -164,6 +164,7 @@ def _create_endpoint(given: dict[str, Any]) -> dict[str, Any]:
     """
     own, options = _own_options(given), _network(given)["options"]
     _policy(options, own)
+    _mac(given)
     if own.get("name"):
         plugin.label(own["name"])
     elif plugin.flag(options.get(_NAMED, False), f"-o {_NAMED}"):
@@ -189,6 +190,12 @@ def _own_options(endpoint: Mapping[str, Any]) -> dict[str, str]:
             f"driver-opt {_PREFIX}{unknown[0]}: niso does not know this option", f"one of {known}"
         )
     return own
+
+
+def _mac(endpoint: Mapping[str, Any]) -> str:
+    """Return the MAC address of ``--mac-address``, "" for none. Raises InvalidInput."""
+    text = str((endpoint.get("Interface") or {}).get("MacAddress") or "")
+    return checked_mac(text) if text else ""
 
 
 def _policy(options: Mapping[str, str], own: Mapping[str, str]) -> Policy:
@@ -272,14 +279,13 @@ def _request(
     own = _own_options(endpoint)
     interface = endpoint.get("Interface") or {}
     ips = [str(interface.get(key) or "") for key in ("Address", "AddressIPv6")]
-    mac = str(interface.get("MacAddress") or "")
     called = own.get("name") or f"c-{id[:12]}"
     name = str(network["network"])
     wish = Wish(
         name,
         "eth0",
         tuple(plugin.address(ip.partition("/")[0]) for ip in ips if ip),
-        checked_mac(mac) if mac else "",
+        _mac(endpoint),
     )
     return Request(
         plugin.free_name(machine, called, id),

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping
 
 import niso
-from niso.base import names
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.engines import aardvark, plugin, protocol
@@ -228,7 +227,7 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
         "dns_server_ips": resolvers,
         "interfaces": {
             link.interface: {
-                "mac_address": link.mac or names.mac(name, network.name, store.state_id()),
+                "mac_address": link.mac or store.derived_mac(name, network.name),
                 "subnets": [
                     {
                         "ipnet": f"{address}/{subnet.cidr.rpartition('/')[2]}",

@@ -371,6 +371,7 @@ class Fake(FakeTables, FakeHost, FakeEngines, FakeWire):
             other.bridge == veth.bridge and other.name != veth.name for other in self.veths.values()
         )
         refuse_unless(ports < MOST_PORTS, errno.EXFULL, veth)
+        refuse_unless(veth.mac != self.bridges[veth.bridge].mac, errno.EADDRINUSE, veth)
         self.veths[veth.name] = veth
 
     def lose_veth(self, name: str) -> None:

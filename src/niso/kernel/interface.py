@@ -99,7 +99,10 @@ class Kernel(Protocol):
         """
 
     def marked_netns(self) -> dict[str, str]:
-        """Return named network namespaces with niso's mark: name -> mark. Raises KernelError."""
+        """Return network namespaces that niso made, by their name and mark: name -> mark.
+
+        Raises KernelError.
+        """
 
     def marked_rules(self) -> list[RoutingRule]:
         """Return the host's routing rules with niso's mark. Raises KernelError."""

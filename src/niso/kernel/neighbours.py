@@ -13,6 +13,7 @@ import struct
 import sys
 
 from niso.base.addresses import family_of
+from niso.base.errors import KernelError
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import netlink
 from niso.kernel.netlink import Message, attribute, attributes, u32
@@ -133,26 +134,54 @@ def of_bridges(rtnl: Rtnl, bridge_index: int = 0) -> dict[int, set[Fixed]]:
 
 def is_fixed(rtnl: Rtnl, port_index: int, mac: str) -> bool:
     """Return whether a bridge has a static entry of a MAC for this port. Raises KernelError."""
+    have = _entry(rtnl, port_index, mac)
+    return have is not None and have[0] == port_index and bool(have[2] & _NOARP)
+
+
+def _entry(rtnl: Rtnl, port_index: int, mac: str) -> tuple[int, int, int] | None:
+    """Return (link, bridge, NUD_*) of a MAC's entry in the bridge that a port is on.
+
+    The link of a bridge's own entry is the bridge. None without an entry. Raises KernelError.
+    """
     body = _request(_AF_BRIDGE, port_index) + _mac(mac)
     answer = rtnl.get_one(f"find the port of {mac}", _GETNEIGH, body, _ABSENT)
     if answer is None:
-        return False
+        return None
     _, index, state, _, _ = _ndmsg.unpack_from(answer)
-    return index == port_index and bool(state & _NOARP)
+    bridge = int.from_bytes(attributes(answer, 12).get(_MASTER, b""), sys.byteorder)
+    return index, bridge, state
 
 
 def fix(rtnl: Rtnl, port_index: int, mac: str, own: str = "") -> None:
-    """Add a static entry to a bridge: it sends frames to ``mac`` to this port. Raises KernelError.
+    """Add a static entry to a bridge: it sends frames to ``mac`` to this port.
 
-    The entry that the kernel adds for the port's ``own`` MAC is deleted: no frame is sent to that
-    MAC, and the kernel walks all entries for each port that is added or removed.
+    The entry that the kernel adds for the ``own`` MAC of a new port is deleted: no service sends to
+    that MAC, and the kernel walks all entries for each port that comes or goes. A new port replaces
+    no entry for the host. No port replaces that of the bridge itself: the network would lose the
+    host. Raises KernelError, EADDRINUSE if there is such an entry.
     """
     body = _ndmsg.pack(_AF_BRIDGE, port_index, _NOARP, _MASTERS, 0) + _mac(mac)
-    flags = netlink.CREATE | netlink.REPLACE
     what = f"add the forwarding entry of {mac} for link {port_index}"
-    rtnl.transact(
-        Message(what, _NEWNEIGH, flags, body), *((unfix(port_index, own),) if own else ())
-    )
+    more = (unfix(port_index, own),) if own else ()
+    try:
+        rtnl.transact(Message(what, _NEWNEIGH, netlink.CREATE | netlink.EXCL, body), *more)
+        return
+    except KernelError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    have = _entry(rtnl, port_index, mac)
+    if have is not None and have[2] & _PERMANENT and (own or have[0] == have[1]):
+        reason = "it is the MAC address of the bridge or of the host's end of a port"
+        raise netlink.refused(what, errno.EADDRINUSE, reason)
+    flags = netlink.CREATE | netlink.REPLACE
+    rtnl.transact(Message(what, _NEWNEIGH, flags, body), *more)
+
+
+def take(bridge_index: int, mac: str) -> Message:
+    """Return the message that makes a bridge's entry of a MAC, its own, one for the host."""
+    body = _ndmsg.pack(_AF_BRIDGE, bridge_index, _PERMANENT, _SELF, 0) + _mac(mac)
+    what = f"add the forwarding entry of {mac} for bridge {bridge_index} itself"
+    return Message(what, _NEWNEIGH, netlink.CREATE | netlink.REPLACE, body)
 
 
 def unfix(port_index: int, mac: str) -> Message:

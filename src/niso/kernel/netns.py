@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _OWN = "/proc/thread-self/ns/net"
+_PREFIX = "niso-"
+"""What the names of niso's namespaces begin with (`niso.base.names.netns`)."""
 
 
 def create(name: str, *, alias: str = "") -> None:
@@ -205,6 +207,29 @@ def names() -> list[str]:
     return sorted(name for name in _listed() if exists(name))
 
 
+def own_names() -> list[str]:
+    """Return the names that can be of a namespace that niso made, sorted.
+
+    Such a name begins as niso's do, and is no symlink. A mark inside is not enough: a program with
+    NET_ADMIN can give the lo of its container any alias. A namespace that one of niso's symlinks
+    leads to is an attachment, whatever its own name is.
+    """
+    attached = {_place(name) for name in symlinks()}
+    return [
+        name
+        for name in names()
+        if name.startswith(_PREFIX) and not target(name) and _place(name) not in attached
+    ]
+
+
+def _place(name: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(_path(name))
+    except OSError:  # it has ended
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _listed() -> list[str]:
     try:
         return os.listdir(paths.NETNS_DIR)
@@ -251,6 +276,11 @@ def cookie_at(path: str) -> int | None:
         os.close(fd)
 
 
+def cookie_of(name: str) -> int | None:
+    """Return the cookie of the namespace ``name``; None if there is none. Raises KernelError."""
+    return cookie_at(_path(name))
+
+
 def _cookie(fd: int, name: str) -> int:
     with Elsewhere(name, f"/proc/self/fd/{fd}"):
         return own_cookie()
@@ -283,7 +313,7 @@ def target(name: str) -> str | None:
 
 def symlinks() -> list[str]:
     """Return the symlinks whose names begin with niso's prefix, dangling ones included."""
-    return sorted(name for name in _listed() if name.startswith("niso-") and target(name))
+    return sorted(name for name in _listed() if name.startswith(_PREFIX) and target(name))
 
 
 def pin(name: str, path: str, cookies: Collection[int]) -> int:

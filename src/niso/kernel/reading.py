@@ -205,7 +205,7 @@ class Reading:
             name,
             Conflict(
                 f"network namespace {name!r} exists and does not belong to this niso",
-                f"delete it (ip netns delete {name}), or choose another name for the service",
+                "choose another name for the service, or take that name off the namespace",
             ),
         )
 

@@ -109,9 +109,7 @@ class Real:
 
     def marked_netns(self) -> dict[str, str]:
         marked = {}
-        for name in netns.names():
-            if netns.target(name):  # a symlink to a namespace that has its own name elsewhere
-                continue
+        for name in netns.own_names():
             with netns.inside(name), Rtnl() as rtnl:
                 lo = rtnl.link("lo")
             if lo is not None and is_marked(lo.alias):

@@ -135,14 +135,21 @@ class Writer:
         """
         description = ""
         try:
-            for step in batch:
-                description = step.describe()
-                failpoint.hit(description)
-            batch[0].kind.write(self, batch)
-        except OSError as error:
-            raise KernelError(
-                f"{description.splitlines()[0]}: {error.strerror}", errno=error.errno or 0
-            ) from error
+            try:
+                for step in batch:
+                    description = step.describe()
+                    failpoint.hit(description)
+                batch[0].kind.write(self, batch)
+            except OSError as error:
+                raise KernelError(
+                    f"{description.splitlines()[0]}: {error.strerror}", errno=error.errno or 0
+                ) from error
+        except KernelError as error:
+            first = batch[0]
+            if isinstance(first, Step):
+                error.space = first.kind.space(first.thing)
+                error.thing = first.thing if len(batch) == 1 else None
+            raise
 
 
 def end_links(names: list[str]) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kubernetes.kubeconfig import Access
+from niso.kubernetes.kubeconfig import Access, is_loopback
 
 if TYPE_CHECKING:
     from typing import Any
@@ -124,6 +124,9 @@ class ApiServer:
         if self._context is None:
             connection = http.client.HTTPConnection(host, parts.port, timeout=timeout)
             connection.connect()
+            if not is_loopback(str(connection.sock.getpeername()[0])):  # by the host's names
+                connection.close()
+                raise OSError("not on this machine, and without TLS")
         else:
             connection = http.client.HTTPSConnection(
                 host, parts.port, timeout=timeout, context=self._context

@@ -7,6 +7,7 @@ because with incomplete credentials niso would be a different user.
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import os
 import stat
@@ -58,6 +59,13 @@ def read(path: str) -> Access:
     server = cluster.get("server")
     if not isinstance(server, str) or not _is_url(server):
         raise InvalidInput("has no URL of a server", "a line server: https://...", file=path)
+    if not (server.startswith("https://") or is_loopback(urlsplit(server).hostname or "")):
+        # on the way, others read the token, and choose the policies
+        raise InvalidInput(
+            f"server {server!r} is on another machine, without TLS",
+            "server: https://..., or http:// with 127.0.0.1, [::1] or localhost",
+            file=path,
+        )
     certificate = _content(path, user, "client-certificate")
     key = _content(path, user, "client-key")
     if bool(certificate) != bool(key):
@@ -72,6 +80,16 @@ def read(path: str) -> Access:
         _beside(path, str(token_file)) if token_file else "",
         str(cluster.get("tls-server-name") or ""),
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host of a URL is this machine's loopback: an address, or ``localhost``."""
+    if host == "localhost":  # RFC 6761, 6.3
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_url(text: str) -> bool:

@@ -7,21 +7,23 @@ after a crash run the same code with different scopes.
 from __future__ import annotations
 
 import errno
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 from niso.base import failpoint, paths
-from niso.base.errors import Error, ErrorGroup, KernelError
+from niso.base.errors import Conflict, Error, ErrorGroup, KernelError
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import alias, hosts_folder, own_hosts_folder
-from niso.base.report import Report, silent
+from niso.base.report import Caution, Report, silent
 from niso.kernel.diff import diff, without_foreign
 from niso.kernel.kinds import order
 from niso.kernel.kinds.element import Element, NftTransaction
 from niso.kernel.kinds.hosts_file import HostsEdit
-from niso.kernel.kinds.kind import kind_of
+from niso.kernel.kinds.kind import Step, kind_of
 from niso.kernel.kinds.named import Named
 from niso.kernel.kinds.namespace import Netns
+from niso.kernel.kinds.route import Route
 from niso.kernel.kinds.ruleset import Ruleset
+from niso.kernel.kinds.veth import Veth
 from niso.kernel.state import State
 from niso.plan.desired import desired
 from niso.plan.records import Snapshot
@@ -41,13 +43,22 @@ class Plan(NamedTuple):
     want: State
     candidates: State
     unread: frozenset[Element]  # assumed absent without reading
+    closed: frozenset[object] = frozenset()  # what was left out after a failure: `_culprit`
 
 
-def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bool = False) -> Plan:
+def plan(
+    kernel: Kernel,
+    store: Store,
+    scope: Scope,
+    before: State,
+    trusting: bool = False,
+    closed: frozenset[object] = frozenset(),
+) -> Plan:
     """Compute the steps that bring the kernel to the store's state for ``scope``. Changes nothing.
 
     ``before`` as for `converge`. With ``trusting``, map elements that are new in the store are
-    assumed to be absent and not read: the kernel refuses those that clash. Raises KernelError, and
+    assumed to be absent and not read: the kernel refuses those that clash. ``closed`` are routes
+    and namespaces that are left out, since a step for them has failed. Raises KernelError, and
     Conflict if a foreign object has a required name.
     """
     snapshot = store.snapshot(scope)
@@ -61,14 +72,18 @@ def plan(kernel: Kernel, store: Store, scope: Scope, before: State, trusting: bo
     )
     asked = candidates.replace(Element, candidates[Element] - unread)
     present = kernel.read(asked, alias(store.state_id()))
+    if occupied := {*_occupied(kernel, want, present, before), *closed}:
+        want = _outside(want, occupied)
+        before, present = (_outside(one, occupied, but=Veth) for one in (before, present))
+        candidates = want | before
     have = State.of_kinds(lambda kind: kind.in_scope(present, want, before))
     steps = diff(want, have)
     whole = {hosts_folder(reader) for reader in snapshot.fresh}
     whole |= {own_hosts_folder(service.name) for service in snapshot.services}
     if scope != ALL and _rebuilds(want, have, steps, whole):
         # the tables or a shared hosts file no longer exist, including content outside this scope
-        return plan(kernel, store, ALL, before)
-    return Plan(scope, before, steps, want, candidates, unread)
+        return plan(kernel, store, ALL, before, closed=closed)
+    return Plan(scope, before, steps, want, candidates, unread, closed)
 
 
 def converge(
@@ -133,11 +148,13 @@ def _carried_out(
             try:
                 kernel.write(steps, ending)
             except KernelError as error:
+                if _is_of_container(error, planned.want, planned.before):
+                    return _without_container(kernel, store, planned, report, error)
                 if error.errno != errno.EEXIST or not planned.unread:
                     raise
                 # an element exists with another value; rules are written first, so nothing has
                 # changed
-                again = plan(kernel, store, planned.scope, planned.before)
+                again = plan(kernel, store, planned.scope, planned.before, closed=planned.closed)
                 return _carried_out(kernel, store, again, report, False, None)
         touched = touched.replace(Ruleset, want[Ruleset])
         taken = any(step.kind.is_transactional for step in steps)
@@ -149,10 +166,11 @@ def _carried_out(
         have = kernel.read(former | want, alias(store.state_id()), taken=taken)
     left = _left(want, touched, have)
     if left:
-        raise KernelError(
-            f"the kernel did not keep a change: {left[0].describe().splitlines()[0]}",
-            "another program may be changing niso's objects: niso net check",
-        )
+        hint = "another program may be changing niso's objects: niso net check"
+        lost = _not_kept("the kernel did not keep a change", hint, left[0])
+        if _is_of_container(lost, planned.want, planned.before):
+            return _without_container(kernel, store, planned, report, lost)
+        raise lost
     if any(isinstance(step, NftTransaction) and step.makes_tables() for step in steps):
         from niso.reconcile import nat_flows
 
@@ -250,6 +268,109 @@ def _without(state: State, every: State, ended: frozenset[str]) -> State:
     return State(thing for thing in state if (type(thing), thing.key()) not in going)
 
 
+def _occupied(kernel: Kernel, want: State, have: State, before: State) -> dict[str, str]:
+    """Return {namespace: interface} where a container has another link in the place of niso's.
+
+    With NET_ADMIN it can. To create the pair again would fail, with each change of its policy and
+    with its detachment. So the pair is deleted, and what the rules say of its address stays, as for
+    a namespace that has ended.
+    """
+    # one that has lost its name has not been read
+    others = {named.name: named for named in want[Named] & have[Named]}
+    if not others:
+        return {}
+    present = {veth.name: (veth.netns, veth.peer) for veth in have[Veth]}
+    known = {veth.name for veth in before[Veth]}
+    occupied = {}
+    for veth in want[Veth]:
+        end = present.get(veth.name)
+        if veth.netns not in others or end == (veth.netns, veth.peer):
+            continue
+        if end is None and veth.name not in known:
+            continue  # a new one, whose place was free when it was chosen
+        named = others[veth.netns]
+        found = kernel.look_at(named.target)
+        if found is not None and found.cookie == named.cookie and veth.peer in found.links:
+            occupied[veth.netns] = veth.peer
+    return occupied
+
+
+_BY_CONTAINER = frozenset(
+    (
+        errno.EEXIST,
+        errno.EINVAL,
+        errno.ENODEV,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.EADDRNOTAVAIL,
+        errno.ESTALE,  # `_not_kept`
+    )
+)
+"""What the kernel answers if a container has changed its own links, addresses or routes."""
+
+
+def _is_of_container(error: KernelError, want: State, before: State) -> bool:
+    """Return whether a step failed for what is in a namespace of others, attached before.
+
+    A container with NET_ADMIN can give a route of niso's another link, for example. A first
+    attachment fails and is undone. Later the rules count: its policy may be what changes, and other
+    services must not wait. So the pair is deleted, and the rest is carried out.
+    """
+    return (
+        error.errno in _BY_CONTAINER
+        and any(named.name == error.space for named in want[Named])
+        and any(veth.netns == error.space for veth in before[Veth])
+    )
+
+
+def _without_container(
+    kernel: Kernel, store: Store, planned: Plan, report: Report, error: KernelError
+) -> list[AnyStep]:
+    """Carry out a plan without what has failed in a container; warn of that."""
+    report(Caution(*_closed(error)))
+    closed = planned.closed | {_culprit(error)}
+    again = plan(kernel, store, planned.scope, planned.before, closed=closed)
+    return _carried_out(kernel, store, again, report, False, None)
+
+
+def _not_kept(reason: str, hint: str, step: AnyStep) -> KernelError:
+    """Return the error for a step that the kernel has taken, and whose result is not there."""
+    error = KernelError(f"{reason}: {step.describe().splitlines()[0]}", hint, errno.ESTALE)
+    error.space = step.kind.space(step.thing) if isinstance(step, Step) else ""
+    return error
+
+
+def _culprit(error: KernelError) -> object:
+    """Return what is left out after a failure in a container: a route, or the whole namespace.
+
+    A program such as a VPN may have led a route of niso's elsewhere, and needs the network.
+    """
+    is_route = isinstance(error.thing, Route) and error.errno == errno.EEXIST
+    return error.thing if is_route else error.space
+
+
+def _closed(error: KernelError) -> tuple[str, tuple[str, ...]]:
+    """Return the warning for an attachment where a step has failed, and the next steps."""
+    if error.thing is not None and _culprit(error) is error.thing:
+        what = f"{error.space} keeps a route of its own: {error.message}"
+    else:
+        what = f"{error.space} has no network now: {error.message}"
+    return what, ("take away what is in its place there, then niso net repair",)
+
+
+def _outside(state: State, spaces: Container[object], but: type | None = None) -> State:
+    """Return ``state`` without what is in these namespaces, and without things among them.
+
+    Things of the type ``but`` stay.
+    """
+    return State(
+        thing
+        for thing in state
+        if (but and isinstance(thing, but)) or not (_in(thing, spaces) or thing in spaces)
+    )
+
+
 def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -> bool:
     """Return whether objects outside this scope are missing too.
 
@@ -262,11 +383,13 @@ def _rebuilds(want: State, have: State, steps: list[AnyStep], whole: set[str]) -
     )
 
 
-def compare(kernel: Kernel, store: Store) -> tuple[list[AnyStep], State, State, Foreign]:
+def compare(
+    kernel: Kernel, store: Store, closed: Mapping[object, KernelError] | None = None
+) -> tuple[list[AnyStep], State, State, Foreign]:
     """Compare everything of niso's in this network namespace: (steps, want, have, foreign).
 
-    Changes nothing. A foreign object with a required name is in ``foreign``; neither state has it
-    or its dependents.
+    Changes nothing. ``closed`` is left out, as in `plan`, with the error for each. A foreign object
+    with a required name is in ``foreign``; neither state has it or its dependents.
     """
     foreign: Foreign = {}
     every = desired_now(kernel, store, ALL)
@@ -274,18 +397,39 @@ def compare(kernel: Kernel, store: Store) -> tuple[list[AnyStep], State, State, 
     have = kernel.read_all(want, alias(store.state_id()), foreign)
     have = _without(have, every, ended)
     want, have = without_foreign((want, have), set(foreign))
+    occupied = _occupied(kernel, want, have, want)
+    foreign |= {name: _taken(name, interface) for name, interface in occupied.items()}
+    for error in (closed or {}).values():
+        message, hints = _closed(error)
+        foreign[f"{error.space} {error.message}"] = Conflict(message, hints[0])
+    if left_out := {*occupied, *(closed or ())}:
+        want, have = _outside(want, left_out), _outside(have, left_out, but=Veth)
     return diff(want, have), want, have, foreign
 
 
+def _taken(netns: str, interface: str) -> Conflict:
+    """Return the error for an attachment that has another link in the place of niso's."""
+    return Conflict(
+        f"interface {interface!r} in {netns} is another link than niso's: the attachment has no"
+        " network",
+        "rename that link, then niso net repair",
+    )
+
+
 def _read_again(
-    kernel: Kernel, store: Store, steps: list[AnyStep], want: State, have: State
+    kernel: Kernel,
+    store: Store,
+    steps: list[AnyStep],
+    want: State,
+    have: State,
+    closed: Mapping[object, KernelError],
 ) -> State:
     """Return the kernel's state after a repair of ``have``.
 
     If the repair changed only rules and elements, only these are read again, not every namespace.
     """
     if not all(step.kind.is_transactional for step in steps):
-        return compare(kernel, store)[2]
+        return compare(kernel, store, closed)[2]
     both = want | have
     rules = State.of_kinds(lambda kind: both[kind.thing] if kind.is_transactional else ())
     now = kernel.read(rules, alias(store.state_id()))
@@ -294,7 +438,7 @@ def _read_again(
     )
 
 
-def _in(thing: Thing, spaces: Container[str]) -> bool:
+def _in(thing: Thing, spaces: Container[object]) -> bool:
     return kind_of(thing).space(thing) in spaces
 
 
@@ -304,16 +448,28 @@ def repair(kernel: Kernel, store: Store, report: Report = silent) -> list[AnySte
     The caller holds the lock. Raises KernelError. After all other repairs, raises an ErrorGroup
     with one Conflict for each foreign object that has a required name.
     """
-    steps, want, have, foreign = compare(kernel, store)
-    for step in steps:
-        report(step)
-    kernel.write(steps)
-    left = _left(want, have, _read_again(kernel, store, steps, want, have)) if steps else []
+    closed: dict[object, KernelError] = {}
+    while True:
+        steps, want, have, foreign = compare(kernel, store, closed)
+        for step in steps:
+            report(step)
+        try:
+            kernel.write(steps)
+        except KernelError as error:
+            if not _is_of_container(error, want, want):
+                raise
+            closed[_culprit(error)] = error
+            continue
+        now = _read_again(kernel, store, steps, want, have, closed) if steps else have
+        left = _left(want, have, now) if steps else []
+        if not left:
+            break
+        lost = _not_kept("the kernel still differs after the repair", "niso net check", left[0])
+        if not _is_of_container(lost, want, want):
+            if foreign:
+                break
+            raise lost
+        closed[lost.space] = lost
     if foreign:
         raise ErrorGroup(list(foreign.values()))
-    if left:
-        raise KernelError(
-            f"the kernel still differs after the repair: {left[0].describe().splitlines()[0]}",
-            "niso net check",
-        )
     return steps

@@ -244,6 +244,7 @@ def _record(
     store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
     store.set_extra_hosts(name, wanted.extra_hosts.items())
     store.set_endpoints(name, on)
+    _refuse_macs(store, name, on)
     if on:
         forwarding.record(machine.kernel, store, on)
     policy = wanted.policy
@@ -263,6 +264,27 @@ def _record(
     if spec is None:
         return Change(target, before, row, restarts=False)
     return Change(target, before, row, *process_record.effect(machine, name, old_spec, spec))
+
+
+def _refuse_macs(store: Store, name: str, networks: tuple[str, ...]) -> None:
+    """Raise Conflict if an endpoint of a service has the MAC of another one, chosen or derived.
+
+    One that is not active counts too: its MAC is the same at its next activation. A frame to such a
+    MAC would reach whichever of the two was attached last.
+    """
+    chosen = store.chosen_macs(networks)
+    for network in dict.fromkeys(network for network, _, _ in chosen):
+        taken = {service: mac for on, service, mac in chosen if on == network}
+        others = {service for service, _ in store.members(network)} - {name}
+        macs = {other: taken.get(other) or store.derived_mac(other, network) for other in others}
+        own = taken.get(name) or store.derived_mac(name, network)
+        for other, mac in macs.items():
+            if mac == own:
+                raise Conflict(
+                    f"{other!r} already has the MAC address {mac} on network {network!r}",
+                    f"attach {name if name in taken else other} without a MAC address: niso derives"
+                    " one that no other service has",
+                )
 
 
 def _set_ports(

@@ -10,6 +10,7 @@ from niso.base import paths
 from niso.base.addresses import family_of
 from niso.base.errors import Conflict, InvalidInput
 from niso.base.lite_typing import NamedTuple
+from niso.base.names import MAC_PREFIX
 from niso.kernel.foreign_netns import ForeignNetns
 from niso.plan.records import Policy, Port
 from niso.plan.service_spec import Published, ServiceSpec
@@ -111,9 +112,29 @@ def _links(
                 "name another one, or none: niso chooses the next free eth<n>",
                 "interface",
             )
-        links.append(Link(wish.network, interface, wish.mac, not (links or routed)))
+        own_mac = _own_mac(store, request.name, wish, kept.mac if kept is not None else "")
+        links.append(Link(wish.network, interface, own_mac, not (links or routed)))
     _refuse_twice([link.interface for link in links], "interface")
     return links
+
+
+def _own_mac(store: Store, name: str, wish: Wish, had: str) -> str:
+    """Return the MAC that an attachment chooses on a network; "" for the one that niso derives.
+
+    MACs that begin as niso's are for what niso derives: bridges and services, also of other hosts
+    and of names that nothing has yet. One that an earlier version accepted (``had``) is kept.
+    Raises InvalidInput.
+    """
+    chosen = mac(wish.mac) if wish.mac else ""
+    if not chosen or chosen == store.derived_mac(name, wish.network):
+        return ""
+    if chosen.startswith(MAC_PREFIX) and chosen != had:
+        raise InvalidInput(
+            f"{chosen!r}: MAC addresses that begin with {MAC_PREFIX} are those of niso's bridges"
+            " and services",
+            "choose one that begins with 02:, or none: niso derives one",
+        )
+    return chosen
 
 
 def _spec(request: Request) -> ServiceSpec:
@@ -195,5 +216,7 @@ def mac(text: str) -> str:
     parts = text.lower().replace("-", ":").split(":")
     octets = [int(p, 16) for p in parts if len(p) == 2 and not set(p) - set("0123456789abcdef")]
     if len(parts) != 6 or len(octets) != 6 or octets[0] & 1 or not any(octets):
-        raise InvalidInput(f"{text!r} is not a MAC address", "six octets like 02:00:00:00:00:01")
+        raise InvalidInput(
+            f"{text!r} is not a MAC address of one station", "six octets like 02:00:00:00:00:01"
+        )
     return ":".join(f"{octet:02x}" for octet in octets)

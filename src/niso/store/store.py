@@ -301,6 +301,20 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         )
         return [(row[0], bool(row[1])) for row in rows]
 
+    def derived_mac(self, service: str, network: str) -> str:
+        """Return the MAC that a service has on a network unless an attachment chose another one."""
+        from niso.base import names  # commands that only read do without
+
+        known = self.network(network)
+        span = known.span if known is not None else None
+        return names.mac(service, network, span.cluster if span is not None else self.state_id())
+
+    def chosen_macs(self, networks: Iterable[str]) -> list[tuple[str, str, str]]:
+        """Return (network, service, MAC) of the MACs that attachments chose on these networks."""
+        rows = self._db.execute("SELECT network, service, mac FROM attached_link WHERE mac!=''")
+        on = frozenset(networks)
+        return sorted((row[0], row[1], row[2]) for row in rows if row[0] in on)
+
     def held_by(self, network: str) -> list[str]:
         """Return the services that undoing changes in progress would put back on a network."""
         rows = self._db.execute(

@@ -11,6 +11,7 @@ from niso.kernel.nft_tables import INET
 
 if TYPE_CHECKING:
     from niso.kernel.reading import Reading, Space
+    from niso.kernel.rtnl_records import Link
     from niso.kernel.state import State
     from niso.kernel.writing import Writer
 
@@ -20,7 +21,9 @@ class Bridge(NamedTuple):
 
     ``tracked4`` and ``tracked6``: its IPv4 or IPv6 frames pass the inet tables, even if the global
     sysctls (bridge-nf-call-*) are off. ``drift`` names settings that differ from niso's
-    (kernel/bridge_flags.py).
+    (kernel/bridge_flags.py). ``takes_own``: its forwarding
+    table has its own MAC for the host. The kernel adds that entry with the bridge. If the entry is
+    missing or leads to a port, services reach neither the host nor what is behind it.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Bridge(NamedTuple):
     tracked6: bool = False
     mac: str = ""
     drift: str = ""
+    takes_own: bool = True
 
     def key(self) -> tuple[str, ...]:
         return (self.name,)
@@ -83,14 +87,14 @@ class _Bridges(Kind[Bridge]):
             )
         was = step.was or bridge
         address = f" address {bridge.mac}" if was.mac != bridge.mac else ""
+        local = f" && bridge fdb replace {bridge.mac} dev {bridge.name} self permanent"
         names = [text.partition(" ")[0] for text in was.drift.split(", ")] if was.drift else []
         arp = " arp on" if "arp" in names else ""
         usual = (
             f"{name} {30000 if name == 'ageing_time' else 0}" for name in names if name != "arp"
         )
-        return " ".join(
-            (f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}", *usual)
-        )
+        command = f"ip link set {bridge.name} mtu {bridge.mtu}{address}{arp} up {tracked}"
+        return " ".join((command, *usual)) + ("" if was.takes_own else local)
 
     def what(self, thing: Bridge) -> str:
         return f"bridge {thing.name}"
@@ -106,6 +110,8 @@ class _Bridges(Kind[Bridge]):
     def describe_field(self, field: str, wanted: object, present: object) -> str:
         if field == "drift":
             return f"non-default settings: {present}"
+        if field == "takes_own":
+            return "its forwarding entry for its own MAC is missing or leads to a port"
         return super().describe_field(field, wanted, present)
 
     def claimed(self, reading: Reading) -> Iterable[Bridge]:
@@ -121,8 +127,10 @@ class _Bridges(Kind[Bridge]):
             link = space.own_link(name)
             if link is not None:
                 tracked = (link.call_iptables, link.call_ip6tables)
+                takes_own = _takes_own(space, link)
+                own = (link.mac, link.drift)
                 yield Bridge(
-                    link.name, link.mtu, link.alias, link.up, *tracked, link.mac, link.drift
+                    link.name, link.mtu, link.alias, link.up, *tracked, *own, takes_own=takes_own
                 )
 
     def write(self, writer: Writer, steps: Sequence[Step[Bridge]]) -> None:
@@ -159,6 +167,22 @@ class _Bridges(Kind[Bridge]):
             drift=step.was.drift if step.was else "",
         )
         rtnl.set_calls(bridge.name, bridge.tracked4, bridge.tracked6)
+        if not was.takes_own:
+            from niso.kernel import neighbours
+
+            rtnl.transact(neighbours.take(rtnl.index(bridge.name), bridge.mac))
+
+
+def _takes_own(space: Space, link: Link) -> bool:
+    """Return whether a bridge's table has its own MAC for the host.
+
+    Only `niso net check` and repair ask: no command of niso's replaces that entry.
+    """
+    if not (space.reading.everything or space.reading.strays):
+        return True
+    from niso.kernel.neighbours import Fixed
+
+    return Fixed(link.index, link.mac, is_local=True) in space.bridge_table(link.index)
 
 
 KIND = _Bridges(Bridge)

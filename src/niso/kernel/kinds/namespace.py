@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Netns(NamedTuple):
-    """A namespace. Its ``lo`` has the alias ``alias``; ``up`` says whether lo is up."""
+    """A namespace that niso made; its ``lo`` has ``alias``. ``up`` says whether lo is up."""
 
     name: str
     alias: str
@@ -43,13 +43,14 @@ class _Namespaces(Kind[Netns]):
 
     def claimed(self, reading: Reading) -> Iterable[Netns]:
         from niso.kernel import netns
+        from niso.kernel.kinds.named import Named
         from niso.kernel.rtnetlink import Rtnl
 
         wanted = {thing.name for thing in reading.candidates[Netns]}
-        for name in netns.names():
-            # desired namespaces are read anyway; a symlink leads to a namespace that has its own
-            # name elsewhere
-            if name in wanted or netns.target(name):
+        attached = {thing.cookie for thing in reading.candidates[Named]}
+        for name in netns.own_names():
+            # what is wanted is read anyway; what is on record as an attachment is its engine's
+            if name in wanted or (attached and netns.cookie_of(name) in attached):
                 continue
             with netns.inside(name), Rtnl() as rtnl:
                 lo = rtnl.link("lo")

@@ -289,7 +289,7 @@ def _sums_command(veth: Veth) -> str:
 
 def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
     """Return the actual pair; ``inner`` are the links in the namespace of the inner end."""
-    from niso.kernel.bridge_flags import ARP_OFF_INSIDE
+    from niso.kernel.bridge_flags import ARP_OFF, ARP_OFF_INSIDE
 
     pairs = (f for f in inner if f.index == link.peer_index and f.peer_index == link.index)
     peer = next(pairs, None)
@@ -297,7 +297,9 @@ def _pair(link: Link, netns: str, inner: Iterable[Link], bridge: str) -> Veth:
     if peer is None:
         return Veth(link.name, "", "", "", link.mtu, *own, link.up, link.drift)
     mtu = link.mtu if link.mtu == peer.mtu else -1
-    drift = ", ".join([*filter(None, [link.drift]), *([ARP_OFF_INSIDE] if peer.drift else [])])
+    # a container may have its end on a bridge of its own, whose settings are not niso's
+    arp = [ARP_OFF_INSIDE] if ARP_OFF in peer.drift.split(", ") else []
+    drift = ", ".join([*filter(None, [link.drift]), *arp])
     return Veth(link.name, netns, peer.name, peer.mac, mtu, *own, link.up and peer.up, drift)
 
 
