@@ -27,7 +27,7 @@ from niso.plan.known_world import (
     is_host,
     network_of,
 )
-from niso.plan.records import Member, Network, Policed, Policy
+from niso.plan.records import Member, Network, Policed, Policy, primary
 from niso.plan.verdict import Reason, Verdict, decide
 from niso.store.store import Store
 
@@ -174,13 +174,14 @@ def _path(
     if sender and entered:
         on = next(
             (
-                e.network
-                for e in sender.endpoints
-                if holds(world.networks[e.network], packet.destination)
+                endpoint
+                for endpoint in sender.endpoints
+                if holds(world.networks[endpoint.network], packet.destination)
             ),
-            None,
+            primary(sender.endpoints, world.networks),
         )
-        by = world.networks[on or sender.endpoints[0].network]
+        assert on is not None
+        by = world.networks[on.network]
         if all(subnet.family != family for subnet in by.subnets):
             return (), (), ()
         if by.name != entered.name and not to.is_link_local:

@@ -156,7 +156,8 @@ def _apply(
             change = record(machine, target, "", alone, alone, LinkNames(store))
             assert target.attached is not None
             if POD_POLICY in wishes(target.attached)["labels"] and not store.publishes(name):
-                store.put_published_row(name, (name, target.links[0].network, 0))
+                to = next((link for link in target.links if link.routes), target.links[0])
+                store.put_published_row(name, (name, to.network, 0))
             planned = plan(kernel, store, scope, before, trusting=True)
             forget_former(machine, [name], known)
             intent = store.intent(name)
