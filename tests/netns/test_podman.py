@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from conftest import Lab
 from podman_world import AARDVARK, IMAGE, PEERS, WITH_PODMAN, Podman, needs_podman
 from samples import LONG
-from services import HOST, echo, fetch, on, ps
+from services import BUSYBOX, CLIENT, HOST, echo, fetch, idle, on, ps
 
 
 @needs_podman
@@ -191,3 +192,118 @@ def test_compose_files_with_networks_of_niso(lab: Lab) -> None:
     known = [row["name"] for row in json.loads(lab.niso("net", "list", "--json").stdout)]
     families = sorted(name.rpartition("-")[0] for name in known)
     assert families == ["of-back", "of-front", "shop-back", "shop-front"]
+
+
+def routes(podman: Podman, name: str) -> str:
+    """The default route of a container, without its interface, which Podman numbers at random."""
+    said = podman("exec", name, "/bin/busybox", "ip", "-4", "route", "show", "default").stdout
+    return " ".join(said.split()[:3])
+
+
+@needs_podman
+def test_default_route_never_leads_into_an_internal_network_beside_another(lab: Lab) -> None:
+    podman = Podman(lab)
+    lab.run("sysctl", "-qw", "net.ipv4.ip_forward=1")  # for others too
+    create = ("network", "create", "-d", "niso")
+    podman(*create, "--internal", "--subnet", "10.99.30.0/24", "closed")
+    podman(*create, "--subnet", "10.99.31.0/24", "first")
+    podman(*create, "--subnet", "10.99.32.0/24", "second")
+    podman("network", "create", "--disable-dns", "others")
+    lab.write("/tmp/outside/index.html", "outside\n")
+    lab.popen(BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/tmp/outside", netns="client")
+    podman.run("box", "--network", "closed", "--network", "first", "--network", "second", "-p80:80")
+    podman.run("mixed", "--network", "closed", "--network", "others")
+    for _ in range(6):  # netavark calls for the networks in any order
+        assert routes(podman, "box") == "default via 10.99.31.1"
+        assert fetch(lab.client, HOST) == "box"
+        assert [podman.get(name, CLIENT) for name in ("box", "mixed")] == ["outside", "outside"]
+        podman("restart", "-t0", "box", "mixed")
+    lab.niso("net", "check")
+    podman("network", "disconnect", "first", "box")
+    assert routes(podman, "box") == "default via 10.99.32.1"
+    podman("network", "disconnect", "second", "box")
+    assert routes(podman, "box") == "default via 10.99.30.1"
+    assert fetch(lab.client, HOST) == "box"  # published ports of an internal network
+    podman("network", "connect", "second", "box")
+    assert routes(podman, "box") == "default via 10.99.32.1"
+    lab.niso("net", "check")
+
+
+@needs_podman
+def test_network_that_podman_creates_again_is_what_it_says(lab: Lab) -> None:
+    podman = Podman(lab)
+    create = ("network", "create", "-d", "niso")
+    remove = ("network", "rm", "-f", "-t0")
+
+    def known(name: str) -> dict[str, Any]:
+        done = lab.niso("net", "inspect", name, "--json", check=False)
+        return {} if done.returncode else dict(json.loads(done.stdout))
+
+    def record(name: str) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = json.loads(podman("network", "inspect", name).stdout)
+        return rows[0]
+
+    podman(*create, "back")
+    for options in (("--internal",), ("--ipv6",), ("--opt", "mtu=1300"), ()):
+        podman(*remove, "back")
+        podman(*create, *options, "back")
+        own = known("back")
+        assert own["internal"] == record("back")["internal"] == ("--internal" in options)
+        assert (len(own["subnets"]) == 2) == record("back")["ipv6_enabled"] == ("--ipv6" in options)
+        assert (own["mtu"] == 1300) == ("mtu=1300" in options)
+    # one with a service of niso stays, and another one under its name is refused
+    lab.niso("activate", idle(lab, "db", network=on("back")))
+    podman(*remove, "back")
+    for options in (("--internal",), ("--ipv6",), ("--opt", "mtu=1300")):
+        refused = podman(*create, *options, "back", check=False)
+        assert "network 'back' already exists" in refused.stderr, refused.stderr
+    podman(*create, "back")
+    podman.run("box", "--network", "back")
+    assert ": ok (" in lab.niso("net", "ping", "box", "db").stdout
+    podman(*remove, "back")
+    lab.niso("net", "gc")
+    assert known("back")  # db is on it
+    lab.niso("remove", "db")
+    made = ("net", "create", "own", "--subnet", "10.99.40.0/24")
+    lab.niso(*made)
+    podman(*create, "--subnet", "10.99.40.0/24", "own")  # which Podman joins
+    podman(*create, "young")
+    for path in ("back", "young"):
+        lab.run("touch", "-d", "-2 min", f"/var/lib/niso/podman/{path}")
+    podman(*remove, "own")
+    said = lab.niso("net", "gc")
+    assert "network 'back' is removed" in said.stderr and not known("back")
+    assert known("own") and known("young")
+    # what was made in the place of one that Podman removed is not Podman's
+    podman(*remove, "young")
+    lab.niso("net", "remove", "young")
+    lab.niso("net", "create", "young")
+    lab.niso("net", "gc")
+    assert known("young")
+
+
+@needs_podman
+def test_lost_state_folder_leaves_networks_as_podman_has_them(lab: Lab) -> None:
+    podman = Podman(lab)
+    create = ("network", "create", "-d", "niso")
+    lab.niso("net", "create", "other")  # has the first free subnet
+    podman(*create, "--internal", "--ipv6", "--opt", "mtu=1300", "back")
+    described = json.loads(podman("network", "inspect", "back").stdout)[0]
+    podman.run("box", "--network", "back")
+    lab.niso("net", "inspect", "back")
+    podman("stop", "-t0", "box")
+    lab.niso("net", "remove", "back", "other")
+    lab.run("sh", "-c", "rm -rf /var/lib/niso/*")
+    podman("start", "box")
+    own = json.loads(lab.niso("net", "inspect", "back", "--json").stdout)
+    wanted = [(subnet["subnet"], subnet["gateway"]) for subnet in described["subnets"]]
+    assert [(subnet["cidr"], subnet["gateway"]) for subnet in own["subnets"]] == wanted
+    assert (own["internal"], own["mtu"]) == (True, 1300)
+    assert podman.get("box", HOST) == ""
+    lab.niso("net", "check")
+    # another network of the name is not Podman's
+    podman("stop", "-t0", "box")
+    lab.niso("net", "remove", "back")
+    lab.niso("net", "create", "back", "--subnet", "10.99.77.0/24")
+    refused = podman("start", "box", check=False)
+    assert "network 'back' already exists with subnet 10.99.77.0/24" in refused.stderr
