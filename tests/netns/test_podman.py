@@ -9,7 +9,7 @@ import pytest
 from conftest import Lab
 from podman_world import AARDVARK, IMAGE, PEERS, WITH_PODMAN, Podman, needs_podman
 from samples import LONG
-from services import BUSYBOX, CLIENT, HOST, echo, fetch, idle, on, ps
+from services import BUSYBOX, CLIENT, HOST, echo, fetch, idle, on, ps, set_resolver
 
 
 @needs_podman
@@ -307,3 +307,66 @@ def test_lost_state_folder_leaves_networks_as_podman_has_them(lab: Lab) -> None:
     lab.niso("net", "create", "back", "--subnet", "10.99.77.0/24")
     refused = podman("start", "box", check=False)
     assert "network 'back' already exists with subnet 10.99.77.0/24" in refused.stderr
+
+
+NAME_SERVER = """\
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("", 53))
+while True:
+    asked, peer = server.recvfrom(2000)
+    end = asked.index(0, 12) + 5
+    flags = b"\\x81\\x80\\0\\1\\0\\1\\0\\0\\0\\0"
+    found = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4" + socket.inet_aton("203.0.113.9")
+    server.sendto(asked[:2] + flags + asked[12:end] + found, peer)
+"""
+FOUND = "203.0.113.9"
+
+
+@needs_podman
+@pytest.mark.skipif(not AARDVARK.exists(), reason="./dev test unpacks aardvark-dns")
+def test_names_do_not_leave_internal_networks(lab: Lab) -> None:
+    """Whoever asks: a container, or a service of niso, at its own gateway or at another one."""
+    podman = Podman(lab)
+    lab.popen("/usr/bin/python3", "-ISc", NAME_SERVER, netns="client")
+    set_resolver(lab, f"nameserver {CLIENT}\n")
+    create = ("network", "create", "-d", "niso")
+    podman(*create, "--internal", "--subnet", "10.99.30.0/24", "closed")
+    podman(*create, "--internal", "--subnet", "10.99.31.0/24", "secret")
+    podman(*create, "--subnet", "10.99.32.0/24", "open")
+    lab.niso("activate", idle(lab, "db", network=on("closed")))
+    for name, networks in (
+        ("inner", ["closed"]),
+        ("other", ["secret"]),
+        ("outer", ["open"]),
+        ("both", ["closed", "open"]),
+    ):
+        podman.run(name, *(f"--network={network}" for network in networks))
+    lab.niso("activate", idle(lab, "late", network=on("closed")))
+
+    def lookup(who: str, name: str, server: str = "") -> str:
+        words = ("/bin/busybox", "timeout", "2", "/bin/busybox", "nslookup", "-type=a", name)
+        words = (*words, *([server] if server else []))
+        if who in ("db", "late"):
+            return str(lab.run(*words, netns=f"niso-{who}", check=False).stdout)
+        return str(podman("exec", who, *words, check=False).stdout)
+
+    for name in ("outer", "both"):
+        assert FOUND in lookup(name, "example.com."), name
+    own, secret, outer = (f"10.99.{number}.1" for number in (30, 31, 32))
+    assert ps(lab, "both")["address"][0] in lookup("inner", "both.dns.podman.")
+    for name in ("inner", "db", "late"):
+        for server in (own, secret, outer):
+            assert FOUND not in lookup(name, "example.com.", server), (name, server)
+        # names of other networks neither
+        for server in (secret, outer):
+            assert lookup(name, "other.dns.podman.", server) == "", (name, server)
+    # an address that a file of the server does not have
+    assert FOUND in lookup("both", "example.com.", own)
+    podman("network", "disconnect", "open", "both")
+    assert FOUND not in lookup("both", "example.com.", own)
+    for protocol in ("tcp", "udp"):
+        asked = ("net", "explain", "db", f"{outer}:53/{protocol}", "--prove")
+        said = lab.niso(*asked, check=False).stdout
+        assert ": drop" in said and "another network's bridge" in said and "confirmed" in said, said
+    lab.niso("net", "check")

@@ -28,7 +28,7 @@ from niso.plan.known_world import (
     network_of,
 )
 from niso.plan.records import Member, Network, Policed, Policy, primary
-from niso.plan.verdict import Reason, Verdict, decide
+from niso.plan.verdict import Reason, Verdict, decide, is_name_server_elsewhere
 from niso.store.store import Store
 
 
@@ -213,6 +213,11 @@ def _path(
             nft_tables.INET, raw, "ip daddr 127.0.0.0/8" if family == 4 else "ip6 daddr ::1"
         )
         return martian, martian, ()
+    if entered and is_name_server_elsewhere(
+        world, packet.destination, packet.port, packet.proto, entered.name
+    ):
+        there = _static(nft_tables.INET, "input", f"daddr @subnets{family} meta l4proto")
+        return (*objects, *there), there, ()
     early, late = _dropping(sender, entered, reached, family)
     return (*objects, *early, *late), early, late
 
@@ -318,7 +323,8 @@ def _published(
     """Return the map element that translates the packet to a service, or an empty list."""
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
-    beside = any(target in endpoint.addresses for endpoint in known.endpoints[1:])
+    home = primary(known.endpoints, world.networks)
+    beside = home is not None and target not in home.addresses
     for wide in (False, True):
         for port in known.ports:
             at = port.is_wide if wide else port.host_ip == packet.destination

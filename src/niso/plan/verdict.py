@@ -285,6 +285,11 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
                 " can be reached only by its other addresses"
             )
         port_of = _published(world, to, port, proto, entered)
+        if port_of is None and is_name_server_elsewhere(world, destination, port, proto, entered):
+            return packet.drop(
+                f"{destination} is the address of another network's bridge: its name server is for"
+                " that network alone"
+            )
         if port_of is None:
             own = f"{destination} is the host's own address"
             unpublished = f", and no service publishes {port}/{proto} there" if port else ""
@@ -297,6 +302,24 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
     if network_of(world, destination) is not None:
         return packet.drop(f"no service has the address {destination}")
     return _outwards(world, packet, to)
+
+
+def is_name_server_elsewhere(
+    world: World, destination: str, port: int | None, proto: str, entered: str
+) -> bool:
+    """Return whether a packet that enters by network ``entered`` is for another one's name server.
+
+    That server may answer what its own network may know, as aardvark-dns does for Podman.
+    """
+    reached = network_of(world, destination)
+    return (
+        port == 53
+        and proto in ("tcp", "udp")
+        and bool(entered)
+        and reached is not None
+        and reached.name != entered
+        and is_host(world, destination)
+    )
 
 
 def _at_sender(world: World, packet: _Packet, known: Known, to: Address) -> _Path | None:
