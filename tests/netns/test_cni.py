@@ -377,7 +377,11 @@ def test_what_niso_would_not_do_is_refused(niso: Plugin) -> None:
     ):
         said = refused(7, {"subnets": [], key: value})
         assert f"{key}: network pods exists and differs" in said
+    assert "dns" in refused(7, capabilities(dns={"server": ["192.0.2.53"]}))
     with namespace(niso) as given:
+        asked = {"Servers": ["192.0.2.53"], "Searches": ["example.com"], "Options": []}
+        done = niso.call("ADD", "1.1.0", extra=capabilities(dns=asked), **given)
+        assert done.data["dns"] == {"nameservers": ["192.0.2.53"], "search": ["example.com"]}
         for extra in ({}, {"subnets": []}, {"internal": False, "mtu": 0, "ipv6": False}):
             assert niso.call("ADD", "1.1.0", extra=extra, **given).status == 0
         niso.call("DEL", "1.1.0", **given)

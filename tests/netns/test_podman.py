@@ -9,7 +9,7 @@ import pytest
 from conftest import Lab
 from podman_world import AARDVARK, IMAGE, PEERS, WITH_PODMAN, Podman, needs_podman
 from samples import LONG
-from services import BUSYBOX, CLIENT, HOST, echo, fetch, idle, on, ps, set_resolver
+from services import BUSYBOX, CLIENT, HOST, NEIGHBOUR, echo, fetch, idle, on, ps, set_resolver
 
 
 @needs_podman
@@ -49,7 +49,9 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     if AARDVARK.exists():
         assert podman.get("api", "web") == "web" and podman.get("api", "www") in ("web", "bad")
         podman("network", "create", "-d", "niso", "--disable-dns", "quiet")
-        podman.run("mute", "--network", "quiet")
+        podman.run("mute", "--network", "quiet", "--dns", NEIGHBOUR)
+        resolvers = podman("exec", "mute", "/bin/busybox", "cat", "/etc/resolv.conf").stdout
+        assert f"nameserver {NEIGHBOUR}" in resolvers
         assert podman.get("mute", "mute.dns.podman") == ""
         podman("rm", "-f", "-t0", "mute")
     # it cannot take what is not its own

@@ -134,6 +134,7 @@ def _args() -> dict[str, str]:
 
 def _add(call: Call) -> dict[str, Any]:
     runtime = _folded(call.config.get("runtimeConfig", {}))
+    servers = _name_servers(runtime.get("dns") or {})
     machine = plugin.machine()
     store = machine.store
     known = store.attachments.all(OWNER, call.container)
@@ -169,6 +170,8 @@ def _add(call: Call) -> dict[str, Any]:
     if waits:
         pods.wait(machine, call, done.service)
     own = _result(store, call, done.service)
+    if servers:
+        own["dns"] = servers
     return cni_chain.merged(call, own) if is_chained else own
 
 
@@ -222,6 +225,14 @@ def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
             f"{key}: network {network.name} exists and differs",
             f"match it (niso net inspect {network.name}), or choose another name",
         )
+
+
+def _name_servers(given: Any) -> dict[str, Any]:
+    """Return the result's ``dns`` for the capability of that name. Raises Failure."""
+    keys = {"servers": "nameservers", "searches": "search", "options": "options"}
+    if not isinstance(given, dict) or given.keys() - keys:
+        raise Failure(WRONG_CONFIG, f"runtimeConfig.dns has other keys than {', '.join(keys)}")
+    return {keys[key]: value for key, value in given.items() if value}
 
 
 def _given(call: Call) -> str:
