@@ -37,6 +37,7 @@ NO_CASE = {
     "Named missing": "of an attachment: in test_attach",
     "Named foreign": "one that no row has is a sweep's, in test_attach",
     "Named.target": "the same",
+    "Route.last": "of an attachment: in test_attach",
     "Named.cookie": "another namespace is a finding of its own, in test_attach",
     "Attached missing": "none is wanted",
     "Neighbour missing": "none is wanted",

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import TESTS, Lab
+from conftest import TESTS, Lab, Process
 from services import BUSYBOX, fetch
 
 PEERS = TESTS.parent / ".cache/bench"
@@ -42,20 +42,19 @@ class Docker:
         self.driver = self.serve()
         if lab.path("/sys/fs/cgroup/unified").is_dir():  # runc refuses hybrid cgroups
             lab.run("mount", "-t", "tmpfs", "none", "/sys/fs/cgroup/unified")
-        words = (
-            "dockerd",
-            *DAEMON,
-            "--pidfile",
-            "/run/docker.pid",
-            "-H",
-            "unix:///run/docker.sock",
-        )
-        to_log = ("sh", "-c", 'exec "$@" > /tmp/docker/log 2>&1', "sh")
-        self.daemon = lab.popen(*WITH_DOCKER, *to_log, *words)
-        lab.wait_for(lambda: self("version", check=False).returncode == 0, 30, "dockerd")
+        self.daemon = self.start()
         shutil.copy(BUSYBOX, lab.path("/tmp/image/bin/busybox"))
         lab.run("tar", "-C", "/tmp/image", "-cf", "/tmp/image.tar", "bin")
         self("import", "/tmp/image.tar", IMAGE)
+
+    def start(self, *options: str) -> Process:
+        """Start the daemon, and wait until it answers."""
+        lab = self.lab
+        words = ("dockerd", *DAEMON, "--pidfile", "/run/docker.pid", *options)
+        to_log = ("sh", "-c", 'exec "$@" >> /tmp/docker/log 2>&1', "sh")
+        daemon: Process = lab.popen(*WITH_DOCKER, *to_log, *words, "-H", "unix:///run/docker.sock")
+        lab.wait_for(lambda: self("version", check=False).returncode == 0, 60, "dockerd")
+        return daemon
 
     def serve(self) -> subprocess.Popen[Any]:
         """Start the driver as a socket unit does: with the first call."""

@@ -38,8 +38,9 @@ class Topology:
                 self.hostnames[name] = f"other{number}"
 
     def families(self, service: str) -> set[int]:
-        """Of the first network of a service, which is the one that its published ports lead to."""
-        return {6 if ":" in cidr else 4 for cidr in self.networks[self.services[service][0]]}
+        """Of the network of a service's default route, which its published ports lead to."""
+        on = sorted(self.services[service], key=lambda name: name in self.internal)
+        return {6 if ":" in cidr else 4 for cidr in self.networks[on[0]]}
 
     def network_table(self, draw: random.Random, service: str, quiet: bool) -> dict[str, Any]:
         """A service's ``[network]`` without policy; ``quiet`` publishes nothing."""

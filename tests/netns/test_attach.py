@@ -530,3 +530,33 @@ def test_mark_that_a_container_gives_itself_deletes_nothing(blue: Lab) -> None:
     assert left & {*spaces, "niso-stale", "niso-api"} == {"blue", "cni-1", "niso-vm", "client"}
     for name in ("blue", "cni-1", "niso-vm", "client"):
         blue.run("ip", "-br", "link", netns=name)
+
+
+def test_default_route_of_an_internal_network_gives_way(blue: Lab) -> None:
+    blue.niso("net", "create", "closed", "--internal", "--subnet", "10.99.2.0/24")
+    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "closed")
+    blue.niso(*attach, "-p", "8080:80")
+
+    def way() -> str:
+        return blue.run("ip", "route", "get", CLIENT, netns="blue").stdout.split(" src")[0]
+
+    assert blue.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"box {CLIENT}"
+    assert way() == f"{CLIENT} via 10.99.2.1 dev eth1"
+    # its engine adds a network that leads outside
+    blue.run("ip", "-n", "blue", "route", "add", "default", "via", "172.31.0.1", "metric", "100")
+    assert way() == f"{CLIENT} via 172.31.0.1 dev eth0"
+    blue.niso("net", "check")
+    blue.run("ip", "-n", "blue", "route", "delete", "default", "metric", "100")
+    # the same route before all others
+    default = ("default", "via", "10.99.2.1", "dev", "eth1", "onlink")
+    blue.run("ip", "-n", "blue", "route", "delete", *default)
+    blue.run("ip", "-n", "blue", "route", "add", *default)
+    assert "different: route 0.0.0.0/0" in blue.niso("net", "check", check=False).stdout
+    blue.niso("net", "repair")
+    blue.niso("net", "check")
+    # of niso's networks, whatever their order
+    for first, second in (("closed", "backend"), ("backend", "closed")):
+        blue.niso(*attach[:-1], first, "--network", second, "-p", "8080:80")
+        assert way().startswith(f"{CLIENT} via 10.99.1.1 dev ")
+        assert blue.client(BUSYBOX, "nc", "-w1", HOST, "8080", input="").stdout == f"box {CLIENT}"
+        blue.niso("net", "check")

@@ -346,6 +346,8 @@ def test_many_containers_come_and_go_at_once(niso: Plugin) -> None:
 
 
 def test_what_niso_would_not_do_is_refused(niso: Plugin) -> None:
+    niso.lab.niso("net", "create", "pods", "--subnet", "10.99.64.0/24")
+
     def refused(code: int, extra: dict[str, Any], **more: str) -> str:
         with namespace(niso) as given:
             done = niso.call("ADD", "1.1.0", extra=extra, **given, **more)
@@ -365,5 +367,23 @@ def test_what_niso_would_not_do_is_refused(niso: Plugin) -> None:
     refused(7, {}, ARGS="NISO_ALLOW_FROM=we?b")
     refused(7, capabilities(portMappings=[{"hostPort": "x", "containerPort": 1}]))
     refused(7, capabilities(ips=["10.1.1.1"]))
+    # another network than the one of that name
+    for key, value in (
+        ("internal", True),
+        ("mtu", 1300),
+        ("subnets", ["10.99.65.0/24"]),
+        ("subnets", ["10.99.64.0/24", "fd00:64::/64"]),
+        ("ipv6", True),
+    ):
+        said = refused(7, {"subnets": [], key: value})
+        assert f"{key}: network pods exists and differs" in said
+    assert "dns" in refused(7, capabilities(dns={"server": ["192.0.2.53"]}))
+    with namespace(niso) as given:
+        asked = {"Servers": ["192.0.2.53"], "Searches": ["example.com"], "Options": []}
+        done = niso.call("ADD", "1.1.0", extra=capabilities(dns=asked), **given)
+        assert done.data["dns"] == {"nameservers": ["192.0.2.53"], "search": ["example.com"]}
+        for extra in ({}, {"subnets": []}, {"internal": False, "mtu": 0, "ipv6": False}):
+            assert niso.call("ADD", "1.1.0", extra=extra, **given).status == 0
+        niso.call("DEL", "1.1.0", **given)
     assert niso.lab.niso("ps").stdout.count("\n") == 1
     niso.lab.niso("net", "check")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import signal
 import sys
 from typing import Any
 
@@ -137,6 +138,76 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     assert "nix" not in lab.run("ip", "-o", "link").stdout
     assert list(lab.path("/run/niso/docker").iterdir()) == []
     lab.niso("net", "check")
+
+
+@needs_docker
+@pytest.mark.parametrize("options", [(), ("--live-restore",)])
+def test_containers_start_again_after_a_crash_of_dockerd(
+    lab: Lab, options: tuple[str, ...]
+) -> None:
+    docker = Docker(lab)
+    for way in ("-i", "-o"):
+        lab.run("iptables", "-I", "DOCKER-USER", way, "niso-+", "-j", "ACCEPT")
+
+    def end(number: int) -> None:
+        docker.daemon.send_signal(number)
+        docker.daemon.wait(30)
+
+    end(signal.SIGTERM)
+    docker.daemon = docker.start(*options)
+    docker("network", "create", "-d", "niso", "--subnet", "10.99.50.0/24", "backend")
+    names = [f"c{number}" for number in range(20 if LONG else 6)]
+    given = {
+        "c0": ("-p", "8080:80"),
+        "c1": ("--restart", "always"),
+        "c2": ("--ip", "10.99.50.77"),
+    }
+    for name in names:  # only some have a name for niso
+        own = "backend" if name in ("c2", "c3", "c4") else network("backend", f"name={name}")
+        docker.run(name, "--network", own, *given.get(name, ()))
+
+    def seen() -> dict[str, str]:
+        form = "{{.Name}} {{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        lines = docker("inspect", "-f", form, *names).stdout.splitlines()
+        return {line.split()[0].removeprefix("/"): line.split()[1] for line in lines}
+
+    def all_are_back() -> None:
+        docker("start", *names)
+        for name in names:
+            docker.wait_until_served(name)
+        now = seen()
+        assert sorted(now.values()) == sorted(before.values()) and now["c2"] == "10.99.50.77"
+
+        def are_attached() -> bool:
+            found = rows(lab).values()
+            own = sorted(row["address"][0] for row in found if row["status"] == "attached")
+            return len(found) == len(names) and own == sorted(now.values())
+
+        lab.wait_for(are_attached, 10, "the containers' interfaces")
+        assert fetch(lab.client, f"{HOST}:8080") == "c0"
+        for name in names[1:]:
+            assert docker.get("c0", now[name]) == name
+        lab.niso("net", "check")
+
+    before = seen()
+    end(signal.SIGKILL)
+    docker.daemon = docker.start(*options)
+    all_are_back()
+    docker("restart", "-t0", *names)
+    all_are_back()
+    # with its containers, in another order, and with what is in /run
+    pids = docker("inspect", "-f", "{{.State.Pid}}", *names).stdout.split()
+    end(signal.SIGKILL)
+    docker.driver.kill()
+    docker.driver.wait(5)
+    lab.run("kill", "-9", *pids)
+    lab.run("sh", "-c", "rm -f /run/niso/docker/*")
+    docker.driver = docker.serve()
+    docker.daemon = docker.start(*options)
+    names.reverse()
+    all_are_back()
+    docker("rm", "-f", *names)
+    assert rows(lab) == {} and list(lab.path("/run/niso/docker").iterdir()) == []
 
 
 COMPOSE = """\

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from conftest import Lab
 from podman_world import AARDVARK, IMAGE, PEERS, WITH_PODMAN, Podman, needs_podman
 from samples import LONG
-from services import HOST, echo, fetch, on, ps
+from services import BUSYBOX, CLIENT, HOST, NEIGHBOUR, echo, fetch, idle, on, ps, set_resolver
 
 
 @needs_podman
@@ -48,7 +49,9 @@ def test_containers_on_networks_of_niso(lab: Lab) -> None:
     if AARDVARK.exists():
         assert podman.get("api", "web") == "web" and podman.get("api", "www") in ("web", "bad")
         podman("network", "create", "-d", "niso", "--disable-dns", "quiet")
-        podman.run("mute", "--network", "quiet")
+        podman.run("mute", "--network", "quiet", "--dns", NEIGHBOUR)
+        resolvers = podman("exec", "mute", "/bin/busybox", "cat", "/etc/resolv.conf").stdout
+        assert f"nameserver {NEIGHBOUR}" in resolvers
         assert podman.get("mute", "mute.dns.podman") == ""
         podman("rm", "-f", "-t0", "mute")
     # it cannot take what is not its own
@@ -191,3 +194,181 @@ def test_compose_files_with_networks_of_niso(lab: Lab) -> None:
     known = [row["name"] for row in json.loads(lab.niso("net", "list", "--json").stdout)]
     families = sorted(name.rpartition("-")[0] for name in known)
     assert families == ["of-back", "of-front", "shop-back", "shop-front"]
+
+
+def routes(podman: Podman, name: str) -> str:
+    """The default route of a container, without its interface, which Podman numbers at random."""
+    said = podman("exec", name, "/bin/busybox", "ip", "-4", "route", "show", "default").stdout
+    return " ".join(said.split()[:3])
+
+
+@needs_podman
+def test_default_route_never_leads_into_an_internal_network_beside_another(lab: Lab) -> None:
+    podman = Podman(lab)
+    lab.run("sysctl", "-qw", "net.ipv4.ip_forward=1")  # for others too
+    create = ("network", "create", "-d", "niso")
+    podman(*create, "--internal", "--subnet", "10.99.30.0/24", "closed")
+    podman(*create, "--subnet", "10.99.31.0/24", "first")
+    podman(*create, "--subnet", "10.99.32.0/24", "second")
+    podman("network", "create", "--disable-dns", "others")
+    lab.write("/tmp/outside/index.html", "outside\n")
+    lab.popen(BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/tmp/outside", netns="client")
+    podman.run("box", "--network", "closed", "--network", "first", "--network", "second", "-p80:80")
+    podman.run("mixed", "--network", "closed", "--network", "others")
+    for _ in range(6):  # netavark calls for the networks in any order
+        assert routes(podman, "box") == "default via 10.99.31.1"
+        assert fetch(lab.client, HOST) == "box"
+        assert [podman.get(name, CLIENT) for name in ("box", "mixed")] == ["outside", "outside"]
+        podman("restart", "-t0", "box", "mixed")
+    lab.niso("net", "check")
+    podman("network", "disconnect", "first", "box")
+    assert routes(podman, "box") == "default via 10.99.32.1"
+    podman("network", "disconnect", "second", "box")
+    assert routes(podman, "box") == "default via 10.99.30.1"
+    assert fetch(lab.client, HOST) == "box"  # published ports of an internal network
+    podman("network", "connect", "second", "box")
+    assert routes(podman, "box") == "default via 10.99.32.1"
+    lab.niso("net", "check")
+
+
+@needs_podman
+def test_network_that_podman_creates_again_is_what_it_says(lab: Lab) -> None:
+    podman = Podman(lab)
+    create = ("network", "create", "-d", "niso")
+    remove = ("network", "rm", "-f", "-t0")
+
+    def known(name: str) -> dict[str, Any]:
+        done = lab.niso("net", "inspect", name, "--json", check=False)
+        return {} if done.returncode else dict(json.loads(done.stdout))
+
+    def record(name: str) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = json.loads(podman("network", "inspect", name).stdout)
+        return rows[0]
+
+    podman(*create, "back")
+    for options in (("--internal",), ("--ipv6",), ("--opt", "mtu=1300"), ()):
+        podman(*remove, "back")
+        podman(*create, *options, "back")
+        own = known("back")
+        assert own["internal"] == record("back")["internal"] == ("--internal" in options)
+        assert (len(own["subnets"]) == 2) == record("back")["ipv6_enabled"] == ("--ipv6" in options)
+        assert (own["mtu"] == 1300) == ("mtu=1300" in options)
+    # one with a service of niso stays, and another one under its name is refused
+    lab.niso("activate", idle(lab, "db", network=on("back")))
+    podman(*remove, "back")
+    for options in (("--internal",), ("--ipv6",), ("--opt", "mtu=1300")):
+        refused = podman(*create, *options, "back", check=False)
+        assert "network 'back' already exists" in refused.stderr, refused.stderr
+    podman(*create, "back")
+    podman.run("box", "--network", "back")
+    assert ": ok (" in lab.niso("net", "ping", "box", "db").stdout
+    podman(*remove, "back")
+    lab.niso("net", "gc")
+    assert known("back")  # db is on it
+    lab.niso("remove", "db")
+    made = ("net", "create", "own", "--subnet", "10.99.40.0/24")
+    lab.niso(*made)
+    podman(*create, "--subnet", "10.99.40.0/24", "own")  # which Podman joins
+    podman(*create, "young")
+    for path in ("back", "young"):
+        lab.run("touch", "-d", "-2 min", f"/var/lib/niso/podman/{path}")
+    podman(*remove, "own")
+    said = lab.niso("net", "gc")
+    assert "network 'back' is removed" in said.stderr and not known("back")
+    assert known("own") and known("young")
+    # what was made in the place of one that Podman removed is not Podman's
+    podman(*remove, "young")
+    lab.niso("net", "remove", "young")
+    lab.niso("net", "create", "young")
+    lab.niso("net", "gc")
+    assert known("young")
+
+
+@needs_podman
+def test_lost_state_folder_leaves_networks_as_podman_has_them(lab: Lab) -> None:
+    podman = Podman(lab)
+    create = ("network", "create", "-d", "niso")
+    lab.niso("net", "create", "other")  # has the first free subnet
+    podman(*create, "--internal", "--ipv6", "--opt", "mtu=1300", "back")
+    described = json.loads(podman("network", "inspect", "back").stdout)[0]
+    podman.run("box", "--network", "back")
+    lab.niso("net", "inspect", "back")
+    podman("stop", "-t0", "box")
+    lab.niso("net", "remove", "back", "other")
+    lab.run("sh", "-c", "rm -rf /var/lib/niso/*")
+    podman("start", "box")
+    own = json.loads(lab.niso("net", "inspect", "back", "--json").stdout)
+    wanted = [(subnet["subnet"], subnet["gateway"]) for subnet in described["subnets"]]
+    assert [(subnet["cidr"], subnet["gateway"]) for subnet in own["subnets"]] == wanted
+    assert (own["internal"], own["mtu"]) == (True, 1300)
+    assert podman.get("box", HOST) == ""
+    lab.niso("net", "check")
+    # another network of the name is not Podman's
+    podman("stop", "-t0", "box")
+    lab.niso("net", "remove", "back")
+    lab.niso("net", "create", "back", "--subnet", "10.99.77.0/24")
+    refused = podman("start", "box", check=False)
+    assert "network 'back' already exists with subnet 10.99.77.0/24" in refused.stderr
+
+
+NAME_SERVER = """\
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("", 53))
+while True:
+    asked, peer = server.recvfrom(2000)
+    end = asked.index(0, 12) + 5
+    flags = b"\\x81\\x80\\0\\1\\0\\1\\0\\0\\0\\0"
+    found = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4" + socket.inet_aton("203.0.113.9")
+    server.sendto(asked[:2] + flags + asked[12:end] + found, peer)
+"""
+FOUND = "203.0.113.9"
+
+
+@needs_podman
+@pytest.mark.skipif(not AARDVARK.exists(), reason="./dev test unpacks aardvark-dns")
+def test_names_do_not_leave_internal_networks(lab: Lab) -> None:
+    """Whoever asks: a container, or a service of niso, at its own gateway or at another one."""
+    podman = Podman(lab)
+    lab.popen("/usr/bin/python3", "-ISc", NAME_SERVER, netns="client")
+    set_resolver(lab, f"nameserver {CLIENT}\n")
+    create = ("network", "create", "-d", "niso")
+    podman(*create, "--internal", "--subnet", "10.99.30.0/24", "closed")
+    podman(*create, "--internal", "--subnet", "10.99.31.0/24", "secret")
+    podman(*create, "--subnet", "10.99.32.0/24", "open")
+    lab.niso("activate", idle(lab, "db", network=on("closed")))
+    for name, networks in (
+        ("inner", ["closed"]),
+        ("other", ["secret"]),
+        ("outer", ["open"]),
+        ("both", ["closed", "open"]),
+    ):
+        podman.run(name, *(f"--network={network}" for network in networks))
+    lab.niso("activate", idle(lab, "late", network=on("closed")))
+
+    def lookup(who: str, name: str, server: str = "") -> str:
+        words = ("/bin/busybox", "timeout", "2", "/bin/busybox", "nslookup", "-type=a", name)
+        words = (*words, *([server] if server else []))
+        if who in ("db", "late"):
+            return str(lab.run(*words, netns=f"niso-{who}", check=False).stdout)
+        return str(podman("exec", who, *words, check=False).stdout)
+
+    for name in ("outer", "both"):
+        assert FOUND in lookup(name, "example.com."), name
+    own, secret, outer = (f"10.99.{number}.1" for number in (30, 31, 32))
+    assert ps(lab, "both")["address"][0] in lookup("inner", "both.dns.podman.")
+    for name in ("inner", "db", "late"):
+        for server in (own, secret, outer):
+            assert FOUND not in lookup(name, "example.com.", server), (name, server)
+        # names of other networks neither
+        for server in (secret, outer):
+            assert lookup(name, "other.dns.podman.", server) == "", (name, server)
+    # an address that a file of the server does not have
+    assert FOUND in lookup("both", "example.com.", own)
+    podman("network", "disconnect", "open", "both")
+    assert FOUND not in lookup("both", "example.com.", own)
+    for protocol in ("tcp", "udp"):
+        asked = ("net", "explain", "db", f"{outer}:53/{protocol}", "--prove")
+        said = lab.niso(*asked, check=False).stdout
+        assert ": drop" in said and "another network's bridge" in said and "confirmed" in said, said
+    lab.niso("net", "check")

@@ -118,7 +118,8 @@ def test_ipv6_port_on_a_network_without_ipv6_is_refused(lab: Lab) -> None:
         )
         assert (
             "network.ports[1]: " in said
-            and "is an IPv6 port, and the first network of service 'a' has no IPv6 subnet" in said
+            and "is an IPv6 port, and the default route's network of service 'a' has no IPv6 subnet"
+            in said
         )
         assert "net create" in said
     unchanged(lab, before)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from conftest import Lab
-from services import CLIENT, HOST, address, idle, on
+from services import CLIENT, HOST, address, idle, on, pings
 
 ONE, TWO, THREE = "10.99.1.0/24", "10.99.2.0/24", "10.99.3.0/24"
 
@@ -104,3 +104,36 @@ def test_published_port_of_a_service_on_several_networks_answers_whoever_asks(
         )
     elements = [e for t in lab.nft_json() if "map" in t for e in t["map"].get("elem", ())]
     assert not [element for element in elements if "'both'" in str(element)]
+
+
+def test_default_route_and_ports_never_lead_into_an_internal_network_beside_another(
+    lab: Lab,
+) -> None:
+    for name, subnet in (("one", ONE), ("two", TWO)):
+        lab.niso("net", "create", name, "--subnet", subnet, "--internal")
+    lab.niso("net", "create", "three", "--subnet", THREE)
+    outer = {"networks": ["two", "three", "one"], "ports": ["8080:80"]}
+    lab.niso(
+        "activate",
+        idle(lab, "both", network=outer),
+        idle(lab, "inner", network={"networks": ["two", "one"], "ports": ["9090:80"]}),
+        *(idle(lab, name, network=on(name)) for name in ("two", "three")),
+    )
+    assert pings(lab, CLIENT, "niso-both") and not pings(lab, CLIENT, "niso-inner")
+    for name in ("both", "inner"):
+        server = lab.popen("/usr/bin/python3", "-ISc", SERVER, netns=f"niso-{name}")
+        assert server.stdout and server.stdout.readline() == b"ready\n"
+    ways = [("tcp", HOST, 8080), ("tcp", HOST, 9090)]
+    # from outside, from a neighbour on each network, and from a service that is only on two
+    assert set(asked(lab, "client", ways).values()) == {CLIENT}
+    for name in ("two", "three"):
+        seen = asked(lab, f"niso-{name}", ways[:1])
+        assert set(seen.values()) == {address(lab, name)}, (name, seen)
+    assert set(asked(lab, "niso-two", ways).values()) == {address(lab, "two")}
+    assert "pass" in lab.niso("net", "explain", "both", CLIENT, "--prove").stdout
+    lab.niso("net", "check")
+    # the only other one is left, and taken again, while the process runs
+    for networks, gets_out in ((["two", "one"], False), (["one", "three"], True)):
+        lab.niso("activate", idle(lab, "both", network=outer | {"networks": networks}))
+        assert pings(lab, CLIENT, "niso-both") == gets_out
+        lab.niso("net", "check")

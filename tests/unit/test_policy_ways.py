@@ -54,6 +54,17 @@ def test_egress_counts_for_the_hosts_own_addresses(address: str) -> None:
     assert verdict.destination == ("", address)
 
 
+def test_name_server_of_a_network_is_for_that_network_alone() -> None:
+    for own, other in (("10.99.1.1", "10.99.2.1"), ("fd00:1::1", "fd00:3::1")):
+        family = 6 if ":" in own else 4
+        for proto in ("tcp", "udp"):
+            assert passes(WORLD, "api", own, 53, proto, family)
+            assert passes(WORLD, "api", other, 54, proto, family)
+            assert not passes(WORLD, "api", other, 53, proto, family)
+            assert passes(WORLD, own, other, 53, proto, family)  # the host itself
+    assert passes(WORLD, "api", HOST, 53, "udp") and passes(WORLD, "api", "10.99.2.1", 53, "sctp")
+
+
 def test_egress_by_prefix_counts_for_the_outside() -> None:
     rules = with_policy(WORLD, "api", policy(allow=["0.0.0.0/0:443/tcp"], deny=["198.51.100.0/24"]))
     assert passes(rules, "api", OUTSIDE, 443)
@@ -221,13 +232,13 @@ def test_internal_network_has_no_detour_by_published_ports(family: int) -> None:
         assert passes(base, client, host, 8081, family=family)
 
 
-def test_service_that_is_on_an_internal_network_first_does_not_get_out_by_it() -> None:
+def test_service_that_is_on_an_internal_network_first_gets_out_by_the_other_one() -> None:
     first = known(
         "first", {"inner": ("10.99.3.9", "fd00:3::9"), "backend": ("10.99.1.9", "fd00:1::9")}
     )
     base = WORLD._replace(services={**WORLD.services, "first": first})
     assert not passes(base, "10.99.3.9", OUTSIDE)
-    assert not passes(base, "10.99.1.9", OUTSIDE)
+    assert passes(base, "10.99.1.9", OUTSIDE)
     assert passes(base, "10.99.1.9", "api")
 
 

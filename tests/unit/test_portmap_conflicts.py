@@ -209,22 +209,22 @@ def test_messages_call_a_port_by_the_key_that_the_manifest_has_it_under() -> Non
         (
             FOUR,
             "[::]:80:80",
-            "[::]:80/tcp is an IPv6 port, and the first network of service 'api' has no IPv6 subnet",
+            "[::]:80/tcp is an IPv6 port, and the default route's network of service 'api' has no IPv6 subnet",
         ),
         (
             FOUR,
             "[2001:db8::1]::80",
-            "is an IPv6 port, and the first network of service 'api' has no IPv6 subnet",
+            "is an IPv6 port, and the default route's network of service 'api' has no IPv6 subnet",
         ),
         (
             SIX,
             "0.0.0.0:80:80",
-            "0.0.0.0:80/tcp is an IPv4 port, and the first network of service 'api' has no IPv4 subnet",
+            "0.0.0.0:80/tcp is an IPv4 port, and the default route's network of service 'api' has no IPv4 subnet",
         ),
         (
             SIX,
             "127.0.0.1:80:80",
-            "127.0.0.1:80/tcp is an IPv4 port, and the first network of service 'api' has no IPv4",
+            "127.0.0.1:80/tcp is an IPv4 port, and the default route's network of service 'api' has no IPv4",
         ),
     ],
 )

@@ -127,14 +127,16 @@ def owner(snapshot: Snapshot, packet: Packet) -> Hit | None:
         takers.sort(key=lambda port: port.host_ip != packet.to)
         if not takers:
             continue
-        # on the families of the first network, the client's own network before all
-        first = {":" in address for address in service.endpoints[0].addresses}
+        # on the families of the network of the default route, the client's own network before all
+        internal = {each.name for each in snapshot.networks if each.internal}
+        outer = min(service.endpoints, key=lambda each: each.network in internal)
+        first = {":" in address for address in outer.addresses}
         near = [
             each
             for each in service.endpoints
             if bridges[each.network] == packet.iif and (family == 6) in first
         ]
-        for each in [*near, service.endpoints[0]]:
+        for each in [*near, outer]:
             for address in each.addresses:
                 if (6 if ":" in address else 4) == family:
                     return Hit(

@@ -139,8 +139,9 @@ class Attachments:
     ) -> tuple[Changed, ...]:
         """Detach the attachments whose namespace no longer exists.
 
-        ``owner`` limits this to one owner's. With ``valid``, the ids that the owner still has, its
-        other attachments are detached too. Raises KernelError.
+        Networks that Podman has removed go too, if no service is on them. ``owner`` limits both to
+        one owner's. With ``valid``, the ids that the owner still has, its other attachments are
+        detached too. Raises KernelError.
         """
         from niso.base.errors import UsageError
         from niso.services import attachments
@@ -150,6 +151,10 @@ class Attachments:
             raise UsageError("needs --owner", "ids are those of one owner", "--valid")
         machine = self.session.machine_for_change()
         gone = attachments.collect(machine, owner, ids, self.session.report)
+        if owner in (None, "podman"):
+            from niso.engines import netavark
+
+            netavark.drop_networks(machine, report=self.session.report)
         return tuple(Changed(name, True) for name in gone)
 
 

@@ -4,6 +4,9 @@ aardvark-dns is the name server of Podman's own networks. It reads one file for 
 network's addresses, then a line ``ID IPV4S IPV6S NAMES`` for each container. It reads them again at
 SIGHUP, and exits when there is none (github.com/containers/aardvark-dns). niso runs its own
 instance, because netavark's does not know the networks of plugins.
+
+It forwards other names to the host's name servers, except for addresses that only files of internal
+networks have, whichever address of the host they ask. The names of such files end in ``%int``.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import signal
 
 from niso.base import paths
 from niso.base.addresses import family_of
+from niso.base.prefixes import prefix
 from niso.plan.records import Network
 from niso.services.machine import Machine
 from niso.store.store import Store
@@ -24,6 +28,12 @@ PROGRAMS = tuple(
 )
 DOMAIN = "dns.podman"
 _PID_FILE = "aardvark.pid"
+_INTERNAL = "%int"
+_SILENCED = 1022
+"""Of an internal network: its first so many addresses, and all leased ones, are not forwarded for.
+
+Services of niso's own are on it too, and aardvark-dns forwards for an address that no file has.
+"""
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
@@ -47,7 +57,11 @@ def update(machine: Machine, network: str, owner: str) -> None:
         # under the lock, the last writer has also read the store last
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = _text(machine.store, network, owner)
-        path = os.path.join(folder, network)
+        known = machine.store.network(network)
+        ends = (_INTERNAL, "") if known is not None and known.internal else ("", _INTERNAL)
+        path, other = (os.path.join(folder, f"{network}{end}") for end in ends)
+        if os.path.exists(other):
+            os.unlink(other)
         if text:
             draft = os.path.join(folder, ".new")
             with open(draft, "w", encoding="utf-8") as file:
@@ -77,7 +91,21 @@ def _text(store: Store, network: str, owner: str) -> str:
             lines.append(f"{attached.service} {' '.join(families)} {shown}\n")
     if known is None or not lines:
         return ""
+    if known.internal:
+        families = (",".join(_silenced(store, known, family)) for family in (4, 6))
+        lines.append(f"- {' '.join(families)} -\n")
     return "".join([",".join(subnet.gateway for subnet in known.subnets) + "\n", *lines])
+
+
+def _silenced(store: Store, network: Network, family: int) -> list[str]:
+    """Return the addresses of an internal network that are not forwarded for."""
+    addresses = {address for address, _, _ in store.leases(network.name, family)}
+    for subnet in network.subnets:
+        if subnet.family == family:
+            whole = prefix(subnet.cidr)
+            count = min(_SILENCED, whole.num_addresses)
+            addresses |= {whole.at(number) for number in range(count)} - {subnet.gateway}
+    return sorted(addresses)
 
 
 def _notify(program: str, folder: str, needed: bool) -> None:

@@ -134,6 +134,7 @@ def _args() -> dict[str, str]:
 
 def _add(call: Call) -> dict[str, Any]:
     runtime = _folded(call.config.get("runtimeConfig", {}))
+    servers = _name_servers(runtime.get("dns") or {})
     machine = plugin.machine()
     store = machine.store
     known = store.attachments.all(OWNER, call.container)
@@ -159,13 +160,18 @@ def _add(call: Call) -> dict[str, Any]:
         request = pods.closed(store, call, request, same)
     if same is not None:
         request = plugin.joined(store, request)
-    if store.network(call.network) is None:
+    network = store.network(call.network)
+    if network is None:
         _create_network(machine, call)
+    else:
+        _require_configured(network, call.config)
     # the policy of the repeated request may be wider than what the agent has applied since
     done = attachments.attach(machine, request, instead_of=same)
     if waits:
         pods.wait(machine, call, done.service)
     own = _result(store, call, done.service)
+    if servers:
+        own["dns"] = servers
     return cni_chain.merged(call, own) if is_chained else own
 
 
@@ -195,6 +201,38 @@ def _create_network(machine: Machine, call: Call) -> None:
         mtu=config.get("mtu") or None,
     )
     network.create(machine, request)
+
+
+def _require_configured(network: Network, config: Mapping[str, Any]) -> None:
+    """Raise Failure if a network that exists is not what the keys of the configuration say."""
+    there = {subnet.cidr for subnet in network.subnets}
+    subnets, has_ipv6 = set(config.get("subnets", ())), any(":" in cidr for cidr in there)
+    if subnets and subnets != there:
+        from niso.services.networks import NetworkRequest
+
+        subnets = set(map(str, NetworkRequest(network.name, tuple(subnets)).nets))
+    # without the key any are right; with ipv6 as well, niso has chosen one
+    is_chosen = {":" in cidr for cidr in there - subnets} == {True} and config.get("ipv6")
+    differs = {
+        "internal": config.get("internal", network.internal) != network.internal,
+        "mtu": (config.get("mtu") or network.mtu) != network.mtu,
+        "ipv6": not subnets and config.get("ipv6", has_ipv6) != has_ipv6,
+        "subnets": subnets and not (subnets <= there and (subnets == there or is_chosen)),
+    }
+    for key in (key for key, is_different in differs.items() if is_different):
+        raise Failure(
+            WRONG_CONFIG,
+            f"{key}: network {network.name} exists and differs",
+            f"match it (niso net inspect {network.name}), or choose another name",
+        )
+
+
+def _name_servers(given: Any) -> dict[str, Any]:
+    """Return the result's ``dns`` for the capability of that name. Raises Failure."""
+    keys = {"servers": "nameservers", "searches": "search", "options": "options"}
+    if not isinstance(given, dict) or given.keys() - keys:
+        raise Failure(WRONG_CONFIG, f"runtimeConfig.dns has other keys than {', '.join(keys)}")
+    return {keys[key]: value for key, value in given.items() if value}
 
 
 def _given(call: Call) -> str:

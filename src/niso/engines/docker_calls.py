@@ -232,6 +232,9 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
         raise NotFound("niso does not know this endpoint", "docker restart CONTAINER")
     machine, id = plugin.machine(), os.path.basename(path)
     request = _request(machine, network, kept["endpoint"], id)
+    _forget_ended(machine, request)
+    # the name may be free now
+    request = _request(machine, network, kept["endpoint"], id)
     interface = f"nix{sha256(id.encode()).hexdigest()[:10]}"
     space = moved_links.new_namespace()
     try:
@@ -255,6 +258,41 @@ def _join(given: dict[str, Any]) -> dict[str, Any]:
         "GatewayIPv6": gateways.get(6, ""),
         "DisableGatewayService": True,
     }
+
+
+def _forget_ended(machine: Machine, request: Request) -> None:
+    """Detach the endpoints that ended without a call: Docker has lost them if it was killed.
+
+    Docker gives their addresses and host ports to others. One whose interface may still be on its
+    way is detached only if Docker gives its address to the endpoint of ``request``.
+    """
+    store = machine.store
+    wanted = {ip for wish in request.wishes for ip in wish.ips}
+    for attached in store.attachments.all(OWNER):
+        row = store.service(attached.service)
+        if row is None or attached.id == request.id:
+            continue
+        if row.active and attached.lives(machine.kernel):
+            continue
+        is_taken = bool(wanted & {address for _, address in store.addresses(attached.service)})
+        if row.active and attachments.is_moving(attached) and not is_taken:
+            continue
+        try:
+            attachments.detach(machine, attached.service, attached.id)
+        except Error as error:
+            if is_taken:
+                raise
+            say(f"endpoint {attached.id[:12]} has ended and is left: {protocol.one_line(error)}")
+            continue
+        _forget_files(attached.id)
+
+
+def _forget_files(id: str) -> None:
+    """Remove what is kept of an endpoint."""
+    _waiting.pop(id, None)
+    path = _file(paths.run_dir(), id)
+    _remove(f"{path}.netns")
+    _remove(path)
 
 
 def _subnets(machine: Machine, network: Mapping[str, Any]) -> Any:
@@ -327,7 +365,7 @@ def _leave(given: dict[str, Any]) -> None:
 
 def _delete_endpoint(given: dict[str, Any]) -> None:
     _leave(given)
-    _remove(_file(paths.run_dir(), given["EndpointID"]))
+    _forget_files(given["EndpointID"])
 
 
 # --- interfaces that Docker moves ---------------------------------------------------------------
@@ -390,6 +428,7 @@ def _settled(id: str) -> bool:
     request = attachments.current(store, attached.service)
     if request is not None:
         attachments.attach(machine, request)
+    os.utime(path, (0, 0), follow_symlinks=False)  # from now on it has ended if it does not live
     return True
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 
 import niso
+from niso.base import files, paths
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.base.report import Caution, Report, silent
 from niso.engines import aardvark, plugin, protocol
 from niso.plan.records import Network, Port
 from niso.services import attach_request, attachments
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 OWNER = "podman"
 API_VERSION = "1.0.0"
+_CONFIGURATIONS = ("/usr/share/containers/containers.conf", "/etc/containers/containers.conf")
+_YOUNG_S = 60
 _OPTIONS = ("mtu", "isolate", "dns", *plugin.POLICY_KEYS)
 _OWN_OPTIONS = ("name", *plugin.POLICY_KEYS)
 
@@ -79,6 +84,7 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
 
     Only niso leases its addresses, because niso's own services can be on the same network.
     """
+    drop_networks(machine, _network_name(given))
     network = _ensured(machine, given)
     return given | {
         "subnets": [{"subnet": s.cidr, "gateway": s.gateway} for s in network.subnets],
@@ -93,7 +99,7 @@ def _create(machine: Machine, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
-    """Return niso's network for a network of Podman, created if it does not exist.
+    """Return niso's network for a network of Podman, created as described if it does not exist.
 
     Raises InvalidInput for what niso does not support, Conflict if the network exists and differs.
     """
@@ -104,7 +110,7 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
     _policy(options, {}, name)  # refuse a wrong entry before the first container
     known = machine.store.network(name)
     subnets = given.get("subnets") or []
-    if known is not None and not subnets:
+    if known is not None and _is_as_described(known, given, options.get("mtu")):
         return known
     from ipaddress import ip_network
 
@@ -135,8 +141,100 @@ def _ensured(machine: Machine, given: Mapping[str, Any]) -> Network:
     )
     if request.ipv6 and request.gateways:
         raise InvalidInput("--ipv6 with --gateway: name the IPv6 subnet too", "--subnet PREFIX")
-    network.create(machine, request)
+    if network.create(machine, request) is not None:
+        _note(machine, name, str(given.get("name", "")))
     return machine.store.require_network(name)
+
+
+def _is_as_described(known: Network, given: Mapping[str, Any], mtu: str | None) -> bool:
+    """Return whether a network is what Podman's record of it says; a setup mostly finds that."""
+    have = sorted((subnet.cidr, subnet.gateway) for subnet in known.subnets)
+    want = [(str(s.get("subnet")), str(s.get("gateway"))) for s in given.get("subnets") or ()]
+    return (
+        have == sorted(want)
+        and known.internal == bool(given.get("internal"))
+        and mtu in (None, str(known.mtu))
+        and not any(given.get(key) for key in ("routes", "network_dns_servers"))
+    )
+
+
+# --- networks that Podman has removed ------------------------------------------------------------
+
+
+def _note(machine: Machine, network: str, called: str) -> None:
+    """Record that a network was made for Podman, and which file of Podman's describes it."""
+    path = os.path.join(_notes(), network)
+    note = {
+        "file": os.path.join(_network_folder(), f"{called}.json"),
+        "made_at": machine.store.network_made_at(network),
+    }
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    files.replace(path, json.dumps(note).encode(), 0o600)
+
+
+def _notes() -> str:
+    return os.path.join(paths.state_dir(), "podman")
+
+
+def drop_networks(machine: Machine, wanted: str = "", report: Report = silent) -> None:
+    """Remove the networks that Podman has removed and no service is on.
+
+    Podman does not call its plugin for that. It writes the file of a new network after the call,
+    so young ones are kept, except for ``wanted``, which Podman is about to create. One that cannot
+    be removed is reported. Raises OSError.
+    """
+    from niso.commands import network
+
+    try:
+        names = sorted(os.listdir(_notes()))
+    except FileNotFoundError:
+        return
+    store = machine.store
+    for name in names:
+        if "." in name:  # another process is writing it
+            continue
+        path = os.path.join(_notes(), name)
+        content = files.read(path)
+        note = json.loads(content.decode()) if content is not None else {}
+        if not isinstance(note, dict) or store.network_made_at(name) != note.get("made_at"):
+            files.remove(path)  # another network of that name
+            continue
+        is_young = time.time() - os.stat(path).st_mtime < _YOUNG_S
+        if os.path.lexists(str(note["file"])) or (is_young and name != wanted):
+            continue
+        if store.members(name) or store.held_by(name):
+            continue
+        try:
+            network.remove(machine, [name])
+        except Error as error:
+            report(Caution(f"network {name!r}, which Podman has removed, is left: {error}"))
+            continue
+        files.remove(path)
+        report(Caution(f"network {name!r} is removed, as Podman has removed it"))
+
+
+def _network_folder() -> str:
+    """Return the folder of Podman's descriptions of networks (containers.conf(5))."""
+    import glob
+    import tomllib
+
+    with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
+        words = os.fsdecode(file.read()).split("\0")
+    option = "--network-config-dir"
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == option or word.startswith(f"{option}="):
+            return word.partition("=")[2] or after
+    own = os.environ.get("CONTAINERS_CONF")
+    read = [own] if own else list(_CONFIGURATIONS)
+    if not own:
+        read += sorted(glob.glob(f"{_CONFIGURATIONS[-1]}.d/*.conf"))
+    folder = "/etc/containers/networks"
+    for path in (*read, os.environ.get("CONTAINERS_CONF_OVERRIDE", "")):
+        content = files.read(path) if path else None
+        if content is not None:
+            network = tomllib.loads(content.decode()).get("network", {})
+            folder = str(network.get("network_config_dir") or folder)
+    return folder
 
 
 def _network_name(given: Mapping[str, Any]) -> str:
@@ -180,7 +278,7 @@ def _policy(options: Mapping[str, str], own: Mapping[str, str], name: str) -> An
 
 
 def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    network = _ensured(machine, given["network"] | {"subnets": None})
+    network = _ensured(machine, given["network"])
     mine = given.get("network_options") or {}
     container, called = str(given["container_id"]), str(given["container_name"])
     options = _checked(given["network"].get("options"), _OPTIONS, "--opt")
@@ -215,6 +313,8 @@ def _setup(machine: Machine, netns: str, given: Mapping[str, Any]) -> dict[str, 
     )
     if same is not None:
         request = plugin.joined(store, request)
+        # netavark calls for the networks in any order, in which Podman may count interfaces too
+        request = request._replace(wishes=tuple(sorted(request.wishes)))
     attachments.attach(machine, request)
     has_names = options.get("dns") != "none"
     if has_names:

@@ -27,8 +27,8 @@ from niso.plan.known_world import (
     is_host,
     network_of,
 )
-from niso.plan.records import Member, Network, Policed, Policy
-from niso.plan.verdict import Reason, Verdict, decide
+from niso.plan.records import Member, Network, Policed, Policy, primary
+from niso.plan.verdict import Reason, Verdict, decide, is_name_server_elsewhere
 from niso.store.store import Store
 
 
@@ -174,13 +174,14 @@ def _path(
     if sender and entered:
         on = next(
             (
-                e.network
-                for e in sender.endpoints
-                if holds(world.networks[e.network], packet.destination)
+                endpoint
+                for endpoint in sender.endpoints
+                if holds(world.networks[endpoint.network], packet.destination)
             ),
-            None,
+            primary(sender.endpoints, world.networks),
         )
-        by = world.networks[on or sender.endpoints[0].network]
+        assert on is not None
+        by = world.networks[on.network]
         if all(subnet.family != family for subnet in by.subnets):
             return (), (), ()
         if by.name != entered.name and not to.is_link_local:
@@ -212,6 +213,11 @@ def _path(
             nft_tables.INET, raw, "ip daddr 127.0.0.0/8" if family == 4 else "ip6 daddr ::1"
         )
         return martian, martian, ()
+    if entered and is_name_server_elsewhere(
+        world, packet.destination, packet.port, packet.proto, entered.name
+    ):
+        there = _static(nft_tables.INET, "input", f"daddr @subnets{family} meta l4proto")
+        return (*objects, *there), there, ()
     early, late = _dropping(sender, entered, reached, family)
     return (*objects, *early, *late), early, late
 
@@ -317,7 +323,8 @@ def _published(
     """Return the map element that translates the packet to a service, or an empty list."""
     known = world.services[verdict.destination.service]
     target = verdict.destination.address
-    beside = any(target in endpoint.addresses for endpoint in known.endpoints[1:])
+    home = primary(known.endpoints, world.networks)
+    beside = home is not None and target not in home.addresses
     for wide in (False, True):
         for port in known.ports:
             at = port.is_wide if wide else port.host_ip == packet.destination

@@ -9,6 +9,7 @@ from niso.base.errors import Error, NotFound, UsageError
 from niso.base.lite_typing import NamedTuple
 from niso.kernel import probe
 from niso.plan.known_world import World, holds
+from niso.plan.records import primary
 from niso.plan.verdict import PORTED
 from niso.store.store import Store, bare_name
 
@@ -225,7 +226,7 @@ def _destination(world: World, source: End, to: End, family: int) -> str | None:
         return to.address
     sender = world.services.get(source.service)
     if to.outside:
-        first = next(iter(sender.endpoints), None) if sender else None
+        first = primary(sender.endpoints, world.networks) if sender else None
         has_route = first is None or any(family_of(own) == family for own in first.addresses)
         return _of_family(world.outside.get(to.outside, ()), family) if has_route else None
     if not to.service:
@@ -253,6 +254,8 @@ def _source(world: World, source: End, to: str, family: int) -> str | None:
     if any(to in endpoint.addresses for endpoint in endpoints):
         return to
     on = [endpoint for endpoint in endpoints if holds(world.networks[endpoint.network], to)]
+    if (first := primary(endpoints, world.networks)) is not None:
+        on.append(first)
     return next(
         (a for endpoint in (*on, *endpoints) if (a := _of_family(endpoint.addresses, family))), None
     )

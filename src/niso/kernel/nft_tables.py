@@ -49,6 +49,11 @@ NEXT_HOP_S = 10
 
 _NO_START = "ct state new meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 
+_NAME_SERVER = (
+    "meta l4proto { tcp, udp } th dport 53 fib daddr . iif type != local"
+    f' counter goto {nft_sensor.REFUSE} comment "the name server of another network"'
+)
+
 TABLES = f"""\
 table inet niso {{
 	comment "made by niso; see niso net rules"
@@ -333,6 +338,8 @@ table inet niso {{
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 		ct status & confirmed == 0 ip saddr @flows4 counter drop comment "too many new flows of a service"
 		ct status & confirmed == 0 ip6 saddr @flows6 counter drop
+		ip daddr @subnets4 {_NAME_SERVER}
+		ip6 daddr @subnets6 {_NAME_SERVER}
 		{_NO_START} jump no_start
 		ip saddr @egress4 jump check_out4
 		ip6 saddr @egress6 jump check_out6

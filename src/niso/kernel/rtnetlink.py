@@ -31,6 +31,7 @@ from niso.kernel.rtnl_records import (
     RTA_DST,
     RTA_GATEWAY,
     RTA_OIF,
+    RTA_PRIORITY,
     RTA_TABLE,
     Link,
     LinkAddress,
@@ -73,7 +74,7 @@ _SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 
 _RTNH_F_ONLINK = 4  # linux/rtnetlink.h
 _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
-_RTA_PRIORITY, _RTA_PREFSRC = 6, 7
+_RTA_PREFSRC = 7
 _METRIC6 = 256  # IP6_RT_PRIO_ADDRCONF: routes that the kernel adds with IPv6 addresses
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 
@@ -390,7 +391,7 @@ class Rtnl(netlink.Netlink):
         scope = _SCOPE_LINK if is_4 else _SCOPE_UNIVERSE
         body = rtmsg.pack(family, length, 0, 0, MAIN, KERNEL, scope, UNICAST, 0)
         body += attribute(RTA_DST, number.to_bytes(len(packed))) + u32(RTA_OIF, link_index)
-        body += attribute(_RTA_PREFSRC, packed) if is_4 else u32(_RTA_PRIORITY, _METRIC6)
+        body += attribute(_RTA_PREFSRC, packed) if is_4 else u32(RTA_PRIORITY, _METRIC6)
         what = f"add the route to {cidr} by link {link_index}"
         self.transact(Message(what, _NEWROUTE, netlink.CREATE, body, (errno.EEXIST,)))
 
@@ -418,14 +419,16 @@ class Rtnl(netlink.Netlink):
         dumped = self.dump("list routes", _GETROUTE, body, parse_route, absent)
         return [route for family, route in dumped if family in _FAMILIES and route.table == table]
 
-    def add_route(self, destination: str, gateway: str, index: int) -> None:
+    def add_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
         """Add a unicast route to the main table, on-link if ``gateway`` is "".
 
-        The gateway is taken as reachable through the link, without a route to it. No-op if the
-        route exists. Raises KernelError if another route to ``destination`` exists.
+        The gateway is taken as reachable through the link, without a route to it. ``metric`` 0 is
+        the kernel's default. No-op if the route exists. Raises KernelError if another route to
+        ``destination`` with this metric exists.
         """
         what = f"add route {destination} via {gateway or 'link'} {index}"
         body = _route(destination, gateway, index, BOOT)
+        body += u32(RTA_PRIORITY, metric) if metric else b""
         try:
             self.transact(Message(what, _NEWROUTE, netlink.CREATE | netlink.EXCL, body))
         except KernelError as error:
@@ -435,11 +438,14 @@ class Rtnl(netlink.Netlink):
             ):
                 raise
 
-    def delete_route(self, destination: str, gateway: str, index: int) -> None:
-        """Delete a route with any metric; no-op if it does not exist. Other routes to it stay."""
+    def delete_route(self, destination: str, gateway: str, index: int, metric: int = 0) -> None:
+        """Delete a route; no-op if it is gone. Others to ``destination`` stay.
+
+        With ``metric`` 0 one of any metric is deleted.
+        """
         self._delete_routes(
             f"delete route {destination} via {gateway or 'link'} {index}",
-            _route(destination, gateway, index, 0),
+            _route(destination, gateway, index, 0) + (u32(RTA_PRIORITY, metric) if metric else b""),
         )
 
     def delete_nowhere(self, destination: str, kind: str) -> None:

@@ -23,7 +23,7 @@ BRPORT_MODE = 4  # hairpin
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 _IFA_F_DEPRECATED, _IFA_F_PERMANENT = 0x20, 0x80
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 
 IFF_UP, IFF_NOARP = 1, 0x80
 
@@ -82,8 +82,8 @@ class LinkAddress(NamedTuple):
 class LinkRoute(NamedTuple):
     """A route.
 
-    ``destination`` is a prefix ("0.0.0.0/0" for the default route), ``gateway`` is "" for none,
-    ``index`` is that of its link, or 0.
+    ``destination`` is a prefix ("0.0.0.0/0" for default), ``gateway`` "" for none, ``index`` that
+    of its link or 0. Of several routes to a destination the one with the lowest metric is taken.
     """
 
     destination: str
@@ -92,6 +92,7 @@ class LinkRoute(NamedTuple):
     table: int
     protocol: int
     type: int
+    metric: int
 
 
 def parse_cidr(cidr: str) -> tuple[int, bytes, int]:
@@ -190,6 +191,7 @@ def parse_route(body: bytes) -> tuple[int, LinkRoute]:
         table=_number(fields, RTA_TABLE, table),
         protocol=protocol,
         type=kind,
+        metric=_number(fields, RTA_PRIORITY, 0),
     )
     return family, route
 

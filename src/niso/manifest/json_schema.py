@@ -161,7 +161,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "Network.networks": (
         _NETWORK,
-        "Several networks instead of one: eth0, eth1 and so on. The first has the default route.",
+        "Several networks instead of one: eth0, eth1 and so on. The first that is not internal has "
+        "the default route.",
     ),
     "Network.ports": (
         rf"^(?:{_OCTET}(?:\.{_OCTET}){{3}}:(?:{_PORTS})?:"

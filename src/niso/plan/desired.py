@@ -28,7 +28,17 @@ from niso.kernel.kinds.veth import Veth
 from niso.kernel.nft_wire import TUNNEL
 from niso.kernel.state import State
 from niso.plan import nft, policy_maps
-from niso.plan.records import HOST_GATEWAY, Network, Port, Remote, Service, Snapshot, Span, Tunnel
+from niso.plan.records import (
+    HOST_GATEWAY,
+    Network,
+    Port,
+    Remote,
+    Service,
+    Snapshot,
+    Span,
+    Tunnel,
+    primary,
+)
 
 # the kinds of `niso.kernel.kinds.order.SELDOM` are imported only where a record needs one
 if TYPE_CHECKING:
@@ -169,13 +179,14 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
         yield Netns(netns, alias)
         yield from _service_sysctls(netns, [networks[e.network] for e in service.endpoints])
     own: list[tuple[str, str]] = []  # (address, gateway of its network)
+    first = primary(service.endpoints, networks)
     for position, endpoint in enumerate(service.endpoints):
         network = networks[endpoint.network]
         host_end = names.veth(service.name, network.name, service.generation)
         owner = network.span.cluster if network.span else snapshot.state_id
         mac = endpoint.mac or names.mac(service.name, network.name, owner)
         inner = endpoint.interface or f"eth{position}"
-        routes = position == 0 if endpoint.routes is None else endpoint.routes
+        routes = endpoint is first if endpoint.routes is None else endpoint.routes
         if service.outside is not None:
             yield from _link_sysctls(netns, inner, network)
         yield Sysctl(netns, f"net/ipv4/neigh/{inner}/mcast_solicit", "0")
@@ -196,7 +207,9 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
             yield Route(netns, subnet.cidr, subnet.gateway, inner)
             if routes:
                 everywhere = "0.0.0.0/0" if subnet.family == 4 else "::/0"
-                yield Route(netns, everywhere, subnet.gateway, inner)
+                # an engine may add a network of its own, which leads outside
+                last = network.internal and service.outside is not None
+                yield Route(netns, everywhere, subnet.gateway, inner, last=last)
         gateway_mac = names.mac("", network.bridge, alias)
         for subnet, address in zip(network.subnets, endpoint.addresses, strict=True):
             yield Peer("", network.bridge, address, mac)
@@ -211,10 +224,11 @@ def _service(snapshot: Snapshot, service: Service, networks: dict[str, Network])
 
 
 def _published(service: Service, port: Port, networks: dict[str, Network]) -> list[Element]:
-    """Return the elements of one port: on the first network, and for clients on the others."""
-    if not service.endpoints:
+    """Return one port's elements: on the network of `primary`, and for clients on the others."""
+    first = primary(service.endpoints, networks)
+    if first is None:
         return []
-    first, *others = service.endpoints
+    others = [endpoint for endpoint in service.endpoints if endpoint is not first]
     elements = nft.published(service.name, port, first.addresses)
     families = {family_of(address) for address in first.addresses}
     for endpoint in others:

@@ -245,8 +245,8 @@ def _kept(service: str, port: Port, where: str, start: str) -> list[Element]:
 def published_on(service: str, port: Port, bridge: str, addresses: Iterable[str]) -> list[Element]:
     """Return the elements that send clients on another network of the service to its address there.
 
-    If they were sent to its address on the first network, its replies would not pass the host: they
-    would leave by the link that the client is on.
+    At its address on the network of its default route, its replies would not go back through the
+    host: they would leave by the link that the client is on.
     """
     if port.host_ip.startswith("127."):
         return []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from niso.base.addresses import bracketed, family_of, span
 from niso.base.lite_typing import NamedTuple
 
@@ -217,7 +219,17 @@ class Endpoint(NamedTuple):
     addresses: tuple[str, ...]  # one per subnet of the network
     interface: str = ""  # interface name inside the service; "": eth<position>
     mac: str = ""  # MAC inside the service; "": derived from the names
-    routes: bool | None = None  # whether the default route leads here; None: on the first network
+    routes: bool | None = None  # whether the default route leads here; None: if it is `primary`
+
+
+def primary(endpoints: Sequence[Endpoint], networks: Mapping[str, Network]) -> Endpoint | None:
+    """Return the endpoint of the default route and of published ports; None without any.
+
+    It is the first one on a network that is not internal, else the first: an internal network leads
+    nowhere, and replies of published ports leave by the default route.
+    """
+    outer = (endpoint for endpoint in endpoints if not networks[endpoint.network].internal)
+    return next(outer, next(iter(endpoints), None))
 
 
 class Limits(NamedTuple):

@@ -67,7 +67,7 @@ class ServiceSpec(NamedTuple):
     # attached: an attachment, without a process run by niso
     mode: Literal["bridge", "host", "none", "share", "attached"]
     share: str | None  # with mode share: the service whose namespace it joins
-    networks: tuple[str, ...]  # the n-th is eth<n>, the first has the default route; mode bridge
+    networks: tuple[str, ...]  # the n-th is eth<n>; mode bridge
     addresses: Mapping[str, str]  # network to static address
     hostname: str
     aliases: tuple[str, ...]

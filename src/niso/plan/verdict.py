@@ -28,7 +28,7 @@ from niso.plan.known_world import (
     parsed,
     within,
 )
-from niso.plan.records import WIDE, Entry
+from niso.plan.records import WIDE, Entry, primary
 
 PORTED = ("tcp", "udp", "sctp")
 _PORTED_TOO = ("33", "136")  # DCCP, UDP-Lite
@@ -285,6 +285,11 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
                 " can be reached only by its other addresses"
             )
         port_of = _published(world, to, port, proto, entered)
+        if port_of is None and is_name_server_elsewhere(world, destination, port, proto, entered):
+            return packet.drop(
+                f"{destination} is the address of another network's bridge: its name server is for"
+                " that network alone"
+            )
         if port_of is None:
             own = f"{destination} is the host's own address"
             unpublished = f", and no service publishes {port}/{proto} there" if port else ""
@@ -297,6 +302,24 @@ def _path(world: World, source: str, destination: str, port: int | None, proto: 
     if network_of(world, destination) is not None:
         return packet.drop(f"no service has the address {destination}")
     return _outwards(world, packet, to)
+
+
+def is_name_server_elsewhere(
+    world: World, destination: str, port: int | None, proto: str, entered: str
+) -> bool:
+    """Return whether a packet that enters by network ``entered`` is for another one's name server.
+
+    That server may answer what its own network may know, as aardvark-dns does for Podman.
+    """
+    reached = network_of(world, destination)
+    return (
+        port == 53
+        and proto in ("tcp", "udp")
+        and bool(entered)
+        and reached is not None
+        and reached.name != entered
+        and is_host(world, destination)
+    )
 
 
 def _at_sender(world: World, packet: _Packet, known: Known, to: Address) -> _Path | None:
@@ -414,13 +437,14 @@ def _published(
     """Return the service port to which a published port of a host address leads; None without one.
 
     A client on a network of the service is sent to the service's address there, any other client to
-    the address on its first network. A port of one host address wins over a wildcard port.
+    its address on the network of its default route. A port of one host address wins over a
+    wildcard port.
     """
     if port is None or (to.version == 6 and to.is_loopback):
         return None
     for hosts in ((str(to),), WIDE):
         for known in world.services.values():
-            for published in known.ports if _publishes(known, to.version) else ():
+            for published in known.ports if _publishes(world, known, to.version) else ():
                 if (
                     published.host_ip in hosts
                     and published.proto == proto
@@ -428,7 +452,7 @@ def _published(
                     and published.host_port <= port <= published.last
                     and to.version in published.families
                 ):
-                    target = _target(known, to.version, entered)
+                    target = _target(world, known, to.version, entered)
                     if target is not None:
                         inside = published.container_port + port - published.host_port
                         sharer = dict(known.sharers).get(published, "")
@@ -436,19 +460,18 @@ def _published(
     return None
 
 
-def _publishes(known: Known, family: int) -> bool:
-    """Return whether a service publishes a family.
-
-    It does so if it is active and its first network has the family.
-    """
-    addresses = (address for e in known.endpoints[:1] for address in e.addresses)
+def _publishes(world: World, known: Known, family: int) -> bool:
+    """Return whether an active service publishes ports in a family: that of its default route."""
+    first = primary(known.endpoints, world.networks)
+    addresses = first.addresses if first is not None else ()
     return known.active and any(family_of(address) == family for address in addresses)
 
 
-def _target(known: Known, family: int, entered: str) -> tuple[str, str] | None:
-    """Return (network, address) to which a published port sends clients on network ``entered``."""
+def _target(world: World, known: Known, family: int, entered: str) -> tuple[str, str] | None:
+    """Return (network, address) to which a published port leads clients on network ``entered``."""
     shared = [endpoint for endpoint in known.endpoints if endpoint.network == entered]
-    for endpoint in (*shared, *known.endpoints[:1]):
+    first = primary(known.endpoints, world.networks)
+    for endpoint in (*shared, *([first] if first is not None else ())):
         for address in endpoint.addresses:
             if family_of(address) == family:
                 return endpoint.network, address
@@ -458,11 +481,13 @@ def _target(known: Known, family: int, entered: str) -> tuple[str, str] | None:
 def _leaves_by(world: World, known: Known, to: Address) -> str | None:
     """Return the network through which a service reaches an address; None if it has no route.
 
-    It is the network that contains the address, else the first one, which has the default route.
+    It is the network that contains the address, else that of the default route.
     """
     for endpoint in known.endpoints:
         if holds(world.networks[endpoint.network], str(to)):
             return endpoint.network
-    first = known.endpoints[0].network
-    families = {subnet.family for subnet in world.networks[first].subnets}
-    return first if to.version in families else None
+    first = primary(known.endpoints, world.networks)
+    if first is None:
+        return None
+    families = {subnet.family for subnet in world.networks[first.network].subnets}
+    return first.network if to.version in families else None

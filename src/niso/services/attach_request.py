@@ -88,14 +88,15 @@ def _links(
 ) -> list[Link]:
     """Choose the interface of each link. Raises InvalidInput, Conflict.
 
-    A link that was attached before keeps its interface. The first link has the default route,
-    unless the namespace has one already.
+    A link that was attached before keeps its interface. The first link on a network that is not
+    internal has the default route, else the first link, unless the namespace has one already.
     """
     had = {link.network: link for link in store.attachments.links(request.name)} if before else {}
     _refuse_twice([wish.network for wish in request.wishes], "--network")
     own = {link.interface for link in had.values()}
     taken = (foreign.links if foreign is not None else frozenset(["lo"])) - own
-    free = _free_names(taken | {wish.interface for wish in request.wishes})
+    kept_names = {had[wish.network].interface for wish in request.wishes if wish.network in had}
+    free = _free_names(taken | kept_names | {wish.interface for wish in request.wishes})
     routed = (
         foreign is not None and bool(foreign.routed) and not any(x.routes for x in had.values())
     )
@@ -113,8 +114,13 @@ def _links(
                 "interface",
             )
         own_mac = _own_mac(store, request.name, wish, kept.mac if kept is not None else "")
-        links.append(Link(wish.network, interface, own_mac, not (links or routed)))
+        links.append(Link(wish.network, interface, own_mac, False))
     _refuse_twice([link.interface for link in links], "interface")
+    if links and not routed:
+        known = [store.network(link.network) for link in links]
+        outer = (at for at, network in enumerate(known) if network is None or not network.internal)
+        first = next(outer, 0)
+        links[first] = links[first]._replace(routes=True)
     return links
 
 

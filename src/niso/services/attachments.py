@@ -156,7 +156,8 @@ def _apply(
             change = record(machine, target, "", alone, alone, LinkNames(store))
             assert target.attached is not None
             if POD_POLICY in wishes(target.attached)["labels"] and not store.publishes(name):
-                store.put_published_row(name, (name, target.links[0].network, 0))
+                to = next((link for link in target.links if link.routes), target.links[0])
+                store.put_published_row(name, (name, to.network, 0))
             planned = plan(kernel, store, scope, before, trusting=True)
             forget_former(machine, [name], known)
             intent = store.intent(name)
@@ -374,11 +375,11 @@ def _forget(machine: Machine, row: ServiceRow, report: Report) -> None:
 # --- ended namespaces -------------------------------------------------------------------------
 
 
-def _is_moving(attached: Attached) -> bool:
+def is_moving(attached: Attached) -> bool:
     """Return whether an engine is moving the attachment's interface into its container.
 
-    The path is a symlink that is created when the interface is handed over. For a container that
-    ends, the engine itself detaches.
+    The path is a symlink that is created when the interface is handed over, and has the time 0 once
+    the interface has arrived. For a container that ends, the engine itself detaches.
     """
     if attached.owner != BY_INTERFACE:
         return False
@@ -397,7 +398,7 @@ def gone(kernel: Kernel, store: Store, only: Container[str] | None = None) -> li
     for row in store.attachments.rows():
         if row.active and (only is None or row.name in only):
             attached = store.attachments.get(row.name)
-            if attached is None or not (attached.lives(kernel) or _is_moving(attached)):
+            if attached is None or not (attached.lives(kernel) or is_moving(attached)):
                 ended.append(row.name)
     return ended
 
@@ -421,7 +422,7 @@ def collect(
         if row is None:
             continue
         is_kept = known is None or attached.id in known
-        if row.active and is_kept and (attached.lives(kernel) or _is_moving(attached)):
+        if row.active and is_kept and (attached.lives(kernel) or is_moving(attached)):
             continue
         if detach(machine, attached.service, attached.id, report):
             done.append(attached.service)

@@ -173,7 +173,7 @@ def check_family(service: str, port: Port, families: tuple[int, ...], key: str) 
     if not set(port.families) & set(families):
         family = port.families[0]
         raise Conflict(
-            f"{port.host_side} is an IPv{family} port, and the first network of service "
+            f"{port.host_side} is an IPv{family} port, and the default route's network of service "
             f"{service!r} has no IPv{family} subnet",
             "niso net create NAME --ipv6 creates a network with both families; list it first"
             if family == 6

@@ -22,11 +22,17 @@ _UNDONE_SPAN = (
     "json_extract(value, '$.host_port') AS first, json_extract(value, '$.count') AS length"
 )
 
+PRIMARY = (
+    "e.network=(SELECT o.network FROM endpoint o JOIN network i ON i.name=o.network"
+    " WHERE o.service=e.service ORDER BY i.internal, o.position LIMIT 1)"
+)
+"""Whether endpoint ``e`` is that of its service's default route (`niso.plan.records.primary`)."""
+
 _TO_PUBLISH = (
     "SELECT p.service, e.network,"
     " MAX(host_ip IN ('', '0.0.0.0') OR host_ip LIKE '127.%') FROM port p"
     " JOIN service s ON s.name=p.service"
-    " JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND e.position=0"
+    f" JOIN endpoint e ON e.service=COALESCE(s.provider, s.name) AND {PRIMARY}"
     " WHERE p.service=? GROUP BY p.service"
 )
 """Selects the row of a service for the table published."""

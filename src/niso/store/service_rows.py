@@ -14,6 +14,7 @@ from niso.base import paths
 from niso.base.errors import Conflict, Error
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.plan.records import Port
+from niso.store.port_rows import PRIMARY
 from niso.store.sqlite import decoded, encoded, others_intend, sqlite3
 
 if TYPE_CHECKING:
@@ -360,7 +361,7 @@ class ModeRows:
         """Return the families of the network on which a service publishes its ports."""
         rows = self._db.execute(
             "SELECT family FROM subnet s JOIN endpoint e ON e.network=s.network"
-            f" WHERE e.service={_PROVIDER} AND e.position=0 ORDER BY family",
+            f" WHERE e.service={_PROVIDER} AND {PRIMARY} ORDER BY family",
             (service,),
         )
         return tuple(row[0] for row in rows)

@@ -19,6 +19,7 @@ from niso.plan.records import (
     Snapshot,
     Span,
     Subnet,
+    primary,
 )
 from niso.store.policy_rows import Name, PolicyRows
 from niso.store.port_rows import PortRows
@@ -31,15 +32,16 @@ _PUBLISHED = (
     "SELECT 1 FROM published p JOIN service v ON v.name=p.service AND v.active=1"
     " WHERE p.network=n.name"
 )
-# peers on a service's other networks reach its published ports there
+# peers on a service's other networks reach its published ports there; the first is another one only
+# if it is internal (`niso.plan.records.primary`)
 _PUBLISHED_BESIDE = (
     "SELECT 1 FROM endpoint e JOIN service v ON v.name=e.service AND v.active=1"
-    " JOIN published p ON p.service=e.service WHERE e.network=n.name AND e.position>0"
+    " JOIN published p ON p.service=e.service WHERE e.network=n.name"
 )
 _PUBLISHED_BESIDE_BY_SHARER = (
     # CROSS fixes the join order: otherwise SQLite scans all active services
     "SELECT 1 FROM endpoint e CROSS JOIN service v ON v.provider=e.service AND v.active=1"
-    " JOIN published p ON p.service=v.name WHERE e.network=n.name AND e.position>0"
+    " JOIN published p ON p.service=v.name WHERE e.network=n.name"
 )
 
 
@@ -147,8 +149,9 @@ class SnapshotRows(PortRows, PolicyRows):
         where, values = ("", ()) if only is None else (f"WHERE n.name IN ({marks(only)})", only)
         rows = self._db.execute(
             "SELECT n.name, n.bridge, n.mtu, family, cidr, gateway, internal, observe,"
-            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE})"
-            f" OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER}),"
+            f" EXISTS({_PUBLISHED}) OR EXISTS({_PUBLISHED_BESIDE} AND e.position>0)"
+            f" OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER} AND e.position>0) OR n.internal"
+            f" AND (EXISTS({_PUBLISHED_BESIDE}) OR EXISTS({_PUBLISHED_BESIDE_BY_SHARER})),"
             f" EXISTS({_PUBLISHED} AND by_loopback),"
             " EXISTS(SELECT 1 FROM policed p JOIN service v ON v.name=p.service AND v.active=1"
             " WHERE p.network=n.name), vni, port, local"
@@ -271,14 +274,15 @@ class SnapshotRows(PortRows, PolicyRows):
     ) -> tuple[tuple[str, str], ...]:
         """Return (name, address) for the lines that only this service's hosts file has.
 
-        These are the extra hosts of its manifest, and the outside names of its policy, with
-        addresses of the families for which the service has a default route: those of its first
-        network.
+        That is what its manifest adds, and the outside names of its policy, with the addresses of
+        families for which the service has a default route.
         """
         extra = self.extra_hosts(service)
         if not self.names_outside(service):
             return extra
-        families = {family_of(address) for address in next(iter(endpoints.values()), ())}
+        networks = {network.name: network for network in self._networks(tuple(endpoints))}
+        first = primary([Endpoint(*endpoint) for endpoint in endpoints.items()], networks)
+        families = {family_of(address) for address in first.addresses} if first else set()
         outside = self.outside.hosts(service)
         return (*extra, *(host for host in outside if family_of(host[1]) in families))
 

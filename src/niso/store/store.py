@@ -315,6 +315,12 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         on = frozenset(networks)
         return sorted((row[0], row[1], row[2]) for row in rows if row[0] in on)
 
+    def network_made_at(self, network: str) -> float | None:
+        """Return when a network was created, in seconds since 1970; None if there is none."""
+        query = "SELECT created_at FROM network WHERE name=?"
+        row = self._db.execute(query, (network,)).fetchone()
+        return float(row[0]) if row else None
+
     def held_by(self, network: str) -> list[str]:
         """Return the services that undoing changes in progress would put back on a network."""
         rows = self._db.execute(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from walk import reach
 from walk.model import World
 from walk.parts import FIXED
 
@@ -126,7 +127,7 @@ def _rules(world: World, facts: Facts) -> list[str]:
         home = world.services[world.home(name)]
         bridged = bridged or bool(home.manifest.on)
         for port in world.services[name].ports:
-            first = home.manifest.on[0]
+            first = reach.primary(world, home.manifest.on)
             for host, inner in port.each:
                 key = (*((port.at,) if port.at else ()), port.proto, host)
                 wanted.append((str(key), home.leases[first], inner))

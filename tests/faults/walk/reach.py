@@ -6,6 +6,7 @@ By ``docs/design/packet.md`` (paths) and ``docs/guide/policies.md`` (policies).
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -71,10 +72,15 @@ def flows(world: World) -> list[Flow]:
     return found
 
 
+def primary(world: World, networks: Sequence[str]) -> str:
+    """Return the network of the default route and of published ports."""
+    return next((name for name in networks if not world.networks[name].internal), networks[0])
+
+
 def answers(world: World, flow: Flow) -> str:
     """Return who answers a connection; "" if nobody does."""
     source = world.services.get(flow.source)
-    first = source.manifest.on[0] if source and source.manifest.on else None
+    first = primary(world, source.manifest.on) if source and source.manifest.on else None
     if source and first is None:
         return ""  # mode none: no way out
     beyond = flow.address in (HOST, HOST6, CLIENT, CLIENT6)
@@ -102,7 +108,7 @@ def published(world: World, flow: Flow, first: str | None) -> tuple[str, str, Po
         for port in world.services[name].ports:
             inner = dict(port.each).get(flow.port)
             home = world.services[world.home(name)]
-            if flow.six and home.manifest.on[0] not in home.leases6:
+            if flow.six and primary(world, home.manifest.on) not in home.leases6:
                 continue
             same = inner is not None and port.proto == flow.proto
             if same and port.at in ("", flow.address) and (found is None or port.at):
@@ -110,7 +116,7 @@ def published(world: World, flow: Flow, first: str | None) -> tuple[str, str, Po
     if found is None:
         return None
     networks = world.services[world.home(found[0])].manifest.on
-    return found[0], first if first in networks else networks[0], found[1]
+    return found[0], first if first in networks else primary(world, networks), found[1]
 
 
 def _through(world: World, flow: Flow, name: str, network: str, port: Port) -> str:
@@ -125,7 +131,7 @@ def _through(world: World, flow: Flow, name: str, network: str, port: Port) -> s
         return listener if allowed else ""
     if flow.source == home:
         return listener
-    first = source.manifest.on[0]
+    first = primary(world, source.manifest.on)
     if first != network and world.networks[first].internal:
         return ""
     allowed = leaves(world, flow.source, lease, port.inner, flow.proto) and enters(

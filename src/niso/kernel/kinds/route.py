@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from niso.kernel.writing import Writer
 
 
+LAST = 0x7FFFFFFF
+"""The metric of routes that give way to others. The kernel takes the route with the lowest one."""
+
+
 class Route(NamedTuple):
     """A route. ``destination`` is a prefix; a default route has ``0.0.0.0/0`` or ``::/0``.
 
     ``type`` is "" for a unicast route, as all of niso's are. For blackhole, unreachable, prohibit
-    and throw there is no link.
+    and throw there is no link. A ``last`` route gives way to every other one to its destination.
     """
 
     netns: str
@@ -24,6 +28,7 @@ class Route(NamedTuple):
     gateway: str
     link: str
     type: str = ""
+    last: bool = False
 
     def key(self) -> tuple[str, ...]:
         return (self.netns, self.destination, self.type)
@@ -51,13 +56,15 @@ class _Routes(Kind[Route]):
         by = (
             f"via {route.gateway} dev {route.link} onlink" if route.gateway else f"dev {route.link}"
         )
-        return f"{start} {verb} {route.destination} {by}"
+        metric = f" metric {LAST}" if route.last else ""
+        return f"{start} {verb} {route.destination} {by}{metric}"
 
     def what(self, thing: Route) -> str:
         if thing.type:
             return f"route {thing.type} {thing.destination}{in_netns(thing.netns)}"
         by = f" via {thing.gateway}" if thing.gateway else ""
-        return f"route {thing.destination}{by} on {thing.link}{in_netns(thing.netns)}"
+        last = ", after all others" if thing.last else ""
+        return f"route {thing.destination}{by} on {thing.link}{last}{in_netns(thing.netns)}"
 
     def follows_from(self, thing: Route, was: Route | None) -> tuple[str, ...]:
         """Return the conditions under which the kernel drops all routes of the link.
@@ -88,7 +95,8 @@ class _Routes(Kind[Route]):
             for route in space.routes(link):
                 connected = route.protocol == KERNEL and not route.gateway
                 if not connected or route.destination not in prefixes:
-                    yield Route(space.name, route.destination, route.gateway, link.name)
+                    last = route.metric == LAST
+                    yield Route(space.name, route.destination, route.gateway, link.name, last=last)
         if space.reading.strays:
             names = {number: word for word, number in NOWHERE.items()}
             for route in space.all_routes():
@@ -105,10 +113,12 @@ class _Routes(Kind[Route]):
         if gone is not None:
             rtnl, index = writer.link(gone.netns, gone.link)
             if index is not None:
-                rtnl.delete_route(gone.destination, gone.gateway, index)
+                metric = LAST if gone.last else 0
+                rtnl.delete_route(gone.destination, gone.gateway, index, metric)
         if step.action != "delete":
             rtnl, index = writer.link(route.netns, route.link)
-            rtnl.add_route(route.destination, route.gateway, writer.existing(index, route.link))
+            index = writer.existing(index, route.link)
+            rtnl.add_route(route.destination, route.gateway, index, LAST if route.last else 0)
 
 
 KIND = _Routes(Route)
