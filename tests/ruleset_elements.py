@@ -101,9 +101,20 @@ def policy_elements() -> list[Element]:
         for i, text in enumerate(written)
     )
     own = Policed("api", ("10.99.1.2", "fd00::2"), Policy(allow_from=ingress, egress_allow=egress))
+    odd = tuple(
+        parse_entry(f"{everybody}:{port}", f"network.policy.deny_from[{i}]", False)
+        for everybody in ("0.0.0.0/0", "[::/0]")
+        for i, port in enumerate(range(1, 20, 2))
+    )
+    some = tuple(
+        parse_entry(text, f"network.policy.allow_from[{i}]", False)
+        for i, text in enumerate(("10.0.0.0/8", "fd00::/8"))
+    )
+    large = Policy(allow_from=some, deny_from=odd, egress_allow=some, egress_deny=odd)
     now = int(time.time())
     audited = Policy(allow_from=(), audit=Audit("", now, now + 3600))
     return [
         *policy_maps.elements(own, [Member("service", "db", ("10.99.1.3", "fd00::3"))]),
+        *policy_maps.elements(Policed("large", ("10.99.1.8", "fd00::8"), large), []),
         *policy_maps.elements(Policed("loud", ("10.99.1.9", "fd00::9"), audited), []),
     ]

@@ -138,7 +138,7 @@ def test_pod_as_containerd_passes_it(niso: Plugin) -> None:
         "niso.io/aliases": "web",
         "other/x": '{"a\\n": 1}',
     }
-    extra = capabilities(
+    extra = {"annotations": ["aliases"]} | capabilities(
         portMappings=mappings,
         mac="02:00:00:00:00:09",
         **{"io.kubernetes.cri.pod-annotations": notes},
@@ -157,9 +157,8 @@ def test_pod_as_containerd_passes_it(niso: Plugin) -> None:
             niso.call(
                 "ADD",
                 "1.1.0",
-                extra=capabilities(
-                    **{"io.kubernetes.cri.pod-annotations": {"niso.io/aliases": "web"}}
-                ),
+                extra={"annotations": ["aliases"]}
+                | capabilities(**{"io.kubernetes.cri.pod-annotations": {"niso.io/aliases": "web"}}),
                 **second,
             ).status
             == 0

@@ -252,7 +252,15 @@ def test_objects_that_are_named_are_in_the_kernel(world: Lab) -> None:
             "in4_peer",
             "in6_peer",
         ),
-        *("in4_prefix_ports", "out4_rest", "ingress4", "ingress6", "egress4", "egress6"),
+        *(
+            "in4_class",
+            "in4_class_ports",
+            "out4_rest",
+            "ingress4",
+            "ingress6",
+            "egress4",
+            "egress6",
+        ),
     }
     for rule in seen:
         if match := re.fullmatch(r'rule .*: .*comment "(.*)"', rule):

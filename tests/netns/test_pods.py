@@ -190,7 +190,7 @@ def test_pods_have_the_policies_of_their_cluster(cluster: Cluster) -> None:
     assert cluster.ended(waits).error("1.1.0") == AGAIN and not links(cluster.plugin, lost)
     note = {"io.kubernetes.cri.pod-annotations": {"niso.io/aliases": "api-shop"}}
     taker = cluster.create("taker", "evil")
-    refused = cluster.add(taker, extra={"runtimeConfig": note})
+    refused = cluster.add(taker, extra={"runtimeConfig": note, "annotations": ["aliases"]})
     assert refused.error("1.1.0") == 7 and not links(cluster.plugin, taker)
     # killed, everything stays as it is; new pods wait
     agent.send_signal(signal.SIGKILL)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 
 import pytest
 from conftest import Lab, assert_whole
-from policy_shop import EVERY, Shop
+from policy_flows import Asked, Flow
+from policy_shop import EVERY, PROTOCOLS, Shop
 from services import idle
+from test_policy_packets import engine_world
 from wire import Wire
+
+from niso.kernel.nft_policies import POLICY_PARTS
+from niso.plan import verdict
+
+ANYBODY = {"any_port", "rest"}
 
 
 @pytest.fixture
@@ -46,6 +55,103 @@ def test_ports_of_a_peer_that_goes_make_room_for_what_is_left_of_them(shop: Shop
     shop.policy("db", {"allow_from": ["moved:80-90", "10.99.1.60:85-100"]})
     shop.activate("moved", ip={"backend": "10.99.1.61"})
     assert_whole(shop.lab)
+
+
+def test_many_prefixes_and_ports_decide_as_the_engine_says(shop: Shop) -> None:
+    """Prefixes that overlap, single ports and ranges, denials for everybody; by class and port."""
+    ends = {"a": 10, "b": 20, "c": 30, "d": 40}
+    shop.activate("db")
+    for name, number in ends.items():
+        shop.activate(name, ip={"backend": [f"10.99.1.{number}", f"fd00:99:1::{number:x}"]})
+    odd = range(101, 140, 2)
+
+    def both(text: str) -> list[str]:
+        address, _, rest = text.partition("/")
+        length, colon, ports = rest.partition(":")
+        number = int(address.rpartition(".")[2])
+        wide = address == "0.0.0.0"
+        six = "::/0" if wide else f"fd00:99:1::{number:x}/{int(length) + 96}"
+        return [text, f"[{six}]{colon}{ports}"]
+
+    rules = {
+        "allow_from": [
+            *both("10.99.1.8/29:100-120/tcp"),  # a
+            *both("10.99.1.0/27:110-130"),  # a, b and c
+            *both("10.99.1.16/29"),  # b
+            *both("10.99.1.40/32:104"),  # d
+            *both("10.99.1.40/31:108/udp"),
+            *both("0.0.0.0/0:150"),
+            *(text for n in range(30) for text in both(f"10.99.1.{128 + 4 * n}/31")),
+        ],
+        "deny_from": [
+            *both("10.99.1.30/31:112"),
+            *(text for port in odd for text in both(f"0.0.0.0/0:{port}")),
+        ],
+    }
+    for audited in (False, True):
+        shop.policy("db", rules | ({"mode": "audit"} if audited else {}))
+        world = engine_world(shop.lab)
+        listed = shop.lab.run("nft", "list", "table", "inet", "niso").stdout
+        maps = dict(re.findall(r"map in4_(\w+) \{(.*?)\n\t\}", listed, re.S))
+        parts = {part for part in POLICY_PARTS if "elements" in maps[part]}
+        assert parts == {"port", "peer", "class", "class_ports", "class_rest", *ANYBODY}
+        asked = [
+            Asked(f"niso-{name}", "niso-db", (shop.address("db", family), port), proto)
+            for name in ends
+            for family in (4, 6)
+            for proto in PROTOCOLS
+            for port in (100, 103, 104, 108, 110, 111, 112, 118, 122, 130, 132, 150, 151)
+        ]
+        found: dict[Asked, Flow | None] = {}
+        for name in ends:  # a port has one listener
+            mine = [each for each in asked if each.client == f"niso-{name}"]
+            found |= shop.flows.try_open(mine, 1.5)
+            shop.flows.close_listeners()
+            for flow in found.values():
+                if flow is not None:
+                    flow.client.close()
+                    flow.server.close()
+        wrong = []
+        for each, flow in found.items():
+            source = shop.address(
+                str(each.client).removeprefix("niso-"), 6 if ":" in each.at[0] else 4
+            )
+            ingress = verdict.judge(world, source, *each.at, each.proto)[1]
+            if (flow is not None) is not ingress.passes:
+                wrong.append((str(each), ingress))
+        assert not wrong
+        assert audited or len({flow is None for flow in found.values()}) == 2
+    # what each entry let pass
+    shop.policy("db", rules)
+    (asked_,) = [
+        one
+        for one in asked
+        if one.client == "niso-b" and one.at == (shop.address("db"), 132) and one.proto == "tcp"
+    ]
+
+    def passed() -> int:
+        shown = json.loads(shop.lab.niso("net", "policy", "show", "db", "--json").stdout)
+        return next(int(one["packets"]) for one in shown if one["text"] == "10.99.1.16/29")
+
+    before = passed()
+    shop.flows.open(asked_)
+    assert passed() == before + 1
+    told = json.loads(shop.lab.niso("net", "explain", "b", "db:132", "--json").stdout)
+    assert [text.split()[3] for text in told["ingress"]["nft"]] == [
+        "ingress4",
+        "in4_class",
+        "in4_class_rest",
+    ]
+
+
+def test_class_of_a_sender_is_none_of_the_receiver(shop: Shop) -> None:
+    """Both policies have one class, of other addresses; a packet has room for one class alone."""
+    shop.activate("db", "api")
+    shop.policy("db", {"allow_from": ["10.99.1.128/25", "[fd00:99:1::8000/113]"]})
+    shop.policy("api", {"egress": {"allow": ["10.99.1.0/25", "[fd00:99:1::/113]"]}})
+    assert shop.reach("api", "db") == set()
+    shop.policy("db", None)
+    assert shop.reach("api", "db") == EVERY
 
 
 @pytest.mark.parametrize("goes", ["another provider", "its own network", "deactivate"])

@@ -64,6 +64,7 @@ CONFIG = {
     "type": "niso-cni",
     "subnets": ["10.99.64.0/24"],
     "policy": {"egress_deny": ["10.1.0.0/16"]},
+    "annotations": ["aliases"],
     "runtimeConfig": {
         "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}],
         "mac": "02:00:00:00:00:01",
@@ -375,6 +376,87 @@ def test_policy_in_two_spellings_is_refused(world: World, run: Run, given: Any) 
     status, answer = run(cni.main, config, COMMAND="ADD", **POD, **args)
     assert status == 1 and "is given twice" in answer["msg"]
     assert world.store.services() == []
+
+
+def noted(**notes: str) -> dict[str, Any]:
+    """The configuration of a pod with these annotations."""
+    runtime = {"io.kubernetes.cri.pod-annotations": {f"niso.io/{k}": v for k, v in notes.items()}}
+    return CONFIG | {"annotations": ["aliases", "ip"], "policy": {}, "runtimeConfig": runtime}
+
+
+def of_pod(name: str, space: str = "shop") -> dict[str, str]:
+    return POD | {
+        "CONTAINERID": name,
+        "NETNS": f"/n/{name}",
+        "ARGS": f"K8S_POD_NAMESPACE={space};K8S_POD_NAME={name};K8S_POD_UID={name}",
+    }
+
+
+@pytest.mark.parametrize("notes", [{"aliases": "www"}, {"ip": "10.99.64.9"}])
+def test_users_choose_names_and_addresses_only_where_the_configuration_says_so(
+    world: World, run: Run, notes: dict[str, str]
+) -> None:
+    world.kernel.begin_engine("/n/web")
+    config = {key: value for key, value in noted(**notes).items() if key != "annotations"}
+    (word,) = notes
+    others: list[str] = [each for each in ("aliases", "ip") if each != word]
+    for allowed in ({}, {"annotations": []}, {"annotations": others}):
+        status, answer = run(cni.main, config | allowed, COMMAND="ADD", **of_pod("web"))
+        assert status == 1 and answer["code"] == 7 and f"niso.io/{word}" in answer["msg"]
+    assert world.store.services() == []
+    for wrong in (["name"], "ip", [["ip"]]):
+        status, answer = run(
+            cni.main, config | {"annotations": wrong}, COMMAND="ADD", **of_pod("web")
+        )
+        assert status == 1 and "annotations" in answer["msg"]
+    assert run(cni.main, noted(**notes), COMMAND="ADD", **of_pod("web"))[0] == 0
+    world.assert_whole()
+
+
+@pytest.mark.parametrize(
+    ("notes", "named", "is_refused"),
+    [
+        ({"aliases": "api"}, "api:5432", True),
+        ({"aliases": "x api"}, "api", True),
+        ({"aliases": "other"}, "api", False),
+        ({"ip": "10.99.64.9"}, "10.99.64.9", True),
+        ({"ip": "10.99.64.9"}, "10.99.64.8/29:80", True),
+        ({"ip": "10.99.64.9"}, "10.99.64.16/28", False),
+        # whatever address it had, that would let it in
+        ({"ip": "10.99.64.9"}, "10.99.64.0/24", False),
+        ({"ip": "10.99.64.9"}, "10.0.0.0/8", False),
+    ],
+)
+def test_no_user_takes_a_place_in_the_policies_of_others(
+    world: World, run: Run, notes: dict[str, str], named: str, is_refused: bool
+) -> None:
+    """That of a service that is not there yet, too."""
+    for name in ("first", "db", "own", "evil"):
+        world.kernel.begin_engine(f"/n/{name}")
+    assert run(cni.main, noted(), COMMAND="ADD", **of_pod("first"))[0] == 0
+    policy = {"allow-from": named, "deny-from": "ghost"}
+    assert run(cni.main, noted(**policy), COMMAND="ADD", **of_pod("db"))[0] == 0
+    status, answer = run(cni.main, noted(**notes), COMMAND="ADD", **of_pod("evil", "other"))
+    assert (status == 1) is is_refused, answer
+    if is_refused:
+        assert "db-shop" in answer["msg"] and world.store.service("evil-other") is None
+        # within a namespace its users name each other
+        assert run(cni.main, noted(**notes), COMMAND="ADD", **of_pod("own"))[0] == 0
+    world.assert_whole()
+
+
+def test_later_policy_does_not_name_what_a_user_has_chosen(world: World, run: Run) -> None:
+    for name in ("evil", "db", "own"):
+        world.kernel.begin_engine(f"/n/{name}")
+    assert run(cni.main, noted(aliases="api"), COMMAND="ADD", **of_pod("evil", "other"))[0] == 0
+    policy = noted(**{"allow-from": "api:5432"})
+    status, answer = run(cni.main, policy, COMMAND="ADD", **of_pod("db"))
+    assert status == 1 and "evil-other" in answer["msg"]
+    assert world.store.service("db-shop") is None
+    denies = noted(**{"deny-from": "api"})
+    assert run(cni.main, denies, COMMAND="ADD", **of_pod("db"))[0] == 0
+    assert run(cni.main, policy, COMMAND="ADD", **of_pod("own", "other"))[0] == 0
+    world.assert_whole()
 
 
 def test_options_of_no_meaning_are_refused(world: World, run: Run) -> None:

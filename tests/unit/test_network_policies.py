@@ -328,7 +328,7 @@ def test_policy_of_too_many_entries_is_refused_before_they_are_made(
     blocks: int, ports: int
 ) -> None:
     """Whoever may write policies of one namespace would keep all pods of the node waiting."""
-    peers = [{"ipBlock": {"cidr": f"10.{n >> 8}.{n & 255}.0/24"}} for n in range(blocks)]
+    peers = [{"ipBlock": {"cidr": f"10.{n >> 8}.{n & 255}.0/25"}} for n in range(blocks)]
     rule = {"from": peers, "ports": [{"port": 1 + n} for n in range(ports)]}
     data = policy("a", "big", {"podSelector": {}, "ingress": [rule]})
     with pytest.raises(InvalidInput, match="such as big"):

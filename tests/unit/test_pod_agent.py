@@ -54,22 +54,22 @@ class Node:
         self.world.assert_whole()
         return changed
 
-    def pod(self, name: str, uid: str = "", **more: Any) -> str:
+    def pod(self, name: str, uid: str = "", space: str = "shop", **more: Any) -> str:
         """A pod that the plugin has attached closed; return its attachment's name."""
-        known = self.api.objects.get(("pods", "shop", name))
+        known = self.api.objects.get(("pods", space, name))
         uid = uid or (known["metadata"]["uid"] if known else "none")
         path = f"/n/{name}-{uid}"
         self.world.kernel.begin_engine(path)
-        request = Request(f"{name}-shop", path, (Wish("pods"),), owner="cni", id=uid, **more)
-        pod = waiting.Who("shop", name, uid)
+        request = Request(f"{name}-{space}", path, (Wish("pods"),), owner="cni", id=uid, **more)
+        pod = waiting.Who(space, name, uid)
         attachments.attach(self.world.machine, waiting.closed(request, pod))
-        return f"{name}-shop"
+        return f"{name}-{space}"
 
-    def create(self, name: str, **labels: str) -> None:
+    def create(self, name: str, space: str = "shop", **labels: str) -> None:
         self.api.put(
             "pods",
             {
-                "metadata": {"namespace": "shop", "name": name, "labels": labels},
+                "metadata": {"namespace": space, "name": name, "labels": labels},
                 "spec": {"containers": [{"name": "c"}]},
             },
         )
@@ -80,6 +80,30 @@ class Node:
         self.api.put(
             "networkpolicies", {"metadata": {"namespace": "shop", "name": name}, "spec": spec}
         )
+
+    def many(self, space: str, blocks: int, ports: int, *more: dict[str, Any]) -> None:
+        """A policy for all pods of a namespace: a rule with so many blocks and ports, and more."""
+        cidrs = (f"10.{n >> 8}.{n & 255}.0/25" for n in range(blocks))
+        rule = {
+            "from": [{"ipBlock": {"cidr": cidr}} for cidr in cidrs],
+            "ports": [{"port": 1 + 2 * n} for n in range(ports)],
+        }
+        spec = {"podSelector": {}, "ingress": [rule, *more]}
+        self.api.put(
+            "networkpolicies", {"metadata": {"namespace": space, "name": "many"}, "spec": spec}
+        )
+
+    def order(self, patch: pytest.MonkeyPatch) -> list[str]:
+        """A list that grows by each attachment."""
+        order: list[str] = []
+        attach = attachments.attach
+
+        def seen(machine: Any, request: Request, *rest: Any, **more: Any) -> Any:
+            order.append(request.name)
+            return attach(machine, request, *rest, **more)
+
+        patch.setattr(attachments, "attach", seen)
+        return order
 
     def policy(self, service: str) -> Policy | None:
         return self.world.store.policy(service)
@@ -178,15 +202,8 @@ def test_policies_that_name_a_new_pod_wrongly_are_changed_before_it_is_let_go(no
     node.hear()
     attachments.detach(node.world.machine, "db-0-shop")
     node.pod("db-0")
-    order: list[str] = []
-    attach = attachments.attach
-
-    def seen(machine: Any, request: Request, *rest: Any, **more: Any) -> Any:
-        order.append(request.name)
-        return attach(machine, request, *rest, **more)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attachments, "attach", seen)
+        order = node.order(patch)
         node.look()
     assert order == ["web-shop", "db-0-shop"] and node.allowed("web-shop") == []
 
@@ -211,8 +228,8 @@ def test_pod_with_too_large_a_policy_is_closed_and_keeps_nobody_waiting(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("niso.kubernetes.translate._MOST_ENTRIES", 2)
-    blocks = [{"ipBlock": {"cidr": f"10.0.{n}.0/24"}} for n in range(3)]
-    spec = {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": blocks}]}
+    ports = [{"port": 80 + n} for n in range(3)]
+    spec = {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"ports": ports}]}
     named = {"namespace": "shop", "name": "big"}
     node.create("web", app="web")
     node.create("api", app="api")
@@ -226,6 +243,96 @@ def test_pod_with_too_large_a_policy_is_closed_and_keeps_nobody_waiting(
     assert node.policy("web-shop") == waiting.CLOSED and node.stands("web-shop")
     assert any("web-shop" in line and "such as big" in line for line in node.said)
     assert node.look() == [] and node.policy("api-shop") is None
+
+
+def test_one_namespace_keeps_no_pods_of_others_waiting(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 blocks times 66 ports, for its running pods and for new ones."""
+    monkeypatch.setattr("niso.kubernetes.pod_agent._HEAVY", 300)
+    node.api.put("namespaces", {"metadata": {"name": "evil", "labels": {"team": "evil"}}})
+    for name in ("a1", "a2"):
+        node.create(name, "evil")
+    node.create("b")
+    node.hear()
+    for name in ("a1", "a2"):
+        node.pod(name, space="evil")
+    node.look()
+    node.many("evil", 300, 66, {"from": [{"namespaceSelector": {"matchLabels": {"team": "a"}}}]})
+    node.hear()
+    begun = time.process_time()
+    node.create("a3", "evil")
+    node.hear()
+    node.pod("a3", space="evil")
+    node.pod("b")
+    with pytest.MonkeyPatch.context() as patch:
+        order = node.order(patch)
+        node.look()
+    # before, it took 13 s for each pod
+    assert time.process_time() - begun < 20
+    assert order == ["b-shop", "a1-evil", "a2-evil", "a3-evil"]
+    rules = [e for e in node.world.kernel.present_elements() if e.comment.startswith("a1-evil")]
+    assert 366 < len(rules) < 400, len(rules)
+    # a new pod with a name that they may still allow comes after them
+    assert node.allowed("a1-evil") is not None
+    attachments.detach(node.world.machine, "b-shop")
+    node.api.delete("pods", "shop", "b")
+    node.api.put("namespaces", {"metadata": {"name": "shop", "labels": {"team": "b"}}})
+    node.create("b")
+    node.create("c")
+    node.hear()
+    for name in ("b", "c"):
+        node.pod(name)
+    with pytest.MonkeyPatch.context() as patch:
+        order = node.order(patch)
+        node.look()
+    assert order == ["c-shop", "a1-evil", "a2-evil", "a3-evil", "b-shop"]
+    # and one that comes while they change does not wait for all of them
+    node.many("evil", 299, 66)
+    node.create("d")
+    node.hear()
+
+    def comes(*_: Any) -> None:
+        if order == ["a1-evil"]:
+            node.pod("d")
+            node.agent._wake.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        order = node.order(patch)
+        stands = waiting.standing
+        patch.setattr(waiting, "standing", lambda *told: (stands(*told), comes())[0])
+        node.look()
+        del order[0]
+        node.agent._wake.clear()
+        node.look()
+    assert order == ["d-shop", "a2-evil", "d-shop", "a3-evil"]
+
+
+def test_what_one_namespace_may_need_is_limited(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("niso.kubernetes.pod_agent._MOST_OF_NAMESPACE", 100)
+    node.api.put("namespaces", {"metadata": {"name": "evil"}})
+    node.many("evil", 20, 20)
+    node.many("shop", 20, 20)
+    for name in ("a", "b", "c"):
+        node.create(name, "evil")
+    node.create("web")
+    node.hear()
+    for name in ("a", "b", "c"):
+        node.pod(name, space="evil")
+    node.pod("web")
+    node.look()
+    closed = [node.policy(f"{name}-evil") == waiting.CLOSED for name in "abc"]
+    assert closed == [False, False, True] and node.policy("web-shop") != waiting.CLOSED
+    assert all(node.stands(name) for name in ("a-evil", "b-evil", "c-evil", "web-shop"))
+    assert any("c-evil" in line and "namespace evil" in line for line in node.said)
+    said = len(node.said)
+    assert node.look() == [] and len(node.said) == said
+    node.many("evil", 10, 10)
+    node.hear()
+    assert node.look() == ["a-evil", "b-evil", "c-evil"]
+    assert not any(node.policy(f"{name}-evil") == waiting.CLOSED for name in "abc")
 
 
 def test_what_others_attached_is_left_alone(node: Node) -> None:

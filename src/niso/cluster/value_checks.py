@@ -89,7 +89,7 @@ def is_host_address(text: str) -> bool:
     )
 
 
-_KINDS = ("service", "network", "prefix", "outside")
+_KINDS = ("service", "network", "prefix", "prefixes", "outside")
 _PROTOCOLS = ("", "tcp", "udp", "sctp", "icmp")
 
 
@@ -115,8 +115,10 @@ def _is_entry(entry: Entry) -> bool:
     texts = (entry.key, entry.text, entry.peer.kind, entry.peer.name, entry.proto)
     if not all(type(text) is str for text in texts):
         return False
-    if entry.peer.kind == "prefix":
-        ipaddress.ip_network(entry.peer.name)  # raises ValueError
+    if entry.peer.kind in ("prefix", "prefixes"):
+        many = entry.peer.kind == "prefixes"
+        for cidr in entry.peer.name.split(",") if many else (entry.peer.name,):
+            ipaddress.ip_network(cidr)  # raises ValueError
     known = entry.peer.kind in _KINDS and entry.proto in _PROTOCOLS
     numbers = (entry.first, entry.last)
     return known and all(type(number) is int and 0 <= number <= 65535 for number in numbers)

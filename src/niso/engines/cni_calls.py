@@ -15,7 +15,7 @@ from niso.plan.records import Network, Policy, Port
 from niso.services import attach_request, attachments
 from niso.services.attach_request import Request, Wish
 from niso.services.machine import Machine
-from niso.store.attached_rows import Link
+from niso.store.attached_rows import CHOSEN_ALIASES, CHOSEN_IP, NAMESPACE, Link
 from niso.store.store import Store
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _KEYS = {
     "mtu",
     "policy",
     "kubernetes",
+    "annotations",
     "names",
     "capabilities",
     "runtimeConfig",
@@ -50,6 +51,8 @@ _KEYS = {
 }
 _ANNOTATIONS = "io.kubernetes.cri.pod-annotations"
 _PREFIX = "niso.io/"
+CHOSEN = ("aliases", "ip")
+"""The annotations that only a configuration with the key ``annotations`` lets users write."""
 _ID = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -113,6 +116,10 @@ def _check_config(config: Mapping[str, Any]) -> None:
     for key, kind in kinds.items():
         if key in config and not isinstance(config[key], kind):
             raise Failure(WRONG_CONFIG, f"{key} has the wrong type")
+    chosen = config.get("annotations", [])
+    if not isinstance(chosen, list) or not all(word in CHOSEN for word in chosen):
+        words = " and ".join(CHOSEN)
+        raise Failure(WRONG_CONFIG, f"annotations: a list that may have {words}")
     form = config.get("names", "").replace("{pod}", "").replace("{namespace}", "")
     if "{" in form or "}" in form:
         raise Failure(WRONG_CONFIG, "names: only {pod} and {namespace} are replaced")
@@ -257,12 +264,24 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
         for key, value in notes.items()
         if key.startswith(_PREFIX)
     }
+    for word in CHOSEN:
+        if own.get(word) and word not in call.config.get("annotations", ()):
+            raise Failure(
+                WRONG_CONFIG,
+                f"annotation {_PREFIX}{word}: the configuration of {call.network} does not let"
+                " users of pods choose it",
+                f'"annotations": ["{word}"] in the configuration lets them',
+            )
     ips = [*(runtime.get("ips") or ()), call.args.get("IP", ""), own.get("ip", "")]
     mac = str(runtime.get("mac") or call.args.get("MAC", ""))
     said = runtime.get("aliases") or ()
     listed = [*(said.get(call.network, ()) if isinstance(said, dict) else said)]
-    listed += own.get("aliases", "").replace(",", " ").split()
-    labels = {"pod_namespace": call.args.get("K8S_POD_NAMESPACE", "")}
+    chosen = own.get("aliases", "").replace(",", " ").split()
+    labels = {
+        NAMESPACE: call.args.get("K8S_POD_NAMESPACE", ""),
+        CHOSEN_ALIASES: " ".join(plugin.aliases(chosen, name)),
+        CHOSEN_IP: _address(own["ip"]) if own.get("ip") else "",
+    }
     wish = Wish(
         call.network,
         call.interface,
@@ -274,7 +293,7 @@ def _request(call: Call, runtime: Mapping[str, Any], name: str) -> Request:
         call.netns,
         (wish,),
         tuple(dict.fromkeys(_ports(runtime.get("portmappings") or ()))),
-        plugin.aliases(listed, name),
+        plugin.aliases([*listed, *chosen], name),
         owner=OWNER,
         id=call.container,
         given=_given(call),

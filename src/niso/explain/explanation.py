@@ -345,13 +345,14 @@ def _published(
 def _policy_objects(
     world: World, known: Known | None, ingress: bool, own: str, peer: str, packet: _Judged
 ) -> _Rules:
-    """Return the element that jumps to a service's policy, and the one that decides the packet."""
+    """Return the elements that jump to a service's policy, and the one that decides the packet."""
     if known is None or not known.active or not known.heard:
         return ()
     policed = Policed(known.name, addresses_of(known), known.policy)
-    deciding = rules.decides(policed, _members(world, known.policy), ingress, own, peer, *packet)
-    if deciding is None:
+    found = rules.looked_up(policed, _members(world, known.policy), ingress, own, peer, *packet)
+    if not found:
         return ()
+    deciding = found[-1]
     leads = Element(
         nft_tables.INET,
         f"{'in' if ingress else 'e'}gress{6 if ':' in own else 4}",
@@ -363,8 +364,11 @@ def _policy_objects(
     if known.audits and deciding.value in nft_audit.VERDICTS:
         place = f"audit_{'in' if ingress else 'out'}{6 if ':' in own else 4}"
         audit = (Object(nft_tables.INET, place, own),)
-    text = f'{deciding.element} comment "{deciding.comment}" : {deciding.value}'
-    objects = (_object(leads), Object(nft_tables.INET, deciding.container, text), *audit)
+    said = (
+        Object(nft_tables.INET, e.container, f'{e.element} comment "{e.comment}" : {e.value}')
+        for e in found
+    )
+    objects = (_object(leads), *said, *audit)
     return tuple(object_._replace(host=known.host) for object_ in objects)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import ipaddress
 import os
 import time
@@ -28,6 +29,7 @@ def overlap(one: str, other: str) -> bool:
     return all(low <= high_ and low_ <= high for (low, high), (low_, high_) in pairs)
 
 
+@functools.lru_cache(4096)
 def _ends(field: str) -> tuple[int, int]:
     """Return the first and last value of a prefix, a range, or a single value."""
     if "/" in field:

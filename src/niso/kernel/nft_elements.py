@@ -17,6 +17,7 @@ from niso.kernel.netlink import attribute, attributes, nested, several, string, 
 from niso.kernel.nft_values import (
     NAMES,
     WIDTHS,
+    in_intervals,
     limit,
     pack,
     pack_limit,
@@ -296,9 +297,9 @@ def _header(family: int, table: str, name: str, answer: bytes) -> Header:
     data = int.from_bytes(fields.get(_SET_DATA_TYPE, b""), "big")
     value = None if data == _VERDICT_TYPE else _unpack_type(data)
     key = _unpack_type(int.from_bytes(fields[_SET_KEY_TYPE], "big"))
-    return Header(
-        family, table, name, bool(flags & _FLAG_INTERVAL), key, value if flags & _FLAG_MAP else ()
-    )
+    interval = bool(flags & _FLAG_INTERVAL)
+    key = in_intervals(key) if interval else key
+    return Header(family, table, name, interval, key, value if flags & _FLAG_MAP else ())
 
 
 def _counted(header: Header, answer: bytes) -> list[Counted]:
@@ -444,7 +445,8 @@ def declared(
         if names and names not in ("verdict", "limit")
     ]
     values = None if value == "verdict" else types[1] if types[1:] else ()
-    return Header(_FAMILIES[family], table, container, interval, types[0], values)
+    keys = in_intervals(types[0]) if interval else types[0]
+    return Header(_FAMILIES[family], table, container, interval, keys, values)
 
 
 HEADERS = {

@@ -8,14 +8,25 @@ LOG_GROUP = 28271
 """The nfnetlink_log group for packets dropped by policies with ``log = true``."""
 LOG_RATE = "rate 20/second burst 50 packets"
 
+CLASS = "class"
+"""The part that gives no verdict: its map sets the packet's priority to the class of the peer."""
+FIRST_CLASS = 0x4E000000
+"""Classes are multiples of 16 above that.
+
+Queues sort packets by such a priority as ordinary ones: no queue has this number, and the lowest 4
+bits are 0.
+"""
+
 POLICY_PARTS = {
     "port": ("{own} . {peer} . inet_proto . inet_service", False),
     "ports": ("{own} . {peer} . inet_proto . inet_service", True),
     "peer": ("{own} . {peer}", False),
-    "prefix_ports": ("{own} . {peer} . inet_proto . inet_service", True),
-    "prefix": ("{own} . {peer}", True),
+    CLASS: ("{own} . {peer}", True),
+    "class_ports": ("{own} . classid . inet_proto . inet_service", True),
+    "class_all": ("{own} . classid", False),
     "any_port": ("{own} . inet_proto . inet_service", False),
     "any_ports": ("{own} . inet_proto . inet_service", True),
+    "class_rest": ("{own} . classid", False),
     "rest": ("{own}", False),
 }
 """Maps each part of a policy to (fields of its key, whether they are intervals), in lookup order.
@@ -26,8 +37,9 @@ POLICY_PARTS = {
 
 def _maps() -> str:
     return "\n".join(
-        f"\tmap {way}{family}_{part} {{ type {fields.format(own=kind, peer=kind)} : verdict;"
-        f"{' flags interval;' if interval else ''} counter; last; }}"
+        f"\tmap {way}{family}_{part} {{ type {fields.format(own=kind, peer=kind)} :"
+        f" {'classid' if part == CLASS else 'verdict'};{' flags interval;' if interval else ''}"
+        f"{'' if part == CLASS else ' counter; last;'} }}"
         for way in ("in", "out")
         for family, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
         for part, (fields, interval) in POLICY_PARTS.items()
@@ -36,19 +48,42 @@ def _maps() -> str:
 
 def _chains() -> str:
     chains = []
+    parts = list(POLICY_PARTS)
+    at = parts.index(CLASS)
+    before, classed = parts[:at], parts[at + 1 :]
+    others = [part for part in classed if not part.startswith(CLASS)]
     for way, own, peer in (("in", "daddr", "saddr"), ("out", "saddr", "daddr")):
         for family, word in ((4, "ip"), (6, "ip6")):
+            name = f"{way}{family}"
             read = {
                 "{own}": f"{word} {own}",
                 "{peer}": f"{word} {peer}",
+                "classid": "meta priority",
                 "inet_proto": "meta l4proto",
                 "inet_service": "th dport",
             }
-            lines = [f"\tchain check_{way}{family} {{"]
-            for part, (fields, _) in POLICY_PARTS.items():
-                key = " . ".join(read[field] for field in fields.split(" . "))
-                lines.append(f"\t\t{key} vmap @{way}{family}_{part}")
-            chains.append("\n".join((*lines, "\t}")))
+            keys = {
+                part: " . ".join(read[field] for field in fields.split(" . "))
+                for part, (fields, _) in POLICY_PARTS.items()
+            }
+
+            def asks(some: list[str], keys: dict[str, str] = keys, name: str = name) -> list[str]:
+                return [f"\t\t{keys[part]} vmap @{name}_{part}" for part in some]
+
+            lines = [
+                f"\tchain classed_{name} {{",
+                *asks(classed),
+                "\t}",
+                "",
+                f"\tchain check_{name} {{",
+                *asks(before),
+                "\t\tmeta priority set none",
+                f"\t\tmeta priority set {keys[CLASS]} map @{name}_{CLASS}",
+                f"\t\tmeta priority != none goto classed_{name}",
+                *asks(others),
+                "\t}",
+            ]
+            chains.append("\n".join(lines))
     return "\n\n".join(chains)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from niso.kernel.nft_limits import ARP, FRAGMENTS
-from niso.kernel.nft_policies import POLICY_PARTS
+from niso.kernel.nft_policies import CLASS, POLICY_PARTS
 from niso.kernel.nft_tables import BRIDGE, INET, TABLES
 
 
@@ -56,7 +56,11 @@ POLICIES = frozenset(
 )
 """The sets and maps of policies."""
 
-COUNTED = frozenset(name for name in POLICIES if not name.startswith(("ingress", "egress")))
+COUNTED = frozenset(
+    name
+    for name in POLICIES
+    if not name.startswith(("ingress", "egress")) and not name.endswith(f"_{CLASS}")
+)
 """The sets and maps whose elements have counters."""
 
 _GUARDS = f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 from niso.kernel import nft_wire
 from niso.kernel.netlink import attribute, attributes, nested, string, text
@@ -24,9 +25,10 @@ _LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 
 _LIMIT_INV = 1  # NFT_LIMIT_F_INV: matches what is over the rate
 
 # nftables, include/datatype.h: number and width in bytes of each type that niso uses
-_NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _IFNAME = 2, 7, 8, 9, 12, 13, 41
+_NFPROTO, _IPV4, _IPV6, _ETHER, _PROTO, _SERVICE, _CLASS, _IFNAME = 2, 7, 8, 9, 12, 13, 23, 41
 # bytes of a packet without an nft type: a MAC, addresses of a quoted or wrapped packet, a VNI
 _MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI = -1, -2, -3, -4
+_SORTED_CLASS = -5  # a class as intervals have it
 _NUMBERS = (_MAC_NUMBER, _QUOTED4, _QUOTED6, _VNI)
 WIDTHS = {
     _VNI: 3,
@@ -39,6 +41,8 @@ WIDTHS = {
     _ETHER: 6,
     _PROTO: 1,
     _SERVICE: 2,
+    _CLASS: 4,
+    _SORTED_CLASS: 4,
     _IFNAME: 16,
 }
 _NFPROTOS = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
@@ -49,6 +53,7 @@ NAMES = {
     "ether_addr": _ETHER,
     "inet_proto": _PROTO,
     "inet_service": _SERVICE,
+    "classid": _CLASS,
     "ifname": _IFNAME,
     "iifname": _IFNAME,
     "@th,208,48": _MAC_NUMBER,
@@ -62,6 +67,11 @@ NAMES = {
     "@th,336,32": _QUOTED4,
     "@th,304,128": _QUOTED6,
 }
+
+
+def in_intervals(kinds: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the types of a key as a set with intervals has them: all in network byte order."""
+    return tuple(_SORTED_CLASS if kind == _CLASS else kind for kind in kinds)
 
 
 def pack_limit(value: str) -> bytes:
@@ -115,6 +125,10 @@ def pack(kind: int, field: str) -> bytes:
         return int(field, 0).to_bytes(WIDTHS[kind], "big")
     if kind == _SERVICE:
         return int(field).to_bytes(2, "big")
+    if kind in (_CLASS, _SORTED_CLASS):
+        major, _, minor = field.partition(":")
+        number = int(major, 16) << 16 | int(minor, 16)
+        return number.to_bytes(4, sys.byteorder if kind == _CLASS else "big")
     if kind == _NFPROTO:
         return bytes([_NFPROTOS[field]])
     if kind == _PROTO:
@@ -146,6 +160,9 @@ def unpack(kind: int, packed: bytes) -> str:
         return hex(number) if kind == _QUOTED6 else str(number)  # nft has no longer integer type
     if kind == _SERVICE:
         return str(int.from_bytes(packed, "big"))
+    if kind in (_CLASS, _SORTED_CLASS):
+        number = int.from_bytes(packed, sys.byteorder if kind == _CLASS else "big")
+        return f"{number >> 16:x}:{number & 0xFFFF:x}"
     if kind == _NFPROTO:
         return next(
             (name for name, number in _NFPROTOS.items() if number == packed[0]), str(packed[0])

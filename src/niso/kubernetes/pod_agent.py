@@ -4,13 +4,16 @@ The agent has no state and can be killed at any point. Until it is restarted, po
 policies, and new ones wait (`niso.kubernetes.waiting`). A sync pass reads the attachments of pods
 and applies the differences. It updates running pods before it releases a new one, because their
 policies may mean an earlier pod by the new pod's name.
+
+Users who may write policies of one namespace must not delay the pods of others. So namespaces whose
+policies need few elements come first, and the elements of one namespace are limited.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from urllib.parse import quote
 
 from niso.base import wake
@@ -19,7 +22,8 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.kubernetes import objects, waiting
 from niso.kubernetes.api_server import ApiServer, NoAnswer
 from niso.kubernetes.stream import Stream
-from niso.kubernetes.translate import World, policy_of
+from niso.kubernetes.translate import MOST_ELEMENTS, World, policy_of
+from niso.plan.policy_maps import cost
 from niso.services import attachments
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
     from niso.kubernetes.objects import Pod
     from niso.kubernetes.waiting import Who
+    from niso.plan.records import Policy
     from niso.services.machine import Machine
     from niso.store.attached_rows import Attached
 
@@ -34,6 +39,10 @@ LOOK_S = 30.0
 """The interval between sync passes without any event."""
 GATHER_S = 0.005
 _FAILED_S = 1.0
+_MOST_OF_NAMESPACE = 30_000
+"""Elements in the kernel's rules."""
+_HEAVY = 1000
+"""Of the elements of a namespace; one with more comes after others."""
 _PODS, _SPACES = "/api/v1/pods", "/api/v1/namespaces"
 _GROUP = "/apis/networking.k8s.io/v1"
 
@@ -88,11 +97,16 @@ class PodAgent:
             names,
         )
         self._warn(world, local)
+        policies, costs = self._wanted(known, world)
+        heavy = {name for name, pod in known.items() if costs[pod.namespace] > _HEAVY}
+        ready = known.keys() & new - unread
+        # a heavy one may still name who has had the name of a new one
+        waits = ready & (heavy | self._named(machine, heavy - new))
         changed: list[str] = []
-        for group in (known.keys() - new, known.keys() & new - unread):
-            for name in sorted(group):
+        for group in (known.keys() - new - heavy, ready - waits, heavy - new, waits):
+            for name in sorted(group, key=lambda name: (costs[known[name].namespace], name)):
                 try:
-                    if self._apply(machine, local[name][0], known[name], world):
+                    if self._apply(machine, local[name][0], policies[name]):
                         changed.append(name)
                 except Error as error:
                     # a pod that was detached or attached again in the meantime gets a sync pass of
@@ -100,9 +114,49 @@ class PodAgent:
                     if machine.store.attachments.get(name) == local[name][0]:
                         error.service = error.service or name
                         errors.append(error)
+                if name in heavy and name in changed and self._wake.is_set():
+                    return changed  # something else is due; the next look goes on
             if errors:
                 raise ErrorGroup(errors)
         return changed
+
+    def _wanted(
+        self, known: Mapping[str, Pod], world: World
+    ) -> tuple[dict[str, Policy], dict[str, int]]:
+        """Return the policies of pods, and how many elements each namespace needs.
+
+        A policy that is too large closes its pod. So do those of a namespace that come after too
+        many others of the namespace, beginning with the smallest.
+        """
+        policies: dict[str, Policy] = {}
+        each: dict[Policy, int] = {}
+        for name, pod in known.items():
+            try:
+                policies[name] = policy = policy_of(pod, world)
+                if policy not in each:
+                    each[policy] = cost(policy, MOST_ELEMENTS)
+            except InvalidInput as error:
+                self._say(name, f"{error.message}: it is closed")
+                policies[name] = waiting.CLOSED
+        each[waiting.CLOSED] = 0
+        costs = dict.fromkeys((pod.namespace for pod in known.values()), 0)
+        for name in sorted(known, key=lambda name: (each[policies[name]], name)):
+            space = known[name].namespace
+            costs[space] += each[policies[name]]
+            if costs[space] > _MOST_OF_NAMESPACE:
+                costs[space] -= each[policies[name]]
+                policies[name] = waiting.CLOSED
+                self._say(
+                    name,
+                    f"the network policies of namespace {space} need more than"
+                    f" {_MOST_OF_NAMESPACE} elements: it is closed",
+                )
+        return policies, costs
+
+    def _named(self, machine: Machine, services: Iterable[str]) -> set[str]:
+        """Return the names in the policies that these have now."""
+        policies = map(machine.store.policy, services)
+        return {e.peer.name for policy in policies if policy for e in policy.entries()}
 
     def _known(self, local: Mapping[str, tuple[Attached, Who]]) -> dict[str, Pod]:
         """Map attachments to the pods that the API server knows."""
@@ -145,17 +199,16 @@ class PodAgent:
             return False
         return True
 
-    def _apply(self, machine: Machine, attached: Attached, pod: Pod, world: World) -> bool:
+    def _apply(self, machine: Machine, attached: Attached, policy: Policy) -> bool:
         """Apply a pod's policy if it differs; return whether something changed. Raises Error.
 
-        If the policy is too large, or cannot be combined with other policies of the pod, the pod is
-        closed.
+        If the policy cannot be combined with other policies of the pod, the pod is closed.
         """
         now = attachments.current(machine.store, attached.service)
         if now is None or not attached.lives(machine.kernel):
             return False
         try:
-            wanted = waiting.standing(now, policy_of(pod, world))
+            wanted = waiting.standing(now, policy)
             if wanted == now:
                 return False
             attachments.attach(machine, wanted, instead_of=attached)

@@ -22,12 +22,16 @@ from niso.kubernetes.objects import (
     Selector,
     Target,
 )
+from niso.plan import policy_maps
 from niso.plan.records import Entry, Peer, Policy
+from niso.services import policies
 
 _EVERYWHERE = (Peer("prefix", "0.0.0.0/0"), Peer("prefix", "::/0"))
 _ALL = (0, 65535, "")
-_MOST_ENTRIES, _MOST_PAIRS = 20_000, 100_000
-"""Limits for one pod and direction."""
+_MOST_ENTRIES, _MOST_CHARACTERS = 10_000, 1_000_000
+"""Limits for one pod and direction: of entries, and of the names of their peers together."""
+MOST_ELEMENTS = 10_000
+"""Limit for one pod, of elements in the kernel's rules."""
 _ANYBODY = Other(spaces=Selector())
 
 Ports = tuple[int, int, str]
@@ -61,10 +65,16 @@ def policy_of(pod: Pod, world: World) -> Policy:
     ]
     ingress = [policy for policy in selecting if policy.ingress is not None]
     egress = [policy for policy in selecting if policy.egress is not None]
-    return Policy(
+    policy = Policy(
         allow_from=_list(_ingress(pod, ingress, world), "ingress") if ingress else None,
         egress_allow=_list(_egress(egress, world), "egress") if egress else None,
     )
+    if policy_maps.cost(policy, MOST_ELEMENTS) > MOST_ELEMENTS:
+        raise InvalidInput(
+            f"network policies need too many rules, such as {selecting[-1].name}",
+            f"at most {MOST_ELEMENTS} pairs of a prefix or pod and a port that they tell apart",
+        )
+    return policy
 
 
 Allowed = tuple[str, Peer, Ports]
@@ -74,21 +84,25 @@ Allowed = tuple[str, Peer, Ports]
 def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
     """Return entries without duplicates, each with a unique key.
 
-    Raises InvalidInput if there are so many that all pods of the node would have to wait.
+    Pods come first, then prefixes, then everybody: in this order the rules need the fewest
+    elements. Raises InvalidInput if there are so many that all pods of the node would have to wait.
     """
     first: dict[tuple[Peer, Ports], str] = {}
-    peers: set[Peer] = set()
-    spans: set[Ports] = set()
+    characters = 0
     for number, (policy, peer, ports) in enumerate(allowed):
         first.setdefault((peer, ports), policy)
-        peers.add(peer)
-        spans.add(ports)
-        # the rules may need every combination of peer and port
-        if number >= _MOST_ENTRIES or len(peers) * len(spans) > _MOST_PAIRS:
+        characters += len(peer.name)
+        if number >= _MOST_ENTRIES or characters > _MOST_CHARACTERS:
             raise InvalidInput(
                 f"network policies allow too much one by one, such as {policy}",
-                f"at most {_MOST_ENTRIES} entries, and {_MOST_PAIRS} pairs of a peer and a port",
+                f"at most {_MOST_ENTRIES} entries, {_MOST_CHARACTERS} characters of prefixes",
             )
+
+    def rank(item: tuple[tuple[Peer, Ports], str]) -> int:
+        peer = item[0][0]
+        return 2 if peer in _EVERYWHERE else 1 if peer.kind != "service" else 0
+
+    listed = sorted(first.items(), key=rank)
     return tuple(
         Entry(
             f"networkpolicy.{direction}[{number}]",
@@ -96,23 +110,26 @@ def _list(allowed: Iterable[Allowed], direction: str) -> tuple[Entry, ...]:
             peer,
             *ports,
         )
-        for number, ((peer, ports), policy) in enumerate(first.items())
+        for number, ((peer, ports), policy) in enumerate(listed)
     )
 
 
 def _shown(peer: Peer, ports: Ports) -> str:
     first, last, proto = ports
+    name, *more = peer.name.split(",")
+    name = f"{name} and {len(more)} more" if more else name
     if ports == _ALL:
-        return peer.name
+        return name
     numbers = "*" if (first, last) == _ALL[:2] else f"{first}-{last}" if last > first else first
-    return f"{peer.name}:{numbers}/{proto}"
+    return f"{name}:{numbers}/{proto}"
 
 
 def _ingress(pod: Pod, policies: Iterable[NetworkPolicy], world: World) -> Iterator[Allowed]:
     for policy in policies:
         for rule in policy.ingress or ():
+            peers = [peer for peer, _ in _peers(rule, policy, world)]
             for ports in _ports(rule, pod):
-                for peer, _ in _peers(rule, policy, world):
+                for peer in peers:
                     yield policy.name, peer, ports
 
 
@@ -154,11 +171,21 @@ def _peers(rule: Rule, policy: NetworkPolicy, world: World) -> Iterator[tuple[Pe
     """Yield the peers of a rule, each with its pod; None if the peer is a prefix."""
     if rule.others is None:
         yield from ((peer, None) for peer in _EVERYWHERE)
+    blocks: dict[str, None] = {}
     for other in rule.others or ():
-        if other.block is not None:
-            yield from ((Peer("prefix", prefix), None) for prefix in _prefixes(other.block))
-        else:
+        if other.block is None:
             yield from _pods(other, policy, world)
+            continue
+        for prefix in _prefixes(other.block):
+            peer = Peer("prefix", prefix)
+            if peer in _EVERYWHERE:
+                yield peer, None
+            else:
+                blocks[prefix] = None
+            if len(blocks) > _MOST_ENTRIES:
+                break
+    if blocks:
+        yield policies.prefixes(blocks), None
 
 
 def _pods(other: Other, policy: NetworkPolicy, world: World) -> Iterator[tuple[Peer, Pod]]:

@@ -105,8 +105,10 @@ class Port(NamedTuple):
 class Peer(NamedTuple):
     """A peer named by a policy entry."""
 
-    kind: str  # "service", "network", "prefix" or "outside"
-    name: str  # its name; or a canonical prefix: "10.99.1.2/32", "fd00::/8"
+    kind: str  # "service", "network", "prefix", "prefixes" or "outside"
+    name: (
+        str  # its name; or a canonical prefix: "10.99.1.2/32", "fd00::/8"; or several, with commas
+    )
 
 
 class Entry(NamedTuple):

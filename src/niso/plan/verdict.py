@@ -150,6 +150,8 @@ def matches(entry: Entry, world: World, address: str, port: int | None, proto: s
     peer = entry.peer
     if peer.kind == "prefix":
         return within(parsed(address), peer.name)
+    if peer.kind == "prefixes":
+        return any(within(parsed(address), cidr) for cidr in peer.name.split(","))
     if peer.kind == "network":
         network = world.networks.get(peer.name)
         return network is not None and holds(network, address) and address not in gateways(network)

@@ -29,7 +29,8 @@ _PASSES = 8
 def narrows(before: State, after: State) -> bool:
     """Return whether a change of policies may deny traffic that was allowed.
 
-    It may if an allowing element is removed or a denying one is added, or an audit ends.
+    It may if an allowing element is removed or a denying one is added, if an address gets another
+    class, or an audit ends.
     """
     was, now = _said(before), _said(after)
     if was == now:
@@ -37,10 +38,15 @@ def narrows(before: State, after: State) -> bool:
     from niso.plan.policy_maps import PASSES
 
     return (
-        any(value == PASSES for _, value in was - now)
+        any(value == PASSES or not _is_verdict(value) for _, value in was - now)
         or any(value != PASSES for _, value in now - was)
         or bool(_audits(before) - _audits(after))
     )
+
+
+def _is_verdict(value: str) -> bool:
+    """Return whether an element does not lead to others, as a class of addresses does."""
+    return ":" not in value
 
 
 def _audits(state: State) -> set[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from niso.base.addresses import span
 from niso.base.lite_typing import NamedTuple
 from niso.plan import known_world, verdict
 from niso.plan.known_world import Known, World
-from niso.plan.records import Entry, Port
+from niso.plan.records import Entry, Peer, Port
 from niso.see.seen import AUDIT, DROP, HOST, PASS, Seen
 
 OUTSIDE = "outside"
@@ -118,11 +118,8 @@ def of_policies(world: World, only: frozenset[str] | None, with_addresses: bool)
             (False, receiver.policy.egress_deny, denied),
         ):
             for entry in entries:
-                kind = entry.peer.kind
-                if kind == "outside" or (
-                    kind == "prefix" and not _is_inside(world, entry.peer.name)
-                ):
-                    ends = (entry.peer.name, receiver.name)
+                for name in _outer(world, entry.peer):
+                    ends = (name, receiver.name)
                     source, target = ends if incoming else reversed(ends)
                     edges.append((source, target, _entry_text(entry), verdict_))
     return _graph(world, {service.name for service in known}, edges, with_addresses)
@@ -147,12 +144,18 @@ def _users(world: World, receiver: Known, port: Port) -> Iterator[str]:
     if admitted - denied:
         yield OUTSIDE
     for peer in allowed:
-        if (
-            peer.kind == "prefix"
-            and peer.name not in everybody
-            and not _is_inside(world, peer.name)
-        ):
-            yield peer.name
+        if peer.kind != "outside" and peer.name not in everybody:
+            yield from _outer(world, peer)
+
+
+def _outer(world: World, peer: Peer) -> Iterator[str]:
+    """Yield the node of a peer that is outside niso's networks; of many prefixes it is one."""
+    if peer.kind == "outside":
+        yield peer.name
+    elif peer.kind in ("prefix", "prefixes"):
+        cidrs = [cidr for cidr in peer.name.split(",") if not _is_inside(world, cidr)]
+        if cidrs:
+            yield cidrs[0] if len(cidrs) == 1 else f"{cidrs[0]} and {len(cidrs) - 1} more"
 
 
 def _port_text(port: Port) -> str:

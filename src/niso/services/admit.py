@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.names import link_prefix, veth
-from niso.plan.records import Peer, Policy, Port
+from niso.base.prefixes import prefix
+from niso.plan.records import Entry, Peer, Policy, Port
 from niso.plan.service_spec import ServiceSpec
 from niso.reconcile import forwarding
 from niso.services import ports as portmap
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from niso.services import cluster_claims
     from niso.services.stacks import Membership
     from niso.store.attached_rows import Attached, Link
+
+
+_ALIASES, _IP = "chosen_aliases", "chosen_ip"
+"""Labels of attachments (niso/store/attached_rows.py)."""
 
 
 class Target(NamedTuple):
@@ -239,7 +244,9 @@ def _record(
     )
     ports_before = [port for _, port in store.ports(name)] if was_active else []
     store.put_service(row)
+    former = None
     if target.attached is not None:
+        former = store.attachments.get(name)
         store.attachments.put(target.attached, target.links)
     store.set_names(name, tuple(alias for alias in wanted.names if alias not in held))
     store.set_extra_hosts(name, wanted.extra_hosts.items())
@@ -254,6 +261,8 @@ def _record(
         policy = auditing.begun(policy, store.policy(name), time.time())
     store.set_policy(name, None if policy.is_empty else policy)
     _check_peers(store, wanted, together)
+    if target.attached is not None:
+        _check_chosen(store, target.attached, former)
     for network in on:
         try:
             kept = store.attachment_key(name)
@@ -410,6 +419,7 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
                     "use the name of the service",
                     entry.key,
                 )
+            _check_alias(store, spec, entry, beside)
             if not beside and store.mode(entry.peer.name) == "host":
                 raise Conflict(
                     f"{entry.text!r} names a service of mode host, "
@@ -422,6 +432,88 @@ def _check_peers(store: Store, spec: ServiceSpec, together: frozenset[str]) -> N
     for name in (*spec.names, *(name for sharer in sharers for name in store.names(sharer))):
         for other in store.naming("service", name):
             _check_naming(store, spec, name, other)
+
+
+def _check_alias(store: Store, spec: ServiceSpec, entry: Entry, beside: list[str]) -> None:
+    """Raise Conflict if an allowed name is an alias that the user of another's pod has chosen."""
+    if entry not in (*(spec.policy.allow_from or ()), *(spec.policy.egress_allow or ())):
+        return
+    for holder in beside:
+        labels = _labels(store, holder)
+        if entry.peer.name not in labels.get(_ALIASES, "").split():
+            continue
+        if not _is_own(store, spec.name, entry, labels.get("pod_namespace", "")):
+            raise Conflict(
+                f"{entry.text!r} is an alias that the user of pod {holder!r} has chosen",
+                f"name the pod: {holder}",
+                entry.key,
+            )
+
+
+def _is_own(store: Store, name: str, entry: Entry, namespace: str) -> bool:
+    """Return whether a user wrote an entry of a pod's policy, in this namespace of Kubernetes."""
+    same = namespace != "" and _labels(store, name).get("pod_namespace") == namespace
+    return same and entry.key.startswith("niso.io/")
+
+
+def _labels(store: Store, name: str) -> Mapping[str, str]:
+    """Return the labels of an attachment; none of a service."""
+    attached = store.attachments.get(name) if store.mode(name) == "attached" else None
+    return _labels_of(attached) if attached is not None else {}
+
+
+def _labels_of(attached: Attached) -> Mapping[str, str]:
+    from niso.store.attached_rows import wishes
+
+    labels: Mapping[str, str] = wishes(attached).get("labels", {})
+    return labels
+
+
+def _check_chosen(store: Store, attached: Attached, former: Attached | None) -> None:
+    """Raise Conflict if a policy allows a name or address that the user of a pod has chosen.
+
+    The policy could mean somebody else. What was let in before stays, since its policy changes.
+    """
+    labels, was = _labels_of(attached), _labels_of(former) if former is not None else {}
+    aliases, ip = labels.get(_ALIASES, "").split(), labels.get(_IP, "")
+    if (aliases, ip) == (was.get(_ALIASES, "").split(), was.get(_IP, "")):
+        return
+    for name in store.policied() if aliases or ip else ():
+        policy = store.policy(name) if name != attached.service else None
+        allowed = (*(policy.allow_from or ()), *(policy.egress_allow or ())) if policy else ()
+        for entry in allowed:
+            if _is_own(store, name, entry, labels.get("pod_namespace", "")):
+                continue
+            if entry.peer.kind == "service" and entry.peer.name in aliases:
+                raise Conflict(
+                    f"the alias {entry.peer.name!r} is named by {entry.key} ({entry.text!r}) of"
+                    f" {name!r}, which could mean another",
+                    "choose another alias",
+                    "niso.io/aliases",
+                )
+            if ip and entry.peer.kind in ("prefix", "prefixes") and _picks(store, entry.peer, ip):
+                raise Conflict(
+                    f"the address {ip} is named by {entry.key} ({entry.text!r}) of {name!r}, which"
+                    " could mean another",
+                    "choose another address, or none",
+                    "niso.io/ip",
+                )
+
+
+def _picks(store: Store, peer: Peer, address: str) -> bool:
+    """Return whether prefixes contain an address but not all of its network's subnet."""
+    subnets = [
+        prefix(subnet.cidr)
+        for network in store.networks()
+        for subnet in network.subnets
+        if prefix(subnet.cidr).holds(address)
+    ]
+    listed = [prefix(cidr) for cidr in peer.name.split(",")]
+    return any(one.holds(address) for one in listed) and not any(
+        one.length <= subnet.length and one.holds(subnet.at(0))
+        for one in listed
+        for subnet in subnets
+    )
 
 
 def _check_naming(store: Store, spec: ServiceSpec, name: str, other: str) -> None:

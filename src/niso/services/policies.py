@@ -59,17 +59,30 @@ def _met(one: Entry, other: Entry) -> Entry | None:
     return one._replace(peer=peer, first=first, last=last, proto=proto)
 
 
+def prefixes(cidrs: Iterable[str]) -> Peer:
+    """Return the peer of these canonical prefixes, of which there is at least one."""
+    each = list(dict.fromkeys(cidrs))
+    return Peer("prefix" if len(each) == 1 else "prefixes", ",".join(each))
+
+
 def _peer(one: Entry, other: Entry) -> Peer | None:
     if one.peer == other.peer:
         return one.peer
     kinds = {one.peer.kind, other.peer.kind}
-    if kinds == {"prefix"}:
+    if kinds <= {"prefix", "prefixes"}:
         import ipaddress
 
-        a, b = (ipaddress.ip_network(entry.peer.name) for entry in (one, other))
-        if a.version != b.version or not a.overlaps(b):
-            return None
-        return one.peer if a.prefixlen >= b.prefixlen else other.peer
+        ours, theirs = (
+            [ipaddress.ip_network(cidr) for cidr in entry.peer.name.split(",")]
+            for entry in (one, other)
+        )
+        met = [
+            str(a if a.prefixlen >= b.prefixlen else b)
+            for a in ours
+            for b in theirs
+            if a.version == b.version and a.overlaps(b)
+        ]
+        return prefixes(met) if met else None
     if len(kinds) == 1:  # names of two services; a common address of them is ignored
         return None
     raise InvalidInput(

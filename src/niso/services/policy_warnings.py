@@ -106,7 +106,7 @@ def _is_listed(world: World, entry: Entry) -> bool:
     from niso.plan import known_world
 
     if entry.peer.kind != "prefix":
-        return True
+        return entry.peer.kind != "prefixes"  # none of a manifest has them
     prefix = ipaddress.ip_network(entry.peer.name)
     network = known_world.network_of(world, str(prefix.network_address))
     return network is not None and known_world.holds(network, str(prefix.broadcast_address))

@@ -42,6 +42,12 @@ _LOST = Attached("", "", "", "", "/proc/0/ns/net", 0)
 """Stands for a deleted row: a namespace that never existed."""
 
 
+CHOSEN_ALIASES, CHOSEN_IP = "chosen_aliases", "chosen_ip"
+"""Labels: the names and the address that the user of a pod has chosen for it, by annotations."""
+NAMESPACE = "pod_namespace"
+"""The label with the namespace of a pod."""
+
+
 class Link(NamedTuple):
     """The inner end of an attachment's veth pair on one network."""
 
