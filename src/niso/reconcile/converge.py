@@ -43,6 +43,8 @@ class Plan(NamedTuple):
     want: State
     candidates: State
     unread: frozenset[Element]  # assumed absent without reading
+    snapshot: Snapshot  # the rows of the requested scope
+    every: State  # what they require, also in namespaces that have ended
     closed: frozenset[object] = frozenset()  # what was left out after a failure: `_culprit`
 
 
@@ -82,8 +84,9 @@ def plan(
     whole |= {own_hosts_folder(service.name) for service in snapshot.services}
     if scope != ALL and _rebuilds(want, have, steps, whole):
         # the tables or a shared hosts file no longer exist, including content outside this scope
-        return plan(kernel, store, ALL, before, closed=closed)
-    return Plan(scope, before, steps, want, candidates, unread, closed)
+        whole_plan = plan(kernel, store, ALL, before, closed=closed)
+        return whole_plan._replace(snapshot=snapshot, every=every)
+    return Plan(scope, before, steps, want, candidates, unread, snapshot, every, closed)
 
 
 def converge(
@@ -223,9 +226,15 @@ def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
     return diff(want, State.of_kinds(lambda kind: kind.settled(have, want, candidates)))
 
 
+def wanted_now(kernel: Kernel, store: Store, scope: Scope) -> tuple[Snapshot, State]:
+    """Return the rows of ``scope`` and the kernel state that they require."""
+    snapshot = store.snapshot(scope)
+    return snapshot, _possible(kernel, _desired(snapshot))
+
+
 def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
     """Return the desired kernel state of ``scope`` according to the current store."""
-    return _possible(kernel, _desired(store.snapshot(scope)))
+    return wanted_now(kernel, store, scope)[1]
 
 
 def _desired(snapshot: Snapshot) -> State:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _PASSES = 8
+NO_STATE = State()
 
 
 def clear(kernel: Kernel, want: State) -> int:
@@ -120,15 +121,17 @@ class _Targets:
         return {target for target in targets if family_of(target) == family_of(address)}
 
 
-def flush_changed_ports(kernel: Kernel, before: State, after: State) -> None:
-    """End the flows of changed published ports, except answered TCP.
+def flush_changed_ports(
+    kernel: Kernel, before: State, after: State, doubt: State = NO_STATE
+) -> None:
+    """End the flows of changed published ports, and of those in ``doubt``, except answered TCP.
 
     A datagram that was sent while a port was missing leaves an entry without NAT, which would
-    misroute its client.
+    misroute its client. An open TCP connection outlives its port.
     """
     changed = {
         element.element
-        for element in before[Element] ^ after[Element]
+        for element in (before[Element] ^ after[Element]) | doubt[Element]
         if element.container.startswith(("publish_", "range_"))
     }
     if changed:

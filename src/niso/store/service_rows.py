@@ -381,6 +381,12 @@ class LeaseRows:
         )
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
+    def leases_of(self, services: Collection[str]) -> set[tuple[str, str]]:
+        """Return (service, address) of the leases of these services."""
+        marks = ", ".join("?" for _ in services)
+        query = f"SELECT service, address FROM lease WHERE service IN ({marks})"
+        return set(self._db.execute(query, tuple(services)))
+
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
         """Return (address, whether it is static) of a service's lease, or None."""
         row = self._db.execute(
