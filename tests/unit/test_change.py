@@ -22,6 +22,7 @@ from niso.cluster.claims import Claims
 from niso.commands import network, port_forward
 from niso.commands.deactivate import deactivate, remove
 from niso.kernel.fake import Fake
+from niso.kernel.flows import Flow
 from niso.kernel.sockdiag import Connection
 from niso.plan.answers import Heard
 from niso.plan.records import Port, Tunnel
@@ -63,6 +64,11 @@ def watched(kernel: Fake, command: Callable[[], object]) -> Ended:
     sets: dict[str, set[str]] = {"addresses": set(), "ports": set(), "judged": set()}
     introduced: list[Connection] = []
     kernel.forgotten.clear()
+    flows_of = kernel.flows_of
+
+    def judged(addresses: Iterable[str]) -> list[Flow]:
+        sets["judged"].update(addresses)
+        return flows_of(addresses)
 
     def ports(claims: Iterable[tuple[str, int, int]], answered: bool) -> None:
         sets["ports"].update(f"{claim[1]}{' all' * answered}" for claim in claims)
@@ -70,7 +76,7 @@ def watched(kernel: Fake, command: Callable[[], object]) -> Ended:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel, "flush_addresses", sets["addresses"].update)
         patch.setattr(kernel, "flush_ports", ports)
-        patch.setattr(kernel, "flows_of", lambda some: sets["judged"].update(some) or [])
+        patch.setattr(kernel, "flows_of", judged)
         patch.setattr(kernel, "add_flows", introduced.extend)
         command()
     return ended(**sets, recorded=kernel.forgotten, introduced=bool(introduced))
@@ -108,7 +114,7 @@ def test_service_that_is_deactivated_ends_the_flows_of_its_addresses(world: Worl
     world.activate(world.package("api", network={"ports": ["8080:80"]}))
     gone = own(world, "api")
     done = watched(world.kernel, lambda: deactivate(world.machine, ["api"]))
-    assert done == ended(addresses=gone)
+    assert done == ended(gone, ["8080"])
 
 
 def shared(world: World, *allowed: str) -> None:
@@ -122,8 +128,11 @@ def shared(world: World, *allowed: str) -> None:
 
 def test_sharer_that_is_deactivated_ends_all_flows_of_its_ports(world: World) -> None:
     shared(world)
+    # the policy lets log in, which has the address of api
+    world.kernel.policed = [Flow(own(world, "api")[0], own(world, "web")[0], 80, "tcp", b"")]
     done = watched(world.kernel, lambda: deactivate(world.machine, ["log"]))
-    assert done == ended(ports=["9090 all"], judged=own(world, "api"))
+    assert done == ended(ports=["9090", "9090 all"], judged=own(world, "web"))
+    assert world.kernel.policed == []
 
 
 def test_service_that_is_forgotten_ends_nothing_more(world: World) -> None:
@@ -228,8 +237,10 @@ def test_attachment_ends_flows_of_addresses_ports_and_policies(world: World) -> 
     # the network that it has left ends too, with nothing more
     assert world.store.network("backend") is None
     assert done == ended(gone, ["8080", "8081"], now, now)
+    front_now = world.store.require_network("front")
+    subnets = [subnet.cidr for subnet in front_now.subnets]
     done = watched(world.kernel, lambda: attachments.detach(world.machine, "box"))
-    assert done == ended(now)
+    assert done == ended(now, ["8081"], recorded=subnets)
 
 
 # --- ports ----------------------------------------------------------------------------------------

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from niso.base import names
 from niso.base.locks import Lock
 from niso.base.report import Report
-from niso.reconcile import forwarding, nat_flows, policy_flows
-from niso.reconcile.converge import converge, desired_now
+from niso.reconcile import forwarding
+from niso.reconcile.change import change
 from niso.services.concern import all_names, concerned
 from niso.services.machine import Machine
 from niso.store.store import Scope, ServiceRow, Store
@@ -32,34 +31,20 @@ def withdraw(
     """
     store, kernel = machine.store, machine.kernel
     rows = list(rows)
-    scope = scope_of(store, rows)
-    if forgets:  # policies that name these services will match nothing
-        scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
-    going = {row.name for row in rows}
-    left = [row.name for row in rows if row.provider and row.provider not in going]
-    ports = [port for name in left for _, port in store.ports(name)]
     links: list[str] = []
-    with Lock(), store.transaction():
-        before = desired_now(kernel, store, scope)
-        go(machine, rows, keep_forwards)
-        if forgets:
+    with Lock():
+        scope = scope_of(store, rows)
+        if forgets:  # policies that name them mean nobody afterwards
+            scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
+        with change(kernel, store, scope, report, teardown=True, ending=links):
+            go(machine, rows, keep_forwards)
             for row in rows:
-                store.forget(row.name)
-                store.end_intent(row.name)
-            store.drop_implicit_networks(scope.networks or ())
-        converge(kernel, store, scope, before, report, teardown=True, ending=links)
-        for row in rows:
-            kernel.clear_unfinished(names.netns(row.name))
-        after = desired_now(kernel, store, scope)
-        nat_flows.flush_gone_addresses(kernel, before, after)
-        nat_flows.end_flows(kernel, ports)
-        if left and policy_flows.narrows(before, after):
-            # end flows that another service's policy allowed only by a name that shared the address
-            policy_flows.cut(kernel, store, left)
-        if ends:
-            for row in rows:
-                store.end_intent(row.name)
-        forwarding.forget(store)
+                if forgets:
+                    store.forget(row.name)
+                if ends or forgets:
+                    store.end_intent(row.name)
+            if forgets:
+                store.drop_implicit_networks(scope.networks or ())
     kernel.end_links(links)
 
 
