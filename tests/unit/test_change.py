@@ -135,31 +135,23 @@ def test_sharer_that_is_deactivated_ends_all_flows_of_its_ports(world: World) ->
     assert world.kernel.policed == []
 
 
-def test_service_that_is_forgotten_ends_nothing_more(world: World) -> None:
+def test_service_that_is_forgotten_ends_what_policies_allowed_by_its_name(world: World) -> None:
+    """Its network goes with it, and so does what is remembered of the subnet."""
+    world.make("front", "10.99.7.0/24")
+    world.store._db.execute("UPDATE network SET implicit=1 WHERE name='front'")
     world.activate(world.package("api", network={"network": "front"}))
     world.activate(world.package("web", network={"policy": {"allow_from": ["api"]}}))
     deactivate(world.machine, ["api"])
-    assert watched(world.kernel, lambda: remove(world.machine, ["api"])) == NOTHING
-
-
-def test_name_that_means_another_service_after_a_removal(world: World) -> None:
-    """What db means in web's policy is another service once the first is forgotten."""
-    world.activate(world.package("web", network={"policy": {"deny_from": ["db"]}}))
-    world.activate(world.package("db"))
-    world.activate(world.package("new", network={"network": "front", "aliases": ["db"]}))
-    deactivate(world.machine, ["db"])
-    assert watched(world.kernel, lambda: remove(world.machine, ["db"])) == NOTHING
+    done = watched(world.kernel, lambda: remove(world.machine, ["api"]))
+    assert done == ended(judged=own(world, "web"), recorded=["10.99.7.0/24"])
 
 
 def test_plan_of_a_stop_ends_nothing(world: World) -> None:
     world.activate(world.package("api", network={"ports": ["8080:80"]}))
 
-    def plan() -> None:
-        with world.store.transaction() as transaction:
-            stop.plan_only(world.machine, ["api"], lambda event: None)
-            transaction.cancel()
-
-    assert watched(world.kernel, plan) == NOTHING
+    before = world.picture()
+    plan = lambda: stop.plan_only(world.machine, ["api"], lambda event: None)  # noqa: E731
+    assert watched(world.kernel, plan) == NOTHING and world.picture() == before
 
 
 # --- activations ----------------------------------------------------------------------------------
