@@ -5,14 +5,15 @@ This module imports nothing that only processes need, because it also serves att
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from niso.base.locks import Lock
 from niso.base.report import Report
 from niso.reconcile import forwarding
 from niso.reconcile.change import change
-from niso.services.concern import all_names, concerned
+from niso.services.concern import all_names, concerned, with_remotes
 from niso.services.machine import Machine
+from niso.store.sqlite import Transaction
 from niso.store.store import Scope, ServiceRow, Store
 
 
@@ -36,6 +37,7 @@ def withdraw(
         scope = scope_of(store, rows)
         if forgets:  # policies that name them mean nobody afterwards
             scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
+            scope = with_remotes(store, scope)
         with change(kernel, store, scope, report, teardown=True, ending=links):
             go(machine, rows, keep_forwards)
             for row in rows:
@@ -56,6 +58,20 @@ def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
     forwarding.note_late(machine.kernel, store)
     for row in rows:
         store.end_publishing(row.name, keep_forwards)
+
+
+def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
+    """Return the context of a change that ends those of these networks that nothing is on.
+
+    Services have left them; the block drops the implicit ones. It is a transaction alone without
+    networks. The caller holds niso's lock.
+    """
+    store = machine.store
+    if not networks:
+        return store.transaction()
+    on = tuple(sorted(networks))
+    scope = Scope((), on, names=tuple(("network", name) for name in on))
+    return change(machine.kernel, store, with_remotes(store, scope), report, teardown=True)
 
 
 def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:
