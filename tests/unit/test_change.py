@@ -167,7 +167,8 @@ def test_activation_ends_flows_of_addresses_ports_and_policies(world: World) -> 
     changed = world.package("api", network=narrow)
     done = watched(world.kernel, lambda: world.activate(changed))
     now = own(world, "api")
-    assert done == ended(gone, ["8080", "8081"], now, now)
+    assert world.store.network("niso-default") is None  # it was the last service there
+    assert done == ended(gone, ["8080", "8081"], now, [*now, "10.99.0.0/24"])
 
 
 def test_activation_introduces_connections_to_a_bridge_that_it_tracks(world: World) -> None:
@@ -180,13 +181,14 @@ def test_activation_introduces_connections_to_a_bridge_that_it_tracks(world: Wor
     assert done.introduced and done.judged == set(own(world, "api"))
 
 
-def test_activation_that_takes_a_name_judges_who_had_it(world: World) -> None:
+def test_activation_that_takes_a_name_ends_flows_of_who_had_it(world: World) -> None:
     """The new service is called db on web's network: web's policy means it from now on."""
     world.activate(world.package("web", network={"policy": {"allow_from": ["db"]}}))
     world.activate(world.package("db", network={"networks": ["front"]}))
     new = world.package("new", network={"aliases": ["db"]})
+    world.kernel.policed = [Flow(own(world, "db")[0], own(world, "web")[0], 80, "tcp", b"")]
     done = watched(world.kernel, lambda: world.activate(new))
-    assert done.judged == {*own(world, "db"), *own(world, "new")}
+    assert done.judged == set(own(world, "web")) and world.kernel.policed == []
 
 
 def test_activation_that_fails_ends_what_it_had_allowed(world: World) -> None:

@@ -69,9 +69,13 @@ def leaving(machine: Machine, networks: Collection[str], report: Report) -> chan
     store = machine.store
     if not networks:
         return store.transaction()
+    return change(machine.kernel, store, scope_left(store, networks), report, teardown=True)
+
+
+def scope_left(store: Store, networks: Collection[str]) -> Scope:
+    """Return what it concerns that networks may end, since services have left them."""
     on = tuple(sorted(networks))
-    scope = Scope((), on, names=tuple(("network", name) for name in on))
-    return change(machine.kernel, store, with_remotes(store, scope), report, teardown=True)
+    return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
 
 def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:
