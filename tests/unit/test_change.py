@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from cluster_world import ME, Cluster
-from fake_world import World
+from fake_world import Steps, World
 
 from niso.base import paths
 from niso.base.errors import Error
@@ -26,7 +26,7 @@ from niso.kernel.flows import Flow
 from niso.kernel.sockdiag import Connection
 from niso.plan.answers import Heard
 from niso.plan.records import Port, Tunnel
-from niso.services import attachments, refreshing, resolver, stop
+from niso.services import attachments, journal, refreshing, resolver, stop
 from niso.services.attach_request import Request, Wish
 
 
@@ -248,6 +248,11 @@ def test_forward_ends_flows_of_its_port(world: World) -> None:
     assert watched(world.kernel, lambda: forward(machine, "api", port)) == moved
     assert watched(world.kernel, lambda: forward(machine, "db", port, replace=True)) == moved
     assert watched(world.kernel, lambda: end(machine, "db", port)) == moved
+    # niso dies after the kernel has the port, and before the flows end
+    assert not Steps(world, 3, True).run(lambda: forward(machine, "api", port))
+    assert watched(world.kernel, lambda: journal.recover(world.machine)) == moved
+    assert world.ports("api") == [port.text]
+    world.assert_whole()
 
 
 # --- outside names --------------------------------------------------------------------------------
