@@ -196,15 +196,44 @@ def test_activation_that_fails_ends_what_it_had_allowed(world: World) -> None:
     before = own(world, "api")
     wanted = {"network": "front", "ports": ["8081:80"]}
     new = world.package("api", network=wanted, environment={"LEVEL": "debug"})
-    world.processes.fail = lambda what: what.startswith("start ")
+    refused = iter([True])
+    world.processes.fail = lambda what: what.startswith("start ") and next(refused, False)
 
     def fails() -> None:
         with suppress(Error):
             world.activate(new)
 
     done = watched(world.kernel, fails)
-    [middle] = done.recorded
-    assert done == ended([*before, middle], ["8080", "8081"], before, [middle])
+    # api had the second address of front for a moment, and keeps the memory of its own
+    middle, front = "10.99.1.2", "10.99.1.0/24"
+    assert done == ended([*before, middle], ["8080", "8081"], recorded=[middle, front])
+    world.assert_whole()
+
+
+def test_activation_that_fails_ends_what_its_policy_had_allowed(world: World) -> None:
+    world.activate(world.package("web"))
+    narrow = {"policy": {"allow_from": ["log"]}}
+    world.activate(world.package("api", network=narrow))
+    wide = {"policy": {"allow_from": ["web"]}}
+    new = world.package("api", network=wide, environment={"LEVEL": "debug"})
+
+    flow = Flow(own(world, "web")[0], own(world, "api")[0], 80, "tcp", b"")
+
+    started: list[str] = []
+
+    def refuse(what: str) -> bool:
+        """Refuse the process once, when web has a connection to it."""
+        if not what.startswith("start ") or started:
+            return False
+        world.kernel.policed = [flow]
+        started.append(what)
+        return True
+
+    world.processes.fail = refuse
+    with suppress(Error):
+        world.activate(new)
+    assert started and world.kernel.policed == []
+    world.assert_whole()
 
 
 # --- attachments ----------------------------------------------------------------------------------
