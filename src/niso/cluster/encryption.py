@@ -145,7 +145,7 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> Non
         return
     scope = Scope((), ())
     with Lock():
-        if store.across.tunnel() is None:  # a command left the cluster during the look
+        if store.across.tunnel() is None:  # a command left the cluster in the meantime
             return
         with change(kernel, store, scope):
             store.across.set_tunnel(wanted)

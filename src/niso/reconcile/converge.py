@@ -1,7 +1,7 @@
 """Read, diff, write, verify: the only module that compares desired and actual kernel state.
 
-Everything that changes the kernel goes through `converge`. A command, a repair and the recovery
-after a crash run the same code with different scopes.
+A command, a repair and the recovery after a crash run the same code with different scopes. A
+command that changes rows too goes through `niso.reconcile.change`.
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ def plan(
 ) -> Plan:
     """Compute the steps that bring the kernel to the store's state for ``scope``. Changes nothing.
 
-    ``before`` as for `converge`. With ``trusting``, map elements that are new in the store are
-    assumed to be absent and not read: the kernel refuses those that clash. ``closed`` are routes
-    and namespaces that are left out, since a step for them has failed. Raises KernelError, and
-    Conflict if a foreign object has a required name.
+    ``before`` is the desired state before the change: objects in it that are no longer desired are
+    deleted. With ``trusting``, map elements that are new in the store are assumed to be absent and
+    not read: the kernel refuses those that clash. ``closed`` are routes and namespaces that are
+    left out, since a step for them has failed. Raises KernelError, and Conflict if a foreign object
+    has a required name.
     """
     snapshot = store.snapshot(scope)
     every = _possible(kernel, _desired(snapshot), before)
@@ -89,27 +90,6 @@ def plan(
     return Plan(scope, before, steps, want, candidates, unread, snapshot, every, closed)
 
 
-def converge(
-    kernel: Kernel,
-    store: Store,
-    scope: Scope,
-    before: State,
-    report: Report = silent,
-    teardown: bool = False,
-    ending: list[str] | None = None,
-) -> list[AnyStep]:
-    """Bring the kernel to the store's state for ``scope``; return the executed steps.
-
-    The caller holds the lock. ``before`` is the desired state before the change: objects in it that
-    are no longer desired are deleted. With ``teardown``, a failed step does not stop the others.
-    With ``ending``, veth pairs of deleted namespaces are only detached, and their names added to
-    ``ending``; the caller must pass it to `end_links` after releasing the lock. Raises KernelError
-    or, from a teardown, an ErrorGroup.
-    """
-    planned = plan(kernel, store, scope, before, trusting=True)
-    return carry_out(kernel, store, planned, report, teardown, ending)
-
-
 def carry_out(
     kernel: Kernel,
     store: Store,
@@ -118,7 +98,13 @@ def carry_out(
     teardown: bool = False,
     ending: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Execute a plan that was made under the same lock; otherwise like `converge`."""
+    """Execute a plan that was made under the same lock; return the executed steps.
+
+    With ``teardown``, a failed step does not stop the others. With ``ending``, veth pairs of
+    deleted namespaces are only detached, and their names added to ``ending``; the caller must pass
+    it to `end_links` after releasing the lock. Raises KernelError or, from a teardown, an
+    ErrorGroup.
+    """
     steps = _carried_out(kernel, store, planned, report, teardown, ending)
     if store.host_knows():
         from niso.reconcile import host_names

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 
 from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
 from niso.plan.records import Port
@@ -160,11 +159,3 @@ def _claim(element: str) -> tuple[str, int, int]:
     *_, proto, ports = element.split(" . ")
     first, _, last = ports.partition("-")
     return proto, int(first), int(last or first)
-
-
-def flush_gone_addresses(kernel: Kernel, before: State, after: State) -> None:
-    """End the flows of removed addresses, so that the next holder of an address inherits none."""
-    gone = {a.address.partition("/")[0] for a in before[Address] if a.netns}
-    gone -= {a.address.partition("/")[0] for a in after[Address] if a.netns}
-    if gone:
-        kernel.flush_addresses(gone)

@@ -234,14 +234,14 @@ def _undo_records(
                 store.undo(intents)
             except sqlite3.IntegrityError as error:
                 # another command is undoing a service of the same activation, and has not yet
-                # released what this service held
+                # released a name, address or port that this service had
                 raise Error(
                     f"another service still holds its name, address or port: {error}",
                     "niso net repair",
                 ) from error
             forwarding.note_late(kernel, store)
-            # also the networks of services that stay inactive: the last step of an activation may
-            # have dropped an implicit one
+            # include networks of services that stay inactive: the activation may have dropped an
+            # implicit network as its last step
             undone.scope = scope.joined(concerned(store, touched))
             undone.then(lambda: _show_hosts(processes, shown))
     kernel.end_links(links)

@@ -35,7 +35,7 @@ def withdraw(
     links: list[str] = []
     with Lock():
         scope = scope_of(store, rows)
-        if forgets:  # policies that name them mean nobody afterwards
+        if forgets:  # policies that name these services will match nothing
             scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
             scope = with_remotes(store, scope)
         with change(kernel, store, scope, report, teardown=True, ending=links):
@@ -61,10 +61,10 @@ def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
 
 
 def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
-    """Return the context of a change that ends those of these networks that nothing is on.
+    """Return the context in which networks that services have left are dropped, if unused.
 
-    Services have left them; the block drops the implicit ones. It is a transaction alone without
-    networks. The caller holds niso's lock.
+    Without networks it is a plain transaction. The caller holds niso's lock, and drops the networks
+    in the block.
     """
     store = machine.store
     if not networks:
@@ -73,7 +73,7 @@ def leaving(machine: Machine, networks: Collection[str], report: Report) -> chan
 
 
 def scope_left(store: Store, networks: Collection[str]) -> Scope:
-    """Return what it concerns that networks may end, since services have left them."""
+    """Return the scope of a change that may drop networks."""
     on = tuple(sorted(networks))
     return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
