@@ -25,9 +25,11 @@ from niso.kernel.fake import Fake
 from niso.kernel.flows import Flow
 from niso.kernel.sockdiag import Connection
 from niso.plan.answers import Heard
-from niso.plan.records import Port, Tunnel
+from niso.plan.records import Network, Port, Subnet, Tunnel
+from niso.reconcile.change import change
 from niso.services import attachments, journal, refreshing, resolver, stop
 from niso.services.attach_request import Request, Wish
+from niso.store.store import Scope
 
 
 class Ended(NamedTuple):
@@ -300,6 +302,76 @@ def test_refresh_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(3):
         now[0] += 400
         assert watched(world.kernel, lambda: refreshing.refresh(world.machine)) == NOTHING
+
+
+def test_open_flow_to_an_address_that_a_network_takes_from_a_name_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = lambda names: {name: (Heard(4, ("203.0.113.1",), 60.0),) for name in names}  # noqa: E731
+    monkeypatch.setattr(resolver, "ask", heard)
+    monkeypatch.setattr(resolver, "require", lambda: None)
+    policy = {"egress": {"allow": ["api.example.com"]}}
+    world.activate(world.package("web", network={"policy": policy}))
+    store, kernel = world.store, world.kernel
+    kernel.policed = [Flow(own(world, "web")[0], "203.0.113.1", 443, "tcp", b"")]
+    near = Network("near", "niso-near", 1500, (Subnet(4, "203.0.113.0/24", "203.0.113.254"),))
+    with change(kernel, store, Scope(("web",), ("near", "niso-default")), rows_first=True):
+        store.add_network(near, implicit=False, now=0.0)
+        store.outside.put([store.outside.answer("api.example.com")._replace(addresses=())])
+    assert kernel.policed == []
+
+
+# --- the protocol itself --------------------------------------------------------------------------
+
+
+def swap_leases(world: World) -> None:
+    """Record that api and db have each other's address; the caller is in a transaction."""
+    db = world.store._db
+    columns = [row[1] for row in db.execute("PRAGMA table_info(lease)") if row[1] != "service"]
+    text = f"SELECT service, {', '.join(columns)} FROM lease"
+    rows = db.execute(text).fetchall()
+    db.execute("DELETE FROM lease")
+    other = {"api": "db", "db": "api"}
+    for service, *row in rows:
+        marks = ", ".join("?" for _ in (service, *row))
+        into = f"INSERT INTO lease (service, {', '.join(columns)}) VALUES ({marks})"
+        db.execute(into, (other[service], *row))
+
+
+def test_address_that_goes_from_one_service_to_another_takes_no_flow_with_it(world: World) -> None:
+    world.activate(world.package("api"), world.package("db"))
+    both = {*own(world, "api"), *own(world, "db")}
+    scope = Scope(("api", "db"), ("niso-default",))
+
+    def swap() -> None:
+        with change(world.kernel, world.store, scope):
+            swap_leases(world)
+
+    assert watched(world.kernel, swap) == ended(both, recorded=both)
+
+
+def test_rows_are_as_before_if_the_kernel_refuses_or_something_after_it_fails(world: World) -> None:
+    world.activate(world.package("api"), world.package("db"))
+    before, addresses = world.picture()[0], own(world, "api")
+    scope = Scope(("api", "db"), ("niso-default",))
+
+    def fails() -> None:
+        assert own(world, "api") != addresses
+        raise Error("too late")
+
+    world.kernel.fail = lambda step: errno.ENOMEM
+    with pytest.raises(Error), change(world.kernel, world.store, scope):
+        swap_leases(world)
+    world.kernel.fail = lambda step: 0
+    assert world.picture()[0] == before
+    with pytest.raises(Error, match="too late"), change(world.kernel, world.store, scope) as made:
+        swap_leases(world)
+        made.then(fails)
+    assert world.picture()[0] == before and not made.is_recorded
+    with pytest.raises(Error), change(world.kernel, world.store, scope, rows_first=True) as made:
+        swap_leases(world)
+        made.then(fails)
+    assert made.is_recorded and own(world, "db") == addresses
 
 
 # --- other hosts ----------------------------------------------------------------------------------
