@@ -89,6 +89,18 @@ def blue(lab: Lab) -> Lab:
     return lab
 
 
+def test_attachment_has_the_warnings_of_a_service(blue: Lab) -> None:
+    drops = "add table inet fw; add chain inet fw all { type filter hook forward priority 0; policy drop; }"
+    blue.run("nft", drops)
+    attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
+    said = blue.niso(*attach, "-p", "8080:80", "--allow-from", "nobody").stderr
+    assert "no service is called 'nobody'" in said
+    assert "inet fw" in said
+    # unchanged: only what its policy means is said again
+    said = blue.niso(*attach, "-p", "8080:80", "--allow-from", "nobody").stderr
+    assert "no service is called 'nobody'" in said and "inet fw" not in said
+
+
 def test_attached_namespace_is_reached_as_a_service_and_the_rest_of_it_stays(blue: Lab) -> None:
     before = picture(blue, "blue")
     blue.niso("activate", echo(blue, "api", network=on("backend")))

@@ -14,6 +14,8 @@ from niso.cluster.engine import NoAnswer
 from niso.cluster.index import Spec
 from niso.commands import network, stack
 from niso.commands.deactivate import remove
+from niso.services import attachments
+from niso.services.attach_request import Wish
 from niso.services.networks import NetworkRequest
 
 
@@ -38,6 +40,25 @@ def test_network_appears_with_the_first_service_and_goes_with_the_last(host: Hos
     remove(world.machine, ["api"])
     assert world.store.network("front") is None and host.claims() == set()
     assert world.store.across.addresses() == {} and world.store.across.names("web") == ()
+    world.assert_whole()
+
+
+@pytest.mark.parametrize("how", ["detached", "attached elsewhere"])
+def test_network_that_an_attachment_leaves_goes_with_what_others_have_there(
+    host: Hosted, how: str
+) -> None:
+    world = host.world
+    host.membership.create_network(Spec("front", 0, 1430, (("10.99.7.0/24", "10.99.7.1"),)))
+    other = Claims(host.engine, "c")
+    made = other.claim(Wanted("web", ("front",), ("web",), {}, {}))
+    other.publish("web", made.mark, up=True)
+    host.attach("box", Wish("front"))
+    assert host.claims() == {("web", "198.51.100.3")}
+    if how == "detached":
+        attachments.detach(world.machine, "box")
+    else:
+        host.attach("box", Wish("backend"))
+    assert world.store.network("front") is None and host.claims() == set()
     world.assert_whole()
 
 

@@ -25,6 +25,7 @@ from niso.kernel.state import State
 from niso.plan.findings import findings
 from niso.plan.records import Network, Port, Subnet
 from niso.reconcile import converge
+from niso.reconcile.change import change
 from niso.store.store import ALL, Scope, Store
 
 ONE = Network("one", "", 1500, (Subnet(4, "10.99.1.0/24", "10.99.1.1"),))
@@ -45,21 +46,19 @@ def kernel() -> Fake:
 
 
 def activate(kernel: Fake, store: Store, *services: str, ports: tuple[Port, ...] = ()) -> list:
-    """What activate does to the kernel: record the services, then converge their scope."""
+    """What activate does to rows and kernel."""
     scope = Scope(tuple(services), ("one",))
-    before = converge.desired_now(kernel, store, scope)
-    with store.transaction():
+    with change(kernel, store, scope, rows_first=True) as made:
         for service in services:
             put(store, service, ("one",), ports=ports)
-    return converge.converge(kernel, store, scope, before)
+    return made.steps
 
 
 def deactivate(kernel: Fake, store: Store, service: str, ending: list[str] | None = None) -> list:
     scope = Scope((service,), ("one",))
-    before = converge.desired_now(kernel, store, scope)
-    with store.transaction():
+    with change(kernel, store, scope, teardown=True, rows_first=True, ending=ending) as made:
         store.forget(service)
-    return converge.converge(kernel, store, scope, before, teardown=True, ending=ending)
+    return made.steps
 
 
 def is_as_wanted(kernel: Fake, store: Store) -> bool:
@@ -76,7 +75,9 @@ def test_second_service_costs_its_own_steps_and_nothing_of_the_first(
     assert is_as_wanted(kernel, store)
     assert first.items() <= kernel.veths.items()
     scope = Scope(("db",), ("one",))
-    assert not converge.converge(kernel, store, scope, converge.desired_now(kernel, store, scope))
+    with change(kernel, store, scope) as made:
+        pass
+    assert made.steps == []
 
 
 def test_what_was_detached_goes_when_the_lock_is_released(kernel: Fake, store: Store) -> None:
@@ -113,10 +114,8 @@ def test_activation_that_fails_at_any_step_is_undone(
     else:
         assert count < number
         return
-    before = converge.desired_now(kernel, store, scope)
-    with store.transaction():
+    with change(kernel, store, scope, teardown=True):
         store.forget("db")
-    converge.converge(kernel, store, scope, before, teardown=True)
     assert kernel.everything(State()) == there
 
 
@@ -139,14 +138,15 @@ def test_element_that_has_another_value_is_found_by_the_kernels_word(
     """An element that is new by the store is not looked for: the kernel refuses it, and the plan is made again."""
     activate(kernel, store, "api")
     scope = Scope(("api",), ("one",), (WEB,))
-    before = converge.desired_now(kernel, store, scope)
-    with store.transaction():
+    with store.transaction() as tried:
+        tried.cancel()
         put(store, "api", ("one",), ports=(WEB,))
-    want = converge.desired_now(kernel, store, scope)
+        want = converge.desired_now(kernel, store, scope)
     (element,) = [e for e in converge_elements(want) if e.container == "publish_any4"]
     kernel.elements[element.key()] = element._replace(value="10.99.1.77 . 1")
-    steps = converge.converge(kernel, store, scope, before)
-    assert any("delete element" in s for s in steps[0].statements)
+    with change(kernel, store, scope, rows_first=True) as made:
+        put(store, "api", ("one",), ports=(WEB,))
+    assert any("delete element" in s for s in made.steps[0].statements)
     assert kernel.elements[element.key()] == element
     assert is_as_wanted(kernel, store)
 
@@ -187,10 +187,8 @@ def test_change_by_the_rules_of_another_version_that_dies_is_finished_by_the_nex
         activate(kernel, store, "db")
     kernel.fail = lambda _: 0
     assert not unguarded(kernel)
-    before = converge.desired_now(kernel, store, Scope(("db",), ("one",)))
-    with store.transaction():
+    with change(kernel, store, Scope(("db",), ("one",)), teardown=True):
         store.forget("db")
-    converge.converge(kernel, store, Scope(("db",), ("one",)), before, teardown=True)
     assert is_as_wanted(kernel, store)
 
 

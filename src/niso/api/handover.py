@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from niso.commands.activate import Outcome
     from niso.plan.process_spec import ProcessSpec, Volume
     from niso.plan.records import Port
+    from niso.services.attachments import Done
     from niso.services.machine import Machine
     from niso.store.service_rows import ServiceRow
     from niso.store.store import Store
@@ -27,7 +28,22 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
     warn_of_name_servers(session, changed)
     _warn_of_policies(session, machine, [outcome.service for outcome in outcomes])
     _warn_of_names(session, store, changed)
-    on = {network for service in changed for network, _ in store.addresses(service)}
+    _warn_of_host(session, machine, changed)
+    settle(session, machine, [outcome.service for outcome in outcomes])
+
+
+def attached(session: Session, machine: Machine, outcomes: list[Done]) -> None:
+    """Warn about likely problems of attachments: those of services that concern the network."""
+    names = [done.service for done in outcomes]
+    _warn_of_taken(session, machine.store, names)
+    _warn_of_policies(session, machine, names)
+    _warn_of_host(session, machine, [done.service for done in outcomes if done.changed])
+
+
+def _warn_of_host(session: Session, machine: Machine, services: list[str]) -> None:
+    """Warn if something on the host drops the packets of services."""
+    store = machine.store
+    on = {network for service in services for network, _ in store.addresses(service)}
     networks = [network for name in sorted(on) if (network := store.network(name))]
     if networks:
         from niso.explain import exposure
@@ -45,7 +61,6 @@ def activated(session: Session, machine: Machine, outcomes: list[Outcome]) -> No
 
         for problem, remedy in exposure.others_dropped(forwarding.others(machine.kernel, store)):
             session.caution(problem, [remedy])
-    settle(session, machine, [outcome.service for outcome in outcomes])
 
 
 def prepare() -> None:

@@ -82,6 +82,7 @@ class Attachments:
 
         Raises UsageError, NotFound, Conflict, KernelError, and Error if systemd refuses the unit.
         """
+        from niso.api import handover
         from niso.base.errors import InvalidInput, UsageError
         from niso.services import attachments
 
@@ -100,6 +101,7 @@ class Attachments:
             )
         else:
             done = attachments.attach(machine, wanted, self.session.report)
+        handover.attached(self.session, machine, [done])
         return Attachment(
             done.service,
             done.changed,
@@ -128,9 +130,12 @@ class Attachments:
 
         Raises Error, ErrorGroup; an attachment named in an error keeps its policy.
         """
+        from niso.api import handover
         from niso.services import attachments
 
-        done = attachments.apply_policies(self.session.machine_for_change(), self.session.report)
+        machine = self.session.machine_for_change()
+        done = attachments.apply_policies(machine, self.session.report)
+        handover.attached(self.session, machine, done)
         return tuple(Changed(one.service, one.changed) for one in done)
 
     @guarded

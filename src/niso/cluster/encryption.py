@@ -17,7 +17,8 @@ from niso.base.locks import Lock
 from niso.kernel.kinds import wireguard as kinds
 from niso.kernel.nft_wire import TUNNEL
 from niso.plan.records import Tunnel
-from niso.reconcile.converge import converge, desired_now
+from niso.reconcile.change import change
+from niso.reconcile.converge import desired_now
 from niso.store.store import Scope
 
 if TYPE_CHECKING:
@@ -143,12 +144,11 @@ def follow(store: Store, kernel: Kernel, hosts: Iterable[Host], own: str) -> Non
     if wanted == present:
         return
     scope = Scope((), ())
-    with Lock(), store.transaction():
+    with Lock():
         if store.across.tunnel() is None:  # a command left the cluster in the meantime
             return
-        before = desired_now(kernel, store, scope)
-        store.across.set_tunnel(wanted)
-        converge(kernel, store, scope, before)
+        with change(kernel, store, scope):
+            store.across.set_tunnel(wanted)
 
 
 def renew(store: Store, kernel: Kernel) -> str:
@@ -174,12 +174,11 @@ def _adopt(store: Store, kernel: Kernel) -> str:
     public = kernel.wireguard_keys(private.decode("ascii", "replace").strip())[1]
     if public != present.public:
         scope = Scope((), ())
-        with Lock(), store.transaction():
+        with Lock():
             if store.across.tunnel() is None:
                 return ""
-            before = desired_now(kernel, store, scope)
-            store.across.set_tunnel(present._replace(public=public))
-            converge(kernel, store, scope, before)
+            with change(kernel, store, scope):
+                store.across.set_tunnel(present._replace(public=public))
     return public
 
 

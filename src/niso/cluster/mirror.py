@@ -12,15 +12,13 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
 from niso.cluster.view import NOTHING, Known, Seen
-from niso.reconcile import policy_flows
-from niso.reconcile.converge import converge, desired_now
+from niso.reconcile.change import change
 from niso.store.span_rows import Address, Attempt
 from niso.store.store import Scope, Store
 
 if TYPE_CHECKING:
     from niso.cluster.host_values import Host
     from niso.kernel.interface import Kernel
-    from niso.kernel.state import State
     from niso.store.span_rows import Spans
 
 
@@ -145,27 +143,9 @@ def _change(
     with store.transaction():
         spans.set_attempt(Attempt(changed, peers))
     scope = scope_of(store, changed, changed)
-    gone = _gone(store, changed)
-    with store.transaction():
-        before = desired_now(kernel, store, scope)
+    with change(kernel, store, scope, report):
         _write(spans, changed, peers)
-        converge(kernel, store, scope, before, report)
-        after = desired_now(kernel, store, scope)
-        # end old flows: the next holder of an address must not be in the middle of a connection
-        if gone:
-            kernel.flush_addresses(gone)
-            kernel.forget_flows(gone)
-        _cut(store, kernel, scope, before, after)
         spans.set_attempt(None)
-
-
-def _cut(store: Store, kernel: Kernel, scope: Scope, before: State, after: State) -> None:
-    """End flows that policies no longer allow because names in the scope now resolve
-    differently.
-    """
-    if policy_flows.narrows(before, after):
-        naming = {service for name in scope.names for service in store.naming(*name)}
-        policy_flows.cut(kernel, store, sorted(naming))
 
 
 def go_back(store: Store, kernel: Kernel, report: Report) -> None:
@@ -195,15 +175,14 @@ def _go_back(store: Store, kernel: Kernel, report: Report) -> None:
     }
     rows, hosts = _present(store, made), spans.peers()
     scope = scope_of(store, made, made)
-    with store.transaction():
+    with change(kernel, store, scope, report) as back:
         _write(spans, made, attempt.peers)
-        before = desired_now(kernel, store, scope)
+        back.doubt()
         _write(
             spans,
             {name: rows.get(name, NOTHING) for name in made},
             {host: hosts.get(host) for host in attempt.peers},
         )
-        converge(kernel, store, scope, before, report)
         spans.set_attempt(None)
 
 
@@ -306,12 +285,9 @@ def _drop_claims(store: Store, kernel: Kernel, services: Collection[str]) -> Non
     services = [service for service, row in rows.items() if row is None or not row.active]
     called = {name for service in services for name in (service, *store.names(service))}
     scope = Scope((), (), names=tuple(sorted(("service", name) for name in called)))
-    with store.transaction():
-        before = desired_now(kernel, store, scope)
+    with change(kernel, store, scope, teardown=True):
         for service in services:
             store.across.drop_claim(service)
-        converge(kernel, store, scope, before, teardown=True)
-        _cut(store, kernel, scope, before, desired_now(kernel, store, scope))
 
 
 def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silent) -> bool:
@@ -324,22 +300,9 @@ def drop_network(store: Store, kernel: Kernel, name: str, report: Report = silen
             return False
         _go_back(store, kernel, report)
         scope = scope_on(store, [name])
-        with store.transaction():
-            before = desired_now(kernel, store, scope)
+        with change(kernel, store, scope, report, teardown=True):
             store.drop_network(name)
-            converge(kernel, store, scope, before, report, teardown=True)
     return True
-
-
-def _gone(store: Store, changed: dict[str, Known]) -> set[str]:
-    """Return the addresses that remote services lose by a change."""
-    present = _present(store, changed)
-    return {
-        address.address
-        for name, known in changed.items()
-        for address in present.get(name, NOTHING).addresses
-        if all(other.address != address.address for other in known.addresses)
-    }
 
 
 def turned(

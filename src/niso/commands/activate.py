@@ -12,25 +12,20 @@ import os
 from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack
 
-from niso.base import names, paths
+from niso.base import paths
 from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
 from niso.base.service_events import CopyingPackage, Stopping
 from niso.base.signals import signals_held
-from niso.kernel.state import State
 from niso.plan.records import Port
-from niso.reconcile.converge import carry_out, converge, desired_now, plan
+from niso.reconcile.change import change
+from niso.reconcile.converge import desired_now, plan
 from niso.runtime import package
-from niso.services import sharing, start
-from niso.services.admit import (
-    Change,
-    Target,
-    forget_former,
-    record_all,
-)
-from niso.services.concern import concerned, scope_of, with_remotes
+from niso.services import sharing, start, withdraw
+from niso.services.admit import Change, Target, record_all
+from niso.services.concern import concerned, scope_of
 from niso.services.journal import begin, locked, recover
 from niso.services.machine import Machine
 from niso.services.targets import apart, still_so
@@ -91,7 +86,6 @@ def activate(
     locks, targets = _locked(store, targets, ends)
     every = [*ends, *(target.name for target in targets)]
     with locks:
-        changes: list[Change] = []
         try:
             fresh = _begin_copies(store, targets)
             copies = {target.name: _copy(target, fresh, report) for target in targets}
@@ -101,40 +95,20 @@ def activate(
                 if held is not None:
                     held.make_way(report)
                 scope = _scope(store, targets, leaving, stack, held)
-                with store.transaction():
-                    before = desired_now(kernel, store, scope)
-                    known = {
-                        (names.netns(t.name), address)
-                        for t in targets
-                        for _, address in store.addresses(t.name)
-                    }
-                    recorded = record_all(machine, targets, copies, leaving, stack, held)
+                with change(kernel, store, scope, report, rows_first=True) as made:
+                    changes = record_all(machine, targets, copies, leaving, stack, held)
                     _bar_names(machine, targets, report)
-                    # detect foreign objects before anything is recorded or changed
-                    planned = plan(kernel, store, scope, before, trusting=True)
-                    forget_former(machine, [t.name for t in targets], known)
-                changes += recorded
-                start.expect(machine.processes, changes)
-                if planned.want != before:
-                    from niso.reconcile import policy_flows
-
-                    policy_flows.introduce(kernel, store, before, planned.want)
-                steps = carry_out(kernel, store, planned, report)
-                reached = desired_now(kernel, store, scope)
-                if reached != before:
-                    _end_flows(machine, before, reached, changes, leaving)
+                    start.expect(machine.processes, changes)
             start.run(machine.processes, changes, timeout_s, report, after, meanwhile)
             if held is not None:
                 held.publish(report)
             # the activation has succeeded: an interrupt here would only leave unused copies
             with Lock(), signals_held():
-                with store.transaction():
-                    touched = _touched(store, changes, bool(steps) and not leaving)
-                    scope, before = _drop_left(machine, changes, stack)
-                    if scope.networks:
-                        converge(kernel, store, scope, before, report, teardown=True)
-                for change in changes:
-                    package.keep_only(change.name, {change.row.package})
+                with withdraw.leaving(machine, _left(changes), report):
+                    touched = _touched(store, changes, bool(made.steps) and not leaving)
+                    _drop_left(store, changes, stack)
+                for done in changes:
+                    package.keep_only(done.name, {done.row.package})
                 for target in targets:
                     if target.contents is not None:
                         target.contents.save()
@@ -146,7 +120,7 @@ def activate(
                 held.close()
         if store.cluster_id():
             _tell(machine, _untold(store, every, changes, held), report)
-        return [_outcome(store, change, change.name in touched) for change in changes]
+        return [_outcome(store, done, done.name in touched) for done in changes]
 
 
 def _undo(
@@ -181,29 +155,6 @@ def _tell(machine: Machine, services: Iterable[str], report: Report) -> None:
     from niso.services import cluster_claims
 
     cluster_claims.tell(machine, services, report)
-
-
-def _end_flows(
-    machine: Machine,
-    before: State,
-    reached: State,
-    changes: list[Change],
-    leaving: list[ServiceRow],
-) -> None:
-    """End flows that a change no longer allows: of former addresses, ports and policies."""
-    from niso.reconcile import nat_flows, policy_flows
-
-    store, kernel = machine.store, machine.kernel
-    nat_flows.flush_gone_addresses(kernel, before, reached)
-    nat_flows.flush_changed_ports(kernel, before, reached)
-    if policy_flows.narrows(before, reached):
-        # a flow may have been allowed by a name at a shared address
-        rows = (*(change.before for change in changes), *leaving)
-        shared = [row.provider for row in rows if row and row.provider]
-        changed = {*(change.name for change in changes), *shared}
-        # or by a name that another service now has on the policy's network
-        names = {name for change in changes for name in store.names(change.name)}
-        policy_flows.cut(kernel, store, changed | {name for name in names if store.mode(name)})
 
 
 def _locked(
@@ -243,12 +194,10 @@ def _stopped(
     rows = _leaving(store, stack)
     if rows:
         # detect conflicts before anything is stopped
-        with Lock(), store.transaction() as transaction:
-            transaction.cancel()
+        with Lock():
             scope = _scope(store, targets, rows, stack, held)
-            before = desired_now(kernel, store, scope)
-            record_all(machine, targets, copies, rows, stack, held)
-            plan(kernel, store, scope, before, trusting=True)
+            with change(kernel, store, scope, dry_run=True):
+                record_all(machine, targets, copies, rows, stack, held)
     from niso.services import stop
 
     begin(store, list(stack.leaving), "activate")
@@ -421,41 +370,38 @@ def _plan_only(
     steps = plan(kernel, store, scope, before).steps
     for step in steps:
         report(step)
-    for change in changes:
-        if change.rehosts:
-            report(start.event_of(change))
-    for change in changes:
-        if change.restarts:
-            if change.before is not None and change.before.active:
-                report(Stopping(change.name))
-            report(start.event_of(change))
+    for done in changes:
+        if done.rehosts:
+            report(start.event_of(done))
+    for done in changes:
+        if done.restarts:
+            if done.before is not None and done.before.active:
+                report(Stopping(done.name))
+            report(start.event_of(done))
     touched = _touched(store, changes, bool(steps) and not leaving)
-    scope, before = _drop_left(machine, changes, stack)
+    left = _left(changes)
+    scope = withdraw.scope_left(store, left)
+    before = desired_now(kernel, store, scope)
+    _drop_left(store, changes, stack)
     reported = set(steps)  # these were not carried out, so the next plan contains them again
-    for step in plan(kernel, store, scope, before).steps if scope.networks else []:
+    for step in plan(kernel, store, scope, before).steps if left else []:
         if step not in reported:
             report(step)
-    return [_outcome(store, change, change.name in touched) for change in changes]
+    return [_outcome(store, done, done.name in touched) for done in changes]
 
 
-def _drop_left(
-    machine: Machine, changes: list[Change], stack: Membership | None
-) -> tuple[Scope, State]:
-    """End the intents and drop unused implicit networks.
-
-    Returns (the scope of the change, its wanted state before).
-    """
-    store, kernel = machine.store, machine.kernel
-    for name in (*(change.name for change in changes), *(stack.leaving if stack else ())):
-        store.end_intent(name)
-    left = {
+def _left(changes: list[Change]) -> set[str]:
+    """Return the networks that services have left."""
+    return {
         name for c in changes if c.before for name in set(c.before.networks) - set(c.row.networks)
     }
-    scope = Scope((), tuple(sorted(left)), names=tuple(("network", name) for name in sorted(left)))
-    scope = with_remotes(store, scope)
-    before = desired_now(kernel, store, scope)
-    store.drop_implicit_networks(left)
-    return scope, before
+
+
+def _drop_left(store: Store, changes: list[Change], stack: Membership | None) -> None:
+    """End the intents and drop unused implicit networks."""
+    for name in (*(done.name for done in changes), *(stack.leaving if stack else ())):
+        store.end_intent(name)
+    store.drop_implicit_networks(_left(changes))
 
 
 def _outcome(store: Store, change: Change, changed: bool) -> Outcome:

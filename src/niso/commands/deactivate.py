@@ -26,8 +26,7 @@ def deactivate(
     """
     store = machine.store
     if dry_run:
-        with Lock(), store.transaction() as transaction:
-            transaction.cancel()
+        with Lock():
             stop.refuse(store, services)
             stop.plan_only(machine, services, report)
         return []

@@ -7,7 +7,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.report import Report, silent
 from niso.plan.records import Network
-from niso.reconcile.converge import converge, desired_now, plan
+from niso.reconcile.change import change
 from niso.services.machine import Machine
 from niso.services.networks import NetworkRequest, check, ensure
 from niso.store.store import Scope, Store
@@ -54,23 +54,19 @@ def _create(
         scope = Scope((), (request.name,), names=(("network", request.name),))
         if arriving is not None:
             scope = scope.joined(arriving.scope(store))
-        with store.transaction() as transaction:
-            before = desired_now(kernel, store, scope)
-            network = ensure(machine, request, False) if arriving is None else None
-            if arriving is not None:
-                made = arriving.record(machine, False, () if request.observe else (request.name,))
-                network = next(iter(made), None)
-                arriving.fill(store)
-            if dry_run:
-                for step in plan(kernel, store, scope, before).steps:
-                    report(step)
-                transaction.cancel()
-                return network
+        network: Network | None = None
+        made = change(kernel, store, scope, report, rows_first=True, dry_run=dry_run)
         try:
-            converge(kernel, store, scope, before, report)
+            with made:
+                network = ensure(machine, request, False) if arriving is None else None
+                if arriving is not None:
+                    unobserved = () if request.observe else (request.name,)
+                    network = next(iter(arriving.record(machine, False, unobserved)), None)
+                    arriving.fill(store)
         except BaseException:
-            if network is not None:
-                _forget(machine, request.name, scope)
+            if network is not None and made.is_recorded:  # its bridge could not be made
+                with change(kernel, store, scope, teardown=True, rows_first=True):
+                    store.drop_network(request.name)
             raise
     return network
 
@@ -101,21 +97,11 @@ def remove(
         scope = Scope((), tuple(names), names=tuple(("network", name) for name in names))
         if spanning:
             scope = span_networks.going(store, scope, every=True)
-        with store.transaction() as transaction:
-            before = desired_now(kernel, store, scope)
-            gone = [store.require_network(name) for name in names]
-            subnets = [subnet.cidr for network in gone for subnet in network.subnets]
+        # if this fails or niso dies, the networks stay known for repair
+        with change(kernel, store, scope, report, teardown=True, dry_run=dry_run):
             for name in names:
+                store.require_network(name)
                 store.drop_network(name)
-            if dry_run:
-                for step in plan(kernel, store, scope, before).steps:
-                    report(step)
-                transaction.cancel()
-                return
-            # inside the transaction: if this fails or niso dies, the networks stay known for repair
-            converge(kernel, store, scope, before, report, teardown=True)
-            # a client that gets such an address later is an ordinary machine
-            kernel.forget_flows(subnets)
 
 
 def _require_unused(store: Store, name: str) -> None:
@@ -127,12 +113,3 @@ def _require_unused(store: Store, name: str) -> None:
             f"network {name!r} is used by {', '.join(members)}",
             "it can be removed once they are removed or on other networks",
         )
-
-
-def _forget(machine: Machine, name: str, scope: Scope) -> None:
-    """Undo the creation of a network whose bridge could not be created."""
-    store, kernel = machine.store, machine.kernel
-    before = desired_now(kernel, store, scope)
-    with store.transaction():
-        store.drop_network(name)
-    converge(kernel, store, scope, before, teardown=True)

@@ -1,7 +1,7 @@
 """Read, diff, write, verify: the only module that compares desired and actual kernel state.
 
-Everything that changes the kernel goes through `converge`. A command, a repair and the recovery
-after a crash run the same code with different scopes.
+A command, a repair and the recovery after a crash run the same code with different scopes. A
+command that changes rows too goes through `niso.reconcile.change`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Plan(NamedTuple):
     want: State
     candidates: State
     unread: frozenset[Element]  # assumed absent without reading
+    snapshot: Snapshot  # the rows of the requested scope
+    every: State  # what they require, also in namespaces that have ended
     closed: frozenset[object] = frozenset()  # what was left out after a failure: `_culprit`
 
 
@@ -56,10 +58,11 @@ def plan(
 ) -> Plan:
     """Compute the steps that bring the kernel to the store's state for ``scope``. Changes nothing.
 
-    ``before`` as for `converge`. With ``trusting``, map elements that are new in the store are
-    assumed to be absent and not read: the kernel refuses those that clash. ``closed`` are routes
-    and namespaces that are left out, since a step for them has failed. Raises KernelError, and
-    Conflict if a foreign object has a required name.
+    ``before`` is the desired state before the change: objects in it that are no longer desired are
+    deleted. With ``trusting``, map elements that are new in the store are assumed to be absent and
+    not read: the kernel refuses those that clash. ``closed`` are routes and namespaces that are
+    left out, since a step for them has failed. Raises KernelError, and Conflict if a foreign object
+    has a required name.
     """
     snapshot = store.snapshot(scope)
     every = _possible(kernel, _desired(snapshot), before)
@@ -82,29 +85,9 @@ def plan(
     whole |= {own_hosts_folder(service.name) for service in snapshot.services}
     if scope != ALL and _rebuilds(want, have, steps, whole):
         # the tables or a shared hosts file no longer exist, including content outside this scope
-        return plan(kernel, store, ALL, before, closed=closed)
-    return Plan(scope, before, steps, want, candidates, unread, closed)
-
-
-def converge(
-    kernel: Kernel,
-    store: Store,
-    scope: Scope,
-    before: State,
-    report: Report = silent,
-    teardown: bool = False,
-    ending: list[str] | None = None,
-) -> list[AnyStep]:
-    """Bring the kernel to the store's state for ``scope``; return the executed steps.
-
-    The caller holds the lock. ``before`` is the desired state before the change: objects in it that
-    are no longer desired are deleted. With ``teardown``, a failed step does not stop the others.
-    With ``ending``, veth pairs of deleted namespaces are only detached, and their names added to
-    ``ending``; the caller must pass it to `end_links` after releasing the lock. Raises KernelError
-    or, from a teardown, an ErrorGroup.
-    """
-    planned = plan(kernel, store, scope, before, trusting=True)
-    return carry_out(kernel, store, planned, report, teardown, ending)
+        whole_plan = plan(kernel, store, ALL, before, closed=closed)
+        return whole_plan._replace(snapshot=snapshot, every=every)
+    return Plan(scope, before, steps, want, candidates, unread, snapshot, every, closed)
 
 
 def carry_out(
@@ -115,7 +98,13 @@ def carry_out(
     teardown: bool = False,
     ending: list[str] | None = None,
 ) -> list[AnyStep]:
-    """Execute a plan that was made under the same lock; otherwise like `converge`."""
+    """Execute a plan that was made under the same lock; return the executed steps.
+
+    With ``teardown``, a failed step does not stop the others. With ``ending``, veth pairs of
+    deleted namespaces are only detached, and their names added to ``ending``; the caller must pass
+    it to `end_links` after releasing the lock. Raises KernelError or, from a teardown, an
+    ErrorGroup.
+    """
     steps = _carried_out(kernel, store, planned, report, teardown, ending)
     if store.host_knows():
         from niso.reconcile import host_names
@@ -223,9 +212,15 @@ def _left(want: State, candidates: State, have: State) -> list[AnyStep]:
     return diff(want, State.of_kinds(lambda kind: kind.settled(have, want, candidates)))
 
 
+def wanted_now(kernel: Kernel, store: Store, scope: Scope) -> tuple[Snapshot, State]:
+    """Return the rows of ``scope`` and the kernel state that they require."""
+    snapshot = store.snapshot(scope)
+    return snapshot, _possible(kernel, _desired(snapshot))
+
+
 def desired_now(kernel: Kernel, store: Store, scope: Scope) -> State:
     """Return the desired kernel state of ``scope`` according to the current store."""
-    return _possible(kernel, _desired(store.snapshot(scope)))
+    return wanted_now(kernel, store, scope)[1]
 
 
 def _desired(snapshot: Snapshot) -> State:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 
 from niso.base.addresses import family_of
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.kernel.kinds.address import Address
 from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
 from niso.plan.records import Port
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _PASSES = 8
+NO_STATE = State()
 
 
 def clear(kernel: Kernel, want: State) -> int:
@@ -120,15 +120,17 @@ class _Targets:
         return {target for target in targets if family_of(target) == family_of(address)}
 
 
-def flush_changed_ports(kernel: Kernel, before: State, after: State) -> None:
-    """End the flows of changed published ports, except answered TCP.
+def flush_changed_ports(
+    kernel: Kernel, before: State, after: State, doubt: State = NO_STATE
+) -> None:
+    """End the flows of changed published ports, and of those in ``doubt``, except answered TCP.
 
     A datagram that was sent while a port was missing leaves an entry without NAT, which would
-    misroute its client.
+    misroute its client. An open TCP connection outlives its port.
     """
     changed = {
         element.element
-        for element in before[Element] ^ after[Element]
+        for element in (before[Element] ^ after[Element]) | doubt[Element]
         if element.container.startswith(("publish_", "range_"))
     }
     if changed:
@@ -157,11 +159,3 @@ def _claim(element: str) -> tuple[str, int, int]:
     *_, proto, ports = element.split(" . ")
     first, _, last = ports.partition("-")
     return proto, int(first), int(last or first)
-
-
-def flush_gone_addresses(kernel: Kernel, before: State, after: State) -> None:
-    """End the flows of removed addresses, so that the next holder of an address inherits none."""
-    gone = {a.address.partition("/")[0] for a in before[Address] if a.netns}
-    gone -= {a.address.partition("/")[0] for a in after[Address] if a.netns}
-    if gone:
-        kernel.flush_addresses(gone)

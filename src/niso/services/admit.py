@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import count
 
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput
@@ -171,20 +171,6 @@ def record(
     for failure in errors:
         failure.file, failure.service = target.manifest_path, target.name
     raise errors[0] if len(errors) == 1 else ErrorGroup(errors)
-
-
-def forget_former(
-    machine: Machine, services: Iterable[str], known: Iterable[tuple[str, str]]
-) -> None:
-    """Delete conntrack entries of the former holders of these services' new addresses.
-
-    ``known`` has the (namespace, address) pairs that the services had before. Call this in the
-    transaction that leases the addresses: until it is committed, no service uses them.
-    """
-    leased = {address for name in services for _, address in machine.store.addresses(name)}
-    fresh = leased - {address for _, address in known}
-    if fresh:
-        machine.kernel.forget_flows(fresh)
 
 
 def _record(

@@ -17,16 +17,15 @@ from niso.base.locks import Lock
 from niso.base.report import Report, silent
 from niso.kernel.foreign_netns import ForeignNetns
 from niso.plan.records import Port
-from niso.reconcile import nat_flows, policy_flows
-from niso.reconcile.converge import carry_out, converge, desired_now, plan
+from niso.reconcile.change import change
 from niso.services import journal
-from niso.services.admit import LinkNames, Target, forget_former, record, release
+from niso.services.admit import LinkNames, Target, record, release
 from niso.services.attach_request import BY_INTERFACE, Request, Wish, target_of
 from niso.services.concern import scope_of
 from niso.services.machine import Machine
 from niso.store.attached_rows import Attached, wishes
 from niso.store.policy_rows import policy_of
-from niso.store.store import Scope, ServiceRow, Store
+from niso.store.store import ServiceRow, Store
 
 if TYPE_CHECKING:
     from niso.kernel.interface import Kernel
@@ -147,33 +146,20 @@ def _apply(
         if held is not None:
             held.make_way(report)
             scope = scope.joined(held.scope())
-        with store.transaction():
-            before = desired_now(kernel, store, scope)
-            known = {(f"niso-{name}", address) for _, address in store.addresses(name)}
+        with change(kernel, store, scope, report, rows_first=True) as made:
             if held is not None:
                 held.record()
             release(store, target)
-            change = record(machine, target, "", alone, alone, LinkNames(store))
+            recorded = record(machine, target, "", alone, alone, LinkNames(store))
             assert target.attached is not None
             if POD_POLICY in wishes(target.attached)["labels"] and not store.publishes(name):
                 to = next((link for link in target.links if link.routes), target.links[0])
                 store.put_published_row(name, (name, to.network, 0))
-            planned = plan(kernel, store, scope, before, trusting=True)
-            forget_former(machine, [name], known)
             intent = store.intent(name)
             assert intent is not None
             as_before = store.is_as_before(intent)
-        if planned.want != before:
-            policy_flows.introduce(kernel, store, before, planned.want)
-        steps = carry_out(kernel, store, planned, report)
-        reached = desired_now(kernel, store, scope)
-        if reached != before:
-            nat_flows.flush_gone_addresses(kernel, before, reached)
-            nat_flows.flush_changed_ports(kernel, before, reached)
-            if policy_flows.narrows(before, reached):
-                policy_flows.cut(kernel, store, [name])
-        was = change.before.networks if change.before is not None else ()
-        left = set(was) - set(change.row.networks)
+        was = recorded.before.networks if recorded.before is not None else ()
+        left = set(was) - set(recorded.row.networks)
         if held is None:
             _end(machine, name, left, report)
     if held is not None:
@@ -182,32 +168,21 @@ def _apply(
             _end(machine, name, left, report)
     return Done(
         name,
-        bool(steps) or not as_before,
+        bool(made.steps) or not as_before,
         tuple(address for _, address in store.addresses(name)),
         tuple(port for _, port in store.ports(name)),
     )
 
 
 def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
-    """End the intent of an attachment, and remove unused networks among those that it left."""
+    """Record that an attachment is done, which has left these networks."""
+    from niso.services.withdraw import leaving
+
     store = machine.store
-    with store.transaction():
+    with leaving(machine, left, report):
         store.end_intent(name)
         store.attachments.drop_released()
-        _drop_unused(machine, left, report)
-
-
-def _drop_unused(machine: Machine, networks: set[str], report: Report) -> None:
-    """Remove those of the networks that an attachment created and no service is on any longer."""
-    if not networks:
-        return
-    store, kernel = machine.store, machine.kernel
-    scope = Scope(
-        (), tuple(sorted(networks)), names=tuple(("network", name) for name in sorted(networks))
-    )
-    before = desired_now(kernel, store, scope)
-    if store.drop_implicit_networks(networks):
-        converge(kernel, store, scope, before, report, teardown=True)
+        store.drop_implicit_networks(left)
 
 
 def _located(

@@ -13,8 +13,7 @@ from niso.kernel.kinds.element import Element
 from niso.kernel.state import State
 from niso.plan import nft
 from niso.plan.records import Port
-from niso.reconcile.converge import converge
-from niso.reconcile.nat_flows import flush_ports
+from niso.reconcile.change import change
 from niso.services import concern
 from niso.services.machine import Machine
 from niso.services.ports import Listeners, as_held, check_family, published_by, same_place
@@ -165,7 +164,9 @@ def finish(machine: Machine, report: Report = silent) -> None:
         moved = store.moved_ports()
         if moved:
             report(FinishingPorts(tuple(sorted({service for service, _ in moved}))))
-            _carry_out(machine, moved, store.moved_on(), _elements(store, moved), report)
+            with _moving(machine, moved, store.moved_on(), report) as made:
+                made.doubt(_elements(store, moved))
+            _end(store, moved)
 
 
 _One = tuple[str, Port]
@@ -181,48 +182,53 @@ def _change(
     caller holds niso's lock.
     """
     store = machine.store
-    new, moved = [*come, *back], [*come, *back, *go]
+    moved = [*come, *back, *go]
     names = {service for service, _ in moved}
     # a network that a service has left may still have its bridge set up for the service's ports
     on = set(concern.concerned(store, names).networks or ())
-    with store.transaction():
-        rows = {name: (store.port_rows(name), store.published_row(name)) for name in names}
-        for service, port in go:
-            store.take_port(service, port)
-        for service, port in come:
-            store.add_forward(service, port)
-        for service, port in back:
-            row = store.service(service)
-            store.add_back(service, port, published_by(row) if row is not None else ())
-        store.begin_moving(moved, on, time.time())
-    before = _elements(store, go)
+    rows = {name: (store.port_rows(name), store.published_row(name)) for name in names}
+    made = _moving(machine, moved, on, report)
     try:
-        _carry_out(machine, moved, on, before, report)
+        with made:
+            for service, port in go:
+                store.take_port(service, port)
+            for service, port in come:
+                store.add_forward(service, port)
+            for service, port in back:
+                row = store.service(service)
+                store.add_back(service, port, published_by(row) if row is not None else ())
+            store.begin_moving(moved, on, time.time())
+            made.scope = made.scope.joined(concern.concerned(store, names, on))
+        _end(store, moved)
     except BaseException:
-        with store.transaction():
-            for name, (ports, published) in rows.items():
-                store.put_port_rows(name, ports)
-                store.put_published_row(name, published)
-        _carry_out(machine, moved, on, _elements(store, new), report, teardown=True)
+        if made.is_recorded:
+            with _moving(machine, moved, on, report, teardown=True) as undone:
+                for name, (ports, published) in rows.items():
+                    store.put_port_rows(name, ports)
+                    store.put_published_row(name, published)
+                undone.scope = undone.scope.joined(concern.concerned(store, names, on))
+            _end(store, moved)
         raise
 
 
-def _carry_out(
-    machine: Machine,
-    moved: _Moved,
-    on: set[str],
-    before: State,
-    report: Report,
-    teardown: bool = False,
-) -> None:
-    """Update the kernel, including the networks ``on`` that were in the scope before."""
+def _moving(
+    machine: Machine, moved: _Moved, on: set[str], report: Report, teardown: bool = False
+) -> change:
+    """Return the context of a change of these ports alone.
+
+    ``on`` are the networks that it concerned before. The rows are first: if niso dies, the next
+    command finds which ports were moved.
+    """
     store, kernel = machine.store, machine.kernel
-    names = sorted({service for service, _ in moved})
-    scope = concern.concerned(store, names, on)._replace(ports=tuple(port for _, port in moved))
-    converge(kernel, store, scope, before, report, teardown)
-    flush_ports(kernel, ((port.proto, port.host_port, port.last) for _, port in moved))
+    scope = concern.concerned(store, sorted({service for service, _ in moved}), on)
+    scope = scope._replace(ports=tuple(port for _, port in moved))
+    return change(kernel, store, scope, report, teardown=teardown, rows_first=True)
+
+
+def _end(store: Store, moved: _Moved) -> None:
+    """Record that these ports have been moved."""
     with store.transaction():
-        for name in names:
+        for name in sorted({service for service, _ in moved}):
             store.end_intent(name)
 
 

@@ -15,7 +15,7 @@ from niso.base.locks import Lock
 from niso.base.report import Caution, Report, silent
 from niso.plan.answers import FORMER, NOW, Bars, Outside, after, barred
 from niso.plan.subnets import DEFAULT_POOL, unique_local
-from niso.reconcile.converge import converge, desired_now
+from niso.reconcile.change import change
 from niso.services import resolver
 from niso.services.concern import concerned
 from niso.services.machine import Machine
@@ -127,9 +127,12 @@ def _apply(
     before = {name: rows.answer(name) for name in {*heard, *unsettled}}
     services = rows.naming(before)
     scope = concerned(store, services)
-    with store.transaction():
-        rows.put(_all_in_use(answer) for answer in before.values() if not answer.settled)
-        wanted_before = desired_now(kernel, store, scope)
+    # without a service that names them, the answers are rows alone
+    made = change(kernel, store, scope, report, rows_first=True) if services else None
+    with made or store.transaction():
+        if made is not None and not all(answer.settled for answer in before.values()):
+            rows.put(_all_in_use(answer) for answer in before.values() if not answer.settled)
+            made.doubt()
         bars = _bars(machine)
         reached = [
             after(before[name], heard[name], bars, now) if name in heard else before[name]
@@ -137,8 +140,6 @@ def _apply(
         ]
         rows.put(answer._replace(settled=False) for answer in reached)
         rows.forget_others(now - KEPT_S)
-    if services:
-        converge(kernel, store, scope, wanted_before, report)
     with store.transaction():
         rows.put(answer._replace(settled=True) for answer in reached)
     return [answer.name for answer in reached if _used(answer) != _used(before[answer.name])]

@@ -16,7 +16,7 @@ from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.report import Report
 from niso.base.service_events import Forgetting, Stopping
-from niso.reconcile.converge import converge, desired_now, plan
+from niso.reconcile.change import change
 from niso.runtime import package, volumes
 from niso.services.concern import all_names, concerned, with_remotes
 from niso.services.machine import Machine
@@ -63,16 +63,14 @@ def finish(
 
 
 def plan_only(machine: Machine, services: list[str], report: Report) -> None:
-    """Report what `finish` would do; the caller cancels its transaction afterwards."""
+    """Report what `finish` would do; the caller holds niso's lock."""
     store, kernel = machine.store, machine.kernel
     rows = [row for name in services if (row := store.service(name)) is not None and row.active]
     for row in rows:
         report(Stopping(row.name))
-    scope = scope_of(store, rows)
-    before = desired_now(kernel, store, scope)
-    go(machine, rows)
-    for step in plan(kernel, store, scope, before).steps if rows else []:
-        report(step)
+    if rows:
+        with change(kernel, store, scope_of(store, rows), report, dry_run=True):
+            go(machine, rows)
 
 
 def forget(
@@ -97,13 +95,11 @@ def forget(
         scope = concerned(store, services)
         scope = scope._replace(names=tuple(sorted(all_names(store, scope))))
         scope = with_remotes(store, scope)
-        with store.transaction():
-            before = desired_now(kernel, store, scope)
+        with change(kernel, store, scope, report, teardown=True):
             for name in services:
                 store.forget(name)
                 store.end_intent(name)
             store.drop_implicit_networks(scope.networks or ())
-            converge(kernel, store, scope, before, report, teardown=True)
 
 
 def stop(

@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 
-from niso.base import names, paths
+from niso.base import paths
 from niso.base.errors import Error, ErrorGroup, ProcessError
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Busy, Lock
 from niso.base.report import Report
 from niso.base.service_events import Undoing
 from niso.plan.process_spec import ProcessSpec
-from niso.plan.records import Port
-from niso.reconcile import forwarding, nat_flows, policy_flows
-from niso.reconcile.converge import converge, desired_now
+from niso.reconcile import forwarding
+from niso.reconcile.change import change
 from niso.runtime import package, volumes
 from niso.services import rehost
 from niso.services.concern import all_names, concerned, with_remotes
@@ -217,11 +216,6 @@ def _undo_records(
         return
     store, kernel, processes, _ = machine
     shown = _end_changed(machine, intents)
-    ports: dict[str, list[Port]] = {}
-    for name in (intent.service for intent in intents):
-        now = store.service(name)
-        shares = now is not None and now.provider
-        ports[name] = [port for _, port in store.ports(name)] if shares else []
     touched = {
         name
         for intent in intents
@@ -229,48 +223,37 @@ def _undo_records(
         if name is not None
     }
     links: list[str] = []
-    # update the kernel inside the transaction: if niso dies here, the intents and their rows stay
-    with Lock(wait_s, required=True), store.transaction():
+    with Lock(wait_s, required=True):
         restored_names = {("service", name) for intent in intents for name in intent.names}
         scope = concerned(store, touched)
         scope = concerned(store, touched, names=restored_names | all_names(store, scope))
         scope = with_remotes(store, scope)
-        before_ = desired_now(kernel, store, scope)
-        try:
-            store.undo(intents)
-        except sqlite3.IntegrityError as error:
-            # another command is undoing a service of the same activation, and has not yet released
-            # a name, address or port that this service had
-            raise Error(
-                f"another service still holds its name, address or port: {error}",
-                "niso net repair",
-            ) from error
-        forwarding.note_late(kernel, store)
-        restored = {
-            name for name in ports if (row := store.service(name)) is not None and row.active
-        }
-        # include networks of services that stay inactive: the activation may have dropped an
-        # implicit network as its last step
-        scope = scope.joined(concerned(store, touched))
-        policy_flows.introduce(kernel, store, before_, desired_now(kernel, store, scope))
-        converge(kernel, store, scope, before_, report, teardown=True, ending=links)
-        for name in ports.keys() - restored:
-            kernel.clear_unfinished(names.netns(name))
-        after = desired_now(kernel, store, scope)
-        for old in shown:
+        # if niso dies here, the intents and their rows stay
+        with change(kernel, store, scope, report, teardown=True, ending=links) as undone:
             try:
-                processes.swap_hosts(old)
-            except ProcessError:
-                processes.stop(old.service, 0)  # `start_again` starts it afterwards
-        nat_flows.flush_gone_addresses(kernel, before_, after)
-        nat_flows.flush_changed_ports(kernel, before_, after)
-        # end flows that only the undone policies allowed
-        policy_flows.cut(kernel, store, scope.services or ())
-        for name, had in ports.items():
-            kept = {port for _, port in store.ports(name)} if name in restored else set()
-            nat_flows.end_flows(kernel, (port for port in had if port not in kept))
-        forwarding.forget(store)
+                store.undo(intents)
+            except sqlite3.IntegrityError as error:
+                # another command is undoing a service of the same activation, and has not yet
+                # released a name, address or port that this service had
+                raise Error(
+                    f"another service still holds its name, address or port: {error}",
+                    "niso net repair",
+                ) from error
+            forwarding.note_late(kernel, store)
+            # include networks of services that stay inactive: the activation may have dropped an
+            # implicit network as its last step
+            undone.scope = scope.joined(concerned(store, touched))
+            undone.then(lambda: _show_hosts(processes, shown))
     kernel.end_links(links)
+
+
+def _show_hosts(processes: Processes, shown: Iterable[ProcessSpec]) -> None:
+    """Show running processes the hosts files of their old networks."""
+    for old in shown:
+        try:
+            processes.swap_hosts(old)
+        except ProcessError:
+            processes.stop(old.service, 0)  # `start_again` starts it afterwards
 
 
 def _end_changed(machine: Machine, intents: list[Intent]) -> list[ProcessSpec]:

@@ -5,15 +5,15 @@ This module imports nothing that only processes need, because it also serves att
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from niso.base import names
 from niso.base.locks import Lock
 from niso.base.report import Report
-from niso.reconcile import forwarding, nat_flows, policy_flows
-from niso.reconcile.converge import converge, desired_now
-from niso.services.concern import all_names, concerned
+from niso.reconcile import forwarding
+from niso.reconcile.change import change
+from niso.services.concern import all_names, concerned, with_remotes
 from niso.services.machine import Machine
+from niso.store.sqlite import Transaction
 from niso.store.store import Scope, ServiceRow, Store
 
 
@@ -32,34 +32,21 @@ def withdraw(
     """
     store, kernel = machine.store, machine.kernel
     rows = list(rows)
-    scope = scope_of(store, rows)
-    if forgets:  # policies that name these services will match nothing
-        scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
-    going = {row.name for row in rows}
-    left = [row.name for row in rows if row.provider and row.provider not in going]
-    ports = [port for name in left for _, port in store.ports(name)]
     links: list[str] = []
-    with Lock(), store.transaction():
-        before = desired_now(kernel, store, scope)
-        go(machine, rows, keep_forwards)
-        if forgets:
+    with Lock():
+        scope = scope_of(store, rows)
+        if forgets:  # policies that name these services will match nothing
+            scope = scope._replace(names=tuple(sorted({*scope.names, *all_names(store, scope)})))
+            scope = with_remotes(store, scope)
+        with change(kernel, store, scope, report, teardown=True, ending=links):
+            go(machine, rows, keep_forwards)
             for row in rows:
-                store.forget(row.name)
-                store.end_intent(row.name)
-            store.drop_implicit_networks(scope.networks or ())
-        converge(kernel, store, scope, before, report, teardown=True, ending=links)
-        for row in rows:
-            kernel.clear_unfinished(names.netns(row.name))
-        after = desired_now(kernel, store, scope)
-        nat_flows.flush_gone_addresses(kernel, before, after)
-        nat_flows.end_flows(kernel, ports)
-        if left and policy_flows.narrows(before, after):
-            # end flows that another service's policy allowed only by a name that shared the address
-            policy_flows.cut(kernel, store, left)
-        if ends:
-            for row in rows:
-                store.end_intent(row.name)
-        forwarding.forget(store)
+                if forgets:
+                    store.forget(row.name)
+                if ends or forgets:
+                    store.end_intent(row.name)
+            if forgets:
+                store.drop_implicit_networks(scope.networks or ())
     kernel.end_links(links)
 
 
@@ -71,6 +58,24 @@ def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
     forwarding.note_late(machine.kernel, store)
     for row in rows:
         store.end_publishing(row.name, keep_forwards)
+
+
+def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
+    """Return the context in which networks that services have left are dropped, if unused.
+
+    Without networks it is a plain transaction. The caller holds niso's lock, and drops the networks
+    in the block.
+    """
+    store = machine.store
+    if not networks:
+        return store.transaction()
+    return change(machine.kernel, store, scope_left(store, networks), report, teardown=True)
+
+
+def scope_left(store: Store, networks: Collection[str]) -> Scope:
+    """Return the scope of a change that may drop networks."""
+    on = tuple(sorted(networks))
+    return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
 
 def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:

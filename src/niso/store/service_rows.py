@@ -381,6 +381,20 @@ class LeaseRows:
         )
         return [(row[0], row[1], bool(row[2])) for row in rows]
 
+    def leases_of(self, services: Collection[str]) -> set[tuple[str, str]]:
+        """Return (service, address) of the leases of these services.
+
+        They include those that undoing a change in progress would restore.
+        """
+        marks = ", ".join("?" for _ in services)
+        rows = self._db.execute(
+            f"SELECT service, address FROM lease WHERE service IN ({marks})"
+            " UNION SELECT service, json_extract(value, '$.address')"
+            f" FROM intent, json_each(undo, '$.lease') WHERE service IN ({marks})",
+            (*services, *services),
+        )
+        return set(rows)
+
     def lease_of(self, service: str, network: str, family: int) -> tuple[str, bool] | None:
         """Return (address, whether it is static) of a service's lease, or None."""
         row = self._db.execute(
