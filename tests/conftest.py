@@ -30,9 +30,14 @@ from hypothesis import settings
 from niso.kernel import sysctl
 
 TESTS = pathlib.Path(__file__).resolve().parent
-DEADLINE_SECONDS = 120
-START_SECONDS = 30
+DEADLINE_SECONDS = 480
+"""How long a lab lives at most: less than pytest's timeout, so that the lab's processes end first."""
+START_SECONDS = 120
+COMMAND_SECONDS = 60
+"""How long a command may take on an idle machine, if a test sets no limit."""
 PATIENCE = 3
+WAIT_SECONDS = 60
+"""The shortest limit for what a busy machine may delay."""
 NEEDS_ROOT = ("netns", "faults")
 # Some user but root, who can still read a checkout that lies below a folder of root's own.
 UNPRIVILEGED = (
@@ -94,6 +99,15 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+def patient(seconds: float | None) -> float | None:
+    """Return the limit for a busy machine of what takes at most ``seconds`` on an idle one.
+
+    Limits below 5 s stay as they are: they are how long a test looks, not how long it waits."""
+    if seconds is None or seconds < 5:
+        return seconds
+    return max(WAIT_SECONDS, PATIENCE * seconds)
+
+
 class LabEnded(Exception):
     """The lab is gone, or its deadline has passed, before the command ended."""
 
@@ -133,7 +147,7 @@ class Process:
     def wait(self, timeout: float | None = None) -> int:
         """Its exit status, or -N where signal N ended it."""
         if self.returncode is None:
-            self.returncode = int(self._receive(timeout).removeprefix("exit "))
+            self.returncode = int(self._receive(patient(timeout)).removeprefix("exit "))
             self._status.close()
         return self.returncode
 
@@ -151,7 +165,8 @@ class Process:
         self, input: str | bytes | None = None, timeout: float | None = None
     ) -> tuple[Any, Any]:
         """Feed ``input``, read until both outputs are closed by all who hold them, and wait for the end."""
-        deadline = time.monotonic() + (timeout if timeout is not None else DEADLINE_SECONDS)
+        timeout = patient(timeout) or DEADLINE_SECONDS
+        deadline = time.monotonic() + timeout
         outputs: list[bytes] = [b"", b""]
 
         def read(which: int, file: IO[bytes]) -> None:
@@ -174,7 +189,7 @@ class Process:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                raise subprocess.TimeoutExpired(self.args, timeout or DEADLINE_SECONDS)
+                raise subprocess.TimeoutExpired(self.args, timeout)
         self.wait(max(0.0, deadline - time.monotonic()))
         if self._text:
             return outputs[0].decode(errors="replace"), outputs[1].decode(errors="replace")
@@ -335,7 +350,7 @@ class Lab(Agent):
         check: bool = True,
         input: str | bytes | None = None,
         env: dict[str, str | None] | None = None,
-        timeout: float = 60,
+        timeout: float = COMMAND_SECONDS,
         netns: str | None = None,
         cwd: str = "/tmp",
         text: bool = True,
@@ -407,17 +422,19 @@ class Lab(Agent):
         return inside
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float = 10, what: str = "") -> Any:
-        """Ask until ``predicate`` returns something true, and return it; fail some time after ``timeout``.
+        """Call ``predicate`` until it returns something true, and return that.
 
-        It is asked every 10 ms, and at most half of the time. A machine that does other things too gets `PATIENCE` times as long.
+        ``timeout`` is in seconds on an idle machine. The test fails after `PATIENCE` times as long,
+        and not before `WAIT_SECONDS`. Calls are 10 ms apart, and take at most half of the time.
         """
-        deadline = time.monotonic() + PATIENCE * timeout
+        patience = max(WAIT_SECONDS, PATIENCE * timeout)
+        deadline = time.monotonic() + patience
         while True:
             asked = time.monotonic()
             if answer := predicate():
                 return answer
             if asked > deadline:
-                pytest.fail(f"not so within {PATIENCE * timeout} s: {what or predicate}")
+                pytest.fail(f"not so within {patience} s: {what or predicate}")
             time.sleep(max(0.01, min(0.2, time.monotonic() - asked)))
 
 

@@ -303,10 +303,7 @@ def test_hosts_file_that_is_a_full_folder_is_not_removed(two: World) -> None:
 def test_ps_tells_a_process_that_ended_unnoticed_from_one_that_was_moved(two: World) -> None:
     lab = two.lab
     two.leave_cgroup()
-    rows = {
-        row["service"]: row["status"]
-        for row in json.loads(lab.niso("ps", "--json", timeout=4).stdout)
-    }
+    rows = {row["service"]: row["status"] for row in json.loads(lab.niso("ps", "--json").stdout)}
     assert (rows["api"], rows["peer"]) == ("running", "running")
     two.niso("net", "repair")
     conmon = two.stop_conmon()

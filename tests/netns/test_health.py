@@ -120,10 +120,8 @@ def test_probe_that_takes_over_a_second_is_told(lab: Lab) -> None:
 
 
 def test_healthy_service_is_not_waited_for_a_whole_interval(lab: Lab) -> None:
-    folder = server(
-        lab, "api", ":8080", "0.5", check={"tcp": 8080, "interval": "30s", "start_period": "40s"}
-    )
-    lab.niso("activate", folder, timeout=20)
+    check = {"tcp": 8080, "interval": "400s", "start_period": "500s"}
+    lab.niso("activate", server(lab, "api", ":8080", "0.5", check=check))
 
 
 HEALTHY = ("/200", "/204", "/302", "/399", "/headers", "/continue")
@@ -193,10 +191,9 @@ def test_timeout_ends_the_wait_in_the_start_period(lab: Lab) -> None:
 
 
 def test_process_that_dies_meanwhile_fails_at_once(lab: Lab) -> None:
-    folder = package(
-        lab, "api", "/bin/sh", "-c", "sleep 0.7; echo lost it; exit 3", healthcheck={"tcp": 81}
-    )
-    said = refused(lab, "activate", folder, timeout=15)
+    check = {"tcp": 81, "start_period": "400s"}
+    dies = "sleep 0.7; echo lost it; exit 3"
+    said = refused(lab, "activate", package(lab, "api", "/bin/sh", "-c", dies, healthcheck=check))
     assert (
         "its process ended before it was healthy (exit status 3); last output:\n    lost it" in said
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
+
 from conftest import Lab
 from services import idle, on, pid_of, refused
 
-SECRET = "correct-horse-7316"
-NEW = "battery-staple-9942"
+SECRET = f"correct-horse-{uuid.uuid4()}"
+NEW = f"battery-staple-{uuid.uuid4()}"
+"""Random, so that no file of a checkout below /tmp contains them."""
 
 
 def lies_in(lab: Lab, word: str, *folders: str) -> list[str]:

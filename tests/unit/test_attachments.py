@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fake_world import Steps, World
+from refusals import refuses
 
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound
 from niso.commands.check import check
@@ -74,7 +75,12 @@ def test_interface_and_default_route_of_others_stay(world: World) -> None:
     assert {where for _, where in world.kernel.routes} == {
         f"10.99.{network}.{end}" for network in (1, 2) for end in ("0/24", "1/32")
     }
-    with pytest.raises(Conflict, match="interface 'net1' already exists"):
+    with refuses(
+        Conflict,
+        "net1",
+        key="interface",
+        hint="name another one, or none: niso chooses the next free eth<n>",
+    ):
         attach(world, "box", PATH, BACKEND, Wish("front", "net1"))
     world.assert_whole()
 
@@ -107,7 +113,7 @@ def test_full_network_takes_the_address_that_is_free_longest(world: World) -> No
     attachments.detach(world.machine, "a1")
     assert attach(world, "x", "/n/x").addresses == (held[3],)
     assert attach(world, "a1", "/n/again").addresses == (held[1],)
-    with pytest.raises(Conflict, match="no free address"):
+    with refuses(Conflict, hint="create a larger network"):
         attach(world, "y", "/n/y")
     world.assert_whole()
 
@@ -141,9 +147,11 @@ def test_path_that_leads_elsewhere_is_another_namespace(world: World) -> None:
 
 def test_living_attachment_is_replaced_by_its_own_owner_alone(world: World) -> None:
     attach(world, owner="podman", id="b186")
-    with pytest.raises(Conflict, match="already attached, by podman b186"):
+    with refuses(
+        Conflict, "podman b186", key="NAME", hint="choose another name, or detach it first"
+    ):
         attach(world, path="/n/2")
-    with pytest.raises(Conflict, match="already attached as 'box'"):
+    with refuses(Conflict, "box", hint="attach box to more networks, or detach it first"):
         attach(world, "other")
     assert not attachments.detach(world.machine, "box", "another id")
     before = world.store.addresses("box")
@@ -211,30 +219,37 @@ def test_what_cannot_be_attached_is_refused_and_changes_nothing(world: World) ->
     world.activate(world.package("api"))
     world.kernel.begin_engine(PATH)
     before = world.picture()
-    with pytest.raises(NotFound, match="the network namespace does not exist"):
+    with refuses(NotFound, hint="a path like /proc/PID/ns/net or /run/netns/NAME"):
         attachments.attach(world.machine, Request("box", "/n/none", (BACKEND,)))
     in_use = "^api: the name is already used by a service with a manifest$"
     with pytest.raises(Conflict, match=in_use):
         attach(world, "api")
-    with pytest.raises(Conflict, match="service, not an attachment"):
+    with refuses(Conflict, key="NAME", hint="niso deactivate --help"):
         attachments.detach(world.machine, "api")
-    with pytest.raises(InvalidInput, match="given twice"):
+    with refuses(InvalidInput, hint="name each once"):
         attach(world, "box", PATH, BACKEND, BACKEND)
     host = world.kernel.engines[PATH]._replace(is_host=True)
     world.kernel.engines[PATH] = host
-    with pytest.raises(InvalidInput, match="of the host itself"):
+    with refuses(InvalidInput, hint="name the namespace of a container"):
         attach(world)
     world.kernel.engines[PATH] = host._replace(is_host=False, mark="niso:01234567")
-    with pytest.raises(Conflict, match="of a service of niso"):
+    with refuses(Conflict, hint="network.networks in its manifest names its networks"):
         attach(world)
     world.kernel.engines[PATH] = host._replace(is_host=False)
     assert world.picture() == before
     attach(world)
-    with pytest.raises(Conflict, match="an attachment"):
+    with refuses(
+        Conflict, key="package.name", hint="choose another name", file="box/manifest.toml"
+    ):
         world.activate(world.package("box"))
-    with pytest.raises(Conflict, match="an attachment"):
+    with refuses(Conflict, hint="use the engine that started it"):
         world.activate("box")
-    with pytest.raises(Conflict, match="is an attachment, whose network namespace may end"):
+    with refuses(
+        Conflict,
+        key="network.share",
+        hint="name a service with a manifest",
+        file="side/manifest.toml",
+    ):
         world.activate(world.package("side", network={"mode": "share", "share": "box"}))
 
 
@@ -305,10 +320,10 @@ def test_container_that_marks_its_own_links_as_those_of_niso_keeps_no_policy(
     assert attach(world, policy=Policy(allow_from=())).changed
     policy = world.store.policy("box")
     assert policy is not None and policy.allow_from == ()
-    with pytest.raises(Conflict, match="of a service of niso"):
+    with refuses(Conflict, hint="network.networks in its manifest names its networks"):
         attach(world, "other")
     attachments.detach(world.machine, "box")
-    with pytest.raises(Conflict, match="of a service of niso"):
+    with refuses(Conflict, hint="network.networks in its manifest names its networks"):
         attach(world)
     world.assert_whole()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cluster_world import KEYS, Hosted, create
 from fake_world import World
+from refusals import refuses
 
 from niso.base.errors import Conflict, Error, NotFound
 from niso.cluster.claims import Claims, Wanted
@@ -92,22 +93,34 @@ def test_network_that_spans_is_made_taken_over_and_removed(host: Hosted) -> None
     world.assert_whole()
     # one that another host made
     host.membership.create_network(Spec("side", 0, 1400, (("10.99.8.0/24", "10.99.8.9"),), True))
-    with pytest.raises(Conflict, match="already exists in the cluster with subnet"):
+    with refuses(Conflict, hint="match it, or choose another name"):
         create(host, "side", "10.99.9.0/24")
-    with pytest.raises(Conflict, match="'backend' already exists and spans hosts"):
+    with refuses(Conflict, "backend", hint="match it, or choose another name"):
         network.create(world.machine, NetworkRequest("backend", ("10.99.1.0/24",)))
     world.make("near", "10.99.60.0/24")
     host.membership.create_network(Spec("over", 0, 1400, (("10.99.60.0/23", "10.99.60.1"),)))
-    with pytest.raises(Conflict, match=r"overlaps 10\.99\.60\.0/24 of network 'near'") as raised:
+    with refuses(
+        Conflict,
+        "near",
+        "10.99.60.0/24",
+        hint="the cluster has it with this subnet: another one here has to go",
+    ) as raised:
         host.activate(host.package("web", "over"))
     assert raised.value.hint == "the cluster has it with this subnet: another one here has to go"
     assert host.held("web") is None
     taken = create(host, "side", internal=True)
     assert (taken.mtu, taken.internal, taken.subnets[0].gateway) == (1400, True, "10.99.8.9")
     Claims(host.engine, "c").claim(Wanted("web", ("side",), ("web",), {}, {}))
-    with pytest.raises(Conflict, match="network 'side' is used by web on c"):
+    with refuses(
+        Conflict, "web", "side", hint="it can be removed once they are removed or on other networks"
+    ):
         network.remove(world.machine, ["side"])
-    with pytest.raises(Conflict, match="network 'backend' is used by db"):
+    with refuses(
+        Conflict,
+        "db",
+        "backend",
+        hint="it can be removed once they are removed or on other networks",
+    ):
         network.remove(world.machine, ["backend"])
     world.assert_whole()
 
@@ -133,7 +146,7 @@ def test_network_that_cannot_span_is_refused_and_nothing_has_changed(host: Hoste
         create(host, "new")
     host.engine.down = False
     world.machine = world.machine._replace(joined=lambda: None)
-    with pytest.raises(Error, match="this host is in no cluster"):
+    with refuses(Error, hint="niso cluster init makes one; niso cluster join FILE joins one"):
         create(host, "new")
     assert world.picture() == before
     assert {spec.name for spec in host.membership.networks()} == {"backend"}
@@ -181,7 +194,7 @@ def test_stack_makes_a_network_that_spans_hosts(host: Hosted) -> None:
     host.membership.create_network(Spec("back", 0, 1430, (("10.99.8.0/24", "10.99.8.1"),), False))
     network.remove(host.world.machine, ["front", "back"])
     assert host.membership.network_names() == ["backend"]
-    with pytest.raises(NotFound, match="no network 'front'"):
+    with refuses(NotFound, "front", hint="niso net list lists them"):
         network.remove(host.world.machine, ["front"])
     host.world.assert_whole()
 
@@ -193,11 +206,15 @@ def test_stack_takes_over_the_clusters_network_or_says_how_it_differs(host: Host
     front = host.world.store.require_network("front")
     assert front.span and front.span.vni == made.vni and front.observe
     remove(host.world.machine, ["web"])
-    with pytest.raises(Conflict, match="already exists in the cluster and is not internal") as told:
+    with refuses(
+        Conflict, key="networks.front", hint="match it, or choose another name", file="stack.toml"
+    ) as told:
         host.world.up(spanning_stack(host, "internal = true"))
     assert told.value.key == "networks.front" and told.value.file
     host.world.make("front", "10.99.7.0/24")
-    with pytest.raises(Conflict, match="already exists on this host alone"):
+    with refuses(
+        Conflict, key="networks.front", hint="match it, or choose another name", file="stack.toml"
+    ):
         host.world.up(spanning_stack(host))
     assert host.held("web") is None
     host.world.assert_whole()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from cluster_world import KEYS, ME, Hosted, lose
 from fake_world import Steps, World
+from refusals import refuses
 
 from niso.base.errors import Conflict, Error
 from niso.base.locks import service_lock
@@ -64,7 +65,7 @@ def test_names_of_sharers_are_held_by_the_owner_of_the_namespace(host: Hosted) -
     # others have taken a name: nothing has changed
     host.claim("c", "web")
     before = host.world.picture()
-    with pytest.raises(Conflict, match="api: name web on network 'backend' belongs to 'web'"):
+    with refuses(Conflict, "backend", "web", "api", hint="choose another one"):
         host.activate(shared.package("web"))
     assert host.world.picture() == before and shared.names() == {"api", "log"}
     # one that cannot start, one that is down, and one that is removed have no name
@@ -96,7 +97,12 @@ def test_claim_of_an_owner_that_another_command_is_changing_is_left_to_that(host
     with service_lock("api"):
         with store.transaction():
             store.begin_intent("api", "activate", 0.0)
-        with pytest.raises(Conflict, match="is being changed by another command"):
+        with refuses(
+            Conflict,
+            key="network.share",
+            hint="try again when that command has finished",
+            file="log/manifest.toml",
+        ):
             host.activate(shared.package("log"))
         assert host.held("api") == before
         with store.transaction():

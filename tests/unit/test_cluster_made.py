@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fake_world import Killed, World
+from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, InvalidInput, NotFound, UsageError
@@ -171,23 +172,23 @@ def test_lost_host_is_forgotten_and_lives_no_more(world: World, engine: Engine) 
     membership.join(cluster.Host("b", "id-b", "192.0.2.2", 1500, False))
     lease = engine.grant(10)
     assert membership.live("b", "id-b", lease, "boot")
-    with pytest.raises(Conflict, match="b is alive"):
+    with refuses(Conflict, hint="only a host that is gone can be forgotten"):
         cluster_hosts.forget(world.machine, "b")
     engine.revoke(lease)
-    with pytest.raises(Conflict, match="this host is a"):
+    with refuses(Conflict, hint="niso cluster leave takes it out"):
         cluster_hosts.forget(world.machine, "a")
     assert cluster_hosts.forget(world.machine, "b") == ([], 0)
     with pytest.raises(NotFound):
         cluster_hosts.forget(world.machine, "b")
     for command in (cluster_hosts.add_member, cluster_hosts.remove_member):
-        with pytest.raises(Error, match="not niso's"):
+        with refuses(Error, hint="etcdctl changes its members and backs it up"):
             command(world.machine, "", lambda event: None)
 
 
 def test_agent_runs_once_and_tells_the_cluster_of_its_host(
     world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Error, match="in no cluster"):
+    with refuses(Error, hint="niso cluster init makes one; niso cluster join FILE joins one"):
         cluster_hosts.follow(world.machine, print)
     init(world)
     said: list[str] = []
@@ -197,7 +198,7 @@ def test_agent_runs_once_and_tells_the_cluster_of_its_host(
     def run(agent: Agent, store: object, kernel: object) -> None:
         ran.append(agent.me.host)
         agent.tend(engine, True)
-        with pytest.raises(Conflict, match="runs already"):
+        with refuses(Conflict, hint="niso cluster status"):
             second.run()
 
     monkeypatch.setattr(Agent, "run", run)
@@ -215,12 +216,14 @@ def test_renewal_takes_no_files_that_do_not_work(
     world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     init(world)
-    with pytest.raises(Conflict, match=r"of another family than .* of host a"):
+    with refuses(
+        Conflict, hint="all hosts of a cluster have IPv4 addresses, or all have IPv6 addresses"
+    ):
         cluster.invite(world.machine, "b", "2001:db8::2", False)
     text = cluster.invite(world.machine, "a", "", True)
     monkeypatch.setattr(Config, "engine", lambda own: Etcd(own.access()))
     bad = text.replace("[files]\n", '[files]\ncacert = "junk"\ncert = "junk"\nkey = "junk"\n')
-    with pytest.raises(InvalidInput, match="files of the invitation do not work"):
+    with refuses(InvalidInput, hint="make a new one: niso cluster invite HOST --address A"):
         cluster.join(world.machine, bad.encode(), None, lambda event: None)
     assert os.listdir(paths.cluster_dir()) == ["cluster.toml"]
 
@@ -267,9 +270,13 @@ def test_host_with_the_name_or_the_state_folder_of_another_one_is_refused() -> N
     membership.make()
     c = Host("c", "id-c", "198.51.100.3", 1500, False)
     membership.join(c)
-    with pytest.raises(Conflict, match=r"another host c, with the address 198\.51\.100\.3"):
+    with refuses(
+        Conflict,
+        "198.51.100.3",
+        hint="use another name; if that host is lost, niso cluster forget c first",
+    ):
         membership.join(Host("c", "id-d", "198.51.100.4", 1500, False))
-    with pytest.raises(Conflict, match="host c of the cluster has the same state folder, id-c"):
+    with refuses(Conflict, hint="a copy of the machine c needs a state folder of its own"):
         membership.join(Host("d", "id-c", "198.51.100.4", 1500, False))
     for version in ("\x1b[31m", "1" * 99):
         membership.refresh(c._replace(version=version))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from niso.base.errors import UsageError
+from niso.base.errors import Error, UsageError
 from niso.cli import help as shown
 from niso.cli import main, registry
 from niso.cli.command import Command, Group
@@ -73,22 +73,32 @@ def test_group_alone_shows_its_actions(capsys, name) -> None:
     assert len(out.splitlines()) <= 23 and all(len(line) <= 80 for line in out.splitlines())
 
 
-@pytest.mark.parametrize("command", VISIBLE, ids=lambda command: command.name)
-def test_help_has_usage_a_sentence_all_options_and_an_example(capsys, command) -> None:
+def wrong_with_help(capsys, command: Command) -> list[str]:
+    """Return what the help of a command lacks, by name."""
     name = command.name.split()
     status, out, err = said(capsys, *name, "--help")
-    assert (status, err) == (0, "")
-    assert said(capsys, "help", *name)[1] == said(capsys, *name, "-h")[1] == out
     paragraphs = out.split("\n\n")
-    assert paragraphs[0].startswith(f"usage: niso {command.name}")
-    assert paragraphs[1].lower() == f"{command.does}.".lower()
-    for option in command.options:
-        assert re.search(rf"^  .*{re.escape(option.flags[-1])}\b", out, re.MULTILINE)
-        assert not option.default or f"(default: {option.default})" in " ".join(out.split())
     examples = re.search(r"^examples?:\n((?:  .*\n)+)", out, re.MULTILINE)
-    assert examples or command.name in ("help", "version")
     outside = out.replace(examples[1], "") if examples else out
-    assert all(len(line) <= 80 for line in outside.splitlines())
+    right = {
+        "status": (status, err) == (0, ""),
+        "other forms": said(capsys, "help", *name)[1] == said(capsys, *name, "-h")[1] == out,
+        "usage": paragraphs[0].startswith(f"usage: niso {command.name}"),
+        "sentence": paragraphs[1].lower() == f"{command.does}.".lower(),
+        "example": bool(examples) or command.name in ("help", "version"),
+        "80 columns": all(len(line) <= 80 for line in outside.splitlines()),
+    }
+    for option in command.options:
+        flag = option.flags[-1]
+        right[flag] = bool(re.search(rf"^  .*{re.escape(flag)}\b", out, re.MULTILINE))
+        default = f"(default: {option.default})" in " ".join(out.split())
+        right[f"default of {flag}"] = not option.default or default
+    return [what for what, is_right in right.items() if not is_right]
+
+
+def test_help_has_usage_a_sentence_all_options_and_an_example(capsys) -> None:
+    found = {command.name: wrong_with_help(capsys, command) for command in VISIBLE}
+    assert {name: lacks for name, lacks in found.items() if lacks} == {}
 
 
 @pytest.mark.parametrize("columns", [60, 132])
@@ -107,19 +117,28 @@ def test_example_fits_80_columns() -> None:
     assert [line for command in VISIBLE for line, _ in command.examples if len(line) > 78] == []
 
 
-EXAMPLES = [(command, line) for command in VISIBLE for line, _ in command.examples]
-
-
-@pytest.mark.parametrize(("command", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
-def test_example_is_of_its_command_and_right(command, line) -> None:
+def wrong_with_example(command: Command, line: str) -> str:
+    """Return why an example is not a call of its command that can be parsed; '' if it is."""
     words = shlex.split(
         line.replace("source <(", "").replace(")", "") if line.startswith("source") else line
     )
     words = words[: words.index(">")] if ">" in words else words
     words = [word for word in words if word != "@reboot"]
-    assert words[0].rpartition("/")[2] == "niso"
-    assert words[1 : 1 + len(command.name.split())] == command.name.split()
-    parse(command, words[1 + len(command.name.split()) :])
+    name = command.name.split()
+    if words[0].rpartition("/")[2] != "niso" or words[1 : 1 + len(name)] != name:
+        return "another command"
+    try:
+        parse(command, words[1 + len(name) :])
+    except Error as error:
+        return str(error)
+    return ""
+
+
+def test_examples_are_of_their_command_and_right() -> None:
+    examples = [(command, line) for command in VISIBLE for line, _ in command.examples]
+    assert examples
+    found = {line: wrong_with_example(command, line) for command, line in examples}
+    assert {line: why for line, why in found.items() if why} == {}
 
 
 def test_one_option_has_one_meaning_everywhere() -> None:

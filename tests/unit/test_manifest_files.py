@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from manifests import HEAD, error, loaded, write
+from refusals import refuses
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
 from niso.manifest import toml
@@ -65,7 +66,7 @@ def test_missing_file_and_folder_without_manifest_are_not_found(tmp_path: Path) 
         tmp_path / "none" / "manifest.toml",
         tmp_path / "file" / "x",
     ):
-        with pytest.raises(NotFound, match="no such file"):
+        with refuses(NotFound, hint="pass the path of a manifest.toml or of its folder"):
             load(str(path))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from modes_stored import ONE, TWO, policy, target
+from refusals import refuses
 from stored import TemporaryStore, add_network, put, service_spec
 
 from niso.base import names
@@ -230,7 +231,7 @@ def test_provider_that_cannot_be_is_refused_with_the_next_step(store: Store) -> 
         assert hint in (caught.value.hint or "")
     with store.transaction():
         put(store, "x", (), mode="none", hostname="other")
-    with pytest.raises(InvalidInput, match="a name of the service itself"):
+    with refuses(InvalidInput, key="network.share", hint="name another service"):
         sharing.provider_of(store, target("x", mode="share", share="other"), frozenset({"x"}))
     assert (
         sharing.provider_of(store, target("y", mode="share", share="web"), frozenset({"y"}))
@@ -240,7 +241,7 @@ def test_provider_that_cannot_be_is_refused_with_the_next_step(store: Store) -> 
     # one that another command is at may be gone in a moment
     with store.transaction():
         store.begin_intent("api", "activate", 1.0)
-    with pytest.raises(Conflict, match="is being changed by another command"):
+    with refuses(Conflict, key="network.share", hint="try again when that command has finished"):
         sharing.provider_of(store, target("y", mode="share", share="api"), frozenset({"y"}))
     assert (
         sharing.provider_of(store, target("y", mode="share", share="api"), frozenset({"y", "api"}))
@@ -251,8 +252,8 @@ def test_provider_that_cannot_be_is_refused_with_the_next_step(store: Store) -> 
 def test_provider_cannot_end_while_it_is_shared_or_may_have_to_be_again(store: Store) -> None:
     share(store)
     for services in (["api"], ["api", "other"]):
-        with pytest.raises(
-            Conflict, match="service 'api' is in use: 'side' shares its network namespace"
+        with refuses(
+            Conflict, "api", "side", hint="it can end after these, or in the same command: side"
         ):
             stop.refuse(store, services)
     stop.refuse(store, ["side"])
@@ -262,7 +263,7 @@ def test_provider_cannot_end_while_it_is_shared_or_may_have_to_be_again(store: S
         store.begin_intent("side", "activate", 1.0)
         put(store, "side", (), mode="none")
     assert store.sharers("api") == []
-    with pytest.raises(Conflict, match="'side' shares"):
+    with refuses(Conflict, "side", hint="it can end after these, or in the same command: side"):
         stop.refuse(store, ["api"])
     with store.transaction():
         store.end_intent("side")
@@ -278,12 +279,16 @@ def test_provider_cannot_become_what_has_no_namespace(store: Store) -> None:
         networks=(),
         manifest=encode_service(service_spec("api", network={"mode": "host"})),
     )
-    with pytest.raises(
+    with refuses(
         Conflict,
-        match=r"network\.mode: 'host' is not possible because 'side' shares its network namespace",
+        "host",
+        "side",
+        key="network.mode",
+        hint="activate in the same command, with a mode other than share: side",
+        file="api/manifest.toml",
     ):
         sharing.check(store, [host])
-    with pytest.raises(Conflict, match="service 'api' is in use"):
+    with refuses(Conflict, "api", hint="it can end after these, or in the same command: side"):
         sharing.check(store, [], [row])
 
 
@@ -316,9 +321,7 @@ def test_sharers_follow_a_provider_that_shows_them_something_else(store: Store) 
             manifest=encode_service(service_spec("api", network=network)),
             mode=str(network.get("mode", "bridge")),
         )
-        with pytest.raises(
-            Conflict, match="has just begun to share the network namespace of 'api'"
-        ):
+        with refuses(Conflict, "api", hint="try again"):
             sharing.check(store, [moved])
         sharing.check(store, [moved, row])
     assert sharing.home(

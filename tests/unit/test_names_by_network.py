@@ -11,6 +11,7 @@ from fake_world import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from names_seen import address, allowed, on, seen
+from refusals import refuses
 from samples import samples
 from stored import TemporaryStore, add_network, put
 
@@ -76,10 +77,24 @@ def test_names_of_a_sharer_are_those_of_its_provider_network(world: World) -> No
     world.activate(world.package("api", network=on("one")))
     world.activate(world.package("db", network={"mode": "share", "share": "api"}))
     assert seen(world, "one")["db"] == address(world, "api")
-    with pytest.raises(Conflict, match="'db' is already used by service 'db' on network 'one'"):
+    with refuses(
+        Conflict,
+        "db",
+        "one",
+        key="network.aliases",
+        hint="choose another name, here or in the manifest of db",
+        file="one-db/manifest.toml",
+    ):
         world.activate(world.package("one-db", network=on("one", aliases=["db"])))
     world.activate(world.package("two-db", network=on("two", aliases=["db"])))
-    with pytest.raises(Conflict, match="'db' is already used by service 'two-db'"):
+    with refuses(
+        Conflict,
+        "db",
+        "two-db",
+        key="package.name",
+        hint="choose another name, here or in the manifest of two-db",
+        file="db/manifest.toml",
+    ):
         world.activate(world.package("api", network=on("one", "two")))
     world.assert_whole()
 
@@ -236,7 +251,14 @@ def test_static_addresses_of_both_families(world: World) -> None:
     ):
         with pytest.raises((Conflict, InvalidInput), match=reason):
             world.activate(world.package("api", network=on("one", ip=["10.99.1.20", ip])))
-    with pytest.raises(InvalidInput, match="network 'four' has no IPv6 subnet for fd00:1::8"):
+    with refuses(
+        InvalidInput,
+        "four",
+        "fd00:1::8",
+        key="network.ip",
+        hint="remove it from network.ip, or create the network first: niso net create four --subnet CIDR",
+        file="api/manifest.toml",
+    ):
         world.activate(world.package("api", network=on("four", ip="fd00:1::8")))
     assert world.picture() == before
     world.assert_whole()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fake_world import Steps, World
+from refusals import refuses
 
 from niso.base.errors import Conflict, NotFound
 from niso.base.report import Caution
@@ -28,9 +29,9 @@ def test_forward_comes_and_goes_at_once(world: World) -> None:
     assert forward(world.machine, "api", MORE) == (False, [])
     port_forward.port_unforward(world.machine, "api", MORE)
     assert world.picture() == before
-    with pytest.raises(NotFound, match="not forwarded"):
+    with refuses(NotFound, hint="its forwards: none"):
         port_forward.port_unforward(world.machine, "api", MORE)
-    with pytest.raises(Conflict, match="in the manifest"):
+    with refuses(Conflict, key="PORT", hint="remove it there and activate the service"):
         port_forward.port_unforward(world.machine, "api", Port("", 8080, 80, "tcp"))
     assert world.picture() == before
 
@@ -52,7 +53,7 @@ def test_forward_tidies_up_the_bridge_that_its_service_has_left(world: World, ki
 def test_forward_takes_a_port_only_if_it_may(world: World) -> None:
     world.activate(world.package("api", network=WEB), world.package("db"))
     before, wanted = world.picture(), Port("", 8080, 5432, "tcp")
-    with pytest.raises(Conflict, match="'api'"):
+    with refuses(Conflict, "api", key="PORT", hint="--replace takes 8080:80 from api"):
         port_forward.port_forward(world.machine, "db", wanted)
     assert world.picture() == before
     took = port_forward.port_forward(world.machine, "db", wanted, replace=True)

@@ -34,9 +34,9 @@ def commands() -> list[Command]:
     ]
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_page_is_what_the_code_says(name: str) -> None:
-    assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name], "run ./dev docs"
+def test_pages_are_what_the_code_says() -> None:
+    old = [name for name, text in PAGES.items() if (DOCS / name).read_text() != text]
+    assert old == [], "run ./dev docs"
 
 
 def test_the_table_of_a_guide_is_what_the_code_says() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_world import World
+from refusals import refuses
 from stored import dump
 
 from niso.base.errors import Error
@@ -194,5 +195,10 @@ def test_rows_of_a_change_in_progress_are_its_own(world: World) -> None:
 
 def test_network_that_is_lost_is_named(world: World) -> None:
     world.store._db.execute("DELETE FROM subnet WHERE network='front'")
-    with pytest.raises(Error, match="network 'front' of service 'api' is not in the store"):
+    with refuses(
+        Error,
+        "front",
+        "api",
+        hint="niso net create front --subnet CIDR, with the prefix of the address of niso-front",
+    ):
         store_repair.find_defects(world.kernel, world.store)

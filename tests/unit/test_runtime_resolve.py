@@ -6,6 +6,7 @@ import os
 import pathlib
 
 import pytest
+from refusals import refuses
 
 from niso.base.errors import InvalidInput
 from niso.manifest import values
@@ -239,7 +240,7 @@ def test_path_of_the_host_that_leads_back_into_usr_is_none_of_the_service(
     (package / "bin" / "serve").write_text(f"#!{tmp_path}/python\n")
     (package / "bin" / "serve").chmod(0o755)
     (package / "bin" / "python").symlink_to(f"{tmp_path}/python")
-    with pytest.raises(InvalidInput, match="does not exist in"):
+    with refuses(InvalidInput, key="binary.entrypoint"):
         resolve_entrypoint(str(package), None, entrypoint.format(tmp_path), DEFAULT_PATH)
     with pytest.raises(InvalidInput) as caught:
         resolve_entrypoint(str(package), None, f"{package}/bin/serve", DEFAULT_PATH)
@@ -255,7 +256,11 @@ def test_package_that_links_out_of_itself_is_resolved_in_the_service(
     rootfs: pathlib.Path, package: pathlib.Path
 ) -> None:
     (package / "bin" / "sh").symlink_to("/bin/sh")
-    with pytest.raises(InvalidInput, match="does not exist"):
+    with refuses(
+        InvalidInput,
+        key="binary.entrypoint",
+        hint="link to a file of the package or of the service's /usr, or copy the file into the package; for a venv: /usr/bin/python3 -m venv",
+    ):
         resolve_entrypoint(str(package), str(rootfs), "bin/sh", DEFAULT_PATH)
     assert resolve_entrypoint(str(package), None, "bin/sh", DEFAULT_PATH) == "/app/bin/sh"
 
@@ -294,7 +299,12 @@ def test_interpreter_with_a_carriage_return_is_another_file(
     script(rootfs / "usr" / "bin" / "tool", "\x7fELF")
     (package / "bin" / "api").write_bytes(b"#!/bin/tool\r\necho\r\n")
     (package / "bin" / "api").chmod(0o755)
-    with pytest.raises(InvalidInput, match=r"the interpreter '/bin/tool\\r', which does not exist"):
+    with refuses(
+        InvalidInput,
+        "/bin/tool\\r",
+        key="binary.entrypoint",
+        hint="its lines end with CR LF: sed -i 's/\\r$//' bin/api",
+    ):
         resolve_entrypoint(str(package), str(rootfs), "bin/api", DEFAULT_PATH)
 
 

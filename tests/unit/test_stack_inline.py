@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from fake_world import World
 from jsonschema import Draft202012Validator
+from refusals import refuses
 
 from niso.api import validation
-from niso.base.errors import ErrorGroup
+from niso.base.errors import Error, ErrorGroup
 from niso.commands import repair, stack
 from niso.manifest import stack_file
 from niso.manifest.stack_schema import schema
@@ -165,7 +166,14 @@ def test_errors_name_the_key_in_the_stack(world: World, text: str, expected: lis
 def test_errors_of_the_machine_name_the_key_too(world: World) -> None:
     world.activate(world.package("web", network={"ports": ["80:80"]}))
     text = HEAD + RUN + 'network = { ports = ["80:80"] }\n'
-    with pytest.raises(Exception, match=r"stack\.toml: services\.api\.network\.ports\[0\]"):
+    with refuses(
+        Error,
+        "stack.toml",
+        "services.api.network.ports",
+        key="services.api.network.ports[0]",
+        hint="choose another host port, or release it from web",
+        file="stack.toml",
+    ):
         world.up(write(world, text))
     with pytest.raises(Exception, match=r"stack\.toml: services\.api\.binary\.entrypoint"):
         world.up(write(world, HEAD + RUN.replace("sh", "nowhere")))

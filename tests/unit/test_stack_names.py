@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fake_world import World
 from names_seen import address, allowed, on, seen
+from refusals import refuses
 
 from niso.api.written_names import WrittenNames
 from niso.base import paths
@@ -222,6 +223,13 @@ def test_networks_of_two_stacks_do_not_become_one(world: World) -> None:
         )
     world.up(str(world.folder / "a"))
     before = world.picture()
-    with pytest.raises(Conflict, match=r"networks\.y: network 'shop-x-y' is used by stack 'shop'"):
+    with refuses(
+        Conflict,
+        "shop-x-y",
+        "shop",
+        key="networks.y",
+        hint="choose another name",
+        file="stack.toml",
+    ):
         world.up(str(world.folder / "b"))
     assert world.picture() == before

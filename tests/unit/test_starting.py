@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fake_world import World
+from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import Conflict, ErrorGroup, ProcessError
@@ -49,11 +50,11 @@ def test_activation_of_a_crashed_service_starts_it_or_fails(world: World) -> Non
     assert world.processes.status("api").state == "restarting"
     world.processes.dies["api"] = 1
     for argument in (manifest, "api"):
-        with pytest.raises(ProcessError, match="its process ended"):
+        with refuses(ProcessError, hint="see binary.entrypoint and binary.args in its manifest"):
             world.activate(argument)
     del world.processes.dies["api"]
     world.processes.ill["api"] = "tcp 80: connection refused"
-    with pytest.raises(ProcessError, match="is unhealthy"):
+    with refuses(ProcessError, hint="see [healthcheck] in its manifest"):
         world.activate(manifest)
     world.processes.end("api", 1)
     world.processes.ill.clear()
@@ -71,7 +72,7 @@ def test_restarted_service_is_waited_for_until_it_has_been_healthy(world: World)
     world.processes.restart("api")
     Path(paths.service_dir("api")).mkdir(parents=True)  # without it, no health is recorded
     world.processes.ill["api"] = "tcp 80: connection refused"
-    with pytest.raises(ProcessError, match="is unhealthy"):
+    with refuses(ProcessError, hint="see [healthcheck] in its manifest"):
         world.activate(manifest)
     world.processes.ill.clear()
     (outcome,) = world.activate(manifest)
@@ -101,6 +102,8 @@ def test_stack_that_lost_a_race_for_a_name_is_told_to_run_again(world: World) ->
     world.package("db")
     world.up(world.stack("db", name="first"))
     second = stacks.Membership("second", "/other/stack.toml", "/other/stack.toml", (), (), {})
-    with pytest.raises(Conflict, match="belongs to stack 'first'") as caught:
+    with refuses(
+        Conflict, "first", hint="another command has just made that stack: run this one again"
+    ) as caught:
         stacks.prepare(world.machine, second, ["db"])
     assert (caught.value.hint or "").endswith("run this one again")
