@@ -54,6 +54,13 @@ def fake_machine(store: Store) -> Machine:
     return Machine(store, kernel, FakeProcesses(kernel), config.load)
 
 
+def unused(store: Store) -> list[str]:
+    """Return the networks that should have gone with their last service."""
+    with sqlite3.connect(paths.database()) as db:
+        rows = db.execute("SELECT name FROM network WHERE implicit=1").fetchall()
+    return [name for (name,) in rows if not store.member_counts().get(name)]
+
+
 class World:
     """A context manager: a host with packages below ``folder``. Nothing runs their executables."""
 
@@ -160,6 +167,7 @@ class World:
         assert [finding.text() for finding in check.check(self.machine)] == []
         own = [row.name for row in self.store.services() if row.active and row.has_process]
         assert own == self.processes.services()
+        assert unused(self.store) == []
 
 
 def _table(named: tuple[str, dict[str, Any]]) -> str:
