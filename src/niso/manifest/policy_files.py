@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from niso.base import paths
+from niso.base import files, paths
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.manifest import toml
@@ -62,6 +62,10 @@ def about(subject: Subject) -> Iterator[Policy]:
 def _files() -> list[str]:
     folder = paths.policy_dir()
     try:
+        # who changes the folder, or the one above, can take policies away
+        for at in (os.path.dirname(folder), folder):
+            if how := files.changed_by_others(at, {0}):
+                raise InvalidInput(f"{at}: it {how}", _untrusted(at))
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
@@ -70,11 +74,16 @@ def _files() -> list[str]:
     return [os.path.join(folder, name) for name in sorted(names) if name.endswith(".toml")]
 
 
+def _untrusted(path: str) -> str:
+    """Return the hint for a file or folder that others than root can change."""
+    return f"chown root: {path}; chmod go-w {path}; nothing is attached until then"
+
+
 def _tables(file: str) -> list[dict[str, Any]]:
     """Read the tables of a file and check them for unknown keys. Raises Error."""
     if len(os.path.basename(file)) > _LONGEST_NAME:
         raise InvalidInput(f"{file}: its name is too long", f"at most {_LONGEST_NAME} characters")
-    data = toml.load(file, "file of policies", {0})
+    data = toml.load(file, "file of policies", {0}, _untrusted(file))
     tables = data.get("policy", [])
     if data.keys() - {"policy"} or not isinstance(tables, list):
         raise _wrong(file, "has other keys than tables [[policy]]")
