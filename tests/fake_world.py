@@ -24,6 +24,7 @@ from niso.commands.activate import Outcome
 from niso.kernel.fake import Fake
 from niso.kernel.kinds.kind import kind_of
 from niso.kernel.state import State
+from niso.manifest import load
 from niso.reconcile import converge
 from niso.runtime.fake_processes import FakeProcesses
 from niso.services import targets
@@ -168,6 +169,12 @@ class World:
         own = [row.name for row in self.store.services() if row.active and row.has_process]
         assert own == self.processes.services()
         assert unused(self.store) == []
+        for row in self.store.services():
+            if row.has_process:
+                copy = load.load(f"{row.package}/manifest.toml").spec
+                # files of variables are elsewhere, and files of the host are as they were named
+                assert copy.policy == row.require_service().policy
+                assert copy.ports == row.require_service().ports
 
 
 def _table(named: tuple[str, dict[str, Any]]) -> str:

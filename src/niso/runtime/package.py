@@ -5,6 +5,9 @@ permission of all files except the manifest. So files that are written again wit
 as by git or a CI job, are the same package. A copy is made under a temporary name and renamed when
 it is complete and on the disk. It must survive a power failure, because the record of an activation
 that refers to it does.
+
+The manifest.toml of a copy is written by niso: the active manifest, with what a stack.toml and
+variables made of it. So the copy can be activated if the store is lost, with the same policies.
 """
 
 from __future__ import annotations
@@ -12,18 +15,24 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 
 from niso.base import failpoint, files, paths, trees
 from niso.base.errors import Error, InvalidInput
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.runtime.contents import Contents, forget
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from niso.plan.service_spec import ServiceSpec
 
 MAX_DEPTH = 64
 Apart = str | tuple[str, ...] | None
 """Paths excluded from a package: its rootfs, and files that the service writes."""
+MANIFEST = "manifest.toml"
 HISTORY = frozenset((".git", ".hg", ".svn"))
 """Names of version control data at any depth, which are not part of a package.
 
@@ -64,11 +73,13 @@ def copy(
     digest: str,
     contents: Contents,
     manifest: str | None = None,
+    spec: ServiceSpec | None = None,
 ) -> str:
     """Copy a package folder to the state folder unless `is_copied`; return the copy's path.
 
     A damaged copy is replaced. Root owns the copy; other users may read everything and write
     nothing. Raises InvalidInput if the package changes concurrently, or Error.
+    ``spec`` is the content of the copy's manifest, as for `keep_manifest`.
     """
     target = os.path.join(paths.package_dir(service), digest)
     if is_copied(service, digest, folder, apart, manifest):
@@ -85,6 +96,8 @@ def copy(
             raise InvalidInput(
                 f"{folder}: changed while it was copied", "activate it again when it is complete"
             )
+        if spec is not None:
+            _write_manifest(temporary, spec)
         _write_to_disk(temporary)
         failpoint.hit(f"name package copy {target}")
         if os.path.islink(target):
@@ -153,8 +166,98 @@ def is_copied(
     return all(
         _is_same(entry, os.path.join(copy, entry.path))
         for entry in _walk(folder, apart)
-        if os.path.join(folder, entry.path) != manifest
+        if os.path.join(folder, entry.path) != manifest and entry.path != MANIFEST
     )
+
+
+def keep_manifest(copy: str, spec: ServiceSpec) -> None:
+    """Make the active manifest that of a package copy; no-op if it is so already.
+
+    Raises Error if it cannot be written. Then the copy has the manifest that it had.
+    """
+    path = os.path.join(copy, MANIFEST)
+    try:
+        mark = _mark(spec)
+        if (files.read(path) or b"").startswith(mark):
+            return
+        failpoint.hit(f"write {path}")
+        text = mark + _text(spec)
+        if os.path.isdir(path):  # of a package whose manifest has another name
+            return
+        files.replace(path, text, _mode(spec))
+        files.sync(copy)
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror}", service=spec.name) from error
+
+
+def _write_manifest(copy: str, spec: ServiceSpec) -> None:
+    """Write the manifest of a copy that is not in use yet. Raises OSError."""
+    path = os.path.join(copy, MANIFEST)
+    if os.path.isdir(path) and not os.path.islink(path):
+        return
+    fd = files.make(path, _mode(spec))
+    try:
+        files.write(fd, _mark(spec) + _text(spec))
+        os.fchmod(fd, _mode(spec))
+    finally:
+        os.close(fd)
+
+
+def _mode(spec: ServiceSpec) -> int:
+    """Return the mode of a manifest: variables of files can be passwords (`ServiceSpec.apart`)."""
+    return 0o600 if spec.apart else 0o644
+
+
+def _mark(spec: ServiceSpec) -> bytes:
+    """Return the first line of the manifest of a copy, which differs for each manifest."""
+    from niso.store import specs
+
+    digest = sha256(specs.encode_service(spec).encode()).hexdigest()
+    return f"# niso: the manifest as it was activated, {digest}\n".encode()
+
+
+def _text(spec: ServiceSpec) -> bytes:
+    """Return a manifest.toml with the keys of a manifest that differ from their defaults."""
+    from niso.base import convert
+    from niso.importers import toml_text
+    from niso.manifest import manifest_tables as tables
+
+    defaults = convert.plain(tables.Manifest(tables.Package("", ""), tables.Binary("")))
+    defaults["healthcheck"] = convert.plain(tables.Healthcheck())
+    volume = convert.plain(tables.Volume(""))
+    data = {}
+    for name, table in spec.manifest.items():
+        if name == "volumes" and isinstance(table, Mapping):
+            data[name] = {one: _changed(keys, volume) for one, keys in table.items()}
+        elif isinstance(table, Mapping):
+            data[name] = _changed(table, defaults[name])
+    if spec.kind == "job":  # always "no", which a manifest leaves out
+        data.get("service", {}).pop("restart", None)
+    lines = [
+        line for name, table in data.items() if table for line in toml_text.table(name, table, 0)
+    ]
+    return "\n".join(lines).encode()
+
+
+def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a table that differ from their defaults, with ``${`` as it is written."""
+    result: dict[str, Any] = {}
+    for name, value in table.items():
+        default = defaults.get(name)
+        if value is None or (name in defaults and value == default):
+            continue
+        inside = default if isinstance(default, Mapping) else {}
+        result[name] = _changed(value, inside) if isinstance(value, Mapping) else _literal(value)
+    return result
+
+
+def _literal(value: Any) -> Any:
+    """Return a value with ``${`` written so that it stands for itself."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    return value
 
 
 def _is_folder(copy: str) -> bool:
@@ -185,6 +288,7 @@ def is_emptied(copy: str) -> bool:
         os.lstat(os.path.join(folder, name)).st_size
         for folder, _, names in os.walk(copy)
         for name in names
+        if folder != copy or name != MANIFEST  # niso's own
     )
     try:
         first = next(sizes, None)
