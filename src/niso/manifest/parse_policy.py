@@ -25,6 +25,8 @@ EXAMPLE = '"frontend:8080/tcp"'
 EGRESS_ALLOW = "network.policy.egress.allow"
 MOST_NAMES = 32
 """The most outside names that a policy may have."""
+METADATA_WORD = "metadata"
+"""A peer of ``egress.deny`` alone: the metadata service of a cloud."""
 
 DATE = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -74,9 +76,26 @@ def parse(
         else entries(allow_from, "network.policy.allow_from", parse_ingress),
         entries(deny_from, "network.policy.deny_from", parse_ingress),
         None if egress_allow is None else entries(egress_allow, EGRESS_ALLOW, to),
-        entries(egress_deny, "network.policy.egress.deny", parse_egress),
+        denials(entries(egress_deny, "network.policy.egress.deny", parse_egress)),
         log,
     )
+
+
+def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Return the entries of ``egress.deny`` with the addresses that "metadata" stands for.
+
+    The word also stays the name of a service, since a list must not deny less than it says.
+    """
+    result: list[Entry] = []
+    for entry in entries:
+        if entry.peer.kind == "service" and _split(entry.text, entry.key)[0] == METADATA_WORD:
+            from niso.plan.answers import METADATA  # not loaded for other policies
+
+            for address in METADATA:
+                prefix = str(ipaddress.ip_network(address))
+                result.append(entry._replace(peer=Peer("prefix", prefix)))
+        result.append(entry)
+    return tuple(result)
 
 
 def audit_end(text: str, key: str) -> int:

@@ -15,7 +15,7 @@ from niso.base import files, paths
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.manifest import toml
-from niso.manifest.parse_policy import parse_entry
+from niso.manifest.parse_policy import denials, parse_entry
 from niso.plan.records import Entry, Policy
 
 if TYPE_CHECKING:
@@ -146,6 +146,6 @@ def _policy(table: Mapping[str, Any], where: str) -> Policy:
         None if allow is None else entries(allow, "allow_from", False),
         entries(table.get("deny_from", ()), "deny_from", False),
         None if out is None else entries(out, "egress.allow", True),
-        entries(egress.get("deny", ()), "egress.deny", True),
+        denials(entries(egress.get("deny", ()), "egress.deny", True)),
         bool(table.get("log", False)),
     )

@@ -156,7 +156,7 @@ def _all_in_use(answer: Outside) -> Outside:
 def _bars(machine: Machine) -> Bars:
     """Return the addresses that no outside name may resolve to. Raises KernelError."""
     store: Store = machine.store
-    host = frozenset(address.partition("/")[0] for address in machine.kernel.host_addresses())
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
-    return Bars(host, (*pools, *subnets))
+    bridges = [(str(prefix), link) for prefix, link in machine.kernel.engine_prefixes()]
+    return Bars(machine.kernel.host_addresses(), (*pools, *subnets), bridges)
