@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.report import Caution, Report, silent
 from niso.plan.answers import FORMER, NOW, Bars, Outside, after, barred
 from niso.plan.subnets import DEFAULT_POOL, unique_local
-from niso.reconcile.converge import converge, desired_now
+from niso.reconcile.converge import converge, desired_now, repair
 from niso.services import resolver
 from niso.services.concern import concerned
 from niso.services.machine import Machine
@@ -139,6 +141,11 @@ def _apply(
         rows.forget_others(now - KEPT_S)
     if services:
         converge(kernel, store, scope, wanted_before, report)
+        if any(not answer.settled for answer in before.values()):
+            # a line of a hosts file has all names of an address, and may be there without some.
+            # What else cannot be repaired does not concern the names, and `net check` reports it
+            with suppress(Error):
+                repair(kernel, store, report)
     with store.transaction():
         rows.put(answer._replace(settled=True) for answer in reached)
     return [answer.name for answer in reached if _used(answer) != _used(before[answer.name])]
