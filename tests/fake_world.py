@@ -172,7 +172,6 @@ class World:
         for row in self.store.services():
             if row.has_process:
                 copy = load.load(f"{row.package}/manifest.toml").spec
-                # files of variables are elsewhere, and files of the host are as they were named
                 assert copy.policy == row.require_service().policy
                 assert copy.ports == row.require_service().ports
 

@@ -231,8 +231,10 @@ def _text(spec: ServiceSpec) -> bytes:
             data[name] = {one: _changed(keys, volume) for one, keys in table.items()}
         elif isinstance(table, Mapping):
             data[name] = _changed(table, defaults[name])
+    own = data.get("service", {})
+    own.pop("env_file", None)  # its variables are in the environment
     if spec.kind == "job":  # always "no", which a manifest leaves out
-        data.get("service", {}).pop("restart", None)
+        own.pop("restart", None)
     lines = [
         line for name, table in data.items() if table for line in toml_text.table(name, table, 0)
     ]
