@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from niso.base import convert, files
 from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.manifest import build, interpolate, toml, values
+from niso.manifest import build, interpolate, manifest_tables, toml, values
 from niso.manifest.interpolate import Resolved
 from niso.manifest.manifest_tables import Manifest
 from niso.plan.service_spec import ServiceSpec
@@ -240,3 +240,42 @@ def _secrets(manifest: Manifest, owners: Collection[int] | None) -> Iterator[Inv
             yield error
         except (OSError, ValueError):
             continue
+
+
+def written(spec: ServiceSpec) -> dict[str, Any]:
+    """Return the tables of a manifest with the keys that differ from their defaults."""
+    defaults = convert.plain(Manifest(manifest_tables.Package("", ""), manifest_tables.Binary("")))
+    defaults["healthcheck"] = convert.plain(manifest_tables.Healthcheck())
+    volume = convert.plain(manifest_tables.Volume(""))
+    data: dict[str, Any] = {}
+    for name, table in spec.manifest.items():
+        if name == "volumes" and isinstance(table, Mapping):
+            data[name] = {one: _changed(keys, volume) for one, keys in table.items()}
+        elif isinstance(table, Mapping):
+            data[name] = _changed(table, defaults[name])
+    own = data.get("service", {})
+    own.pop("env_file", None)  # its variables are in the environment
+    if spec.kind == "job":  # always "no", which a manifest leaves out
+        own.pop("restart", None)
+    return data
+
+
+def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a table that differ from their defaults, with ``${`` as it is written."""
+    result: dict[str, Any] = {}
+    for name, value in table.items():
+        default = defaults.get(name)
+        if value is None or (name in defaults and value == default):
+            continue
+        inside = default if isinstance(default, Mapping) else {}
+        result[name] = _changed(value, inside) if isinstance(value, Mapping) else _literal(value)
+    return result
+
+
+def _literal(value: Any) -> Any:
+    """Return a value with ``${`` written so that it stands for itself."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    return value

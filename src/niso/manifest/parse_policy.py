@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from niso.base.errors import InvalidInput
 from niso.base.names import DOMAIN
 from niso.manifest import values
-from niso.plan.records import Entry, Peer, Policy
+from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
 
 PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 ALL_PORTS = (0, 65535)
@@ -25,8 +25,6 @@ EXAMPLE = '"frontend:8080/tcp"'
 EGRESS_ALLOW = "network.policy.egress.allow"
 MOST_NAMES = 32
 """The most outside names that a policy may have."""
-METADATA_WORD = "metadata"
-"""A peer of ``egress.deny`` alone: the metadata service of a cloud."""
 
 DATE = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
 
@@ -25,8 +25,6 @@ from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.runtime.contents import Contents, forget
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from niso.plan.service_spec import ServiceSpec
 
 MAX_DEPTH = 64
@@ -218,48 +216,14 @@ def _mark(spec: ServiceSpec) -> bytes:
 
 def _text(spec: ServiceSpec) -> bytes:
     """Return a manifest.toml with the keys of a manifest that differ from their defaults."""
-    from niso.base import convert
     from niso.importers import toml_text
-    from niso.manifest import manifest_tables as tables
+    from niso.manifest import load
 
-    defaults = convert.plain(tables.Manifest(tables.Package("", ""), tables.Binary("")))
-    defaults["healthcheck"] = convert.plain(tables.Healthcheck())
-    volume = convert.plain(tables.Volume(""))
-    data = {}
-    for name, table in spec.manifest.items():
-        if name == "volumes" and isinstance(table, Mapping):
-            data[name] = {one: _changed(keys, volume) for one, keys in table.items()}
-        elif isinstance(table, Mapping):
-            data[name] = _changed(table, defaults[name])
-    own = data.get("service", {})
-    own.pop("env_file", None)  # its variables are in the environment
-    if spec.kind == "job":  # always "no", which a manifest leaves out
-        own.pop("restart", None)
+    data = load.written(spec)
     lines = [
         line for name, table in data.items() if table for line in toml_text.table(name, table, 0)
     ]
     return "\n".join(lines).encode()
-
-
-def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a table that differ from their defaults, with ``${`` as it is written."""
-    result: dict[str, Any] = {}
-    for name, value in table.items():
-        default = defaults.get(name)
-        if value is None or (name in defaults and value == default):
-            continue
-        inside = default if isinstance(default, Mapping) else {}
-        result[name] = _changed(value, inside) if isinstance(value, Mapping) else _literal(value)
-    return result
-
-
-def _literal(value: Any) -> Any:
-    """Return a value with ``${`` written so that it stands for itself."""
-    if isinstance(value, str):
-        return value.replace("${", "$${")
-    if isinstance(value, list | tuple):
-        return [_literal(item) for item in value]
-    return value
 
 
 def _is_folder(copy: str) -> bool:

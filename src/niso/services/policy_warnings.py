@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from niso.base.addresses import bracketed, family_of
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.manifest.parse_policy import METADATA_WORD
-from niso.plan.records import Entry, Peer, Policy
+from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
 from niso.services import auditing
 from niso.store.store import ServiceRow, Store, suggest
 
