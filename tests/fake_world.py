@@ -24,6 +24,7 @@ from niso.commands.activate import Outcome
 from niso.kernel.fake import Fake
 from niso.kernel.kinds.kind import kind_of
 from niso.kernel.state import State
+from niso.manifest import load
 from niso.reconcile import converge
 from niso.runtime.fake_processes import FakeProcesses
 from niso.services import targets
@@ -52,6 +53,13 @@ def fake_machine(store: Store) -> Machine:
     """Return a machine in memory with this store; it refuses what the real one refuses."""
     kernel = Fake()
     return Machine(store, kernel, FakeProcesses(kernel), config.load)
+
+
+def unused(store: Store) -> list[str]:
+    """Return the networks that should have gone with their last service."""
+    with sqlite3.connect(paths.database()) as db:
+        rows = db.execute("SELECT name FROM network WHERE implicit=1").fetchall()
+    return [name for (name,) in rows if not store.member_counts().get(name)]
 
 
 class World:
@@ -160,6 +168,12 @@ class World:
         assert [finding.text() for finding in check.check(self.machine)] == []
         own = [row.name for row in self.store.services() if row.active and row.has_process]
         assert own == self.processes.services()
+        assert unused(self.store) == []
+        for row in self.store.services():
+            if row.has_process:
+                copy = load.load(f"{row.package}/manifest.toml").spec
+                assert copy.policy == row.require_service().policy
+                assert copy.ports == row.require_service().ports
 
 
 def _table(named: tuple[str, dict[str, Any]]) -> str:

@@ -10,11 +10,15 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from conftest import Lab
 from services import BUSYBOX, answer, ask, echo, idle, on
 
+from niso.explain import dropping
+from niso.kernel.nft_drops import Dropped
+from niso.plan.known_world import World
 from niso.see import capture, pcapng
 
 PATH = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -202,3 +206,25 @@ def test_dropped_packets_have_the_reason_also_of_other_programs(lab: Lab) -> Non
     killed.wait(10)
     lab.wait_for(lambda: "tcpdump" not in lab.run("ps", "-eo", "comm").stdout, 5, "no tcpdump")
     assert lab.run("nft", "-s", "list", "tables").stdout == before
+
+
+@pytest.mark.parametrize(
+    ("chain", "rule", "words"),
+    [
+        ("forward", "ct status ! confirmed ip6 saddr @flows6 counter packets 3 bytes 120 drop", 0),
+        ("related", "ct state invalid drop", 0),
+        ("no_start", "ip6 daddr != @audit_in6 ip6 daddr @no_start_in6 drop", 0),
+        (
+            "raw",
+            'ip daddr 127.0.0.0/8 counter packets 0 bytes 0 drop comment "loopback"',
+            "loopback",
+        ),
+    ],
+)
+def test_rule_that_drops_by_its_own_condition_is_the_reason(
+    chain: str, rule: str, words: str | int
+) -> None:
+    """And no policy, even if one would deny the packet too: here the world is not looked at."""
+    dropped = Dropped("inet niso", chain, rule, b"", 0)
+    world = cast(World, None)
+    assert dropping.words(world, dropped) == (words or f"inet niso {chain}: {rule}")

@@ -13,7 +13,7 @@ from conftest import Lab
 from damage import Damage
 from damage_world import World
 from damages import DAMAGES
-from services import CLIENT, HOST, address, answer, ask, echo, idle, inspect, on, refused
+from services import CLIENT, HOST, address, answer, ask, echo, idle, inspect, on, ps, refused
 
 LONG = os.environ.get("NISO_TEST_LONG") == "1"
 """Each damage alone, on networks of one family and of both; else each once, together with some that touch other things."""
@@ -414,6 +414,31 @@ def test_lost_store_is_refused_until_a_sweep(lab: Lab) -> None:
     lab.niso("net", "repair", "--sweep")
     lab.niso("activate", "/tmp/packages/api")
     assert answer(lab, HOST, 8080, "client") == f"api {CLIENT}"
+
+
+@pytest.mark.parametrize("written", ["manifest", "stack"])
+def test_copies_that_are_activated_after_a_loss_have_the_active_policies(
+    lab: Lab, written: str
+) -> None:
+    """A changed policy needs no restart, so the copy is that of an earlier activation."""
+    policy = {"allow_from": ["web"]}
+    folders = [echo(lab, name) for name in ("db", "web", "other")]
+    lab.niso("activate", *folders)
+    if written == "manifest":
+        pid = ps(lab, "db")["uptime"]
+        lab.niso("activate", echo(lab, "db", network={"policy": policy}))
+        assert ps(lab, "db")["uptime"] >= pid, "it was not restarted"
+    else:
+        text = '[stack]\nname = "shop"\n[[service]]\nname = "db"\npackage = "./db"\n'
+        lab.write("/tmp/packages/stack.toml", f"{text}policy = {{ allow_from = ['web'] }}\n")
+        lab.niso("stack", "up", "/tmp/packages", "--replace")
+    copies = lab.run("sh", "-c", "echo /var/lib/niso/packages/*/*").stdout.split()
+    lab.run("sh", "-c", "rm -r /var/lib/niso/state.db* /tmp/packages")
+    lab.niso("net", "repair", "--sweep")
+    lab.niso("activate", *copies)
+    assert answer(lab, address(lab, "db"), 80, "niso-web")
+    assert not ask(lab, address(lab, "db"), 80, "niso-other")
+    assert "allow_from" in lab.niso("exec", "db", "--", "cat", "/app/manifest.toml").stdout
 
 
 def test_bridges_of_others_and_their_entries_are_not_nisos(lab: Lab) -> None:

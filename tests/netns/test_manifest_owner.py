@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from conftest import Lab
 from services import idle, ps, refused
 
@@ -47,18 +49,95 @@ CHANGES = (
     ("chmod o+w manifest.toml", "it is writable for everybody"),
     ("chmod o+w .", "its folder is writable for everybody"),
     ("chmod 1777 .", ""),
-    ("chgrp 1000 . manifest.toml; chmod g+w . manifest.toml", ""),
+    # a sticky bit protects what is in a folder, not a file
+    ("chmod 1666 manifest.toml", "it is writable for everybody"),
+    ("chgrp 1000 manifest.toml; chmod g+w manifest.toml", "it is writable for group 1000"),
+    ("chgrp games .; chmod 2775 .", "its folder is writable for group games"),
+    ("chgrp games manifest.toml; chmod 0644 manifest.toml", ""),
+    ("chmod g+w . manifest.toml", ""),
+    ("acl manifest.toml 2:6:5 16:6:-1", "it is writable for user games by its access control list"),
+    ("acl . 8:7:60 16:7:-1", "its folder is writable for group games"),
+    ("acl . 8:5:60 2:7:0 16:7:-1; acl manifest.toml 2:4:5 16:6:-1", ""),
+    ("acl manifest.toml 2:6:5 16:4:-1", ""),
+    (
+        "mkdir in; chgrp games in; chmod g+w in; mv manifest.toml in; ln -s in/manifest.toml .",
+        "its folder is writable for group games",
+    ),
 )
+ACL = """
+import os, struct, sys
+name, *more = sys.argv[1:]
+entries = [(1, 7, -1), (4, 5, -1), *(tuple(map(int, one.split(":"))) for one in more), (32, 5, -1)]
+value = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHi", *one) for one in sorted(entries, key=lambda one: (one[0], one[2]))
+)
+os.setxattr(name, "system.posix_acl_access", value)
+"""
+"""acl FILE TAG:PERMISSIONS:ID...: setfacl(1), with the numbers of linux/posix_acl.h."""
 
 
-def test_owner_and_mode_of_file_and_folder_count(lab: Lab) -> None:
+def test_who_can_change_file_and_folder_counts(lab: Lab) -> None:
+    lab.write("/tmp/acl.py", ACL)
+    acl = f'acl() {{ {sys.executable} -IS /tmp/acl.py "$@"; }}\n'
     for change, words in CHANGES:
         lab.run("rm", "-rf", "/tmp/packages/api")
         folder = idle(lab, "api")
-        lab.run("sh", "-ec", change, cwd=folder)
+        lab.run("sh", "-ec", acl + change, cwd=folder)
+        if words:
+            assert words in refused(lab, "activate", "--dry-run", folder), change
+            lab.niso("activate", "--dry-run", "--trust-owner", folder)
+        else:
+            lab.niso("activate", "--dry-run", folder)
+
+
+def test_private_group_of_the_caller_is_trusted_and_no_other(lab: Lab) -> None:
+    """A user with umask 002, whose files belong to a group of the user's name, calls sudo."""
+    folder = idle(lab, "api")
+    # /etc of a lab is its own
+    passwd, group = (lab.run("cat", f"/etc/{name}").stdout for name in ("passwd", "group"))
+    lab.run("chown", "-R", "1234:1234", folder)
+    lab.run("chmod", "-R", "g+w", folder)
+    for users, groups, words in (
+        ("al:x:1234:1234::/:/bin/sh", "al:x:1234:", ""),
+        ("al:x:1234:1234::/:/bin/sh", "al:x:1234:al,root", ""),
+        ("al:x:1234:1234::/:/bin/sh", "al:x:1234:games", "it is writable for group al"),
+        ("al:x:1234:1234::/:/bin/sh", "devs:x:1234:", "it is writable for group devs"),
+        (
+            "al:x:1234:1234::/:/bin/sh\neve:x:1235:1234::/:/bin/sh",
+            "al:x:1234:",
+            "it is writable for group al",
+        ),
+        ("al:x:1234:100::/:/bin/sh", "al:x:1234:", "it is writable for group al"),
+    ):
+        lab.run("sh", "-c", "cat >/etc/passwd", input=f"{passwd}{users}\n")
+        lab.run("sh", "-c", "cat >/etc/group", input=f"{group}{groups}\n")
+        argv, env = ("activate", "--dry-run", folder), {"SUDO_UID": "1234"}
+        if words:
+            assert words in refused(lab, *argv, env=env), (users, groups)
+        else:
+            lab.niso(*argv, env=env)
+
+
+def test_every_file_that_a_manifest_names_counts(lab: Lab) -> None:
+    folder = idle(
+        lab,
+        "api",
+        service={"env_file": [f"{HOME}/vars/a"]},
+        secrets={"T": {"file": f"{HOME}/keys/t"}},
+    )
+    for change, words in (
+        ("chmod g+w vars/a", "vars/a: it is writable for group games"),
+        ("chmod g+w vars", "vars/a: its folder is writable for group games"),
+        ("chmod g+w keys/t", 'secrets.T.file: "/tmp/packages/keys/t" is writable for group games'),
+        ("chmod g+w keys", "is in a folder that is writable for group games"),
+        ("true", ""),
+    ):
+        prepare = (
+            "rm -rf vars keys; mkdir vars keys; touch vars/a keys/t; chgrp -R games vars keys\n"
+        )
+        lab.run("sh", "-ec", prepare + change, cwd=HOME)
         if words:
             assert words in refused(lab, "activate", "--dry-run", folder)
-            lab.niso("activate", "--dry-run", "--trust-owner", folder)
         else:
             lab.niso("activate", "--dry-run", folder)
 

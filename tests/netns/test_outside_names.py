@@ -292,6 +292,68 @@ def test_name_on_networks_of_one_family_beside_pods_and_never_inwards(lab: Lab, 
     assert_whole(lab)
 
 
+def test_name_never_leads_to_containers_of_an_engine_or_to_a_broadcast(lab: Lab, dns: Dns) -> None:
+    serve(lab)
+    for words in (
+        "netns add box",
+        "link add engine0 type bridge",
+        "link add box-host master engine0 up type veth peer name eth0 netns box",
+        "address add 172.30.0.1/24 dev engine0",
+        "link set engine0 up",
+        "-n box address add 172.30.0.2/24 dev eth0",
+        "-n box link set eth0 up",
+        "-n box route add default via 172.30.0.1",
+        # a bridge that leads out of the host, as that of virtual machines on the same LAN
+        "link add lan0 type bridge",
+        "address add 172.31.0.1/24 dev lan0",
+        "link set lan0 up",
+        "route add default via 172.31.0.254 metric 9999",
+    ):
+        lab.run("ip", *words.split())
+    box = lab.popen("/usr/bin/python3", "-ISuc", SERVE, "box", netns="box")
+    assert box.stdout is not None and box.stdout.readline() == b"ready\n"
+    refused_ = {
+        "172.30.0.2": "it is on engine0, the bridge of a container engine",
+        "172.31.0.255": "it is a broadcast address of a link of the host",
+        "64:ff9b::ac1e:2": "it stands for 172.30.0.2: it is on engine0",
+        "2002:a9fe:a9fe::1": "it stands for 169.254.169.254: it is the metadata service of a cloud",
+    }
+    dns.answers(CLIENT4, "172.31.0.9", *refused_)
+    policy = {"egress": {"allow": [f"{API}:443"]}}
+    done = lab.niso("activate", idle(lab, "web", network={"network": "own", "policy": policy}))
+    assert reached(lab, "web", "172.30.0.2") == {CLIENT4: "client"}
+    for address, reason in refused_.items():
+        assert f"{address} is refused: {reason}" in done.stderr
+    assert "172.31.0.9 is refused" not in done.stderr
+    assert look(lab, "web", API) == {API: ["172.31.0.9", CLIENT4]}
+
+
+def test_metadata_service_of_a_cloud_is_reached_unless_it_is_denied(lab: Lab) -> None:
+    serve(lab)
+    every = {"169.254.169.254": CLIENT4, "fd00:ec2::254": CLIENT6}
+    for address, by in every.items():
+        lab.client("ip", "address", "add", address, "dev", "lo")
+        lab.run("ip", "route", "add", address, "via", by)
+    lab.niso("net", "create", "both", "--ipv6")
+    egress = {"allow": ["0.0.0.0/0", "::/0"], "deny": []}
+    network = {"network": "both", "policy": {"egress": egress}}
+    lab.niso("activate", idle(lab, "web", network=network))
+    both = {CLIENT4: "client", CLIENT6: "client", OTHER4: "neighbour", OTHER6: "neighbour"}
+    assert reached(lab, "web", *every) == {**both, **dict.fromkeys(every, "client")}
+    egress["deny"] = ["metadata"]
+    done = lab.niso("activate", idle(lab, "web", network=network))
+    assert reached(lab, "web", *every) == both
+    assert "metadata" not in done.stderr, "no service needs to have this name"
+    for address in ("169.254.169.254:443", "[fd00:ec2::254]:443"):
+        said = lab.niso("net", "explain", "web", address, check=False)
+        assert (said.returncode, "egress.deny[0]" in said.stdout) == (1, True)
+    # a service of that name is denied too, as any that the list names
+    named = idle(lab, "metadata", network={"network": "both"})
+    lab.niso("activate", named)
+    assert lab.niso("net", "explain", "web", "metadata:443", check=False).returncode == 1
+    assert_whole(lab)
+
+
 def test_names_are_refused_where_they_cannot_be_kept(lab: Lab) -> None:
     wrong = {
         "deny": {"egress": {"deny": [API]}},

@@ -14,15 +14,16 @@ from fake_world import Steps, World
 from refusals import refuses
 
 from niso.base import names, paths
-from niso.base.errors import Conflict, Error, ProcessError
+from niso.base.errors import Conflict, Error, NotFound, ProcessError
 from niso.base.locks import service_lock
 from niso.base.report import Event, Recovered
-from niso.commands import activate, network, restart
+from niso.commands import activate, network, port_forward, restart
 from niso.commands.check import check
 from niso.commands.deactivate import deactivate, remove
 from niso.kernel.kinds.setting import FORWARDING
 from niso.kernel.nft_tables import INET
 from niso.kernel.sockdiag import Listener
+from niso.plan.records import Port
 from niso.runtime import package
 from niso.services import journal, pending, targets
 from niso.services.networks import NetworkRequest
@@ -268,6 +269,26 @@ def test_change_of_a_dead_command_is_named_until_another_one_ends_it(world: Worl
     restart.restart(world.machine, ["db"], events.append)
     said = [event.describe() for event in events if isinstance(event, Recovered)]
     assert said == ["api: the interrupted activate was rolled back"]
+    world.assert_whole()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda world: restart.restart(world.machine, ["api"]),
+        lambda world: deactivate(world.machine, ["api"]),
+        lambda world: port_forward.port_forward(world.machine, "api", Port("", 9000, 80, "tcp")),
+    ],
+)
+def test_service_whose_interrupted_removal_is_completed_first_is_unknown(
+    world: World, command: Callable[[World], object]
+) -> None:
+    world.activate(world.package("api"))
+    Steps(world, 9, True).run(lambda: remove(world.machine, ["api"]))
+    assert [intent.action for intent in world.store.intents()] == ["remove"]
+    with pytest.raises(NotFound, match="no service 'api'"):
+        command(world)
+    assert world.store.services() == []
     world.assert_whole()
 
 

@@ -7,6 +7,10 @@ from answers_made import API, NOBODY, NOTHING, ONE, SIX, TWO, heard
 
 from niso.plan.answers import FORMER, NOW, PAST, Bars, Heard, Known, Outside, after
 
+FINE = (
+    *(ONE, SIX, "192.168.1.5", "192.0.2.7", "198.51.100.5", "198.51.100.8"),
+    *("64:ff9b::203.0.113.9", "2002:cb00:7109::1"),
+)
 FREE = Bars(frozenset(), ())
 
 
@@ -93,7 +97,7 @@ def test_ttl_has_bounds_and_so_have_numbers_of_addresses() -> None:
         ("::1", "a loopback address"),
         ("::ffff:127.0.0.1", "IPv4-mapped"),
         ("::ffff:203.0.113.1", "IPv4-mapped"),
-        ("169.254.169.254", "a link-local address"),
+        ("169.254.169.254", "the metadata service of a cloud"),
         ("fe80::1", "a link-local address"),
         ("0.0.0.0", "not the address of a machine"),
         ("0.1.2.3", "not the address of a machine"),
@@ -105,10 +109,23 @@ def test_ttl_has_bounds_and_so_have_numbers_of_addresses() -> None:
         ("192.0.2.1", "the host's own address"),
         ("10.99.200.7", "in a network of niso"),
         ("fd00:99:1::7", "in a network of niso"),
+        ("fd00:ec2::254", "the metadata service of a cloud"),
+        ("192.0.2.255", "a broadcast address of a link of the host"),
+        ("192.0.2.0", "a broadcast address of a link of the host"),
+        ("172.17.0.5", "on docker0, the bridge of a container engine"),
+        ("64:ff9b::10.99.200.7", "it stands for 10.99.200.7: it is in a network of niso"),
+        ("64:ff9b::7f00:1", "it stands for 127.0.0.1: it is a loopback address"),
+        ("64:ff9b::a9fe:a9fe", "it stands for 169.254.169.254: it is the metadata service"),
+        ("2002:c000:201::1", "it stands for 192.0.2.1: it is the host's own address"),
+        ("2002:ac11:5::1", "it stands for 172.17.0.5: it is on docker0"),
     ],
 )
 def test_answer_never_leads_to_the_host_or_to_services(address: str, reason: str) -> None:
-    bars = Bars(frozenset({"192.0.2.1"}), ("10.99.0.0/16", "fd00:99:1::/64"))
+    bars = Bars(
+        ("192.0.2.1/24", "198.51.100.4/31", "198.51.100.9"),
+        ("10.99.0.0/16", "fd00:99:1::/64"),
+        [("172.17.0.0/16", "docker0")],
+    )
     answer = after(Outside(API), heard(address, ONE), bars, 0.0)
     assert answer.in_state(NOW) == (ONE,)
     assert reason in answer.problem and answer.problem.startswith(f"{address} is refused")
@@ -116,4 +133,4 @@ def test_answer_never_leads_to_the_host_or_to_services(address: str, reason: str
     before = Outside(API, addresses=(Known(address, NOW, 1e6), Known(ONE, NOW, 1e6)))
     for answers in (heard(ONE), NOBODY, heard(address, ONE)):
         assert states(after(before, answers, bars, 0.0)) == {address: PAST, ONE: NOW}
-    assert all(not bars.reason(fine) for fine in (ONE, SIX, "192.168.1.5", "64:ff9b::7"))
+    assert all(not bars.reason(fine) for fine in FINE)

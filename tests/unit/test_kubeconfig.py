@@ -109,9 +109,13 @@ def test_kubeconfig_without_its_parts_is_refused(tmp_path: Path) -> None:
     path.chmod(0o660)
     os.chown(path, os.geteuid(), 12345 if os.geteuid() == 0 else os.getegid())
     if os.geteuid() == 0:
-        with pytest.raises(InvalidInput, match="other users than root can change it"):
+        with pytest.raises(InvalidInput, match="change it: it is writable for group 12345"):
             kubeconfig.read(str(path))
     path.chmod(0o600)
+    tmp_path.chmod(0o777)
+    with pytest.raises(InvalidInput, match="change it: its folder is writable for everybody"):
+        kubeconfig.read(str(path))
+    tmp_path.chmod(0o700)
     with refuses(InvalidInput, hint="kubectl config view shows what it has", file="config"):
         kubeconfig.read(str(path))
     path.write_text(json.dumps({"current-context": "c"}))

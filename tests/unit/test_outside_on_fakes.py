@@ -360,6 +360,26 @@ def test_refresh_that_fails_or_is_killed_is_completed_by_the_next_and_never_wide
     assert number > 3
 
 
+def test_refresh_that_is_killed_leaves_no_line_of_an_address_that_two_names_share(
+    world: World, dns: Dns
+) -> None:
+    other = "other.example.com"
+    for number in itertools.count(1):
+        dns.answers = {API: heard(ONE), other: NOBODY}
+        world.activate(world.package("web", network=to(API, other)))
+        dns.answers[other] = heard(ONE)
+        dns.now += 400
+        done = Steps(world, number, True).run(lambda: refreshing.refresh(world.machine))
+        refreshing.refresh(world.machine)
+        world.assert_whole()
+        assert hosts(world) == {API: {ONE}, other: {ONE}}
+        if done:
+            break
+        remove(world.machine, ["web"])
+        dns.now += 1e6
+    assert number > 3
+
+
 def assert_no_wider(world: World) -> None:
     """The kernel allows no address that is not one of those that DNS answered within the last minutes."""
     have = world.kernel.everything(State())[Element]

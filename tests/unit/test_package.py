@@ -17,6 +17,8 @@ from refusals import refuses
 
 from niso.base import paths
 from niso.base.errors import Error, InvalidInput
+from niso.manifest import load
+from niso.plan.service_spec import ServiceSpec
 from niso.runtime import mount_calls, package
 
 
@@ -383,3 +385,99 @@ def test_what_cannot_be_deleted_is_the_answer(folder, monkeypatch) -> None:
     assert package.delete_tree(str(folder)) is None
     assert package.delete_tree(str(folder)) is None
     assert not folder.exists()
+
+
+RICH = r"""
+[package]
+name = "api"
+version = "1.0.0"
+[binary]
+entrypoint = "/bin/sh"
+args = ["-c", "echo $HOME $${HOME} \"a\" '\\' \u00e9 \u007f"]
+[environment]
+A = "$$${B}"
+C = ""
+[service]
+user = "1000:1000"
+restart = "always"
+stop_timeout = "200ms"
+env_file = ["vars"]
+[isolation]
+capabilities = ["NET_RAW"]
+read_only = false
+[isolation.resources]
+memory_max = "512M"
+pids_limit = 5
+[healthcheck]
+command = ["/bin/true"]
+retries = 5
+[volumes]
+data = { mount = "/data" }
+conf = { mount = "/etc/app", host = "./conf", mode = "ro" }
+tmp = { mount = "/scratch", tmpfs = true, size = "64M" }
+[secrets]
+TOKEN = { file = "./token" }
+[network]
+networks = ["backend", "frontend"]
+ip = { backend = "10.99.1.10" }
+ports = ["127.0.0.1:8080:80", "53:53/udp"]
+aliases = ["web"]
+extra_hosts = { old = "192.0.2.1" }
+bandwidth = { in = "1M" }
+[network.policy]
+allow_from = []
+deny_from = ["10.0.0.0/8"]
+mode = "audit"
+audit_until = 2030-01-01T00:00:00Z
+egress = { allow = ["db:5432"], deny = ["0.0.0.0/0:25"] }
+"""
+JOB = """
+[package]
+name = "job"
+version = "1"
+[binary]
+entrypoint = "/bin/true"
+[service]
+kind = "job"
+[network]
+mode = "none"
+"""
+
+
+def as_copied(spec: ServiceSpec, copy: Path) -> ServiceSpec:
+    """What the manifest of a copy says of a service, without where its files are."""
+    copy.mkdir(exist_ok=True)
+    package.keep_manifest(str(copy), spec)
+    return load.load(str(copy)).spec._replace(apart=spec.apart)
+
+
+@pytest.mark.parametrize("text", [RICH, JOB])
+def test_manifest_of_a_copy_says_what_is_active(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    for name in ("token", "conf"):
+        (folder / name).write_text("")
+    (folder / "vars").write_text("E=${X}\n")
+    (folder / "manifest.toml").write_text(text)
+    spec = load.load(str(folder)).spec
+    copied = as_copied(spec, tmp_path / "copy")
+    assert copied._replace(manifest={}) == spec._replace(manifest={})
+    mode = (tmp_path / "copy" / "manifest.toml").stat().st_mode & 0o777
+    assert mode == (0o600 if spec.apart else 0o644), "a file of variables can have passwords"
+
+
+def test_manifest_of_a_copy_is_written_only_if_it_differs(tmp_path: Path) -> None:
+    (tmp_path / "manifest.toml").write_text(JOB)
+    spec = load.load(str(tmp_path)).spec
+    as_copied(spec, tmp_path / "copy")
+    file = tmp_path / "copy" / "manifest.toml"
+    before = file.stat().st_ino
+    package.keep_manifest(str(tmp_path / "copy"), spec)
+    assert file.stat().st_ino == before
+    (tmp_path / "manifest.toml").write_text(JOB.replace("none", "host"))
+    assert as_copied(load.load(str(tmp_path)).spec, tmp_path / "copy").mode == "host"
+    (tmp_path / "manifest.toml").write_text(JOB.replace("true", "false"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Error, match="cannot write"):
+        patch.setattr(package.files, "write", lambda *_: os.open("/nowhere", 0))
+        as_copied(load.load(str(tmp_path)).spec, tmp_path / "copy")
+    assert load.load(str(tmp_path / "copy")).spec.mode == "host", "the file is as it was"

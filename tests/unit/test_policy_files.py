@@ -137,3 +137,27 @@ def test_file_of_others_or_that_cannot_be_read_refuses(folder: Path) -> None:
         (folder / "a.toml").chmod(0o666)
     with pytest.raises(Error):
         whole(BOX)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the group of files")
+def test_file_or_folder_that_a_group_can_write_refuses(folder: Path) -> None:
+    above = folder / "niso"
+    inner = above / "policies"
+    inner.mkdir(parents=True)
+    os.environ["NISO_POLICY_DIR"] = str(inner)  # the fixture restores it
+    write(inner, "[[policy]]\nallow_from = []\n")
+    assert whole(BOX).allow_from == ()
+    for place, mode in ((inner / "a.toml", 0o664), (inner, 0o2775), (above, 0o775)):
+        before = place.stat().st_mode & 0o7777
+        os.chown(place, 0, 60)
+        place.chmod(mode)
+        with pytest.raises(Error, match="is writable for group games") as caught:
+            whole(BOX)
+        assert f"chmod go-w {place}; nothing is attached until then" in str(caught.value.hint)
+        place.chmod(before)
+    # a folder that was moved away is a policy that was taken away
+    inner.rename(above / "gone")
+    assert whole(BOX) == OPEN
+    above.chmod(0o775)
+    with pytest.raises(Error, match="is writable for group games"):
+        whole(BOX)

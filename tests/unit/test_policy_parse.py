@@ -14,7 +14,7 @@ from samples import samples
 
 from niso.base.errors import InvalidInput
 from niso.manifest.json_schema import schema
-from niso.manifest.parse_policy import EXAMPLE, RIGHT, parse_egress_allow, parse_entry
+from niso.manifest.parse_policy import EXAMPLE, RIGHT, parse, parse_egress_allow, parse_entry
 from niso.plan.records import Entry, Peer
 
 HEAD = '[package]\nname = "api"\nversion = "1"\n[binary]\nentrypoint = "x"\n'
@@ -413,3 +413,18 @@ def test_outside_name_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         parse_egress_allow(text, "network.policy.egress.allow[0]")
     assert reason in raised.value.message
+
+
+def test_metadata_in_a_deny_list_is_the_addresses_and_a_service_of_that_name() -> None:
+    texts = ["metadata:80/tcp", "metadata.niso.local", "metadata2"]
+    policy = parse(texts, texts, texts, texts, False)
+    assert [(e.peer.name, e.first, e.proto, e.key[-3:]) for e in policy.egress_deny] == [
+        ("169.254.169.254/32", 80, "tcp", "[0]"),
+        ("fd00:ec2::254/128", 80, "tcp", "[0]"),
+        ("metadata", 80, "tcp", "[0]"),
+        ("metadata", 0, "", "[1]"),
+        ("metadata2", 0, "", "[2]"),
+    ]
+    for entries in (policy.allow_from, policy.deny_from, policy.egress_allow):
+        assert entries is not None
+        assert {entry.peer.kind for entry in entries} == {"service"}

@@ -92,3 +92,8 @@ def test_folder_that_others_can_change_is_found(tmp_path: pathlib.Path) -> None:
     assert sources.changeable(str(inner), own) is None
     assert sources.changeable(str(inner), own, by_new_names=True) == str(tmp_path / "a")
     assert sources.changeable(str(inner), {12345}) == str(tmp_path / "a")
+    if os.geteuid() == 0:
+        for group, found in ((0, None), (60, str(tmp_path / "a"))):
+            os.chown(tmp_path / "a", 0, group)
+            (tmp_path / "a").chmod(0o775)
+            assert sources.changeable(str(inner), own) == found

@@ -355,7 +355,7 @@ class Services:
 
     def _to_run(self, name: str, command: Iterable[str]) -> tuple[str, Any]:
         """Check a service, which must be active, and the arguments of a command; return both."""
-        from niso.base.errors import Conflict, UsageError
+        from niso.base.errors import UsageError
 
         words = texts(command, "command")
         if not words:
@@ -365,9 +365,7 @@ class Services:
         store = self.session.store()
         service = store.resolve(text(name, "name"))
         _require_own(store, service)
-        row = store.service(service)
-        if row is None or not row.active:
-            raise Conflict(f"service {service!r} is not active", f"niso activate {service}")
+        store.require_active(service)
         return service, words
 
     # --- ports -----------------------------------------------------------------------------------

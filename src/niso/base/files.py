@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Collection
 
 _NONE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # ELOOP: a symbolic link; ENXIO: a socket
 
@@ -127,6 +128,135 @@ def remove(path: str) -> None:
         os.unlink(path)
     except IsADirectoryError:
         os.rmdir(path)
+
+
+def file_changed_by_others(
+    path: str, trusted: Collection[int], fd: int | None = None
+) -> str | None:
+    """Return how others than the users ``trusted`` can change or replace a file, or None.
+
+    ``fd`` is open on the file at ``path``. The folder of a link counts, and that of its target. The
+    answer is a sentence, as "its folder is writable for group devs". Raises OSError.
+    """
+    if how := changed_by_others(path if fd is None else fd, trusted):
+        return f"it {how}"
+    for at in dict.fromkeys((os.path.abspath(path), os.path.realpath(path))):
+        if how := changed_by_others(os.path.dirname(at), trusted):
+            return f"its folder {how}"
+    return None
+
+
+def changed_by_others(
+    place: str | int, trusted: Collection[int], sticky: bool = True
+) -> str | None:
+    """Return how others than the users ``trusted`` (uids) can change a file or folder, or None.
+
+    The answer continues a sentence: "belongs to user bob", "is writable for group devs". Links are
+    followed. A group counts as its members: `_is_private` says which group is trusted. Entries of
+    an access control list (acl(5)) count as users and groups. With ``sticky``, a folder with the
+    sticky bit is not changed by those who can write to it: they cannot replace the files of others
+    (inode(7)). ``place`` is a path or a descriptor, except one of O_PATH. Raises OSError.
+    """
+    info = os.stat(place)
+    if info.st_uid not in trusted:
+        return f"belongs to {_user(info.st_uid)}"
+    if sticky and info.st_mode & stat.S_ISVTX and stat.S_ISDIR(info.st_mode):
+        return None
+    if info.st_mode & stat.S_IWOTH:
+        return "is writable for everybody"
+    if not info.st_mode & stat.S_IWGRP:  # with a list, this bit is the mask of its entries
+        return None
+    users, groups = _listed(place) or ([], [_OWNING_GROUP])
+    for uid in users:
+        if uid not in trusted:
+            return f"is writable for {_user(uid)} by its access control list"
+    for number in groups:
+        gid = info.st_gid if number == _OWNING_GROUP else number
+        if not _is_private(gid, trusted):
+            return f"is writable for {_group(gid)}"
+    return None
+
+
+_OWNING_GROUP = -1
+_ACL = "system.posix_acl_access"
+_ACL_VERSION, _ACL_WRITE = 2, 2
+_ACL_USER, _ACL_GROUP_OBJ, _ACL_GROUP = 0x02, 0x04, 0x08
+"""Of linux/posix_acl_xattr.h and linux/posix_acl.h."""
+
+
+def _listed(place: str | int) -> tuple[list[int], list[int]] | None:
+    """Return (uids, gids) that an access control list lets write, not counting its mask.
+
+    None if there is no list. Raises OSError, also if the list cannot be understood.
+    """
+    try:
+        value = os.getxattr(place, _ACL)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return None
+        raise
+    if len(value) % 8 != 4 or int.from_bytes(value[:4], "little") != _ACL_VERSION:
+        raise OSError(errno.EINVAL, "its access control list has an unknown form")
+    users, groups = [], []
+    for at in range(4, len(value), 8):
+        tag, allowed, number = (
+            int.from_bytes(value[at + first : at + last], "little")
+            for first, last in ((0, 2), (2, 4), (4, 8))
+        )
+        if allowed & _ACL_WRITE and tag == _ACL_USER:
+            users.append(number)
+        elif allowed & _ACL_WRITE and tag in (_ACL_GROUP, _ACL_GROUP_OBJ):
+            groups.append(number if tag == _ACL_GROUP else _OWNING_GROUP)
+    return users, groups
+
+
+def _is_private(gid: int, trusted: Collection[int]) -> bool:
+    """Return whether a group has no other members than the users ``trusted``.
+
+    This is so for the private group of a trusted user, which has the user's name and is the user's
+    primary group (useradd(8), USERGROUPS_ENAB), unless it has further members. Other groups do not
+    count, because their members cannot be listed where a directory service has them.
+    """
+    import grp
+    import pwd
+
+    try:
+        group = grp.getgrgid(gid)
+    except KeyError:
+        return False
+    for uid in trusted:
+        try:
+            user = pwd.getpwuid(uid)
+        except KeyError:
+            continue
+        if (user.pw_gid, user.pw_name) != (gid, group.gr_name):
+            continue
+        members = set(group.gr_mem)
+        if uid:  # some distributions have accounts without a login in the group of root
+            members |= {one.pw_name for one in pwd.getpwall() if one.pw_gid == gid}
+        try:
+            return all(pwd.getpwnam(name).pw_uid in trusted for name in members)
+        except KeyError:
+            return False
+    return False
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _group(gid: int) -> str:
+    import grp
+
+    try:
+        return f"group {grp.getgrgid(gid).gr_name}"
+    except KeyError:
+        return f"group {gid}"
 
 
 def is_own_folder(info: os.stat_result) -> bool:

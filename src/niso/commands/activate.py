@@ -102,6 +102,7 @@ def activate(
             start.run(machine.processes, changes, timeout_s, report, after, meanwhile)
             if held is not None:
                 held.publish(report)
+            _keep_manifests(changes)
             # the activation has succeeded: an interrupt here would only leave unused copies
             with Lock(), signals_held():
                 with withdraw.leaving(machine, _left(changes), report):
@@ -305,8 +306,15 @@ def _copy(target: Target, fresh: Container[str], report: Report) -> str:
             target.fingerprint,
             target.contents,
             target.manifest_path,
+            target.spec,
         )
     return _copy_path(target)
+
+
+def _keep_manifests(changes: Iterable[Change]) -> None:
+    """Make the manifests of package copies those that are active. Raises Error."""
+    for change in changes:
+        package.keep_manifest(change.row.package, change.row.require_service())
 
 
 def foreseen(

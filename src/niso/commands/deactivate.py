@@ -22,7 +22,8 @@ def deactivate(
     """Stop services and remove their networks; leases stay. Returns (service, was active) pairs.
 
     With ``keep_forwards``, their forwards return with the next activation. Processes end in
-    parallel, except that dependencies (``needs``) end after their dependents. Raises Error.
+    parallel, except that dependencies (``needs``) end after their dependents. Raises Error, and
+    NotFound if recovery has just completed the removal of one.
     """
     store = machine.store
     if dry_run:
@@ -32,6 +33,8 @@ def deactivate(
         return []
     recover(machine, report, services)
     with locked(store, services):
+        for name in () if keep_forwards else services:
+            store.require_known(name)
         active = [
             name for name in services if (row := store.service(name)) is not None and row.active
         ]

@@ -280,8 +280,8 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
         return 0
     from niso.services.targets import apart
 
-    folder, contents = row.folder, Contents(row.name)
-    without = apart(row.rootfs, row.require_service())
+    folder, contents, spec = row.folder, Contents(row.name), row.require_service()
+    without = apart(row.rootfs, spec)
     try:
         now = package.fingerprint(folder, without, contents, row.manifest_path)
         same = now == row.fingerprint
@@ -294,7 +294,7 @@ def _copy_again(row: ServiceRow, report: Report) -> int:
         )
         raise Error(message, row.again)
     report(CopyingPackage(folder))
-    package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path)
+    package.copy(row.name, folder, without, row.fingerprint, contents, row.manifest_path, spec)
     return 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from niso.base.errors import Conflict, NotFound
+from niso.base.errors import NotFound
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.report import Report, silent
 from niso.runtime import sources
@@ -36,9 +36,7 @@ def restart(
     with locked(store, services):
         rows = []
         for name in services:
-            row = store.service(name)
-            if row is None or not row.active:
-                raise Conflict(f"service {name!r} is not active", f"niso activate {name}")
+            row = store.require_active(name)
             # detect errors before anything is stopped
             row.require_process()
             for folder in (row.package, row.rootfs):

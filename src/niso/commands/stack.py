@@ -7,7 +7,7 @@ its file, planned once and applied once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 
 from niso.base.errors import Error, ErrorGroup, InvalidInput, flatten
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
@@ -44,7 +44,7 @@ class Down(NamedTuple):
     ]  # in the order in which they ended, and whether they were active
 
 
-def load(path: str, owners: Container[int] | None = None) -> Stack:
+def load(path: str, owners: Collection[int] | None = None) -> Stack:
     """Read and validate a stack.toml, its manifests and its networks; see `model.load`."""
     return model.load(path, _network_errors, owners)
 

@@ -131,7 +131,7 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
     """
     if not given:
         return Policy()
-    from niso.manifest.parse_policy import parse_entry
+    from niso.manifest.parse_policy import denials, parse_entry
     from niso.plan.records import Entry
 
     def entries(key: str) -> tuple[Entry, ...] | None:
@@ -151,7 +151,7 @@ def policy(given: Mapping[str, object], where: str) -> Policy:
         entries("allow_from"),
         entries("deny_from") or (),
         entries("egress_allow"),
-        entries("egress_deny") or (),
+        denials(entries("egress_deny") or ()),
         flag(given.get("log", False), f"{where}log"),
     )
 

@@ -7,6 +7,7 @@ import re
 
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.kernel.nft_drops import Dropped
+from niso.kernel.nft_sensor import REFUSE, REFUSED
 from niso.kernel.nft_tables import BRIDGE, INET
 from niso.plan import verdict
 from niso.reconcile.world import read_world
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from niso.store.store import Store
 
 _COMMENT = re.compile(r'comment "([^"]*)"')
+_OF_POLICIES = (REFUSE, f"see_{REFUSED}")
+"""The chains that drop what a policy denies; their rules only remember it."""
+_COUNTER = re.compile(r"counter(?: packets \d+ bytes \d+)? ?")
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "icmp"}
 
 
@@ -45,6 +49,8 @@ def words(world: World, dropped: Dropped) -> str:
         return f"{place}: {dropped.rule or 'policy drop'}"
     if comment := _COMMENT.search(dropped.rule):
         return comment[1]
+    if dropped.chain not in _OF_POLICIES and _has_condition(dropped.rule):
+        return f"{place}: {dropped.rule}"
     packet = _packet(dropped.headers)
     # policies match after DNAT: a packet to a published port already has the service's own address
     for reason in verdict.judge(world, *packet):
@@ -52,6 +58,15 @@ def words(world: World, dropped: Dropped) -> str:
             return reason.message
     decided = verdict.decide(world, *packet).dropped_by
     return decided.message if decided is not None else place
+
+
+def _has_condition(rule: str) -> bool:
+    """Return whether a rule drops by a condition of its own: neither policies nor the last rule.
+
+    ``rule`` is its text as nft(8) lists it; "" is the policy of a chain.
+    """
+    condition = _COUNTER.sub("", rule).removesuffix("drop").strip()
+    return bool(condition) and not condition.startswith("log ") and "vmap" not in condition
 
 
 def _packet(headers: bytes) -> tuple[str, str, int | None, str]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 
 from niso.base.lite_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any
+
+
+_ESCAPES: dict[int, str] = {
+    **{number: f"\\u{number:04x}" for number in (*range(0x20), 0x7F)},
+    **{ord(char): f"\\{short}" for char, short in zip('"\\\n\r\t\b\f', '"\\nrtbf', strict=True)},
+}
+"""What a basic string of TOML cannot have as it is. json is not loaded, for activations."""
 
 
 def value(data: object) -> str:
@@ -18,8 +24,7 @@ def value(data: object) -> str:
     if isinstance(data, int | float):
         return str(data)
     if isinstance(data, str):
-        # a JSON string is a TOML string, except for DEL and surrogate pairs
-        return json.dumps(data, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return f'"{data.translate(_ESCAPES)}"'
     if isinstance(data, Mapping):
         inside = ", ".join(f"{key(name)} = {value(item)}" for name, item in data.items())
         return f"{{ {inside} }}" if inside else "{}"

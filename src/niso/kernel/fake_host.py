@@ -48,6 +48,7 @@ class FakeHost:
     def __init__(self) -> None:
         # foreign links of the host -> their alias
         self.foreign_links: dict[str, str] = {UPLINK: ""}
+        self.engine_bridges: list[tuple[Network, str]] = []
         self.foreign_netns: set[str] = set()
         self.made = 0  # number of namespaces and hosts folders created
         self.identities: dict[str, int] = {}  # by name; a recreated namespace gets another identity
@@ -178,6 +179,9 @@ class FakeHost:
             for address, link in self.own_addresses.items()
             if self.foreign_links.get(link) != except_alias
         ]
+
+    def engine_prefixes(self) -> list[tuple[Network, str]]:
+        return list(self.engine_bridges)
 
     def default_mtu(self) -> int:
         return self.mtu

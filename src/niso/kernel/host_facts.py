@@ -68,6 +68,35 @@ def used_prefixes(except_alias: str) -> list[tuple[Network, str]]:
     return list(used)
 
 
+_VIRTUAL = ("veth", "tun", "vxlan")
+"""The kinds of bridge ports that lead to containers and virtual machines, not out of the host."""
+
+
+def engine_prefixes() -> list[tuple[Network, str]]:
+    """Return (prefix, bridge) of others' bridges for containers or virtual machines alone.
+
+    All of its ports, if any, are of these kinds: `_VIRTUAL`. A bridge with another port, or with a
+    default route, is the host's way to a network of other machines.
+    """
+    found: dict[tuple[Network, str], None] = {}
+    with Rtnl() as rtnl:
+        links, routes = rtnl.links(), rtnl.routes()
+        outward = {link.master for link in links if link.master and link.kind not in _VIRTUAL}
+        outward |= {route.index for route in routes if route.destination.endswith("/0")}
+        names = {
+            link.index: link.name
+            for link in links
+            if link.kind == "bridge" and link.index not in outward and not is_marked(link.alias)
+        }
+        there = [(route.index, route.destination) for route in routes]
+        there += [(address.index, address.address) for address in rtnl.addresses()]
+    for index, text in there:
+        net = ipaddress.ip_interface(text).network
+        if index in names and not (net.is_link_local or net.is_multicast):
+            found[net, names[index]] = None
+    return list(found)
+
+
 def lacks_ipv6() -> str | None:
     """Return why this host cannot have a network with IPv6; None if it can.
 

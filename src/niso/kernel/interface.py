@@ -234,6 +234,9 @@ class Kernel(Protocol):
     def used_prefixes(self, except_alias: str) -> list[tuple[Network, str]]:
         """Return (prefix, link) for the host's routes and addresses, except links of this alias."""
 
+    def engine_prefixes(self) -> list[tuple[Network, str]]:
+        """Return (prefix, bridge) of others' bridges for containers or virtual machines alone."""
+
     def default_mtu(self) -> int:
         """Return the MTU of the default route's link in bytes; 1500 without a default route."""
 

@@ -249,6 +249,11 @@ class Real:
 
         return host_facts.used_prefixes(except_alias)
 
+    def engine_prefixes(self) -> list[tuple[Network, str]]:
+        from niso.kernel import host_facts
+
+        return host_facts.engine_prefixes()
+
     def default_mtu(self) -> int:
         from niso.kernel import host_facts
 

@@ -10,10 +10,10 @@ import base64
 import ipaddress
 import json
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from niso.base import files
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 
@@ -119,18 +119,19 @@ def _bytes(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             content = file.read(_MOST_BYTES + 1)
-            info = os.fstat(file.fileno())
+            how = files.file_changed_by_others(path, {0, os.geteuid()}, file.fileno())
     except FileNotFoundError:
         raise NotFound("no such file", "niso kubernetes --kubeconfig FILE", file=path) from None
     except OSError as error:
         raise Error(f"cannot be read: {error.strerror}", file=path) from error
     if len(content) > _MOST_BYTES:
         raise InvalidInput(f"larger than {_MOST_BYTES} bytes", file=path)
-    by_group = info.st_mode & stat.S_IWGRP and info.st_gid not in (0, os.getegid())
-    if info.st_uid not in (0, os.geteuid()) or info.st_mode & stat.S_IWOTH or by_group:
-        # whoever can change the file can choose the server that policies come from
+    if how is not None:
+        # whoever changes it chooses the server that policies come from
         raise InvalidInput(
-            "other users than root can change it", f"chmod and chown {path}", file=path
+            f"other users than root can change it: {how}",
+            f"chown root: and chmod go-w {path} and its folder",
+            file=path,
         )
     return content
 

@@ -10,7 +10,7 @@ value from the environment, if the variable is set there.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 
 from niso.base.errors import Error, InvalidInput
 from niso.manifest import toml, values
@@ -22,7 +22,7 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
 
 
 def variables(
-    folder: str, owners: Container[int] | None = None, outer: Mapping[str, str] | None = None
+    folder: str, owners: Collection[int] | None = None, outer: Mapping[str, str] | None = None
 ) -> Variables:
     """Return the variables for a file in ``folder``.
 
@@ -53,7 +53,7 @@ def _is_text(value: str) -> bool:
 def read(
     path: str,
     environment: Mapping[str, str],
-    owners: Container[int] | None = None,
+    owners: Collection[int] | None = None,
     shown: str | None = None,
 ) -> dict[str, str]:
     """Read a file of variables. ``environment`` has the values of names without one.

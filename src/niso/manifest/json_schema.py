@@ -191,7 +191,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "Egress.deny": (
         _PEER,
-        f"The service may not connect to these peers, even if allow lists them. {_PEER_FORMS}",
+        f"The service may not connect to these peers, even if allow lists them. {_PEER_FORMS} "
+        "metadata is the metadata service of a cloud: 169.254.169.254 and fd00:ec2::254.",
     ),
     "Policy.audit_until": (
         rf"^(?:{parse_policy.DATE}|{parse_policy.NO_END})$",

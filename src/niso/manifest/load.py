@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
-from niso.base import convert
+from niso.base import convert, files
 from niso.base.errors import Error, ErrorGroup, InvalidInput, NotFound
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
-from niso.manifest import build, interpolate, toml, values
+from niso.manifest import build, interpolate, manifest_tables, toml, values
 from niso.manifest.interpolate import Resolved
 from niso.manifest.manifest_tables import Manifest
 from niso.plan.service_spec import ServiceSpec
@@ -30,7 +30,7 @@ class Loaded(NamedTuple):
     folder: str  # folder of the package; "" for an empty package
 
 
-def load(path: str, owners: Container[int] | None = None) -> Loaded:
+def load(path: str, owners: Collection[int] | None = None) -> Loaded:
     """Read and check the manifest at ``path``: a file, or a folder with a manifest.toml.
 
     With ``owners``, it must belong to one of these uids (`niso.manifest.toml.load`).
@@ -93,7 +93,7 @@ def place(path: str) -> str:
 def prepared(
     data: dict[str, Any],
     path: str,
-    owners: Container[int] | None = None,
+    owners: Collection[int] | None = None,
     outer: Outer | None = None,
 ) -> Resolved:
     """Substitute the variables of the manifest at ``path``, and make its paths absolute.
@@ -174,7 +174,7 @@ def _is_relative(text: str, always: bool) -> bool:
     return not text.startswith("/") if always else text == "." or text.startswith("./")
 
 
-def checked(resolved: Resolved, path: str, owners: Container[int] | None = None) -> ServiceSpec:
+def checked(resolved: Resolved, path: str, owners: Collection[int] | None = None) -> ServiceSpec:
     """Check the data of the manifest at ``path``, and read its files of variables.
 
     Raises ErrorGroup as `load` does.
@@ -217,7 +217,7 @@ def checked(resolved: Resolved, path: str, owners: Container[int] | None = None)
     )
 
 
-def _secrets(manifest: Manifest, owners: Container[int] | None) -> Iterator[InvalidInput]:
+def _secrets(manifest: Manifest, owners: Collection[int] | None) -> Iterator[InvalidInput]:
     """Yield an error for each secret that is not a file, or that other users can modify.
 
     Other users are those not in ``owners``. A missing secret is no error: it may be created before
@@ -229,7 +229,9 @@ def _secrets(manifest: Manifest, owners: Container[int] | None) -> Iterator[Inva
             if not stat.S_ISREG(info.st_mode):
                 raise InvalidInput("is not a regular file")
             if owners is not None:
-                toml.require_owner("", info, owners)
+                how = files.file_changed_by_others(secret.file, owners) or ""
+                how = how.removeprefix("it ").replace("its folder", "is in a folder that", 1)
+                toml.require_owner(how or None, owners)
         except InvalidInput as error:
             from niso.manifest.validate import join
 
@@ -238,3 +240,42 @@ def _secrets(manifest: Manifest, owners: Container[int] | None) -> Iterator[Inva
             yield error
         except (OSError, ValueError):
             continue
+
+
+def written(spec: ServiceSpec) -> dict[str, Any]:
+    """Return the tables of a manifest with the keys that differ from their defaults."""
+    defaults = convert.plain(Manifest(manifest_tables.Package("", ""), manifest_tables.Binary("")))
+    defaults["healthcheck"] = convert.plain(manifest_tables.Healthcheck())
+    volume = convert.plain(manifest_tables.Volume(""))
+    data: dict[str, Any] = {}
+    for name, table in spec.manifest.items():
+        if name == "volumes" and isinstance(table, Mapping):
+            data[name] = {one: _changed(keys, volume) for one, keys in table.items()}
+        elif isinstance(table, Mapping):
+            data[name] = _changed(table, defaults[name])
+    own = data.get("service", {})
+    own.pop("env_file", None)  # its variables are in the environment
+    if spec.kind == "job":  # always "no", which a manifest leaves out
+        own.pop("restart", None)
+    return data
+
+
+def _changed(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a table that differ from their defaults, with ``${`` as it is written."""
+    result: dict[str, Any] = {}
+    for name, value in table.items():
+        default = defaults.get(name)
+        if value is None or (name in defaults and value == default):
+            continue
+        inside = default if isinstance(default, Mapping) else {}
+        result[name] = _changed(value, inside) if isinstance(value, Mapping) else _literal(value)
+    return result
+
+
+def _literal(value: Any) -> Any:
+    """Return a value with ``${`` written so that it stands for itself."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    return value

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from niso.base.errors import InvalidInput
 from niso.base.names import DOMAIN
 from niso.manifest import values
-from niso.plan.records import Entry, Peer, Policy
+from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
 
 PROTOCOLS = ("tcp", "udp", "sctp", "icmp")
 ALL_PORTS = (0, 65535)
@@ -74,9 +74,26 @@ def parse(
         else entries(allow_from, "network.policy.allow_from", parse_ingress),
         entries(deny_from, "network.policy.deny_from", parse_ingress),
         None if egress_allow is None else entries(egress_allow, EGRESS_ALLOW, to),
-        entries(egress_deny, "network.policy.egress.deny", parse_egress),
+        denials(entries(egress_deny, "network.policy.egress.deny", parse_egress)),
         log,
     )
+
+
+def denials(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Return the entries of ``egress.deny`` with the addresses that "metadata" stands for.
+
+    The word also stays the name of a service, since a list must not deny less than it says.
+    """
+    result: list[Entry] = []
+    for entry in entries:
+        if entry.peer.kind == "service" and _split(entry.text, entry.key)[0] == METADATA_WORD:
+            from niso.plan.answers import METADATA  # not loaded for other policies
+
+            for address in METADATA:
+                prefix = str(ipaddress.ip_network(address))
+                result.append(entry._replace(peer=Peer("prefix", prefix)))
+        result.append(entry)
+    return tuple(result)
 
 
 def audit_end(text: str, key: str) -> int:

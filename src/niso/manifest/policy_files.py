@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from niso.base import paths
+from niso.base import files, paths
 from niso.base.errors import Error, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.manifest import toml
-from niso.manifest.parse_policy import parse_entry
+from niso.manifest.parse_policy import denials, parse_entry
 from niso.plan.records import Entry, Policy
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ def about(subject: Subject) -> Iterator[Policy]:
 def _files() -> list[str]:
     folder = paths.policy_dir()
     try:
+        # who changes the folder, or the one above, can take policies away
+        for at in (os.path.dirname(folder), folder):
+            if how := files.changed_by_others(at, {0}):
+                raise InvalidInput(f"{at}: it {how}", _untrusted(at))
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
@@ -70,11 +74,16 @@ def _files() -> list[str]:
     return [os.path.join(folder, name) for name in sorted(names) if name.endswith(".toml")]
 
 
+def _untrusted(path: str) -> str:
+    """Return the hint for a file or folder that others than root can change."""
+    return f"chown root: {path}; chmod go-w {path}; nothing is attached until then"
+
+
 def _tables(file: str) -> list[dict[str, Any]]:
     """Read the tables of a file and check them for unknown keys. Raises Error."""
     if len(os.path.basename(file)) > _LONGEST_NAME:
         raise InvalidInput(f"{file}: its name is too long", f"at most {_LONGEST_NAME} characters")
-    data = toml.load(file, "file of policies", {0})
+    data = toml.load(file, "file of policies", {0}, _untrusted(file))
     tables = data.get("policy", [])
     if data.keys() - {"policy"} or not isinstance(tables, list):
         raise _wrong(file, "has other keys than tables [[policy]]")
@@ -137,6 +146,6 @@ def _policy(table: Mapping[str, Any], where: str) -> Policy:
         None if allow is None else entries(allow, "allow_from", False),
         entries(table.get("deny_from", ()), "deny_from", False),
         None if out is None else entries(out, "egress.allow", True),
-        entries(egress.get("deny", ()), "egress.deny", True),
+        denials(entries(egress.get("deny", ()), "egress.deny", True)),
         bool(table.get("log", False)),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from niso.base import convert
 from niso.base.errors import Error, ErrorGroup, InvalidInput
@@ -174,7 +174,7 @@ def _names(needs: object) -> tuple[str, ...]:
 
 
 def load(
-    path: str, also: Also = lambda _name, _network: (), owners: Container[int] | None = None
+    path: str, also: Also = lambda _name, _network: (), owners: Collection[int] | None = None
 ) -> Stack:
     """Read and check the stack.toml at ``path``, a file or its folder, and its manifests.
 
@@ -393,7 +393,7 @@ def _package(
     item: Item,
     package: str,
     overrides: Mapping[str, Any],
-    of_stack: tuple[Container[int] | None, manifest.Outer],
+    of_stack: tuple[Collection[int] | None, manifest.Outer],
 ) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
     """Return (manifest with the stack's overrides, errors of stack.toml, errors of the manifest).
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from niso.base import files
 from niso.base.errors import Error, ErrorGroup, InvalidInput
 from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.manifest import load as manifest
@@ -50,7 +51,7 @@ def tables(services: object) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def checked(
-    path: str, key: str, name: str, table: Mapping[str, Any], owners: Container[int] | None
+    path: str, key: str, name: str, table: Mapping[str, Any], owners: Collection[int] | None
 ) -> tuple[Loaded | None, list[InvalidInput], list[Error]]:
     """Check a service in the stack.toml at ``path``.
 
@@ -89,7 +90,7 @@ def _own_name(package: Mapping[str, Any], name: str, key: str) -> Iterable[Inval
 
 
 def _folder(
-    path: str, key: str, folder: object, owners: Container[int] | None
+    path: str, key: str, folder: object, owners: Collection[int] | None
 ) -> tuple[str | None, list[InvalidInput]]:
     """Return the absolute path of a package's folder ("" for none), and its errors."""
     right, example = "a folder beside the stack.toml", '"./api"'
@@ -105,7 +106,8 @@ def _folder(
         return None, [values.wrong(key, folder, reason, right, example)]
     try:
         if owners is not None:
-            toml.require_owner("the folder", os.stat(at), owners)
+            how = files.changed_by_others(at, owners)
+            toml.require_owner(how and f"the folder {how}", owners)
     except InvalidInput as error:
         return None, [InvalidInput(f"{folder}: {error.reason or error.message}", error.hint, key)]
     return at, []

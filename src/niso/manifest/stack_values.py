@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 
 from niso.base.lite_typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def resolve(
     data: dict[str, Any],
     path: str,
-    owners: Container[int] | None,
+    owners: Collection[int] | None,
     tables: Mapping[type, tuple[str, ...]],
     top: type,
 ) -> tuple[Resolved, Outer]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Container
+from collections.abc import Collection, Container
 
+from niso.base import files
 from niso.base.errors import Error, InvalidInput, NotFound
 from niso.manifest import values
 
@@ -19,15 +20,16 @@ _COMMANDS = {
 """The command for each kind of file, for the hint when the other kind exists."""
 
 
-def load(path: str, name: str, owners: Container[int] | None = None) -> dict[str, object]:
-    """Read the TOML file at ``path``; ``name`` is the usual name of such a file.
+def load(
+    path: str, name: str, owners: Collection[int] | None = None, untrusted: str | None = None
+) -> dict[str, object]:
+    """Return the data of the TOML file at ``path``; ``name`` is the usual name of such a file.
 
-    With ``owners``, the file and its folder must belong to one of these uids. Raises NotFound if it
-    does not exist, Error if it cannot be read, InvalidInput if it is not valid TOML or has another
-    owner.
+    ``owners`` and ``untrusted`` are as for `content`. Raises NotFound if it does not exist, Error
+    if it cannot be read, InvalidInput if it is not valid TOML or others can change it.
     """
     try:
-        return parse(content(path, name, owners))
+        return parse(content(path, name, owners, untrusted=untrusted))
     except Error as error:
         error.file = values.escaped(path)
         error.hint = _meant(path, isinstance(error, NotFound)) or error.hint
@@ -52,15 +54,17 @@ def _meant(path: str, is_missing: bool) -> str | None:
 def content(
     path: str,
     name: str,
-    owners: Container[int] | None = None,
+    owners: Collection[int] | None = None,
     hint: str | None = None,
     links: bool = True,
+    untrusted: str | None = None,
 ) -> bytes:
     """Return the content of a user's file; ``name`` is its name in messages.
 
-    ``hint`` is the hint if the file is missing or not a file; by default, to pass its path. Without
-    ``links``, an absolute path that contains a symbolic link is refused. With ``owners``, the file
-    and its folder must belong to one of these uids. Raises NotFound, Error and InvalidInput.
+    ``hint`` is that of a file which is missing or none; by default, to pass its path. Without
+    ``links``, an absolute path with one is refused.
+    With ``owners``, no other users than these may be able to change the file or its folder;
+    ``untrusted`` is the hint if they are. Raises NotFound, Error and InvalidInput.
     """
     hint = hint or f"pass the path of a {name} or of its folder"
     try:
@@ -69,8 +73,8 @@ def content(
             if not stat.S_ISREG(info.st_mode):
                 raise InvalidInput("not a regular file", hint)
             if owners is not None:
-                require_owner("it", info, owners)
-                require_owner("its folder", os.stat(os.path.dirname(path)), owners)
+                how = files.file_changed_by_others(path, owners, stream.fileno())
+                require_owner(how, owners, untrusted)
             read = stream.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound("no such file", hint) from None
@@ -87,25 +91,20 @@ def content(
     return read
 
 
-def require_owner(what: str, info: os.stat_result, owners: Container[int]) -> None:
-    """Raise InvalidInput if users other than ``owners`` can modify a file or folder.
+def require_owner(how: str | None, owners: Container[int], hint: str | None = None) -> None:
+    """Raise InvalidInput if others than ``owners`` (uids) can change a file or folder.
 
-    ``what`` is the subject of the reason; empty if the error has the value of a key. In a folder
-    with the sticky bit, other users cannot replace a file (inode(7)).
+    ``how`` is the answer of `files.changed_by_others`. ``hint`` is the next step, by default
+    --trust-owner.
     """
-    hint = "read it and its folder; then pass --trust-owner"
-    if info.st_uid not in owners:
-        import pwd
-
-        try:
-            user = f"user {pwd.getpwuid(info.st_uid).pw_name}"
-        except KeyError:
-            user = f"uid {info.st_uid}"
-        if 0 in owners and "SUDO_UID" not in os.environ:
+    if how is None:
+        return
+    of_other = "belongs to " in how
+    if hint is None:
+        hint = "read it and its folder; then pass --trust-owner"
+        if of_other and 0 in owners and "SUDO_UID" not in os.environ:
             hint += ". As sudo niso, it obeys the files of the user who calls sudo"
-        raise InvalidInput(f"{what} belongs to {user}, not to you or root".lstrip(), hint)
-    if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
-        raise InvalidInput(f"{what} is writable for everybody".lstrip(), hint)
+    raise InvalidInput(f"{how}, not to you or root" if of_other else how, hint)
 
 
 def _open(path: str, flags: int) -> int:

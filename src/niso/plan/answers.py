@@ -11,7 +11,7 @@ An address is in one of three states:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
 from niso.base.addresses import family_of
 from niso.base.lite_typing import NamedTuple
@@ -33,6 +33,11 @@ MOST = 32
 
 _NOWHERE = tuple(map(ipaddress.ip_network, ("0.0.0.0/8", "255.255.255.255/32", "::/96")))
 """The last are the IPv4-compatible addresses, which are deprecated (RFC 4291, 2.5.5.1)."""
+
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+METADATA = ("169.254.169.254", "fd00:ec2::254")
+"""The addresses at which a machine in a cloud asks for its metadata, often with credentials."""
 
 
 class Known(NamedTuple):
@@ -176,16 +181,39 @@ def _order(address: str) -> tuple[int, int]:
 class Bars:
     """The addresses that an outside name may never have, whatever DNS answers (DNS rebinding)."""
 
-    def __init__(self, host: Container[str], prefixes: Iterable[str]) -> None:
-        """Set the host's own addresses, and the prefixes of niso's networks."""
-        self._host = host
+    def __init__(
+        self, host: Iterable[str], prefixes: Iterable[str], bridges: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Take the host's own addresses, with prefix lengths, and the prefixes of niso's networks.
+
+        ``bridges`` are (prefix, link) of the bridges of container engines.
+        """
+        self._host: set[str] = set()
+        self._broadcasts: set[str] = set()
+        for text in host:
+            address, _, length = text.partition("/")
+            self._host.add(address)
+            if ":" not in address and int(length or 32) < 31:
+                # the first address of a subnet was one of BSD (RFC 1122, 3.3.6), and is of no host
+                network = ipaddress.ip_interface(text).network
+                self._broadcasts |= {str(network[0]), str(network[-1])}
         self._prefixes = [ipaddress.ip_network(prefix) for prefix in prefixes]
+        self._bridges = [(ipaddress.ip_network(prefix), link) for prefix, link in bridges]
 
     def reason(self, address: str) -> str:
         """Return why an address is refused; "" if it is not."""
         number = ipaddress.ip_address(address)
-        if isinstance(number, ipaddress.IPv6Address) and number.ipv4_mapped:
-            return "it is IPv4-mapped"
+        if isinstance(number, ipaddress.IPv6Address):
+            if number.ipv4_mapped:
+                return "it is IPv4-mapped"
+            # a translator or relay leads to the IPv4 address in it (RFC 6052, RFC 3056)
+            inner = number.sixtofour
+            if number in _NAT64:
+                inner = ipaddress.IPv4Address(int(number) & 0xFFFFFFFF)
+            if inner is not None and (reason := self.reason(str(inner))):
+                return f"it stands for {inner}: {reason}"
+        if address in METADATA:
+            return "it is the metadata service of a cloud"
         if number.is_loopback:
             return "it is a loopback address"
         if number.is_link_local:
@@ -196,6 +224,11 @@ class Bars:
             return "it is not the address of a machine"
         if address in self._host:
             return "it is the host's own address"
+        if address in self._broadcasts:
+            return "it is a broadcast address of a link of the host"
         if any(number in prefix for prefix in self._prefixes):
             return "it is in a network of niso"
+        for prefix, link in self._bridges:
+            if number in prefix:
+                return f"it is on {link}, the bridge of a container engine"
         return ""

@@ -102,6 +102,10 @@ class Port(NamedTuple):
         return self.host_ip == other.host_ip or self.is_wide or other.is_wide
 
 
+METADATA_WORD = "metadata"
+"""A peer of ``egress.deny`` alone: the metadata service of a cloud."""
+
+
 class Peer(NamedTuple):
     """A peer named by a policy entry."""
 

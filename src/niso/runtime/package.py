@@ -5,6 +5,9 @@ permission of all files except the manifest. So files that are written again wit
 as by git or a CI job, are the same package. A copy is made under a temporary name and renamed when
 it is complete and on the disk. It must survive a power failure, because the record of an activation
 that refers to it does.
+
+The manifest.toml of a copy is written by niso: the active manifest, with what a stack.toml and
+variables made of it. So the copy can be activated if the store is lost, with the same policies.
 """
 
 from __future__ import annotations
@@ -18,12 +21,16 @@ from hashlib import sha256
 
 from niso.base import failpoint, files, paths, trees
 from niso.base.errors import Error, InvalidInput
-from niso.base.lite_typing import NamedTuple
+from niso.base.lite_typing import TYPE_CHECKING, NamedTuple
 from niso.runtime.contents import Contents, forget
+
+if TYPE_CHECKING:
+    from niso.plan.service_spec import ServiceSpec
 
 MAX_DEPTH = 64
 Apart = str | tuple[str, ...] | None
 """Paths excluded from a package: its rootfs, and files that the service writes."""
+MANIFEST = "manifest.toml"
 HISTORY = frozenset((".git", ".hg", ".svn"))
 """Names of version control data at any depth, which are not part of a package.
 
@@ -64,11 +71,13 @@ def copy(
     digest: str,
     contents: Contents,
     manifest: str | None = None,
+    spec: ServiceSpec | None = None,
 ) -> str:
     """Copy a package folder to the state folder unless `is_copied`; return the copy's path.
 
     A damaged copy is replaced. Root owns the copy; other users may read everything and write
     nothing. Raises InvalidInput if the package changes concurrently, or Error.
+    ``spec`` is the content of the copy's manifest, as for `keep_manifest`.
     """
     target = os.path.join(paths.package_dir(service), digest)
     if is_copied(service, digest, folder, apart, manifest):
@@ -85,6 +94,8 @@ def copy(
             raise InvalidInput(
                 f"{folder}: changed while it was copied", "activate it again when it is complete"
             )
+        if spec is not None:
+            _write_manifest(temporary, spec)
         _write_to_disk(temporary)
         failpoint.hit(f"name package copy {target}")
         if os.path.islink(target):
@@ -153,8 +164,66 @@ def is_copied(
     return all(
         _is_same(entry, os.path.join(copy, entry.path))
         for entry in _walk(folder, apart)
-        if os.path.join(folder, entry.path) != manifest
+        if os.path.join(folder, entry.path) != manifest and entry.path != MANIFEST
     )
+
+
+def keep_manifest(copy: str, spec: ServiceSpec) -> None:
+    """Make the active manifest that of a package copy; no-op if it is so already.
+
+    Raises Error if it cannot be written. Then the copy has the manifest that it had.
+    """
+    path = os.path.join(copy, MANIFEST)
+    try:
+        mark = _mark(spec)
+        if (files.read(path) or b"").startswith(mark):
+            return
+        failpoint.hit(f"write {path}")
+        text = mark + _text(spec)
+        if os.path.isdir(path):  # of a package whose manifest has another name
+            return
+        files.replace(path, text, _mode(spec))
+        files.sync(copy)
+    except OSError as error:
+        raise Error(f"cannot write {path}: {error.strerror}", service=spec.name) from error
+
+
+def _write_manifest(copy: str, spec: ServiceSpec) -> None:
+    """Write the manifest of a copy that is not in use yet. Raises OSError."""
+    path = os.path.join(copy, MANIFEST)
+    if os.path.isdir(path) and not os.path.islink(path):
+        return
+    fd = files.make(path, _mode(spec))
+    try:
+        files.write(fd, _mark(spec) + _text(spec))
+        os.fchmod(fd, _mode(spec))
+    finally:
+        os.close(fd)
+
+
+def _mode(spec: ServiceSpec) -> int:
+    """Return the mode of a manifest: variables of files can be passwords (`ServiceSpec.apart`)."""
+    return 0o600 if spec.apart else 0o644
+
+
+def _mark(spec: ServiceSpec) -> bytes:
+    """Return the first line of the manifest of a copy, which differs for each manifest."""
+    from niso.store import specs
+
+    digest = sha256(specs.encode_service(spec).encode()).hexdigest()
+    return f"# niso: the manifest as it was activated, {digest}\n".encode()
+
+
+def _text(spec: ServiceSpec) -> bytes:
+    """Return a manifest.toml with the keys of a manifest that differ from their defaults."""
+    from niso.importers import toml_text
+    from niso.manifest import load
+
+    data = load.written(spec)
+    lines = [
+        line for name, table in data.items() if table for line in toml_text.table(name, table, 0)
+    ]
+    return "\n".join(lines).encode()
 
 
 def _is_folder(copy: str) -> bool:
@@ -185,6 +254,7 @@ def is_emptied(copy: str) -> bool:
         os.lstat(os.path.join(folder, name)).st_size
         for folder, _, names in os.walk(copy)
         for name in names
+        if folder != copy or name != MANIFEST  # niso's own
     )
     try:
         first = next(sizes, None)

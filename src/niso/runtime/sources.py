@@ -279,10 +279,7 @@ def changeable(path: str, trusted: set[int], by_new_names: bool = False) -> str 
     folder = path
     while folder != "/":
         folder = os.path.dirname(folder)
-        info = os.lstat(folder)
-        shared = info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid != 0)
-        protects = info.st_mode & stat.S_ISVTX and not by_new_names
-        if info.st_uid not in trusted or (shared and not protects):
+        if files.changed_by_others(folder, trusted, sticky=not by_new_names) is not None:
             return folder
     return None
 

@@ -187,7 +187,8 @@ def _whole_policy(request: Request) -> Policy:
     networks = tuple(wish.network for wish in request.wishes)
     own = [request.policy, *(policy for on, policy in request.policies if on in networks)]
     files: Iterable[Policy] = ()
-    if os.path.lexists(paths.policy_dir()):
+    # also without the folder: who can write to the one above can take it away
+    if os.path.lexists(os.path.dirname(paths.policy_dir())):
         from niso.manifest.policy_files import Subject, about
 
         files = about(Subject(request.name, networks, request.owner, dict(request.labels)))

@@ -51,7 +51,7 @@ def forward(
     """
     store, key = machine.store, "PORT"
     with Lock():
-        _require_active(store, service)
+        store.require_active(service)
         if store.has_port(service, port):
             return False, []
         _check_mode(store, service, key)
@@ -129,7 +129,7 @@ def unforward(
     with Lock():
         forwards = store.forwards(service)
         if port not in forwards:
-            _require_active(store, service)
+            store.require_active(service)
             if store.has_port(service, port):
                 message = f"{port.text} is in the manifest of {service!r}"
                 raise Conflict(
@@ -249,12 +249,6 @@ def _elements(store: Store, ports: _Moved) -> State:
             )
         elements.update(nft.hairpin(store.home(service), [(address, "") for _, address in own]))
     return State(elements)
-
-
-def _require_active(store: Store, service: str) -> None:
-    row = store.service(service)
-    if row is None or not row.active:
-        raise Conflict(f"service {service!r} is not active", f"niso activate {service}")
 
 
 def _check_mode(store: Store, service: str, key: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from niso.base.addresses import bracketed, family_of
 from niso.base.lite_typing import TYPE_CHECKING
-from niso.plan.records import Entry, Policy
+from niso.plan.records import METADATA_WORD, Entry, Peer, Policy
 from niso.services import auditing
 from niso.store.store import ServiceRow, Store, suggest
 
@@ -61,6 +61,8 @@ def _unknown(store: Store, name: str, policy: Policy) -> Iterator[Warning_]:
     """Yield a warning for each policy entry whose name resolves to nothing."""
     for entry in policy.entries():
         peer = entry.peer
+        if peer == Peer("service", METADATA_WORD) and entry in policy.egress_deny:
+            continue  # it has matched addresses
         if peer.kind == "service" and not store.meant(name, peer.name)[1]:
             known = sorted({service for service, _, _ in store.service_names()} - {name})
             what = f"no service is called {peer.name!r}"

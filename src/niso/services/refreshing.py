@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
+from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.locks import Lock
 from niso.base.report import Caution, Report, silent
 from niso.plan.answers import FORMER, NOW, Bars, Outside, after, barred
 from niso.plan.subnets import DEFAULT_POOL, unique_local
 from niso.reconcile.change import change
+from niso.reconcile.converge import repair
 from niso.services import resolver
 from niso.services.concern import concerned
 from niso.services.machine import Machine
@@ -140,6 +143,11 @@ def _apply(
         ]
         rows.put(answer._replace(settled=False) for answer in reached)
         rows.forget_others(now - KEPT_S)
+    if services and any(not answer.settled for answer in before.values()):
+        # a line of a hosts file has all names of an address, and may be there without some.
+        # What else cannot be repaired does not concern the names, and `net check` reports it
+        with suppress(Error):
+            repair(kernel, store, report)
     with store.transaction():
         rows.put(answer._replace(settled=True) for answer in reached)
     return [answer.name for answer in reached if _used(answer) != _used(before[answer.name])]
@@ -157,7 +165,7 @@ def _all_in_use(answer: Outside) -> Outside:
 def _bars(machine: Machine) -> Bars:
     """Return the addresses that no outside name may resolve to. Raises KernelError."""
     store: Store = machine.store
-    host = frozenset(address.partition("/")[0] for address in machine.kernel.host_addresses())
     pools = (os.environ.get("NISO_POOL") or DEFAULT_POOL, str(unique_local(store.state_id())))
     subnets = (subnet.cidr for network in store.networks() for subnet in network.subnets)
-    return Bars(host, (*pools, *subnets))
+    bridges = [(str(prefix), link) for prefix, link in machine.kernel.engine_prefixes()]
+    return Bars(machine.kernel.host_addresses(), (*pools, *subnets), bridges)

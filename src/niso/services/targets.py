@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Iterable
 
 from niso.base import paths
 from niso.base.errors import Conflict, Error, ErrorGroup, InvalidInput, NotFound
@@ -30,7 +30,7 @@ def find_targets(
     store: Store,
     arguments: Iterable[str | model.Loaded],
     replace: bool = False,
-    owners: Container[int] | None = None,
+    owners: Collection[int] | None = None,
 ) -> list[Target]:
     """Resolve the arguments of ``niso activate``; ``replace`` as in `Target`.
 
@@ -160,7 +160,7 @@ def replaced(row: ServiceRow) -> None:
 
 
 def _find_target(
-    store: Store, argument: str | model.Loaded, owners: Container[int] | None = None
+    store: Store, argument: str | model.Loaded, owners: Collection[int] | None = None
 ) -> Target:
     if not isinstance(argument, str):
         return of_manifest(argument)

@@ -5,6 +5,7 @@ The caller holds the services' locks.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -163,7 +164,14 @@ def undo(
                 start_again(machine, name)
         except Error as error:
             errors[name] = error
-        _forget_failed(name, store.service(name))
+        kept = store.service(name)
+        _forget_failed(name, kept)
+        spec = kept.service if kept is not None and kept.has_process else None
+        if kept is not None and spec is not None and os.path.isdir(kept.package):
+            try:
+                package.keep_manifest(kept.package, spec)
+            except Error as error:
+                errors[name] = error
     with store.transaction():
         for name in undone:
             store.end_intent(name)

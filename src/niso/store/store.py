@@ -13,7 +13,7 @@ import time
 from collections.abc import Container, Iterable, Iterator
 
 from niso.base import failpoint, paths
-from niso.base.errors import Error, NotFound
+from niso.base.errors import Conflict, Error, NotFound
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.plan.records import Network
 from niso.store import reboot
@@ -236,6 +236,23 @@ class Store(SnapshotRows, StackRows, LeaseRows, IntentRows):
         """Return the row of a service, or None."""
         row = self._db.execute("SELECT * FROM service WHERE name=?", (name,)).fetchone()
         return service_row(row) if row else None
+
+    def require_known(self, name: str) -> ServiceRow:
+        """Return the row of a service.
+
+        Raises NotFound if it has been removed since the command resolved its name, for instance by
+        the recovery of an interrupted remove.
+        """
+        if (row := self.service(name)) is None:
+            raise NotFound(f"no service {name!r}", "niso ps lists the services")
+        return row
+
+    def require_active(self, name: str) -> ServiceRow:
+        """Return the row of an active service. Raises Conflict, and NotFound as `require_known`."""
+        row = self.require_known(name)
+        if not row.active:
+            raise Conflict(f"service {name!r} is not active", f"niso activate {name}")
+        return row
 
     def services(self) -> list[ServiceRow]:
         """Return the rows of all recorded services, sorted by name."""
