@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,10 +53,12 @@ def _how(figures: dict[str, Any]) -> list[str]:
     quick = any(each["quick"] for each in figures.values())
     lines = [
         prose(
-            "`./dev bench` writes this page. Each party runs in a lab of its own. All labs of a chapter are"
-            " up at once, and the parties are measured in turn (A B C C B A …), after one round that is not"
-            " counted. A ratio is the median of the ratios of the rounds. Smaller is better, except for"
-            " traffic. All state folders are on tmpfs, so no figure contains a disk's fsync."
+            "`./dev bench` writes this page. Each measured program runs in its own lab. All labs of a section"
+            " exist at the same time, and the programs are measured alternately (A B C C B A …), after one"
+            " round that does not count. A figure is the median of all rounds, with the lowest and the highest in brackets. “at 311” after"
+            " a figure means that the program reached only 311 services. A ratio is the median of the ratios of all rounds. Smaller values are"
+            " better, except for traffic. All state folders are on tmpfs, so the figures do not include fsync"
+            " to a disk."
         ),
         "",
     ]
@@ -83,14 +86,14 @@ def _went(name: str, data: dict[str, Any], found: Found) -> list[str]:
             lines.append(prose(f"- {NAMES.get(each.who, each.who)}{at}{what}: {each.why}", "  "))
         lines.append("")
     if max(map(float, data["load"])) >= BUSY:
-        words = "**Measured on a machine that was busy with other work**: times are too long, and ratios of traffic are rough."
+        words = "**The machine was busy with other work during this measurement**: times are too long, and ratios of traffic are imprecise."
         lines += [prose(words), ""]
-    rounds = "; ".join(found.notes)
+    rounds = ", ".join(re.sub(r": (.*)", r" (\1)", note) for note in found.notes)
     kind = "quick run, " if data["quick"] else ""
     lines += [
         prose(
-            f"<sub>{kind}{data['date']}, {data['seconds']} s, load of the machine {data['load'][0]} to"
-            f" {data['load'][1]}. Rounds, with the load before and after: {rounds}.</sub>"
+            f"<sub>{kind}{data['date']}, {data['seconds']} s. Load of the machine at the start {data['load'][0]}, at the end"
+            f" {data['load'][1]}. The rounds of each measurement, with the load before and after it: {rounds}.</sub>"
         ),
         "",
     ]

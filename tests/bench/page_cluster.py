@@ -7,13 +7,13 @@ from page_parts import prose
 
 WIRES = {
     "underlay": "plain underlay: two namespaces, no rule, no connection tracking",
-    "underlay tracked": "the same, tracked at both ends, with one rule each",
-    "tunnel": "bridge and VXLAN at both ends, no rule, no connection tracking",
-    "tunnel tracked": "the same, with what the bridges switch tracked, and one rule",
-    "span": "niso, services of two hosts, by VXLAN, no policy",
+    "underlay tracked": "the same with connection tracking and one rule on both hosts",
+    "tunnel": "bridge and VXLAN on both hosts, no rule, no connection tracking",
+    "tunnel tracked": "the same with connection tracking on the bridges and one rule",
+    "span": "niso, services on two hosts over VXLAN, no policy",
     "span policed": "niso, the same, with a policy that allows the client",
-    "one host": "niso, services of one host, no policy",
-    "swarm": "Docker Swarm, containers of two hosts on an overlay",
+    "one host": "niso, services on one host, no policy",
+    "swarm": "Docker Swarm, containers on two hosts on an overlay network",
 }
 
 
@@ -28,43 +28,62 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
     def row(what: str, who: str = "span") -> Row | None:
         return next(iter(found.rows(what, who)), None)
 
-    line("`niso activate`: asking the cluster and claiming", row("claim"), " ms", "", "≤ 40 ms")
-    line("`niso activate`: saying that the service is up", row("publish"), " ms")
-    for what, words in (("activate", "all but the process, in process"), ("command", "command")):
+    line(
+        "`niso activate`: reading from the cluster and claiming", row("claim"), " ms", "", "≤ 40 ms"
+    )
+    line("`niso activate`: publishing that the service is up", row("publish"), " ms")
+    for what, words in (
+        ("activate", "everything except the service's process, in process"),
+        ("command", "whole command"),
+    ):
         whos = ("span", "local") if what == "activate" else ("span command", "local command")
         own, local = row(what, whos[0]), row(what, whos[1])
         beside = f"a local network: {spread(local)} ms" if local else ""
         line(f"`niso activate`: {words}", own, " ms", beside)
     seen = row("published until known", "b")
-    late = f"99 %: {number(percentile(seen, 0.99))} ms, of {len(seen.values)}" if seen else ""
-    line("published until an idle host has the name", seen, " ms", late, "≤ 100 ms, 99 %: ≤ 500 ms")
+    late = (
+        f"99th percentile of {len(seen.values)}: {number(percentile(seen, 0.99))} ms"
+        if seen
+        else ""
+    )
+    line(
+        "time from publishing until an idle host has the name",
+        seen,
+        " ms",
+        late,
+        "≤ 100 ms, 99th percentile ≤ 500 ms",
+    )
     swarm = row("command until known", "swarm")
     beside = f"`docker network connect` in a swarm: {spread(swarm)} ms" if swarm else ""
-    text = "the whole command, from its start until an idle host has the name"
+    text = "time from the start of the command until an idle host has the name"
     line(text, row("command until known"), " ms", beside)
     for words in ("comes", "goes"):
         sizes = sorted(found.rows(f"apply: one {words}"), key=lambda each: each.at)
-        for each, aim in zip(sizes, ("≤ 10 ms", "≤ 1.5 of that"), strict=False):
+        for each, aim in zip(sizes, ("≤ 10 ms", "≤ 1.5 times that"), strict=False):
             spent = found.row(f"apply, processor time: one {words}", each.who, each.wanted)
             look = found.row(f"look: one {words}", each.who, each.wanted)
             beside = f"processor time {number(median(spent))} ms" if spent else ""
-            beside += f"; with reading {number(median(look))} ms" if look else ""
+            beside += f"; including reading from etcd {number(median(look))} ms" if look else ""
             if each is not sizes[0]:
                 beside += f"; ratio {times(ratio(each, sizes[0]))}"
-            text = f"one service {words} beside {each.at:,} of other hosts, rows and kernel"
+            text = f"one service {VERBS[words]} with {each.at:,} services on other hosts, rows and kernel"
             line(text, each, " ms", beside, aim)
     for each in sorted(found.rows("whole look, processor time"), key=lambda each: each.at):
-        line(f"all compared beside {each.at:,} of other hosts, processor time", each, " ms")
+        line(
+            f"comparing all services, with {each.at:,} on other hosts, processor time", each, " ms"
+        )
     alone, inside = row("attach", "alone"), row("attach", "in a cluster")
     beside = (
-        f"without one: {spread(alone)} ms, ratio {times(ratio(inside, alone))}" if alone else ""
+        f"outside a cluster: {spread(alone)} ms, ratio {times(ratio(inside, alone))}"
+        if alone
+        else ""
     )
     line("attach a local network on a host of a cluster", inside, " ms", beside, "unchanged")
     for what, unit, aim in (("PSS", " MiB", "≤ 40"), ("RSS", " MiB", "")):
         kib = row(f"agent, {what}", "agent")
         mib = Row("", "", 0, 0, [each / 1024 for each in kib.values]) if kib else None
-        line(f"agent, resident ({what}), idle", mib, unit, "", aim)
-    line("agent, processor, idle", row("agent, processor", "agent"), " %", "", "≤ 0.5 %")
+        line(f"idle agent, resident memory ({what})", mib, unit, "", aim)
+    line("idle agent, processor time", row("agent, processor", "agent"), " %", "", "≤ 0.5 %")
     lines += _fates(found)
     heads = " | ".join(f"{name} | to the underlay | to the tunnel" for name in RATE_HEADS)
     lines += ["", f"| | {heads} |", f"| --- |{' --- |' * 9}"]
@@ -82,15 +101,16 @@ def cluster(found: Found, drawn: set[str]) -> list[str]:
         *lines,
         "",
         prose(
-            "Three hosts are labs on one wire, each with a member of etcd (data on tmpfs) and an agent, with TLS. Targets of"
-            " traffic: connections ≥ 0.85 of the underlay, throughput ≥ 0.9. Services have no process. Of other"
-            " hosts' many services there are the claims alone, in a real etcd. A request is a connection with one"
-            " byte of answer, to another host."
+            "Three labs on one virtual link act as hosts. Each has a member of etcd (data on tmpfs) and an agent, with TLS."
+            " The targets for traffic are 0.85 of the underlay for connections, and 0.9 for throughput. Services have no"
+            " process. The many services on other hosts exist only as claims, in a real etcd. A request is a connection"
+            " to another host with one byte of answer."
         ),
         "",
     ]
 
 
+VERBS = {"comes": "is added", "goes": "is removed"}
 RATE_HEADS = ("new TCP connections/s", "new UDP flows/s", "throughput, Gbit/s")
 
 
@@ -105,7 +125,7 @@ def _fates(found: Found) -> list[str]:
         different, took = values("claims at once, different"), values("claims at once, seconds")
         text = f"{different[0]:.0f} different addresses of {made[0]:.0f} claims"
         lines.append(
-            f"| claims of three hosts at one time | {text}, in {number(took[0])} s | | all different |"
+            f"| claims by three hosts at the same time | {text}, in {number(took[0])} s | | all different |"
         )
     if asked := values("requests"):
         text = f"{sum(values('requests failed')):.0f} of {sum(asked):,.0f} requests failed"
@@ -114,5 +134,7 @@ def _fates(found: Found) -> list[str]:
         lines.append(f"| a member of etcd is killed | {text}; {more} | {slow} | 0 |")
     if lost := values("host lost until its names go"):
         shown = spread(Row("", "", 0, 0, lost))
-        lines.append(f"| a host is lost, until its names go | {shown} s | lease 10 s | ≤ 13 s |")
+        lines.append(
+            f"| time from the loss of a host until its names are removed | {shown} s | its lease lasts 10 s | ≤ 13 s |"
+        )
     return lines

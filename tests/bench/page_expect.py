@@ -77,75 +77,75 @@ def _network(f: _Figures) -> Iterator[str]:
     others = ", ".join(
         f"{NAMES[who]} {number(median(f.row('services', 'attach', who)))}" for who in peers
     )
-    yield f"**A network for a service** takes {number(median(own))} ms in a running program"
-    yield f"({others}). No daemon, one netlink socket, one transaction of nftables."
+    yield f"**Attaching a service to a network** takes {number(median(own))} ms in a running program"
+    yield f"({others}). niso needs one netlink socket and one nftables transaction for it."
 
 
 def _command(f: _Figures) -> Iterator[str]:
-    yield f"**`niso activate`** takes {f.to('services', 'start', 'niso', 'podman')} of the time of"
-    yield f"`podman run`, and {f.to('services', 'start', 'niso', 'docker')} of `docker run`."
-    yield "Nearly half of it is Python's start and imports."
+    yield f"**`niso activate`** takes {f.to('services', 'start', 'niso', 'podman')} times as long as"
+    yield f"`podman run`, and {f.to('services', 'start', 'niso', 'docker')} times as long as `docker run`."
+    yield "Nearly half of the time is the start of Python and imports."
 
 
 def _plugin(f: _Figures) -> Iterator[str]:
     own, peer = (f.row("services", "attach", who) for who in ("niso command", "netavark"))
     standing = _standing(median(own), median(peer), True)
-    yield f"**A network by a command** of its own takes {number(median(own))} ms. That is"
-    yield f"{standing} netavark ({number(median(peer))}), a compiled program that keeps no records"
-    yield "of leases, names and policies."
+    yield f"**A separate command for this** takes {number(median(own))} ms, which is"
+    yield f"{standing} netavark ({number(median(peer))}), a compiled program that does not"
+    yield "record leases, names and policies."
 
 
 def _several(f: _Figures) -> Iterator[str]:
     many = f.row("services", "start of many, each", "niso")
     alone = f.row("services", "start", "niso")
-    yield f"**{many.at} services in one command** take {number(median(many))} ms each, one alone"
-    yield f"{number(median(alone))}: the start is paid once, and the kernel is written once."
+    yield f"**{many.at} services in one command** take {number(median(many))} ms each; a single"
+    yield f"service takes {number(median(alone))} ms. Python starts once, and the kernel is changed once."
 
 
 def _beside(f: _Figures) -> Iterator[str]:
-    yield f"**Beside {f.size('services', 'attach')} services** attaching takes"
+    yield f"**With {f.size('services', 'attach')} services on the host** attaching takes"
     yield f"{f.growth('services', 'attach')} times, and `niso activate`"
-    yield f"{f.growth('services', 'start')} times as long as beside"
-    yield f"{f.row('services', 'attach', 'niso').at}. The kernel walks all ports of a bridge for a"
-    yield "new one."
+    yield f"{f.growth('services', 'start')} times as long as with"
+    yield f"{f.row('services', 'attach', 'niso').at}. When a port is added to a bridge, the kernel walks"
+    yield "all its ports."
 
 
 def _memory(f: _Figures) -> Iterator[str]:
     own, podman, docker = (f.each(who) for who in ("niso", "podman", "docker"))
     standing = _standing(own, podman, True)
     yield f"**Memory**: {number(own)} MiB for each service, {standing} podman"
-    yield f"({number(podman)}): niso's services have an init of 0.05 MiB that reaps processes and"
-    yield f"passes signals on. docker takes {number(docker)}, and its daemons more."
+    yield f"({number(podman)}): niso's services include an init of 0.05 MiB that reaps"
+    yield f"processes and forwards signals. docker takes {number(docker)} MiB, plus the memory of its daemons."
 
 
 def _ports(f: _Figures) -> Iterator[str]:
     own, peer = (f.row("ports", "tcp", who) for who in ("niso 1", "netavark 1"))
     standing = _standing(median(own), median(peer))
-    yield "**New connections through a port** reach"
-    yield f"{times(ratio(own, f.row('ports', 'tcp', 'tracked')))} of a routed path with connection"
-    yield f"tracking, {standing} netavark"
+    yield "**New connections through a published port** reach"
+    yield f"{times(ratio(own, f.row('ports', 'tcp', 'tracked')))} of the rate of a routed path with"
+    yield f"connection tracking, {standing} netavark"
     yield f"({f.to('ports', 'tcp', 'netavark 1', 'tracked')}): niso also checks the sender, limits"
-    yield "new flows and remembers who talks to whom. Throughput reaches"
+    yield "new flows and records flows. Throughput reaches"
     yield f"{f.to('ports', 'bulk', 'niso 1', 'tracked')}."
 
 
 def _many_ports(f: _Figures) -> Iterator[str]:
     last = f.row("ports", "tcp", "niso many last")
     yield f"**The last of {last.at:,} ports** reaches"
-    yield f"{times(ratio(last, f.row('ports', 'tcp', 'niso 1')))} of a single port, because ports"
-    yield "are elements of a map. With a rule for each port, netavark's last reaches"
-    yield f"{f.to('ports', 'tcp', 'netavark many last', 'netavark 1')}, and the last of docker's"
-    yield f"{f.row('ports', 'tcp', 'docker many last').at:,}"
+    yield f"{times(ratio(last, f.row('ports', 'tcp', 'niso 1')))} of the rate of a single port,"
+    yield "because ports are elements of a map. netavark has a rule for each port: its last port reaches"
+    yield f"{f.to('ports', 'tcp', 'netavark many last', 'netavark 1')} of its single port. The last of docker's"
+    yield f"{f.row('ports', 'tcp', 'docker many last').at:,} ports reaches"
     yield f"{f.to('ports', 'tcp', 'docker many last', 'docker 1')}."
 
 
 def _inside(f: _Figures) -> Iterator[str]:
-    yield "**Between two services of a network** new connections reach"
-    yield f"{f.to('policies', 'tcp', 'no-policy', 'switched')} of plain switching, and"
-    yield f"{f.to('policies', 'tcp', 'policed', 'switched')} with a policy, throughput"
+    yield "**Between two services of one network** new connections reach"
+    yield f"{f.to('policies', 'tcp', 'no-policy', 'switched')} of the rate of plain switching, and"
+    yield f"{f.to('policies', 'tcp', 'policed', 'switched')} with a policy. Throughput reaches"
     yield f"{f.to('policies', 'bulk', 'no-policy', 'switched')} and"
     yield f"{f.to('policies', 'bulk', 'policed', 'switched')}. A policy needs connection tracking,"
-    yield f"which alone reaches {f.to('policies', 'tcp', 'tracked', 'switched')}."
+    yield f"and connection tracking alone reaches {f.to('policies', 'tcp', 'tracked', 'switched')}."
 
 
 def _hosts(f: _Figures) -> Iterator[str]:
@@ -154,9 +154,9 @@ def _hosts(f: _Figures) -> Iterator[str]:
         to = [f.to("cluster", what, who, "underlay") for who in ("span", "swarm")]
         return f"{to[0]}, {_standing(median(own), median(peer))} Docker Swarm's {to[1]}"
 
-    yield f"**Between two hosts** new connections reach {compared('tcp')} of the plain underlay."
-    yield f"Throughput reaches {compared('bulk')}. VXLAN alone takes most of it; the sender of each"
-    yield "packet is checked on both hosts, and policies hold between hosts."
+    yield f"**Between two hosts** new connections reach {compared('tcp')}, relative to the rate of the plain underlay."
+    yield f"Throughput reaches {compared('bulk')}. Most of the loss is caused by VXLAN. In addition, niso"
+    yield "checks the sender of each packet on both hosts, and enforces policies between hosts."
 
 
 _LINES = (

@@ -7,12 +7,12 @@ from page_parts import picture, prose
 
 INSIDE = {
     "switched": "plain switching: no rule, no connection tracking",
-    "tracked": "the same, tracked, with one rule",
+    "tracked": "the same with connection tracking and one rule",
     "no-policy": "niso, no policy",
     "policed": "niso, a policy that allows the client among 10 peers",
-    "unlimited": "the same without the rules of limits",
-    "no-policy-forgets": "niso, no policy, without the rules that remember flows",
-    "policed-forgets": "niso, that policy, without the rules that remember flows",
+    "unlimited": "the same without the rules for limits",
+    "no-policy-forgets": "niso, no policy, without the rules that record flows",
+    "policed-forgets": "niso, the same policy, without the rules that record flows",
 }
 
 
@@ -39,12 +39,12 @@ def inside(found: Found, drawn: set[str]) -> list[str]:
         for what in ("tcp", "udp", "bulk")
     ]
     lines += [
-        f"| limits: cost to an honest service (with to without) | | {cost[0]} | | {cost[1]} | | {cost[2]} |",
+        f"| cost of the limits for a service below them (with limits, relative to without) | | {cost[0]} | | {cost[1]} | | {cost[2]} |",
         "",
-        "More is better.",
+        "Higher values are better.",
         "",
         *_one_processor(found),
-        "### One change of a policy, beside other policies",
+        "### One change of a policy, with other policies present",
         "",
     ]
     rows = {row.who: row.at for row in found.rows("peer put in")}
@@ -56,17 +56,17 @@ def inside(found: Found, drawn: set[str]) -> list[str]:
         ]
         for what, name in (
             ("peer taken out", "remove one peer from a policy"),
-            ("peer put in", "add one peer to it"),
+            ("peer put in", "add one peer to a policy"),
             ("service added", "add a service with such a policy"),
-            ("service taken away", "remove it"),
+            ("service taken away", "remove such a service"),
         ):
             a, b = found.rows(what, few)[0], found.rows(what, many)[0]
             lines.append(f"| {name} | {spread(a)} | {spread(b)} | {times(ratio(b, a))} |")
         lines += [
             "",
             prose(
-                "Each service's policy names 10 others on its network with a port. Measured in process; the services"
-                " have no process."
+                "The policy of each service names 10 other services on its network, with a port. The changes were measured in process; the"
+                " services have no process."
             ),
             "",
         ]
@@ -94,9 +94,9 @@ def _one_processor(found: Found) -> list[str]:
         *lines,
         "",
         prose(
-            "Smaller is better. One thread is client and server, in both network namespaces, so the time is that"
-            " of all of a packet's way. Each value is the fastest of 60 batches: the load of others changes it"
-            " little."
+            "Lower values are better. One thread is client and server, in both network namespaces, so the time covers"
+            " the complete path of a packet. Each value is the fastest of 60 batches, so other load on the machine has"
+            " little influence."
         ),
         "",
     ]

@@ -16,15 +16,15 @@ NAMES = {
     "netavark": "netavark",
     "cni": "CNI plugins",
     "podman": "podman",
-    "podman-niso": "podman on a network of niso",
+    "podman-niso": "podman on a niso network",
     "docker": "docker",
     # only in the list of what was not measured
     "niso-whole": "niso, whole services",
     "no-policy": "niso, no policy",
     "policed": "niso, with a policy",
     "unlimited": "niso, with a policy, without limits",
-    "no-policy-forgets": "niso, no policy, no memory of flows",
-    "policed-forgets": "niso, with a policy, no memory of flows",
+    "no-policy-forgets": "niso, no policy, without recorded flows",
+    "policed-forgets": "niso, with a policy, without recorded flows",
     "docker-proxy": "docker with its proxy",
     "cluster": "the cluster",
     "swarm": "Docker Swarm",
@@ -51,7 +51,7 @@ def table(
         for size in sizes
         for each in (
             f"at {size:,}" if size else unit,
-            "to first line" if (base == rows[0][:2]) else f"to {NAMES.get(base[1], base[1])}",
+            "to first row" if (base == rows[0][:2]) else f"to {NAMES.get(base[1], base[1])}",
         )
     ]
     lines = [f"| {head} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]

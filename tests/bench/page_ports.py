@@ -14,25 +14,25 @@ def ports(found: Found, drawn: set[str]) -> list[str]:
     ]
     for what, words in (("publish", "published"), ("withdraw", "withdrawn")):
         for shape, as_what in (
-            ("range", "a range that keeps its numbers (8000-8999)"),
-            ("each", "each port mapped to another number"),
+            ("range", "a range with the same numbers on both sides (8000-8999)"),
+            ("each", "each port mapped to a different number"),
         ):
             rows = (
-                (f"{what} {shape}", "niso", "niso: a service with them, in process"),
+                (f"{what} {shape}", "niso", "niso: a service with these ports, in process"),
                 (
                     f"{what} {shape}",
                     "niso command",
-                    "niso: a service with them, whole command without the process",
+                    "niso: a service with these ports, whole command without the process",
                 ),
                 (
                     f"{what} {shape}",
                     "niso forward",
                     "niso port-forward on a running service, in process",
                 ),
-                (f"{what} {shape}", "netavark", "netavark: a network with them"),
-                (f"{what} {shape}", "cni", "CNI: a network with them"),
-                (f"{what} {shape}", "podman", "podman: a container with them"),
-                (f"{what} {shape}", "docker", "docker: a container with them"),
+                (f"{what} {shape}", "netavark", "netavark: a network with these ports"),
+                (f"{what} {shape}", "cni", "CNI: a network with these ports"),
+                (f"{what} {shape}", "podman", "podman: a container with these ports"),
+                (f"{what} {shape}", "docker", "docker: a container with these ports"),
             )
             lines += table(
                 found,
@@ -44,16 +44,16 @@ def ports(found: Found, drawn: set[str]) -> list[str]:
             )
     lines += [
         prose(
-            "No peer can publish a port of a running container. The figures of podman and docker include the whole"
-            " container. podman merges consecutive ports into one range."
+            "The other programs cannot publish a port of a running container. The figures of podman and docker include"
+            " the start or removal of the container. podman merges consecutive ports into one range."
         ),
         "",
-        "### One more port beside others",
+        "### One more port",
         "",
     ]
     lines += _one_more(found)
     lines += [
-        "## Traffic through a port, from another machine",
+        "## Traffic through a published port, from another machine",
         "",
         *picture("flows", "Traffic through a port", drawn),
     ]
@@ -81,8 +81,8 @@ def ports(found: Found, drawn: set[str]) -> list[str]:
     lines += [
         "",
         prose(
-            "niso's service has no process here, so its figure is what ports alone need: none. netavark and CNI have"
-            " no process either."
+            "niso's service has no process in this measurement, so its figure shows that ports need no memory of processes. netavark and CNI"
+            " have no process either."
         ),
         "",
     ]
@@ -91,15 +91,15 @@ def ports(found: Found, drawn: set[str]) -> list[str]:
 
 def _one_more(found: Found) -> list[str]:
     lines = [
-        "| ms | beside 1 port | beside many | how many | ratio | withdrawn, beside 1 | beside many |",
+        "| ms | published, with 1 other port | with many others | number of others | ratio | withdrawn, with 1 other port | with many others |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for who, name in (
         ("niso", "niso port-forward, in process"),
         ("niso command", "niso port-forward, whole command"),
-        ("netavark", "netavark: one more network with it"),
-        ("cni", "CNI: one more network with it"),
-        ("docker", "docker: one more container with it"),
+        ("netavark", "netavark: one more network with this port"),
+        ("cni", "CNI: one more network with this port"),
+        ("docker", "docker: one more container with this port"),
     ):
         added, taken = found.rows("one more: publish", who), found.rows("one more: withdraw", who)
         if not added:
@@ -150,11 +150,11 @@ def _flows(found: Found) -> list[str]:
         *lines,
         "",
         prose(
-            "More is better. One client process runs on the first processor and one server process on the last,"
-            " both in C. They and the kernel's work for them fill both processors. New flows: 64 are open at a time."
-            " A TCP flow is a connection, one byte and a reset. A UDP flow is a new socket, one datagram and its"
-            " answer. Each has a source address and port of its own. Throughput: one TCP connection from the"
-            " client. docker runs without its userland proxy, except where named. podman uses netavark's rules."
+            "Higher values are better. A client process, written in C, runs on the first processor, and a server process, also in C, on the"
+            " last. The two processes and the kernel's work for them use both processors completely. For new flows, 64 flows"
+            " are open at a time. A TCP flow is a connection with one byte and a reset. A UDP flow is a new socket, one datagram"
+            " and its answer. Each flow has a different source address and port. Throughput is measured with one TCP"
+            " connection from the client. docker runs without its userland proxy, except where stated. podman uses netavark's rules."
         ),
         "",
     ]

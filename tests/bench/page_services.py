@@ -32,11 +32,11 @@ def services(found: Found, drawn: set[str]) -> list[str]:
         lines += table(found, f"ms, {words}", rows, sizes, (what, "niso"), "ms")
     lines += [
         prose(
-            "Each service has one published port; all services of a party are on one bridge. niso's kernel part of"
-            " a detach ends when nothing can pass any more. The kernel then needs some 10 to 20 ms to delete the"
-            " pair; all other figures include that. *In process* means a program that is already running, as a"
-            " daemon would be. All others start a program (CNI: four). niso and the bare commands create the"
-            " namespace; netavark and CNI receive it."
+            'Each service has one published port, and all services of a program are on one bridge. In the row "the kernel\'s part", a detach ends'
+            " when no packet can pass any more. The kernel then needs about 10 to 20 ms to delete the veth pair, which all other"
+            " rows include. *In process* means that the measured code runs in a program that is already running, as in a daemon. In all other"
+            " rows a program is started (CNI: four programs). niso and the bare commands create the namespace; netavark and CNI"
+            " receive an existing one."
         ),
         "",
         "## Start and remove one service",
@@ -44,8 +44,8 @@ def services(found: Found, drawn: set[str]) -> list[str]:
         *picture("whole", "Start and removal of one service, by number of services", drawn),
     ]
     for what, commands in (
-        ("start", ("`niso activate`", "`podman run -d -p`", "the same on a network of niso")),
-        ("remove", ("`niso remove`", "`podman rm -f`", "the same on a network of niso")),
+        ("start", ("`niso activate`", "`podman run -d -p`", "the same on a niso network")),
+        ("remove", ("`niso remove`", "`podman rm -f`", "the same on a niso network")),
     ):
         parties = ("niso", "podman", "podman-niso", "docker")
         docker = f"`docker {'run -d -p' if what == 'start' else 'rm -f'}`"
@@ -71,10 +71,10 @@ def services(found: Found, drawn: set[str]) -> list[str]:
         ]
     lines += [
         prose(
-            "Every service is busybox' `sleep` with one published port. niso and podman use crun and conmon, docker"
+            "Every service runs busybox' `sleep` and has one published port. niso and podman use crun and conmon, docker"
             " uses runc and containerd. podman and docker use overlayfs and kill the process at once"
-            " (`podman rm --time 0`). niso sends TERM. podman is on netavark's bridge, and on a network of niso"
-            " by its plugin: neither has a name server."
+            " (`podman rm --time 0`), while niso sends TERM. podman was measured on netavark's bridge, and with niso's plugin on a"
+            " niso network, both without a name server."
         ),
         "",
         "## Memory of the processes",
@@ -106,7 +106,7 @@ def _memory_table(found: Found) -> list[str]:
     ]
     own = slope(rows[0][1])
     lines = [
-        "| MiB, resident (PSS) | total at the largest number | each further service | to niso | processes each | daemons |",
+        "| resident memory (PSS), MiB | total, at the largest number of services | each further service | relative to niso | processes for each service | daemons |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for who, sizes, processes in rows:
@@ -129,7 +129,7 @@ def _memory_table(found: Found) -> list[str]:
         *lines,
         "",
         prose(
-            "Pages shared by several processes count proportionally (`Pss` of /proc/PID/smaps_rollup). Kernel memory"
+            "The memory of shared pages is divided by the number of processes that share them (`Pss` of /proc/PID/smaps_rollup). Kernel memory"
             " for links, namespaces and rules is not included."
         ),
         "",

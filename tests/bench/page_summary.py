@@ -35,22 +35,22 @@ def short(figures: dict[str, Any]) -> str:
         tools, engines = ("netavark", "cni", "docker"), ("podman", "docker")
         own = found.row("attach", "niso", few)
         line(
-            f"attach a network, in process, beside {few} services",
+            f"attach a network, in process, with {few} services",
             own,
             _of(found, "attach", tools, few),
             "ms",
             "≤ 2 ms",
         )
-        beside = [(f"niso beside {few}", own), *_of(found, "attach", tools, many)]
+        beside = [(f"niso with {few}", own), *_of(found, "attach", tools, many)]
         line(
-            f"the same beside {many:,}",
+            f"the same with {many:,}",
             found.row("attach", "niso", many),
             beside,
             "ms",
-            f"≤ 1.5 of {few}",
+            f"≤ 1.5 times that with {few}",
         )
         line(
-            f"detach, beside {few}",
+            f"detach, with {few} services",
             found.row("detach", "niso", few),
             _of(found, "detach", tools, few),
             "ms",
@@ -58,7 +58,7 @@ def short(figures: dict[str, Any]) -> str:
         )
         beside = _of(found, "attach", tools, few)
         line(
-            f"attach, whole command, beside {few}",
+            f"attach, whole command, with {few} services",
             found.row("attach", "niso command", few),
             beside,
             "ms",
@@ -66,21 +66,27 @@ def short(figures: dict[str, Any]) -> str:
         beside = _of(found, "start", engines, few)
         aim = "≤ 0.7 of podman, ≤ 0.35 of docker"
         line(
-            f"start a service, whole command, beside {few}",
+            f"start a service, whole command, with {few} services",
             found.row("start", "niso", few),
             beside,
             "ms",
             aim,
         )
         line(
-            f"remove it, beside {few}",
+            f"remove a service, with {few} services",
             found.row("remove", "niso", few),
             _of(found, "remove", engines, few),
             "ms",
         )
         for row in found.rows("start of many, each"):
             beside = [("one service", found.row("start", "niso", few))]
-            line(f"start {row.at} services in one command, each", row, beside, "ms", "≤ 25 ms")
+            line(
+                f"start {row.at} services in one command, time for each",
+                row,
+                beside,
+                "ms",
+                "≤ 25 ms",
+            )
         commands = (("docker version", "docker"), ("podman version", "podman"))
         beside = [(name, found.row(f"floor: {name}", who, 0)) for name, who in commands]
         line(
@@ -94,7 +100,9 @@ def short(figures: dict[str, Any]) -> str:
         found = Found.load(figures["ports"])
         last = next(iter(row for row in found.rows("tcp") if row.who == "niso many last"), None)
         only = next(iter(found.rows("tcp", "niso 1")), None)
-        line("new TCP connections, 1 port", only, _limits(found, "tcp"), "a second")
+        line(
+            "new TCP connections through 1 published port", only, _limits(found, "tcp"), "a second"
+        )
         at = last.at if last else 0
         line(
             f"the same, the last of {at:,} ports",
@@ -104,7 +112,9 @@ def short(figures: dict[str, Any]) -> str:
             "≥ 0.95",
         )
         only = next(iter(found.rows("bulk", "niso 1")), None)
-        line("throughput through a port", only, _limits(found, "bulk"), "Gbit/s", "≥ 0.95")
+        line(
+            "throughput through a published port", only, _limits(found, "bulk"), "Gbit/s", "≥ 0.95"
+        )
     return "\n".join(lines) if len(lines) > 2 else "Not measured yet."
 
 
@@ -113,5 +123,9 @@ def _of(found: Found, what: str, whos: Iterable[str], wanted: int) -> list[tuple
 
 
 def _limits(found: Found, what: str) -> list[tuple[str, Row | None]]:
-    named = (("one DNAT rule", "translated"), ("routed, tracked", "tracked"), ("routed", "routed"))
+    named = (
+        ("one DNAT rule", "translated"),
+        ("routed with connection tracking", "tracked"),
+        ("routed", "routed"),
+    )
     return [(name, found.row(what, who, 0)) for name, who in named]

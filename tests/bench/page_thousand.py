@@ -10,8 +10,8 @@ BESIDE_MANY = (
     ("repair", "`niso net repair` of flushed rules", "≤ 3,000 ms"),
     ("ps", "`niso ps`", "≤ 200 ms"),
     ("stats", "`niso net stats`", "≤ 100 ms"),
-    ("activate", "`niso activate` of one more", "≤ 1.2 of few"),
-    ("remove", "`niso remove` of it", ""),
+    ("activate", "`niso activate` of one more service", "ratio ≤ 1.2"),
+    ("remove", "`niso remove` of this service", ""),
 )
 
 
@@ -25,9 +25,9 @@ def thousand(found: Found, drawn: set[str]) -> list[str]:
     at = {who: value.at for who in ("few", "many") if (value := row("ps", who))}
     few, many = at.get("few", 0), at.get("many", 0)
     lines = [
-        f"## Commands beside {many:,} services on one network",
+        f"## Commands with {many:,} services on one network",
         "",
-        f"| ms | beside {few:,} | beside {many:,} | ratio | its processor time | memory, MiB | target |",
+        f"| ms | {few:,} services | {many:,} services | ratio | processor time | memory, MiB | target |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for what, words, aim in BESIDE_MANY:
@@ -44,20 +44,20 @@ def thousand(found: Found, drawn: set[str]) -> list[str]:
         for own in found.rows(what):
             took = Row("", "", 0, 0, [each / 1000 for each in own.values])
             spent = found.row(f"{what}, processor", own.who, own.wanted)
-            beside = f"its processor time {number(median(spent) / 1000)} s" if spent else ""
+            beside = f"processor time {number(median(spent) / 1000)} s" if spent else ""
             lines.append(
                 f"| {words}, {own.at:,} services | {cell(took, ' s')} | {beside} | {aim} |"
             )
     for what, words, aim in (
-        ("start of many, each", "services started in one command, each", "≤ 12 ms"),
-        ("removal of many, each", "services removed in one command, each", ""),
+        ("start of many, each", "services started in one command, time for each", "≤ 12 ms"),
+        ("removal of many, each", "services removed in one command, time for each", ""),
     ):
         for own in found.rows(what):
             lines.append(f"| {own.at:,} {words} | {cell(own, ' ms')} | | {aim} |")
     whole, path = row("stack", "stack"), row("longest path", "stack")
     if whole and path:
-        beside = f"its longest path alone: {cell(path, ' ms')}, ratio {times(ratio(whole, path))}"
-        words = f"`niso stack up` of {whole.at} services that wait for others to be healthy"
+        beside = f"its longest dependency path alone: {cell(path, ' ms')}, ratio {times(ratio(whole, path))}"
+        words = f"`niso stack up` of {whole.at} services that wait until others are healthy"
         lines.append(f"| {words} | {cell(whole, ' ms')} | {beside} | ratio ≤ 1.3 |")
     ratios = [
         f"{words} {times(ratio(row(what, 'stored'), row(what, 'many')))}"
@@ -65,14 +65,18 @@ def thousand(found: Found, drawn: set[str]) -> list[str]:
         if row(what, "stored")
     ]
     if ratios:
-        words = f"beside {many:,} services, 10,000 leases of inactive ones and 200 more networks"
-        lines.append(f"| {words}, to without these | {', '.join(ratios)} | | ≤ 1.2 |")
+        words = (
+            f"time with {many:,} services, 10,000 leases of inactive services and 200 more networks"
+        )
+        lines.append(
+            f"| {words}, relative to {many:,} services alone | {', '.join(ratios)} | | ≤ 1.2 |"
+        )
     return [
         *lines,
         "",
         prose(
-            "Every service is busybox' `sleep` with one published port. The processor time is that of the command and"
-            " of the programs that it waits for. Each service of the stack is healthy 0.3 s after its start."
+            "Every service runs busybox' `sleep` and has one published port. The processor time includes the command and"
+            " the programs that it waits for. Each service of the stack is healthy 0.3 s after its start."
         ),
         "",
     ]
