@@ -90,8 +90,9 @@ def blue(lab: Lab) -> Lab:
 
 
 def test_attachment_has_the_warnings_of_a_service(blue: Lab) -> None:
-    drops = "add table inet fw; add chain inet fw all { type filter hook forward priority 0; policy drop; }"
-    blue.run("nft", drops)
+    chain = "add chain inet fw forward { type filter hook forward priority 0; policy drop; }"
+    blue.run("nft", "add table inet fw")
+    blue.run("nft", chain)
     attach = ("net", "attach", "box", "--netns", "/run/netns/blue", "--network", "backend")
     said = blue.niso(*attach, "-p", "8080:80", "--allow-from", "nobody").stderr
     assert "no service is called 'nobody'" in said

@@ -53,9 +53,9 @@ UNTOUCHED = OTHER_COMMANDS | {"commands", "explain", "manifest", "reconcile", "s
 """Folders of which a command that only prints states loads nothing."""
 MOST = {
     "activate": (150, 62),
-    "port-forward": (120, 56),
+    "port-forward": (122, 56),
     "ps": (59, 54),
-    "ADD": (100, 55),
+    "ADD": (101, 55),
     "DEL": (96, 55),
     "VERSION": (7, 33),
 }

@@ -23,7 +23,7 @@ from niso.plan.records import Port
 from niso.reconcile.change import change
 from niso.reconcile.converge import desired_now, plan
 from niso.runtime import package
-from niso.services import sharing, start, withdraw
+from niso.services import concern, sharing, start
 from niso.services.admit import Change, Target, record_all
 from niso.services.concern import concerned, scope_of
 from niso.services.journal import begin, locked, recover
@@ -105,7 +105,7 @@ def activate(
             _keep_manifests(changes)
             # the activation has succeeded: an interrupt here would only leave unused copies
             with Lock(), signals_held():
-                with withdraw.leaving(machine, _left(changes), report):
+                with concern.leaving(machine, _left(changes), report):
                     touched = _touched(store, changes, bool(made.steps) and not leaving)
                     _drop_left(store, changes, stack)
                 for done in changes:
@@ -388,7 +388,7 @@ def _plan_only(
             report(start.event_of(done))
     touched = _touched(store, changes, bool(steps) and not leaving)
     left = _left(changes)
-    scope = withdraw.scope_left(store, left)
+    scope = concern.scope_left(store, left)
     before = desired_now(kernel, store, scope)
     _drop_left(store, changes, stack)
     reported = set(steps)  # these were not carried out, so the next plan contains them again

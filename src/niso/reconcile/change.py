@@ -148,7 +148,7 @@ class change:
 
         The order matters: what an address or a port no longer has need not be judged.
         """
-        from niso.reconcile import nat_flows, policy_flows
+        from niso.reconcile import nat_flows
 
         kernel = self._kernel
         was, now = _holders(before), _holders(after)
@@ -161,9 +161,11 @@ class change:
             kernel.forget_flows(forgotten)
         nat_flows.flush_changed_ports(kernel, self._before, after, self._doubt)
         nat_flows.end_flows(kernel, self._ports_of_ended({address for _, address in now}))
-        if policy_flows.narrows(before, after) and not self._is_of_names_alone():
-            policed = {one.service for some in self._snapshots for one in some.policed}
-            policy_flows.cut(kernel, self._store, sorted(policed))
+        if policed := {one.service for some in self._snapshots for one in some.policed}:
+            from niso.reconcile import policy_flows
+
+            if policy_flows.narrows(before, after) and not self._is_of_names_alone():
+                policy_flows.cut(kernel, self._store, sorted(policed))
         for space in _spaces(before) - _spaces(after):
             kernel.clear_unfinished(space)
 

@@ -21,7 +21,7 @@ from niso.reconcile.change import change
 from niso.services import journal
 from niso.services.admit import LinkNames, Target, record, release
 from niso.services.attach_request import BY_INTERFACE, Request, Wish, target_of
-from niso.services.concern import scope_of
+from niso.services.concern import leaving, scope_of
 from niso.services.machine import Machine
 from niso.store.attached_rows import Attached, wishes
 from niso.store.policy_rows import policy_of
@@ -176,8 +176,6 @@ def _apply(
 
 def _end(machine: Machine, name: str, left: set[str], report: Report) -> None:
     """Record that an attachment is done, which has left these networks."""
-    from niso.services.withdraw import leaving
-
     store = machine.store
     with leaving(machine, left, report):
         store.end_intent(name)

@@ -7,15 +7,19 @@ starts here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from niso.base.errors import Conflict
 from niso.base.lite_typing import TYPE_CHECKING
+from niso.reconcile.change import change
 from niso.store.policy_rows import Name
 from niso.store.store import Scope, Store
 
 if TYPE_CHECKING:
+    from niso.base.report import Report
     from niso.services.admit import Target
+    from niso.services.machine import Machine
+    from niso.store.sqlite import Transaction
 
 
 def concerned(
@@ -61,6 +65,24 @@ def with_remotes(store: Store, scope: Scope) -> Scope:
     from niso.services import span_networks
 
     return span_networks.going(store, scope)
+
+
+def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
+    """Return the context in which networks that services have left are dropped, if unused.
+
+    Without networks it is a plain transaction. The caller holds niso's lock, and drops the networks
+    in the block.
+    """
+    store = machine.store
+    if not networks:
+        return store.transaction()
+    return change(machine.kernel, store, scope_left(store, networks), report, teardown=True)
+
+
+def scope_left(store: Store, networks: Collection[str]) -> Scope:
+    """Return the scope of a change that may drop networks."""
+    on = tuple(sorted(networks))
+    return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
 
 def all_names(store: Store, scope: Scope) -> set[Name]:

@@ -5,7 +5,7 @@ This module imports nothing that only processes need, because it also serves att
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from niso.base.locks import Lock
 from niso.base.report import Report
@@ -13,7 +13,6 @@ from niso.reconcile import forwarding
 from niso.reconcile.change import change
 from niso.services.concern import all_names, concerned, with_remotes
 from niso.services.machine import Machine
-from niso.store.sqlite import Transaction
 from niso.store.store import Scope, ServiceRow, Store
 
 
@@ -58,24 +57,6 @@ def go(machine: Machine, rows: Iterable[ServiceRow], keep_forwards: bool = False
     forwarding.note_late(machine.kernel, store)
     for row in rows:
         store.end_publishing(row.name, keep_forwards)
-
-
-def leaving(machine: Machine, networks: Collection[str], report: Report) -> change | Transaction:
-    """Return the context in which networks that services have left are dropped, if unused.
-
-    Without networks it is a plain transaction. The caller holds niso's lock, and drops the networks
-    in the block.
-    """
-    store = machine.store
-    if not networks:
-        return store.transaction()
-    return change(machine.kernel, store, scope_left(store, networks), report, teardown=True)
-
-
-def scope_left(store: Store, networks: Collection[str]) -> Scope:
-    """Return the scope of a change that may drop networks."""
-    on = tuple(sorted(networks))
-    return with_remotes(store, Scope((), on, names=tuple(("network", name) for name in on)))
 
 
 def scope_of(store: Store, rows: Iterable[ServiceRow]) -> Scope:
