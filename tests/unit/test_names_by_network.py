@@ -16,7 +16,7 @@ from samples import samples
 from stored import TemporaryStore, add_network, put
 
 from niso.base import names
-from niso.base.errors import Conflict, InvalidInput, NotFound, ProcessError
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound, ProcessError, flatten
 from niso.commands import restart
 from niso.commands.deactivate import deactivate, remove
 from niso.explain import question
@@ -260,6 +260,28 @@ def test_static_addresses_of_both_families(world: World) -> None:
         file="api/manifest.toml",
     ):
         world.activate(world.package("api", network=on("four", ip="fd00:1::8")))
+    with refuses(
+        Conflict,
+        "10.99.1.66",
+        "'fresh'",
+        "10.99.1.0/24",
+        "'one'",
+        key="network.ip",
+        hint="choose another one, or create the network first: niso net create fresh --subnet CIDR",
+        file="api/manifest.toml",
+    ):
+        world.activate(world.package("api", network=on("fresh", ip="10.99.1.66")))
+    for wrong in (
+        "10.99.1.1",
+        "10.99.1.0",
+        "10.99.1.255",
+        "10.98.1.5",
+        "x",
+        {"other": "10.99.1.5"},
+    ):
+        with refuses(Error) as caught:
+            world.activate(world.package("api", network=on("one", ip=wrong)))
+        assert {error.key for error in flatten(caught.value)} <= {"network.ip", "network.ip.other"}
     assert world.picture() == before
     world.assert_whole()
 
