@@ -73,6 +73,28 @@ def test_name_that_another_service_has_on_a_common_network_is_refused(
     world.assert_whole()
 
 
+def test_name_of_an_inactive_service_stays_its_own(world: World) -> None:
+    named = {"hostname": "front", "aliases": ["web"]}
+    world.activate(world.package("api", network=named))
+    deactivate(world.machine, ["api"])
+    before = world.picture()
+    taken: dict[str, dict[str, Any]] = {
+        "api": {"hostname": "api"},
+        "web": {"hostname": "web"},
+        "front": {"aliases": ["front"]},
+    }
+    for name, other in taken.items():
+        key = f"network.{next(iter(other))}"
+        with refuses(Conflict, repr(name), "'api'", key=key):
+            world.activate(world.package("second", network=other))
+    with refuses(Conflict, "'front'", "'api'", key="package.name"):
+        world.activate(world.package("front"))
+    assert world.picture() == before
+    remove(world.machine, ["api"])
+    world.activate(world.package("front"))
+    world.assert_whole()
+
+
 def test_names_of_a_sharer_are_those_of_its_provider_network(world: World) -> None:
     world.activate(world.package("api", network=on("one")))
     world.activate(world.package("db", network={"mode": "share", "share": "api"}))
