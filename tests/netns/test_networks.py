@@ -146,23 +146,6 @@ def test_default_network_takes_the_next_free_24_where_the_host_uses_its_own(lab:
     assert address(lab, "api") == "10.99.1.2"
 
 
-def test_pool_is_taken_from_the_environment_and_can_be_used_up(lab: Lab) -> None:
-    pool: dict[str, str | None] = {"NISO_POOL": "172.30.0.0/23"}
-    lab.niso("net", "create", "one", env=pool)
-    assert subnets(lab)["one"] == "172.30.1.0/24"
-    assert refused(lab, "net", "create", "two", env=pool) == (
-        "niso: network 'two': no free /24 is left in the pool 172.30.0.0/23: it is taken by 172.30.1.0/24 of network 'one', "
-        "and 172.30.0.0/24 is reserved for niso-default\n"
-        "  hint: set NISO_POOL to a free prefix, or niso net create two --subnet CIDR\n"
-    )
-    said = refused(lab, "net", "create", "two", env={"NISO_POOL": "10.50.0.0/24"})
-    assert "is left in the pool 10.50.0.0/24: 10.50.0.0/24 is reserved for niso-default\n" in said
-    lab.niso("activate", idle(lab, "api"), env=pool)
-    assert subnets(lab)["niso-default"] == "172.30.0.0/24"
-    for wrong in ("10.0.0.0/25", "nonsense", "fd00::/48"):
-        assert "NISO_POOL" in refused(lab, "net", "create", "two", env={"NISO_POOL": wrong})
-
-
 def test_network_that_meets_what_the_host_routes_is_refused_and_changes_nothing(lab: Lab) -> None:
     lab.run("ip", "route", "add", "198.51.100.0/24", "via", "192.0.2.3")
     lab.run("ip", "address", "add", "203.0.113.9/32", "dev", "uplink0")
@@ -180,74 +163,6 @@ def test_network_that_meets_what_the_host_routes_is_refused_and_changes_nothing(
         assert f"overlaps {taken}" in said and "uplink0" in said
     assert "--subnet" in refused(lab, "net", "create", "new", "--subnet", "x", status=2)
     assert snapshots.differences(before, snapshots.take(lab)) == []
-
-
-ALIKE = (
-    ([], []),
-    (["--subnet", "10.50.0.0/24"], ["--subnet", "10.50.0.0/24"]),
-    (
-        ["--subnet", "fd00::/64", "--subnet", "10.50.0.0/24"],
-        ["--subnet", "10.50.0.0/24", "--subnet", "fd00:0::/64"],
-    ),
-    (["--ipv6"], ["--ipv6"]),
-    (["--subnet", "10.50.0.0/24", "--subnet", "fd00::/64"], ["--ipv6"]),
-    (
-        ["--subnet", "fd00::/64", "--gateway", "fd00::5"],
-        ["--subnet", "fd00::/64", "--gateway", "fd00::0005"],
-    ),
-    (["--internal", "--mtu", "1300"], ["--internal"]),
-)
-
-
-def test_network_that_is_there_as_asked_for_stays_so(lab: Lab) -> None:
-    for first, again in ALIKE:
-        lab.niso("net", "create", "backend", *first)
-        before = snapshots.take(lab)
-        assert lab.niso("net", "create", "backend", *again).stdout.startswith(
-            "backend: already exists, unchanged"
-        )
-        assert lab.niso("net", "create", "--dry-run", "backend", *again).stdout == "nothing to do\n"
-        assert snapshots.differences(before, snapshots.take(lab)) == [], (first, again)
-        lab.niso("net", "remove", "backend")
-
-
-OTHERS = (
-    (["--subnet", "10.50.0.0/24"], ["--subnet", "10.51.0.0/24"], "with subnet 10.50.0.0/24"),
-    (
-        ["--subnet", "10.50.0.0/24"],
-        ["--subnet", "10.50.0.0/24", "--ipv6"],
-        "with subnet 10.50.0.0/24",
-    ),
-    (["--subnet", "10.50.0.0/24"], ["--subnet", "fd00::/64"], "with subnet 10.50.0.0/24"),
-    (["--subnet", "fd00::/64"], [], "with subnet fd00::/64"),
-    (["--ipv6"], [], "with subnet 10.99.1.0/24, fd"),
-    (
-        ["--ipv6"],
-        ["--subnet", "10.99.1.0/24", "--subnet", "fd00::/64"],
-        "with subnet 10.99.1.0/24, fd",
-    ),
-    (
-        ["--subnet", "fd00::/64"],
-        ["--subnet", "fd00::/64", "--gateway", "fd00::2"],
-        "with gateway fd00::1",
-    ),
-    (["--mtu", "1300"], ["--mtu", "1400"], "with mtu 1300"),
-    ([], ["--internal"], "and is not internal"),
-    (["--internal"], [], "as an internal network"),
-)
-
-
-def test_network_that_is_there_as_another_one_is_a_conflict(lab: Lab) -> None:
-    for first, again, words in OTHERS:
-        lab.niso("net", "create", "backend", *first)
-        before = snapshots.take(lab)
-        said = refused(lab, "net", "create", "backend", *again)
-        assert (
-            f"network 'backend' already exists {words}" in said
-            and "match it, or choose another name" in said
-        ), said
-        assert snapshots.differences(before, snapshots.take(lab)) == []
-        lab.niso("net", "remove", "backend")
 
 
 def test_ipv6_takes_the_next_free_unique_local_64_of_one_prefix(lab: Lab) -> None:
@@ -304,15 +219,6 @@ def test_foreign_link_of_the_bridge_name_is_an_error_and_untouched(lab: Lab) -> 
     assert snapshots.differences(before, after) == []
 
 
-def test_long_network_names_get_different_bridges(lab: Lab) -> None:
-    lab.niso("net", "create", "a-rather-long-name")
-    lab.niso("net", "create", "a-rather-long-name-too")
-    bridges = [link["ifname"] for link in lab.ip_json("link", "show", "type", "bridge")]
-    assert len(bridges) == 2 and all(
-        bridge.startswith("niso-a-ra") and len(bridge) <= 15 for bridge in bridges
-    )
-
-
 def test_gateway_is_the_bridge_address_and_given_to_no_service(lab: Lab) -> None:
     lab.niso("net", "create", "backend", "--subnet", "10.50.0.0/29", "--gateway", "10.50.0.2")
     assert bridge_addresses(lab, "niso-backend") == ["10.50.0.2/29"]
@@ -321,24 +227,6 @@ def test_gateway_is_the_bridge_address_and_given_to_no_service(lab: Lab) -> None
         f"10.50.0.{n}" for n in (1, 3, 4, 5, 6)
     ]
     assert lab.ip_json("route", "show", "default", netns="niso-s0")[0]["gateway"] == "10.50.0.2"
-
-
-def test_full_network_is_an_error_that_names_the_inactive_services(lab: Lab) -> None:
-    lab.niso("net", "create", "tiny", "--subnet", "10.50.0.0/29")
-    lab.niso("activate", *(idle(lab, f"s{number}", network=on("tiny")) for number in range(5)))
-    assert "create a larger network" in refused(
-        lab, "activate", idle(lab, "more", network=on("tiny"))
-    )
-    lab.niso("deactivate", "s3")
-    said = refused(lab, "activate", idle(lab, "more", network=on("tiny")))
-    assert (
-        "network 'tiny' (10.50.0.0/29) has no free address" in said
-        and "s3" in said
-        and "s2" not in said
-    )
-    lab.niso("remove", "s3")
-    lab.niso("activate", "/tmp/packages/more")
-    assert address(lab, "more") == "10.50.0.5"
 
 
 def test_mtu_is_that_of_the_default_route_or_as_asked_for(lab: Lab) -> None:

@@ -158,19 +158,6 @@ def test_forward_ends_with_the_network_of_its_service(pair: Lab, mode: str) -> N
     assert_whole(pair)
 
 
-def test_manifest_may_not_take_a_port_forwarded_elsewhere(pair: Lab) -> None:
-    pair.niso("port-forward", "a", "9090:81")
-    before = snapshots.take(pair)
-    for name in ("a", "b"):
-        said = refused(pair, "activate", speaker(pair, name, 80, 81, ports=["9090:80"]))
-        assert "network.ports[0]: host port 9090/tcp" in said and "'a'" in said
-    assert snapshots.differences(before, snapshots.take(pair)) == []
-    # the way out that the message names works
-    assert "withdraw the forward 9090:81" in refused(
-        pair, "activate", speaker(pair, "a", 80, 81, ports=["9090:80"])
-    )
-
-
 def test_reboot_leaves_a_forwarded_port(pair: Lab) -> None:
     """All that the kernel had is gone, and the store says that the services are active: what a reboot finds."""
     pair.niso("port-forward", "a", "9090:81")
@@ -194,39 +181,6 @@ def pid_or_none(lab: Lab, name: str) -> int | None:
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
-
-
-def test_remove_says_what_is_wrong(pair: Lab) -> None:
-    pair.niso("port-forward", "a", "9090:81")
-    before = snapshots.take(pair)
-    said = refused(pair, "port-forward", "a", "9091:81", "--remove")
-    assert "9091:81 is not forwarded to 'a'" in said and "9090:81" in said
-    said = refused(pair, "port-forward", "a", "9090:80", "--remove")
-    assert "9090:80 is not forwarded to 'a'" in said
-    said = refused(pair, "port-forward", "a", "8080:80", "--remove")
-    assert "8080:80 is in the manifest of 'a'" in said
-    said = refused(pair, "port-forward", "b", "9090:81", "--remove")
-    assert "9090:81 is not forwarded to 'b'" in said and "none" in said
-    assert snapshots.differences(before, snapshots.take(pair)) == []
-
-
-def test_forward_that_cannot_be_is_refused(pair: Lab) -> None:
-    pair.niso("deactivate", "b")
-    before = snapshots.take(pair)
-    assert "'b' is not active" in refused(pair, "port-forward", "b", "9090:81")
-    assert "'b' is not active" in refused(pair, "port-forward", "b", "8080:81", "--replace")
-    assert "'b' is not active" in refused(pair, "port-forward", "b", "9090:81", "--remove")
-    assert "nobody" in refused(pair, "port-forward", "nobody", "9090:81")
-    assert "[::]:9090/tcp is an IPv6 port" in refused(pair, "port-forward", "a", "[::]:9090:81")
-    for port, words in (
-        ("0:80", "port"),
-        (":80", "missing host port"),
-        ("8080:80/icmp", "icmp"),
-        ("[::1]:8080:80", "::1"),
-        ("8080-8081:80", "equally long"),
-    ):
-        assert words in refused(pair, "port-forward", "a", port, status=2)
-    assert snapshots.differences(before, snapshots.take(pair)) == []
 
 
 def test_taken_host_port_names_its_holder_and_the_way_to_take_it(pair: Lab) -> None:

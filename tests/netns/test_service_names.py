@@ -17,7 +17,6 @@ from services import (
     on,
     package,
     refuse_names,
-    refused,
     set_resolver,
 )
 
@@ -305,19 +304,6 @@ def test_loopback_resolver_without_known_upstreams_is_left_out_with_a_warning(la
     assert said.stderr.startswith("niso: warning: ") and "loopback" in said.stderr
     assert lab.niso("exec", "api", "--", "cat", "/etc/resolv.conf").stdout == "options edns0\n"
     assert lab.niso("exec", "api", "--", "getent", "hosts", "api").stdout.split()[0] == "10.99.0.2"
-
-
-def test_name_of_a_known_service_cannot_be_taken_even_while_it_is_inactive(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "api", network={"hostname": "front", "aliases": ["web"]}))
-    lab.niso("deactivate", "api")
-    for other in ({"hostname": "api"}, {"hostname": "web"}, {"aliases": ["front"]}):
-        said = refused(lab, "activate", idle(lab, "second", network=other))
-        assert f"network.{next(iter(other))}" in said and "is already used by service 'api'" in said
-    assert "package.name: the name 'front' is already used by service 'api'" in refused(
-        lab, "activate", idle(lab, "front")
-    )
-    lab.niso("remove", "api")
-    lab.niso("activate", "/tmp/packages/front")
 
 
 def test_changed_alias_shows_in_running_services_without_a_restart(lab: Lab) -> None:

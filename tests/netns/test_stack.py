@@ -195,77 +195,6 @@ def test_failed_up_leaves_networks_services_and_those_that_would_have_left_as_th
     assert lab.niso("net", "check").returncode == 0
 
 
-def test_what_cannot_be_is_found_before_anything_is_stopped(lab: Lab) -> None:
-    lab.niso("activate", idle(lab, "other", network={"ports": ["9000:80"]}))
-    folder = write(lab, service("web", idle(lab, "web")))
-    up(lab, folder)
-    write(lab, service("www", idle(lab, "www"), ports=["9000:80"]))
-    before = snapshots.take(lab)
-    said = refused(lab, "stack", "up", folder)
-    assert said.startswith(
-        "niso: /tmp/stack/stack.toml: service[0].ports[0]: host port 9000/tcp is published by 'other'"
-    )
-    assert snapshots.differences(before, snapshots.take(lab)) == []
-
-
-def test_service_of_another_stack_and_a_network_that_differs_are_refused_by_key(lab: Lab) -> None:
-    up(lab, write(lab, service("db", idle(lab, "db"), networks=["backend"]), networks=BACKEND))
-    before = snapshots.take(lab)
-    mine = service("db", idle(lab, "db"), networks=["backend"])
-    said = refused(
-        lab, "stack", "up", write(lab, mine, name="other", networks=BACKEND, prefix=False)
-    )
-    assert "stack.toml: service[0].name: service 'db' belongs to stack 'shop'" in said
-    own = service("web", idle(lab, "web"), networks=["backend"])
-    other = {"backend": {"subnet": "10.99.8.0/24"}}
-    said = refused(lab, "stack", "up", write(lab, own, name="other", networks=other))
-    assert (
-        "stack.toml: networks.backend: network 'backend' already exists with subnet 10.99.7.0/24"
-        in said
-    )
-    write(lab, own, name="other", networks={"backend": {"subnet": "10.99.7.0"}})
-    done = lab.niso("stack", "up", "--json", "/tmp/stack", check=False)
-    assert (
-        done.returncode == 1
-        and json.loads(done.stderr)["error"]["key"] == "networks.backend.subnet"
-    )
-    assert snapshots.differences(before, snapshots.take(lab)) == []
-    up(lab, write(lab, own, name="other", networks=BACKEND))  # one network for both is fine
-    lab.niso("stack", "down", "/tmp/stack")
-    assert ps(lab, "db")["status"] == "running"
-
-
-def test_services_that_were_activated_singly_can_join_and_one_can_be_removed_alone(
-    lab: Lab,
-) -> None:
-    lab.niso("activate", idle(lab, "db"))
-    pid = pid_of(lab, "db")
-    folder = write(
-        lab,
-        service("db", "/tmp/packages/db"),
-        service("web", idle(lab, "web"), networks=["backend"]),
-        networks=BACKEND,
-    )
-    up(lab, folder)
-    assert pid_of(lab, "db") == pid
-    lab.niso("remove", "web")
-    assert members(lab) == ["db"]
-    assert subnets(lab).keys() == {"niso-default"}  # which went with its last service
-    assert "web: active" in up(lab, folder) and pid_of(lab, "db") == pid
-    lab.niso("remove", "web", "db")
-    assert subnets(lab) == {}
-
-
-def test_network_that_no_service_is_on_is_not_made_and_one_that_was_there_stays(lab: Lab) -> None:
-    lab.niso("net", "create", "backend", "--subnet", "10.99.7.0/24")
-    folder = write(
-        lab, service("db", idle(lab, "db"), networks=["backend"]), networks={**BACKEND, "spare": {}}
-    )
-    assert up(lab, folder).splitlines()[0] == "network spare: not created, no service uses it"
-    lab.niso("remove", "db")
-    assert subnets(lab) == {"backend": "10.99.7.0/24"}
-
-
 def test_what_takes_over_a_second_is_told(lab: Lab) -> None:
     slow = server(lab, "db", after_s=2.5, healthcheck=HEALTHY)
     done = lab.niso("stack", "up", write(lab, service("db", slow)))
@@ -350,21 +279,6 @@ def test_wrong_use_says_what_is_right(lab: Lab) -> None:
     assert "'stack up'" in refused(lab, "stack", "upp", status=2)
     assert "/tmp/stack.toml: no such file" in refused(lab, "stack", "up")
     assert "niso stack up" in lab.niso("stack", "up", "--help").stdout
-
-
-def test_error_of_one_of_two_services_of_a_package_names_its_own_entry(lab: Lab) -> None:
-    folder = "/tmp/packages/twice"
-    lab.write(
-        f"{folder}/manifest.toml",
-        '[package]\nname = "twice"\nversion = "1"\n[binary]\nentrypoint = "/usr/bin/busybox"\nargs = ["sleep", "100000"]\n',
-    )
-    lab.niso("activate", idle(lab, "holder", network={"ports": ["9202:80"]}))
-    stack = write(
-        lab, service("one", folder, ports=["9201:80"]), service("two", folder, ports=["9202:80"])
-    )
-    assert "service[1].ports[0]: host port 9202/tcp is published by 'holder'" in refused(
-        lab, "stack", "up", stack
-    )
 
 
 def test_restart_and_logs_of_a_stack_are_those_of_its_services(lab: Lab) -> None:

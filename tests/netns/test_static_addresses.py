@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import snapshots
 from conftest import Lab
 from services import (
     CLIENT,
@@ -61,41 +60,6 @@ def test_static_address_makes_the_network_that_holds_it_and_is_given_to_nobody_e
     assert [address(lab, name) for name in ("one", "two")] == ["10.60.7.2", "10.60.7.4"]
     said = refused(lab, "activate", idle(lab, "thief", network=on("backend", ip="10.60.7.3")))
     assert "network.ip: 10.60.7.3 is leased to service 'api'" in said
-
-
-def test_static_address_whose_prefix_is_taken_names_the_key_and_what_would_be_right(
-    lab: Lab,
-) -> None:
-    lab.niso("activate", idle(lab, "api"))
-    folder = idle(lab, "new", network=on("fresh", ip="10.99.0.66"))
-    assert refused(lab, "activate", folder) == (
-        f'niso: {folder}/manifest.toml: network.ip: "10.99.0.66" is not available: '
-        "new network 'fresh' would get 10.99.0.0/24, which overlaps 10.99.0.0/24 "
-        "of network 'niso-default' (an address in a free /24)\n"
-        "  hint: choose another one, or create the network first: niso net create fresh --subnet CIDR\n"
-    )
-    lab.niso("net", "create", "fresh")
-    lab.niso("activate", idle(lab, "new", network=on("fresh", ip="10.99.1.66")))
-    assert address(lab, "new") == "10.99.1.66"
-
-
-IMPOSSIBLE = (
-    ("10.99.1.1", "it is the gateway"),
-    ("10.99.1.0", "network itself"),
-    ("10.99.1.255", "broadcast"),
-    ("10.98.1.5", "10.98.1.5 is not in 10.99.1.0/24"),
-    ("nonsense", "nonsense"),
-    ({"other": "10.99.1.5"}, "other"),
-)
-
-
-def test_static_address_that_cannot_be_is_refused(lab: Lab) -> None:
-    lab.niso("net", "create", "backend")
-    before = snapshots.take(lab)
-    for ip, words in IMPOSSIBLE:
-        said = refused(lab, "activate", idle(lab, "api", network=on("backend", ip=ip)))
-        assert "network.ip" in said and words in said
-        assert snapshots.differences(before, snapshots.take(lab)) == []
 
 
 def test_changed_static_address_moves_the_service_and_its_name(lab: Lab) -> None:

@@ -371,33 +371,6 @@ def test_link_of_the_rootfs_does_not_lead_out_of_it(lab: Lab) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("link", "target", "words"),
-    [
-        ("data", "/etc", "it is /etc in the rootfs; it would hide the service's /etc"),
-        ("data", "/proc/sys", "it is /proc/sys in the rootfs; /proc is niso's"),
-        ("data", "etc/../app", "it is /app in the rootfs; /app is niso's"),
-        ("data", "more", "it is /more, which overlaps with /more (/more)"),
-    ],
-)
-def test_link_to_what_is_nisos_is_refused(lab: Lab, link: str, target: str, words: str) -> None:
-    folder = with_volumes(lab, "api", True, more={"mount": "/more"}, data={"mount": "/data"})
-    for name in ("proc/sys", "app", "more"):
-        lab.path(f"{folder}/rootfs/{name}").mkdir(parents=True, exist_ok=True)
-    os.symlink(target, lab.path(f"{folder}/rootfs/{link}"))
-    said = refused(lab, "activate", folder)
-    assert (
-        f"{folder}/manifest.toml: volumes.data.mount: '/data' cannot be a mount point: {words}"
-        in said
-    )
-
-
-@pytest.mark.parametrize("point", ["/usr/share/app", "/bin/app", "/etc/ssl/certs/app"])
-def test_place_below_the_hosts_own_folders_is_refused(lab: Lab, point: str) -> None:
-    said = refused(lab, "activate", with_volumes(lab, "api", data={"mount": point}))
-    assert "volumes.data.mount" in said and "is the host's, read-only" in said
-
-
 def test_links_of_an_assembled_root_lead_to_where_they_do_inside(lab: Lab) -> None:
     lab.niso("activate", with_volumes(lab, "api", data={"mount": "/var/run/app"}))
     sh(lab, "api", "echo x >/run/app/file")

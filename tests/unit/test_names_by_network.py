@@ -16,7 +16,7 @@ from samples import samples
 from stored import TemporaryStore, add_network, put
 
 from niso.base import names
-from niso.base.errors import Conflict, InvalidInput, NotFound, ProcessError
+from niso.base.errors import Conflict, Error, InvalidInput, NotFound, ProcessError, flatten
 from niso.commands import restart
 from niso.commands.deactivate import deactivate, remove
 from niso.explain import question
@@ -70,6 +70,28 @@ def test_name_that_another_service_has_on_a_common_network_is_refused(
     with pytest.raises(Conflict):  # nor may it move there later
         world.activate(world.package("two-db", network=on("two", "both", **mine)))
     assert world.picture() == before
+    world.assert_whole()
+
+
+def test_name_of_an_inactive_service_stays_its_own(world: World) -> None:
+    named = {"hostname": "front", "aliases": ["web"]}
+    world.activate(world.package("api", network=named))
+    deactivate(world.machine, ["api"])
+    before = world.picture()
+    taken: dict[str, dict[str, Any]] = {
+        "api": {"hostname": "api"},
+        "web": {"hostname": "web"},
+        "front": {"aliases": ["front"]},
+    }
+    for name, other in taken.items():
+        key = f"network.{next(iter(other))}"
+        with refuses(Conflict, repr(name), "'api'", key=key):
+            world.activate(world.package("second", network=other))
+    with refuses(Conflict, "'front'", "'api'", key="package.name"):
+        world.activate(world.package("front"))
+    assert world.picture() == before
+    remove(world.machine, ["api"])
+    world.activate(world.package("front"))
     world.assert_whole()
 
 
@@ -260,6 +282,28 @@ def test_static_addresses_of_both_families(world: World) -> None:
         file="api/manifest.toml",
     ):
         world.activate(world.package("api", network=on("four", ip="fd00:1::8")))
+    with refuses(
+        Conflict,
+        "10.99.1.66",
+        "'fresh'",
+        "10.99.1.0/24",
+        "'one'",
+        key="network.ip",
+        hint="choose another one, or create the network first: niso net create fresh --subnet CIDR",
+        file="api/manifest.toml",
+    ):
+        world.activate(world.package("api", network=on("fresh", ip="10.99.1.66")))
+    for wrong in (
+        "10.99.1.1",
+        "10.99.1.0",
+        "10.99.1.255",
+        "10.98.1.5",
+        "x",
+        {"other": "10.99.1.5"},
+    ):
+        with refuses(Error) as caught:
+            world.activate(world.package("api", network=on("one", ip=wrong)))
+        assert {error.key for error in flatten(caught.value)} <= {"network.ip", "network.ip.other"}
     assert world.picture() == before
     world.assert_whole()
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import pytest
 from fake_world import World
+from refusals import refuses
 
 from niso.base.errors import Conflict, Error, UsageError
 from niso.commands import network
+from niso.commands.deactivate import deactivate, remove
 from niso.services.networks import NetworkRequest
+
+FLAGS = ("--ipv6", "--internal")
 
 
 def request(name: str, arguments: list[str]) -> NetworkRequest:
-    """The request of a command line: options with their values, and --ipv6."""
+    """Return the request of a command line: options with their values, and flags."""
     values: dict[str, list[str]] = {}
     words = iter(arguments)
     for option in words:
-        values.setdefault(option, []).append("" if option == "--ipv6" else next(words))
+        values.setdefault(option, []).append("" if option in FLAGS else next(words))
     mtu = values.get("--mtu")
     return NetworkRequest(
         name,
         tuple(values.get("--subnet", ())),
         "--ipv6" in values,
         tuple(values.get("--gateway", ())),
-        False,
+        "--internal" in values,
         int(mtu[0]) if mtu else None,
     )
 
@@ -139,3 +143,88 @@ def test_public_address_makes_no_network(world: World) -> None:
     assert '"8.8.8.8" is a public address' in caught.value.message
     assert "--allow-public" in (caught.value.hint or "")
     assert world.picture() == before
+
+
+V4, V6 = ["--subnet", "10.50.0.0/24"], ["--subnet", "fd00::/64"]
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        ([], []),
+        (V4, V4),
+        ([*V6, *V4], [*V4, "--subnet", "fd00:0::/64"]),
+        (["--ipv6"], ["--ipv6"]),
+        ([*V4, *V6], ["--ipv6"]),
+        ([*V6, "--gateway", "fd00::5"], [*V6, "--gateway", "fd00::0005"]),
+        (["--internal", "--mtu", "1300"], ["--internal"]),
+    ],
+)
+def test_network_that_exists_as_requested_stays_so(
+    world: World, first: list[str], again: list[str]
+) -> None:
+    assert network.create(world.machine, request("backend", first)) is not None
+    before = world.picture()
+    assert network.create(world.machine, request("backend", again)) is None
+    assert world.picture() == before
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "facts"),
+    [
+        (V4, ["--subnet", "10.51.0.0/24"], ["10.50.0.0/24"]),
+        (V4, [*V4, "--ipv6"], ["10.50.0.0/24"]),
+        (V4, V6, ["10.50.0.0/24"]),
+        (V6, [], ["fd00::/64"]),
+        (["--ipv6"], [], ["10.99.1.0/24", "fd"]),
+        (["--ipv6"], ["--subnet", "10.99.1.0/24", *V6], ["10.99.1.0/24", "fd"]),
+        (V6, [*V6, "--gateway", "fd00::2"], ["gateway fd00::1"]),
+        (["--mtu", "1300"], ["--mtu", "1400"], ["mtu 1300"]),
+        ([], ["--internal"], ["not internal"]),
+        (["--internal"], [], ["internal"]),
+    ],
+)
+def test_network_that_exists_as_another_one_is_a_conflict(
+    world: World, first: list[str], again: list[str], facts: list[str]
+) -> None:
+    network.create(world.machine, request("backend", first))
+    before = world.picture()
+    with refuses(Conflict, "'backend'", *facts, hint="match it, or choose another name"):
+        network.create(world.machine, request("backend", again))
+    assert world.picture() == before
+
+
+def test_pool_of_the_environment_can_be_used_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NISO_POOL", "172.30.0.0/23")
+    made = network.create(world.machine, request("one", []))
+    assert made is not None and [one.cidr for one in made.subnets] == ["172.30.1.0/24"]
+    hint = "set NISO_POOL to a free prefix, or niso net create two --subnet CIDR"
+    with refuses(Conflict, "172.30.0.0/23", "172.30.1.0/24", "'one'", "niso-default", hint=hint):
+        network.create(world.machine, request("two", []))
+    world.activate(world.package("api"))
+    assert world.store.addresses("api") == [("niso-default", "172.30.0.2")]
+    for wrong in ("10.0.0.0/25", "nonsense", "fd00::/48", "10.50.0.0/24"):
+        monkeypatch.setenv("NISO_POOL", wrong)
+        with pytest.raises(Error) as caught:
+            network.create(world.machine, request("two", []))
+        assert "NISO_POOL" in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_full_network_is_an_error_that_names_the_inactive_services(world: World) -> None:
+    world.make("tiny", "10.50.0.0/29")
+    tiny = {"network": "tiny"}
+    world.activate(*(world.package(f"s{number}", network=tiny) for number in range(5)))
+    more = world.package("more", network=tiny)
+    with refuses(Conflict, "10.50.0.0/29", hint="create a larger network"):
+        world.activate(more)
+    deactivate(world.machine, ["s3"])
+    with refuses(Conflict, "'tiny'", "10.50.0.0/29") as caught:
+        world.activate(more)
+    said = f"{caught.value.message} {caught.value.hint}"
+    assert "s3" in said and "s2" not in said
+    remove(world.machine, ["s3"])
+    world.activate(more)
+    assert world.store.addresses("more") == [("tiny", "10.50.0.5")]
+    world.assert_whole()

@@ -6,7 +6,7 @@ import pytest
 from fake_world import Steps, World
 from refusals import refuses
 
-from niso.base.errors import Conflict, NotFound
+from niso.base.errors import Conflict, Error, NotFound
 from niso.base.report import Caution
 from niso.commands import port_forward
 from niso.commands.check import unpublished_ports
@@ -117,3 +117,39 @@ def test_nobody_gets_a_port_that_two_manifests_claim(world: World) -> None:
     assert port_forward.port_unforward(world.machine, "log", wanted) == []
     world.assert_whole()
     assert len(unpublished_ports(world.machine, None)) == 2
+
+
+def test_forward_that_cannot_be_is_refused_and_changes_nothing(world: World) -> None:
+    forward, end = port_forward.port_forward, port_forward.port_unforward
+    world.activate(world.package("api", network=WEB), world.package("db"))
+    deactivate(world.machine, ["db"])
+    forward(world.machine, "api", MORE)
+    before = world.picture()
+    for wrong in (MORE._replace(host_port=9091), MORE._replace(container_port=81)):
+        with refuses(NotFound, wrong.text, "'api'", hint="its forwards: 9090:80"):
+            end(world.machine, "api", wrong)
+    with refuses(Conflict, "8080:80", "'api'", key="PORT"):
+        end(world.machine, "api", Port("", 8080, 80, "tcp"))
+    for replace, port in ((False, MORE), (True, Port("", 8080, 81, "tcp"))):
+        with refuses(Conflict, hint="niso activate db"):
+            forward(world.machine, "db", port, replace=replace)
+    with refuses(Conflict, hint="niso activate db"):
+        end(world.machine, "db", MORE)
+    with refuses(Error, "'nobody'"):
+        forward(world.machine, "nobody", MORE)
+    with refuses(Error, "[::]:9090/tcp"):
+        forward(world.machine, "api", MORE._replace(host_ip="::"))
+    assert world.picture() == before
+
+
+def test_manifest_may_not_take_a_port_that_is_forwarded(world: World) -> None:
+    world.activate(world.package("api"), world.package("db"))
+    port_forward.port_forward(world.machine, "api", Port("", 9090, 81, "tcp"))
+    before = world.picture()
+    for name in ("api", "db"):
+        manifest = world.package(name, network={"ports": ["9090:80"]})
+        with refuses(Conflict, "9090", "'api'", key="network.ports[0]") as caught:
+            world.activate(manifest)
+        if name == "api":
+            assert "9090:81" in (caught.value.hint or "")
+    assert world.picture() == before

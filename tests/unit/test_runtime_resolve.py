@@ -6,9 +6,10 @@ import os
 import pathlib
 
 import pytest
+from fake_world import World
 from refusals import refuses
 
-from niso.base.errors import InvalidInput
+from niso.base.errors import Error, InvalidInput
 from niso.manifest import values
 from niso.plan.service_spec import User
 from niso.runtime import users
@@ -326,3 +327,32 @@ def test_ids_that_the_kernel_does_not_have_are_skipped(rootfs: pathlib.Path) -> 
     )
     with pytest.raises(InvalidInput):
         users.resolve_user(str(rootfs), User("huge", None, None), 1, "demo")
+
+
+@pytest.mark.parametrize("point", ["/usr/share/app", "/bin/app", "/etc/ssl/certs/app"])
+def test_volume_below_a_folder_of_the_host_is_refused(world: World, point: str) -> None:
+    package = world.package("api", volumes={"data": {"mount": point}})
+    with refuses(InvalidInput, key="volumes.data.mount", file="api/manifest.toml"):
+        world.activate(package)
+
+
+@pytest.mark.parametrize("target", ["/etc", "/proc/sys", "etc/../app", "more"])
+def test_volume_whose_path_in_the_rootfs_leads_to_another_mount_is_refused(
+    world: World, target: str
+) -> None:
+    """/etc is the host's, /proc and /app are niso's, and /more is another volume."""
+    volumes = {"more": {"mount": "/more"}, "data": {"mount": "/data"}}
+    rootfs = {"name": "api", "version": "1", "rootfs": "rootfs"}
+    package = world.package(
+        "api", package=rootfs, binary={"entrypoint": "/bin/run"}, volumes=volumes
+    )
+    root = pathlib.Path(package).parent / "rootfs"
+    for name in ("proc/sys", "app", "more", "etc", "bin"):
+        (root / name).mkdir(parents=True)
+    (root / "bin/run").write_bytes(b"\x7fELF")
+    (root / "bin/run").chmod(0o755)
+    (root / "data").symlink_to(target)
+    with refuses(Error, "'/data'", key="volumes.data.mount", file="api/manifest.toml"):
+        world.activate(package)
+    (root / "data").unlink()
+    world.activate(package)  # nothing else is wrong with it

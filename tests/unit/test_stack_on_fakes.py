@@ -11,6 +11,7 @@ from refusals import refuses
 from niso.base.errors import Conflict, Error, ProcessError, flatten
 from niso.base.report import Caution, Event
 from niso.commands import stack
+from niso.commands.deactivate import remove
 
 
 def test_stack_comes_changes_and_goes(world: World) -> None:
@@ -127,3 +128,61 @@ def test_error_of_a_network_has_the_next_step_in_the_words_of_the_file(
     assert reason in error.message
     assert hint in (error.hint or "")
     assert "--" not in (error.hint or "")
+
+
+def test_what_cannot_be_is_found_before_anything_is_stopped(world: World) -> None:
+    """Of two services of one package, the error names the entry of its own."""
+    world.activate(world.package("other", network={"ports": ["9000:80"]}))
+    for name in ("web", "www"):
+        world.package(name)
+    path = world.stack("web")
+    world.up(path)
+    before = world.picture()
+    folder = Path(world.stack("www", "api"))
+    text = folder.read_text().replace('"./api"', '"./www"\nports = ["9000:80"]')
+    folder.write_text(text)
+    with refuses(Error, "9000", "'other'", key="service[1].ports[0]", file="stack.toml"):
+        world.up(path)
+    assert world.picture() == before
+
+
+def test_service_of_another_stack_and_a_network_that_differs_are_refused_by_key(
+    world: World,
+) -> None:
+    def other(service: str, subnet: str) -> str:
+        path = Path(world.stack(service, name="other", backend=subnet))
+        path.write_text(path.read_text().replace("[networks", "prefix = false\n[networks"))
+        return str(path)
+
+    for name in ("db", "web"):
+        world.package(name, network={"network": "backend"})
+    world.up(world.stack("db", name="shop", backend="10.99.7.0/24"))
+    before = world.picture()
+    with refuses(Error, "'db'", "'shop'", key="service[0].name", file="stack.toml"):
+        world.up(other("db", "10.99.7.0/24"))
+    with refuses(Error, "10.99.7.0/24", key="networks.backend", file="stack.toml"):
+        world.up(other("web", "10.99.8.0/24"))
+    with refuses(Error, "10.99.7.0", key="networks.backend.subnet", file="stack.toml"):
+        world.up(other("web", "10.99.7.0"))
+    assert world.picture() == before
+    path = other("web", "10.99.7.0/24")
+    world.up(path)  # both stacks can have the network
+    stack.down(world.machine, path)
+    assert world.store.active_services() == ["db"]
+    world.assert_whole()
+
+
+def test_service_joins_a_stack_and_can_be_removed_alone(world: World) -> None:
+    world.make("kept", "10.99.9.0/24")
+    world.activate(world.package("db"))
+    world.package("web", network={"network": "backend"})
+    pid = world.pid("db")
+    path = world.stack("db", "web", backend="10.99.7.0/24", kept="10.99.9.0/24")
+    assert world.up(path).made == ["backend"]
+    remove(world.machine, ["web"])
+    assert sorted(world.store.network_names()) == ["kept", "niso-default"]
+    world.up(path)
+    assert world.pid("db") == pid
+    remove(world.machine, ["web", "db"])
+    assert world.store.network_names() == ["kept"]
+    world.assert_whole()

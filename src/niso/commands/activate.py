@@ -313,8 +313,8 @@ def _copy(target: Target, fresh: Container[str], report: Report) -> str:
 
 def _keep_manifests(changes: Iterable[Change]) -> None:
     """Make the manifests of package copies those that are active. Raises Error."""
-    for change in changes:
-        package.keep_manifest(change.row.package, change.row.require_service())
+    for one in changes:
+        package.keep_manifest(one.row.package, one.row.require_service())
 
 
 def foreseen(
