@@ -120,7 +120,6 @@ def worked_out(case: str) -> tuple[State, State, list[AnyStep]]:
 
 def written(state: State) -> str:
     lines = []
-    order.load()
     for kind in order.KINDS:
         for thing in sorted(state[kind.thing]):
             fields = " ".join(f"{name}={value!r}" for name, value in thing._asdict().items())

@@ -269,15 +269,14 @@ class _Lamps(Kind[Lamp]):
 
 
 def test_made_up_kind_is_planned_written_checked_and_repaired(
-    kernel: Fake, store: Store, monkeypatch: pytest.MonkeyPatch
+    kernel: Fake, store: Store, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """One `Kind`, and one line in the order."""
-    at = order.NAMES.index("hosts_file")
-    names_ = (*order.NAMES[:at], __name__.rpartition(".")[2], *order.NAMES[at:])
-    order.load()  # a kind that is loaded below would be lost with the copy
-    monkeypatch.setattr(order, "NAMES", names_)
-    monkeypatch.setattr(order, "KINDS", [*order.KINDS])
+    at = order.ORDER.index("HostsFile")
+    monkeypatch.setattr(order, "ORDER", (*order.ORDER[:at], "Lamp", *order.ORDER[at:]))
+    kinds = [*order.KINDS]
     _Lamps(Lamp)
+    request.addfinalizer(lambda: order.KINDS.__setitem__(slice(None), kinds))
     real = converge.desired
 
     def with_lamps(snapshot: object) -> State:

@@ -14,7 +14,6 @@ from niso.kernel.kinds import order
 def cases() -> set[str]:
     """``Veth missing``, ``Veth foreign``, and of each field that does not say which thing it is ``Veth.mtu``."""
     found = set()
-    order.load()
     for kind in (each.thing for each in order.KINDS):
         named = kind(*kind._fields).key()
         found |= {f"{kind.__name__} missing", f"{kind.__name__} foreign"}

@@ -20,6 +20,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 
+import niso.kernel.real  # noqa: F401  # every kind is registered
 from niso.base.errors import Error
 from niso.base.lite_typing import TYPE_CHECKING
 from niso.base.names import is_marked

@@ -171,8 +171,6 @@ class Reading:
     def __init__(
         self, alias: str, sockets: Sockets, foreign: Foreign | None, strays: bool, everything: bool
     ) -> None:
-        if strays or everything:
-            order.load()
         self.alias = alias
         self.state_id = alias.partition(":")[2]
         self.sockets = sockets

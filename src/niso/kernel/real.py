@@ -4,6 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+# every kind is registered, so that a reading of everything finds all objects
+import niso.kernel.kinds.address
+import niso.kernel.kinds.attached
+import niso.kernel.kinds.bridge
+import niso.kernel.kinds.element
+import niso.kernel.kinds.fdb
+import niso.kernel.kinds.hosts_file
+import niso.kernel.kinds.hosts_leftover
+import niso.kernel.kinds.hosts_line
+import niso.kernel.kinds.named
+import niso.kernel.kinds.namespace
+import niso.kernel.kinds.neighbour
+import niso.kernel.kinds.peer
+import niso.kernel.kinds.route
+import niso.kernel.kinds.routing_rule
+import niso.kernel.kinds.ruleset
+import niso.kernel.kinds.setting
+import niso.kernel.kinds.shaper
+import niso.kernel.kinds.veth
+import niso.kernel.kinds.vxlan
+import niso.kernel.kinds.wireguard  # noqa: F401
 from niso.base import paths
 from niso.base.errors import Error, KernelError
 from niso.base.lite_typing import TYPE_CHECKING

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from niso.kernel.kinds.kind import Kind, T, Thing
 
-order.load(name for name in order.NAMES if name not in order.SELDOM)
-
 _NONE: frozenset[Any] = frozenset()
 
 

@@ -40,7 +40,6 @@ from niso.plan.records import (
     primary,
 )
 
-# the kinds of `niso.kernel.kinds.order.SELDOM` are imported only where a record needs one
 if TYPE_CHECKING:
     from niso.kernel.kinds.wireguard import WireGuard
 

@@ -121,8 +121,6 @@ class Kind(Generic[T]):  # noqa: UP046
 
     def __init__(self, thing: type[T]) -> None:
         self.thing = thing
-        self.file = type(self).__module__.rpartition(".")[2]
-        """The name in `order.NAMES`."""
         _by_type[thing] = self
         order.register(self)
 
